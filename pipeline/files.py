@@ -1,0 +1,62 @@
+"""Writing files so that a reader only ever sees a complete one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it into place on success, remove it on any error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open ``path`` for writing; it appears, whole, when the block ends without an error."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with replacing(path) as temporary, open(temporary, mode, **text) as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def write_json(path: Path, value: Any, indent: int = 4) -> None:
+    """Write ``value`` as JSON, atomically."""
+    with writing(path) as handle:
+        json.dump(value, handle, indent=indent, ensure_ascii=False)
+        handle.write("\n")
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read a JSON file; ``made_by`` is the command that makes it, told when it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run {made_by} first") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as 64 hexadecimal digits, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

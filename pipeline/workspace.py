@@ -1,0 +1,50 @@
+"""Where everything lies under ``--workspace`` (default: the repository), and which pairs of task and unit model exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder tree of one working copy. Every method returns a path; none creates anything."""
+
+    root: Path
+
+    def downstream_data(self, downstream: str) -> Path:
+        """Manifests, and one folder of quantised splits per unit model."""
+        return self.root / "preprocess" / downstream / "data"
+
+    def rows(self, downstream: str, unit_model: str, split: str) -> Path:
+        """The split that preprocessing leaves: ``file|units|labels``."""
+        return self.downstream_data(downstream) / unit_model / split
+
+    def datasets(self, unit_model: str) -> Path:
+        """labelspace.json, verbal.json and, per downstream, data_prompt/ and data_freq/."""
+        return self.root / "ulm_prompt" / "datasets" / unit_model
+
+    def prompt_text(self, unit_model: str, downstream: str, kind: str, split: str) -> Path:
+        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt, data_freq or data_kmeans."""
+        return self.datasets(unit_model) / downstream / kind / f"{split}.txt"
+
+    def data_bin(self, unit_model: str, task: str) -> Path:
+        """fairseq's binaries of one task."""
+        return self.root / "ulm_prompt" / "data-bins" / unit_model / f"{task}-data-bin"
+
+    def lm(self, unit_model: str) -> Path:
+        """The unit LM: checkpoint_best.pt and dict.txt, as the released archives hold them."""
+        return self.root / "pretrained_models" / f"{unit_model}_lm"
+
+    def checkpoints(self, task: str, unit_model: str, date: str) -> Path:
+        return self.root / "checkpoints" / f"{task}_{unit_model}_checkpoints_{date}"
+
+    def logs(self, task: str, unit_model: str, date: str) -> Path:
+        return self.root / "logs" / f"{task}_{unit_model}_log_{date}"
+
+    def samples(self, task: str, unit_model: str, model_date: str, sample_date: str) -> Path:
+        """The published output of decoding: id -> file_name, src, label, predict."""
+        name = f"samples_{task}_{unit_model}_{model_date}.json"
+        return self.root / "samples" / f"samples_{sample_date}" / name
