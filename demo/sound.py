@@ -1,0 +1,48 @@
+"""Noise, levels and 16-bit wav files for the demo's speech."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+
+import numpy as np
+
+SAMPLE_RATE = 16_000
+NOISE_COLOURS = {
+    "white": 0.0,
+    "pink": 0.5,
+    "brown": 1.0,
+}  # amplitude falls as 1 / frequency ** exponent
+
+
+def decibel(value: float) -> float:
+    """Amplitude of a level in dB relative to full scale."""
+    return 10 ** (value / 20)
+
+
+def coloured_noise(rng: np.random.Generator, colour: str, samples: int) -> np.ndarray:
+    """(samples,) float32 noise of root mean square 1."""
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    frequency = np.arange(len(spectrum)) * SAMPLE_RATE / samples  # Hz
+    spectrum /= np.maximum(frequency, 50.0) ** NOISE_COLOURS[colour]
+    return at_level(np.fft.irfft(spectrum, samples), 0.0)
+
+
+def at_level(samples: np.ndarray, decibels: float) -> np.ndarray:
+    """Scale ``samples`` to a root mean square of ``decibels`` relative to full scale."""
+    return (samples * (decibel(decibels) / np.sqrt(np.mean(samples**2)))).astype(np.float32)
+
+
+def trimmed(samples: np.ndarray) -> np.ndarray:
+    """Cut what lies more than 40 dB below the peak off both ends."""
+    loud = np.flatnonzero(np.abs(samples) > decibel(-40) * np.abs(samples).max())
+    return samples[loud[0] : loud[-1] + 1]
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    """Write (T,) samples in [-1, 1] as 16-bit mono at ``SAMPLE_RATE``; louder ones are clipped."""
+    with wave.open(str(path), "wb") as handle:
+        handle.setnchannels(1)
+        handle.setsampwidth(2)
+        handle.setframerate(SAMPLE_RATE)
+        handle.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())

@@ -1,0 +1,125 @@
+"""The demo's speakers: espeak-ng variants (timbre) with an accent, a pace and a pitch, split by variant."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.rows import SPLITS
+from preprocess.speech_commands.preprocessor import which_split
+
+ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan", "en-029")
+# espeak-ng's variants but for whispers, robots, creaks and echoes
+VARIANTS = (
+    *(
+        "Alex",
+        "Alicia",
+        "Andrea",
+        "Andy",
+        "Annie",
+        "AnxiousAndy",
+        "Denis",
+        "Diogo",
+        "Gene",
+        "Gene2",
+    ),
+    *(
+        "Henrique",
+        "Hugo",
+        "Jacky",
+        "Lee",
+        "Mario",
+        "Michael",
+        "Mike",
+        "Mr serious",
+        "Nguyen",
+        "Reed",
+    ),
+    *("Storm", "adam", "anika", "announcer", "antonio", "aunty", "belinda", "benjamin", "boris"),
+    *(
+        "caleb",
+        "david",
+        "ed",
+        "edward",
+        "edward2",
+        "f1",
+        "f2",
+        "f3",
+        "f4",
+        "f5",
+        "grandma",
+        "grandpa",
+    ),
+    *("gustave", "ian", "iven", "iven2", "iven3", "iven4", "john", "klatt", "klatt2", "klatt3"),
+    *(
+        "linda",
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+        "m5",
+        "m6",
+        "m7",
+        "m8",
+        "marcelo",
+        "max",
+        "michel",
+        "miguel",
+    ),
+    *("mike2", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby"),
+    *("steph", "steph2", "steph3", "travis", "victor", "zac"),
+)
+# share of the variants, and the number of speakers
+_SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+_SPEAKERS = {"train": 100, "valid": 15, "test": 30}
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """One voice. ``keyword_id`` is 8 hexadecimal digits that ``which_split`` sends to the speaker's split."""
+
+    split: str
+    voice: str  # accent+variant
+    rate: int  # words a minute
+    pitch: int  # 0..100, 50 is the variant's own
+    keyword_id: str
+    intent_id: str
+
+
+def speakers(seed: int) -> dict[str, list[Speaker]]:
+    """The speakers of each split. No variant is in two splits; every accent is in all."""
+    rng = np.random.default_rng(seed)
+    variants = rng.permutation(VARIANTS).tolist()
+    found: dict[str, list[Speaker]] = {}
+    for split in SPLITS:
+        share = round(_SHARES[split] * len(VARIANTS))
+        own, variants = variants[:share], variants[share:]
+        found[split] = [
+            _speaker(split, own[number % share], seed, number, rng)
+            for number in range(_SPEAKERS[split])
+        ]
+    return found
+
+
+def _speaker(split: str, variant: str, seed: int, number: int, rng: np.random.Generator) -> Speaker:
+    return Speaker(
+        split=split,
+        voice=f"{ACCENTS[rng.integers(len(ACCENTS))]}+{variant}",
+        rate=int(rng.integers(150, 211)),
+        pitch=int(rng.integers(35, 66)),
+        keyword_id=_keyword_id(split, f"{seed} {split} {number}"),
+        intent_id=hashlib.sha1(f"{seed} {split} {number}".encode()).hexdigest()[:16],
+    )
+
+
+def _keyword_id(split: str, key: str) -> str:
+    """Eight hexadecimal digits that hash into ``split``; test speakers into the share that the rule drops."""
+    wanted = None if split == "test" else split
+    attempt = 0
+    while True:
+        name = hashlib.sha1(f"{key} {attempt}".encode()).hexdigest()[:8]
+        if which_split(f"{name}_nohash_0.wav") == wanted:
+            return name
+        attempt += 1

@@ -1,0 +1,73 @@
+"""Learning the k-means of a unit model on the train splits of the tasks that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.config import save_config
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.provenance import provenance
+from preprocess.manifest import Entry, distinct, read_manifest
+from preprocess.preprocessor import Preprocessor
+from preprocess.speech2unit.audio import fail_on_bad_audio
+from preprocess.speech2unit.features import SAMPLE_RATE
+from preprocess.speech2unit.kmeans import fit_kmeans, save_kmeans
+
+
+def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
+    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an ``.npz``.
+
+    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or features.
+    """
+    first = preprocessors[0]
+    settings, task = first.config.fairseqrc, first.config.taskrc
+    for other in preprocessors[1:]:
+        if other.config.fairseqrc != settings or other.config.taskrc.unit_model != task.unit_model:
+            raise UserError(
+                f"{first.downstream} and {other.downstream} differ in taskrc.unit_model or fairseqrc; "
+                "learn their k-means one --downstream at a time"
+            )
+    if first.km_path.suffix != ".npz":
+        raise UserError(
+            f"fairseqrc.km_path={first.km_path}: learn_kmeans writes an .npz file; name one"
+        )
+    manifests = [read_manifest(each.manifest / "train.tsv") for each in preprocessors]
+    encoder = first.encoder()
+    seconds = settings.km_frames / encoder.reader.frame_rate
+    chosen = _choose([distinct(entries) for _, entries in manifests], seconds, task.seed)
+    frames = []
+    for preprocessor, (root, _), entries in zip(preprocessors, manifests, chosen, strict=True):
+        title = f"{preprocessor.downstream} train"
+        features = [feature.cpu() for _, feature in encoder.features(root, entries, title)]
+        frames += [feature.numpy() for feature in features]
+        print(
+            f"{preprocessor.downstream}: read {len(features)} files of {preprocessor.manifest}/train.tsv"
+        )
+    fail_on_bad_audio(encoder.bad, first.km_path.with_suffix(".bad_audio.txt"))
+    sample = np.concatenate(frames)[: settings.km_frames]  # (N, D)
+    save_kmeans(first.km_path, fit_kmeans(sample, settings.km_clusters, task.seed))
+    save_config(first.config, first.km_path.with_suffix(".yaml"))
+    write_json(first.km_path.with_suffix(".json"), provenance())
+    print(f"wrote {first.km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
+
+
+def _choose(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:
+    """Draw files from all pools together until they last ``seconds``; each pool's share, in its own order."""
+    everything = [
+        (pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))
+    ]
+    drawn: set[tuple[int, int]] = set()
+    missing = seconds * SAMPLE_RATE
+    for position in np.random.default_rng(seed).permutation(len(everything)):
+        if missing <= 0:
+            break
+        pool, index = everything[position]
+        missing -= pools[pool][index].frames
+        drawn.add((pool, index))
+    return [
+        [entry for index, entry in enumerate(entries) if (pool, index) in drawn]
+        for pool, entries in enumerate(pools)
+    ]

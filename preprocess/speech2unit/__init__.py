@@ -1,0 +1,1 @@
+"""Audio to units: reading (``audio``), features by name (``features``), k-means (``kmeans``), the loop (``quantize``)."""

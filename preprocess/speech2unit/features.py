@@ -1,0 +1,51 @@
+"""Features by name. A reader of another model is one file here and one line in ``FEATURE_TYPES``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from pipeline.errors import UserError
+
+SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
+
+# feature_type -> module.class; imported on use, so that one reader's packages do not slow another
+FEATURE_TYPES = {
+    "logmel": "preprocess.speech2unit.logmel.LogMel",
+}
+
+
+class FeatureReader(Protocol):
+    """What ``FEATURE_TYPES`` names: built as ``Reader(ckpt_path, layer)``, both None where the config leaves them out.
+
+    A batch must give each waveform the features that it would have alone.
+    """
+
+    dim: int  # D, numbers a frame
+    frame_rate: float  # frames a second
+    min_samples: int  # at 16 kHz; anything shorter has no frame
+    cpu_threads: int | None  # None: as many as torch likes
+
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Map B waveforms, (T_i,) float32 at 16 kHz, to B features, (frames_i, D) float32, on the same device."""
+
+
+def feature_reader(feature_type: str, ckpt_path: Path | None, layer: int | None) -> FeatureReader:
+    """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one."""
+    if feature_type not in FEATURE_TYPES:
+        raise UserError(
+            f"fairseqrc.feature_type={feature_type}: unknown; there is {', '.join(sorted(FEATURE_TYPES))}"
+        )
+    module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(ckpt_path, layer)
+
+
+def best_device() -> tuple[torch.device, str]:
+    """The device to compute on, and why, in words."""
+    if torch.cuda.is_available():
+        return torch.device("cuda"), f"GPU {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "CPU, no GPU found"

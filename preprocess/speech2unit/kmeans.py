@@ -1,0 +1,79 @@
+"""k-means over feature frames: learn it, save and load the centres, assign frames to units.
+
+Centres live in an ``.npz`` file with one array, ``centres`` (K, D) float32. The released k-means files are joblib pickles
+of a scikit-learn model; their reader belongs in ``load_kmeans``, chosen by the file's suffix.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+from pipeline.files import writing
+
+
+class KMeans:
+    """Nearest-centre quantiser of K units. ``centres`` is (K, D)."""
+
+    def __init__(self, centres: np.ndarray, device: torch.device) -> None:
+        self.dim = centres.shape[1]
+        # float64: the expanded form below loses digits where distances are small beside the norms
+        self._centres = torch.from_numpy(centres).to(device, torch.float64)  # (K, D)
+        self._squares = self._centres.square().sum(dim=1)  # (K,)
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (T, D) features to (T,) units: argmin ||x - c||^2 = argmin (||c||^2 - 2 x.c)."""
+        scores = torch.addmm(self._squares, features.double(), self._centres.T, alpha=-2)  # (T, K)
+        return scores.argmin(dim=1)
+
+
+def fit_kmeans(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings; returns (clusters, D) float32.
+
+    Raises ``UserError`` for fewer frames than clusters.
+    """
+    from sklearn.cluster import MiniBatchKMeans  # a second to import, needed here alone
+    from threadpoolctl import threadpool_limits
+
+    if len(frames) < clusters:
+        raise UserError(f"{len(frames)} feature frames for {clusters} clusters; give more audio")
+    model = MiniBatchKMeans(  # GSLM, speech2unit/clustering/cluster_kmeans.py
+        n_clusters=clusters,
+        init="k-means++",
+        max_iter=150,
+        batch_size=10_000,
+        tol=0.0,
+        max_no_improvement=100,
+        n_init=20,
+        reassignment_ratio=0.5,
+        random_state=seed,
+    )
+    with threadpool_limits(1):  # sums in one order: the same centres however many cores there are
+        return model.fit(frames).cluster_centers_.astype(np.float32)
+
+
+def save_kmeans(path: Path, centres: np.ndarray) -> None:
+    """Write ``centres`` (K, D) to ``path``, atomically."""
+    with writing(path, "wb") as handle:
+        np.savez(handle, centres=centres)
+
+
+def load_kmeans(path: Path) -> np.ndarray:
+    """Read (K, D) float32 centres. Raises ``UserError`` for a missing, broken or foreign file."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            centres = arrays["centres"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: k-means file not found; learn it with preprocess/runner.py --action learn_kmeans "
+            "or name one with --set fairseqrc.km_path=FILE"
+        ) from None
+    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: expected an .npz with one array 'centres' ({error})") from None
+    if centres.ndim != 2 or not np.isfinite(centres).all():
+        raise UserError(f"{path}: expected finite centres (K, D), found shape {centres.shape}")
+    return centres.astype(np.float32)
