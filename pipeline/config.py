@@ -23,16 +23,24 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     """
     for override in overrides:
         if "=" not in override:
-            raise UserError(f"--set {override}: expected key=value, for example --set datarc.root_path=/data")
+            raise UserError(
+                f"--set {override}: expected key=value, for example --set datarc.root_path=/data"
+            )
     try:
-        layers = [OmegaConf.structured(schema), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
+        layers = [
+            OmegaConf.structured(schema),
+            OmegaConf.load(path),
+            OmegaConf.from_dotlist(list(overrides)),
+        ]
         return OmegaConf.to_object(OmegaConf.merge(*layers))
     except FileNotFoundError:
         raise UserError(f"{path}: config not found") from None
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         reason = " ".join(str(error).split("\n")[0].split())
         key = getattr(error, "full_key", None)
-        raise UserError(f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}") from None
+        raise UserError(
+            f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}"
+        ) from None
 
 
 def save_config(config: object, path: Path) -> None:

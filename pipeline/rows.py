@@ -35,8 +35,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         handle = open(path, encoding="utf-8", newline="\n")
     except FileNotFoundError:
-        raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py "
-                        "--action postprocess") from None
+        raise UserError(
+            f"{path}: this split is missing; make it with preprocess/runner.py --action postprocess"
+        ) from None
     with handle:
         number = 0
         try:
@@ -54,10 +55,14 @@ def _parse(line: str, path: Path, number: int) -> Row:
         raise UserError(f"{path}, line {number}: expected file|units|labels, found {line[:60]!r}")
     for name, text in zip(("units", "labels"), columns[1:]):
         if not text:
-            raise UserError(f"{path}, line {number}: no {name} ({columns[0]}); remove the row or quantise it again")
+            raise UserError(
+                f"{path}, line {number}: no {name} ({columns[0]}); remove the row or quantise it again"
+            )
         if not _INTEGERS.fullmatch(text):
-            raise UserError(f"{path}, line {number}: {name} must be integers separated by single spaces, "
-                            f"found {text[:60]!r}")
+            raise UserError(
+                f"{path}, line {number}: {name} must be integers separated by single spaces, "
+                f"found {text[:60]!r}"
+            )
     return Row(*columns)
 
 

@@ -1,0 +1,142 @@
+"""The prompted LM against the published arrangement, computed the slow way on the stock layers."""
+
+from __future__ import annotations
+
+import torch
+from fairseq.models.transformer_lm import TransformerLanguageModel
+
+from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import Prompt
+
+
+class PublishedAttention(torch.nn.Module):
+    """A stock attention whose first P keys and values are replaced before they are projected."""
+
+    def __init__(
+        self, attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        super().__init__()
+        self.attention, self.keys, self.values = attention, keys, values
+
+    def _get_input_buffer(self, incremental_state: None) -> dict:
+        return {}
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **others: object
+    ):
+        def replaced(tensor: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+            prefix = prompt.unsqueeze(1).expand(-1, tensor.shape[1], -1)
+            return torch.cat([prefix, tensor[len(prompt) :]])
+
+        return self.attention(
+            query=query, key=replaced(key, self.keys), value=replaced(value, self.values), **others
+        )
+
+
+@torch.no_grad()
+def published_logits(
+    lm: TransformerLanguageModel, prompt: Prompt, tokens: torch.Tensor, inputs: torch.Tensor
+) -> torch.Tensor:
+    """(B, T) -> (B, T, V): P prefix positions with input vectors, keys and values replaced per layer."""
+    decoder = lm.decoder
+    length = prompt.length
+    x = decoder.embed_tokens(tokens)
+    x[tokens == 0] = prompt.sep
+    x = decoder.embed_scale * x + decoder.embed_positions(tokens)
+    x = torch.cat([inputs.expand(len(tokens), -1, -1), x], dim=1).transpose(0, 1)  # (P + T, B, D)
+    mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
+    for index, layer in enumerate(decoder.layers):
+        stock = layer.self_attn
+        layer.self_attn = PublishedAttention(stock, prompt.keys[index], prompt.values[index])
+        try:
+            x = layer(x, self_attn_mask=mask)[0]
+        finally:
+            layer.self_attn = stock
+    return decoder.output_layer(decoder.layer_norm(x)).transpose(0, 1)[:, length:]
+
+
+def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows ``</s> units <s> labels`` of different lengths, and the positions from ``<s>`` on."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.full((4, 17), 1)
+    read_at = torch.empty(4, 2, dtype=torch.long)
+    for row, length in enumerate((17, 9, 12, 6)):
+        tokens[row, :length] = torch.randint(4, 104, (length,), generator=generator)
+        tokens[row, 0], tokens[row, length - 2] = 2, 0
+        read_at[row] = torch.tensor([length - 2, length - 1])
+    return tokens, read_at
+
+
+def at(logits: torch.Tensor, read_at: torch.Tensor) -> torch.Tensor:
+    return torch.stack([row[places] for row, places in zip(logits, read_at)])
+
+
+def test_logits_equal_the_published_arrangement() -> None:
+    model = tiny.prompted()
+    tokens, read_at = a_batch()
+    expected = published_logits(model.lm, model.prompt, tokens, model.prompt.inputs)
+    with torch.no_grad():
+        found = model(tokens, read_at)
+    torch.testing.assert_close(found, at(expected, read_at), rtol=0, atol=1e-5)
+
+
+def test_input_vectors_change_nothing() -> None:
+    """They are never attended to: noise in their place gives the published arrangement's own logits."""
+    model = tiny.prompted()
+    tokens, _ = a_batch()
+    noise = 100 * torch.randn_like(model.prompt.inputs)
+    plain = published_logits(model.lm, model.prompt, tokens, model.prompt.inputs)
+    noisy = published_logits(model.lm, model.prompt, tokens, noise)
+    torch.testing.assert_close(plain, noisy, rtol=0, atol=0)
+
+
+def test_input_vectors_take_part_in_no_computation() -> None:
+    model = tiny.prompted()
+    tokens, read_at = a_batch()
+    with torch.no_grad():
+        model.prompt.inputs.fill_(torch.nan)
+    model(tokens, read_at).sum().backward()
+    assert model.prompt.inputs.grad is None
+    for tensor in (model.prompt.keys, model.prompt.values, model.prompt.sep):
+        assert tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.lm.parameters())
+
+
+def test_gradients_equal_the_published_arrangement() -> None:
+    model = tiny.prompted()
+    tokens, read_at = a_batch()
+    model(tokens, read_at).square().sum().backward()
+    ours = [parameter.grad.clone() for parameter in (model.prompt.keys, model.prompt.sep)]
+    model.zero_grad()
+    logits = published_logits.__wrapped__(model.lm, model.prompt, tokens, model.prompt.inputs)
+    at(logits, read_at).square().sum().backward()
+    theirs = [model.prompt.keys.grad, model.prompt.sep.grad]
+    for mine, expected in zip(ours, theirs):
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_prompt_it_is_the_stock_lm() -> None:
+    lm = tiny.lm()
+    tokens, read_at = a_batch()
+    with torch.no_grad():
+        found = PromptLanguageModel(lm, None)(tokens, read_at)
+        expected = at(lm(tokens)[0], read_at)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_positions_beyond_the_stock_table() -> None:
+    """Rows longer than the 1,024 positions that fairseq prepares."""
+    lm = tiny.lm(layers=1)
+    tokens = torch.randint(4, 104, (1, 1500), generator=torch.Generator().manual_seed(0))
+    read_at = torch.tensor([[1400, 1499]])
+    with torch.no_grad():
+        found = PromptLanguageModel(tiny.lm(layers=1), None)(tokens, read_at)
+        torch.testing.assert_close(found, at(lm(tokens)[0], read_at), rtol=0, atol=1e-4)
+
+
+def test_published_parameter_counts() -> None:
+    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, and CPC's prompts."""
+    for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224)):
+        prompt = Prompt(layers=12, length=length, width=1024)
+        assert sum(parameter.numel() for parameter in prompt.parameters()) == expected

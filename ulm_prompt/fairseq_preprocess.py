@@ -1,0 +1,33 @@
+"""Stage 2d: renamed prompt text -> fairseq binaries."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.errors import run
+from pipeline.workspace import Workspace
+from ulm_prompt.binaries import binarize
+from ulm_prompt.tasks import add_selection, find_pairs
+from ulm_prompt.verbal import renamed_texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_selection(parser)
+    args = parser.parse_args()
+    workspace = Workspace(args.workspace)
+    for pair in find_pairs(args):
+        target = workspace.data_bin(pair.unit_model, pair.task)
+        dictionary = workspace.lm(pair.unit_model) / "dict.txt"
+        counts = binarize(renamed_texts(workspace, pair), dictionary, target)
+        rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+        print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")
+    print("next: python ulm_prompt/train.py --date DATE")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,52 @@
+"""Stage 2a: quantised rows -> prompt text, one ``units <s> labels`` a line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.errors import UserError, run
+from pipeline.files import writing
+from pipeline.rows import SPLITS, read_rows
+from pipeline.workspace import Workspace
+from ulm_prompt.tasks import Pair, add_selection, find_pairs
+
+
+def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
+    """Write one split's prompt text and return its number of lines, one per row.
+
+    Raises ``UserError`` for a row with another number of labels than the task has.
+    """
+    expected = pair.config.labels_per_utterance
+    source = workspace.rows(pair.config.downstream, pair.unit_model, split)
+    target = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", split)
+    count = 0
+    with writing(target) as handle:
+        for count, row in enumerate(read_rows(source), start=1):
+            found = row.labels.count(" ") + 1
+            if found != expected:
+                raise UserError(
+                    f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
+                    f"found {found} ({row.labels})"
+                )
+            handle.write(f"{row.units} <s> {row.labels}\n")
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_selection(parser)
+    args = parser.parse_args()
+    workspace = Workspace(args.workspace)
+    for pair in find_pairs(args):
+        counts = {split: make_split(workspace, pair, split) for split in SPLITS}
+        rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+        print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
+    print("next: python ulm_prompt/gen_labelspace.py")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,123 @@
+"""A run's checkpoints on disk: the prompt alone, and prompt.json that says what it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, replacing, write_json
+from pipeline.provenance import provenance
+
+from .frozen_lm import UnitLM, load_unit_lm
+from .model import PromptLanguageModel
+from .prompt import Prompt
+from .safe_load import load_torch
+
+CARD = "prompt.json"
+BEST = "checkpoint_best.pt"
+LAST = "checkpoint_last.pt"
+
+
+@dataclass
+class Card:
+    """What the next stage needs to know about a checkpoint; prompt.json holds it."""
+
+    task: str
+    unit_model: str
+    prefix_prompt_length: int
+    fine_tune: bool
+    labels_per_utterance: int
+    lm_fingerprint: str
+    verbalizer: str
+    verbal: dict[str, str]
+    recipe: str
+    training: dict[str, Any]
+    made_by: dict[str, Any] = field(default_factory=provenance)
+    parameters: dict[str, int] = field(default_factory=dict)
+    epochs: int = 0
+    updates: int = 0
+    valid: dict[str, float] = field(default_factory=dict)
+
+
+# what must be the same for a run to go on
+_FIXED = (
+    "task", "unit_model", "prefix_prompt_length", "fine_tune", "lm_fingerprint", "verbalizer",
+    "verbal", "training",
+)  # fmt: skip
+
+
+def read_card(folder: Path) -> Card | None:
+    """The folder's card; None where there is none (a published checkpoint)."""
+    path = folder / CARD
+    if not path.exists():
+        return None
+    values = read_json(path, "ulm_prompt/train.py")
+    names = {entry.name for entry in dataclasses.fields(Card)}
+    if not isinstance(values, dict) or not set(_FIXED) <= values.keys() <= names:
+        raise UserError(f"{path}: not a prompt's card; run ulm_prompt/train.py with a new --date")
+    return Card(**values)
+
+
+def begin(folder: Path, card: Card) -> None:
+    """Write the card before training. Raises ``UserError`` when another run lies in the folder."""
+    earlier = read_card(folder)
+    if earlier is not None and (folder / LAST).exists():
+        for name in _FIXED:
+            if getattr(earlier, name) != getattr(card, name):
+                raise UserError(
+                    f"{folder}: holds a run with another {name}; choose a new --date, "
+                    "or remove the folder"
+                )
+    else:
+        write_json(folder / CARD, dataclasses.asdict(card))
+
+
+def finish(folder: Path, card: Card) -> Card:
+    """Reduce the best checkpoint to what was trained, and complete the card with its results."""
+    best, last = load_torch(folder / BEST), load_torch(folder / LAST)
+    if "extra_state" in best:
+        scores = best["extra_state"]["metrics"]["valid"]
+        card.valid = {
+            name: float(state["sum"] / state["count"])
+            for _, name, kind, state in scores
+            if kind == "AverageMeter" and name in ("loss", "label_loss", "accuracy")
+        }
+        card.updates = best["optimizer_history"][-1]["num_updates"]
+        card.epochs = last["extra_state"]["train_iterator"]["epoch"] - 1
+        with replacing(folder / BEST) as temporary:
+            torch.save({"model": best["model"]}, temporary)
+        write_json(folder / CARD, dataclasses.asdict(card))
+    else:
+        card = read_card(folder) or card
+    return card
+
+
+def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
+    """The model of a checkpoint over its LM, in evaluation mode.
+
+    Reads our checkpoints and the published ones (prompt and LM weights in one file). Raises ``UserError`` when the
+    prompt was trained on another LM.
+    """
+    state = load_torch(folder / name).get("model")
+    if not isinstance(state, dict):
+        raise UserError(f"{folder / name}: no model in it; expected a prompt checkpoint")
+    card = read_card(folder)
+    unit_lm = load_unit_lm(lm_folder)
+    if card is not None and card.lm_fingerprint != unit_lm.fingerprint:
+        raise UserError(
+            f"{lm_folder}: this LM has fingerprint {unit_lm.fingerprint}, but the prompt in {folder} "
+            f"was trained on {card.lm_fingerprint}; put that LM there, or train a new prompt"
+        )
+    if card is not None and card.fine_tune:
+        unit_lm.model.load_state_dict(state, strict=True)
+        model = PromptLanguageModel(unit_lm.model, None)
+    else:
+        layers = len(unit_lm.model.decoder.layers)
+        prompt = Prompt.from_published_state(state, layers, str(folder / name))
+        model = PromptLanguageModel(unit_lm.model, prompt)
+    return model.eval(), unit_lm

@@ -1,0 +1,80 @@
+"""Cross entropy where the labels stand, and the accuracy that decides which checkpoint is best."""
+
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.logging import metrics
+from torch import Tensor
+
+LOSS_ON = ChoiceEnum(["published", "labels"])
+
+
+@dataclass
+class LabelCrossEntropyConfig(FairseqDataclass):
+    loss_on: LOSS_ON = field(
+        default="published",
+        metadata={"help": "published: <s>, labels and </s>, over all tokens; labels: them alone"},
+    )
+
+
+@register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
+class LabelCrossEntropy(FairseqCriterion):
+    """``published``: summed over the targets from ``<s>`` on, divided by the batch's token count."""
+
+    def __init__(self, task: Any, loss_on: str) -> None:
+        super().__init__(task)
+        self.loss_on = str(loss_on)
+
+    def forward(
+        self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Returns the summed loss, the number it is to be divided by, and what to log."""
+        logits = model(**sample["net_input"]).float()  # (B, Q, V)
+        target, is_label = sample["target"], sample["is_label"]  # (B, Q)
+        losses = F.cross_entropy(
+            logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
+        )
+        label_loss = (losses * is_label).sum()
+        labels = is_label.sum()
+        loss, size = (label_loss, labels)
+        if self.loss_on == "published":
+            loss, size = losses.sum(), labels.new_tensor(sample["ntokens"])
+        wrong = (logits.detach().argmax(-1) != target) & is_label
+        return (
+            loss,
+            size,
+            {
+                "loss": loss.detach(),
+                "label_loss": label_loss.detach(),
+                "labels": labels,
+                "correct": sample["nsentences"] - wrong.any(1).sum(),
+                "nsentences": sample["nsentences"],
+                "ntokens": sample["ntokens"],
+                "sample_size": size,
+            },
+        )
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %, all labels right
+        given the labels before them."""
+        total = {
+            key: sum(float(output.get(key, 0)) for output in logging_outputs)
+            for key in ("loss", "label_loss", "labels", "correct", "nsentences", "sample_size")
+        }
+        size = max(total["sample_size"], 1.0)
+        metrics.log_scalar("loss", total["loss"] / size / math.log(2), size, round=4)
+        labels = max(total["labels"], 1.0)
+        metrics.log_scalar("label_loss", total["label_loss"] / labels, labels, round=4)
+        rows = max(total["nsentences"], 1.0)
+        metrics.log_scalar("accuracy", 100 * total["correct"] / rows, rows, round=2)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True

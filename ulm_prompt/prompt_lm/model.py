@@ -1,0 +1,198 @@
+"""The prompted LM: a frozen stock LM with trainable keys and values standing before those of the tokens.
+
+The published arrangement puts P prefix positions before the tokens and replaces their keys and values in every
+layer. Here only those keys and values exist: the same numbers, no computation for the prefix positions.
+"""
+
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+import argparse
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from fairseq.dataclass import FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models.transformer_lm import TransformerLanguageModel
+from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
+from torch import Tensor
+
+from .prompt import Prompt
+
+SEP = 0  # fairseq's index of <s>
+
+
+class KeysValues(NamedTuple):
+    """One layer's keys and values of what stands before the current tokens: (B or 1, H, S, D/H) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass
+class PromptLanguageModelConfig(FairseqDataclass):
+    prefix_prompt_length: int = field(default=3, metadata={"help": "P, prefix vectors per layer"})
+    prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prefix vectors"})
+    fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
+
+
+@register_model("prompt_lm", dataclass=PromptLanguageModelConfig)
+class PromptLanguageModel(BaseFairseqModel):
+    """``prompt`` given: the LM is frozen and the prompt trains. ``prompt`` None: the whole LM trains (FT-LM)."""
+
+    def __init__(self, lm: TransformerLanguageModel, prompt: Prompt | None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.prompt = prompt
+        lm.requires_grad_(prompt is None)
+
+    @classmethod
+    def build_model(cls, cfg: PromptLanguageModelConfig, task: Any) -> "PromptLanguageModel":
+        lm = task.unit_lm.model
+        if cfg.fine_tune:
+            return cls(lm, None)
+        decoder = lm.decoder
+        prompt = Prompt(
+            len(decoder.layers), cfg.prefix_prompt_length, decoder.embed_dim, cfg.prompt_dropout
+        )
+        model = cls(lm, prompt)
+        task.initialise_prompt(model)
+        return model
+
+    def train(self, mode: bool = True) -> "PromptLanguageModel":
+        """A frozen LM stays in evaluation mode: no dropout in it, as published."""
+        super().train(mode)
+        if self.prompt is not None:
+            self.lm.eval()
+        return self
+
+    def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:
+        """Logits where the loss looks.
+
+        ``tokens``: (B, T), rows ``</s> units <s> labels`` padded on the right. ``read_at``: (B, Q), the positions
+        whose next symbol is asked for. Returns (B, Q, V). The last layer computes those positions alone.
+        """
+        assert tokens.ndim == 2 and read_at.ndim == 2
+        x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
+        prefixes = self.prefixes()
+        mask = self.causal_mask(tokens.shape[1])  # (T, P + T)
+        *body, last = self.lm.decoder.layers
+        for layer, prefix in zip(body, prefixes):
+            x, _ = self.block(layer, x, prefix, mask)
+        mask_read = mask[read_at].unsqueeze(1)  # (B, 1, Q, P + T)
+        x, _ = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
+        return self.logits(x)
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
+        decoder = self.lm.decoder
+        x = decoder.embed_tokens(tokens)
+        if self.prompt is not None:
+            x = torch.where((tokens == SEP).unsqueeze(-1), self.prompt.sep.to(x.dtype), x)
+        return decoder.dropout_module(decoder.embed_scale * x + positions)
+
+    def positions(self, length: int) -> Tensor:
+        """Sinusoidal position vectors 0..length-1 as if there were no prompt: (length, D)."""
+        table = self.lm.decoder.embed_positions
+        first = table.padding_idx + 1
+        if first + length > table.weights.shape[0]:
+            table.weights = SinusoidalPositionalEmbedding.get_embedding(
+                first + 2 * length, table.embedding_dim, table.padding_idx
+            ).to(table.weights)
+        return table.weights[first : first + length]
+
+    def prefixes(self) -> list[KeysValues | None]:
+        """Each layer's prefix keys and values, projected once for the whole batch."""
+        layers = self.lm.decoder.layers
+        if self.prompt is None:
+            return [None] * len(layers)
+        keys, values = (
+            self.prompt.dropout(self.prompt.keys),
+            self.prompt.dropout(self.prompt.values),
+        )
+        return [
+            KeysValues(
+                _heads(layer, layer.self_attn.k_proj(_like(key, layer))),
+                _heads(layer, layer.self_attn.v_proj(_like(value, layer))),
+            )
+            for layer, key, value in zip(layers, keys.unsqueeze(1), values.unsqueeze(1))
+        ]
+
+    def causal_mask(self, length: int) -> Tensor:
+        """True where a token may look: the whole prefix, itself and what stands before it: (T, P + T)."""
+        prefix = 0 if self.prompt is None else self.prompt.length
+        device = self.lm.decoder.embed_tokens.weight.device
+        mask = torch.ones(length, prefix + length, dtype=torch.bool, device=device)
+        return mask.tril(diagonal=prefix)
+
+    def block(
+        self,
+        layer: TransformerDecoderLayer,
+        x: Tensor,
+        past: KeysValues | None,
+        mask: Tensor | None,
+        read_at: Tensor | None = None,
+    ) -> tuple[Tensor, KeysValues]:
+        """One stock pre-norm layer with ``past`` keys and values before those of ``x``: (B, T, D).
+
+        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone. Returns the output and all keys and
+        values, ``past`` included.
+        """
+        attention = layer.self_attn
+        normed = layer.self_attn_layer_norm(x)
+        keys = _heads(layer, attention.k_proj(normed))  # (B, H, T, D/H)
+        values = _heads(layer, attention.v_proj(normed))
+        if past is not None:
+            batch = x.shape[0]
+            keys = torch.cat([past.keys.expand(batch, -1, -1, -1), keys], dim=2)
+            values = torch.cat([past.values.expand(batch, -1, -1, -1), values], dim=2)
+        if read_at is not None:
+            index = read_at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
+            x, normed = x.gather(1, index), normed.gather(1, index)
+        attended = F.scaled_dot_product_attention(
+            _heads(layer, attention.q_proj(normed)),
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=attention.dropout_module.p if attention.training else 0.0,
+        )  # (B, H, Q, D/H)
+        attended = attention.out_proj(attended.transpose(1, 2).flatten(2))
+        x = x + layer.dropout_module(attended)
+        hidden = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
+        return x + layer.dropout_module(layer.fc2(hidden)), KeysValues(keys, values)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The stock final layer norm and output projection: (..., V)."""
+        decoder = self.lm.decoder
+        return decoder.output_layer(decoder.layer_norm(x))
+
+    def max_positions(self) -> None:
+        """None: sinusoidal positions have no end, and no row is ever filtered away."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """What trains, and only that: the prompt under its published names, or the fine-tuned LM."""
+        if self.prompt is None:
+            return self.lm.state_dict()
+        return self.prompt.published_state()
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        strict: bool = True,
+        model_cfg: Any = None,
+        args: argparse.Namespace | None = None,
+    ) -> None:
+        """Counterpart of ``state_dict``; the signature is fairseq's."""
+        if self.prompt is None:
+            self.lm.load_state_dict(state_dict, strict=True)
+        else:
+            self.prompt.load_published_state(state_dict, "checkpoint")
+
+
+def _heads(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
+    """(B, T, D) -> (B, H, T, D/H)."""
+    return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)
+
+
+def _like(x: Tensor, layer: TransformerDecoderLayer) -> Tensor:
+    return x.to(layer.fc1.weight.dtype)

@@ -1,0 +1,141 @@
+"""Rows ``units <s> labels </s>`` from fairseq binaries, in batches that lose none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, FairseqDataset, data_utils
+
+from pipeline.errors import UserError
+
+from .model import SEP
+
+WINDOW = 50  # batches that are shuffled, then sorted by length, together
+
+
+class RowDataset(FairseqDataset):
+    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins with it."""
+
+    can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
+
+    def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
+        """Raises ``UserError`` when the split is missing or a row is not ``units <s> labels``."""
+        rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
+        if rows is None:
+            raise UserError(f"{split}.idx: split not found; run ulm_prompt/fairseq_preprocess.py")
+        self.rows = rows
+        self.sizes = np.asarray(rows.sizes)
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.shuffle = shuffle
+        self.separators = np.array([self._separator(split, index) for index in range(len(rows))])
+
+    def _separator(self, split: Path, index: int) -> int:
+        found = np.flatnonzero(self.rows[index].numpy() == SEP)
+        if len(found) != 1 or not 0 < found[0] < self.sizes[index] - 2:
+            raise UserError(
+                f"{split}.bin, row {index}: expected units, one <s>, labels; "
+                "run ulm_prompt/fairseq_preprocess.py again"
+            )
+        return int(found[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"id": int(index), "tokens": self.rows[index], "separator": self.separators[index]}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    def size(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """A batch padded on the right. Empty for a rank that has no share of the last batches.
+
+        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the last label, padded
+        with the last. ``target``: (B, Q) the symbols after them (``<s>``, labels, ``</s>``). ``is_label``: (B, Q).
+        """
+        if not samples:
+            return {}
+        lengths = np.array([len(sample["tokens"]) for sample in samples])
+        separators = np.array([sample["separator"] for sample in samples])
+        tokens = np.full((len(samples), lengths.max() + 1), self.pad, dtype=np.int64)
+        tokens[:, 0] = self.eos
+        for row, sample in zip(tokens, samples):
+            row[1 : 1 + len(sample["tokens"])] = sample["tokens"]
+        reads = lengths - separators  # <s>, the labels, </s>
+        steps = np.arange(reads.max())  # (Q,)
+        read_at = np.minimum(separators[:, None] + steps, lengths[:, None] - 1)  # (B, Q)
+        target = np.take_along_axis(tokens, read_at + 1, axis=1)
+        target[steps >= reads[:, None]] = self.pad
+        is_label = (steps > 0) & (steps < reads[:, None] - 1)
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": int(lengths.sum()),
+            "net_input": {
+                "tokens": torch.from_numpy(tokens[:, :-1]),
+                "read_at": torch.from_numpy(read_at),
+            },
+            "target": torch.from_numpy(target),
+            "is_label": torch.from_numpy(is_label),
+        }
+
+    def ordered_indices(self) -> np.ndarray:
+        """Every row once: in random order for training (fairseq seeds it per epoch), else by length."""
+        if self.shuffle:
+            return np.random.permutation(len(self))
+        return np.argsort(self.sizes, kind="mergesort")
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list]:
+        """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
+        return indices, []
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Batches of similar length that hold every index exactly once.
+
+        fairseq's own function drops the last batch when its size is no multiple of
+        ``required_batch_size_multiple``; that argument is ignored here.
+        """
+        return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
+
+
+def batches_by_length(
+    indices: Sequence[int] | np.ndarray,
+    sizes: np.ndarray,
+    max_tokens: int | None,
+    max_sentences: int | None,
+) -> Iterator[np.ndarray]:
+    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded tokens each.
+
+    Rows are sorted by length within windows of the given order, so that padding is small and the order still
+    random. Raises ``UserError`` for a row longer than ``max_tokens``.
+    """
+    max_sentences = max_sentences or len(indices)
+    max_tokens = max_tokens or int(sizes.max()) * max_sentences
+    window = WINDOW * max_sentences
+    for start in range(0, len(indices), window):
+        chunk = np.asarray(indices[start : start + window])
+        chunk = chunk[np.argsort(sizes[chunk], kind="mergesort")[::-1]]
+        if sizes[chunk[0]] > max_tokens:
+            raise UserError(
+                f"--max-tokens {max_tokens}: row {chunk[0]} has {sizes[chunk[0]]} tokens; "
+                "raise the limit or cut the utterance"
+            )
+        while len(chunk):
+            count = min(max_sentences, max_tokens // int(sizes[chunk[0]]))
+            yield chunk[:count]
+            chunk = chunk[count:]

@@ -1,0 +1,67 @@
+"""Reading torch files that somebody else wrote: tensors and plain settings, never code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from collections import OrderedDict, defaultdict
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq import meters
+from fairseq.data import Dictionary
+from omegaconf import DictConfig, ListConfig
+from omegaconf.base import ContainerMetadata, Metadata
+from omegaconf.nodes import AnyNode
+
+from pipeline.errors import UserError
+
+# What fairseq's checkpoints hold beside tensors. Each of these only stores the values it is given.
+_SETTINGS = [argparse.Namespace, Dictionary, OrderedDict, defaultdict, dict, list, int, Any]
+_OMEGACONF = [DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode]
+_METERS = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter, meters.MetersDict]
+_NUMPY = [
+    *(
+        (function, f"{package}.multiarray.{name}")
+        for name, function in (
+            ("scalar", np.core.multiarray.scalar),
+            ("_reconstruct", np.core.multiarray._reconstruct),
+        )
+        for package in ("numpy.core", "numpy._core")
+    ),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")},
+]
+
+
+def allow_list() -> AbstractContextManager[None]:
+    """Within it, ``torch.load(weights_only=True)`` accepts fairseq's own checkpoints and nothing more."""
+    return torch.serialization.safe_globals([*_SETTINGS, *_OMEGACONF, *_METERS, *_NUMPY])
+
+
+def load_torch(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, memory-mapped where its format allows.
+
+    Raises ``UserError`` when it is missing, is no torch file, or would run code.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: checkpoint not found")
+    try:
+        with allow_list():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path}: not a checkpoint that can be read without running its code ({reason}); "
+            "get it again from its source"
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: damaged or not a torch checkpoint ({reason})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
+    return state

@@ -1,0 +1,85 @@
+"""The fairseq task: prompt rows of one data-bin, and the frozen LM that they were written for."""
+
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairseq.data import Dictionary
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from pipeline.errors import UserError
+
+from .frozen_lm import UnitLM, load_unit_lm
+from .prompt_init import METHODS, initialise
+from .row_dataset import RowDataset
+
+
+@dataclass
+class UnitPromptConfig(FairseqDataclass):
+    data: str = field(default=MISSING, metadata={"help": "data-bin folder of one task"})
+    lm: str = field(default=MISSING, metadata={"help": "folder of the unit LM"})
+    lm_dropout: float = field(default=0.0, metadata={"help": "dropout in the LM (--fine-tune)"})
+    init: METHODS = field(default="normal", metadata={"help": "how the prompt starts"})
+    init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
+    seed: int = II("common.seed")
+
+
+@register_task("unit_prompt", dataclass=UnitPromptConfig)
+class UnitPromptTask(FairseqTask):
+    """Loads the LM once, checks that the data-bin was written with its dict, serves the splits."""
+
+    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
+        super().__init__(cfg)
+        self.unit_lm = unit_lm
+
+    @classmethod
+    def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
+        """Raises ``UserError`` when the LM is incomplete or the data-bin has another dict."""
+        unit_lm = load_unit_lm(Path(cfg.lm), cfg.lm_dropout)
+        written = Path(cfg.data) / "dict.txt"
+        if not written.is_file():
+            raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
+        if Dictionary.load(str(written)).symbols != unit_lm.dictionary.symbols:
+            raise UserError(
+                f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
+            )
+        return cls(cfg, unit_lm)
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        self.datasets[split] = RowDataset(
+            Path(self.cfg.data) / split, self.unit_lm.dictionary, shuffle=split == "train"
+        )
+
+    def initialise_prompt(self, model: Any) -> None:
+        """Give a new prompt its starting values, by the task's ``init``."""
+        if "train" not in self.datasets:
+            self.load_dataset("train")
+        initialise(
+            model, str(self.cfg.init), self.cfg.init_scale, self.datasets["train"], self.cfg.seed
+        )
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.unit_lm.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.unit_lm.dictionary
+
+    def max_positions(self) -> None:
+        """None: no row is filtered by length."""
+
+    def get_checkpoint_dict(self) -> dict[str, Any]:
+        """What fairseq's early stopping counts and would forget at a restart."""
+        from fairseq_cli.train import should_stop_early
+
+        return {type(self).__name__: dict(vars(should_stop_early))}
+
+    def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
+        """Counterpart of ``get_checkpoint_dict``."""
+        from fairseq_cli.train import should_stop_early
+
+        vars(should_stop_early).update(state)

@@ -1,0 +1,123 @@
+"""The fairseq task that trains a unit LM from scratch, on blocks of consecutive utterances."""
+
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, FairseqDataset, data_utils
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask, register_task
+from omegaconf import II, MISSING
+
+from .row_dataset import batches_by_length
+
+
+@dataclass
+class UnitLMConfig(FairseqDataclass):
+    data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
+    tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
+    max_target_positions: int = II("task.tokens_per_sample")
+
+
+class BlockDataset(FairseqDataset):
+    """The whole text, ``</s>`` after every utterance, cut into blocks of ``length`` tokens."""
+
+    can_reuse_epoch_itr_across_epochs = False
+
+    def __init__(self, split: Path, dictionary: Dictionary, length: int, shuffle: bool) -> None:
+        rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
+        self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
+        self.starts = np.arange(0, len(self.text), length)
+        self.sizes = np.minimum(length, len(self.text) - self.starts)
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, size = self.starts[index], self.sizes[index]
+        before = self.text[start - 1] if start else self.eos
+        return {
+            "id": int(index),
+            "source": np.concatenate([[before], self.text[start : start + size - 1]]),
+            "target": self.text[start : start + size],
+        }
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    def size(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """``src_tokens`` and ``target``: (B, T), padded on the right."""
+        if not samples:
+            return {}
+        lengths = [len(sample["target"]) for sample in samples]
+        padded = {}
+        for key in ("source", "target"):
+            tokens = np.full((len(samples), max(lengths)), self.pad, dtype=np.int64)
+            for row, sample in zip(tokens, samples):
+                row[: len(sample[key])] = sample[key]
+            padded[key] = torch.from_numpy(tokens)
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": sum(lengths),
+            "net_input": {"src_tokens": padded["source"], "src_lengths": torch.tensor(lengths)},
+            "target": padded["target"],
+        }
+
+    def ordered_indices(self) -> np.ndarray:
+        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list]:
+        return indices, []
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Every block exactly once; see ``batches_by_length``."""
+        return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
+
+
+@register_task("unit_lm", dataclass=UnitLMConfig)
+class UnitLMTask(FairseqTask):
+    """Language modelling over units, without fairseq's compiled TokenBlockDataset."""
+
+    def __init__(self, cfg: UnitLMConfig, dictionary: Dictionary) -> None:
+        super().__init__(cfg)
+        self.dictionary = dictionary
+
+    @classmethod
+    def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
+        return cls(cfg, Dictionary.load(str(Path(cfg.data) / "dict.txt")))
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        self.datasets[split] = BlockDataset(
+            Path(self.cfg.data) / split,
+            self.dictionary,
+            self.cfg.tokens_per_sample,
+            shuffle=split == "train",
+        )
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    def max_positions(self) -> None:
+        """None: blocks are cut to length, none is filtered."""

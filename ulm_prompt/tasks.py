@@ -1,0 +1,99 @@
+"""The prompt tasks: one YAML each in ulm_prompt/config/, and which of them have data in a workspace."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.workspace import REPOSITORY, Workspace
+
+CONFIG = REPOSITORY / "ulm_prompt" / "config"
+PAPER_ORDER = ("KS", "IC", "ASR", "SF")  # the columns of the paper's tables; other tasks follow
+
+
+@dataclass
+class TaskConfig:
+    """One task's file in ulm_prompt/config/; every field is explained there."""
+
+    downstream: str = MISSING
+    labels_per_utterance: int = MISSING
+    prefix_prompt_length: int = MISSING
+    recipe: str = "published"
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+def task_names() -> list[str]:
+    """Every task with a config file, the paper's first."""
+    return list(in_paper_order(dict.fromkeys(path.stem for path in CONFIG.glob("*.yaml"))))
+
+
+def in_paper_order(by_task: dict[str, Any]) -> dict[str, Any]:
+    """The same mapping with the paper's tasks first, then the others by name."""
+    order = sorted(by_task, key=lambda name: ((*PAPER_ORDER, name).index(name), name))
+    return {name: by_task[name] for name in order}
+
+
+def load_task(name: str, overrides: Sequence[str] = ()) -> TaskConfig:
+    """Read a task's config. Raises ``UserError`` for an unknown task or key."""
+    if name not in task_names():
+        known = ", ".join(task_names())
+        raise UserError(
+            f"--prompt_task {name}: no such task; expected one of {known}, or add "
+            f"{CONFIG / name}.yaml"
+        )
+    return load_config(TaskConfig, CONFIG / f"{name}.yaml", overrides)
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """The flags that every stage of this package shares."""
+    parser.add_argument("--prompt_task", help="only this task, for example KS (default: all found)")
+    parser.add_argument("--unit_model", help="only this unit model, for example hubert100")
+    add_workspace(parser)
+
+
+def add_workspace(parser: argparse.ArgumentParser) -> None:
+    """The flag that every stage has."""
+    parser.add_argument(
+        "--workspace", type=Path, default=REPOSITORY, help="where data and outputs lie"
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A task and a unit model that have data together."""
+
+    task: str
+    unit_model: str
+    config: TaskConfig
+
+
+def find_pairs(args: argparse.Namespace) -> list[Pair]:
+    """The pairs of task and unit model whose train split lies in the workspace, narrowed by the flags.
+
+    Raises ``UserError`` when a flag names something unknown, or nothing at all is found.
+    """
+    workspace = Workspace(args.workspace)
+    tasks = [args.prompt_task] if args.prompt_task else task_names()
+    pairs = [pair for task in tasks for pair in _unit_models(workspace, task, args.unit_model)]
+    if not pairs:
+        wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
+        raise UserError(
+            f"{args.workspace / 'preprocess'}: no quantised data for {wanted} "
+            "(<downstream>/data/<unit_model>/train); make it with preprocess/runner.py"
+        )
+    return pairs
+
+
+def _unit_models(workspace: Workspace, task: str, only: str | None) -> Iterator[Pair]:
+    config = load_task(task)
+    data = workspace.downstream_data(config.downstream)
+    for split in sorted(data.glob("*/train")):
+        if only in (None, split.parent.name):
+            yield Pair(task, split.parent.name, config)

@@ -1,0 +1,196 @@
+"""Stage 3: train a unit LM with fairseq and leave it as the released ones lie:
+pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
+
+Its text is the train units of every task quantised with this unit model, and any --text files (a line of units each).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import MISSING
+
+from pipeline.config import load_config, save_config
+from pipeline.errors import UserError, run
+from pipeline.files import replacing_folder, write_json, writing
+from pipeline.provenance import provenance
+from pipeline.rows import read_rows
+from pipeline.workspace import Workspace
+from ulm_prompt.binaries import binarize
+from ulm_prompt.tasks import CONFIG, add_workspace
+
+OURS = "ulm.json"  # marks an LM that this script trained, and says how
+
+
+@dataclass
+class UnitLMRecipe:
+    """A file in config/ulm/; gslm.yaml says what each knob means."""
+
+    decoder_layers: int = MISSING
+    decoder_embed_dim: int = MISSING
+    decoder_ffn_embed_dim: int = MISSING
+    decoder_attention_heads: int = MISSING
+    dropout: float = MISSING
+    lr: float = MISSING
+    lr_schedule: str = MISSING
+    warmup_updates: int = MISSING
+    clip_norm: float = MISSING
+    tokens_per_sample: int = MISSING
+    max_tokens: int = MISSING
+    update_freq: int = MISSING
+    max_update: int = MISSING
+    max_valid_utterances: int = MISSING
+    seed: int = MISSING
+
+
+def task_units(workspace: Workspace, unit_model: str, split: str) -> Iterator[str]:
+    """The units of every row of ``split``, of each downstream quantised with ``unit_model``."""
+    for path in sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}")):
+        for row in read_rows(path):
+            yield row.units
+
+
+def text_units(files: list[Path]) -> Iterator[str]:
+    """The lines of unit text files."""
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"--text {path}: not found; expected a file with a line of units each")
+        with open(path, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, start=1):
+                if not line.strip() or not line.replace(" ", "").strip().isdecimal():
+                    raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
+                yield line.strip()
+
+
+def write_text(
+    args: argparse.Namespace, workspace: Workspace, folder: Path, max_valid: int
+) -> dict[str, Path]:
+    """Gather train.txt and valid.txt in ``folder``."""
+    texts = {}
+    for split, extra, limit in (
+        ("train", args.text, None),
+        ("valid", args.valid_text, max_valid or None),
+    ):
+        texts[split] = folder / f"{split}.txt"
+        count = 0
+        with writing(texts[split]) as handle:
+            lines = chain(text_units(extra), task_units(workspace, args.unit_model, split))
+            for line in islice(lines, limit):
+                handle.write(line + "\n")
+                count += 1
+        if not count:
+            raise UserError(
+                f"--unit_model {args.unit_model}: no {split} units; quantise a task with "
+                "preprocess/runner.py, or give --text and --valid_text"
+            )
+        print(f"{split}: {count:,} utterances")
+    return texts
+
+
+def write_dict(path: Path, text: Path) -> None:
+    """A dict.txt of the text's units in ascending order, with their counts."""
+    counts: Counter[str] = Counter()
+    with open(text, encoding="utf-8") as handle:
+        for line in handle:
+            counts.update(line.split())
+    with writing(path) as handle:
+        for unit in sorted(counts, key=int):
+            handle.write(f"{unit} {counts[unit]}\n")
+
+
+def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
+    """The recipe as flags of fairseq-train: the stock model on our block task."""
+    schedule: list[object] = ["--lr-scheduler", recipe.lr_schedule]
+    if recipe.lr_schedule == "cosine":
+        schedule += ["--lr-period-updates", recipe.max_update - recipe.warmup_updates]
+    return [
+        data_bin,
+        "--task", "unit_lm",
+        "--arch", "transformer_lm",
+        "--share-decoder-input-output-embed",
+        "--decoder-layers", recipe.decoder_layers,
+        "--decoder-embed-dim", recipe.decoder_embed_dim,
+        "--decoder-ffn-embed-dim", recipe.decoder_ffn_embed_dim,
+        "--decoder-attention-heads", recipe.decoder_attention_heads,
+        "--dropout", recipe.dropout,
+        "--attention-dropout", recipe.dropout,
+        "--criterion", "cross_entropy",
+        "--optimizer", "adam",
+        "--adam-betas", "(0.9, 0.98)",
+        "--lr", recipe.lr,
+        *schedule,
+        "--warmup-updates", recipe.warmup_updates,
+        "--clip-norm", recipe.clip_norm,
+        "--tokens-per-sample", recipe.tokens_per_sample,
+        "--max-tokens", recipe.max_tokens,
+        "--update-freq", recipe.update_freq,
+        "--max-update", recipe.max_update,
+        "--seed", recipe.seed,
+    ]  # fmt: skip
+
+
+def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
+    """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss in bits."""
+    import torch
+
+    from ulm_prompt.prompt_lm.safe_load import load_torch
+
+    state = load_torch(checkpoint)
+    with replacing_folder(folder) as fresh:
+        shutil.copyfile(dictionary, fresh / "dict.txt")
+        torch.save(
+            {"cfg": {"model": state["cfg"]["model"]}, "model": state["model"]},
+            fresh / "checkpoint_best.pt",
+        )
+        write_json(fresh / OURS, {"valid_loss_bits": state["extra_state"]["best"], **provenance()})
+    return state["extra_state"]["best"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--unit_model", required=True, help="for example hubert100")
+    parser.add_argument(
+        "--date", required=True, help="names the run; the same date goes on with it"
+    )
+    parser.add_argument("--config", default="gslm", help="a file in config/ulm/")
+    parser.add_argument("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
+    parser.add_argument(
+        "--valid_text", type=Path, nargs="+", default=[], help="the same, for valid"
+    )
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
+    add_workspace(parser)
+    args = parser.parse_args()
+    workspace = Workspace(args.workspace)
+    recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", args.set)
+    folder = workspace.lm(args.unit_model)
+    if folder.exists() and not (folder / OURS).exists():
+        raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
+    save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
+    texts = write_text(args, workspace, save_dir / "text", recipe.max_valid_utterances)
+    dictionary = save_dir / "dict.txt"
+    write_dict(dictionary, texts["train"])
+    data_bin = workspace.data_bin(args.unit_model, "ulm")
+    binarize(texts, dictionary, data_bin)
+    save_config(recipe, save_dir / "config.yaml")
+
+    from ulm_prompt.fairseq_run import train
+
+    train(
+        fairseq_flags(recipe, data_bin), save_dir, workspace.logs("ulm", args.unit_model, args.date)
+    )
+    loss = publish(save_dir / "checkpoint_best.pt", dictionary, folder)
+    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
+    print("next: python ulm_prompt/fairseq_preprocess.py")
+
+
+if __name__ == "__main__":
+    run(main)

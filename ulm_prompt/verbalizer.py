@@ -1,0 +1,132 @@
+"""Stage 2c: rename labels to existing units (verbal.json) and write the renamed text, data_<method>/."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.errors import UserError, run
+from pipeline.files import read_json, writing
+from pipeline.rows import SPLITS
+from pipeline.workspace import Workspace
+from ulm_prompt.prompt_text import SEPARATOR, read_prompt_text
+from ulm_prompt.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.verbal import record_verbal
+
+METHODS = ("freq", "kmeans")
+
+
+def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
+    """Counts of units and of labels over a split, each in order of first appearance."""
+    units: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    for row_units, row_labels in read_prompt_text(path, "ulm_prompt/make_data.py"):
+        units.update(row_units.split())
+        labels.update(row_labels.split())
+    return units, labels
+
+
+def by_frequency(counts: Counter[str]) -> list[str]:
+    """Most frequent first, ties by first appearance."""
+    return [symbol for symbol, _ in counts.most_common()]
+
+
+def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
+    """``number`` units that lie far apart in the LM's embedding space, most frequent first.
+
+    k-means over the embeddings of ``units``; from each cluster the unit nearest its centre.
+    """
+    from sklearn.cluster import KMeans
+
+    from ulm_prompt.prompt_lm.frozen_lm import unit_embeddings
+
+    embeddings = unit_embeddings(lm, units)  # (U, D)
+    clusters = KMeans(number, n_init=10, random_state=0).fit(embeddings)
+    nearest = clusters.transform(embeddings).argmin(axis=0)
+    return [units[index] for index in sorted(nearest)]
+
+
+def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str]) -> dict[str, str]:
+    """label -> unit, in the order of ``labels`` (the task's label space).
+
+    The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the k-th most
+    frequent unit (paper, section 3.3). Labels that train never shows come last.
+    """
+    train = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", "train")
+    unit_counts, label_counts = count_train(train)
+    units = by_frequency(unit_counts)
+    ranked = by_frequency(label_counts)
+    ranked += [label for label in labels if label not in label_counts]
+    if len(ranked) > len(units):
+        raise UserError(
+            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to rename them to; "
+            "use a unit model with more clusters"
+        )
+    if method == "kmeans":
+        units = spread_units(workspace.lm(pair.unit_model), units, len(ranked))
+    names = dict(zip(ranked, units))
+    missing = [label for label in ranked if label not in labels]
+    if missing:
+        raise UserError(
+            f"{train}: label {missing[0]} is not in labelspace.json; "
+            "run ulm_prompt/gen_labelspace.py again"
+        )
+    return {label: names[label] for label in labels}
+
+
+def rename_split(
+    workspace: Workspace, pair: Pair, names: dict[str, str], method: str, split: str
+) -> int:
+    """Write ``data_<method>/<split>.txt`` with every label renamed; return its number of lines."""
+    downstream = pair.config.downstream
+    source = workspace.prompt_text(pair.unit_model, downstream, "data_prompt", split)
+    target = workspace.prompt_text(pair.unit_model, downstream, f"data_{method}", split)
+    count = 0
+    with writing(target) as handle:
+        rows = read_prompt_text(source, "ulm_prompt/make_data.py")
+        for count, (units, labels) in enumerate(rows, start=1):
+            try:
+                renamed = " ".join(names[label] for label in labels.split())
+            except KeyError as error:
+                raise UserError(
+                    f"{source}, line {count}: label {error.args[0]} is not in the verbalizer; "
+                    "run ulm_prompt/gen_labelspace.py, then this stage again"
+                ) from None
+            handle.write(f"{units}{SEPARATOR}{renamed}\n")
+    return count
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="freq",
+        help="freq: as published; kmeans: units spread over the LM's embedding space",
+    )
+    add_selection(parser)
+    args = parser.parse_args()
+    workspace = Workspace(args.workspace)
+    for pair in find_pairs(args):
+        folder = workspace.datasets(pair.unit_model)
+        labelspace = read_json(folder / "labelspace.json", "ulm_prompt/gen_labelspace.py")
+        if pair.task not in labelspace:
+            raise UserError(
+                f"{folder / 'labelspace.json'}: nothing about {pair.task}; run gen_labelspace.py"
+            )
+        names = verbal_map(workspace, pair, args.method, labelspace[pair.task])
+        counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
+        record_verbal(workspace, pair, names, args.method)
+        print(
+            f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
+            f"{sum(counts):,} rows -> data_{args.method}/, {folder / 'verbal.json'}"
+        )
+    print("next: python ulm_prompt/fairseq_preprocess.py")
+
+
+if __name__ == "__main__":
+    run(main)
