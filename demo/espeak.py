@@ -1,4 +1,6 @@
-"""Speech from text with the espeak-ng library that the PyPI wheel ``espeakng-loader`` carries (ctypes, no sound card)."""
+"""Speech from text with the espeak-ng library that the PyPI wheel ``espeakng-loader`` carries
+(ctypes, no sound card).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 class Espeak:
-    """The synthesiser of this process. The library has one global state: make one instance a process.
+    """The synthesiser of this process. The library has one global state: make one instance a
+    process.
 
-    What it returns depends on what it spoke before (phases and noise run on), so the same sequence of calls in a fresh
-    process gives the same samples.
+    What it returns depends on what it spoke before (phases and noise run on), so the same sequence
+    of calls in a fresh process gives the same samples.
     """
 
     def __init__(self) -> None:
@@ -47,14 +50,17 @@ class Espeak:
         return 0  # go on
 
     def set_voice(self, name: str) -> None:
-        """Choose a voice such as ``en-us+m4`` (accent + variant). Raises ``UserError`` for an unknown one."""
+        """Choose a voice such as ``en-us+m4`` (accent + variant). Raises ``UserError`` for an
+        unknown one.
+        """
         if self._library.espeak_SetVoiceByName(name.encode()) != 0:
             raise UserError(f"espeak-ng has no voice {name!r}")
 
     def speak(self, text: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
         """Return ``text`` as (T,) float32 in [-1, 1] at ``sample_rate``.
 
-        ``rate`` in words a minute (80-450), ``pitch`` and ``pitch_range`` in 0..100 (50 is the voice's own).
+        ``rate`` in words a minute (80-450), ``pitch`` and ``pitch_range`` in 0..100 (50 is the
+        voice's own).
         """
         for parameter, value in (
             (_RATE, rate),

@@ -1,8 +1,10 @@
-"""Speak the demo's two corpora with espeak-ng, in the folder layout of Speech Commands and Fluent Speech Commands.
+"""Speak the demo's two corpora with espeak-ng, in the folder layout of Speech Commands and Fluent
+Speech Commands.
 
-    python demo/speech.py --out demo/workspace/corpora
+python demo/speech.py --out demo/workspace/corpora
 
-Voices of the valid and test splits are never heard in train. The same arguments give the same bytes.
+Voices of the valid and test splits are never heard in train. The same arguments give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +28,22 @@ import soxr
 from tqdm import tqdm
 
 from demo.espeak import Espeak
-from demo.sound import NOISE_COLOURS, SAMPLE_RATE, at_level, coloured_noise, trimmed, write_wav
-from demo.texts import KEYWORDS, OTHER_WORDS, commands
+from demo.sound import (
+    NOISE_COLOURS,
+    SAMPLE_RATE,
+    amplitude,
+    at_level,
+    coloured_noise,
+    trimmed,
+    write_wav,
+)
+from demo.texts import OTHER_WORDS, commands
 from demo.voices import Speaker, speakers
 from pipeline.errors import UserError, run
 from pipeline.files import write_json
 from pipeline.rows import SPLITS
-from preprocess.speech_commands.preprocessor import (
+from preprocess.speech_commands.corpus import (
+    KEYWORDS,
     NOISE_FOLDER,
     SILENCE,
     TEST_FOLDER,
@@ -40,14 +51,16 @@ from preprocess.speech_commands.preprocessor import (
     UNKNOWN,
 )
 
-SPEECH_LEVEL = (-30.0, -18.0)  # dB relative to full scale
-NOISE_BELOW_SPEECH = (20.0, 45.0)  # dB
-NOISE_LEVEL = (-70.0, -40.0)  # dB relative to full scale, of background noise and test silence
-NOISE_SECONDS = 30
+SPEECH_LEVEL = (-22.0, -18.0)  # dB relative to full scale
+NOISE_BELOW_SPEECH = (44.0, 48.0)  # dB
+NOISE_LEVEL = (-68.0, -62.0)  # dB relative to full scale, of background noise and test silence
+NOISE_SECONDS = 60
 
 
 class Clip(NamedTuple):
-    """One file to speak. ``seconds``: the clip's fixed length, or None for the sentence with short pauses."""
+    """One file to speak. ``seconds``: the clip's fixed length, or None for the sentence with short
+    pauses.
+    """
 
     path: str
     text: str
@@ -69,7 +82,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the two corpora")
-    sizes = dict(type=int, nargs=3, metavar=("TRAIN", "VALID", "TEST"))
+    sizes = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
     parser.add_argument(
         "--keywords", default=[2400, 300, 480], help="utterances in 12 classes", **sizes
     )
@@ -108,7 +121,9 @@ def main() -> None:
 def speak_keywords(
     out: Path, voices: dict[str, list[Speaker]], counts: dict[str, int], seed: int, workers: int
 ) -> None:
-    """Write Speech Commands v0.01's folders. One in twelve is silence: crops in train and valid, files in test."""
+    """Write Speech Commands v0.01's folders. One in twelve is silence: crops in train and valid,
+    files in test.
+    """
     jobs = []
     for split, count in counts.items():
         clips: dict[Speaker, list[Clip]] = {speaker: [] for speaker in voices[split]}
@@ -135,12 +150,11 @@ def write_noise(out: Path, silences: int, seed: int) -> None:
     rng = np.random.default_rng((seed, 2))
     (out / NOISE_FOLDER).mkdir(parents=True)
     (out / TEST_FOLDER / SILENCE).mkdir(parents=True)
+    samples = NOISE_SECONDS * SAMPLE_RATE
+    swelling = amplitude(np.linspace(*NOISE_LEVEL, samples))  # crops find every level
     for colour in NOISE_COLOURS:
-        for number, decibels in enumerate(np.linspace(*NOISE_LEVEL, 3)):
-            noise = coloured_noise(rng, colour, NOISE_SECONDS * SAMPLE_RATE)
-            write_wav(
-                out / NOISE_FOLDER / f"{colour}_noise_{number}.wav", at_level(noise, decibels)
-            )
+        noise = coloured_noise(rng, colour, samples)
+        write_wav(out / NOISE_FOLDER / f"{colour}_noise.wav", noise * swelling)
     for number in range(silences):
         noise = coloured_noise(rng, rng.choice(list(NOISE_COLOURS)), SAMPLE_RATE)
         path = out / TEST_FOLDER / SILENCE / f"{number}.wav"
@@ -150,7 +164,9 @@ def write_noise(out: Path, silences: int, seed: int) -> None:
 def speak_commands(
     out: Path, voices: dict[str, list[Speaker]], counts: dict[str, int], seed: int, workers: int
 ) -> None:
-    """Write Fluent Speech Commands' csv files and wavs. Triples are equally frequent, as are their phrasings."""
+    """Write Fluent Speech Commands' csv files and wavs. Triples are equally frequent, as are their
+    phrasings.
+    """
     by_triple: dict[tuple[str, ...], list] = {}
     for command in commands():
         by_triple.setdefault(command[1:], []).append(command)
@@ -185,7 +201,9 @@ def _jobs(out: Path, clips: dict[Speaker, list[Clip]], seed: tuple[int, int]) ->
 
 
 def speak(jobs: Sequence[Job], title: str, workers: int) -> None:
-    """Run the jobs, each in a process of its own: espeak-ng's state must not carry over from speaker to speaker."""
+    """Run the jobs, each in a process of its own: espeak-ng's state must not carry over from
+    speaker to speaker.
+    """
     for job in jobs:
         for folder in {(job.folder / clip.path).parent for clip in job.clips}:
             folder.mkdir(parents=True, exist_ok=True)
@@ -204,15 +222,17 @@ def _run(job: Job) -> None:
         spoken = espeak.speak(
             clip.text,
             rate=round(job.speaker.rate * rng.uniform(0.9, 1.1)),
-            pitch=int(np.clip(job.speaker.pitch + rng.integers(-8, 9), 0, 100)),
-            pitch_range=int(rng.integers(30, 71)),
+            pitch=int(np.clip(job.speaker.pitch + rng.integers(-4, 5), 0, 100)),
+            pitch_range=int(rng.integers(20, 46)),
         )
         speech = soxr.resample(trimmed(spoken), espeak.sample_rate, SAMPLE_RATE)
         write_wav(job.folder / clip.path, recorded(speech, clip.seconds, rng))
 
 
 def recorded(speech: np.ndarray, seconds: float | None, rng: np.random.Generator) -> np.ndarray:
-    """Place ``speech`` at a random level between two pauses, over noise of a random colour and level."""
+    """Place ``speech`` at a random level between two pauses, over noise of a random colour and
+    level.
+    """
     if seconds is None:
         before, after = (int(rng.uniform(0.03, 0.12) * SAMPLE_RATE) for _ in range(2))
     else:

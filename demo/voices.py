@@ -1,4 +1,6 @@
-"""The demo's speakers: espeak-ng variants (timbre) with an accent, a pace and a pitch, split by variant."""
+"""The demo's speakers: espeak-ng variants (timbre) with an accent, a pace and a pitch, split by
+variant.
+"""
 
 from __future__ import annotations
 
@@ -8,68 +10,39 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.rows import SPLITS
-from preprocess.speech_commands.preprocessor import which_split
+from preprocess.speech_commands.corpus import which_split
 
-ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-us-nyc", "en-gb-x-gbclan", "en-029")
-# espeak-ng's variants but for whispers, robots, creaks and echoes
+ACCENTS = ("en-us", "en-us-nyc")
+# The espeak-ng variants that a linear classifier on log-mel units understands fairly well from
+# other voices (checked once, over all of them, to set how hard the demo is). No whispers, robots, creaks.
 VARIANTS = (
     *(
         "Alex",
-        "Alicia",
         "Andrea",
         "Andy",
-        "Annie",
         "AnxiousAndy",
         "Denis",
         "Diogo",
-        "Gene",
         "Gene2",
-    ),
-    *(
         "Henrique",
         "Hugo",
-        "Jacky",
-        "Lee",
         "Mario",
+    ),
+    *(
         "Michael",
         "Mike",
         "Mr serious",
         "Nguyen",
-        "Reed",
-    ),
-    *("Storm", "adam", "anika", "announcer", "antonio", "aunty", "belinda", "benjamin", "boris"),
-    *(
-        "caleb",
-        "david",
+        "Storm",
+        "adam",
+        "antonio",
+        "aunty",
+        "boris",
         "ed",
-        "edward",
-        "edward2",
-        "f1",
-        "f2",
-        "f3",
-        "f4",
-        "f5",
-        "grandma",
-        "grandpa",
     ),
-    *("gustave", "ian", "iven", "iven2", "iven3", "iven4", "john", "klatt", "klatt2", "klatt3"),
-    *(
-        "linda",
-        "m1",
-        "m2",
-        "m3",
-        "m4",
-        "m5",
-        "m6",
-        "m7",
-        "m8",
-        "marcelo",
-        "max",
-        "michel",
-        "miguel",
-    ),
-    *("mike2", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby"),
-    *("steph", "steph2", "steph3", "travis", "victor", "zac"),
+    *("edward", "edward2", "f1", "f2", "grandma", "grandpa", "gustave", "iven3", "iven4"),
+    *("john", "m1", "m3", "m4", "m5", "m6", "m7", "max", "michel", "miguel", "pablo", "paul"),
+    *("pedro", "quincy", "rob", "robert", "victor"),
 )
 # share of the variants, and the number of speakers
 _SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
@@ -78,7 +51,9 @@ _SPEAKERS = {"train": 100, "valid": 15, "test": 30}
 
 @dataclass(frozen=True)
 class Speaker:
-    """One voice. ``keyword_id`` is 8 hexadecimal digits that ``which_split`` sends to the speaker's split."""
+    """One voice. ``keyword_id`` is 8 hexadecimal digits that ``which_split`` sends to the speaker's
+    split.
+    """
 
     split: str
     voice: str  # accent+variant
@@ -107,15 +82,17 @@ def _speaker(split: str, variant: str, seed: int, number: int, rng: np.random.Ge
     return Speaker(
         split=split,
         voice=f"{ACCENTS[rng.integers(len(ACCENTS))]}+{variant}",
-        rate=int(rng.integers(150, 211)),
-        pitch=int(rng.integers(35, 66)),
+        rate=int(rng.integers(175, 236)),
+        pitch=int(rng.integers(42, 59)),
         keyword_id=_keyword_id(split, f"{seed} {split} {number}"),
         intent_id=hashlib.sha1(f"{seed} {split} {number}".encode()).hexdigest()[:16],
     )
 
 
 def _keyword_id(split: str, key: str) -> str:
-    """Eight hexadecimal digits that hash into ``split``; test speakers into the share that the rule drops."""
+    """Eight hexadecimal digits that hash into ``split``; test speakers into the share that the rule
+    drops.
+    """
     wanted = None if split == "test" else split
     attempt = 0
     while True:

@@ -18,16 +18,18 @@ from preprocess.speech2unit.kmeans import fit_kmeans, save_kmeans
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
-    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an ``.npz``.
+    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
+    ``.npz``.
 
-    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or features.
+    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
+    features.
     """
     first = preprocessors[0]
     settings, task = first.config.fairseqrc, first.config.taskrc
     for other in preprocessors[1:]:
         if other.config.fairseqrc != settings or other.config.taskrc.unit_model != task.unit_model:
             raise UserError(
-                f"{first.downstream} and {other.downstream} differ in taskrc.unit_model or fairseqrc; "
+                f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
                 "learn their k-means one --downstream at a time"
             )
     if first.km_path.suffix != ".npz":
@@ -43,9 +45,7 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
         title = f"{preprocessor.downstream} train"
         features = [feature.cpu() for _, feature in encoder.features(root, entries, title)]
         frames += [feature.numpy() for feature in features]
-        print(
-            f"{preprocessor.downstream}: read {len(features)} files of {preprocessor.manifest}/train.tsv"
-        )
+        print(f"{preprocessor.downstream}: read {len(features)} files of its train manifest")
     fail_on_bad_audio(encoder.bad, first.km_path.with_suffix(".bad_audio.txt"))
     sample = np.concatenate(frames)[: settings.km_frames]  # (N, D)
     save_kmeans(first.km_path, fit_kmeans(sample, settings.km_clusters, task.seed))
@@ -55,7 +55,9 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
 
 
 def _choose(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:
-    """Draw files from all pools together until they last ``seconds``; each pool's share, in its own order."""
+    """Draw files from all pools together until they last ``seconds``; each pool's share, in its own
+    order.
+    """
     everything = [
         (pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))
     ]

@@ -1,7 +1,7 @@
 """The manifest of a split: which audio, which part of it, which labels.
 
-A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three more columns:
-``start``, ``file`` (the name that the row keeps to the end) and ``labels``.
+A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
+more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pipeline.files import writing
 
 
 class Entry(NamedTuple):
-    """One row. ``start`` and ``frames`` count samples at the file's own rate; ``labels`` are integers and spaces."""
+    """One row. ``start`` and ``frames`` count samples at the file's own rate; ``labels`` are
+    integers and spaces.
+    """
 
     path: str  # relative to the corpus folder
     frames: int
@@ -25,7 +27,9 @@ class Entry(NamedTuple):
 
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
-    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name with a tab or a line break."""
+    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name with a tab
+    or a line break.
+    """
     count = 0
     with writing(path) as handle:
         handle.write(f"{_one_field(str(root))}\n")
@@ -36,7 +40,9 @@ def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
 
 
 def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
-    """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty manifest."""
+    """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
+    manifest.
+    """
     try:
         root, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
@@ -50,7 +56,7 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
             entries.append(Entry(name, int(frames), int(start), file, labels))
         except ValueError:
             raise UserError(
-                f"{path}, line {number}: expected path, frames, start, file, labels with tabs between, "
+                f"{path}, line {number}: expected path, frames, start, file, labels and tabs, "
                 f"found {line[:60]!r}; run --action generate_manifest again"
             ) from None
     if not entries:

@@ -1,7 +1,7 @@
 """What every downstream task shares: the actions, their checks and what they leave behind.
 
-A task is a folder with ``config.yaml`` and ``preprocessor.py``, where ``Preprocessor`` subclasses the one here and says
-which utterances a split holds and what their labels are.
+A task is a folder with ``config.yaml`` and ``preprocessor.py``, where ``Preprocessor`` subclasses
+the one here and says which utterances a split holds and what their labels are.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class FairseqConfig:
 
 @dataclass
 class Config:
-    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its own type."""
+    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its
+    own type.
+    """
 
     taskrc: TaskConfig = field(default_factory=TaskConfig)
     datarc: DataConfig = field(default_factory=DataConfig)
@@ -65,7 +67,9 @@ class Config:
 
 
 class Utterance(NamedTuple):
-    """One row to be: ``labels`` holds a name for each of the task's slots; no ``frames`` means the whole file."""
+    """One row to be: ``labels`` holds a name for each of the task's slots; no ``frames`` means the
+    whole file.
+    """
 
     path: str  # relative to the corpus folder
     labels: tuple[str, ...]
@@ -78,7 +82,9 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 class Preprocessor(Generic[ConfigType]):
-    """The three actions of one task. ``config_class`` and ``slots`` and ``utterances`` are the task's own."""
+    """The three actions of one task. ``config_class`` and ``slots`` and ``utterances`` are the
+    task's own.
+    """
 
     config_class: type[Config] = Config
     slots: tuple[str, ...]  # what an utterance's labels say, in their order
@@ -96,11 +102,15 @@ class Preprocessor(Generic[ConfigType]):
         )
 
     def utterances(self, split: str) -> list[Utterance]:
-        """List the split's utterances in their final order. Raises ``UserError`` for a corpus that lacks it."""
+        """List the split's utterances in their final order. Raises ``UserError`` for a corpus that
+        lacks it.
+        """
         raise NotImplementedError
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The names of each slot in the order of their numbers; here: of their first appearance in train."""
+        """The names of each slot in the order of their numbers; here: of their first appearance in
+        train.
+        """
         return [
             list(dict.fromkeys(utterance.labels[slot] for utterance in train))
             for slot in range(len(self.slots))
@@ -112,7 +122,9 @@ class Preprocessor(Generic[ConfigType]):
         return self.in_workspace(self.config.datarc.root_path)
 
     def in_workspace(self, path: str) -> Path:
-        """A path of the config: a relative one starts at the workspace, wherever the command is typed."""
+        """A path of the config: a relative one starts at the workspace, wherever the command is
+        typed.
+        """
         return self.workspace.root / Path(path).expanduser()
 
     def generate_manifest(self) -> None:
@@ -177,13 +189,15 @@ class Preprocessor(Generic[ConfigType]):
         for slot, name in enumerate(utterance.labels):
             if (slot, name) not in numbers:
                 raise UserError(
-                    f"{utterance.path}: {self.slots[slot]} {name!r} is not among the labels of the train split"
+                    f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train split"
                 )
             found.append(str(numbers[slot, name]))
         return " ".join(found)
 
     def quantize(self) -> None:
-        """Write ``<unit_model>/quantized/{train,valid,test}``: ``file|units``, one line a distinct file, runs kept."""
+        """Write ``<unit_model>/quantized/{train,valid,test}``: ``file|units``, one line a distinct
+        file, runs kept.
+        """
         manifests = {split: read_manifest(self.manifest / f"{split}.tsv") for split in SPLITS}
         centres = load_kmeans(self.km_path)
         encoder = self.encoder()
@@ -218,7 +232,9 @@ class Preprocessor(Generic[ConfigType]):
         return Encoder(reader, device, settings.batch_seconds)
 
     def postprocess(self) -> None:
-        """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest entry."""
+        """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
+        entry.
+        """
         splits = {split: self._rows(split) for split in SPLITS}
         labels = read_json(
             self.manifest / "labels.json", "preprocess/runner.py --action generate_manifest"

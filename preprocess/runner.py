@@ -1,11 +1,12 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
-    python preprocess/runner.py --downstream speech_commands --action generate_manifest
-    python preprocess/runner.py --downstream speech_commands --action learn_kmeans     # log-mel has no released k-means
-    python preprocess/runner.py --downstream speech_commands --action quantized
-    python preprocess/runner.py --downstream speech_commands --action postprocess
+python preprocess/runner.py --downstream speech_commands --action generate_manifest python
+preprocess/runner.py --downstream speech_commands --action learn_kmeans     # log-mel has no
+released k-means python preprocess/runner.py --downstream speech_commands --action quantized python
+preprocess/runner.py --downstream speech_commands --action postprocess
 
-A downstream is a folder beside this file with config.yaml and preprocessor.py; your own needs no change here.
+A downstream is a folder beside this file with config.yaml and preprocessor.py; your own needs no
+change here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from preprocess.preprocessor import Preprocessor
 
 HERE = Path(__file__).resolve().parent
 NEXT = {
-    "generate_manifest": "--action learn_kmeans, or --action quantized where the k-means is there already",
+    "generate_manifest": "--action learn_kmeans (or quantized, where the k-means is there already)",
     "learn_kmeans": "--action quantized",
     "quantized": "--action postprocess",
     "postprocess": "ulm_prompt/make_data.py",
@@ -83,7 +84,9 @@ def downstreams() -> list[str]:
 
 
 def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
-    """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name or a bad config."""
+    """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name
+    or a bad config.
+    """
     if name not in downstreams():
         raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
     module = importlib.import_module(f"preprocess.{name}.preprocessor")

@@ -1,4 +1,6 @@
-"""Intent classification on Fluent Speech Commands: an action, an object and a location for each command."""
+"""Intent classification on Fluent Speech Commands: an action, an object and a location for each
+command.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from preprocess.preprocessor import Config, Preprocessor, Utterance
 
 
 class FluentCommands(Preprocessor[Config]):
-    """The corpus's own splits. Labels are numbered through: all actions, then all objects, then all locations."""
+    """The corpus's own splits. Labels are numbered through: all actions, then all objects, then all
+    locations.
+    """
 
     slots = ("action", "object", "location")
 

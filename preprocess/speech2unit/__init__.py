@@ -1,1 +1,3 @@
-"""Audio to units: reading (``audio``), features by name (``features``), k-means (``kmeans``), the loop (``quantize``)."""
+"""Audio to units: reading (``audio``), features by name (``features``), k-means (``kmeans``), the
+loop (``quantize``).
+"""

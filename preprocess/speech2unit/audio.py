@@ -1,4 +1,6 @@
-"""Reading audio: any rate and any number of channels in, 16 kHz mono float32 out; what cannot be read is said why."""
+"""Reading audio: any rate and any number of channels in, 16 kHz mono float32 out; what cannot be
+read is said why.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class BadAudio(Exception):
 
 
 def length_and_rate(path: Path) -> tuple[int, int]:
-    """Samples a channel and samples a second, from the header. Raises ``BadAudio`` (missing, empty, not audio)."""
+    """Samples a channel and samples a second, from the header. Raises ``BadAudio`` (missing, empty,
+    not audio).
+    """
     try:
         header = soundfile.info(path)
     except soundfile.LibsndfileError as error:
@@ -36,9 +40,11 @@ class AudioReader:
         self.notes: Counter[str] = Counter()
 
     def read(self, path: Path, start: int, frames: int) -> np.ndarray:
-        """Return samples ``start`` to ``start + frames`` (at the file's own rate) as (T,) float32, 16 kHz, mono.
+        """Return samples ``start`` to ``start + frames`` (at the file's own rate) as (T,) float32,
+        16 kHz, mono.
 
-        Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not finite.
+        Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not
+        finite.
         """
         try:
             samples, rate = soundfile.read(
@@ -60,7 +66,9 @@ class AudioReader:
 
 
 def fail_on_bad_audio(bad: dict[Path, str], report: Path) -> None:
-    """Write path and reason of each bad file to ``report`` and raise ``UserError``; with none, remove an old report."""
+    """Write path and reason of each bad file to ``report`` and raise ``UserError``; with none,
+    remove an old report.
+    """
     if not bad:
         report.unlink(missing_ok=True)
         return
@@ -69,7 +77,8 @@ def fail_on_bad_audio(bad: dict[Path, str], report: Path) -> None:
     named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise UserError(
-        f"{len(bad)} audio file(s) cannot be used: {named}{more}; repair or remove them (all are listed in {report})"
+        f"{len(bad)} audio file(s) cannot be used: {named}{more}; "
+        f"repair or remove them (all are listed in {report})"
     )
 
 

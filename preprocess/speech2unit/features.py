@@ -1,4 +1,4 @@
-"""Features by name. A reader of another model is one file here and one line in ``FEATURE_TYPES``."""
+"""Features by name. A reader of another model is one file and a line in ``FEATURE_TYPES``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ FEATURE_TYPES = {
 
 
 class FeatureReader(Protocol):
-    """What ``FEATURE_TYPES`` names: built as ``Reader(ckpt_path, layer)``, both None where the config leaves them out.
+    """What ``FEATURE_TYPES`` names: built as ``Reader(ckpt_path, layer)``, both None where the
+    config leaves them out.
 
     A batch must give each waveform the features that it would have alone.
     """
@@ -31,14 +32,17 @@ class FeatureReader(Protocol):
     cpu_threads: int | None  # None: as many as torch likes
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map B waveforms, (T_i,) float32 at 16 kHz, to B features, (frames_i, D) float32, on the same device."""
+        """Map B waveforms, (T_i,) float32 at 16 kHz, to B features, (frames_i, D) float32, on the
+        same device.
+        """
 
 
 def feature_reader(feature_type: str, ckpt_path: Path | None, layer: int | None) -> FeatureReader:
     """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one."""
     if feature_type not in FEATURE_TYPES:
         raise UserError(
-            f"fairseqrc.feature_type={feature_type}: unknown; there is {', '.join(sorted(FEATURE_TYPES))}"
+            f"fairseqrc.feature_type={feature_type}: unknown; "
+            f"there is {', '.join(sorted(FEATURE_TYPES))}"
         )
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
     return getattr(importlib.import_module(module), name)(ckpt_path, layer)

@@ -1,7 +1,8 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Centres live in an ``.npz`` file with one array, ``centres`` (K, D) float32. The released k-means files are joblib pickles
-of a scikit-learn model; their reader belongs in ``load_kmeans``, chosen by the file's suffix.
+Centres live in an ``.npz`` file with one array, ``centres`` (K, D) float32. The released k-means
+files are joblib pickles of a scikit-learn model; their reader belongs in ``load_kmeans``, chosen by
+the file's suffix.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class KMeans:
 
 
 def fit_kmeans(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings; returns (clusters, D) float32.
+    """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings; returns (clusters, D)
+    float32.
 
     Raises ``UserError`` for fewer frames than clusters.
     """
@@ -69,7 +71,7 @@ def load_kmeans(path: Path) -> np.ndarray:
             centres = arrays["centres"]
     except FileNotFoundError:
         raise UserError(
-            f"{path}: k-means file not found; learn it with preprocess/runner.py --action learn_kmeans "
+            f"{path}: k-means file not found; learn it with --action learn_kmeans "
             "or name one with --set fairseqrc.km_path=FILE"
         ) from None
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,4 +1,6 @@
-"""Log-mel filter banks as ``torchaudio.compliance.kaldi.fbank(waveform, num_mel_bins=80, dither=0)`` computes them."""
+"""Log-mel filter banks as ``torchaudio.compliance.kaldi.fbank(waveform, num_mel_bins=80,
+dither=0)`` computes them.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ _EPSILON = torch.finfo(torch.float32).eps
 
 
 class LogMel:
-    """80 log mel energies every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 frames (``snip_edges``).
+    """80 log mel energies every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 frames
+    (``snip_edges``).
 
-    The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs read 16-bit integers, so their values
-    lie 2 ln 32768 higher.
+    The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs read 16-bit
+    integers, so their values lie 2 ln 32768 higher.
     """
 
     dim = 80
@@ -42,7 +45,9 @@ class LogMel:
         self._mel = _mel_banks(self.dim)  # (257, 80)
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to log energies (frames_i, 80). No frame sees another, so padding is not needed."""
+        """Map waveforms (T_i,) to log energies (frames_i, 80). No frame sees another, so padding is
+        not needed.
+        """
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
         frames = torch.cat(windows)  # (N, 400), N = frames of the whole batch
         energies = torch.cat([self._energies(block) for block in frames.split(_BLOCK)])  # (N, 80)
@@ -64,7 +69,9 @@ def _mel(hertz: torch.Tensor | float) -> torch.Tensor:
 
 
 def _mel_banks(bins: int) -> torch.Tensor:
-    """Triangles evenly spaced on the mel scale, (257, bins) float32; the Nyquist row is zero, as Kaldi has it."""
+    """Triangles evenly spaced on the mel scale, (257, bins) float32; the Nyquist row is zero, as
+    Kaldi has it.
+    """
     lowest, highest = _mel(_LOWEST_HZ), _mel(_HIGHEST_HZ)
     width = (highest - lowest) / (bins + 1)
     left = lowest + width * torch.arange(bins)  # (bins,)

@@ -19,7 +19,9 @@ _WINDOW = 8  # batches read ahead and sorted by length, so that a batch holds si
 
 
 class Encoder:
-    """Reads the entries' audio and computes their features. ``bad`` collects what could not be used, and why."""
+    """Reads the entries' audio and computes their features. ``bad`` collects what could not be
+    used, and why.
+    """
 
     def __init__(self, reader: FeatureReader, device: torch.device, batch_seconds: float) -> None:
         self.audio = AudioReader()

@@ -1,9 +1,9 @@
-"""Keyword spotting on Speech Commands v0.01 with the SUPERB splits: ten keywords, ``_unknown_`` and ``_silence_``."""
+"""Keyword spotting on Speech Commands v0.01 with the SUPERB splits: ten keywords, ``_unknown_`` and
+``_silence_``.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,13 +15,16 @@ from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.preprocessor import Config, DataConfig, Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, fail_on_bad_audio, length_and_rate
-
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-UNKNOWN, SILENCE = "_unknown_", "_silence_"
-CLASSES = (*KEYWORDS, UNKNOWN, SILENCE)  # the label is the index
-TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
-NOISE_FOLDER = f"{TRAIN_FOLDER}/_background_noise_"
-MAX_WAVS_PER_CLASS = 2**27 - 1
+from preprocess.speech_commands.corpus import (
+    CLASSES,
+    KEYWORDS,
+    NOISE_FOLDER,
+    SILENCE,
+    TEST_FOLDER,
+    TRAIN_FOLDER,
+    UNKNOWN,
+    which_split,
+)
 
 
 class Drawing(Enum):
@@ -42,19 +45,6 @@ class SpeechCommandsConfig(Config):
     datarc: SpeechCommandsData = field(default_factory=SpeechCommandsData)
 
 
-def which_split(file_name: str) -> str | None:
-    """The dataset's own rule: all recordings of a speaker lie in one split. None: in neither train nor valid.
-
-    ``file_name`` is like ``a6d586b7_nohash_4.wav``; what stands before ``_nohash_`` is the speaker.
-    """
-    speaker = re.sub(r"_nohash_.*$", "", file_name)
-    digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
-    percentage = (digest % (MAX_WAVS_PER_CLASS + 1)) * (100.0 / MAX_WAVS_PER_CLASS)
-    if percentage < 10:
-        return "valid"
-    return None if percentage < 20 else "train"
-
-
 class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
     """Train and valid by ``which_split``; the test set is a folder of its own."""
 
@@ -66,7 +56,7 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         return [list(CLASSES)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """Test as it lies; train and valid drawn from their files, or each file once (``datarc``)."""
+        """Test as it lies; train and valid drawn, or each file once (``datarc``)."""
         if split == "test":
             return self._test()
         by_class = self._files_by_class(split)
@@ -80,7 +70,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
     def _drawn(
         self, by_class: dict[str, list[Utterance]], rng: np.random.Generator
     ) -> list[Utterance]:
-        """Draw as many rows as there are files, noise files included: first a class of the twelve, then one of its files.
+        """Draw as many rows as there are files, noise files included: first a class of the twelve,
+        then one of its files.
 
         This is SUPERB's weighted sampling with replacement, which balances the classes.
         """
@@ -146,8 +137,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
     def _folders(self, folder: str) -> list[str]:
         if not (self.root / folder).is_dir():
             raise UserError(
-                f"{self.root / folder}: not found; datarc.root_path is the folder that holds {TRAIN_FOLDER} "
-                f"and {TEST_FOLDER}"
+                f"{self.root / folder}: not found; datarc.root_path is the folder that "
+                f"holds {TRAIN_FOLDER} and {TEST_FOLDER}"
             )
         return sorted(path.name for path in (self.root / folder).iterdir() if path.is_dir())
 
