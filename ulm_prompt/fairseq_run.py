@@ -55,7 +55,8 @@ def _show_the_essential() -> None:
     """One console handler, without fairseq's dumps of settings and modules; no third-party warnings."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
     logging.getLogger().handlers[0].addFilter(_is_essential)
-    warnings.filterwarnings("ignore", module=r"fairseq|torch")
+    for noise in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", noise)
 
 
 def _is_essential(record: logging.LogRecord) -> bool:

@@ -56,13 +56,15 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm import checkpoint
     from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 
+    unit_lm = load_unit_lm(lm)
     card = checkpoint.Card(
         task=pair.task,
         unit_model=pair.unit_model,
         prefix_prompt_length=0 if args.fine_tune else length,
         fine_tune=args.fine_tune,
         labels_per_utterance=pair.config.labels_per_utterance,
-        lm_fingerprint=load_unit_lm(lm).fingerprint,
+        lm_fingerprint=unit_lm.fingerprint,
+        lm_parameters=sum(weight.numel() for weight in unit_lm.model.parameters()),
         verbalizer=method,
         verbal=verbal,
         recipe=recipe_name,
@@ -83,8 +85,8 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     train(flags, save_dir, workspace.logs(pair.task, pair.unit_model, args.date))
     card = checkpoint.finish(save_dir, card)
     print(
-        f"{pair.task} {pair.unit_model}: best of {card.epochs} epochs on valid: "
-        f"loss {card.valid['label_loss']:.3f} nats a label, accuracy {card.valid['accuracy']:.2f} % "
+        f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of {card.total_updates:,}, valid "
+        f"label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "
         "(labels before it given)"
     )
 

@@ -112,13 +112,16 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
     schedule: list[object] = ["--lr-scheduler", recipe.lr_schedule]
     if recipe.lr_schedule == "cosine":
         schedule += ["--lr-period-updates", recipe.max_update - recipe.warmup_updates]
+    width = recipe.decoder_embed_dim
     return [
         data_bin,
         "--task", "unit_lm",
-        "--arch", "transformer_lm",
+        "--arch", "transformer_lm_big",
         "--share-decoder-input-output-embed",
         "--decoder-layers", recipe.decoder_layers,
-        "--decoder-embed-dim", recipe.decoder_embed_dim,
+        "--decoder-embed-dim", width,
+        "--decoder-input-dim", width,
+        "--decoder-output-dim", width,
         "--decoder-ffn-embed-dim", recipe.decoder_ffn_embed_dim,
         "--decoder-attention-heads", recipe.decoder_attention_heads,
         "--dropout", recipe.dropout,

@@ -26,7 +26,9 @@ class UncachedDecoder(FairseqDecoder):
         self, prev_output_tokens: torch.Tensor, **others: object
     ) -> tuple[torch.Tensor, dict]:
         prompt = self.model.prompt
-        return published_logits(self.model.lm, prompt, prev_output_tokens, prompt.inputs), {"attn": [None]}
+        return published_logits(self.model.lm, prompt, prev_output_tokens, prompt.inputs), {
+            "attn": [None]
+        }
 
     def max_positions(self) -> int:
         return 10_000

@@ -50,7 +50,8 @@ def lm(layers: int = 3, width: int = 32, heads: int = 4, seed: int = 0) -> Trans
     model = TransformerLanguageModel.build_model(settings(layers, width, heads), source)
     for name, parameter in model.named_parameters():
         if "embed_tokens" not in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            is_norm = "layer_norm.weight" in name
+            torch.nn.init.normal_(parameter, mean=1.0 if is_norm else 0.0, std=0.2)
     return model.eval()
 
 
@@ -73,19 +74,14 @@ def write_lm(folder: Path, model: TransformerLanguageModel | None = None, **shap
 
 
 def rows(downstream: str, count: int, seed: int) -> list[Row]:
-    """Random units of random length; each label is told by units that stand somewhere in the row."""
+    """Random units of random length; the last ones tell the labels, so that a random LM can be prompted."""
     generator = random.Random(seed)
     made = []
     for number in range(count):
-        units = [generator.randrange(10, UNITS) for _ in range(generator.randint(4, 12))]
-        labels = []
-        for slot in range(LABELS[downstream]):
-            choice = generator.randrange(4)
-            units.insert(generator.randrange(len(units)), 4 * slot + choice if slot < 2 else choice)
-            labels.append(4 * slot + choice)
-        made.append(
-            Row(f"{seed}/{number}.wav", " ".join(map(str, units)), " ".join(map(str, labels)))
-        )
+        units = [generator.randrange(12, UNITS) for _ in range(generator.randint(4, 12))]
+        labels = [4 * slot + generator.randrange(4) for slot in range(LABELS[downstream])]
+        columns = [" ".join(map(str, values)) for values in (units + labels, labels)]
+        made.append(Row(f"{seed}/{number}.wav", *columns))
     return made
 
 

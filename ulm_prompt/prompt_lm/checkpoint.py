@@ -21,6 +21,7 @@ from .safe_load import load_torch
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"
 LAST = "checkpoint_last.pt"
+_RESULTS = "results"  # what a finished best checkpoint keeps of fairseq's own entries
 
 
 @dataclass
@@ -37,18 +38,20 @@ class Card:
     verbal: dict[str, str]
     recipe: str
     training: dict[str, Any]
+    lm_parameters: int
     made_by: dict[str, Any] = field(default_factory=provenance)
-    parameters: dict[str, int] = field(default_factory=dict)
-    epochs: int = 0
-    updates: int = 0
+    trained_parameters: int = 0
+    updates: int = 0  # at the best checkpoint
+    total_updates: int = 0
     valid: dict[str, float] = field(default_factory=dict)
 
 
-# what must be the same for a run to go on
+# what must be the same for a run to go on; it may go on for longer
 _FIXED = (
     "task", "unit_model", "prefix_prompt_length", "fine_tune", "lm_fingerprint", "verbalizer",
-    "verbal", "training",
+    "verbal",
 )  # fmt: skip
+_EXTENSIBLE = ("max_epoch", "patience")
 
 
 def read_card(folder: Path) -> Card | None:
@@ -67,33 +70,40 @@ def begin(folder: Path, card: Card) -> None:
     """Write the card before training. Raises ``UserError`` when another run lies in the folder."""
     earlier = read_card(folder)
     if earlier is not None and (folder / LAST).exists():
-        for name in _FIXED:
-            if getattr(earlier, name) != getattr(card, name):
-                raise UserError(
-                    f"{folder}: holds a run with another {name}; choose a new --date, "
-                    "or remove the folder"
-                )
-    else:
-        write_json(folder / CARD, dataclasses.asdict(card))
+        changed = [name for name in _FIXED if getattr(earlier, name) != getattr(card, name)]
+        changed += [
+            name
+            for name, value in card.training.items()
+            if name not in _EXTENSIBLE and earlier.training.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
+                "or remove the folder"
+            )
+    write_json(folder / CARD, dataclasses.asdict(card))
 
 
 def finish(folder: Path, card: Card) -> Card:
     """Reduce the best checkpoint to what was trained, and complete the card with its results."""
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
-    if "extra_state" in best:
-        scores = best["extra_state"]["metrics"]["valid"]
+    card = dataclasses.replace(
+        card,
+        total_updates=last["optimizer_history"][-1]["num_updates"],
+        trained_parameters=sum(tensor.numel() for tensor in best["model"].values()),
+        **best.get(_RESULTS, {}),
+    )
+    if _RESULTS not in best:
+        card.updates = best["optimizer_history"][-1]["num_updates"]
         card.valid = {
-            name: float(state["sum"] / state["count"])
-            for _, name, kind, state in scores
+            name: float(meter["sum"] / meter["count"])
+            for _, name, kind, meter in best["extra_state"]["metrics"]["valid"]
             if kind == "AverageMeter" and name in ("loss", "label_loss", "accuracy")
         }
-        card.updates = best["optimizer_history"][-1]["num_updates"]
-        card.epochs = last["extra_state"]["train_iterator"]["epoch"] - 1
+        results = {"updates": card.updates, "valid": card.valid}
         with replacing(folder / BEST) as temporary:
-            torch.save({"model": best["model"]}, temporary)
-        write_json(folder / CARD, dataclasses.asdict(card))
-    else:
-        card = read_card(folder) or card
+            torch.save({"model": best["model"], _RESULTS: results}, temporary)
+    write_json(folder / CARD, dataclasses.asdict(card))
     return card
 
 

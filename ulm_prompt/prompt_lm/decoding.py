@@ -96,8 +96,7 @@ def greedy(
     answers: list[list[int]] = [[] for _ in range(len(state.lengths))]
     alive = list(range(len(answers)))
     while True:
-        state.logits[:, symbols.pad] = -torch.inf
-        best = state.logits.argmax(-1)
+        best = _without(state.logits, symbols.pad).argmax(-1)
         chosen = best.tolist()
         keep = []
         for place, (row, symbol) in enumerate(zip(alive, chosen)):
@@ -136,3 +135,9 @@ def select(state: Prefilled, places: list[int]) -> Prefilled:
         state.visible[index],
         state.lengths[index],
     )
+
+
+def _without(logits: Tensor, symbol: int) -> Tensor:
+    """``logits``, (B, V), with one symbol ruled out."""
+    ruled_out = torch.tensor([symbol], device=logits.device)
+    return logits.index_fill(1, ruled_out, -torch.inf)

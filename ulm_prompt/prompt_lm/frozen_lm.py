@@ -80,8 +80,12 @@ def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
     arch = values.get("arch") or values.get("_name") or "transformer_lm"
     if not str(arch).startswith("transformer_lm"):
         raise UserError(f"{path}: architecture {arch}; expected a fairseq transformer_lm")
+    if not values.get("decoder_normalize_before", True):
+        raise UserError(f"{path}: a post-norm LM; expected layer norms before each block")
     ARCH_CONFIG_REGISTRY.get(arch, ARCH_CONFIG_REGISTRY["transformer_lm_big"])(settings)
     for name, expected in {
+        "decoder_input_dim": settings.decoder_embed_dim,
+        "decoder_output_dim": settings.decoder_embed_dim,
         "decoder_learned_pos": False,
         "adaptive_input": False,
         "adaptive_softmax_cutoff": None,

@@ -1,0 +1,20 @@
+# make setup: .venv with the pinned packages. make demo: audio to accuracy. make test: the tests.
+PYTHON_IN_VENV := .venv/bin/python
+
+.PHONY: setup demo test lint
+
+setup: .venv/.ready
+
+.venv/.ready: setup.sh requirements.txt requirements-fairseq.txt requirements-dev.txt
+	./setup.sh
+	@touch $@
+
+demo: setup
+	$(PYTHON_IN_VENV) demo/run.py
+
+test: setup
+	$(PYTHON_IN_VENV) -m pytest -n 2
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .

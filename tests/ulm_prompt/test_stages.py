@@ -1,0 +1,181 @@
+"""The stages from rows to accuracy, as a user calls them, on a tiny LM."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.workspace import Workspace
+from tests.conftest import stage
+from tests.ulm_prompt import tiny
+
+UNIT_MODEL = "tiny100"
+DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
+QUICK = ("batch_size=16", "max_epoch=4", "patience=0")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both tasks' rows and a tiny LM, after the data stages."""
+    root = tmp_path_factory.mktemp("workspace")
+    for downstream in tiny.LABELS:
+        tiny.write_corpus(root, UNIT_MODEL, downstream)
+    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
+    for name in DATA_STAGES:
+        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+    return root
+
+
+def train(
+    root: Path, date: str, *flags: str, task: str = "KS", knobs: tuple[str, ...] = QUICK
+) -> str:
+    return stage(
+        "ulm_prompt/train.py", "--workspace", root, "--date", date, "--prompt_task", task,
+        *flags, "--set", *knobs,
+    )  # fmt: skip
+
+
+def valid_losses(printed: str) -> list[str]:
+    return re.findall(r"valid on 'valid' subset \| loss (\S+)", printed)
+
+
+def weights(root: Path, date: str, name: str = "checkpoint_last.pt", task: str = "KS") -> dict:
+    folder = Workspace(root).checkpoints(task, UNIT_MODEL, date)
+    return torch.load(folder / name, weights_only=True)["model"]
+
+
+def test_from_rows_to_accuracy(prepared: Path) -> None:
+    """Both tasks, every stage's files and counts, and a prompt that has learned."""
+    for task, length in (("KS", 3), ("IC", 6)):
+        printed = train(prepared, "e2e", "--recipe", "fast", task=task, knobs=("max_update=120",))
+        trained = length * 32 * 7 + 32
+        assert f"(num. trained: {trained:,})" in printed
+    stage(
+        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "e2e", "--sample_date", "s"
+    )
+    printed = stage("ulm_prompt/cal_acc.py", "--workspace", prepared, "--sample_date", "s")
+    assert printed.count("utterances              29") == 2
+    accuracies = re.findall(r"accuracy within labels  (\S+)", printed)
+    assert float(accuracies[1]) > 60, "KS: chance is 25 %"
+    for task in ("KS", "IC"):
+        path = Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "s")
+        samples = json.loads(path.read_text())
+        assert list(samples) == [str(number) for number in range(29)]
+        assert set(samples["0"]) == {"file_name", "src", "label", "predict"}
+
+
+def test_a_checkpoint_is_the_prompt_alone(prepared: Path) -> None:
+    train(prepared, "names", knobs=("max_epoch=1",))
+    found = weights(prepared, "names", "checkpoint_best.pt")
+    expected = {"decoder.prefix_embed_prompts.weight", "decoder.sep_embed.weight",
+                "decoder.infix_embed_prompts.weight"}  # fmt: skip
+    for kind in ("key", "value"):
+        expected |= {f"decoder.deep_{kind}_embed_prompts.{layer}.weight" for layer in range(3)}
+    assert found.keys() == expected
+    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, "names")
+    card = json.loads((folder / "prompt.json").read_text())
+    assert card["trained_parameters"] == 3 * 32 * 7 + 32 and card["valid"]["loss"] > 0
+
+
+def test_a_second_call_resumes_exactly(prepared: Path) -> None:
+    """Two epochs and two more: the losses and the weights of four in one go, prompt dropout included."""
+    whole = train(prepared, "whole")
+    first = train(prepared, "parts", knobs=("batch_size=16", "max_epoch=2", "patience=0"))
+    second = train(prepared, "parts")
+    assert "Loaded checkpoint" in second
+    assert len(valid_losses(whole)) == 4
+    assert valid_losses(first) + valid_losses(second) == valid_losses(whole)
+    for name, tensor in weights(prepared, "whole").items():
+        assert torch.equal(tensor, weights(prepared, "parts")[name]), name
+
+
+def test_patience_survives_a_restart(prepared: Path) -> None:
+    """With a loss that cannot improve, the run stops at the same epoch with and without a restart."""
+    stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
+    whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
+    assert len(whole) == 4
+    first = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=2"))
+    second = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=9"))
+    assert valid_losses(first) + valid_losses(second) == whole
+
+
+def test_another_run_is_not_overwritten(prepared: Path) -> None:
+    train(prepared, "taken", knobs=("max_epoch=1",))
+    message = stage(
+        "ulm_prompt/train.py", "--workspace", prepared, "--date", "taken", "--prompt_task", "KS",
+        "--set", "max_epoch=1", "lr=0.1", code=2,
+    )  # fmt: skip
+    assert "another lr" in message
+
+
+def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
+    printed = train(prepared, "ft", "--fine_tune", knobs=("max_epoch=2", "warmup_updates=2"))
+    counts = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed)
+    assert counts.group(1) == counts.group(2)
+    before = tiny.lm().state_dict()
+    after = weights(prepared, "ft", "checkpoint_best.pt")
+    assert after.keys() == before.keys()
+    assert not torch.equal(
+        after["decoder.layers.0.fc1.weight"], before["decoder.layers.0.fc1.weight"]
+    )
+    stage(
+        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "ft", "--sample_date", "ft",
+        "--prompt_task", "KS",
+    )  # fmt: skip
+
+
+def test_a_published_checkpoint_is_used_as_it_is(prepared: Path) -> None:
+    """Prompt and LM weights in one file, fairseq's settings beside them, and no prompt.json."""
+    torch.manual_seed(5)
+    model = tiny.prompted(length=4)
+    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, "published")
+    folder.mkdir(parents=True)
+    state = {**tiny.lm().state_dict(), **model.prompt.published_state()}
+    torch.save({"args": tiny.settings(3, 32, 4), "model": state}, folder / "checkpoint_best.pt")
+    stage(
+        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "published",
+        "--sample_date", "published", "--prompt_task", "KS",
+    )  # fmt: skip
+    path = Workspace(prepared).samples("KS", UNIT_MODEL, "published", "published")
+    samples = json.loads(path.read_text())
+    symbols = tiny.dictionary()
+    entry = samples["3"]
+    tokens = torch.tensor(
+        [[symbols.index(word) for word in ("</s> " + entry["src"] + " <s>").split()]]
+    )
+    with torch.no_grad():
+        best = model(tokens, torch.tensor([[tokens.shape[1] - 1]])).argmax().item()
+    assert entry["predict"].split()[0] == symbols[best]
+
+
+def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:
+    tiny.write_corpus(tmp_path, UNIT_MODEL)
+    knobs = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32",
+             "decoder_attention_heads=2", "max_update=6", "tokens_per_sample=64", "max_tokens=512")  # fmt: skip
+    command = (
+        "--workspace",
+        tmp_path,
+        "--unit_model",
+        UNIT_MODEL,
+        "--date",
+        "a",
+        "--config",
+        "tiny",
+    )
+    stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs)
+    folder = Workspace(tmp_path).lm(UNIT_MODEL)
+    assert {path.name for path in folder.iterdir()} == {
+        "checkpoint_best.pt",
+        "dict.txt",
+        "ulm.json",
+    }
+    for name in DATA_STAGES:
+        stage(f"ulm_prompt/{name}.py", "--workspace", tmp_path)
+    train(tmp_path, "a", knobs=("max_epoch=1",))
+    (folder / "ulm.json").unlink()
+    message = stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs, code=2)
+    assert "not trained here" in message
