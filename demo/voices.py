@@ -14,7 +14,7 @@ from preprocess.speech_commands.corpus import which_split
 
 ACCENTS = ("en-us", "en-us-nyc")
 # The espeak-ng variants that a linear classifier on log-mel units understands fairly well from
-# other voices (checked once, over all of them, to set how hard the demo is). No whispers, robots, creaks.
+# other voices (checked once, over all of them, to set how hard the demo is). No whispers, no robots.
 VARIANTS = (
     *(
         "Alex",

@@ -1,0 +1,268 @@
+"""The actions on tiny corpora: what they leave, and what they say when the input is bad."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.rows import SPLITS, read_rows
+from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.fluent_commands.preprocessor import FluentCommands
+from preprocess.learning import learn_kmeans
+from preprocess.manifest import read_manifest
+from preprocess.preprocessor import Preprocessor
+from preprocess.speech_commands.corpus import TRAIN_FOLDER
+from preprocess.speech_commands.preprocessor import SpeechCommands
+from tests.preprocess import corpora
+
+TASKS = {"speech_commands": SpeechCommands, "fluent_commands": FluentCommands}
+REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
+
+
+def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
+    """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
+    task = TASKS[downstream]
+    path = REPOSITORY / "preprocess" / downstream / "config.yaml"
+    config = load_config(task.config_class, path, ["fairseqrc.km_clusters=8", *overrides])
+    return task(downstream, config, Workspace(workspace))
+
+
+def all_actions(task: Preprocessor) -> None:
+    task.generate_manifest()
+    learn_kmeans([task])
+    task.quantize()
+    task.postprocess()
+
+
+@pytest.fixture
+def keywords(tmp_path) -> Path:
+    corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
+    return tmp_path
+
+
+@pytest.fixture
+def intents(tmp_path) -> Path:
+    corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+    return tmp_path
+
+
+def run_stage(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "preprocess" / "runner.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def test_speech_commands_end_to_end(keywords):
+    task = preprocessor("speech_commands", keywords)
+    all_actions(task)
+    for split in SPLITS:
+        _, entries = read_manifest(task.manifest / f"{split}.tsv")
+        rows = list(read_rows(task.units / split))
+        assert [(row.file, row.labels) for row in rows] == [(e.file, e.labels) for e in entries]
+        quantized = dict(
+            line.rsplit("|", 1) for line in (task.quantized / split).read_text().splitlines()
+        )
+        assert list(quantized) == list(dict.fromkeys(row.file for row in rows))
+        assert all(len(quantized[row.file].split(" ")) == 98 for row in rows)  # 1 s
+        for row in rows:
+            units = row.units.split(" ")
+            assert all(a != b for a, b in zip(units, units[1:], strict=False))
+    labels = json.loads((task.units / "labels.json").read_text())
+    assert labels["2"] == {"slot": "keyword", "name": "up"}
+    assert labels["11"] == {"slot": "keyword", "name": "_silence_"}
+    assert (task.units / "config.yaml").exists() and (task.units / "provenance.json").exists()
+
+
+def test_speech_commands_draws_balanced_rows_by_the_seed(keywords):
+    task = preprocessor("speech_commands", keywords)
+    task.generate_manifest()
+    first = (task.manifest / "train.tsv").read_text()
+    _, entries = read_manifest(task.manifest / "train.tsv")
+    assert len(entries) == 11 * 2 + 1  # as many as train files, the noise file included
+    task.generate_manifest()
+    assert (task.manifest / "train.tsv").read_text() == first
+    preprocessor("speech_commands", keywords, "taskrc.seed=2").generate_manifest()
+    assert (task.manifest / "train.tsv").read_text() != first
+
+
+def test_speech_commands_each_file_once(keywords):
+    task = preprocessor("speech_commands", keywords, "datarc.train=each_once")
+    task.generate_manifest()
+    _, entries = read_manifest(task.manifest / "train.tsv")
+    assert Counter(entry.labels for entry in entries) == dict.fromkeys(map(str, range(12)), 2)
+    silences = [entry for entry in entries if entry.labels == "11"]
+    for entry in silences:
+        assert entry.path.endswith("_background_noise_/rain.wav")
+        assert entry.file == f"temp/_background_noise_/rain-{entry.start}.wav"
+        assert entry.frames == 16_000 and 0 <= entry.start <= 32_000
+
+
+def test_fluent_commands_numbers_labels_by_first_appearance(intents):
+    task = preprocessor("fluent_commands", intents, "taskrc.merge=false")
+    all_actions(task)
+    assert [row.labels for row in read_rows(task.units / "train")] == ["0 2 4", "1 3 5", "0 3 4"]
+    assert [row.labels for row in read_rows(task.units / "test")] == ["0 2 5", "1 3 4"]
+    labels = json.loads((task.units / "labels.json").read_text())
+    assert [(v["slot"], v["name"]) for v in labels.values()] == [
+        *(("action", "start"), ("action", "stop")),
+        *(("object", "lamp"), ("object", "heat")),
+        *(("location", "none"), ("location", "kitchen")),
+    ]
+    lengths = [len(row.units.split(" ")) for row in read_rows(task.units / "train")]
+    assert lengths == [48, 58, 68]  # runs kept: 1 + (T - 400) // 160
+
+
+def test_both_tasks_share_a_kmeans(keywords, intents):
+    tasks = [preprocessor(name, keywords) for name in TASKS]
+    for task in tasks:
+        task.generate_manifest()
+    learn_kmeans(tasks)
+    assert tasks[0].km_path == tasks[1].km_path and tasks[0].km_path.exists()
+    tasks[1].config.fairseqrc.km_clusters = 9
+    with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
+        learn_kmeans(tasks)
+
+
+def test_label_never_seen_in_train(tmp_path):
+    splits = corpora.FLUENT | {"valid": [("start", "piano", "none")]}
+    corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands", splits)
+    with pytest.raises(UserError, match="object 'piano' never occurs in the train split"):
+        preprocessor("fluent_commands", tmp_path).generate_manifest()
+    assert not (tmp_path / "preprocess").exists()
+
+
+def test_missing_csv_and_missing_column(intents):
+    folder = intents / "corpora" / "fluent_commands" / "data"
+    (folder / "test_data.csv").unlink()
+    with pytest.raises(UserError, match=r"test_data\.csv: not found"):
+        preprocessor("fluent_commands", intents).generate_manifest()
+    (folder / "test_data.csv").write_text("path,action\n")
+    with pytest.raises(UserError, match="no column location, object"):
+        preprocessor("fluent_commands", intents).generate_manifest()
+
+
+def test_empty_wav_stops_the_manifest(intents):
+    (intents / "corpora/fluent_commands/wavs/speakers/train/1.wav").write_bytes(b"")
+    task = preprocessor("fluent_commands", intents)
+    with pytest.raises(UserError, match=r"1 audio file.*train/1\.wav \(is an empty file\)"):
+        task.generate_manifest()
+    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
+
+
+def test_wav_that_went_bad_later_stops_quantising(intents):
+    task = preprocessor("fluent_commands", intents)
+    task.generate_manifest()
+    learn_kmeans([task])
+    corpora.write(task.root / "wavs/speakers/test/0.wav", corpora.tone(0.01, 100))
+    with pytest.raises(UserError, match=r"test/0\.wav \(ends early"):
+        task.quantize()
+    assert not (task.quantized / "test").exists()
+    assert "test/0.wav" in (task.quantized / "bad_audio.txt").read_text()
+
+
+def test_too_short_wav(tmp_path):
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+    corpora.write(root / "wavs/speakers/valid/0.wav", corpora.tone(0.02, 100))
+    task = preprocessor("fluent_commands", tmp_path)
+    task.generate_manifest()
+    learn_kmeans([task])
+    with pytest.raises(UserError, match=r"shorter than one frame \(25 ms\)"):
+        task.quantize()
+
+
+def test_conversion_is_noted(intents, capsys):
+    path = intents / "corpora/fluent_commands/wavs/speakers/train/0.wav"
+    soundfile.write(path, corpora.tone(0.5, 100, rate=8000), 8000)
+    all_actions(preprocessor("fluent_commands", intents))
+    assert "note: 1 files: 8000 Hz resampled to 16000 Hz" in capsys.readouterr().out
+
+
+def test_stale_units_are_refused(keywords):
+    task = preprocessor("speech_commands", keywords)
+    all_actions(task)
+    preprocessor("speech_commands", keywords, "taskrc.seed=2").generate_manifest()
+    with pytest.raises(UserError, match="the manifest has changed"):
+        task.postprocess()
+
+
+def test_foreign_kmeans_is_refused(intents):
+    from preprocess.speech2unit.kmeans import save_kmeans
+
+    task = preprocessor("fluent_commands", intents)
+    task.generate_manifest()
+    save_kmeans(task.km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
+    with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
+        task.quantize()
+
+
+@pytest.mark.parametrize("missing", ["yes", "_background_noise_"])
+def test_missing_class_is_named(keywords, missing):
+    folder = keywords / "corpora" / "speech_commands" / TRAIN_FOLDER / missing
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=missing):
+        preprocessor("speech_commands", keywords).generate_manifest()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--downstream", "whale_song"], "unknown; there is fluent_commands, speech_commands"),
+        (["--set", "datarc.root_path=nowhere"], "nowhere: corpus folder of fluent_commands"),
+        (["--set", "taskrc.merg=true"], "merg"),
+        (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
+    ],
+)
+def test_bad_command_lines(tmp_path, arguments, message):
+    action = ["--action", "generate_manifest", "--workspace", str(tmp_path)]
+    result = run_stage(*action, *arguments)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_from_any_folder_and_says_what_comes_next(intents):
+    result = run_stage(
+        *("--downstream", "fluent_commands", "--action", "generate_manifest"),
+        *("--workspace", str(intents)),
+        cwd=intents / "corpora",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "train: 3 utterances, 3 distinct" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("next: --action learn_kmeans")
+
+
+def test_a_full_disk_leaves_nothing_half_written(intents, monkeypatch):
+    task = preprocessor("fluent_commands", intents)
+    task.generate_manifest()
+    learn_kmeans([task])
+    task.quantize()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        task.postprocess()
+    assert [path.name for path in task.units.iterdir()] == ["quantized"]
+
+
+@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="no real clips in ../shared/data")
+def test_real_clips(tmp_path, monkeypatch):
+    root = f"datarc.root_path={REAL_CLIPS}"
+    settings = ["fairseqrc.km_frames=5000", "fairseqrc.km_clusters=50"]
+    task = preprocessor("speech_commands", tmp_path, root, *settings)
+    all_actions(task)
+    units = Counter()
+    for split in SPLITS:
+        rows = list(read_rows(task.units / split))
+        assert len({row.labels for row in rows}) == 12
+        units.update(unit for row in rows for unit in row.units.split(" "))
+    assert len(units) == 50
