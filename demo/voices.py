@@ -12,40 +12,18 @@ import numpy as np
 from pipeline.rows import SPLITS
 from preprocess.speech_commands.corpus import which_split
 
-ACCENTS = ("en-us", "en-us-nyc")
+ACCENT = "en-us"
 # The espeak-ng variants that a linear classifier on log-mel units understands fairly well from
-# other voices (checked once, over all of them, to set how hard the demo is). No whispers, no robots.
+# other voices (checked once, over all of them, to set how hard the demo is): no whisper, no robot.
+# Not f2 and victor either: espeak-ng reads unset memory in them and speaks differently each time.
 VARIANTS = (
-    *(
-        "Alex",
-        "Andrea",
-        "Andy",
-        "AnxiousAndy",
-        "Denis",
-        "Diogo",
-        "Gene2",
-        "Henrique",
-        "Hugo",
-        "Mario",
-    ),
-    *(
-        "Michael",
-        "Mike",
-        "Mr serious",
-        "Nguyen",
-        "Storm",
-        "adam",
-        "antonio",
-        "aunty",
-        "boris",
-        "ed",
-    ),
-    *("edward", "edward2", "f1", "f2", "grandma", "grandpa", "gustave", "iven3", "iven4"),
+    *("Alex", "Denis", "Diogo", "Gene2", "Henrique", "Hugo", "Mario", "Michael", "Mike"),
+    *("Mr serious", "Nguyen", "Storm", "boris", "f1", "grandma", "grandpa", "iven3", "iven4"),
     *("john", "m1", "m3", "m4", "m5", "m6", "m7", "max", "michel", "miguel", "pablo", "paul"),
-    *("pedro", "quincy", "rob", "robert", "victor"),
+    *("quincy", "rob", "robert"),
 )
 # share of the variants, and the number of speakers
-_SHARES = {"train": 0.7, "valid": 0.1, "test": 0.2}
+_SHARES = {"train": 0.65, "valid": 0.15, "test": 0.2}
 _SPEAKERS = {"train": 100, "valid": 15, "test": 30}
 
 
@@ -64,7 +42,7 @@ class Speaker:
 
 
 def speakers(seed: int) -> dict[str, list[Speaker]]:
-    """The speakers of each split. No variant is in two splits; every accent is in all."""
+    """The speakers of each split. No variant is in two splits."""
     rng = np.random.default_rng(seed)
     variants = rng.permutation(VARIANTS).tolist()
     found: dict[str, list[Speaker]] = {}
@@ -81,7 +59,7 @@ def speakers(seed: int) -> dict[str, list[Speaker]]:
 def _speaker(split: str, variant: str, seed: int, number: int, rng: np.random.Generator) -> Speaker:
     return Speaker(
         split=split,
-        voice=f"{ACCENTS[rng.integers(len(ACCENTS))]}+{variant}",
+        voice=f"{ACCENT}+{variant}",
         rate=int(rng.integers(175, 236)),
         pitch=int(rng.integers(42, 59)),
         keyword_id=_keyword_id(split, f"{seed} {split} {number}"),

@@ -48,7 +48,9 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
         print(f"{preprocessor.downstream}: read {len(features)} files of its train manifest")
     fail_on_bad_audio(encoder.bad, first.km_path.with_suffix(".bad_audio.txt"))
     sample = np.concatenate(frames)[: settings.km_frames]  # (N, D)
-    save_kmeans(first.km_path, fit_kmeans(sample, settings.km_clusters, task.seed))
+    save_kmeans(
+        first.km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed)
+    )
     save_config(first.config, first.km_path.with_suffix(".yaml"))
     write_json(first.km_path.with_suffix(".json"), provenance())
     print(f"wrote {first.km_path}: {settings.km_clusters} clusters of {len(sample)} frames")

@@ -52,6 +52,7 @@ class FairseqConfig:
     km_path: str | None = MISSING
     km_clusters: int = MISSING
     km_frames: int = MISSING
+    km_starts: int = MISSING
     batch_seconds: float = MISSING
 
 

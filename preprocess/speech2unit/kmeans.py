@@ -32,7 +32,7 @@ class KMeans:
         return scores.argmin(dim=1)
 
 
-def fit_kmeans(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+def fit_kmeans(frames: np.ndarray, clusters: int, starts: int, seed: int) -> np.ndarray:
     """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings; returns (clusters, D)
     float32.
 
@@ -50,7 +50,7 @@ def fit_kmeans(frames: np.ndarray, clusters: int, seed: int) -> np.ndarray:
         batch_size=10_000,
         tol=0.0,
         max_no_improvement=100,
-        n_init=20,
+        n_init=starts,
         reassignment_ratio=0.5,
         random_state=seed,
     )

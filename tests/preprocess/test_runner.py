@@ -31,7 +31,9 @@ def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preproces
     """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
     task = TASKS[downstream]
     path = REPOSITORY / "preprocess" / downstream / "config.yaml"
-    config = load_config(task.config_class, path, ["fairseqrc.km_clusters=8", *overrides])
+    config = load_config(
+        task.config_class, path, ["fairseqrc.km_clusters=8", "fairseqrc.km_starts=2", *overrides]
+    )
     return task(downstream, config, Workspace(workspace))
 
 

@@ -44,10 +44,10 @@ def test_units_are_nearest_centres(frames):
 
 
 def test_learning_repeats_and_survives_the_disk(frames, tmp_path):
-    centres = fit_kmeans(frames, 10, seed=3)
+    centres = fit_kmeans(frames, 10, 2, seed=3)
     assert centres.shape == (10, 80)
-    assert np.array_equal(centres, fit_kmeans(frames, 10, seed=3))
-    assert not np.array_equal(centres, fit_kmeans(frames, 10, seed=4))
+    assert np.array_equal(centres, fit_kmeans(frames, 10, 2, seed=3))
+    assert not np.array_equal(centres, fit_kmeans(frames, 10, 2, seed=4))
     save_kmeans(tmp_path / "km.npz", centres)
     assert np.array_equal(load_kmeans(tmp_path / "km.npz"), centres)
 
@@ -62,7 +62,7 @@ def test_kmeans_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="'centres'"):
         load_kmeans(tmp_path / "other.npz")
     with pytest.raises(UserError, match="3 feature frames for 5 clusters"):
-        fit_kmeans(np.zeros((3, 80), np.float32), 5, seed=0)
+        fit_kmeans(np.zeros((3, 80), np.float32), 5, 2, seed=0)
 
 
 @pytest.mark.parametrize("batch_seconds", [0.01, 1.0, 100.0])
@@ -72,7 +72,7 @@ def test_order_and_units_do_not_depend_on_the_batch(frames, tmp_path, batch_seco
     for number, seconds in enumerate(lengths):
         write(tmp_path / f"{number}.wav", tone(seconds, 80 + 10 * number))
         entries.append(Entry(f"{number}.wav", int(seconds * 16_000), 0, f"{number}.wav", "0"))
-    kmeans = KMeans(fit_kmeans(frames, 30, seed=0), CPU)
+    kmeans = KMeans(fit_kmeans(frames, 30, 2, seed=0), CPU)
 
     def lines(some: list[Entry]) -> list[tuple[str, str]]:
         encoder = Encoder(LogMel(), CPU, batch_seconds)
