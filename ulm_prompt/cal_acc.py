@@ -28,13 +28,14 @@ class Score:
 
 
 def score(path: Path) -> Score:
-    """Score a sample file. ``invalid``: answers that are no label sequence of the split at all.
+    """Score a sample file. ``invalid``: answers that are no label sequence of the task at all.
 
     Raises ``UserError`` for a missing or malformed file.
     """
-    samples = _read(path)
-    within = _read(path.with_stem(path.stem + WITHIN))
-    known = [set(slot) for slot in zip(*(entry["label"].split() for entry in samples))]
+    samples = read_samples(path)
+    within = read_samples(path.with_stem(path.stem + WITHIN))
+    in_use = [entry["label"] for entry in samples] + [entry["predict"] for entry in within]
+    known = [set(slot) for slot in zip(*(labels.split() for labels in in_use))]
     total = len(samples)
 
     def right(entries: list[dict[str, str]]) -> float:
@@ -48,7 +49,8 @@ def _is_label(units: list[str], known: list[set[str]]) -> bool:
     return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_samples(path: Path) -> list[dict[str, str]]:
+    """The label and the answer of each utterance, in their order."""
     samples = read_json(path, "ulm_prompt/sample.py")
     try:
         entries = [{key: entry[key] for key in ("label", "predict")} for entry in samples.values()]

@@ -11,6 +11,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from ulm_prompt.tasks import CONFIG
 
+SPACES = ("input", "projected")
 SCHEDULES = ("fixed", "cosine", "inverse_sqrt")
 
 
@@ -18,12 +19,14 @@ SCHEDULES = ("fixed", "cosine", "inverse_sqrt")
 class Recipe:
     """Every knob; the recipes' files say what each one means."""
 
+    space: str = MISSING
     init: str = MISSING
     init_scale: float = MISSING
     prompt_dropout: float = MISSING
     lm_dropout: float = MISSING
     loss_on: str = MISSING
     lr: float = MISSING
+    value_lr_scale: float = MISSING
     lr_schedule: str = MISSING
     warmup_updates: int = MISSING
     adam_betas: str = MISSING
@@ -47,8 +50,10 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     if name not in names:
         raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
     recipe = load_config(Recipe, folder / f"{name}.yaml", overrides)
-    if recipe.lr_schedule not in SCHEDULES:
-        raise UserError(f"lr_schedule {recipe.lr_schedule}: expected one of {', '.join(SCHEDULES)}")
+    for name, choices in (("space", SPACES), ("lr_schedule", SCHEDULES)):
+        if getattr(recipe, name) not in choices:
+            found = getattr(recipe, name)
+            raise UserError(f"recipe, {name}={found}: expected one of {', '.join(choices)}")
     if recipe.lr_schedule == "cosine" and not recipe.max_update:
         raise UserError("lr_schedule cosine: needs max_update, the update at which it ends")
     return recipe
@@ -62,7 +67,8 @@ def fairseq_flags(recipe: Recipe) -> list[str]:
         "--prompt-dropout": recipe.prompt_dropout,
         "--lm-dropout": recipe.lm_dropout,
         "--loss-on": recipe.loss_on,
-        "--optimizer": "adam",
+        "--value-lr-scale": recipe.value_lr_scale,
+        "--optimizer": "prompt_adam",
         "--adam-betas": recipe.adam_betas,
         "--lr": recipe.lr,
         "--lr-scheduler": recipe.lr_schedule,
@@ -79,4 +85,5 @@ def fairseq_flags(recipe: Recipe) -> list[str]:
     if recipe.lr_schedule == "cosine":
         flags["--lr-period-updates"] = recipe.max_update - recipe.warmup_updates
     words = [str(word) for flag in flags.items() for word in flag]
+    words += ["--projected"] * (recipe.space == "projected")
     return words + ["--maximize-best-checkpoint-metric"] * (recipe.best_by == "accuracy")

@@ -14,6 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
+from ulm_prompt.curves import valid_curve
 from ulm_prompt.recipe import Recipe, fairseq_flags, load_recipe
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import check_data_bin, load_verbal
@@ -82,8 +83,9 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
         *fairseq_flags(recipe),
     ]  # fmt: skip
     print(f"{pair.task} {pair.unit_model}: recipe {recipe_name} -> {save_dir}")
-    train(flags, save_dir, workspace.logs(pair.task, pair.unit_model, args.date))
-    card = checkpoint.finish(save_dir, card)
+    logs = workspace.logs(pair.task, pair.unit_model, args.date)
+    train(flags, save_dir, logs)
+    card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"))
     print(
         f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of {card.total_updates:,}, valid "
         f"label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "

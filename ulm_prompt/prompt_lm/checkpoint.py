@@ -21,7 +21,6 @@ from .safe_load import load_torch
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"
 LAST = "checkpoint_last.pt"
-_RESULTS = "results"  # what a finished best checkpoint keeps of fairseq's own entries
 
 
 @dataclass
@@ -84,25 +83,21 @@ def begin(folder: Path, card: Card) -> None:
     write_json(folder / CARD, dataclasses.asdict(card))
 
 
-def finish(folder: Path, card: Card) -> Card:
-    """Reduce the best checkpoint to what was trained, and complete the card with its results."""
+def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]]) -> Card:
+    """Reduce the best checkpoint to what was trained, and complete the card from the learning curve."""
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
+    if "optimizer_history" in best:
+        weights = {name: best["model"][name] for name in best["model"] if "projected." not in name}
+        best = {"model": weights, "updates": best["optimizer_history"][-1]["num_updates"]}
+        with replacing(folder / BEST) as temporary:
+            torch.save(best, temporary)
     card = dataclasses.replace(
         card,
-        total_updates=last["optimizer_history"][-1]["num_updates"],
         trained_parameters=sum(tensor.numel() for tensor in best["model"].values()),
-        **best.get(_RESULTS, {}),
+        updates=best["updates"],
+        total_updates=last["optimizer_history"][-1]["num_updates"],
+        valid={name: curve[best["updates"]][name] for name in ("loss", "label_loss", "accuracy")},
     )
-    if _RESULTS not in best:
-        card.updates = best["optimizer_history"][-1]["num_updates"]
-        card.valid = {
-            name: float(meter["sum"] / meter["count"])
-            for _, name, kind, meter in best["extra_state"]["metrics"]["valid"]
-            if kind == "AverageMeter" and name in ("loss", "label_loss", "accuracy")
-        }
-        results = {"updates": card.updates, "valid": card.valid}
-        with replacing(folder / BEST) as temporary:
-            torch.save({"model": best["model"], _RESULTS: results}, temporary)
     write_json(folder / CARD, dataclasses.asdict(card))
     return card
 

@@ -17,6 +17,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
+from .projection import KEYS, VALUES, in_input_space
 from .prompt import Prompt
 
 SEP = 0  # fairseq's index of <s>
@@ -33,6 +34,8 @@ class KeysValues(NamedTuple):
 class PromptLanguageModelConfig(FairseqDataclass):
     prefix_prompt_length: int = field(default=3, metadata={"help": "P, prefix vectors per layer"})
     prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prefix vectors"})
+    projected: bool = field(default=False, metadata={"help": "train behind the k/v projections"})
+    value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prefix values / lr"})
     fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
 
 
@@ -53,8 +56,13 @@ class PromptLanguageModel(BaseFairseqModel):
             return cls(lm, None)
         decoder = lm.decoder
         prompt = Prompt(
-            len(decoder.layers), cfg.prefix_prompt_length, decoder.embed_dim, cfg.prompt_dropout
+            len(decoder.layers),
+            cfg.prefix_prompt_length,
+            decoder.embed_dim,
+            cfg.prompt_dropout,
+            cfg.projected,
         )
+        prompt.values.lr_scale = cfg.value_lr_scale
         model = cls(lm, prompt)
         task.initialise_prompt(model)
         return model
@@ -104,18 +112,18 @@ class PromptLanguageModel(BaseFairseqModel):
     def prefixes(self) -> list[KeysValues | None]:
         """Each layer's prefix keys and values, projected once for the whole batch."""
         layers = self.lm.decoder.layers
-        if self.prompt is None:
+        prompt = self.prompt
+        if prompt is None:
             return [None] * len(layers)
-        keys, values = (
-            self.prompt.dropout(self.prompt.keys),
-            self.prompt.dropout(self.prompt.values),
-        )
+        dtype = layers[0].fc1.weight.dtype
+        keys = prompt.dropout(prompt.keys).to(dtype).unsqueeze(1)  # (L, 1, P, D)
+        values = prompt.dropout(prompt.values).to(dtype).unsqueeze(1)
+        if not prompt.projected:
+            keys = [layer.self_attn.k_proj(key) for layer, key in zip(layers, keys)]
+            values = [layer.self_attn.v_proj(value) for layer, value in zip(layers, values)]
         return [
-            KeysValues(
-                _heads(layer, layer.self_attn.k_proj(_like(key, layer))),
-                _heads(layer, layer.self_attn.v_proj(_like(value, layer))),
-            )
-            for layer, key, value in zip(layers, keys.unsqueeze(1), values.unsqueeze(1))
+            KeysValues(_heads(layer, key), _heads(layer, value))
+            for layer, key, value in zip(layers, keys, values)
         ]
 
     def causal_mask(self, length: int) -> Tensor:
@@ -173,7 +181,12 @@ class PromptLanguageModel(BaseFairseqModel):
         """What trains, and only that: the prompt under its published names, or the fine-tuned LM."""
         if self.prompt is None:
             return self.lm.state_dict()
-        return self.prompt.published_state()
+        prompt = self.prompt
+        if not prompt.projected:
+            return prompt.published_state()
+        published = in_input_space(prompt, self.lm.decoder.layers).published_state()
+        raw = {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
+        return {**published, **raw}  # raw: a resumed run goes on from the very same numbers
 
     def load_state_dict(
         self,
@@ -187,12 +200,11 @@ class PromptLanguageModel(BaseFairseqModel):
             self.lm.load_state_dict(state_dict, strict=True)
         else:
             self.prompt.load_published_state(state_dict, "checkpoint")
+            if self.prompt.projected:
+                self.prompt.keys.data.copy_(state_dict[KEYS])
+                self.prompt.values.data.copy_(state_dict[VALUES])
 
 
 def _heads(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, H, T, D/H)."""
     return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)
-
-
-def _like(x: Tensor, layer: TransformerDecoderLayer) -> Tensor:
-    return x.to(layer.fc1.weight.dtype)

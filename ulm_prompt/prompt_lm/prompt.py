@@ -16,7 +16,8 @@ _VALUE = _PREFIX + "deep_value_embed_prompts.{}.weight"
 
 
 class Prompt(nn.Module):
-    """P prefix vectors per layer on the key and on the value side, before the layer's frozen projections.
+    """P prefix vectors per layer on the key and on the value side, before the layer's frozen projections
+    (while it trains ``projected``, behind them: see projection.py).
 
     ``keys`` and ``values``: (L, P, D). ``sep``: (1, D), stands for ``<s>`` before scaling and position.
     ``inputs``: (P, D), as published: the prefix's input vectors. Every layer replaces the keys and values of the
@@ -24,8 +25,11 @@ class Prompt(nn.Module):
     count, P*D*(1+2L) + D, and in no computation.
     """
 
-    def __init__(self, layers: int, length: int, width: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, layers: int, length: int, width: int, dropout: float = 0.0, projected: bool = False
+    ) -> None:
         super().__init__()
+        self.projected = projected
         self.inputs = nn.Parameter(torch.empty(length, width))
         self.keys = nn.Parameter(torch.empty(layers, length, width))
         self.values = nn.Parameter(torch.empty(layers, length, width))
