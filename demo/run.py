@@ -1,6 +1,8 @@
-"""The whole pipeline on a laptop: audio to accuracy for both tasks, by the same scripts a researcher types.
+"""The whole pipeline on a laptop: audio to accuracy for both tasks, by the same scripts a
+researcher types.
 
-Everything lies under demo/workspace/ (made anew each time); the figures go to samples/demo_summary.json and demo.png.
+Everything lies under demo/workspace/ (made anew each time); the figures go to
+samples/demo_summary.json and demo.png.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ KNOBS = {"KS": "--set max_update=300", "IC": "--set max_update=600"}
 
 
 def run_stage(stage: Stage, number: int) -> float:
-    """Announce and run one stage; return its seconds. Its failure ends the demo, its message shown."""
+    """Announce and run one stage; return its seconds. Its failure ends the demo, its message shown.
+    """
     command = (
         f"{stage.command} --workspace {{workspace}}"
         if "--out" not in stage.command

@@ -1,1 +1,3 @@
-"""What every stage shares: the workspace's layout, the row format, configs, safe writing, errors for people."""
+"""What every stage shares: the workspace's layout, the row format, configs, safe writing, errors
+for people.
+"""

@@ -1,4 +1,6 @@
-"""YAML configs with a schema: unknown keys and wrong types are refused, ``--set key=value`` overrides."""
+"""YAML configs with a schema: unknown keys and wrong types are refused, ``--set key=value``
+overrides.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ Schema = TypeVar("Schema")
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
     """Read ``path`` into the dataclass ``schema``; ``overrides`` are ``dotted.key=value`` strings.
 
-    Raises ``UserError`` for a missing file, broken YAML, a key that the schema lacks, or a value of the wrong type.
+    Raises ``UserError`` for a missing file, broken YAML, a key that the schema lacks, or a value of
+    the wrong type.
     """
     for override in overrides:
         if "=" not in override:

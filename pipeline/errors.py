@@ -1,4 +1,6 @@
-"""Errors for people: one line, exit code 2 for bad input, 1 for a failure, no traceback for a user's mistake."""
+"""Errors for people: one line, exit code 2 for bad input, 1 for a failure, no traceback for a
+user's mistake.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,16 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text names the file or flag, what was expected, what was found, what to do."""
+    """Something the user can mend. Its text names the file or flag, what was expected, what was
+    found, what to do.
+    """
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage's ``main`` and turn its outcome into an exit code.
 
-    ``UserError`` exits with 2; an operating-system failure (disk full, no permission, no such file) with 1; both
-    print one line. Anything else is a bug of ours and keeps its traceback.
+    ``UserError`` exits with 2; an operating-system failure (disk full, no permission, no such file)
+    with 1; both print one line. Anything else is a bug of ours and keeps its traceback.
     """
     try:
         main()

@@ -16,7 +16,9 @@ from pipeline.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place on success, remove it on any error."""
+    """Yield a temporary path beside ``path``; rename it into place on success, remove it on any
+    error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,13 +40,17 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_json(path: Path, value: Any, indent: int = 4) -> None:
-    """Write ``value`` as JSON, atomically; no line end after it (as published: files compare equal)."""
+    """Write ``value`` as JSON, atomically; no line end after it (as published: files compare
+    equal).
+    """
     with writing(path) as handle:
         json.dump(value, handle, indent=indent, ensure_ascii=False)
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; ``made_by`` is the command that makes it, told when it is missing or broken."""
+    """Read a JSON file; ``made_by`` is the command that makes it, told when it is missing or
+    broken.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,7 +70,9 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside ``path``; swap it into place on success, remove it on any error."""
+    """Yield a new temporary folder beside ``path``; swap it into place on success, remove it on any
+    error.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     temporary.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """The row format between the two packages: one utterance a line, ``file|units|labels``.
 
-``units`` and ``labels`` are non-negative integers separated by single spaces. The file name may itself hold ``|``:
-the last two bars are the separators.
+``units`` and ``labels`` are non-negative integers separated by single spaces. The file name may
+itself hold ``|``: the last two bars are the separators.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ _INTEGERS = re.compile(r"[0-9]+(?: [0-9]+)*")
 
 
 class Row(NamedTuple):
-    """One utterance. ``units`` and ``labels`` keep their written form: integers separated by single spaces."""
+    """One utterance. ``units`` and ``labels`` keep their written form: integers separated by single
+    spaces.
+    """
 
     file: str
     units: str
@@ -29,8 +31,8 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> Iterator[Row]:
     """Stream the rows of ``path``.
 
-    Raises ``UserError``, naming file and line, for a missing split, a line without three columns, an empty column, or
-    anything but integers in the second and third.
+    Raises ``UserError``, naming file and line, for a missing split, a line without three columns,
+    an empty column, or anything but integers in the second and third.
     """
     try:
         handle = open(path, encoding="utf-8", newline="\n")

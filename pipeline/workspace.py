@@ -1,4 +1,6 @@
-"""Where everything lies under ``--workspace`` (default: the repository), and which pairs of task and unit model exist."""
+"""Where everything lies under ``--workspace`` (default: the repository), and which pairs of task
+and unit model exist.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Workspace:
         return self.root / "ulm_prompt" / "datasets" / unit_model
 
     def prompt_text(self, unit_model: str, downstream: str, kind: str, split: str) -> Path:
-        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt, data_freq or data_kmeans."""
+        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt, data_freq or
+        data_kmeans.
+        """
         return self.datasets(unit_model) / downstream / kind / f"{split}.txt"
 
     def data_bin(self, unit_model: str, task: str) -> Path:

@@ -1,9 +1,7 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
-python preprocess/runner.py --downstream speech_commands --action generate_manifest python
-preprocess/runner.py --downstream speech_commands --action learn_kmeans     # log-mel has no
-released k-means python preprocess/runner.py --downstream speech_commands --action quantized python
-preprocess/runner.py --downstream speech_commands --action postprocess
+generate_manifest: list the splits' audio and labels. learn_kmeans: fit the units' k-means (log-mel
+has no released one). quantized: audio to units. postprocess: merge runs and join units with labels.
 
 A downstream is a folder beside this file with config.yaml and preprocessor.py; your own needs no
 change here.

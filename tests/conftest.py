@@ -1,4 +1,6 @@
-"""Shared ground of the tests: the scripts as a user calls them, and the measured data where it is at hand."""
+"""Shared ground of the tests: the scripts as a user calls them, and the measured data where it is
+at hand.
+"""
 
 from __future__ import annotations
 

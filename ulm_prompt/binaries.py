@@ -40,7 +40,8 @@ def check_text(text: Path, known: set[str], dictionary: Path) -> int:
 
 
 def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> dict[str, int]:
-    """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's rows.
+    """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
+    rows.
 
     The folder is complete or absent: it is written beside its place and renamed.
     """

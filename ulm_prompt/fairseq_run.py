@@ -19,8 +19,8 @@ _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "don
 def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
     """Run fairseq-train with ``flags``; resume when ``save_dir`` holds a last checkpoint.
 
-    The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there is one; several by
-    ``torchrun``.
+    The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
+    is one; several by ``torchrun``.
     """
     import fairseq_cli.train
     from fairseq import checkpoint_utils, options
@@ -52,7 +52,9 @@ def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
 
 
 def _show_the_essential() -> None:
-    """One console handler, without fairseq's dumps of settings and modules; no third-party warnings."""
+    """One console handler, without fairseq's dumps of settings and modules; no third-party
+    warnings.
+    """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
     logging.getLogger().handlers[0].addFilter(_is_essential)
     for noise in (UserWarning, FutureWarning, DeprecationWarning):

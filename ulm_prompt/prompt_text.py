@@ -13,7 +13,8 @@ SEPARATOR = " <s> "
 def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
     """Stream (units, labels) of each line, both as written.
 
-    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line without one ``<s>``.
+    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
+    without one ``<s>``.
     """
     try:
         handle = open(path, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""How a prompt (or a whole LM) is trained: a named file in ulm_prompt/config/recipes/, as fairseq's flags."""
+"""How a prompt (or a whole LM) is trained: a named file in ulm_prompt/config/recipes/, as fairseq's
+flags.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Recipe:
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """Read a recipe; ``overrides`` are the task's own ``train:`` knobs and ``--set`` flags, last one wins.
+    """Read a recipe; ``overrides`` are the task's own ``train:`` knobs and ``--set`` flags, last
+    one wins.
 
     Raises ``UserError`` for an unknown recipe, knob or value.
     """

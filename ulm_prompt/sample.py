@@ -1,6 +1,7 @@
 """Stage 5: decode the test split with a trained prompt.
 
-Writes the published form, id -> file_name, src, label, predict, twice: decoded freely, and within the label set.
+Writes the published form, id -> file_name, src, label, predict, twice: decoded freely, and within
+the label set.
 """
 
 from __future__ import annotations

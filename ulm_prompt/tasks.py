@@ -1,4 +1,6 @@
-"""The prompt tasks: one YAML each in ulm_prompt/config/, and which of them have data in a workspace."""
+"""The prompt tasks: one YAML each in ulm_prompt/config/, and which of them have data in a
+workspace.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,8 @@ class Pair:
 
 
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The pairs of task and unit model whose train split lies in the workspace, narrowed by the flags.
+    """The pairs of task and unit model whose train split lies in the workspace, narrowed by the
+    flags.
 
     Raises ``UserError`` when a flag names something unknown, or nothing at all is found.
     """

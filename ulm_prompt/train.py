@@ -85,7 +85,7 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     print(f"{pair.task} {pair.unit_model}: recipe {recipe_name} -> {save_dir}")
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     train(flags, save_dir, logs)
-    card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"))
+    card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), unit_lm.model)
     print(
         f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of {card.total_updates:,}, valid "
         f"label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "

@@ -1,7 +1,8 @@
 """Stage 3: train a unit LM with fairseq and leave it as the released ones lie:
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
-Its text is the train units of every task quantised with this unit model, and any --text files (a line of units each).
+Its text is the train units of every task quantised with this unit model, and any --text files (a
+line of units each).
 """
 
 from __future__ import annotations
@@ -9,10 +10,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,12 +19,12 @@ from omegaconf import MISSING
 
 from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
-from pipeline.files import replacing_folder, write_json, writing
+from pipeline.files import replacing_folder, write_json
 from pipeline.provenance import provenance
-from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
 from ulm_prompt.tasks import CONFIG, add_workspace
+from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
 
 OURS = "ulm.json"  # marks an LM that this script trained, and says how
 
@@ -48,63 +46,11 @@ class UnitLMRecipe:
     max_tokens: int = MISSING
     update_freq: int = MISSING
     max_update: int = MISSING
+    sample_break_mode: str = MISSING
+    topics: int = MISSING
+    topic_weight: float = MISSING
     max_valid_utterances: int = MISSING
     seed: int = MISSING
-
-
-def task_units(workspace: Workspace, unit_model: str, split: str) -> Iterator[str]:
-    """The units of every row of ``split``, of each downstream quantised with ``unit_model``."""
-    for path in sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}")):
-        for row in read_rows(path):
-            yield row.units
-
-
-def text_units(files: list[Path]) -> Iterator[str]:
-    """The lines of unit text files."""
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"--text {path}: not found; expected a file with a line of units each")
-        with open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, start=1):
-                if not line.strip() or not line.replace(" ", "").strip().isdecimal():
-                    raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
-                yield line.strip()
-
-
-def write_text(
-    args: argparse.Namespace, workspace: Workspace, folder: Path, max_valid: int
-) -> dict[str, Path]:
-    """Gather train.txt and valid.txt in ``folder``."""
-    texts = {}
-    for split, extra, limit in (
-        ("train", args.text, None),
-        ("valid", args.valid_text, max_valid or None),
-    ):
-        texts[split] = folder / f"{split}.txt"
-        count = 0
-        with writing(texts[split]) as handle:
-            lines = chain(text_units(extra), task_units(workspace, args.unit_model, split))
-            for line in islice(lines, limit):
-                handle.write(line + "\n")
-                count += 1
-        if not count:
-            raise UserError(
-                f"--unit_model {args.unit_model}: no {split} units; quantise a task with "
-                "preprocess/runner.py, or give --text and --valid_text"
-            )
-        print(f"{split}: {count:,} utterances")
-    return texts
-
-
-def write_dict(path: Path, text: Path) -> None:
-    """A dict.txt of the text's units in ascending order, with their counts."""
-    counts: Counter[str] = Counter()
-    with open(text, encoding="utf-8") as handle:
-        for line in handle:
-            counts.update(line.split())
-    with writing(path) as handle:
-        for unit in sorted(counts, key=int):
-            handle.write(f"{unit} {counts[unit]}\n")
 
 
 def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
@@ -126,7 +72,8 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
         "--decoder-attention-heads", recipe.decoder_attention_heads,
         "--dropout", recipe.dropout,
         "--attention-dropout", recipe.dropout,
-        "--criterion", "cross_entropy",
+        "--criterion", "unit_lm",
+        "--topic-weight", recipe.topic_weight,
         "--optimizer", "adam",
         "--adam-betas", "(0.9, 0.98)",
         "--lr", recipe.lr,
@@ -134,6 +81,7 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
         "--warmup-updates", recipe.warmup_updates,
         "--clip-norm", recipe.clip_norm,
         "--tokens-per-sample", recipe.tokens_per_sample,
+        "--sample-break-mode", recipe.sample_break_mode,
         "--max-tokens", recipe.max_tokens,
         "--update-freq", recipe.update_freq,
         "--max-update", recipe.max_update,
@@ -142,7 +90,9 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
 
 
 def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
-    """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss in bits."""
+    """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss
+    in bits.
+    """
     import torch
 
     from ulm_prompt.prompt_lm.safe_load import load_torch
@@ -178,7 +128,14 @@ def main() -> None:
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-    texts = write_text(args, workspace, save_dir / "text", recipe.max_valid_utterances)
+    texts = write_ulm_text(
+        save_dir / "text",
+        {"train": args.text, "valid": args.valid_text},
+        {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
+        recipe.topics,
+        recipe.max_valid_utterances,
+        recipe.seed,
+    )
     dictionary = save_dir / "dict.txt"
     write_dict(dictionary, texts["train"])
     data_bin = workspace.data_bin(args.unit_model, "ulm")

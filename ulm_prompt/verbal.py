@@ -1,4 +1,6 @@
-"""verbal.json, and the record beside it of what it was made from, so that it is never silently stale."""
+"""verbal.json, and the record beside it of what it was made from, so that it is never silently
+stale.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
 
 
 def check_data_bin(workspace: Workspace, pair: Pair) -> None:
-    """Raises ``UserError`` unless the task's data-bin was made from the renamed text that lies there now."""
+    """Raises ``UserError`` unless the task's data-bin was made from the renamed text that lies
+    there now.
+    """
     path = workspace.data_bin(pair.unit_model, pair.task) / SOURCES
     made_from = read_json(path, "ulm_prompt/fairseq_preprocess.py")
     if made_from != {split: sha256(text) for split, text in renamed_texts(workspace, pair).items()}:

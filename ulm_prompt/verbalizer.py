@@ -1,4 +1,6 @@
-"""Stage 2c: rename labels to existing units (verbal.json) and write the renamed text, data_<method>/."""
+"""Stage 2c: rename labels to existing units (verbal.json) and write the renamed text,
+data_<method>/.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +55,8 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str]) -> dict[str, str]:
     """label -> unit, in the order of ``labels`` (the task's label space).
 
-    The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the k-th most
-    frequent unit (paper, section 3.3). Labels that train never shows come last.
+    The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
+    k-th most frequent unit (paper, section 3.3). Labels that train never shows come last.
     """
     train = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", "train")
     unit_counts, label_counts = count_train(train)

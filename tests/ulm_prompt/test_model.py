@@ -7,6 +7,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.projection import rounding
 from ulm_prompt.prompt_lm.prompt import Prompt
 
 
@@ -38,7 +39,9 @@ class PublishedAttention(torch.nn.Module):
 def published_logits(
     lm: TransformerLanguageModel, prompt: Prompt, tokens: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """(B, T) -> (B, T, V): P prefix positions with input vectors, keys and values replaced per layer."""
+    """(B, T) -> (B, T, V): P prefix positions with input vectors, keys and values replaced per
+    layer.
+    """
     decoder = lm.decoder
     length = prompt.length
     x = decoder.embed_tokens(tokens)
@@ -82,7 +85,9 @@ def test_logits_equal_the_published_arrangement() -> None:
 
 
 def test_input_vectors_change_nothing() -> None:
-    """They are never attended to: noise in their place gives the published arrangement's own logits."""
+    """They are never attended to: noise in their place gives the published arrangement's own
+    logits.
+    """
     model = tiny.prompted()
     tokens, _ = a_batch()
     noise = 100 * torch.randn_like(model.prompt.inputs)
@@ -140,3 +145,17 @@ def test_published_parameter_counts() -> None:
     for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224)):
         prompt = Prompt(layers=12, length=length, width=1024)
         assert sum(parameter.numel() for parameter in prompt.parameters()) == expected
+
+
+def test_projected_prompt_is_the_same_prompt() -> None:
+    """Trained behind the projections and saved before them: the same logits, to float32."""
+    torch.manual_seed(7)
+    lm = tiny.lm()
+    model = PromptLanguageModel(lm, Prompt(3, 5, 32, projected=True)).eval()
+    tokens, read_at = a_batch()
+    saved = Prompt.from_published_state(model.state_dict(), 3, "test")
+    with torch.no_grad():
+        expected = model(tokens, read_at)
+        found = PromptLanguageModel(lm, saved)(tokens, read_at)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
+    assert rounding(model.state_dict(), lm.decoder.layers) < 1e-3

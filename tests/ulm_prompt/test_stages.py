@@ -84,7 +84,9 @@ def test_a_checkpoint_is_the_prompt_alone(prepared: Path) -> None:
 
 
 def test_a_second_call_resumes_exactly(prepared: Path) -> None:
-    """Two epochs and two more: the losses and the weights of four in one go, prompt dropout included."""
+    """Two epochs and two more: the losses and the weights of four in one go, prompt dropout
+    included.
+    """
     whole = train(prepared, "whole")
     first = train(prepared, "parts", knobs=("batch_size=16", "max_epoch=2", "patience=0"))
     second = train(prepared, "parts")
@@ -96,7 +98,8 @@ def test_a_second_call_resumes_exactly(prepared: Path) -> None:
 
 
 def test_patience_survives_a_restart(prepared: Path) -> None:
-    """With a loss that cannot improve, the run stops at the same epoch with and without a restart."""
+    """With a loss that cannot improve, the run stops at the same epoch with and without a restart.
+    """
     stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
     whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
     assert len(whole) == 4

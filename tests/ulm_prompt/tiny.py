@@ -74,7 +74,9 @@ def write_lm(folder: Path, model: TransformerLanguageModel | None = None, **shap
 
 
 def rows(downstream: str, count: int, seed: int) -> list[Row]:
-    """Random units of random length; the last ones tell the labels, so that a random LM can be prompted."""
+    """Random units of random length; the last ones tell the labels, so that a random LM can be
+    prompted.
+    """
     generator = random.Random(seed)
     made = []
     for number in range(count):

@@ -6,4 +6,4 @@ import sys
 # so that nothing registers twice.
 sys.modules.setdefault("prompt_lm", sys.modules[__name__])
 
-from . import criterion, model, optimizer, task, unit_lm_task  # noqa: E402, F401  (they register themselves)
+from . import criterion, model, optimizer, task, unit_lm_criterion, unit_lm_task  # noqa: E402, F401  (they register themselves)

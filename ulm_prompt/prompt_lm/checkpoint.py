@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, write_json
@@ -15,6 +16,7 @@ from pipeline.provenance import provenance
 
 from .frozen_lm import UnitLM, load_unit_lm
 from .model import PromptLanguageModel
+from .projection import rounding
 from .prompt import Prompt
 from .safe_load import load_torch
 
@@ -42,6 +44,7 @@ class Card:
     trained_parameters: int = 0
     updates: int = 0  # at the best checkpoint
     total_updates: int = 0
+    rounding: float = 0.0  # see projection.py
     valid: dict[str, float] = field(default_factory=dict)
 
 
@@ -83,18 +86,27 @@ def begin(folder: Path, card: Card) -> None:
     write_json(folder / CARD, dataclasses.asdict(card))
 
 
-def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]]) -> Card:
-    """Reduce the best checkpoint to what was trained, and complete the card from the learning curve."""
+def finish(
+    folder: Path, card: Card, curve: dict[int, dict[str, float]], lm: TransformerLanguageModel
+) -> Card:
+    """Reduce the best checkpoint to what was trained, and complete the card from the learning
+    curve.
+    """
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
     if "optimizer_history" in best:
         weights = {name: best["model"][name] for name in best["model"] if "projected." not in name}
-        best = {"model": weights, "updates": best["optimizer_history"][-1]["num_updates"]}
+        best = {
+            "model": weights,
+            "updates": best["optimizer_history"][-1]["num_updates"],
+            "rounding": rounding(best["model"], lm.decoder.layers),
+        }
         with replacing(folder / BEST) as temporary:
             torch.save(best, temporary)
     card = dataclasses.replace(
         card,
         trained_parameters=sum(tensor.numel() for tensor in best["model"].values()),
         updates=best["updates"],
+        rounding=best["rounding"],
         total_updates=last["optimizer_history"][-1]["num_updates"],
         valid={name: curve[best["updates"]][name] for name in ("loss", "label_loss", "accuracy")},
     )
@@ -105,8 +117,8 @@ def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]]) -> Card
 def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
     """The model of a checkpoint over its LM, in evaluation mode.
 
-    Reads our checkpoints and the published ones (prompt and LM weights in one file). Raises ``UserError`` when the
-    prompt was trained on another LM.
+    Reads our checkpoints and the published ones (prompt and LM weights in one file). Raises
+    ``UserError`` when the prompt was trained on another LM.
     """
     state = load_torch(folder / name).get("model")
     if not isinstance(state, dict):

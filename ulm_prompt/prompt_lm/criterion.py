@@ -62,8 +62,9 @@ class LabelCrossEntropy(FairseqCriterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %, all labels right
-        given the labels before them."""
+        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %,
+        all labels right given the labels before them.
+        """
         total = {
             key: sum(float(output.get(key, 0)) for output in logging_outputs)
             for key in ("loss", "label_loss", "labels", "correct", "nsentences", "sample_size")

@@ -38,10 +38,12 @@ def decode(
     allowed: Sequence[Tensor],
     batch_size: int,
 ) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Greedy answers to ``rows`` (each ``</s> units <s>``), as (row number, free answer, answer within the labels).
+    """Greedy answers to ``rows`` (each ``</s> units <s>``), as (row number, free answer, answer
+    within the labels).
 
-    Free: over the whole vocabulary except ``<pad>``, until ``</s>`` or ``max_labels`` symbols. Within the labels:
-    step k chooses among ``allowed[k]``, and there are as many steps. Rows come in order of length.
+    Free: over the whole vocabulary except ``<pad>``, until ``</s>`` or ``max_labels`` symbols.
+    Within the labels: step k chooses among ``allowed[k]``, and there are as many steps. Rows come
+    in order of length.
     """
     sizes = torch.tensor([len(row) for row in rows]).numpy()
     for batch in batches_by_length(sizes.argsort(kind="mergesort"), sizes, None, batch_size):

@@ -1,4 +1,6 @@
-"""The unit LM: fairseq's stock ``TransformerLanguageModel``, loaded strictly from its own checkpoint."""
+"""The unit LM: fairseq's stock ``TransformerLanguageModel``, loaded strictly from its own
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,9 @@ def load_dictionary(folder: Path) -> Dictionary:
 def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     """Load ``folder``'s checkpoint_best.pt and dict.txt into the stock model.
 
-    ``dropout`` sets the LM's dropouts, 0 while it is frozen. Raises ``UserError`` naming what does not fit: a missing
-    file, a dict of another size, missing, unexpected or misshapen weights, an architecture other than ours.
+    ``dropout`` sets the LM's dropouts, 0 while it is frozen. Raises ``UserError`` naming what does
+    not fit: a missing file, a dict of another size, missing, unexpected or misshapen weights, an
+    architecture other than ours.
     """
     dictionary = load_dictionary(folder)
     path = folder / "checkpoint_best.pt"
@@ -71,7 +74,9 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
 
 
 def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
-    """The model's settings from a checkpoint of either age (``args``, or ``cfg`` since fairseq 0.10)."""
+    """The model's settings from a checkpoint of either age (``args``, or ``cfg`` since fairseq
+    0.10).
+    """
     stored = state.get("args") or (state.get("cfg") or {}).get("model")
     if stored is None:
         raise UserError(f"{path}: its settings (args or cfg) are missing; {HOW_TO_GET}")

@@ -1,7 +1,9 @@
-"""The prompted LM: a frozen stock LM with trainable keys and values standing before those of the tokens.
+"""The prompted LM: a frozen stock LM with trainable keys and values standing before those of the
+tokens.
 
-The published arrangement puts P prefix positions before the tokens and replaces their keys and values in every
-layer. Here only those keys and values exist: the same numbers, no computation for the prefix positions.
+The published arrangement puts P prefix positions before the tokens and replaces their keys and
+values in every layer. Here only those keys and values exist: the same numbers, no computation for
+the prefix positions.
 """
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
@@ -24,7 +26,9 @@ SEP = 0  # fairseq's index of <s>
 
 
 class KeysValues(NamedTuple):
-    """One layer's keys and values of what stands before the current tokens: (B or 1, H, S, D/H) each."""
+    """One layer's keys and values of what stands before the current tokens: (B or 1, H, S, D/H)
+    each.
+    """
 
     keys: Tensor
     values: Tensor
@@ -41,7 +45,9 @@ class PromptLanguageModelConfig(FairseqDataclass):
 
 @register_model("prompt_lm", dataclass=PromptLanguageModelConfig)
 class PromptLanguageModel(BaseFairseqModel):
-    """``prompt`` given: the LM is frozen and the prompt trains. ``prompt`` None: the whole LM trains (FT-LM)."""
+    """``prompt`` given: the LM is frozen and the prompt trains. ``prompt`` None: the whole LM
+    trains (FT-LM).
+    """
 
     def __init__(self, lm: TransformerLanguageModel, prompt: Prompt | None) -> None:
         super().__init__()
@@ -77,8 +83,9 @@ class PromptLanguageModel(BaseFairseqModel):
     def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:
         """Logits where the loss looks.
 
-        ``tokens``: (B, T), rows ``</s> units <s> labels`` padded on the right. ``read_at``: (B, Q), the positions
-        whose next symbol is asked for. Returns (B, Q, V). The last layer computes those positions alone.
+        ``tokens``: (B, T), rows ``</s> units <s> labels`` padded on the right. ``read_at``: (B, Q),
+        the positions whose next symbol is asked for. Returns (B, Q, V). The last layer computes
+        those positions alone.
         """
         assert tokens.ndim == 2 and read_at.ndim == 2
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
@@ -127,7 +134,9 @@ class PromptLanguageModel(BaseFairseqModel):
         ]
 
     def causal_mask(self, length: int) -> Tensor:
-        """True where a token may look: the whole prefix, itself and what stands before it: (T, P + T)."""
+        """True where a token may look: the whole prefix, itself and what stands before it: (T, P +
+        T).
+        """
         prefix = 0 if self.prompt is None else self.prompt.length
         device = self.lm.decoder.embed_tokens.weight.device
         mask = torch.ones(length, prefix + length, dtype=torch.bool, device=device)
@@ -143,8 +152,8 @@ class PromptLanguageModel(BaseFairseqModel):
     ) -> tuple[Tensor, KeysValues]:
         """One stock pre-norm layer with ``past`` keys and values before those of ``x``: (B, T, D).
 
-        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone. Returns the output and all keys and
-        values, ``past`` included.
+        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone. Returns the output
+        and all keys and values, ``past`` included.
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)

@@ -11,7 +11,9 @@ from torch.nn import Parameter
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
 class PromptAdam(FairseqAdam):
-    """fairseq's Adam; the scheduler's rate is multiplied by a parameter's ``lr_scale`` where it has one."""
+    """fairseq's Adam; the scheduler's rate is multiplied by a parameter's ``lr_scale`` where it has
+    one.
+    """
 
     def __init__(self, cfg: FairseqAdamConfig, params: Sequence[Parameter]) -> None:
         scales: dict[float, list[Parameter]] = {}

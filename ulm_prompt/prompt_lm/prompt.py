@@ -16,13 +16,13 @@ _VALUE = _PREFIX + "deep_value_embed_prompts.{}.weight"
 
 
 class Prompt(nn.Module):
-    """P prefix vectors per layer on the key and on the value side, before the layer's frozen projections
-    (while it trains ``projected``, behind them: see projection.py).
+    """P prefix vectors per layer on the key and on the value side, before the layer's frozen
+    projections (while it trains ``projected``, behind them: see projection.py).
 
-    ``keys`` and ``values``: (L, P, D). ``sep``: (1, D), stands for ``<s>`` before scaling and position.
-    ``inputs``: (P, D), as published: the prefix's input vectors. Every layer replaces the keys and values of the
-    prefix positions, so nothing ever attends to what becomes of them; they take part in the published parameter
-    count, P*D*(1+2L) + D, and in no computation.
+    ``keys`` and ``values``: (L, P, D). ``sep``: (1, D), stands for ``<s>`` before scaling and
+    position. ``inputs``: (P, D), as published: the prefix's input vectors. Every layer replaces the
+    keys and values of the prefix positions, so nothing ever attends to what becomes of them; they
+    take part in the published parameter count, P*D*(1+2L) + D, and in no computation.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class Prompt(nn.Module):
 
     @torch.no_grad()
     def load_published_state(self, state: dict[str, Tensor], source: str) -> None:
-        """Take the tensors from a checkpoint with the published names; other entries (the LM's) are left alone.
+        """Take the tensors from a checkpoint with the published names; other entries (the LM's) are
+        left alone.
 
         Raises ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
         """

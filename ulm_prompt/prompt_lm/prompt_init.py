@@ -29,10 +29,11 @@ def initialise(
 ) -> None:
     """Set the prompt's vectors in place.
 
-    ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at random positions of
-    random training rows, so that the prompt speaks the layer's language, and the LM's ``<s>``. ``quiet``: the same
-    behind the projections (``projected`` prompts only), with keys that draw little attention and values near the
-    mean, so that training starts from a nearly undisturbed LM.
+    ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at
+    random positions of random training rows, so that the prompt speaks the layer's language, and
+    the LM's ``<s>``. ``quiet``: the same behind the projections (``projected`` prompts only), with
+    keys that draw little attention and values near the mean, so that training starts from a nearly
+    undisturbed LM.
     """
     prompt = model.prompt
     if method == "quiet" and not prompt.projected:

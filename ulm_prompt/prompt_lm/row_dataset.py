@@ -18,7 +18,9 @@ WINDOW = 50  # batches that are shuffled, then sorted by length, together
 
 
 class RowDataset(FairseqDataset):
-    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins with it."""
+    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
+    with it.
+    """
 
     can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
 
@@ -57,8 +59,9 @@ class RowDataset(FairseqDataset):
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch padded on the right. Empty for a rank that has no share of the last batches.
 
-        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the last label, padded
-        with the last. ``target``: (B, Q) the symbols after them (``<s>``, labels, ``</s>``). ``is_label``: (B, Q).
+        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the
+        last label, padded with the last. ``target``: (B, Q) the symbols after them (``<s>``,
+        labels, ``</s>``). ``is_label``: (B, Q).
         """
         if not samples:
             return {}
@@ -87,7 +90,9 @@ class RowDataset(FairseqDataset):
         }
 
     def ordered_indices(self) -> np.ndarray:
-        """Every row once: in random order for training (fairseq seeds it per epoch), else by length."""
+        """Every row once: in random order for training (fairseq seeds it per epoch), else by
+        length.
+        """
         if self.shuffle:
             return np.random.permutation(len(self))
         return np.argsort(self.sizes, kind="mergesort")
@@ -119,10 +124,11 @@ def batches_by_length(
     max_tokens: int | None,
     max_sentences: int | None,
 ) -> Iterator[np.ndarray]:
-    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded tokens each.
+    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded
+    tokens each.
 
-    Rows are sorted by length within windows of the given order, so that padding is small and the order still
-    random. Raises ``UserError`` for a row longer than ``max_tokens``.
+    Rows are sorted by length within windows of the given order, so that padding is small and the
+    order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
     """
     max_sentences = max_sentences or len(indices)
     max_tokens = max_tokens or int(sizes.max()) * max_sentences

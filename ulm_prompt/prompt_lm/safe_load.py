@@ -39,7 +39,9 @@ _NUMPY = [
 
 
 def allow_list() -> AbstractContextManager[None]:
-    """Within it, ``torch.load(weights_only=True)`` accepts fairseq's own checkpoints and nothing more."""
+    """Within it, ``torch.load(weights_only=True)`` accepts fairseq's own checkpoints and nothing
+    more.
+    """
     return torch.serialization.safe_globals([*_SETTINGS, *_OMEGACONF, *_METERS, *_NUMPY])
 
 

@@ -8,30 +8,44 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.data import Dictionary, FairseqDataset, data_utils
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from .row_dataset import batches_by_length
+
+BREAK_MODES = ChoiceEnum(["none", "eos"])
 
 
 @dataclass
 class UnitLMConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
     tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
+    sample_break_mode: BREAK_MODES = field(
+        default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
+    )
     max_target_positions: int = II("task.tokens_per_sample")
 
 
 class BlockDataset(FairseqDataset):
-    """The whole text, ``</s>`` after every utterance, cut into blocks of ``length`` tokens."""
+    """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
+    tokens.
+
+    ``break_mode``: ``none`` cuts every ``length`` tokens, ``eos`` after every utterance too.
+    """
 
     can_reuse_epoch_itr_across_epochs = False
 
-    def __init__(self, split: Path, dictionary: Dictionary, length: int, shuffle: bool) -> None:
+    def __init__(
+        self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
+    ) -> None:
         rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
         self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
-        self.starts = np.arange(0, len(self.text), length)
-        self.sizes = np.minimum(length, len(self.text) - self.starts)
+        rows = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
+        ends = rows.cumsum()
+        cuts = [np.arange(end - size, end, length) for size, end in zip(rows, ends)]
+        self.starts = np.concatenate(cuts)
+        self.sizes = np.diff(self.starts, append=len(self.text))
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.shuffle = shuffle
 
@@ -108,6 +122,7 @@ class UnitLMTask(FairseqTask):
             Path(self.cfg.data) / split,
             self.dictionary,
             self.cfg.tokens_per_sample,
+            str(self.cfg.sample_break_mode),
             shuffle=split == "train",
         )
 

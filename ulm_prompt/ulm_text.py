@@ -1,0 +1,103 @@
+"""The text that a unit LM is trained on: a line an utterance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import writing
+from pipeline.rows import read_rows
+from pipeline.workspace import Workspace
+from ulm_prompt.prompt_text import SEPARATOR
+
+
+def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
+    """The lines of unit text files. Raises ``UserError`` for anything but integers."""
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"--text {path}: not found; expected a file with a line of units each")
+        with open(path, encoding="utf-8") as handle:
+            for number, line in enumerate(handle, start=1):
+                line = line.strip()
+                if not line.replace(" ", "").isdecimal():
+                    raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
+                yield line
+
+
+def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
+    """The distinct utterances of ``split``, by the downstream that was quantised with
+    ``unit_model``.
+
+    Distinct, because a class-balanced split draws the same file many times.
+    """
+    paths = sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}"))
+    return {
+        path.parents[2].name: list(dict.fromkeys(row.units for row in read_rows(path)))
+        for path in paths
+    }
+
+
+def write_ulm_text(
+    folder: Path,
+    text: dict[str, Sequence[Path]],
+    tasks: dict[str, dict[str, list[str]]],
+    codebooks: int,
+    max_valid: int,
+    seed: int,
+) -> dict[str, Path]:
+    """Write ``folder``/{train,valid}.txt: the given text files, then the tasks' units.
+
+    ``text`` and ``tasks`` by split. With ``codebooks`` each task utterance is followed by ``<s>``
+    and its topics. ``max_valid`` > 0 keeps so many valid lines of every source.
+    """
+    lines = {split: {"text": read_unit_text(files)} for split, files in text.items()}
+    for downstream, train in tasks["train"].items():
+        valid = tasks["valid"].get(downstream, [])[: max_valid or None]
+        if codebooks:
+            train, valid = _with_topics(train, valid, codebooks, seed)
+        lines["train"][downstream], lines["valid"][downstream] = train, valid
+    written = {}
+    for split, sources in lines.items():
+        written[split] = folder / f"{split}.txt"
+        limit = max_valid or None if split == "valid" else None
+        counts = Counter()
+        with writing(written[split]) as handle:
+            for name, source in sources.items():
+                for line in islice(source, limit):
+                    handle.write(line + "\n")
+                    counts[name] += 1
+        if not counts:
+            raise UserError(
+                f"no {split} units; quantise a task with preprocess/runner.py, "
+                "or give --text and --valid_text"
+            )
+        print(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    return written
+
+
+def _with_topics(
+    train: list[str], valid: list[str], codebooks: int, seed: int
+) -> tuple[list[str], list[str]]:
+    from ulm_prompt.topics import topics
+
+    units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
+
+    def named(lines: list[str], codes: Sequence[Sequence[int]]) -> list[str]:
+        names = (" ".join(units[code % len(units)] for code in row) for row in codes)
+        return [line + SEPARATOR + name for line, name in zip(lines, names)]
+
+    return tuple(map(named, (train, valid), topics(train, valid, codebooks, seed)))
+
+
+def write_dict(path: Path, text: Path) -> None:
+    """A dict.txt of the text's units in ascending order, with their counts."""
+    counts: Counter[str] = Counter()
+    with open(text, encoding="utf-8") as handle:
+        for line in handle:
+            counts.update(line.replace(SEPARATOR, " ").split())
+    with writing(path) as handle:
+        for unit in sorted(counts, key=int):
+            handle.write(f"{unit} {counts[unit]}\n")
