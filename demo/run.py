@@ -8,11 +8,11 @@ samples/demo_summary.json and demo.png.
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,66 +31,88 @@ TASKS = {"KS": "speech_commands", "IC": "fluent_commands"}
 
 
 class Stage(NamedTuple):
-    """One command. ``task`` is None where it serves both."""
+    """One step: a command, or one for each task, which then run at once, a core each."""
 
     name: str
-    task: str | None
-    command: str
+    commands: dict[str, str]  # by task; "" where one serves both
+
+
+def both(name: str, command: str) -> Stage:
+    return Stage(name, {"": command})
+
+
+def train(task: str, updates: int) -> str:
+    """The command that trains a task's prompt."""
+    return (
+        f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 20 "
+        f"--date {DATE} --set max_update={updates}"
+    )
 
 
 RUNNER = "preprocess/runner.py --action"
 STAGES = [
-    Stage("speak", None, "demo/speech.py --out {workspace}/corpora"),
-    Stage("manifest", None, f"{RUNNER} generate_manifest"),
-    Stage("k-means", None, f"{RUNNER} learn_kmeans"),
-    Stage("quantise", None, f"{RUNNER} quantized"),
-    Stage("postprocess", None, f"{RUNNER} postprocess"),
-    Stage("text", None, "ulm_prompt/make_data.py"),
-    Stage("labelspace", None, "ulm_prompt/gen_labelspace.py"),
-    Stage("verbalizer", None, "ulm_prompt/verbalizer.py"),
-    Stage(
-        "unit LM",
-        None,
-        f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}",
+    both("speak", "demo/speech.py --out {workspace}/corpora"),
+    both("manifest", f"{RUNNER} generate_manifest"),
+    both(
+        "k-means",
+        f"{RUNNER} learn_kmeans --set fairseqrc.km_frames=60000 fairseqrc.km_starts=3",
     ),
-    Stage("binarise", None, "ulm_prompt/fairseq_preprocess.py"),
-    *(
-        Stage(
-            "prompt",
-            task,
-            f"ulm_prompt/train.py --prompt_task {task} --recipe fast --date {DATE} {{{task}}}",
-        )
-        for task in TASKS
+    both("quantise", f"{RUNNER} quantized"),
+    both("postprocess", f"{RUNNER} postprocess"),
+    both("text", "ulm_prompt/make_data.py"),
+    both("labelspace", "ulm_prompt/gen_labelspace.py"),
+    both("verbalizer", "ulm_prompt/verbalizer.py"),
+    both(
+        "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
     ),
-    Stage("sample", None, f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
-    Stage("score", None, f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
+    both("binarise", "ulm_prompt/fairseq_preprocess.py"),
+    Stage("prompt", {"KS": train("KS", 800), "IC": train("IC", 2000)}),
+    both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
+    both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
 ]
-# the demo's own sizes, on top of the scripts' defaults
-KNOBS = {"KS": "--set max_update=300", "IC": "--set max_update=600"}
 
 
-def run_stage(stage: Stage, number: int) -> float:
-    """Announce and run one stage; return its seconds. Its failure ends the demo, its message shown.
+def run_stage(stage: Stage, number: int) -> dict[str, float]:
+    """Announce and run one stage; return its seconds by task. A failure ends the demo, its message
+    shown.
     """
-    command = (
-        f"{stage.command} --workspace {{workspace}}"
-        if "--out" not in stage.command
-        else stage.command
-    )
-    command = command.format(workspace=shlex.quote(os.path.relpath(WORKSPACE.root)), **KNOBS)
-    print(
-        f"\n[{number}/{len(STAGES)}] {stage.name}{' ' + stage.task if stage.task else ''}",
-        flush=True,
-    )
-    print(f"$ python {command}", flush=True)
+    print(f"\n[{number}/{len(STAGES)}] {stage.name}", flush=True)
+    environment = dict(os.environ)
+    if len(stage.commands) > 1:
+        environment["OMP_NUM_THREADS"] = "1"
+    with ThreadPoolExecutor() as pool:
+        futures = {
+            task: pool.submit(run_command, command, task, environment)
+            for task, command in stage.commands.items()
+        }
+    return {task: future.result() for task, future in futures.items()}
+
+
+def run_command(command: str, task: str, environment: dict[str, str]) -> float:
+    """Run one stage script, its lines shown after the task's name; return its seconds."""
+    workspace = os.path.relpath(WORKSPACE.root, REPOSITORY)
+    command = command.format(workspace=workspace)
+    if "--out" not in command:
+        command += f" --workspace {workspace}"
+    prefix = f"{task} | " if task else ""
+    print(f"{prefix}$ python {command}", flush=True)
     start = time.monotonic()
-    result = subprocess.run([sys.executable, *shlex.split(command)], cwd=REPOSITORY, check=False)
-    if result.returncode:
-        raise UserError(f"the demo stopped at {stage.name}: see the message above")
+    with subprocess.Popen(
+        [sys.executable, *command.split()],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            print(prefix + line, end="", flush=True)
+    if process.returncode:
+        raise UserError(f"the demo stopped at `{command}`: see the message above")
     return time.monotonic() - start
 
 
-def summarise(seconds: dict[Stage, float]) -> dict[str, dict]:
+def summarise(seconds: dict[str, dict[str, float]]) -> dict[str, dict]:
     """Each task's figures, from the files that the stages left."""
     summary = {}
     for task in TASKS:
@@ -106,16 +128,14 @@ def summarise(seconds: dict[Stage, float]) -> dict[str, dict]:
             "trainable_parameters": card["trained_parameters"],
             "frozen_parameters": card["lm_parameters"],
             "seconds": {
-                stage.name: round(spent, 1)
-                for stage, spent in seconds.items()
-                if stage.task in (None, task)
+                name: round(spent.get(task, spent.get("", 0)), 1) for name, spent in seconds.items()
             },
         }
     return summary
 
 
 def show(summary: dict[str, dict], total: float) -> None:
-    """Print the table. Stages without a task serve both and are shown once for both."""
+    """Print the table. A stage that serves both tasks is shown once."""
     rows = {
         "test utterances": "utterances",
         "trainable parameters": "trainable_parameters",
@@ -139,7 +159,7 @@ def show(summary: dict[str, dict], total: float) -> None:
 def main() -> None:
     start = time.monotonic()
     shutil.rmtree(WORKSPACE.root, ignore_errors=True)
-    seconds = {stage: run_stage(stage, number) for number, stage in enumerate(STAGES, start=1)}
+    seconds = {stage.name: run_stage(stage, number) for number, stage in enumerate(STAGES, start=1)}
     summary = summarise(seconds)
     samples = REPOSITORY / "samples"
     write_json(samples / "demo_summary.json", summary)

@@ -58,7 +58,8 @@ def _parse(line: str, path: Path, number: int) -> Row:
     for name, text in zip(("units", "labels"), columns[1:]):
         if not text:
             raise UserError(
-                f"{path}, line {number}: no {name} ({columns[0]}); remove the row or quantise it again"
+                f"{path}, line {number}: no {name} ({columns[0]}); "
+                "remove the row or quantise it again"
             )
         if not _INTEGERS.fullmatch(text):
             raise UserError(

@@ -26,7 +26,7 @@ def dict_symbols(path: Path) -> set[str]:
 
 
 def check_text(text: Path, known: set[str], dictionary: Path) -> int:
-    """Number of lines of ``text``. Raises ``UserError`` for a symbol outside the dict (``<unk>``)."""
+    """Number of lines of ``text``. Raises ``UserError`` for a symbol that the dict lacks."""
     count = 0
     with open(text, encoding="utf-8") as handle:
         for count, line in enumerate(handle, start=1):

@@ -42,7 +42,7 @@ def topics(
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
         kmeans = MiniBatchKMeans(
-            min(CLUSTERS, len(train) // 2),
+            min(CLUSTERS, 2 + len(train) // 20),
             random_state=seed + book,
             batch_size=2048,
             n_init=1,

@@ -41,7 +41,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
 
 
 def train_pair(args: argparse.Namespace, pair: Pair) -> None:
-    """Check everything that can be checked without a model, then train one task on one unit model."""
+    """Check all that can be checked without a model, then train one task on one unit model."""
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
     length = args.prefix_prompt_length or pair.config.prefix_prompt_length
@@ -87,8 +87,8 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     train(flags, save_dir, logs)
     card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), unit_lm.model)
     print(
-        f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of {card.total_updates:,}, valid "
-        f"label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "
+        f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of "
+        f"{card.total_updates:,}, valid label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "
         "(labels before it given)"
     )
 

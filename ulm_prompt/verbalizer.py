@@ -65,7 +65,7 @@ def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str])
     ranked += [label for label in labels if label not in label_counts]
     if len(ranked) > len(units):
         raise UserError(
-            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to rename them to; "
+            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
             "use a unit model with more clusters"
         )
     if method == "kmeans":

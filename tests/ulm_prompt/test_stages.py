@@ -98,8 +98,7 @@ def test_a_second_call_resumes_exactly(prepared: Path) -> None:
 
 
 def test_patience_survives_a_restart(prepared: Path) -> None:
-    """With a loss that cannot improve, the run stops at the same epoch with and without a restart.
-    """
+    """With a loss that cannot improve, the run stops at the same epoch with and without a restart."""
     stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
     whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
     assert len(whole) == 4
@@ -128,8 +127,8 @@ def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
         after["decoder.layers.0.fc1.weight"], before["decoder.layers.0.fc1.weight"]
     )
     stage(
-        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "ft", "--sample_date", "ft",
-        "--prompt_task", "KS",
+        "ulm_prompt/sample.py", "--workspace", prepared, "--prompt_task", "KS",
+        "--model_date", "ft", "--sample_date", "ft",
     )  # fmt: skip
 
 
@@ -159,18 +158,11 @@ def test_a_published_checkpoint_is_used_as_it_is(prepared: Path) -> None:
 
 def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path, UNIT_MODEL)
-    knobs = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32",
-             "decoder_attention_heads=2", "max_update=6", "tokens_per_sample=64", "max_tokens=512")  # fmt: skip
-    command = (
-        "--workspace",
-        tmp_path,
-        "--unit_model",
-        UNIT_MODEL,
-        "--date",
-        "a",
-        "--config",
-        "tiny",
-    )
+    shape = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2}
+    knobs = [f"decoder_{name}={value}" for name, value in shape.items()]
+    knobs += ["max_update=6", "tokens_per_sample=64", "max_tokens=512"]
+    command = ("--workspace", tmp_path, "--unit_model", UNIT_MODEL)
+    command += ("--date", "a", "--config", "tiny")
     stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs)
     folder = Workspace(tmp_path).lm(UNIT_MODEL)
     assert {path.name for path in folder.iterdir()} == {

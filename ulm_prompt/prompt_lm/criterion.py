@@ -12,20 +12,22 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.logging import metrics
 from torch import Tensor
 
-LOSS_ON = ChoiceEnum(["published", "labels"])
+LOSS_ON = ChoiceEnum(["published", "answer"])
 
 
 @dataclass
 class LabelCrossEntropyConfig(FairseqDataclass):
     loss_on: LOSS_ON = field(
         default="published",
-        metadata={"help": "published: <s>, labels and </s>, over all tokens; labels: them alone"},
+        metadata={
+            "help": "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
+        },
     )
 
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
 class LabelCrossEntropy(FairseqCriterion):
-    """``published``: summed over the targets from ``<s>`` on, divided by the batch's token count."""
+    """``published``: summed over the targets from ``<s>`` on, divided by all tokens in the batch."""
 
     def __init__(self, task: Any, loss_on: str) -> None:
         super().__init__(task)
@@ -40,30 +42,27 @@ class LabelCrossEntropy(FairseqCriterion):
         losses = F.cross_entropy(
             logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
         )
-        label_loss = (losses * is_label).sum()
-        labels = is_label.sum()
-        loss, size = (label_loss, labels)
+        is_answer = target != self.padding_idx
+        is_answer[:, 0] = False  # <s>
+        loss, size = (losses * is_answer).sum(), is_answer.sum()
         if self.loss_on == "published":
-            loss, size = losses.sum(), labels.new_tensor(sample["ntokens"])
-        wrong = (logits.detach().argmax(-1) != target) & is_label
-        return (
-            loss,
-            size,
-            {
-                "loss": loss.detach(),
-                "label_loss": label_loss.detach(),
-                "labels": labels,
-                "correct": sample["nsentences"] - wrong.any(1).sum(),
-                "nsentences": sample["nsentences"],
-                "ntokens": sample["ntokens"],
-                "sample_size": size,
-            },
-        )
+            loss, size = losses.sum(), size.new_tensor(sample["ntokens"])
+        wrong = (logits.detach().argmax(-1) != target) & is_answer
+        logged = {
+            "loss": loss.detach(),
+            "label_loss": (losses * is_label).sum().detach(),
+            "labels": is_label.sum(),
+            "correct": sample["nsentences"] - wrong.any(1).sum(),
+            "nsentences": sample["nsentences"],
+            "ntokens": sample["ntokens"],
+            "sample_size": size,
+        }
+        return loss, size, logged
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %,
-        all labels right given the labels before them.
+        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %:
+        all labels and ``</s>`` right, given the labels before them.
         """
         total = {
             key: sum(float(output.get(key, 0)) for output in logging_outputs)

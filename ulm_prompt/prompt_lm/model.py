@@ -187,7 +187,7 @@ class PromptLanguageModel(BaseFairseqModel):
         """None: sinusoidal positions have no end, and no row is ever filtered away."""
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """What trains, and only that: the prompt under its published names, or the fine-tuned LM."""
+        """What trains alone: the prompt under its published names, or the fine-tuned LM."""
         if self.prompt is None:
             return self.lm.state_dict()
         prompt = self.prompt

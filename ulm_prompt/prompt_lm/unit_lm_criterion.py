@@ -40,16 +40,13 @@ class UnitLMCriterion(FairseqCriterion):
         after = (tokens == SEP).cumsum(1) > 0
         weights = torch.where(after, self.topic_weight, 1.0) * (target != self.padding_idx)
         loss, size = (losses * weights).sum(), weights.sum()
-        return (
-            loss,
-            size,
-            {
-                "loss": loss.detach(),
-                "ntokens": sample["ntokens"],
-                "nsentences": sample["nsentences"],
-                "sample_size": size.detach(),
-            },
-        )
+        logged = {
+            "loss": loss.detach(),
+            "ntokens": sample["ntokens"],
+            "nsentences": sample["nsentences"],
+            "sample_size": size.detach(),
+        }
+        return loss, size, logged
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
