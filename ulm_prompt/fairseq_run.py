@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -47,8 +48,16 @@ def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
     # fairseq keeps the best score and the patience in its functions: forget an earlier run's
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_cli.train.should_stop_early).clear()
-    with allow_list():
-        distributed_utils.call_main(convert_namespace_to_omegaconf(args), fairseq_cli.train.main)
+    try:
+        with allow_list():
+            cfg = convert_namespace_to_omegaconf(args)
+            distributed_utils.call_main(cfg, fairseq_cli.train.main)
+    except RuntimeError as error:
+        if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+            raise OSError(
+                errno.ENOSPC, "cannot write a checkpoint (disk full?)", str(save_dir)
+            ) from None
+        raise
 
 
 def _show_the_essential() -> None:

@@ -88,8 +88,8 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), unit_lm.model)
     print(
         f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of "
-        f"{card.total_updates:,}, valid label loss {card.valid['label_loss']:.3f} nats, accuracy {card.valid['accuracy']:.2f} % "
-        "(labels before it given)"
+        f"{card.total_updates:,}, valid label loss {card.valid['label_loss']:.3f} nats, "
+        f"accuracy {card.valid['accuracy']:.2f} % (labels before it given)"
     )
 
 

@@ -1,4 +1,4 @@
-"""Cached decoding against fairseq's own SequenceGenerator over the uncached published arrangement."""
+"""Cached decoding against fairseq's SequenceGenerator over the uncached published arrangement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIMIT = 6
 
 
 class UncachedDecoder(FairseqDecoder):
-    """The published arrangement as fairseq's generator wants to see it: all tokens in, logits out."""
+    """The published arrangement as fairseq's generator wants it: all tokens in, logits out."""
 
     def __init__(self, model: PromptLanguageModel) -> None:
         super().__init__(tiny.dictionary())

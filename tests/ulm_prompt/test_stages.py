@@ -98,7 +98,7 @@ def test_a_second_call_resumes_exactly(prepared: Path) -> None:
 
 
 def test_patience_survives_a_restart(prepared: Path) -> None:
-    """With a loss that cannot improve, the run stops at the same epoch with and without a restart."""
+    """A run whose loss cannot improve stops at the same epoch with and without a restart."""
     stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
     whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
     assert len(whole) == 4

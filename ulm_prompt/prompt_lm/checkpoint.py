@@ -127,8 +127,8 @@ def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguag
     unit_lm = load_unit_lm(lm_folder)
     if card is not None and card.lm_fingerprint != unit_lm.fingerprint:
         raise UserError(
-            f"{lm_folder}: this LM has fingerprint {unit_lm.fingerprint}, but the prompt in "
-            f"{folder} was trained on {card.lm_fingerprint}; put that LM there, or train a new prompt"
+            f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, but the prompt in "
+            f"{folder} was trained on {card.lm_fingerprint}; put that LM there, or train anew"
         )
     if card is not None and card.fine_tune:
         unit_lm.model.load_state_dict(state, strict=True)

@@ -27,7 +27,7 @@ class LabelCrossEntropyConfig(FairseqDataclass):
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
 class LabelCrossEntropy(FairseqCriterion):
-    """``published``: summed over the targets from ``<s>`` on, divided by all tokens in the batch."""
+    """``published``: the sum over the targets from ``<s>`` on, by the batch's token count."""
 
     def __init__(self, task: Any, loss_on: str) -> None:
         super().__init__(task)
