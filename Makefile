@@ -13,7 +13,7 @@ demo: setup
 	$(PYTHON_IN_VENV) demo/run.py
 
 test: setup
-	$(PYTHON_IN_VENV) -m pytest -n 2
+	$(PYTHON_IN_VENV) -m pytest -n auto --dist loadfile
 
 lint: setup
 	.venv/bin/ruff check .

@@ -16,7 +16,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.cal_acc import read_samples
 from ulm_prompt.curves import valid_curve
 
-INVALID = "(none)"  # an answer that is no label
+OTHER = "(other)"  # an answer that no test utterance has
 MAX_NAMED = 31  # classes beyond which the axes stay bare
 
 
@@ -44,7 +44,7 @@ def _curve(axis: plt.Axes, log: Path, task: str) -> None:
     curve = valid_curve(log)
     updates = list(curve)
     axis.plot(updates, [scores["accuracy"] for scores in curve.values()], color="tab:blue")
-    axis.set(title=f"{task}: learning curve on valid", xlabel="updates", ylim=(0, 100))
+    axis.set(title=f"{task}: learning curve on valid", xlabel="updates", ylim=(0, 102))
     axis.set_ylabel("accuracy, % (labels before it given)", color="tab:blue")
     axis.grid(alpha=0.3)
     loss = axis.twinx()
@@ -60,7 +60,7 @@ def _matrix(axis: plt.Axes, samples: Path, unit_names: Mapping[str, str], task: 
         return ", ".join(unit_names.get(unit, "?") for unit in units.split())
 
     classes = sorted({name(entry["label"]) for entry in entries})
-    columns = [*classes, INVALID]
+    columns = [*classes, OTHER]
     counts = np.zeros((len(classes), len(columns)))
     for entry in entries:
         predicted = name(entry["predict"])

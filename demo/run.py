@@ -66,7 +66,7 @@ STAGES = [
         "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
     ),
     both("binarise", "ulm_prompt/fairseq_preprocess.py"),
-    Stage("prompt", {"KS": train("KS", 800), "IC": train("IC", 2000)}),
+    Stage("prompt", {"KS": train("KS", 1200), "IC": train("IC", 2000)}),
     both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
     both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
 ]

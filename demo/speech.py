@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--keywords", default=[2400, 300, 480], help="utterances in 12 classes", **sizes
     )
-    parser.add_argument("--commands", default=[2000, 250, 400], help="utterances", **sizes)
+    parser.add_argument("--commands", default=[6000, 250, 400], help="utterances", **sizes)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="does not change the result"

@@ -1,0 +1,67 @@
+"""The repository itself: pins, documents, and what must not be in it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from tests.conftest import REPOSITORY
+
+PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\S+)")
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (REPOSITORY / name).read_text().splitlines()
+    wanted = [line.split("#")[0].strip() for line in lines]
+    found = [PIN.fullmatch(line) for line in wanted if line]
+    assert all(found), f"{name}: every requirement is pinned"
+    return {match[1].lower().replace("_", "-"): match[2] for match in found}
+
+
+def test_conda_takes_the_pins_from_requirements() -> None:
+    """One list of pins: environment.yaml adds none of its own beside python's."""
+    environment = yaml.safe_load((REPOSITORY / "environment.yaml").read_text())
+    *conda, pip = environment["dependencies"]
+    assert pip == {"pip": ["-r requirements.txt"]}
+    assert "python=3.12" in conda
+    own = {line.split("=")[0] for line in conda}
+    assert not own & pins("requirements.txt").keys(), "a package is pinned in one place"
+
+
+def test_the_environment_that_runs_this_has_the_pinned_versions() -> None:
+    """Skips torch: a user's own build is kept."""
+    from importlib.metadata import version
+
+    for name in ("requirements.txt", "requirements-fairseq.txt"):
+        for package, pin in pins(name).items():
+            if package != "torch":
+                assert version(package) == pin, package
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["make_data", "gen_labelspace", "verbalizer", "cal_acc"],
+)
+def test_light_scripts_import_neither_torch_nor_fairseq(script: str) -> None:
+    """fairseq takes seconds to import."""
+    code = (
+        f"import sys; sys.argv = ['x']; import ulm_prompt.{script}; "
+        "print([name for name in ('torch', 'fairseq', 'sklearn') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_readme_names_files_that_exist() -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    scripts = set(re.findall(r"python ((?:\w+/)+\w+\.py)", text))
+    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
+    assert len(scripts) >= 9
+    for name in scripts | links:
+        assert (REPOSITORY / name).exists(), name
