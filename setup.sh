@@ -16,12 +16,12 @@ find_python() {
 }
 
 python=$(find_python)
-if "$python" -c 'import torch' 2>/dev/null; then
-    "$python" -m venv --system-site-packages .venv
+"$python" -m venv --clear .venv
+cp requirements.txt .venv/requirements.txt
+if torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); then
+    # the .venv looks there last, so that only what it lacks is found there
+    echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-at-hand.pth"
     grep -v '^torch==' requirements.txt > .venv/requirements.txt
-else
-    "$python" -m venv .venv
-    cp requirements.txt .venv/requirements.txt
 fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }

@@ -16,10 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from demo.picture import draw
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.cal_acc import score
@@ -108,7 +109,8 @@ def run_command(command: str, task: str, environment: dict[str, str]) -> float:
         for line in process.stdout:
             print(prefix + line, end="", flush=True)
     if process.returncode:
-        raise UserError(f"the demo stopped at `{command}`: see the message above")
+        print(f"the demo stopped at `{command}`: see the message above", file=sys.stderr)
+        raise SystemExit(process.returncode)
     return time.monotonic() - start
 
 

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import soxr

@@ -14,7 +14,8 @@ import importlib
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.config import load_config
 from pipeline.errors import UserError, run

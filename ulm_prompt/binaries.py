@@ -13,18 +13,6 @@ from pipeline.files import replacing_folder, sha256, write_json
 SOURCES = "sources.json"
 
 
-def dict_symbols(path: Path) -> set[str]:
-    """The symbols that fairseq reads from a dict.txt, ``<s>`` included."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: not found; put the unit LM's dict.txt and checkpoint_best.pt there "
-            "(README, Pretrained models) or train one with ulm_prompt/train_ulm.py"
-        ) from None
-    return {line.rsplit(" ", 1)[0] for line in lines if line} | {"<s>"}
-
-
 def check_text(text: Path, known: set[str], dictionary: Path) -> int:
     """Number of lines of ``text``. Raises ``UserError`` for a symbol that the dict lacks."""
     count = 0
@@ -45,13 +33,13 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
 
     The folder is complete or absent: it is written beside its place and renamed.
     """
-    known = dict_symbols(dictionary_path)
-    counts = {split: check_text(text, known, dictionary_path) for split, text in texts.items()}
-
     from fairseq.binarizer import FileBinarizer, VocabularyDatasetBinarizer
-    from fairseq.data import Dictionary
 
-    dictionary = Dictionary.load(str(dictionary_path))
+    from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
+
+    dictionary = load_dictionary(dictionary_path.parent)
+    known = set(dictionary.symbols)
+    counts = {split: check_text(text, known, dictionary_path) for split, text in texts.items()}
     with replacing_folder(target) as folder:
         for split, text in texts.items():
             summary = FileBinarizer.multiprocess_dataset(

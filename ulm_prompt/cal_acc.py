@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.files import read_json
@@ -33,7 +34,12 @@ def score(path: Path) -> Score:
     Raises ``UserError`` for a missing or malformed file.
     """
     samples = read_samples(path)
-    within = read_samples(path.with_stem(path.stem + WITHIN))
+    twin = path.with_stem(path.stem + WITHIN)
+    within = read_samples(twin)
+    if len(within) != len(samples):
+        raise UserError(
+            f"{twin}: {len(within)} utterances, {path.name} has {len(samples)}; run sample.py again"
+        )
     in_use = [entry["label"] for entry in samples] + [entry["predict"] for entry in within]
     known = [set(slot) for slot in zip(*(labels.split() for labels in in_use))]
     total = len(samples)

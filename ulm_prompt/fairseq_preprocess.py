@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
 from pipeline.workspace import Workspace
@@ -20,7 +21,7 @@ def main() -> None:
     add_selection(parser)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    for pair in find_pairs(args):
+    for pair in find_pairs(args, needs_lm=True):
         target = workspace.data_bin(pair.unit_model, pair.task)
         dictionary = workspace.lm(pair.unit_model) / "dict.txt"
         counts = binarize(renamed_texts(workspace, pair), dictionary, target)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
+from pipeline.errors import UserError
+
+LAST = "checkpoint_last.pt"
 USER_DIR = Path(__file__).resolve().parent / "prompt_lm"
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")
@@ -28,49 +33,77 @@ def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
 
-    from ulm_prompt.prompt_lm.safe_load import allow_list
-
-    _show_the_essential()
+    if not (save_dir / LAST).exists():
+        (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
     log_dir.mkdir(parents=True, exist_ok=True)
+    _show_the_essential(log_dir / "train.log")
     common = [
         "--user-dir", USER_DIR,
         "--save-dir", save_dir,
         "--tensorboard-logdir", log_dir,
-        "--log-file", log_dir / "train.log",
         "--no-epoch-checkpoints",
         "--num-workers", 0,
         "--data-buffer-size", 2,
     ]  # fmt: skip
     if not torch.cuda.is_available():
         common.append("--cpu")
+    if "WORLD_SIZE" not in os.environ:  # not torchrun: one process, however many GPUs there are
+        common += ["--distributed-world-size", 1]
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, [str(flag) for flag in (*flags, *common)])
+    cfg = convert_namespace_to_omegaconf(args)
     # fairseq keeps the best score and the patience in its functions: forget an earlier run's
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_cli.train.should_stop_early).clear()
+    if _is_finished(save_dir / LAST, cfg):
+        print(f"{save_dir}: this run has finished; nothing to train")
+        return
     try:
-        with allow_list():
-            cfg = convert_namespace_to_omegaconf(args)
-            distributed_utils.call_main(cfg, fairseq_cli.train.main)
+        distributed_utils.call_main(cfg, fairseq_cli.train.main)
+    except FloatingPointError as error:
+        raise UserError(f"training diverged ({error}); lower the learning rate") from None
     except RuntimeError as error:
+        for partial in save_dir.glob("*.pt.tmp"):
+            partial.unlink()
         if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
-            raise OSError(
-                errno.ENOSPC, "cannot write a checkpoint (disk full?)", str(save_dir)
-            ) from None
+            reason = "cannot write a checkpoint (disk full?)"
+            raise OSError(errno.ENOSPC, reason, str(save_dir)) from None
         raise
 
 
-def _show_the_essential() -> None:
-    """One console handler, without fairseq's dumps of settings and modules; no third-party
+def _is_finished(last: Path, cfg: DictConfig) -> bool:
+    """Whether the run has come to its end: fairseq itself looks only after one more update."""
+    from ulm_prompt.prompt_lm.torch_files import load_torch
+
+    if not last.exists():
+        return False
+    state = load_torch(last)
+    updates = state["optimizer_history"][-1]["num_updates"]
+    epochs = state["extra_state"]["train_iterator"]["epoch"] - 1
+    without_gain = state["extra_state"].get("UnitPromptTask", {}).get("num_runs", 0)
+    limits = cfg.optimization.max_update, cfg.optimization.max_epoch, cfg.checkpoint.patience
+    return any(
+        reached >= limit > 0 for reached, limit in zip((updates, epochs, without_gain), limits)
+    )
+
+
+def _show_the_essential(log: Path) -> None:
+    """Everything to ``log``; to the console no dumps of settings and modules, no third-party
     warnings.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
-    logging.getLogger().handlers[0].addFilter(_is_essential)
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.addFilter(_is_essential)
+    file = logging.FileHandler(log, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s | %(name)s | %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
     for noise in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", noise)
 
 
 def _is_essential(record: logging.LogRecord) -> bool:
+    if record.name == "fairseq.checkpoint_utils" and record.levelno > logging.WARNING:
+        return False  # a traceback of what is raised, and told, anyway
     return (
         record.levelno > logging.WARNING
         or record.name in _LOGGERS

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
 from pipeline.files import read_json, write_json

@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.verbal import record_rows
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
@@ -43,6 +45,7 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         counts = {split: make_split(workspace, pair, split) for split in SPLITS}
+        record_rows(workspace, pair)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
     print("next: python ulm_prompt/gen_labelspace.py")

@@ -26,9 +26,10 @@ run fairseq_preprocess
 export OMP_NUM_THREADS=1
 run train --prompt_task KS --recipe fast --prefix_prompt_length 40 --date $date \
     --set batch_size=32 max_update=5000 &
+trap 'kill %1 2>/dev/null || true' EXIT  # when IC fails first
 run train --prompt_task IC --recipe fast --prefix_prompt_length 40 --date $date \
     --set max_update=12000
-wait $!
+wait %1
 unset OMP_NUM_THREADS
 run sample --model_date $date --sample_date $date
 run cal_acc --sample_date $date

@@ -4,6 +4,7 @@ flags.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,16 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from ulm_prompt.tasks import CONFIG
 
-SPACES = ("input", "projected")
-SCHEDULES = ("fixed", "cosine", "inverse_sqrt")
+CHOICES = {
+    "space": ("input", "projected"),
+    "init": ("normal", "tokens", "quiet"),
+    "loss_on": ("published", "answer"),
+    "lr_schedule": ("fixed", "cosine", "inverse_sqrt"),
+    "best_by": ("loss", "accuracy"),
+}
+AT_LEAST = {"batch_size": 1, "max_tokens": 1, "max_epoch": 0, "max_update": 0, "patience": 0,
+            "warmup_updates": 0, "lr": 0, "clip_norm": 0}  # fmt: skip
+_BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
 @dataclass
@@ -53,12 +62,20 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     if name not in names:
         raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
     recipe = load_config(Recipe, folder / f"{name}.yaml", overrides)
-    for name, choices in (("space", SPACES), ("lr_schedule", SCHEDULES)):
-        if getattr(recipe, name) not in choices:
-            found = getattr(recipe, name)
-            raise UserError(f"recipe, {name}={found}: expected one of {', '.join(choices)}")
-    if recipe.lr_schedule == "cosine" and not recipe.max_update:
-        raise UserError("lr_schedule cosine: needs max_update, the update at which it ends")
+    for knob, choices in CHOICES.items():
+        if getattr(recipe, knob) not in choices:
+            found = getattr(recipe, knob)
+            raise UserError(f"recipe, {knob}={found}: expected one of {', '.join(choices)}")
+    for knob, least in AT_LEAST.items():
+        if getattr(recipe, knob) < least:
+            raise UserError(f"recipe, {knob}={getattr(recipe, knob)}: expected at least {least}")
+    if not _BETAS.fullmatch(recipe.adam_betas):
+        raise UserError(f"recipe, adam_betas={recipe.adam_betas}: expected like (0.9, 0.98)")
+    if recipe.lr_schedule == "cosine" and recipe.max_update <= recipe.warmup_updates:
+        raise UserError(
+            f"recipe, max_update={recipe.max_update}: the cosine schedule ends there, "
+            f"after more than warmup_updates={recipe.warmup_updates}"
+        )
     return recipe
 
 

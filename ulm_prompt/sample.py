@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.files import write_json
@@ -20,7 +21,7 @@ from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
 
-MAX_LABELS = 50  # a free answer that has not ended by then is cut; it is wrong anyway
+MAX_LABELS = 50  # a free answer that has not ended by then is cut
 
 
 def label_slots(text: Path) -> list[list[str]]:
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="utterances at a time")
     add_selection(parser)
     args = parser.parse_args()
-    for pair in find_pairs(args):
+    for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.sample_date}")
 

@@ -76,9 +76,9 @@ class Pair:
     config: TaskConfig
 
 
-def find_pairs(args: argparse.Namespace) -> list[Pair]:
+def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     """The pairs of task and unit model whose train split lies in the workspace, narrowed by the
-    flags.
+    flags. With ``needs_lm`` and no ``--unit_model``, unit models without an LM are passed over.
 
     Raises ``UserError`` when a flag names something unknown, or nothing at all is found.
     """
@@ -91,6 +91,12 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
             f"{args.workspace / 'preprocess'}: no quantised data for {wanted} "
             "(<downstream>/data/<unit_model>/train); make it with preprocess/runner.py"
         )
+    with_lm = [pair for pair in pairs if workspace.lm(pair.unit_model).is_dir()]
+    if needs_lm and with_lm and not args.unit_model:
+        for pair in pairs:
+            if pair not in with_lm:
+                print(f"{pair.task} {pair.unit_model}: passed over, it has no unit LM yet")
+        return with_lm
     return pairs
 
 

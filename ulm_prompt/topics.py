@@ -33,7 +33,7 @@ def topics(
         sublinear_tf=True, max_features=15_000,
     )  # fmt: skip
     weights = vectorizer.fit_transform(train)
-    width = min(WIDTH, weights.shape[1] - 1)
+    width = min(WIDTH, weights.shape[1] - 1, len(train))
     reduce = TruncatedSVD(width, random_state=seed, n_iter=2)
     places = [_unit_length(reduce.fit_transform(weights))]
     places.append(_unit_length(reduce.transform(vectorizer.transform(valid))))

@@ -10,10 +10,13 @@ import dataclasses
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
+from pipeline.files import read_json
 from pipeline.workspace import Workspace
+from ulm_prompt.binaries import SOURCES
 from ulm_prompt.curves import valid_curve
 from ulm_prompt.recipe import Recipe, fairseq_flags, load_recipe
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
@@ -36,6 +39,10 @@ def parse() -> argparse.Namespace:
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     """The recipe's name and its values after the task's and the command line's changes."""
     name = args.recipe or ("fine_tune" if args.fine_tune else pair.config.recipe)
+    if args.fine_tune != (name == "fine_tune"):
+        raise UserError(
+            f"--recipe {name}: --fine_tune takes the recipe fine_tune, and only it does"
+        )
     own = [f"{key}={value}" for key, value in pair.config.train.items()]
     return name, load_recipe(name, [*own, *args.set])
 
@@ -44,7 +51,9 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     """Check all that can be checked without a model, then train one task on one unit model."""
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
-    length = args.prefix_prompt_length or pair.config.prefix_prompt_length
+    length = args.prefix_prompt_length
+    if length is None:
+        length = pair.config.prefix_prompt_length
     if length < 1:
         raise UserError(f"--prefix_prompt_length {length}: expected at least 1")
     method, verbal = load_verbal(workspace, pair)
@@ -63,13 +72,13 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
         unit_model=pair.unit_model,
         prefix_prompt_length=0 if args.fine_tune else length,
         fine_tune=args.fine_tune,
-        labels_per_utterance=pair.config.labels_per_utterance,
         lm_fingerprint=unit_lm.fingerprint,
         lm_parameters=sum(weight.numel() for weight in unit_lm.model.parameters()),
         verbalizer=method,
         verbal=verbal,
         recipe=recipe_name,
         training=dataclasses.asdict(recipe),
+        data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
     )
     checkpoint.begin(save_dir, card)
     flags = [
@@ -86,16 +95,16 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     train(flags, save_dir, logs)
     card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), unit_lm.model)
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
         f"{pair.task} {pair.unit_model}: best at update {card.updates:,} of "
-        f"{card.total_updates:,}, valid label loss {card.valid['label_loss']:.3f} nats, "
-        f"accuracy {card.valid['accuracy']:.2f} % (labels before it given)"
+        f"{card.total_updates:,}; on valid, the labels before it given: {scores}"
     )
 
 
 def main() -> None:
     args = parse()
-    for pair in find_pairs(args):
+    for pair in find_pairs(args, needs_lm=True):
         train_pair(args, pair)
     print(f"next: python ulm_prompt/sample.py --model_date {args.date} --sample_date {args.date}")
 

@@ -8,18 +8,20 @@ line of units each).
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import MISSING
 
 from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
-from pipeline.files import replacing_folder, write_json
+from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.provenance import provenance
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
@@ -93,19 +95,35 @@ def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
     """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss
     in bits.
     """
-    import torch
-
-    from ulm_prompt.prompt_lm.safe_load import load_torch
+    from ulm_prompt.prompt_lm.torch_files import load_torch, save_torch
 
     state = load_torch(checkpoint)
     with replacing_folder(folder) as fresh:
         shutil.copyfile(dictionary, fresh / "dict.txt")
-        torch.save(
+        save_torch(
             {"cfg": {"model": state["cfg"]["model"]}, "model": state["model"]},
             fresh / "checkpoint_best.pt",
         )
         write_json(fresh / OURS, {"valid_loss_bits": state["extra_state"]["best"], **provenance()})
     return state["extra_state"]["best"]
+
+
+def check_same_run(save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path]) -> None:
+    """Record what the run trains on. Raises ``UserError`` when another run lies there."""
+    record = {
+        "recipe": dataclasses.asdict(recipe),
+        "text": {split: sha256(text) for split, text in texts.items()},
+    }
+    path = save_dir / "run.json"
+    if (save_dir / "checkpoint_last.pt").exists():
+        earlier = read_json(path, "ulm_prompt/train_ulm.py with a new --date")
+        for name, value in record.items():
+            if earlier.get(name) != value:
+                raise UserError(
+                    f"{save_dir}: holds a run with another {name}; choose a new --date, "
+                    "or remove the folder"
+                )
+    write_json(path, record)
 
 
 def main() -> None:
@@ -124,6 +142,8 @@ def main() -> None:
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", args.set)
+    if recipe.topics and recipe.sample_break_mode != "eos":
+        raise UserError(f"topics={recipe.topics}: needs sample_break_mode=eos")
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
@@ -137,9 +157,10 @@ def main() -> None:
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    write_dict(dictionary, texts["train"])
+    write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
+    check_same_run(save_dir, recipe, texts)
     save_config(recipe, save_dir / "config.yaml")
 
     from ulm_prompt.fairseq_run import train
@@ -148,7 +169,7 @@ def main() -> None:
         fairseq_flags(recipe, data_bin), save_dir, workspace.logs("ulm", args.unit_model, args.date)
     )
     loss = publish(save_dir / "checkpoint_best.pt", dictionary, folder)
-    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
+    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
     print("next: python ulm_prompt/fairseq_preprocess.py")
 
 

@@ -55,7 +55,9 @@ def write_ulm_text(
     """
     lines = {split: {"text": read_unit_text(files)} for split, files in text.items()}
     for downstream, train in tasks["train"].items():
-        valid = tasks["valid"].get(downstream, [])[: max_valid or None]
+        if downstream not in tasks["valid"]:
+            raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
+        valid = tasks["valid"][downstream][: max_valid or None]
         if codebooks:
             train, valid = _with_topics(train, valid, codebooks, seed)
         lines["train"][downstream], lines["valid"][downstream] = train, valid
@@ -92,12 +94,20 @@ def _with_topics(
     return tuple(map(named, (train, valid), topics(train, valid, codebooks, seed)))
 
 
-def write_dict(path: Path, text: Path) -> None:
-    """A dict.txt of the text's units in ascending order, with their counts."""
+def write_dict(path: Path, texts: dict[str, Path]) -> None:
+    """A dict.txt of all units up to the highest one, with their counts in train.
+
+    A unit that only another split shows has its symbol too.
+    """
     counts: Counter[str] = Counter()
-    with open(text, encoding="utf-8") as handle:
-        for line in handle:
-            counts.update(line.replace(SEPARATOR, " ").split())
+    highest = 0
+    for split, text in texts.items():
+        with open(text, encoding="utf-8") as handle:
+            for line in handle:
+                units = line.replace(SEPARATOR, " ").split()
+                highest = max(highest, *map(int, units))
+                if split == "train":
+                    counts.update(units)
     with writing(path) as handle:
-        for unit in sorted(counts, key=int):
+        for unit in map(str, range(highest + 1)):
             handle.write(f"{unit} {counts[unit]}\n")

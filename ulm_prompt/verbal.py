@@ -4,6 +4,8 @@ stale.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -16,11 +18,16 @@ from ulm_prompt.tasks import Pair, in_paper_order
 MADE_BY = "ulm_prompt/verbalizer.py"
 
 
+def record_rows(workspace: Workspace, pair: Pair) -> None:
+    """Save beside data_prompt/ the hashes of the rows that it was made from."""
+    write_json(_prompt_text(workspace, pair, "train").parent / SOURCES, _rows(workspace, pair))
+
+
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
-    """Save one task's label -> unit map in verbal.json, and its sources in verbal_sources.json."""
+    """Save one task's label -> unit map in verbal.json, then its sources in verbal_sources.json."""
     folder = workspace.datasets(pair.unit_model)
-    sources = {"method": method, "data_prompt": _source_hashes(workspace, pair)}
-    for name, entry in (("verbal_sources.json", sources), ("verbal.json", names)):
+    sources = {"method": method, **_sources(workspace, pair, names, method)}
+    for name, entry in (("verbal.json", names), ("verbal_sources.json", sources)):
         path = folder / name
         by_task = read_json(path, MADE_BY) if path.exists() else {}
         by_task[pair.task] = entry
@@ -30,19 +37,59 @@ def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], metho
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     """The method that made the task's verbalizer, and its label -> unit map.
 
-    Raises ``UserError`` when it is missing, or the prompt text has changed since it was made.
+    Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
     """
     folder = workspace.datasets(pair.unit_model)
     names = read_json(folder / "verbal.json", MADE_BY)
     sources = read_json(folder / "verbal_sources.json", MADE_BY)
     if pair.task not in names or pair.task not in sources:
         raise UserError(f"{folder / 'verbal.json'}: nothing about {pair.task}; run {MADE_BY}")
-    if sources[pair.task]["data_prompt"] != _source_hashes(workspace, pair):
+    recorded = dict(sources[pair.task])
+    method = recorded.pop("method")
+    for name, value in _sources(workspace, pair, names[pair.task], method).items():
+        if recorded.get(name) != value:
+            raise UserError(
+                f"{folder / 'verbal.json'}: stale, {pair.task}'s {name} has changed since it was "
+                f"made; run {MADE_BY} again"
+            )
+    return method, names[pair.task]
+
+
+def _sources(
+    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
+) -> dict[str, object]:
+    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
+    texts = {split: _prompt_text(workspace, pair, split) for split in SPLITS}
+    for text in texts.values():
+        if not text.exists():
+            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
+    folder = texts["train"].parent
+    if read_json(folder / SOURCES, "ulm_prompt/make_data.py") != _rows(workspace, pair):
         raise UserError(
-            f"{folder / 'verbal.json'}: stale, {pair.task}'s data_prompt/ has changed since it was "
-            f"made; run {MADE_BY} again"
+            f"{folder}: stale, the rows it was made from have changed; "
+            "run ulm_prompt/make_data.py again, then the stages after it"
         )
-    return sources[pair.task]["method"], names[pair.task]
+    sources = {
+        "map": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "data_prompt": {split: sha256(text) for split, text in texts.items()},
+    }
+    if method == "kmeans":
+        sources["LM"] = sha256(workspace.lm(pair.unit_model) / "checkpoint_best.pt")
+    return sources
+
+
+def _rows(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    rows = {
+        split: workspace.rows(pair.config.downstream, pair.unit_model, split) for split in SPLITS
+    }
+    for path in rows.values():
+        if not path.exists():
+            raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py")
+    return {split: sha256(path) for split, path in rows.items()}
+
+
+def _prompt_text(workspace: Workspace, pair: Pair, split: str) -> Path:
+    return workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", split)
 
 
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
@@ -67,13 +114,3 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> None:
             f"{path.parent}: stale, its text has changed since; "
             "run ulm_prompt/fairseq_preprocess.py again"
         )
-
-
-def _source_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
-    hashes = {}
-    for split in SPLITS:
-        text = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", split)
-        if not text.exists():
-            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
-        hashes[split] = sha256(text)
-    return hashes

@@ -16,7 +16,7 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY, stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
-from ulm_prompt.prompt_lm.safe_load import load_torch
+from ulm_prompt.prompt_lm.torch_files import load_torch
 
 UNIT_MODEL = "tiny100"
 TEXT_STAGES = ("make_data", "gen_labelspace", "verbalizer")
@@ -94,6 +94,33 @@ def test_stale_verbalizer(root: Path) -> None:
     replace_first_row(root, "train", "a.wav|1 2 3|1")
     message = data_stages(root, "make_data", "fairseq_preprocess", code=2)
     assert "verbal.json: stale" in message
+
+
+def test_rows_that_changed_after_make_data(root: Path) -> None:
+    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
+    data_stages(root, *TEXT_STAGES)
+    replace_first_row(root, "test", "a.wav|1 2 3|1")
+    assert "run ulm_prompt/make_data.py again" in data_stages(root, "fairseq_preprocess", code=2)
+
+
+def test_an_edited_verbalizer(root: Path) -> None:
+    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
+    data_stages(root, *TEXT_STAGES)
+    path = Workspace(root).datasets(UNIT_MODEL) / "verbal.json"
+    path.write_text(path.read_text().replace('"0": "0"', '"0": "50"'))
+    assert "verbal.json: stale" in data_stages(root, "fairseq_preprocess", code=2)
+
+
+def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> None:
+    command = ("ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL)
+    command += ("--date", "a", "--config", "tiny", "--set", "max_update=60", "decoder_layers=1")
+    stage(*command)
+    before = (Workspace(root).lm(UNIT_MODEL) / "checkpoint_best.pt").read_bytes()
+    assert "this run has finished" in stage(*command)
+    assert (Workspace(root).lm(UNIT_MODEL) / "checkpoint_best.pt").read_bytes() == before
+    assert "another recipe" in stage(*command, "lr=0.1", code=2)
+    replace_first_row(root, "train", "a.wav|1 2 3|1")
+    assert "another text" in stage(*command, code=2)
 
 
 def test_unit_outside_the_dict(root: Path) -> None:

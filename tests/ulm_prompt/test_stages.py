@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
@@ -105,6 +106,18 @@ def test_patience_survives_a_restart(prepared: Path) -> None:
     first = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=2"))
     second = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=9"))
     assert valid_losses(first) + valid_losses(second) == whole
+
+
+@pytest.mark.parametrize("knobs", [QUICK, ("max_update=9",), ("lr=0.0", "patience=2")])
+def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) -> None:
+    """fairseq itself would train one more update, and call it the best."""
+    date = f"done{len(knobs)}{knobs[0]}"
+    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, date)
+    names = ("checkpoint_best.pt", "checkpoint_last.pt")
+    train(prepared, date, knobs=(*knobs, "prompt_dropout=0.0"))
+    before = [sha256(folder / name) for name in names]
+    assert "this run has finished" in train(prepared, date, knobs=(*knobs, "prompt_dropout=0.0"))
+    assert [sha256(folder / name) for name in names] == before
 
 
 def test_another_run_is_not_overwritten(prepared: Path) -> None:

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from fairseq.models.transformer_lm import TransformerLanguageModel
+from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing, write_json
+from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
 
 from .frozen_lm import UnitLM, load_unit_lm
 from .model import PromptLanguageModel
 from .projection import rounding
 from .prompt import Prompt
-from .safe_load import load_torch
+from .torch_files import load_torch, save_torch
 
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"
@@ -33,12 +34,12 @@ class Card:
     unit_model: str
     prefix_prompt_length: int
     fine_tune: bool
-    labels_per_utterance: int
     lm_fingerprint: str
     verbalizer: str
     verbal: dict[str, str]
     recipe: str
     training: dict[str, Any]
+    data: dict[str, str]  # the hashes of the text that the data-bin was made from
     lm_parameters: int
     made_by: dict[str, Any] = field(default_factory=provenance)
     trained_parameters: int = 0
@@ -51,7 +52,7 @@ class Card:
 # what must be the same for a run to go on; it may go on for longer
 _FIXED = (
     "task", "unit_model", "prefix_prompt_length", "fine_tune", "lm_fingerprint", "verbalizer",
-    "verbal",
+    "verbal", "data",
 )  # fmt: skip
 _EXTENSIBLE = ("max_epoch", "patience")
 
@@ -71,7 +72,12 @@ def read_card(folder: Path) -> Card | None:
 def begin(folder: Path, card: Card) -> None:
     """Write the card before training. Raises ``UserError`` when another run lies in the folder."""
     earlier = read_card(folder)
-    if earlier is not None and (folder / LAST).exists():
+    has_run = any((folder / name).exists() for name in (BEST, LAST))
+    if has_run and earlier is None:
+        raise UserError(
+            f"{folder}: holds a checkpoint that was not trained here; choose a new --date"
+        )
+    if has_run:
         changed = [name for name in _FIXED if getattr(earlier, name) != getattr(card, name)]
         changed += [
             name
@@ -83,6 +89,8 @@ def begin(folder: Path, card: Card) -> None:
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
             )
+        results = ("trained_parameters", "updates", "total_updates", "rounding", "valid")
+        card = dataclasses.replace(card, **{name: getattr(earlier, name) for name in results})
     write_json(folder / CARD, dataclasses.asdict(card))
 
 
@@ -100,15 +108,19 @@ def finish(
             "updates": best["optimizer_history"][-1]["num_updates"],
             "rounding": rounding(best["model"], lm.decoder.layers),
         }
-        with replacing(folder / BEST) as temporary:
-            torch.save(best, temporary)
+        save_torch(best, folder / BEST)
+    scores = curve.get(best["updates"], {})
     card = dataclasses.replace(
         card,
-        trained_parameters=sum(tensor.numel() for tensor in best["model"].values()),
+        trained_parameters=(
+            card.lm_parameters
+            if card.fine_tune
+            else sum(tensor.numel() for tensor in best["model"].values())
+        ),
         updates=best["updates"],
         rounding=best["rounding"],
         total_updates=last["optimizer_history"][-1]["num_updates"],
-        valid={name: curve[best["updates"]][name] for name in ("loss", "label_loss", "accuracy")},
+        valid={name: scores[name] for name in ("loss", "label_loss", "accuracy") if name in scores},
     )
     write_json(folder / CARD, dataclasses.asdict(card))
     return card
@@ -134,7 +146,23 @@ def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguag
         unit_lm.model.load_state_dict(state, strict=True)
         model = PromptLanguageModel(unit_lm.model, None)
     else:
+        if card is None:
+            _check_its_own_lm(state, unit_lm, folder / name, lm_folder)
         layers = len(unit_lm.model.decoder.layers)
         prompt = Prompt.from_published_state(state, layers, str(folder / name))
         model = PromptLanguageModel(unit_lm.model, prompt)
     return model.eval(), unit_lm
+
+
+def _check_its_own_lm(
+    state: dict[str, Tensor], unit_lm: UnitLM, path: Path, lm_folder: Path
+) -> None:
+    """A published checkpoint holds its LM too: that must be the one at hand."""
+    for name, weight in unit_lm.model.state_dict().items():
+        other = state.get(name)
+        if other is not None and not (
+            other.shape == weight.shape and torch.allclose(other.float(), weight, atol=1e-6)
+        ):
+            raise UserError(
+                f"{path}: its own LM differs from {lm_folder} in {name}; put that there"
+            )

@@ -69,11 +69,11 @@ class LabelCrossEntropy(FairseqCriterion):
             for key in ("loss", "label_loss", "labels", "correct", "nsentences", "sample_size")
         }
         size = max(total["sample_size"], 1.0)
-        metrics.log_scalar("loss", total["loss"] / size / math.log(2), size, round=4)
+        metrics.log_scalar("loss", total["loss"] / size / math.log(2), size, round=8)
         labels = max(total["labels"], 1.0)
-        metrics.log_scalar("label_loss", total["label_loss"] / labels, labels, round=4)
+        metrics.log_scalar("label_loss", total["label_loss"] / labels, labels, round=8)
         rows = max(total["nsentences"], 1.0)
-        metrics.log_scalar("accuracy", 100 * total["correct"] / rows, rows, round=2)
+        metrics.log_scalar("accuracy", 100 * total["correct"] / rows, rows, round=8)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

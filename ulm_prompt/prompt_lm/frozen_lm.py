@@ -18,7 +18,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from pipeline.errors import UserError
 
-from .safe_load import load_torch
+from .torch_files import load_torch
 
 HOW_TO_GET = "see the README, Pretrained models, or train one with ulm_prompt/train_ulm.py"
 
@@ -39,7 +39,7 @@ def load_dictionary(folder: Path) -> Dictionary:
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
     try:
         return Dictionary.load(str(path))
-    except (ValueError, RuntimeError, UnicodeDecodeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: not a fairseq dict ({str(error).splitlines()[0]})") from None
 
 

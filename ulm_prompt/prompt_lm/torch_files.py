@@ -1,11 +1,10 @@
-"""Reading torch files that somebody else wrote: tensors and plain settings, never code."""
+"""Torch files: read as tensors and plain settings, never code; written whole or not at all."""
 
 from __future__ import annotations
 
 import argparse
 import pickle
 from collections import OrderedDict, defaultdict
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 
 from pipeline.errors import UserError
+from pipeline.files import writing
 
 # What fairseq's checkpoints hold beside tensors. Each of these only stores the values it is given.
 _SETTINGS = [argparse.Namespace, Dictionary, OrderedDict, defaultdict, dict, list, int, Any]
@@ -38,30 +38,32 @@ _NUMPY = [
 ]
 
 
-def allow_list() -> AbstractContextManager[None]:
-    """Within it, ``torch.load(weights_only=True)`` accepts fairseq's own checkpoints and nothing
-    more.
-    """
-    return torch.serialization.safe_globals([*_SETTINGS, *_OMEGACONF, *_METERS, *_NUMPY])
+# from here on torch.load(weights_only=True), its default, accepts fairseq's own checkpoints
+torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_METERS, *_NUMPY])
+
+
+def save_torch(value: Any, path: Path) -> None:
+    """Write a torch file atomically. Raises ``OSError`` when the disk is full."""
+    with writing(path, "wb") as handle:  # torch.save(path) would raise RuntimeError there
+        torch.save(value, handle)
 
 
 def load_torch(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, memory-mapped where its format allows.
+    """Read a checkpoint onto the CPU.
 
     Raises ``UserError`` when it is missing, is no torch file, or would run code.
     """
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
-        with allow_list():
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path}: not a checkpoint that can be read without running its code ({reason}); "
             "get it again from its source"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{path}: damaged or not a torch checkpoint ({reason})") from None
     if not isinstance(state, dict):
