@@ -27,6 +27,8 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
 pip install --no-compile setuptools wheel -r .venv/requirements.txt -r requirements-dev.txt
 READTHEDOCS=1 pip install --no-compile --no-deps --no-build-isolation -r requirements-fairseq.txt
+# once, on all cores: every stage is a process of its own, and fairseq imports thousands of files
+.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 .venv/bin/python - <<'PYTHON'
 import sys
 import torch
