@@ -46,7 +46,7 @@ def train(task: str, updates: int) -> str:
     """The command that trains a task's prompt."""
     return (
         f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 20 "
-        f"--date {DATE} --set max_update={updates}"
+        f"--date {DATE} --set max_update={updates} best_by=loss"
     )
 
 
@@ -67,7 +67,7 @@ STAGES = [
         "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
     ),
     both("binarise", "ulm_prompt/fairseq_preprocess.py"),
-    Stage("prompt", {"KS": train("KS", 1200), "IC": train("IC", 2000)}),
+    Stage("prompt", {"KS": train("KS", 1500), "IC": train("IC", 2600)}),
     both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
     both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
 ]

@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the two corpora")
     sizes = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
     parser.add_argument(
-        "--keywords", default=[2400, 300, 480], help="utterances in 12 classes", **sizes
+        "--keywords", default=[4000, 300, 480], help="utterances in 12 classes", **sizes
     )
-    parser.add_argument("--commands", default=[6000, 250, 400], help="utterances", **sizes)
+    parser.add_argument("--commands", default=[8000, 250, 400], help="utterances", **sizes)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), help="does not change the result"
