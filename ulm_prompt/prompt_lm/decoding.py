@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .batching import batches_by_length
 from .model import KeysValues, PromptLanguageModel
-from .row_dataset import batches_by_length
 
 
 @dataclass

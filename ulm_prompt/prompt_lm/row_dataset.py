@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, FairseqDataset, data_utils
+from fairseq.data import Dictionary, data_utils
 
 from pipeline.errors import UserError
 
+from .batching import LosslessDataset
 from .model import SEP
 
-WINDOW = 50  # batches that are shuffled, then sorted by length, together
 
-
-class RowDataset(FairseqDataset):
+class RowDataset(LosslessDataset):
     """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
     with it.
     """
-
-    can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
         """Raises ``UserError`` when the split is missing or a row is not ``units <s> labels``."""
@@ -49,12 +45,6 @@ class RowDataset(FairseqDataset):
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    def num_tokens(self, index: int) -> int:
-        return int(self.sizes[index])
-
-    def size(self, index: int) -> int:
-        return int(self.sizes[index])
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """A batch padded on the right. Empty for a rank that has no share of the last batches.
@@ -96,52 +86,3 @@ class RowDataset(FairseqDataset):
         if self.shuffle:
             return np.random.permutation(len(self))
         return np.argsort(self.sizes, kind="mergesort")
-
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: Any
-    ) -> tuple[np.ndarray, list]:
-        """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
-        return indices, []
-
-    def batch_by_size(
-        self,
-        indices: np.ndarray,
-        max_tokens: int | None = None,
-        max_sentences: int | None = None,
-        required_batch_size_multiple: int = 1,
-    ) -> list[np.ndarray]:
-        """Batches of similar length that hold every index exactly once.
-
-        fairseq's own function drops the last batch when its size is no multiple of
-        ``required_batch_size_multiple``; that argument is ignored here.
-        """
-        return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
-
-
-def batches_by_length(
-    indices: Sequence[int] | np.ndarray,
-    sizes: np.ndarray,
-    max_tokens: int | None,
-    max_sentences: int | None,
-) -> Iterator[np.ndarray]:
-    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded
-    tokens each.
-
-    Rows are sorted by length within windows of the given order, so that padding is small and the
-    order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
-    """
-    max_sentences = max_sentences or len(indices)
-    max_tokens = max_tokens or int(sizes.max()) * max_sentences
-    window = WINDOW * max_sentences
-    for start in range(0, len(indices), window):
-        chunk = np.asarray(indices[start : start + window])
-        chunk = chunk[np.argsort(sizes[chunk], kind="mergesort")[::-1]]
-        if sizes[chunk[0]] > max_tokens:
-            raise UserError(
-                f"--max-tokens {max_tokens}: row {chunk[0]} has {sizes[chunk[0]]} tokens; "
-                "raise the limit or cut the utterance"
-            )
-        while len(chunk):
-            count = min(max_sentences, max_tokens // int(sizes[chunk[0]]))
-            yield chunk[:count]
-            chunk = chunk[count:]

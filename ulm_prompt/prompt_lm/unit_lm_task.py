@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, FairseqDataset, data_utils
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from .row_dataset import batches_by_length
+from .batching import LosslessDataset
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 
@@ -27,14 +27,12 @@ class UnitLMConfig(FairseqDataclass):
     max_target_positions: int = II("task.tokens_per_sample")
 
 
-class BlockDataset(FairseqDataset):
+class BlockDataset(LosslessDataset):
     """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
     tokens.
 
     ``break_mode``: ``none`` cuts every ``length`` tokens, ``eos`` after every utterance too.
     """
-
-    can_reuse_epoch_itr_across_epochs = False
 
     def __init__(
         self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
@@ -61,12 +59,6 @@ class BlockDataset(FairseqDataset):
             "target": self.text[start : start + size],
         }
 
-    def num_tokens(self, index: int) -> int:
-        return int(self.sizes[index])
-
-    def size(self, index: int) -> int:
-        return int(self.sizes[index])
-
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """``src_tokens`` and ``target``: (B, T), padded on the right."""
         if not samples:
@@ -88,21 +80,6 @@ class BlockDataset(FairseqDataset):
 
     def ordered_indices(self) -> np.ndarray:
         return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
-
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: Any
-    ) -> tuple[np.ndarray, list]:
-        return indices, []
-
-    def batch_by_size(
-        self,
-        indices: np.ndarray,
-        max_tokens: int | None = None,
-        max_sentences: int | None = None,
-        required_batch_size_multiple: int = 1,
-    ) -> list[np.ndarray]:
-        """Every block exactly once; see ``batches_by_length``."""
-        return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
 
 
 @register_task("unit_lm", dataclass=UnitLMConfig)
