@@ -156,11 +156,11 @@ def main() -> None:
         recipe.max_valid_utterances,
         recipe.seed,
     )
+    check_same_run(save_dir, recipe, texts)
     dictionary = save_dir / "dict.txt"
     write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
-    check_same_run(save_dir, recipe, texts)
     save_config(recipe, save_dir / "config.yaml")
 
     from ulm_prompt.fairseq_run import train
