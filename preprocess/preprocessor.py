@@ -21,7 +21,7 @@ from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
 from preprocess.manifest import Entry, distinct, read_manifest, write_manifest
 from preprocess.speech2unit.audio import BadAudio, fail_on_bad_audio, length_and_rate
-from preprocess.speech2unit.features import best_device, feature_reader
+from preprocess.speech2unit.features import Source, best_device, feature_reader
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from preprocess.speech2unit.quantize import Encoder, merge_runs, quantize
 
@@ -49,6 +49,7 @@ class FairseqConfig:
     feature_type: str = MISSING
     ckpt_path: str | None = MISSING
     layer: int | None = MISSING
+    normalize: bool | None = None
     km_path: str | None = MISSING
     km_clusters: int = MISSING
     km_frames: int = MISSING
@@ -228,7 +229,8 @@ class Preprocessor(Generic[ConfigType]):
         settings = self.config.fairseqrc
         device, why = best_device()
         ckpt_path = None if settings.ckpt_path is None else self.in_workspace(settings.ckpt_path)
-        reader = feature_reader(settings.feature_type, ckpt_path, settings.layer)
+        source = Source(ckpt_path, settings.layer, settings.normalize, device)
+        reader = feature_reader(settings.feature_type, source)
         self._say(f"{settings.feature_type} features on {why}")
         return Encoder(reader, device, settings.batch_seconds)
 

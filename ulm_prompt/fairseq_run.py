@@ -73,7 +73,7 @@ def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
 
 def _is_finished(last: Path, cfg: DictConfig) -> bool:
     """Whether the run has come to its end: fairseq itself looks only after one more update."""
-    from ulm_prompt.prompt_lm.torch_files import load_torch
+    from pipeline.torch_files import load_torch
 
     if not last.exists():
         return False

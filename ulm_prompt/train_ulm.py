@@ -95,7 +95,7 @@ def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
     """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss
     in bits.
     """
-    from ulm_prompt.prompt_lm.torch_files import load_torch, save_torch
+    from pipeline.torch_files import load_torch, save_torch
 
     state = load_torch(checkpoint)
     with replacing_folder(folder) as fresh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -19,9 +19,17 @@ FEATURE_TYPES = {
 }
 
 
+class Source(NamedTuple):
+    """What a reader is made from; None where the unit model leaves it out."""
+
+    ckpt_path: Path | None = None
+    layer: int | None = None
+    normalize: bool | None = None  # layer-norm the waveform; None: as the checkpoint says
+    device: torch.device = torch.device("cpu")
+
+
 class FeatureReader(Protocol):
-    """What ``FEATURE_TYPES`` names: built as ``Reader(ckpt_path, layer)``, both None where the
-    config leaves them out.
+    """What ``FEATURE_TYPES`` names: built as ``Reader(source)``.
 
     A batch must give each waveform the features that it would have alone.
     """
@@ -32,12 +40,12 @@ class FeatureReader(Protocol):
     cpu_threads: int | None  # None: as many as torch likes
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map B waveforms, (T_i,) float32 at 16 kHz, to B features, (frames_i, D) float32, on the
-        same device.
+        """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)
+        float32 on the reader's device.
         """
 
 
-def feature_reader(feature_type: str, ckpt_path: Path | None, layer: int | None) -> FeatureReader:
+def feature_reader(feature_type: str, source: Source) -> FeatureReader:
     """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one."""
     if feature_type not in FEATURE_TYPES:
         raise UserError(
@@ -45,7 +53,7 @@ def feature_reader(feature_type: str, ckpt_path: Path | None, layer: int | None)
             f"there is {', '.join(sorted(FEATURE_TYPES))}"
         )
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(ckpt_path, layer)
+    return getattr(importlib.import_module(module), name)(source)
 
 
 def best_device() -> tuple[torch.device, str]:

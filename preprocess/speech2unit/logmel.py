@@ -5,12 +5,11 @@ dither=0)`` computes them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.features import SAMPLE_RATE
+from preprocess.speech2unit.features import SAMPLE_RATE, Source
 
 _WINDOW, _SHIFT, _FFT = 400, 160, 512  # samples: 25 ms, 10 ms, the next power of two
 _BLOCK = (
@@ -36,32 +35,33 @@ class LogMel:
         1  # operations this small gain nothing from a second, and lose tenfold on a busy machine
     )
 
-    def __init__(self, ckpt_path: Path | None = None, layer: int | None = None) -> None:
-        if ckpt_path is not None or layer is not None:
+    def __init__(self, source: Source) -> None:
+        if (source.ckpt_path, source.layer, source.normalize) != (None, None, None):
             raise UserError(
-                "fairseqrc: logmel has no checkpoint and no layer; leave ckpt_path and layer empty"
+                "fairseqrc: logmel has no checkpoint; leave ckpt_path, layer and normalize empty"
             )
-        self._window = torch.hann_window(_WINDOW, periodic=False) ** 0.85  # Kaldi's "povey" window
-        self._mel = _mel_banks(self.dim)  # (257, 80)
+        self._device = source.device
+        window = torch.hann_window(_WINDOW, periodic=False) ** 0.85  # Kaldi's "povey" window
+        self._window = window.to(source.device)
+        self._mel = _mel_banks(self.dim).to(source.device)  # (257, 80)
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,) to log energies (frames_i, 80). No frame sees another, so padding is
         not needed.
         """
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
-        frames = torch.cat(windows)  # (N, 400), N = frames of the whole batch
+        frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
         energies = torch.cat([self._energies(block) for block in frames.split(_BLOCK)])  # (N, 80)
         return list(energies.split([len(window) for window in windows]))
 
     def _energies(self, frames: torch.Tensor) -> torch.Tensor:
         """Map (N, 400) samples to (N, 80) log energies."""
-        window, mel = self._window.to(frames), self._mel.to(frames)
         frames = frames - frames.mean(dim=1, keepdim=True)
         before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)  # Kaldi repeats the first sample
-        frames = torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(window)
+        frames = torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(self._window)
         spectrum = torch.view_as_real(torch.fft.rfft(frames, n=_FFT))  # (N, 257, 2)
         power = spectrum.square().sum(dim=2)  # (N, 257)
-        return (power @ mel).clamp_min_(_EPSILON).log_()
+        return (power @ self._mel).clamp_min_(_EPSILON).log_()
 
 
 def _mel(hertz: torch.Tensor | float) -> torch.Tensor:

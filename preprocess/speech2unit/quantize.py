@@ -63,7 +63,7 @@ class Encoder:
         order = sorted(range(len(window)), key=lambda index: len(window[index].samples))
         features: dict[int, torch.Tensor] = {}
         for batch in self._batches(order, [len(item.samples) for item in window]):
-            waveforms = [torch.from_numpy(window[index].samples).to(self.device) for index in batch]
+            waveforms = [torch.from_numpy(window[index].samples) for index in batch]
             with torch.inference_mode():
                 features.update(zip(batch, self.reader(waveforms), strict=True))
         for index, item in enumerate(window):

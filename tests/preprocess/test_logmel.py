@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.features import feature_reader
+from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.logmel import LogMel
 
 
@@ -37,7 +37,7 @@ def slow_fbank(samples: np.ndarray) -> np.ndarray:
 
 
 def test_equals_slow_computation(waveform):
-    (features,) = LogMel()([waveform])
+    (features,) = LogMel(Source())([waveform])
     np.testing.assert_allclose(features.numpy(), slow_fbank(waveform.numpy()), atol=2e-3)
 
 
@@ -50,27 +50,29 @@ def test_equals_kaldi(waveform):
     fbank.accept_waveform(16_000, waveform.tolist())
     fbank.input_finished()
     expected = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
-    (features,) = LogMel()([waveform])
+    (features,) = LogMel(Source())([waveform])
     assert features.shape == expected.shape == (1 + (12_345 - 400) // 160, 80)
     np.testing.assert_allclose(features.numpy(), expected, atol=2e-3)
 
 
 def test_silence_is_the_floor():
-    (features,) = LogMel()([torch.zeros(800)])
+    (features,) = LogMel(Source())([torch.zeros(800)])
     assert torch.all(features == torch.log(torch.tensor(torch.finfo(torch.float32).eps)))
 
 
 def test_batch_equals_single_files(waveform):
     waveforms = [waveform[:400], waveform, waveform[:5000], waveform[100:9000]]
-    for together, alone in zip(LogMel()(waveforms), map(LogMel(), ([w] for w in waveforms))):
+    for together, alone in zip(
+        LogMel(Source())(waveforms), map(LogMel(Source()), ([w] for w in waveforms))
+    ):
         torch.testing.assert_close(together, alone[0], atol=1e-4, rtol=0)
 
 
 def test_unknown_feature_type_names_what_exists():
     with pytest.raises(UserError, match="feature_type=mfcc: unknown; there is .*logmel"):
-        feature_reader("mfcc", None, None)
+        feature_reader("mfcc", Source())
 
 
 def test_logmel_takes_no_layer():
-    with pytest.raises(UserError, match="leave ckpt_path and layer empty"):
-        feature_reader("logmel", None, 6)
+    with pytest.raises(UserError, match="leave ckpt_path, layer and normalize empty"):
+        feature_reader("logmel", Source(layer=6))

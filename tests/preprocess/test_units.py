@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from preprocess.manifest import Entry
 from preprocess.speech2unit.audio import AudioReader, BadAudio, fail_on_bad_audio
+from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 from preprocess.speech2unit.logmel import LogMel
 from preprocess.speech2unit.quantize import Encoder, merge_runs, quantize
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 def frames() -> np.ndarray:
     """(N, 80) log-mel frames of tones."""
     waveforms = [torch.from_numpy(tone(0.5, hertz)).float() for hertz in range(80, 400, 20)]
-    return torch.cat(LogMel()(waveforms)).numpy()
+    return torch.cat(LogMel(Source())(waveforms)).numpy()
 
 
 def test_units_equal_scikit_learn(frames):
@@ -75,7 +76,7 @@ def test_order_and_units_do_not_depend_on_the_batch(frames, tmp_path, batch_seco
     kmeans = KMeans(fit_kmeans(frames, 30, 2, seed=0), CPU)
 
     def lines(some: list[Entry]) -> list[tuple[str, str]]:
-        encoder = Encoder(LogMel(), CPU, batch_seconds)
+        encoder = Encoder(LogMel(Source()), CPU, batch_seconds)
         return list(quantize(encoder, kmeans, tmp_path, some, ""))
 
     together = lines(entries)

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
+from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY, stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
-from ulm_prompt.prompt_lm.torch_files import load_torch
 
 UNIT_MODEL = "tiny100"
 TEXT_STAGES = ("make_data", "gen_labelspace", "verbalizer")

@@ -14,12 +14,12 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
+from pipeline.torch_files import load_torch, save_torch
 
 from .frozen_lm import UnitLM, load_unit_lm
 from .model import PromptLanguageModel
 from .projection import rounding
 from .prompt import Prompt
-from .torch_files import load_torch, save_torch
 
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"

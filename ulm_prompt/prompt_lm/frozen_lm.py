@@ -17,8 +17,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from pipeline.errors import UserError
-
-from .torch_files import load_torch
+from pipeline.torch_files import load_torch
 
 HOW_TO_GET = "see the README, Pretrained models, or train one with ulm_prompt/train_ulm.py"
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq import meters
-from fairseq.data import Dictionary
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
@@ -19,10 +17,9 @@ from omegaconf.nodes import AnyNode
 from pipeline.errors import UserError
 from pipeline.files import writing
 
-# What fairseq's checkpoints hold beside tensors. Each of these only stores the values it is given.
-_SETTINGS = [argparse.Namespace, Dictionary, OrderedDict, defaultdict, dict, list, int, Any]
+# What checkpoints hold beside tensors. Each of these only stores the values it is given.
+_SETTINGS = [argparse.Namespace, OrderedDict, defaultdict, dict, list, int, Any]
 _OMEGACONF = [DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode]
-_METERS = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter, meters.MetersDict]
 _NUMPY = [
     *(
         (function, f"{package}.multiarray.{name}")
@@ -36,10 +33,18 @@ _NUMPY = [
     np.dtype,
     *{type(np.dtype(code)) for code in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")},
 ]
+torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_NUMPY])
 
 
-# from here on torch.load(weights_only=True), its default, accepts fairseq's own checkpoints
-torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_METERS, *_NUMPY])
+def allow_fairseq() -> None:
+    """From here on ``torch.load(weights_only=True)``, its default, accepts fairseq's own
+    checkpoints: its meters and ``Dictionary`` too only store what they are given.
+    """
+    from fairseq import meters  # fairseq takes seconds to import; not every reader needs it
+    from fairseq.data import Dictionary
+
+    kept = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter, meters.MetersDict]
+    torch.serialization.add_safe_globals([*kept, Dictionary])
 
 
 def save_torch(value: Any, path: Path) -> None:
