@@ -42,7 +42,7 @@ def quantize(task: Preprocessor, here: Ranks, skip_bad: bool) -> None:
     """
     run = _Run(task)
     with holding(run.lock) if here.main else contextlib.nullcontext():
-        if run.is_done(skip_bad):
+        if run.is_done():
             task.say(f"{task.quantized} is there already, made from the same audio and models")
             return
         if here.main:
@@ -76,7 +76,7 @@ def merge_shards(task: Preprocessor, skip_bad: bool) -> None:
     """Write the splits from all shards. Raises ``UserError`` for a missing or a double one."""
     run = _Run(task)
     with holding(run.lock):
-        if run.is_done(skip_bad):
+        if run.is_done():
             task.say(f"{task.quantized} is there already, made from the same audio and models")
             return
         run.store.open(discard=False)
@@ -108,15 +108,15 @@ class _Run:
             f"preprocess/runner.py --downstream {task.downstream} --action quantized",
         )
 
-    def is_done(self, skip_bad: bool) -> bool:
-        """Whether the splits are there, from the same plan, and no bad file was left out of them
-        (or may be).
+    def is_done(self) -> bool:
+        """Whether the splits are there, from the same plan, and no file was left out of them (it
+        may be repaired by now).
         """
         record = self._task.quantized / "provenance.json"
         if not all(path.exists() for path in (record, *map(self._output, SPLITS))):
             return False
         made = read_json(record, "preprocess/runner.py --action quantized")
-        return made.get("plan") == self._plan and (skip_bad or not made["left_out"])
+        return made.get("plan") == self._plan and not made["left_out"]
 
     def compute(self, blocks: Sequence[Block]) -> None:
         """Compute what is missing of ``blocks``; with nothing missing no model is loaded."""

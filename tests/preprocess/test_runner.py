@@ -11,32 +11,19 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
-from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.fluent_commands.preprocessor import FluentCommands
+from pipeline.workspace import REPOSITORY
 from preprocess.learning import learn_kmeans
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.quantizing import quantize
 from preprocess.speech_commands.corpus import TRAIN_FOLDER
-from preprocess.speech_commands.preprocessor import SpeechCommands
 from tests.preprocess import corpora
+from tests.preprocess.tasks import TASKS, preprocessor
 
-TASKS = {"speech_commands": SpeechCommands, "fluent_commands": FluentCommands}
 REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
-
-
-def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
-    """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
-    task = TASKS[downstream]
-    path = REPOSITORY / "preprocess" / downstream / "config.yaml"
-    config = load_config(
-        task.config_class, path, ["fairseqrc.km_clusters=8", "fairseqrc.km_starts=2", *overrides]
-    )
-    return task(downstream, config, Workspace(workspace))
 
 
 def all_actions(task: Preprocessor) -> None:
