@@ -163,13 +163,15 @@ def _receive(response: HTTPResponse, partial: Partial, expected: Expected) -> No
             if end is not None and position > end:
                 partial.discard()
                 raise DownloadError(
-                    f"{partial.name}: {partial.url} sends more than the {end:,} bytes that it promised; "
-                    "what came is removed"
+                    f"{partial.name}: {partial.url} sends more than the {end:,} bytes that it "
+                    "promised; what came is removed"
                 )
             _append(partial, piece)
             bar.update(len(piece))
     if end is not None and position < end:
         raise _Interrupted(f"cut after {position:,} of {end:,} bytes")
+    if not position:
+        raise _Interrupted("nothing came")
     if partial.total is None:
         partial.total = position
 
@@ -235,7 +237,8 @@ def _check_room(partial: Partial, end: int | None) -> None:
     free = shutil.disk_usage(partial.path.parent).free
     if missing > free:
         raise DownloadError(
-            f"{partial.name}: {missing:,} bytes to come, {free:,} free in {partial.path.parent}; make room"
+            f"{partial.name}: {missing:,} bytes to come, {free:,} free in {partial.path.parent}; "
+            "make room"
         )
 
 
