@@ -60,12 +60,10 @@ class PretrainedModels:
             if state == "missing":
                 raise UserError(f"{file.path}: not found; your {OWN} names it")
             return "here, your own"
+        if file.is_lm and state == "own":
+            return "here, not from this script: kept"
         if file.is_lm:
-            return (
-                "here, not from this script: kept"
-                if state == "own"
-                else self._get_lm(file, timeout)
-            )
+            return self._get_lm(file, timeout)
         if state == "own":
             self._record(file.path, self._checked(file.path, file))
             return "was here, verified and recorded"

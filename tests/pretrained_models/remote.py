@@ -40,8 +40,9 @@ class Remote(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
-    Content-Length), shift=N (wrong Content-Range), cut=N, reset=N, stall=N (after N bytes),
-    chunked, kind (Content-Type), nameless (no length), keep (connection stays open).
+    Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut=N, reset=N,
+    stall=N (after N bytes), chunked, kind (Content-Type), nameless (no length), keep (the
+    connection stays open).
     """
 
     server: Remote
@@ -91,7 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
             return 0
         condition = self.headers.get("If-Range")
         same = condition is None or condition in (etag, fault.get("date"))
-        return int(wanted[1]) if same or not fault.get("if_range", True) else 0
+        found = int(wanted[1]) if same or not fault.get("if_range", True) else 0
+        return found - fault.get("earlier", 0)
 
     def _send(self, fault: dict[str, Any], body: bytes) -> None:
         end = min([fault[name] for name in ("cut", "reset", "stall") if name in fault] or [1 << 60])

@@ -71,6 +71,20 @@ def test_a_later_call_goes_on_too(
     assert remote.ranges()[-1] == "bytes=200000-"
 
 
+def test_what_came_from_another_address_is_not_gone_on_with(
+    remote: Remote, get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers may give one ETag to two files."""
+    monkeypatch.setattr(module, "ATTEMPTS", 1)
+    remote.files["/other.pt"] = OTHER
+    remote.always = {"etag": '"1"'}
+    remote.plan = [{"cut": 200_000}, {"status": 503}]
+    with pytest.raises(DownloadError):
+        fetch(f"{remote.url}/other.pt", tmp_path / "model.pt", UNKNOWN, 5.0)
+    assert get() == CONTENT
+    assert remote.ranges()[-1] is None
+
+
 def test_without_ranges_it_starts_again(remote: Remote, get) -> None:
     remote.always = {"ranges": False}
     remote.plan = [{"cut": 200_000}]
@@ -163,8 +177,11 @@ def test_an_empty_file_is_no_file(remote: Remote, get, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_part_other_than_the_one_asked_for_is_not_appended(remote: Remote, get) -> None:
-    remote.plan = [{"cut": 200_000}, {"shift": -10}]
+@pytest.mark.parametrize("fault", [{"shift": -10}, {"earlier": 10}])
+def test_a_part_other_than_the_one_asked_for_is_not_appended(
+    remote: Remote, get, fault: dict
+) -> None:
+    remote.plan = [{"cut": 200_000}, fault]
     assert get() == CONTENT
     assert remote.ranges() == [None, "bytes=200000-", None]
 
