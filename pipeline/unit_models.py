@@ -23,7 +23,8 @@ from pipeline.workspace import REPOSITORY, Workspace
 REGISTRY = REPOSITORY / "pretrained_models" / "registry.yaml"
 OWN = "my_unit_models.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
-_URL = re.compile(r"https?://[^\s/@]+/\S+")  # no user:password@, which error messages would show
+# ASCII, as in a request; no user:password@, which error messages would show
+_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+/[!-~]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -126,6 +126,8 @@ unit_models:
         ("unit_models: {a: {MODEL, lm: {url: 'http://x/y', path: z}}}", "either url or path"),
         ("unit_models: {a: {MODEL, lm: {url: 'file:///y'}}}", "http or https address"),
         ("unit_models: {a: {MODEL, lm: {url: 'http://u:p@x/y'}}}", "http or https address"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://x/\u00e4'}}}", "http or https address"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://x/a b'}}}", "http or https address"),
         ("checkpoints: {a: {url: 'http://x/a.pt', sha256: 12}}", "64 digits"),
         ("checkpoints: {a: {path: x, sha256: SHA}}", "belong to a url"),
         ("checkpoints: {a: {url: 'http://x/..'}}", "must end in a file name"),
