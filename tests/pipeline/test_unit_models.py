@@ -59,7 +59,8 @@ def test_what_belongs_together(workspace: Workspace) -> None:
     assert (hubert.feature_type, hubert.layer, hubert.normalize) == ("hubert", 6, None)
     assert hubert.ckpt_path == models["hubert200"].ckpt_path == folder / "hubert_base_ls960.pt"
     assert (models["cpc50"].feature_type, models["cpc50"].layer) == ("cpc", 2)
-    assert (models["w2v2_50"].layer, models["w2v2_50"].normalize) == (14, False)
+    w2v2 = models["w2v2_50"]
+    assert (w2v2.feature_type, w2v2.layer, w2v2.normalize) == ("w2v2", 14, False)
     assert (models["logmel100"].ckpt_path, models["logmel100"].layer) == (None, None)
 
 
