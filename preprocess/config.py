@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from pipeline.errors import UserError
+from pipeline.unit_models import UnitModel
+
 
 @dataclass
 class TaskConfig:
@@ -25,14 +28,14 @@ class DataConfig:
 
 @dataclass
 class FairseqConfig:
-    """How audio becomes units."""
+    """How audio becomes units. None: what the registry says of the unit model."""
 
-    feature_type: str = MISSING
-    ckpt_path: str | None = MISSING
-    layer: int | None = MISSING
+    feature_type: str | None = None
+    ckpt_path: str | None = None
+    layer: int | None = None
     normalize: bool | None = None
-    km_path: str | None = MISSING
-    km_clusters: int = MISSING
+    km_path: str | None = None
+    km_clusters: int | None = None
     km_frames: int = MISSING
     km_starts: int = MISSING
     batch_seconds: float = MISSING
@@ -47,3 +50,24 @@ class Config:
     taskrc: TaskConfig = field(default_factory=TaskConfig)
     datarc: DataConfig = field(default_factory=DataConfig)
     fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
+
+
+def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -> None:
+    """Take from the registry's entry what the config leaves empty.
+
+    Raises ``UserError`` for a unit model without an entry whose features the config leaves open.
+    """
+    if known is not None:
+        settings.feature_type = settings.feature_type or known.feature_type
+        settings.km_clusters = settings.km_clusters or known.clusters
+        if settings.ckpt_path is None and known.ckpt_path is not None:
+            settings.ckpt_path = str(known.ckpt_path)
+        if settings.layer is None:
+            settings.layer = known.layer
+        if settings.normalize is None:
+            settings.normalize = known.normalize
+    if settings.feature_type is None:
+        raise UserError(
+            f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "
+            "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        )

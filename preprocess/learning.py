@@ -34,10 +34,11 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
                 f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
                 "learn their k-means one --downstream at a time"
             )
-    if first.km_path.suffix != ".npz":
-        raise UserError(
-            f"fairseqrc.km_path={first.km_path}: learn_kmeans writes an .npz file; name one"
-        )
+    km_path = first.learned_km_path
+    if settings.km_clusters is None:
+        raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
+    if km_path.suffix != ".npz":
+        raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     manifests = [read_manifest(each.manifest / "train.tsv") for each in preprocessors]
     reader, device = first.feature_reader()
     seconds = settings.km_frames / reader.frame_rate
@@ -61,14 +62,12 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
             sample[filled : filled + len(frames)] = frames
             filled += len(frames)
     print(progress.summary())
-    report_bad_audio(bad, first.km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
+    report_bad_audio(bad, km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
     sample = sample[:filled]
-    save_kmeans(
-        first.km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed)
-    )
-    save_config(first.config, first.km_path.with_suffix(".yaml"))
-    write_json(first.km_path.with_suffix(".json"), provenance())
-    print(f"wrote {first.km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
+    save_kmeans(km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed))
+    save_config(first.config, km_path.with_suffix(".yaml"))
+    write_json(km_path.with_suffix(".json"), provenance())
+    print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
 
 
 def _choose(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:

@@ -19,8 +19,9 @@ from pipeline.files import read_json, sha256, write_json
 from pipeline.provenance import provenance
 from pipeline.ranks import ranks
 from pipeline.rows import SPLITS, Row, write_rows
+from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.config import Config
+from preprocess.config import Config, fill_in
 from preprocess.manifest import Entry, distinct, read_manifest, write_manifest
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
@@ -66,9 +67,21 @@ class Preprocessor(Generic[ConfigType]):
         self.manifest = self.data / "manifest"
         self.units = self.data / config.taskrc.unit_model
         self.quantized = self.units / "quantized"
-        self.km_path = self.in_workspace(
-            config.fairseqrc.km_path or f"pretrained_models/{config.taskrc.unit_model}_km.npz"
-        )
+        self._known = find_unit_model(config.taskrc.unit_model, workspace)
+        fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
+
+    @property
+    def km_path(self) -> Path:
+        """The k-means to use."""
+        if self.config.fairseqrc.km_path is None and self._known is not None:
+            return self._known.km_path
+        return self.learned_km_path
+
+    @property
+    def learned_km_path(self) -> Path:
+        """Where ``learn_kmeans`` writes."""
+        name = f"pretrained_models/{self.config.taskrc.unit_model}_km.npz"
+        return self.in_workspace(self.config.fairseqrc.km_path or name)
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -188,11 +201,23 @@ class Preprocessor(Generic[ConfigType]):
         settings = self.config.fairseqrc
         return {
             "feature_type": settings.feature_type,
-            "checkpoint": _digest(self.ckpt_path, "fairseqrc.ckpt_path"),
+            "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
             "layer": settings.layer,
             "normalize": settings.normalize,
-            "kmeans": _digest(self.km_path, "k-means"),
+            "kmeans": self._digest(self.km_path, "k-means file"),
         }
+
+    def _digest(self, path: Path | None, what: str) -> str | None:
+        if path is None:
+            return None
+        if not path.is_file():
+            name = self.config.taskrc.unit_model
+            remedies = [f"python pretrained_models/download.py {name}"] if self._known else []
+            if path == self.km_path:
+                remedies.append("--action learn_kmeans")
+            remedies.append("--set fairseqrc.km_path or ckpt_path=FILE")
+            raise UserError(f"{path}: {what} not found; get it by {', or '.join(remedies)}")
+        return sha256(path)
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
@@ -258,14 +283,3 @@ class Preprocessor(Generic[ConfigType]):
         """Print a line about this downstream, once however many ranks there are."""
         if ranks().main:
             print(f"{self.downstream}: {text}")
-
-
-def _digest(path: Path | None, what: str) -> str | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise UserError(
-            f"{path}: {what} not found; see the README, Pretrained models "
-            "(k-means can also be learned: --action learn_kmeans)"
-        )
-    return sha256(path)
