@@ -15,6 +15,7 @@ SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 
 # feature_type -> module.class; imported on use, so that one reader's packages do not slow another
 FEATURE_TYPES = {
+    "cpc": "preprocess.speech2unit.cpc.Cpc",
     "logmel": "preprocess.speech2unit.logmel.LogMel",
 }
 
