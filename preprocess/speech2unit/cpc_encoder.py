@@ -83,7 +83,7 @@ class ConvEncoder:
         for stretch in stretches:
             starts.append(total)
             total += stretch.count + _MARGIN
-        sequence = torch.zeros((total + total % 2) * HOP)  # even: a layer computes vectors in pairs
+        sequence = torch.zeros((total + -total % 3) * HOP)  # a layer computes vectors in threes
         for start, (waveform, first, count) in zip(starts, stretches, strict=True):
             begin = first * HOP - _LEAD
             seen = waveform[max(begin, 0) : begin + (count + _MARGIN) * HOP]
@@ -116,9 +116,10 @@ class _Layer:
         channels = len(kernel)
         first, second = (
             half.permute(2, 1, 0).reshape(-1, channels) for half in kernel.split(stride, dim=2)
-        )  # (stride * C_in, C)
+        )  # A and B, (stride * C_in, C)
         self._stride, self._channels = stride, channels
-        self._first, self._both, self._second = first, first + second, -second
+        self._first, self._second = first, second
+        self._sum, self._difference = (first + second) / 2, (first - second) / 2
         self._bias = weights[f"conv{index}.bias"].to(device, torch.float32)
         # layer_norm divides the variance by C, the published norm by C - 1
         ratio = (channels - 1) / channels
@@ -128,21 +129,24 @@ class _Layer:
         self._epsilon = _EPSILON * ratio
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map (n * stride, C_in), n even, to (n, C); the last vector lacks what would follow it.
+        """Map (n * stride, C_in), n divisible by 3, to (n, C); the last lacks what would follow it.
 
-        Two outputs y0 = x0 A + x1 B, y1 = x1 A + x2 B need three products, not four (Winograd's
-        F(2, 2)): y0 = x1 (A + B) + (x0 - x1) A, y1 = x1 (A + B) - (x1 - x2) B.
+        Three outputs y0 = x0 A + x1 B, y1 = x1 A + x2 B, y2 = x2 A + x3 B need four products, not
+        six (Winograd's F(3, 2), the products being nearly all of the time).
         """
-        chunks = hidden.reshape(-1, self._stride * hidden.shape[1])  # (n, stride * C_in)
-        steps = torch.empty_like(chunks)
-        torch.sub(chunks[:-1], chunks[1:], out=steps[:-1])
-        steps[-1] = chunks[-1]
-        shared = torch.addmm(self._bias, chunks[1::2], self._both)  # (n / 2, C)
-        pairs = shared.new_empty(len(shared), 2, self._channels)
-        torch.addmm(shared, steps[::2], self._first, out=pairs[:, 0])
-        torch.addmm(shared, steps[1::2], self._second, out=pairs[:, 1])
+        chunks = hidden.reshape(-1, 3, self._stride * hidden.shape[1])  # (n / 3, 3, stride * C_in)
+        x0, x1, x2 = chunks.unbind(dim=1)
+        last = -x1
+        last[:-1] += x0[1:]  # x3 - x1
+        product = torch.addmm(self._bias, x1 + x2, self._sum)  # (n / 3, C)
+        other = torch.mm(x2 - x1, self._difference)
+        both = product + other  # x1 B + x2 A
+        output = torch.empty(len(x0), 3, self._channels, device=hidden.device)
+        torch.addmm(both, x0 - x2, self._first, out=output[:, 0])
+        torch.sub(product, other, out=output[:, 1])
+        torch.addmm(both, last, self._second, out=output[:, 2])
         return F.layer_norm(
-            pairs.view(-1, self._channels),
+            output.view(-1, self._channels),
             (self._channels,),
             self._norm,
             self._shift,
