@@ -1,8 +1,7 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Centres live in an ``.npz`` file with one array, ``centres`` (K, D) float32. The released k-means
-files are joblib pickles of a scikit-learn model; their reader belongs in ``load_kmeans``, chosen by
-the file's suffix.
+Centres live in an ``.npz`` file with one array, ``centres`` (K, D). The released k-means files are
+joblib pickles of a scikit-learn model (``joblib_file``); ``load_kmeans`` reads both.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import writing
+from preprocess.speech2unit.joblib_file import read_centres
 
 
 class KMeans:
@@ -65,17 +65,27 @@ def save_kmeans(path: Path, centres: np.ndarray) -> None:
 
 
 def load_kmeans(path: Path) -> np.ndarray:
-    """Read (K, D) float32 centres. Raises ``UserError`` for a missing, broken or foreign file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            centres = arrays["centres"]
-    except FileNotFoundError:
+    """Read (K, D) centres, float32, or float64 where the file has that: rounding them would move
+    the borders between units.
+
+    Raises ``UserError`` for a missing, broken or foreign file, or one that would run code.
+    """
+    if not path.is_file():
         raise UserError(
             f"{path}: k-means file not found; learn it with --action learn_kmeans "
             "or name one with --set fairseqrc.km_path=FILE"
-        ) from None
+        )
+    with open(path, "rb") as handle:
+        is_zip = handle.read(2) == b"PK"
+    return _load_npz(path) if is_zip or path.suffix == ".npz" else read_centres(path)
+
+
+def _load_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            centres = arrays["centres"]
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: expected an .npz with one array 'centres' ({error})") from None
     if centres.ndim != 2 or not np.isfinite(centres).all():
         raise UserError(f"{path}: expected finite centres (K, D), found shape {centres.shape}")
-    return centres.astype(np.float32)
+    return centres if centres.dtype == np.float64 else centres.astype(np.float32)
