@@ -115,10 +115,8 @@ class _Track:
         # a frame sees 153 samples before its first and 311 after: only two look beyond the piece
         return [whole, Stretch(cut, 0, 1), Stretch(cut, _PIECE_FRAMES - 1, 1)]
 
-    def runs(
-        self, piece: int, parts: Sequence[torch.Tensor]
-    ) -> list[tuple[bool, torch.Tensor]]:
-        """The LSTM's inputs made of the encoded ``stretches``: (is it the whole-file run, (T, C))."""
+    def runs(self, piece: int, parts: Sequence[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
+        """The LSTM's inputs, of the encoded ``stretches``: (is it the whole-file run?, (T, C))."""
         if not self._total:
             return [(False, parts[0])]
         if piece >= self._pieces:
@@ -148,8 +146,8 @@ def _read_checkpoint(path: Path, layers: int) -> tuple[dict[str, torch.Tensor], 
     config = config if isinstance(config, dict) else getattr(config, "__dict__", None)
     if not isinstance(weights, dict) or config is None:
         raise UserError(
-            f"{path}: expected a CPC checkpoint {{weights, config}}, "
-            f"found {', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
+            f"{path}: expected a CPC checkpoint {{weights, config}}, found "
+            f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
         )
     channels, hidden, there = (
         _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
