@@ -197,4 +197,4 @@ def _take(
                 f"{path}: expected the weight {prefix}{name} {shape}, found {found}; "
                 "the file is damaged or no CPC checkpoint of this kind, get it again"
             )
-    return {name: weights[prefix + name] for name in shapes}
+    return {name: weights[prefix + name].detach() for name in shapes}

@@ -196,7 +196,7 @@ def test_bombs(tiny, tmp_path, monkeypatch):
     assert len(zeros.getvalue()) < 1 << 20
     bombs = {
         "zeros": zeros.getvalue(),
-        "operations": zlib.compress(b"\x80\x04" + b"]" * 10**7),
+        "operations": zlib.compress(b"\x80\x04" + b"]" * 10**6),
         "nested lists": b"\x80\x04" + b"]" * 40_000 + b"a" * 39_999 + b".",
         "nested key": b"\x80\x04})" + b"\x85" * 90_000 + b"Ns.",
         "nested tuples": b"\x80\x04)" + b"\x85" * 90_000 + b".",
@@ -208,6 +208,12 @@ def test_bombs(tiny, tmp_path, monkeypatch):
     for name, content in bombs.items():
         (tmp_path / name).write_bytes(content)
         assert_refused_in_little_memory(tmp_path / name)
+
+
+def test_keys_are_text(tmp_path):
+    (tmp_path / "km.bin").write_bytes(b"\x80\x04})\x85Ns.")  # {((),): None}
+    with pytest.raises(UserError, match="str expected, tuple found"):
+        load_kmeans(tmp_path / "km.bin")
 
 
 def test_decompression_stops_at_its_limit(tmp_path, tiny, monkeypatch):
