@@ -202,12 +202,17 @@ def test_bombs(tiny, tmp_path, monkeypatch):
         "nested tuples": b"\x80\x04)" + b"\x85" * 90_000 + b".",
         "itself": b"\x80\x04]\x94h\x00a.",
         "long text": b"\x80\x04\x8d" + (1 << 60).to_bytes(8, "little") + b"x.",
-        "long line": zlib.compress(b"S'" + b"x" * 10**7),
-        "dictionary of 4 GiB": b"\x5d\x00\x00\x00\xff" + b"\xff" * 8 + bytes(100),
+        "long line": zlib.compress(b"S'" + b"x" * 3 * 10**7),
     }
     for name, content in bombs.items():
         (tmp_path / name).write_bytes(content)
         assert_refused_in_little_memory(tmp_path / name)
+
+
+def test_lzma_may_not_ask_for_gigabytes(tmp_path):
+    (tmp_path / "km.bin").write_bytes(b"\x5d\x00\x00\x00\x80" + b"\xff" * 8 + bytes(100))
+    with pytest.raises(UserError, match="Memory usage limit"):  # its dictionary: 2 GiB
+        load_kmeans(tmp_path / "km.bin")
 
 
 def test_keys_are_text(tmp_path):
