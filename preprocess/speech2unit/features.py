@@ -15,6 +15,7 @@ SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 
 # feature_type -> module.class; imported on use, so that one reader's packages do not slow another
 FEATURE_TYPES = {
+    "cpc": "preprocess.speech2unit.cpc.Cpc",
     "hubert": "preprocess.speech2unit.hubert.Hubert",
     "logmel": "preprocess.speech2unit.logmel.LogMel",
     "w2v2": "preprocess.speech2unit.w2v2.Wav2Vec2",

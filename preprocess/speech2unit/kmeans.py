@@ -1,8 +1,7 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Centres live in an ``.npz`` file with one array, ``centres`` (K, D) float32. The released k-means
-files are joblib pickles of a scikit-learn model; their reader belongs in ``load_kmeans``, chosen by
-the file's suffix.
+Centres live in an ``.npz`` file with one array, ``centres`` (K, D). The released k-means files are
+joblib pickles of a scikit-learn model (``joblib_file``); ``load_kmeans`` reads both.
 """
 
 from __future__ import annotations
@@ -15,21 +14,33 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import writing
+from preprocess.speech2unit.joblib_file import read_centres
 
 
 class KMeans:
-    """Nearest-centre quantiser of K units. ``centres`` is (K, D)."""
+    """Nearest-centre quantiser of K units. ``centres`` is (K, D), float32 or float64.
+
+    As scikit-learn's predict, and with its arithmetic, since the published units come from there: a
+    frame almost as near to two centres goes where rounding takes it. (With centres in float64
+    predict wants features in float64 too.)
+    """
 
     def __init__(self, centres: np.ndarray, device: torch.device) -> None:
         self.dim = centres.shape[1]
-        # float64: the expanded form below loses digits where distances are small beside the norms
-        self._centres = torch.from_numpy(centres).to(device, torch.float64)  # (K, D)
-        self._squares = self._centres.square().sum(dim=1)  # (K,)
+        self._twice = np.ascontiguousarray(-2 * centres).T  # (D, K)
+        self._squares = np.einsum("kd,kd->k", centres, centres)  # (K,)
+        self._device = device
+        if device.type != "cpu":
+            self._twice = torch.from_numpy(self._twice).to(device)
+            self._squares = torch.from_numpy(self._squares).to(device)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Map (T, D) features to (T,) units: argmin ||x - c||^2 = argmin (||c||^2 - 2 x.c)."""
-        scores = torch.addmm(self._squares, features.double(), self._centres.T, alpha=-2)  # (T, K)
-        return scores.argmin(dim=1)
+        if self._device.type != "cpu":
+            scores = torch.addmm(self._squares, features.to(self._twice), self._twice)  # (T, K)
+            return scores.argmin(dim=1)
+        frames = features.numpy().astype(self._twice.dtype, copy=False)
+        return torch.from_numpy((frames @ self._twice + self._squares).argmin(axis=1))
 
 
 def fit_kmeans(frames: np.ndarray, clusters: int, starts: int, seed: int) -> np.ndarray:
@@ -65,17 +76,27 @@ def save_kmeans(path: Path, centres: np.ndarray) -> None:
 
 
 def load_kmeans(path: Path) -> np.ndarray:
-    """Read (K, D) float32 centres. Raises ``UserError`` for a missing, broken or foreign file."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            centres = arrays["centres"]
-    except FileNotFoundError:
+    """Read (K, D) centres, float32, or float64 where the file has that: rounding them would move
+    the borders between units.
+
+    Raises ``UserError`` for a missing, broken or foreign file, or one that would run code.
+    """
+    if not path.is_file():
         raise UserError(
             f"{path}: k-means file not found; learn it with --action learn_kmeans "
             "or name one with --set fairseqrc.km_path=FILE"
-        ) from None
+        )
+    with open(path, "rb") as handle:
+        is_zip = handle.read(2) == b"PK"
+    return _load_npz(path) if is_zip or path.suffix == ".npz" else read_centres(path)
+
+
+def _load_npz(path: Path) -> np.ndarray:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            centres = arrays["centres"]
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: expected an .npz with one array 'centres' ({error})") from None
     if centres.ndim != 2 or not np.isfinite(centres).all():
         raise UserError(f"{path}: expected finite centres (K, D), found shape {centres.shape}")
-    return centres.astype(np.float32)
+    return centres if centres.dtype == np.float64 else centres.astype(np.float32)

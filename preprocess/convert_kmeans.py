@@ -1,0 +1,38 @@
+"""Released k-means to an ``.npz`` of its centres: km.bin (joblib, scikit-learn) in, km.npz out.
+
+The file's code never runs. The pipeline reads km.bin as it is too; an .npz opens anywhere with
+numpy.load and holds the centres alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.errors import UserError, run
+from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
+
+
+def main() -> None:
+    """Convert one file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("km_bin", type=Path, help="k-means to read")
+    parser.add_argument("km_npz", type=Path, help="file to write, *.npz")
+    arguments = parser.parse_args()
+    if arguments.km_npz.suffix != ".npz":
+        raise UserError(f"{arguments.km_npz}: expected a name that ends in .npz; change it")
+    centres = load_kmeans(arguments.km_bin)
+    save_kmeans(arguments.km_npz, centres)
+    print(
+        f"read {arguments.km_bin}: {len(centres)} clusters of {centres.shape[1]} numbers, "
+        f"{centres.dtype}; wrote {arguments.km_npz}\n"
+        f"next: --set fairseqrc.km_path={arguments.km_npz}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

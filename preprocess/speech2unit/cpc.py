@@ -1,0 +1,199 @@
+"""CPC features (Riviere et al. 2020, arXiv 2002.02848) as the GSLM reader computes them, batched.
+
+Five convolutions (``cpc_encoder``), then an LSTM, cut to the layers asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import UserError
+from pipeline.torch_files import load_torch
+from preprocess.speech2unit.cpc_encoder import HOP, KERNELS, ConvEncoder, Stretch, frames_in
+from preprocess.speech2unit.features import SAMPLE_RATE, Source
+
+_PIECE = 64_000  # samples of a piece; each piece starts from a fresh LSTM state
+_PIECE_FRAMES = _PIECE // HOP
+
+
+class Cpc:
+    """CPC features, ``dim`` numbers every 10 ms, file by file what the published reader gives."""
+
+    frame_rate = SAMPLE_RATE / HOP
+    min_samples = HOP - 1
+
+    def __init__(self, source: Source) -> None:
+        if source.ckpt_path is None:
+            raise UserError("fairseqrc.ckpt_path: cpc needs its checkpoint; name the file")
+        if source.layer is None or source.layer < 1:
+            raise UserError(
+                f"fairseqrc.layer={source.layer}: cpc needs the number of LSTM layers to run, "
+                "from 1; the published units come from 2"
+            )
+        if source.normalize is not None:
+            raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
+        convs, self._lstm = _read_checkpoint(source.ckpt_path, source.layer)
+        self._encoder = ConvEncoder(convs, source.device)
+        self._lstm = self._lstm.to(source.device).eval().requires_grad_(False)
+        self._device = source.device
+        self.dim = self._lstm.hidden_size
+
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D).
+
+        Memory beside the features does not grow with T: all waveforms move on together, a piece at
+        a time.
+        """
+        tracks = [_Track(waveform, self.dim, self._device) for waveform in waveforms]
+        fresh = torch.zeros(2, self._lstm.num_layers, self.dim, device=self._device)
+        for track in tracks:
+            track.state = fresh
+        # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            for piece in range(max(track.blocks for track in tracks)):
+                self._advance([track for track in tracks if piece < track.blocks], piece, fresh)
+        return [track.features for track in tracks]
+
+    def _advance(self, tracks: Sequence[_Track], piece: int, fresh: torch.Tensor) -> None:
+        """Run one piece of each track: the part of the whole-file run, and the piece by itself."""
+        stretches = [stretch for track in tracks for stretch in track.stretches(piece)]
+        encoded = iter(self._encoder(stretches))
+        rows, states, owners = [], [], []  # of the LSTM
+        for track in tracks:
+            parts = [next(encoded) for _ in track.stretches(piece)]
+            for whole, frames in track.runs(piece, parts):
+                rows.append(frames)
+                states.append(track.state if whole else fresh)
+                owners.append((track, whole))
+        state = torch.stack(states, dim=2)  # (2, layers, rows, D)
+        padded = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
+        output, (hidden, cell) = self._lstm(padded, (state[0], state[1]))  # (T, rows, D)
+        for row, (track, whole) in enumerate(owners):
+            track.keep(output[: len(rows[row]), row], whole, piece)
+            if whole:  # a row that goes on fills the piece, so no padding is in its state
+                track.state = torch.stack([hidden[:, row], cell[:, row]])
+
+
+class _Track:
+    """A waveform on its way: which frames are computed, and which are kept.
+
+    As the published reader has it, pieces of 64,000 samples are encoded each by itself, and for a
+    remainder the *whole* waveform is encoded and its last frames are taken.
+    """
+
+    state: torch.Tensor  # (2, layers, D) of the whole-file run
+
+    def __init__(self, waveform: torch.Tensor, dim: int, device: torch.device) -> None:
+        self._waveform = waveform
+        self._pieces, remainder = divmod(len(waveform), _PIECE)
+        self._total = frames_in(len(waveform)) if remainder else 0  # of the whole-file run
+        taken = remainder // (len(waveform) // self._total) if remainder else 0
+        if taken == 0:
+            taken = self._total  # as published: `[-0:]` takes every frame
+        self._first = max(self._total - taken, 0)  # of the whole-file run that is kept
+        self.blocks = max(self._pieces, -(-self._total // _PIECE_FRAMES))
+        kept = self._pieces * _PIECE_FRAMES + self._total - self._first
+        self.features = torch.empty(kept, dim, device=device)
+
+    def stretches(self, piece: int) -> list[Stretch]:
+        """What to encode for this piece: frames of the whole, and those that differ for the
+        piece by itself.
+        """
+        first = piece * _PIECE_FRAMES
+        cut = self._waveform[piece * _PIECE : (piece + 1) * _PIECE]
+        if not self._total:
+            return [Stretch(cut, 0, _PIECE_FRAMES)]
+        whole = Stretch(self._waveform, first, min(self._total - first, _PIECE_FRAMES))
+        if piece >= self._pieces:
+            return [whole]
+        # a frame sees 153 samples before its first and 311 after: only two look beyond the piece
+        return [whole, Stretch(cut, 0, 1), Stretch(cut, _PIECE_FRAMES - 1, 1)]
+
+    def runs(self, piece: int, parts: Sequence[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
+        """The LSTM's inputs, of the encoded ``stretches``: (is it the whole-file run?, (T, C))."""
+        if not self._total:
+            return [(False, parts[0])]
+        if piece >= self._pieces:
+            return [(True, parts[0])]
+        whole, left, right = parts
+        return [(True, whole), (False, torch.cat([left, whole[1:-1], right]))]
+
+    def keep(self, output: torch.Tensor, whole: bool, piece: int) -> None:
+        """Store what of the (T, D) LSTM output belongs to the features."""
+        first = piece * _PIECE_FRAMES
+        if not whole:
+            self.features[first : first + _PIECE_FRAMES] = output
+            return
+        skipped = max(self._first - first, 0)
+        place = self._pieces * _PIECE_FRAMES + first + skipped - self._first
+        kept = output[skipped:]
+        self.features[place : place + len(kept)] = kept
+
+
+def _read_checkpoint(path: Path, layers: int) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
+    """Return the convolutions' weights by name, and the LSTM of the first ``layers`` layers.
+
+    Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
+    """
+    state = load_torch(path)
+    weights, config = state.get("weights"), state.get("config")
+    config = config if isinstance(config, dict) else getattr(config, "__dict__", None)
+    if not isinstance(weights, dict) or config is None:
+        raise UserError(
+            f"{path}: expected a CPC checkpoint {{weights, config}}, found "
+            f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
+        )
+    channels, hidden, there = (
+        _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
+    )
+    if layers > there:
+        raise UserError(
+            f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"
+        )
+    lstm = nn.LSTM(channels, hidden, layers)
+    convs = _take(path, weights, "gEncoder.", _conv_shapes(channels))
+    shapes = {name: tuple(value.shape) for name, value in lstm.state_dict().items()}
+    lstm.load_state_dict(_take(path, weights, "gAR.baseNet.", shapes))
+    return convs, lstm
+
+
+def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if type(value) is not int or not 1 <= value <= 65_536:
+        raise UserError(
+            f"{path}: expected a size in its config's {key}, found {value!r}; "
+            "name a CPC checkpoint in fairseqrc.ckpt_path"
+        )
+    return value
+
+
+def _conv_shapes(channels: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, kernel in enumerate(KERNELS):
+        shapes[f"conv{index}.weight"] = (channels, channels if index else 1, kernel)
+        shapes[f"conv{index}.bias"] = (channels,)
+        shapes[f"batchNorm{index}.weight"] = (1, channels, 1)
+        shapes[f"batchNorm{index}.bias"] = (1, channels, 1)
+    return shapes
+
+
+def _take(
+    path: Path, weights: Mapping[str, Any], prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, torch.Tensor]:
+    """The weights named ``prefix`` + name, each present and of its shape; others, such as the
+    training criterion's, are left.
+    """
+    for name, shape in shapes.items():
+        value = weights.get(prefix + name)
+        found = tuple(value.shape) if isinstance(value, torch.Tensor) else "nothing"
+        if found != shape:
+            raise UserError(
+                f"{path}: expected the weight {prefix}{name} {shape}, found {found}; "
+                "the file is damaged or no CPC checkpoint of this kind, get it again"
+            )
+    return {name: weights[prefix + name].detach() for name in shapes}

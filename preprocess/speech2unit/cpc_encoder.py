@@ -1,0 +1,154 @@
+"""CPC's five convolutions: waveforms to one vector every 160 samples, in batches of any lengths.
+
+Each kernel is twice its stride, so cutting the input into chunks of one stride makes a convolution
+``y[t] = x[t] A + x[t + 1] B``: matrix products over chunks, with no copy. All stretches of a batch
+lie one after another in one long sequence, so that lengths need no padding to the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+HOP = 160  # samples a frame
+KERNELS = (10, 8, 4, 4, 4)
+STRIDES = (5, 4, 2, 2, 2)  # the padding is 3, 2, 1, 1, 1
+_EPSILON = 1e-5
+
+# Of each layer's output: vectors a frame, and how many before a frame's first that frame sees
+_RATES = (32, 8, 4, 2, 1)
+_LEADS = (30, 7, 3, 1, 0)
+_LEAD = 153  # the same in samples; after its first sample a frame sees 311 more
+_MARGIN = 2  # a stretch of n frames sees less than (n + 2) * 160 samples
+
+_MOST_FRAMES = {"cpu": 200, "cuda": 20_000}  # at once; the first layer holds 64 KiB a frame
+
+
+class Stretch(NamedTuple):
+    """``count`` frames from frame ``first`` of ``waveform`` (T,), beyond whose ends lies silence
+    (in every layer, as padding).
+    """
+
+    waveform: torch.Tensor
+    first: int
+    count: int
+
+
+def frames_in(samples: int) -> int:
+    """Frames of a waveform: (T - kernel + 2 padding) // stride + 1, through all five layers."""
+    return (samples + 1) // HOP
+
+
+class ConvEncoder:
+    """Convolution, norm over channels, ReLU, five times. ``weights`` has the published names,
+    ``conv{i}.weight`` to ``batchNorm{i}.bias``.
+    """
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        self._layers = [
+            _Layer(weights, index, stride, device) for index, stride in enumerate(STRIDES)
+        ]
+        self._device = device
+        self._most = _MOST_FRAMES.get(device.type, _MOST_FRAMES["cpu"])
+
+    def __call__(self, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
+        """Map stretches to (count, C) each, on the device."""
+        parts: list[list[torch.Tensor]] = [[] for _ in stretches]
+        for group in self._groups(stretches):
+            encoded = self._encode([stretch for _, stretch in group])
+            for (index, _), frames in zip(group, encoded, strict=True):
+                parts[index].append(frames)
+        return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
+
+    def _groups(self, stretches: Sequence[Stretch]) -> Iterator[list[tuple[int, Stretch]]]:
+        """Cut what is longer than the most frames at once, and put together what fits."""
+        group: list[tuple[int, Stretch]] = []
+        room = self._most
+        for index, (waveform, first, count) in enumerate(stretches):
+            for start in range(first, first + count, self._most):
+                part = Stretch(waveform, start, min(self._most, first + count - start))
+                if group and part.count > room:
+                    yield group
+                    group, room = [], self._most
+                group.append((index, part))
+                room -= part.count
+        if group:
+            yield group
+
+    def _encode(self, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
+        starts, total = [], 0
+        for stretch in stretches:
+            starts.append(total)
+            total += stretch.count + _MARGIN
+        sequence = torch.zeros((total + -total % 3) * HOP)  # a layer computes vectors in threes
+        for start, (waveform, first, count) in zip(starts, stretches, strict=True):
+            begin = first * HOP - _LEAD
+            seen = waveform[max(begin, 0) : begin + (count + _MARGIN) * HOP]
+            place = start * HOP + max(-begin, 0)
+            sequence[place : place + len(seen)] = seen
+        hidden = sequence.to(self._device).unsqueeze(1)  # (samples, 1)
+        lengths = [len(stretch.waveform) + 1 for stretch in stretches]
+        for layer, stride, rate, lead in zip(self._layers, STRIDES, _RATES, _LEADS, strict=True):
+            hidden = layer(hidden)  # (rate * total, C)
+            lengths = [length // stride for length in lengths]
+            for start, stretch, length in zip(starts, stretches, lengths, strict=True):
+                rows = hidden[start * rate : (start + stretch.count + _MARGIN) * rate]
+                before = lead - stretch.first * rate  # vectors that lie before the waveform
+                if before > 0:
+                    rows[:before] = 0
+                rows[max(length + before, 0) :] = 0
+        return [
+            hidden[start : start + stretch.count]
+            for start, stretch in zip(starts, stretches, strict=True)
+        ]
+
+
+class _Layer:
+    """One convolution, its norm and ReLU, without padding."""
+
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], index: int, stride: int, device: torch.device
+    ) -> None:
+        kernel = weights[f"conv{index}.weight"].to(device, torch.float32)  # (C, C_in, 2 stride)
+        channels = len(kernel)
+        first, second = (
+            half.permute(2, 1, 0).reshape(-1, channels) for half in kernel.split(stride, dim=2)
+        )  # A and B, (stride * C_in, C)
+        self._stride, self._channels = stride, channels
+        self._first, self._second = first, second
+        self._sum, self._difference = (first + second) / 2, (first - second) / 2
+        self._bias = weights[f"conv{index}.bias"].to(device, torch.float32)
+        # layer_norm divides the variance by C, the published norm by C - 1
+        ratio = (channels - 1) / channels
+        norm = weights[f"batchNorm{index}.weight"].to(device, torch.float32).flatten()
+        self._norm = norm * ratio**0.5
+        self._shift = weights[f"batchNorm{index}.bias"].to(device, torch.float32).flatten()
+        self._epsilon = _EPSILON * ratio
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map (n * stride, C_in), n divisible by 3, to (n, C); the last lacks what would follow it.
+
+        Three outputs y0 = x0 A + x1 B, y1 = x1 A + x2 B, y2 = x2 A + x3 B need four products, not
+        six (Winograd's F(3, 2), the products being nearly all of the time).
+        """
+        chunks = hidden.reshape(-1, 3, self._stride * hidden.shape[1])  # (n / 3, 3, stride * C_in)
+        x0, x1, x2 = chunks.unbind(dim=1)
+        last = -x1
+        last[:-1] += x0[1:]  # x3 - x1
+        product = torch.addmm(self._bias, x1 + x2, self._sum)  # (n / 3, C)
+        other = torch.mm(x2 - x1, self._difference)
+        both = product + other  # x1 B + x2 A
+        output = torch.empty(len(x0), 3, self._channels, device=hidden.device)
+        torch.addmm(both, x0 - x2, self._first, out=output[:, 0])
+        torch.sub(product, other, out=output[:, 1])
+        torch.addmm(both, last, self._second, out=output[:, 2])
+        return F.layer_norm(
+            output.view(-1, self._channels),
+            (self._channels,),
+            self._norm,
+            self._shift,
+            self._epsilon,
+        ).relu_()

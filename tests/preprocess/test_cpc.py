@@ -1,0 +1,220 @@
+"""CPC features against fairseq's own GSLM reader, file by file."""
+
+import importlib.util
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from preprocess.speech2unit import cpc_encoder
+from preprocess.speech2unit.cpc import Cpc
+from preprocess.speech2unit.features import Source, feature_reader
+from preprocess.speech2unit.kmeans import KMeans
+
+READER = "examples/textless_nlp/gslm/speech2unit/pretrained/cpc_feature_reader.py"
+CHANNELS, HIDDEN, LEVELS, LAYER = 32, 24, 4, 2
+EDGES = [
+    *range(159, 171), 399, 16_000, 63_999, 64_000, 64_001, 64_100, 64_158, 64_159, 64_160, 64_161,
+    80_000, 127_999, 128_000, 128_158, 128_159, 200_001,
+]  # fmt: skip
+
+
+def checkpoint(path: Path, channels: int = CHANNELS, hidden: int = HIDDEN) -> Path:
+    """A random checkpoint in the published format, with a training head that the reader ignores."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(channels, hidden, LEVELS)
+    # times 2: torch's start gives nearly constant features, whose units are rounding's choice
+    weights = {f"gAR.baseNet.{name}": 2 * value for name, value in lstm.state_dict().items()}
+    for index, kernel in enumerate(cpc_encoder.KERNELS):
+        conv = torch.nn.Conv1d(channels if index else 1, channels, kernel)
+        weights[f"gEncoder.conv{index}.weight"] = conv.weight.data
+        weights[f"gEncoder.conv{index}.bias"] = 0.5 + conv.bias.data
+        weights[f"gEncoder.batchNorm{index}.weight"] = 1 + 0.3 * torch.randn(1, channels, 1)
+        weights[f"gEncoder.batchNorm{index}.bias"] = 0.3 * torch.randn(1, channels, 1)
+    weights["cpcCriterion.wPrediction.weight"] = torch.zeros(3)
+    config = {"hiddenEncoder": channels, "hiddenGar": hidden, "nLevelsGRU": LEVELS}
+    torch.save({"weights": weights, "config": config}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("cpc") / "small.pt")
+
+
+@pytest.fixture(scope="module")
+def reader(small) -> Cpc:
+    return Cpc(Source(small, LAYER))
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Build fairseq's reader of a checkpoint: a function of a wav file to (frames, D)."""
+    package = importlib.util.find_spec("fairseq")
+    script = Path(package.origin).parent / READER if package else None
+    if script is None or not script.is_file():
+        pytest.skip("fairseq's GSLM reader is not installed")
+    spec = importlib.util.spec_from_file_location("published_cpc", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda path: module.CpcFeatureReader(str(path), LAYER, use_cuda=False).get_feats
+
+
+@pytest.fixture(scope="module")
+def clips(data) -> list[Path]:
+    """Real one-second clips of many words and speakers."""
+    return sorted((data / "audio/speech_commands").glob("*_v0.01/*/*_nohash_*.wav"))[::60]
+
+
+def waveform(samples: int) -> torch.Tensor:
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(samples))
+
+
+def wav(path: Path, samples: torch.Tensor) -> Path:
+    soundfile.write(path, samples.numpy(), 16_000, subtype="FLOAT")
+    return path
+
+
+def ragged(clips: list[Path]) -> list[torch.Tensor]:
+    """The clips cut at random, and some joined into longer ones."""
+    random = np.random.default_rng(0)
+    samples = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    cut = [each[: random.integers(400, len(each) + 1)] for each in samples]
+    joined = [np.concatenate(samples[first : first + 9]) for first in range(0, 27, 9)]
+    return [torch.from_numpy(each) for each in [*cut, *joined]]
+
+
+def assert_published(features, waveforms, theirs, folder, tolerance=1e-5) -> None:
+    for number, (ours, samples) in enumerate(zip(features, waveforms, strict=True)):
+        expected = theirs(wav(folder / f"{number}.wav", samples))
+        assert ours.shape == expected.shape, len(samples)
+        assert (ours - expected).abs().max() < tolerance, len(samples)
+
+
+def test_one_batch_of_edge_lengths_equals_the_published_reader(reader, small, published, tmp_path):
+    waveforms = [waveform(samples) for samples in EDGES]
+    assert_published(reader(waveforms), waveforms, published(small), tmp_path)
+
+
+def test_real_clips_equal_the_published_reader(reader, small, published, clips, tmp_path):
+    waveforms = ragged(clips)
+    assert max(map(len, waveforms)) > 128_000 and min(map(len, waveforms)) < 8_000
+    assert_published(reader(waveforms), waveforms, published(small), tmp_path)
+
+
+def test_the_real_size_equals_the_published_reader(published, tmp_path):
+    path = checkpoint(tmp_path / "large.pt", 512, 512)
+    waveforms = [waveform(4000), waveform(16_000)]
+    features = Cpc(Source(path, LAYER))(waveforms)
+    # the published reader's own rounding error is larger at this size (1e-5 from float64)
+    assert_published(features, waveforms, published(path), tmp_path, tolerance=1e-4)
+
+
+def test_units_equal_the_published_ones(reader, small, published, clips, tmp_path):
+    from sklearn.cluster import MiniBatchKMeans
+
+    waveforms, theirs = ragged(clips), published(small)
+    expected = [
+        theirs(wav(tmp_path / f"{number}.wav", samples)).numpy()
+        for number, samples in enumerate(waveforms)
+    ]
+    model = MiniBatchKMeans(20, random_state=0, n_init=1).fit(np.concatenate(expected))
+    kmeans = KMeans(model.cluster_centers_, torch.device("cpu"))
+    clear = []
+    for features, frames in zip(reader(waveforms), expected, strict=True):
+        distances = np.square(frames[:, None] - model.cluster_centers_.astype(np.float64))
+        nearest, second = np.sort(distances.sum(axis=2))[:, :2].T
+        decided = second - nearest > 1e-5  # less is rounding's choice, in their float32 as well
+        assert np.array_equal(kmeans(features).numpy()[decided], model.predict(frames)[decided])
+        clear.append(decided)
+    assert np.concatenate(clear).mean() > 0.99
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.sampled_from(EDGES), min_size=1, max_size=4))
+def test_a_waveform_does_not_see_its_batch(reader, samples):
+    waveforms = [waveform(count) for count in samples]
+    for alone, together in zip(waveforms, reader(waveforms), strict=True):
+        torch.testing.assert_close(reader([alone])[0], together, rtol=0, atol=1e-5)
+
+
+def test_frames_are_those_of_five_convolutions():
+    for samples in range(159, 2000):
+        length = samples
+        for kernel, stride, pad in [(10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1)]:
+            length = (length + 2 * pad - kernel) // stride + 1
+        assert cpc_encoder.frames_in(samples) == length
+    assert cpc_encoder.frames_in(Cpc.min_samples - 1) == 0 < cpc_encoder.frames_in(Cpc.min_samples)
+
+
+def test_long_files_are_convolved_in_pieces(reader, monkeypatch):
+    most = 0
+    compute = cpc_encoder._Layer.__call__
+
+    def watched(layer, hidden):
+        nonlocal most
+        most = max(most, len(hidden))
+        return compute(layer, hidden)
+
+    monkeypatch.setattr(cpc_encoder._Layer, "__call__", watched)
+    reader([waveform(2_000_001), waveform(30_000)])
+    assert most < 100_000
+
+
+def test_the_layer_asked_for_is_read(small):
+    last = Cpc(Source(small, LEVELS))([waveform(8000)])[0]
+    assert not torch.allclose(last, Cpc(Source(small, LAYER))([waveform(8000)])[0])
+
+
+def test_it_is_a_feature_type_and_a_namespace_is_a_config(small, tmp_path):
+    state = torch.load(small)
+    state["config"] = Namespace(**state["config"])
+    torch.save(state, tmp_path / "namespace.pt")
+    reader = feature_reader("cpc", Source(tmp_path / "namespace.pt", LAYER))
+    assert (reader.dim, reader.frame_rate, reader.min_samples) == (HIDDEN, 100.0, 159)
+    assert torch.equal(reader([waveform(400)])[0], Cpc(Source(small, LAYER))([waveform(400)])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ckpt_path": None}, "ckpt_path: cpc needs its checkpoint"),
+        ({"layer": None}, "layer=None: cpc needs the number"),
+        ({"layer": 0}, "layer=0"),
+        ({"layer": 5}, "layer=5: .* has 4 LSTM"),
+        ({"normalize": True}, "normalize: .* leave it empty"),
+        ({"ckpt_path": Path("none.pt")}, "not found"),
+    ],
+)
+def test_settings_that_cannot_be(small, change, message):
+    with pytest.raises(UserError, match=message):
+        Cpc(Source(small, LAYER)._replace(**change))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.pop("weights"), "expected a CPC checkpoint .*found config"),
+        (lambda state: state.update(config=3), "expected a CPC checkpoint"),
+        (lambda state: state["config"].pop("hiddenGar"), "config's hiddenGar, found None"),
+        (lambda state: state["config"].update(nLevelsGRU="2"), "nLevelsGRU, found '2'"),
+        (lambda state: state["config"].update(hiddenEncoder=16), r"conv0.weight \(16, 1, 10\)"),
+        (lambda state: state["weights"].pop("gEncoder.conv3.bias"), "conv3.bias .* found nothing"),
+        (
+            lambda state: state["weights"].update({"gAR.baseNet.weight_hh_l1": torch.zeros(2)}),
+            r"weight_hh_l1 \(96, 24\), found \(2,\)",
+        ),
+    ],
+)
+def test_checkpoints_that_are_something_else(small, tmp_path, damage, message):
+    state = torch.load(small)
+    damage(state)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=message):
+        Cpc(Source(tmp_path / "other.pt", LAYER))
