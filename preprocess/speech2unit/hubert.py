@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -44,16 +44,32 @@ class Hubert:
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms (samples_i,) to B features (T_i, D)."""
-        pieces, owners = [], []
+        features: list[list[torch.Tensor]] = [[] for _ in waveforms]
+        for group in self._groups(waveforms):
+            encoded = self._encoder([piece for _, piece in group])
+            for (owner, _), frames in zip(group, encoded, strict=True):
+                features[owner].append(frames)
+        return [torch.cat(parts) for parts in features]
+
+    def _groups(
+        self, waveforms: Sequence[torch.Tensor]
+    ) -> Iterator[list[tuple[int, torch.Tensor]]]:
+        """The waveforms' pieces with their owners; together no longer than the longest piece, so
+        that an hour takes no more memory than 100 s.
+        """
+        group: list[tuple[int, torch.Tensor]] = []
+        room = _PIECE
         for owner, waveform in enumerate(waveforms):
             waveform = waveform.to(self._device)
             if self._normalize:
                 waveform = F.layer_norm(waveform, waveform.shape)
             for piece in waveform.split(_PIECE):
-                if len(piece) >= self.min_samples:
-                    pieces.append(piece)
-                    owners.append(owner)
-        features: list[list[torch.Tensor]] = [[] for _ in waveforms]
-        for owner, feature in zip(owners, self._encoder(pieces), strict=True):
-            features[owner].append(feature)
-        return [torch.cat(parts) for parts in features]
+                if len(piece) < self.min_samples:
+                    continue
+                if group and len(piece) > room:
+                    yield group
+                    group, room = [], _PIECE
+                group.append((owner, piece))
+                room -= len(piece)
+        if group:
+            yield group

@@ -60,11 +60,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, arguments.clips)
-        print(f"{'':8}{'utterances/s':>26}{'x real time':>24}{'peak MB':>20}{'equal':>11}")
-        print(
-            f"{'':8}{'published':>14}{'ours':>7}{'ratio':>7}{'published':>12}{'ours':>10}", end=""
+        groups = (
+            ("", 8),
+            ("utterances/s", 28),
+            ("x real time", 22),
+            ("peak MB", 20),
+            ("equal", 11),
         )
-        print(f"{'published':>12}{'ours':>8}{'units, %':>11}")
+        columns = (("", 8), ("published", 14), ("ours", 7), ("ratio", 7), ("published", 12))
+        columns += (("ours", 10), ("published", 12), ("ours", 8), ("equal units, %", 17))
+        for head in (groups, columns):
+            print("".join(f"{text:>{width}}" for text, width in head))
         for features in LAYERS:
             rounds = [
                 {side: run(side, features, folder) for side in ("published", "ours")}
@@ -87,8 +93,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(folder: Path, count: int) -> None:
     """Write the checkpoints, random centres and the list of clips (real ones where at hand)."""
-    ssl_checkpoints.hubert(folder / "hubert.pt", **BASE)
-    ssl_checkpoints.cpc(folder / "cpc.pt", 512, 512, 4)
+    ssl_checkpoints.hubert(folder / "hubert.pt", spread=False, **BASE)
+    ssl_checkpoints.cpc(folder / "cpc.pt", 512, 512, gain=6)
     rng = np.random.default_rng(0)
     clips = sorted((DATA / "audio/speech_commands/speech_commands_v0.01").glob("[a-z]*/*.wav"))
     if not clips:
@@ -165,7 +171,7 @@ def published(features: str, folder: Path, centres: np.ndarray):
         reader = module.CpcFeatureReader(folder / "cpc.pt", LAYERS[features], use_cuda=gpu)
     else:  # its loader wants the training task's files; the rest of it is used as it is
         reader = module.HubertFeatureReader.__new__(module.HubertFeatureReader)
-        model = ssl_checkpoints.hubert(folder / "again.pt", **BASE)
+        model = ssl_checkpoints.hubert(folder / "again.pt", spread=False, **BASE)
         reader.model = model.cuda() if gpu else model
         reader.task = SimpleNamespace(cfg=SimpleNamespace(sample_rate=16_000, normalize=False))
         reader.layer, reader.max_chunk, reader.use_cuda = LAYERS[features], 1_600_000, gpu
@@ -197,7 +203,7 @@ def report(features: str, rounds: list[dict[str, dict]]) -> None:
     print(
         f"{features:8}{rate['published']:14.1f}{rate['ours']:7.1f}{ratio:6.2f}x"
         f"{real['published']:12.1f}{real['ours']:10.1f}"
-        f"{peak['published']:12.0f}{peak['ours']:8.0f}{equal:11.3f}"
+        f"{peak['published']:12.0f}{peak['ours']:8.0f}{equal:17.3f}"
     )
 
 

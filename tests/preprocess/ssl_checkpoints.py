@@ -1,4 +1,4 @@
-"""Small HuBERT and wav2vec 2.0 checkpoints in fairseq's released formats, with random weights."""
+"""HuBERT, wav2vec 2.0 and CPC checkpoints in their released formats, with random weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from preprocess.speech2unit.cpc_encoder import KERNELS
+
+CPC_LEVELS = 4  # of its LSTM
 SHAPE = {
     "encoder_layers": 3,
     "encoder_embed_dim": 48,
@@ -19,7 +22,9 @@ SHAPE = {
 LARGE = {"extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": True}
 
 
-def hubert(path: Path, normalize: bool = False, **settings: object) -> torch.nn.Module:
+def hubert(
+    path: Path, normalize: bool = False, spread: bool = True, **settings: object
+) -> torch.nn.Module:
     """Write a checkpoint as hubert_base_ls960.pt is (``cfg``, pretraining heads, task state) and
     return fairseq's own model, ready to be compared with.
     """
@@ -33,7 +38,9 @@ def hubert(path: Path, normalize: bool = False, **settings: object) -> torch.nn.
     config = HubertConfig(label_rate=50, **(SHAPE | settings))
     task = HubertPretrainingConfig(data="/nowhere", label_rate=50, normalize=normalize)
     torch.manual_seed(1)
-    model = _spread(HubertModel(config, task, [dictionary]))
+    model = HubertModel(config, task, [dictionary]).eval()
+    if spread:
+        _spread(model)
     state = {
         "args": None,
         "cfg": {
@@ -60,6 +67,24 @@ def wav2vec2(path: Path, normalize: bool = True, **settings: object) -> torch.nn
     )
     torch.save({"args": args, "model": model.state_dict()}, path)
     return model
+
+
+def cpc(path: Path, channels: int = 32, hidden: int = 24, gain: float = 2) -> Path:
+    """Write a checkpoint as cpc_big_ll6kh_top_ctc.pt is, a training head beside what is read."""
+    torch.manual_seed(0)
+    lstm = torch.nn.LSTM(channels, hidden, CPC_LEVELS)
+    # gain: torch's start gives nearly constant features, whose units are rounding's choice
+    weights = {f"gAR.baseNet.{name}": gain * value for name, value in lstm.state_dict().items()}
+    for index, kernel in enumerate(KERNELS):
+        conv = torch.nn.Conv1d(channels if index else 1, channels, kernel)
+        weights[f"gEncoder.conv{index}.weight"] = conv.weight.data
+        weights[f"gEncoder.conv{index}.bias"] = 0.5 + conv.bias.data
+        weights[f"gEncoder.batchNorm{index}.weight"] = 1 + 0.3 * torch.randn(1, channels, 1)
+        weights[f"gEncoder.batchNorm{index}.bias"] = 0.3 * torch.randn(1, channels, 1)
+    weights["cpcCriterion.wPrediction.weight"] = torch.zeros(3)
+    config = {"hiddenEncoder": channels, "hiddenGar": hidden, "nLevelsGRU": CPC_LEVELS}
+    torch.save({"weights": weights, "config": config}, path)
+    return path
 
 
 def _plain(config: object) -> dict[str, object]:

@@ -16,36 +16,19 @@ from preprocess.speech2unit import cpc_encoder
 from preprocess.speech2unit.cpc import Cpc
 from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.kmeans import KMeans
+from tests.preprocess import ssl_checkpoints
 
 READER = "examples/textless_nlp/gslm/speech2unit/pretrained/cpc_feature_reader.py"
-CHANNELS, HIDDEN, LEVELS, LAYER = 32, 24, 4, 2
+LAYER = 2
 EDGES = [
     *range(159, 171), 399, 16_000, 63_999, 64_000, 64_001, 64_100, 64_158, 64_159, 64_160, 64_161,
     80_000, 127_999, 128_000, 128_158, 128_159, 200_001,
 ]  # fmt: skip
 
 
-def checkpoint(path: Path, channels: int = CHANNELS, hidden: int = HIDDEN) -> Path:
-    """A random checkpoint in the published format, with a training head that the reader ignores."""
-    torch.manual_seed(0)
-    lstm = torch.nn.LSTM(channels, hidden, LEVELS)
-    # times 2: torch's start gives nearly constant features, whose units are rounding's choice
-    weights = {f"gAR.baseNet.{name}": 2 * value for name, value in lstm.state_dict().items()}
-    for index, kernel in enumerate(cpc_encoder.KERNELS):
-        conv = torch.nn.Conv1d(channels if index else 1, channels, kernel)
-        weights[f"gEncoder.conv{index}.weight"] = conv.weight.data
-        weights[f"gEncoder.conv{index}.bias"] = 0.5 + conv.bias.data
-        weights[f"gEncoder.batchNorm{index}.weight"] = 1 + 0.3 * torch.randn(1, channels, 1)
-        weights[f"gEncoder.batchNorm{index}.bias"] = 0.3 * torch.randn(1, channels, 1)
-    weights["cpcCriterion.wPrediction.weight"] = torch.zeros(3)
-    config = {"hiddenEncoder": channels, "hiddenGar": hidden, "nLevelsGRU": LEVELS}
-    torch.save({"weights": weights, "config": config}, path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("cpc") / "small.pt")
+    return ssl_checkpoints.cpc(tmp_path_factory.mktemp("cpc") / "small.pt")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +92,7 @@ def test_real_clips_equal_the_published_reader(reader, small, published, clips, 
 
 
 def test_the_real_size_equals_the_published_reader(published, tmp_path):
-    path = checkpoint(tmp_path / "large.pt", 512, 512)
+    path = ssl_checkpoints.cpc(tmp_path / "large.pt", 512, 512)
     waveforms = [waveform(4000), waveform(16_000)]
     features = Cpc(Source(path, LAYER))(waveforms)
     # the published reader's own rounding error is larger at this size (1e-5 from float64)
@@ -168,7 +151,7 @@ def test_long_files_are_convolved_in_pieces(reader, monkeypatch):
 
 
 def test_the_layer_asked_for_is_read(small):
-    last = Cpc(Source(small, LEVELS))([waveform(8000)])[0]
+    last = Cpc(Source(small, ssl_checkpoints.CPC_LEVELS))([waveform(8000)])[0]
     assert not torch.allclose(last, Cpc(Source(small, LAYER))([waveform(8000)])[0])
 
 
@@ -177,7 +160,7 @@ def test_it_is_a_feature_type_and_a_namespace_is_a_config(small, tmp_path):
     state["config"] = Namespace(**state["config"])
     torch.save(state, tmp_path / "namespace.pt")
     reader = feature_reader("cpc", Source(tmp_path / "namespace.pt", LAYER))
-    assert (reader.dim, reader.frame_rate, reader.min_samples) == (HIDDEN, 100.0, 159)
+    assert (reader.dim, reader.frame_rate, reader.min_samples) == (24, 100.0, 159)
     assert torch.equal(reader([waveform(400)])[0], Cpc(Source(small, LAYER))([waveform(400)])[0])
 
 
