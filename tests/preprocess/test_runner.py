@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks
@@ -19,8 +21,9 @@ from preprocess.learning import learn_kmeans
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.quantizing import quantize
+from preprocess.speech2unit.kmeans import load_kmeans
 from preprocess.speech_commands.corpus import TRAIN_FOLDER
-from tests.preprocess import corpora
+from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import TASKS, preprocessor
 
 REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
@@ -257,3 +260,31 @@ def test_real_clips(tmp_path, monkeypatch):
         assert len({row.labels for row in rows}) == 12
         units.update(unit for row in rows for unit in row.units.split(" "))
     assert len(units) == 50
+
+
+def test_a_unit_model_of_ones_own(intents):
+    """Named once in the table, it is found by its name: features, layer, k-means."""
+    folder = intents / "pretrained_models"
+    folder.mkdir()
+    model = ssl_checkpoints.hubert(folder / "mine.pt")
+    (folder / "my_unit_models.yaml").write_text(
+        "checkpoints: {mine: {path: pretrained_models/mine.pt}}\n"
+        "unit_models: {mine8: {feature_type: hubert, checkpoint: mine, layer: 2, clusters: 8}}\n"
+    )
+    task = preprocessor("fluent_commands", intents, "taskrc.unit_model=mine8", "taskrc.merge=false")
+    all_actions(task)
+    centres = load_kmeans(folder / "mine8_km.npz")
+    assert centres.shape == (8, 48)
+    for row in read_rows(task.units / "train"):
+        samples, _ = soundfile.read(task.root / row.file, dtype="float32")
+        with torch.inference_mode():
+            wave = torch.from_numpy(samples)[None]
+            frames = model.extract_features(wave, output_layer=2)[0][0].double().numpy()
+        distances = ((frames[:, None] - centres[None]) ** 2).sum(axis=2)
+        assert row.units == " ".join(map(str, distances.argmin(axis=1)))
+    said = pytest.raises(UserError, preprocessor, "fluent_commands", intents, "taskrc.unit_model=x")
+    assert "my_unit_models.yaml" in str(said.value)
+    (folder / "mine.pt").unlink()
+    shutil.rmtree(task.quantized)
+    with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
+        quantize(task, Ranks(), skip_bad=False)
