@@ -22,7 +22,8 @@ CHOICES = {
     "best_by": ("loss", "accuracy"),
 }
 AT_LEAST = {"batch_size": 1, "max_tokens": 1, "max_epoch": 0, "max_update": 0, "patience": 0,
-            "warmup_updates": 0, "lr": 0, "clip_norm": 0}  # fmt: skip
+            "warmup_updates": 0, "lr": 0, "clip_norm": 0,
+            "validate_every": 0}  # fmt: skip
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
@@ -48,6 +49,7 @@ class Recipe:
     max_update: int = MISSING
     patience: int = MISSING
     best_by: str = MISSING
+    validate_every: int = MISSING
     seed: int = MISSING
 
 
@@ -100,6 +102,7 @@ def fairseq_flags(recipe: Recipe) -> list[str]:
         "--max-update": recipe.max_update,
         "--patience": recipe.patience or -1,
         "--best-checkpoint-metric": recipe.best_by,
+        "--validate-interval-updates": recipe.validate_every,
         "--seed": recipe.seed,
     }
     if recipe.lr_schedule == "cosine":
