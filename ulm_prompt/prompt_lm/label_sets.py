@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("slots", "trie")
-
 
 class LabelSets:
     """A small automaton over symbols; every answer starts in state 0.

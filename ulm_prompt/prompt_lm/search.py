@@ -67,9 +67,7 @@ class Search:
         if self.labels is not None:
             self.places = self.labels.following[self.places, symbols]
             stops = [last or end for end in self.labels.ends[self.places].tolist()]
-        for answer, symbol, score, stop in zip(
-            self.open, symbols.tolist(), chosen.tolist(), stops
-        ):
+        for answer, symbol, score, stop in zip(self.open, symbols.tolist(), chosen.tolist(), stops):
             if not answer.ended and symbol != eos:
                 answer.symbols.append(symbol)
                 answer.scores.append(score)
