@@ -49,7 +49,7 @@ def hypotheses(
     )
     prefix = torch.nn.utils.rnn.pad_sequence(
         [row[1:] for row in batch], batch_first=True, padding_value=dictionary.pad()
-    )
+    ).to(model.prompt.sep.device)  # (B, T - 1)
     generator.max_len_b = prefix.shape[1] + max_labels
     lengths = torch.tensor([len(row) - 1 for row in batch])
     sample = {"net_input": {"src_tokens": prefix, "src_lengths": lengths}}

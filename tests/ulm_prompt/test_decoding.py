@@ -179,7 +179,7 @@ def test_labels_of_several_lengths() -> None:
 def test_sampling_draws_from_the_distribution() -> None:
     """The first symbol over many copies of one row, against the uncached probabilities."""
     model, row = a_model(), some_rows(1)[0]
-    copies = 3000
+    copies = 1000
     found = ours(
         model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, batch_size=500
     )
