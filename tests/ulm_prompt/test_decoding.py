@@ -15,6 +15,7 @@ from ulm_prompt.prompt_lm.cached_lm import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.label_sets import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.sampling import sampler
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
@@ -196,6 +197,12 @@ def test_sampling_draws_from_the_distribution() -> None:
     ), "draws depend on the row's number, not on its batch"
     again = ours(model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, seed=2)
     assert free(found) != free(again)
+
+
+def test_draws_differ_from_step_to_step() -> None:
+    even = torch.zeros(1, SYMBOLS)
+    draws = {sampler(seed=1)(even, [0], step).item() for step in range(20)}
+    assert len(draws) > 10
 
 
 def test_topk_and_topp_cut_the_distribution() -> None:
