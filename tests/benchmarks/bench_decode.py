@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -30,7 +31,8 @@ from ulm_prompt.prompt_lm.prompt import Prompt
 
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}
 SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
-CHUNKS = 4  # the two take turns so often, so that other work on the machine falls on both
+BLOCK = 64
+T = TypeVar("T")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -49,65 +51,68 @@ def utterances(units: Path, task: str) -> list[Row]:
     return list(read_rows(path))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that ``work`` takes, and what it returns."""
     start = time.perf_counter()
-    work()
+    result = work()
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, result
 
 
-def compare(name: str, shape: str, rows: Sequence[Row], batch_size: int) -> None:
+def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
+    """The split in order of length, cut in blocks: what a batch of the whole split looks like."""
+    ordered = sorted(rows, key=lambda row: row.units.count(" "))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def compare(name: str, shape: str, parts: list[list[Row]]) -> None:
     """Print one line: milliseconds an utterance both ways, the ratio, and FLOP/s.
 
-    Random weights end no answer, so both are cut where a trained prompt's ends: the labels, and one
-    look for ``</s>``. Ours gives the answer within the label set too.
+    The two take turns, a part at a time, so that other work on the machine falls on both. Random
+    weights end no answer: both are cut where a trained prompt's ends, the labels and one look for
+    ``</s>``. Ours gives the answer within the label set too.
     """
     model, dictionary = a_model(shape), tiny.dictionary()
 
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]
 
-    labels = [indices(row.labels) for row in rows]
+    labels = [indices(row.labels) for part in parts for row in part]
     count = len(labels[0])
     sets = LabelSets.build("slots", labels, len(dictionary), dictionary.eos())
-    options = Options(max_labels=count + 1, batch_size=batch_size)
+    options = Options(max_labels=count + 1)
     lm = CachedLM(model, dictionary.pad(), dictionary.eos())
-    tokens = [torch.tensor(indices(f"</s> {row.units} <s>")) for row in rows]
-    theirs, ours, spent = {}, {}, [0.0, 0.0]
+    rows = [[torch.tensor(indices(f"</s> {row.units} <s>")) for row in part] for part in parts]
 
-    def published(part: list[int]) -> None:
-        for row, answer in decode_as_published(
-            model, dictionary, [tokens[row] for row in part], count
-        ):
-            theirs[part[row]] = answer
+    def published(part: list[torch.Tensor]) -> dict[int, list[int]]:
+        return dict(decode_as_published(model, dictionary, part, count))
 
-    def cached(part: list[int]) -> None:
-        for batch in decode(lm, [tokens[row] for row in part], sets, options):
-            for decoded in batch:
-                ours[part[decoded.row]] = decoded.free.symbols[:count]
+    def cached(part: list[torch.Tensor]) -> dict[int, list[int]]:
+        found = decode(lm, part, sets, options)
+        return {one.row: one.free.symbols[:count] for batch in found for one in batch}
 
-    cached(list(range(min(8, len(rows)))))  # warm up
-    chunks = min(CHUNKS, max(1, len(rows) // batch_size))
-    for start in range(chunks):
-        part = list(range(start, len(rows), chunks))
-        spent[0] += seconds(lambda part=part: published(part))
-        spent[1] += seconds(lambda part=part: cached(part))
-    same = sum(theirs[row] == ours[row] for row in theirs)
+    cached(rows[0][:8])  # warm up
+    same, spent = 0, [0.0, 0.0]
+    for part in rows:
+        first, theirs = timed(lambda part=part: published(part))
+        second, ours = timed(lambda part=part: cached(part))
+        same += sum(theirs[row] == ours[row] for row in theirs)
+        spent = [spent[0] + first, spent[1] + second]
+    total = sum(map(len, rows))
     parameters = sum(parameter.numel() for parameter in model.lm.parameters())
-    floor = 2 * parameters * sum(len(row) + count for row in tokens) / spent[1]
+    tokens = sum(len(row) + count for part in rows for row in part)
+    floor = 2 * parameters * tokens / spent[1]
     peak = 2 * multiplications_per_second(torch.float32, DEVICE)
-    theirs_ms, ours_ms = (1e3 * total / len(rows) for total in spent)
+    theirs_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
     print(
-        f"{name:<22} {len(rows):5} utterances  {theirs_ms:8.1f} ms{ours_ms:8.2f} ms  "
-        f"{theirs_ms / ours_ms:5.1f}x  equal {same}/{len(rows)}  "
+        f"{name:<22} {total:5} utterances  {theirs_ms:8.1f} ms{ours_ms:8.2f} ms  "
+        f"{theirs_ms / ours_ms:5.1f}x  equal {same}/{total}  "
         f"{floor / 1e9:6.1f} GFLOP/s (matmul {peak / 1e9:.1f})",
         flush=True,
     )
     if shape == "3.2M":
-        where_time_goes(lambda: cached(list(range(len(rows)))))
+        where_time_goes(lambda: [cached(part) for part in rows])
 
 
 def where_time_goes(work: Callable[[], object]) -> None:
@@ -144,8 +149,8 @@ def start_up() -> None:
         found = {"import torch": [], "import fairseq": [], "sample.py": []}
         for _ in range(3):
             for name in ("import torch", "import fairseq"):
-                found[name].append(seconds(lambda name=name: subprocess.run([*python, name])))
-            found["sample.py"].append(seconds(lambda: stage("ulm_prompt/sample.py", *flags)))
+                found[name].append(timed(lambda name=name: subprocess.run([*python, name]))[0])
+            found["sample.py"].append(timed(lambda: stage("ulm_prompt/sample.py", *flags))[0])
     parts = [f"{name} {min(times):.1f} s" for name, times in found.items()]
     print(f"{'start-up, tiny LM':<22} {', '.join(parts)}")
 
@@ -154,8 +159,8 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
     flag("--units", type=Path, default=DATA / "units" / "hubert100", help="published units")
-    flag("--every", type=int, default=16, help="one of so many test utterances, 3.2M LM")
-    flag("--large", type=int, default=16, help="utterances of IC for the 151M LM; 0: none")
+    flag("--every", type=int, default=12, help="one of so many blocks of 64, 3.2M LM")
+    flag("--large", type=int, default=16, help="utterances for the 151M LM; 0: none")
     args = parser.parse_args(arguments)
     threads = torch.get_num_threads()
     print(f"{DEVICE}, {threads} thread(s); auto: {choose_dtype('auto', DEVICE)[1]}")
@@ -163,10 +168,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     start_up()
     both = {task: utterances(args.units, task) for task in DOWNSTREAMS}
     for task, rows in both.items():
-        compare(f"{task} test, 3.2M", "3.2M", rows[:: args.every], 64)
+        parts = blocks(rows, BLOCK)
+        compare(f"{task} test, 3.2M", "3.2M", parts[args.every // 2 :: args.every] or parts)
     if args.large:
-        rows = sorted(both["IC"], key=lambda row: len(row.units))
-        compare("IC test, 151M", "151M", rows[:: len(rows) // args.large][: args.large], 64)
+        parts = blocks(both["IC"], args.large)
+        compare("IC test, 151M", "151M", [parts[len(parts) // 2]])
 
 
 if __name__ == "__main__":
