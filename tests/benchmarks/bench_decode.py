@@ -66,8 +66,8 @@ def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def compare(name: str, shape: str, parts: list[list[Row]]) -> None:
-    """Print one line: milliseconds an utterance both ways, the ratio, and FLOP/s.
+def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float]:
+    """Print one line: milliseconds an utterance both ways, the ratio, FLOP/s. Returns the times.
 
     The two take turns, a part at a time, so that other work on the machine falls on both. Random
     weights end no answer: both are cut where a trained prompt's ends, the labels and one look for
@@ -113,6 +113,7 @@ def compare(name: str, shape: str, parts: list[list[Row]]) -> None:
     )
     if shape == "3.2M":
         where_time_goes(lambda: [cached(part) for part in rows])
+    return theirs_ms, ours_ms
 
 
 def where_time_goes(work: Callable[[], object]) -> None:
@@ -167,9 +168,13 @@ def main(arguments: Sequence[str] = ()) -> None:
     print(f"{'':22} {'':16}  {'published':>8}{'ours':>11}")
     start_up()
     both = {task: utterances(args.units, task) for task in DOWNSTREAMS}
+    whole = [0.0, 0.0]
     for task, rows in both.items():
         parts = blocks(rows, BLOCK)
-        compare(f"{task} test, 3.2M", "3.2M", parts[args.every // 2 :: args.every] or parts)
+        parts = parts[args.every // 2 :: args.every] or parts
+        times = compare(f"{task} test, 3.2M", "3.2M", parts)
+        whole = [total + len(rows) * each for total, each in zip(whole, times)]
+    print(f"{'KS and IC test, 3.2M':<22} {'both splits, whole:':<48}{whole[0] / whole[1]:5.1f}x")
     if args.large:
         parts = blocks(both["IC"], args.large)
         compare("IC test, 151M", "151M", [parts[len(parts) // 2]])
