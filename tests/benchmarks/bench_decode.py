@@ -69,10 +69,9 @@ def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
 def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float]:
     """Print one line: milliseconds an utterance both ways, the ratio, FLOP/s. Returns the times.
 
-    The two take turns, ours before and after the other, so that other work on the machine falls
-    on both. Random
-    weights end no answer: both are cut where a trained prompt's ends, the labels and one look for
-    ``</s>``. Ours gives the answer within the label set too.
+    The two take turns, ours before and after the other, so that other work on the machine falls on
+    both. Random weights end no answer: both are cut where a trained prompt's ends, the labels and
+    one look for ``</s>``. Ours gives the answer within the label set too.
     """
     model, dictionary = a_model(shape), tiny.dictionary()
 
