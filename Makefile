@@ -1,7 +1,8 @@
 # make setup: .venv with the pinned packages. make demo: audio to accuracy. make test: the tests.
+# make bench: measured against the published way of it.
 PYTHON_IN_VENV := .venv/bin/python
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test bench lint
 
 setup: .venv/.ready
 
@@ -14,6 +15,9 @@ demo: setup
 
 test: setup
 	$(PYTHON_IN_VENV) -m pytest -n auto --dist loadfile
+
+bench: setup
+	$(PYTHON_IN_VENV) -m tests.benchmarks
 
 lint: setup
 	.venv/bin/ruff check .

@@ -1,12 +1,13 @@
 """Stage 5: decode the test split with a trained prompt.
 
 Writes the published form, id -> file_name, src, label, predict, twice: decoded freely, and within
-the label set.
+the label set. A run that was cut off goes on when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,77 +15,94 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import write_json
+from pipeline.files import sha256
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.sample_file import PartialAnswers, entry, write_samples
+from ulm_prompt.sample_flags import add_search, check_search, label_limit
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
 
-MAX_LABELS = 50  # a free answer that has not ended by then is cut
+TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
 
-def label_slots(text: Path) -> list[list[str]]:
-    """The label units that the training text shows at each place after ``<s>``."""
-    slots: list[dict[str, None]] = []
-    for _, labels in read_prompt_text(text, "ulm_prompt/verbalizer.py"):
-        for place, unit in enumerate(labels.split()):
-            if place == len(slots):
-                slots.append({})
-            slots[place][unit] = None
-    return [list(slot) for slot in slots]
+def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
+    """What the output says of each test row beside its answer: file_name, src, label."""
+    source = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    files = [row.file for row in read_rows(source)]
+    rows = list(read_prompt_text(text, TEXT_STAGE))
+    if len(files) != len(rows):
+        raise UserError(
+            f"{text}: {len(rows)} rows, but {source} has {len(files)}; "
+            "run ulm_prompt/make_data.py again"
+        )
+    return [
+        {"file_name": file, "src": units, "label": labels}
+        for file, (units, labels) in zip(files, rows)
+    ]
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     """Decode one task's test split and write both sample files."""
     workspace = Workspace(args.workspace)
     folder = workspace.checkpoints(pair.task, pair.unit_model, args.model_date)
-    if not (folder / args.checkpoint).is_file():
+    prompt = folder / args.checkpoint
+    if not prompt.is_file():
         raise UserError(
-            f"{folder / args.checkpoint}: not found; train it with ulm_prompt/train.py "
+            f"{prompt}: not found; train it with ulm_prompt/train.py "
             f"--date {args.model_date}, or correct --model_date"
         )
     texts = renamed_texts(workspace, pair)
-    rows = list(read_prompt_text(texts["test"], "ulm_prompt/verbalizer.py"))
-    source = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    files = [row.file for row in read_rows(source)]
-    if len(files) != len(rows):
-        raise UserError(
-            f"{texts['test']}: {len(rows)} rows, but {source} has {len(files)}; "
-            "run ulm_prompt/make_data.py again"
-        )
+    sources = read_test(workspace, pair, texts["test"])
+    train = read_prompt_text(texts["train"], TEXT_STAGE)
+    train_labels = list(dict.fromkeys(labels for _, labels in train))
 
     import torch
     from tqdm import tqdm
 
     from ulm_prompt.prompt_lm import checkpoint
-    from ulm_prompt.prompt_lm.decoding import Symbols, decode
+    from ulm_prompt.prompt_lm.cached_lm import CachedLM
+    from ulm_prompt.prompt_lm.decoding import Options, decode
+    from ulm_prompt.prompt_lm.label_sets import LabelSets
+    from ulm_prompt.prompt_lm.precision import choose_dtype
 
     card = checkpoint.read_card(folder)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
         raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, reason = choose_dtype(args.dtype, device)
+    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     model, unit_lm = checkpoint.load(folder, workspace.lm(pair.unit_model), args.checkpoint)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     dictionary = unit_lm.dictionary
+    lm = CachedLM(model.to(device, dtype), dictionary.pad(), dictionary.eos())
 
-    def indices(symbols: list[str]) -> torch.Tensor:
-        return torch.tensor([dictionary.index(symbol) for symbol in symbols])
+    def indices(text: str) -> list[int]:
+        return [dictionary.index(symbol) for symbol in text.split()]
 
-    inputs = [indices(["</s>", *units.split(), "<s>"]) for units, _ in rows]
-    allowed = [indices(slot) for slot in label_slots(texts["train"])]
-    symbols = Symbols(dictionary.pad(), dictionary.eos())
-    answers = {"": [""] * len(rows), "_within_labels": [""] * len(rows)}
-    found = decode(model, inputs, symbols, MAX_LABELS, allowed, args.batch_size)
-    for row, *both in tqdm(found, total=len(rows), desc=f"{pair.task} {pair.unit_model}"):
-        for name, answer in zip(answers, both):
-            answers[name][row] = " ".join(dictionary[index] for index in answer)
+    rows = [torch.tensor(indices(f"</s> {source['src']} <s>")) for source in sources]
+    sequences = [indices(labels) for labels in train_labels]
+    labels = LabelSets.build(args.within_labels, sequences, len(dictionary), dictionary.eos())
+    limit = label_limit(args.max_labels, max(map(len, sequences)))
+    names = [field.name for field in dataclasses.fields(Options)]
+    options = Options(**{**{name: getattr(args, name) for name in names}, "max_labels": limit})
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
-    for name, predictions in answers.items():
-        samples = {
-            str(number): {"file_name": file, "src": units, "label": label, "predict": predict}
-            for number, (file, (units, label), predict) in enumerate(zip(files, rows, predictions))
-        }
-        write_json(target.with_stem(target.stem + name), samples)
+    made_from = {
+        "prompt": sha256(prompt),
+        "lm": unit_lm.fingerprint,
+        "data": {split: sha256(texts[split]) for split in ("train", "test")},
+        "options": {**dataclasses.asdict(options), "within_labels": args.within_labels},
+        "machine": [str(dtype), device.type, torch.__version__],
+    }
+    partial = PartialAnswers(target.with_name(target.name + ".part"), made_from)
+    if partial.done:
+        print(f"{partial.path}: going on after {len(partial.done):,} of {len(rows):,} utterances")
+    with tqdm(total=len(rows), initial=len(partial.done), desc=pair.task, disable=None) as bar:
+        for batch in decode(lm, rows, labels, options, frozenset(partial.done)):
+            partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
+            bar.update(len(batch))
+    write_samples(target, sources, partial.done, scored=options.beam > 1 or options.sampling)
+    partial.remove()
     print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
 
 
@@ -93,9 +111,10 @@ def main() -> None:
     parser.add_argument("--model_date", required=True, help="the --date of training")
     parser.add_argument("--sample_date", required=True, help="names the output folder")
     parser.add_argument("--checkpoint", default="checkpoint_best.pt", help="file to decode with")
-    parser.add_argument("--batch_size", type=int, default=64, help="utterances at a time")
+    add_search(parser)
     add_selection(parser)
     args = parser.parse_args()
+    check_search(args)
     for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.sample_date}")

@@ -2,98 +2,239 @@
 
 from __future__ import annotations
 
-import torch
-from fairseq.models import FairseqDecoder, FairseqLanguageModel
-from fairseq.sequence_generator import SequenceGenerator
+import math
 
+import pytest
+import torch
+
+from tests.benchmarks.published_decoding import decode_as_published, hypotheses
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
-from ulm_prompt.prompt_lm.decoding import Symbols, decode
+from ulm_prompt.prompt_lm.beam import beam_search
+from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
+from ulm_prompt.prompt_lm.label_sets import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.sampling import sampler
 
-SYMBOLS = Symbols(pad=1, eos=2)
+PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
+SEQUENCES = [[7, 20], [7, 21], [9, 22]]
 
 
-class UncachedDecoder(FairseqDecoder):
-    """The published arrangement as fairseq's generator wants it: all tokens in, logits out."""
-
-    def __init__(self, model: PromptLanguageModel) -> None:
-        super().__init__(tiny.dictionary())
-        self.model = model
-
-    def forward(
-        self, prev_output_tokens: torch.Tensor, **others: object
-    ) -> tuple[torch.Tensor, dict]:
-        prompt = self.model.prompt
-        return published_logits(self.model.lm, prompt, prev_output_tokens, prompt.inputs), {
-            "attn": [None]
-        }
-
-    def max_positions(self) -> int:
-        return 10_000
+def a_model() -> PromptLanguageModel:
+    """``</s>`` wins now and then, so that answers end at different steps."""
+    model = tiny.prompted()
+    with torch.no_grad():
+        model.lm.decoder.embed_tokens.weight[EOS] *= 25
+    return model
 
 
-def some_rows(count: int = 23) -> list[torch.Tensor]:
+def cached(model: PromptLanguageModel) -> CachedLM:
+    return CachedLM(model, PAD, EOS)
+
+
+def some_rows(count: int = 23, longest: int = 30) -> list[torch.Tensor]:
     """``</s> units <s>`` of mixed lengths."""
     generator = torch.Generator().manual_seed(3)
     rows = []
     for _ in range(count):
-        length = int(torch.randint(1, 30, (1,), generator=generator))
-        units = torch.randint(4, 104, (length,), generator=generator)
-        rows.append(torch.cat([torch.tensor([2]), units, torch.tensor([0])]))
+        length = int(torch.randint(1, longest, (1,), generator=generator))
+        units = torch.randint(4, SYMBOLS, (length,), generator=generator)
+        rows.append(torch.cat([torch.tensor([EOS]), units, torch.tensor([0])]))
     return rows
 
 
+def label_sets(kind: str = "slots") -> LabelSets:
+    return LabelSets.build(kind, SEQUENCES, SYMBOLS, EOS)
+
+
 def ours(
-    model: PromptLanguageModel, rows: list[torch.Tensor], batch_size: int = 7
-) -> list[list[int]]:
-    allowed = [torch.tensor([7, 9]), torch.tensor([20, 21, 22])]
-    found = decode(model, rows, SYMBOLS, LIMIT, allowed, batch_size)
-    free = {row: answer for row, answer, _ in found}
-    return [free[row] for row in range(len(rows))]
+    model: PromptLanguageModel, rows: list[torch.Tensor], labels: str = "slots", **options: object
+) -> list[Decoded]:
+    chosen = Options(**{"max_labels": LIMIT, "batch_size": 7, **options})
+    found = decode(cached(model), rows, label_sets(labels), chosen)
+    return sorted((one for batch in found for one in batch), key=lambda decoded: decoded.row)
 
 
-def test_greedy_equals_fairseq() -> None:
-    model = tiny.prompted()
-    with torch.no_grad():  # let </s> win now and then, so that answers end at different steps
-        model.lm.decoder.embed_tokens.weight[2] *= 25
-    rows = some_rows()
-    generator = SequenceGenerator(
-        [FairseqLanguageModel(UncachedDecoder(model))],
-        tiny.dictionary(),
-        beam_size=1,
-        max_len_b=200,
-        min_len=0,
+def free(found: list[Decoded]) -> list[list[int]]:
+    return [decoded.free.symbols for decoded in found]
+
+
+def within(found: list[Decoded]) -> list[list[int]]:
+    return [decoded.within.symbols for decoded in found]
+
+
+def uncached(model: PromptLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities of what follows ``tokens``, one row."""
+    logits = published_logits(model.lm, model.prompt, tokens[None], model.prompt.inputs)[0, -1]
+    return logits.log_softmax(-1)
+
+
+@pytest.mark.parametrize("limit", [LIMIT, 20])
+def test_greedy_equals_fairseq(limit: int) -> None:
+    """The longer limit outgrows the room that a cache starts with."""
+    model, rows = a_model(), some_rows()
+    reference = decode_as_published(model, tiny.dictionary(), rows, limit, batch_size=5)
+    expected = dict(reference)
+    found = free(ours(model, rows, max_labels=limit))
+    assert found == [expected[row] for row in range(len(rows))]
+    lengths = {len(answer) for answer in found}
+    assert len(lengths) > 2 and max(lengths) == limit, "answers of one length test nothing"
+
+
+@pytest.mark.parametrize("beam", [1, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"len_penalty": 0.3, "temperature": 1.7}])
+def test_beam_equals_fairseq(beam: int, options: dict[str, float]) -> None:
+    """Every finished hypothesis: its symbols, its normalised score and each symbol's."""
+    model, rows = a_model(), some_rows(9, longest=12)
+    state = cached(model).prefill(rows, score_rows=options.get("temperature", 1.0))
+    found = beam_search(
+        cached(model), state, beam, LIMIT, None,
+        options.get("len_penalty", 1.0), options.get("temperature", 1.0),
+    )  # fmt: skip
+    best = []
+    for row, ours in zip(rows, found):
+        theirs = hypotheses(model, tiny.dictionary(), [row], LIMIT, beam_size=beam, **options)[0]
+        assert len(ours) == len(theirs) == beam
+        for mine, other in zip(ours, theirs):
+            read = len(row) - 1
+            assert mine.answer.symbols == other["tokens"][read:-1].tolist()
+            assert mine.score == pytest.approx(other["score"].item(), rel=1e-5)
+            scores = other["positional_scores"][read:-1].tolist()
+            assert mine.answer.scores == pytest.approx(scores, abs=1e-4)
+        best.append(ours[0].answer.symbols)
+    assert len({len(answer) for answer in best}) > 1, "answers of one length test nothing"
+
+
+def test_a_beam_of_one_is_greedy() -> None:
+    model, rows = a_model(), some_rows()
+    state = cached(model).prefill(rows, score_rows=1.0)
+    found = beam_search(cached(model), state, 1, LIMIT)
+    assert [done[0].answer.symbols for done in found] == free(ours(model, rows))
+
+
+@pytest.mark.parametrize("options", [{}, {"beam": 3}, {"sampling": True, "topk": 9}])
+def test_batch_size_changes_nothing(options: dict[str, object]) -> None:
+    model, rows = a_model(), some_rows()
+    one, several, all_at_once = (
+        ours(model, rows, batch_size=size, **options) for size in (1, 5, 64)
     )
-    expected = []
-    for row in rows:
-        generator.max_len_b = len(row) - 1 + LIMIT
-        sample = {
-            "net_input": {"src_tokens": row[None, 1:], "src_lengths": torch.tensor([len(row) - 1])}
-        }
-        best = generator.generate([], sample, prefix_tokens=row[None, 1:])[0][0]["tokens"]
-        answer = best[len(row) - 1 :].tolist()
-        expected.append(answer[: answer.index(2)] if 2 in answer else answer)
-    found = ours(model, rows)
-    assert found == expected
-    assert len({len(answer) for answer in found}) > 1, "answers of one length test nothing"
+    assert free(one) == free(several) == free(all_at_once)
+    assert within(one) == within(several) == within(all_at_once)
 
 
-def test_batch_size_changes_nothing() -> None:
-    model, rows = tiny.prompted(), some_rows()
-    assert ours(model, rows, 1) == ours(model, rows, 5) == ours(model, rows, 64)
+def test_rows_that_are_done_change_nothing_for_the_others() -> None:
+    model, rows = a_model(), some_rows()
+    lm, options = cached(model), Options(max_labels=LIMIT, batch_size=4)
+    whole = list(decode(lm, rows, label_sets(), options))
+    done = {decoded.row for batch in whole[:3] for decoded in batch} | {whole[4][0].row}
+    assert list(decode(lm, rows, label_sets(), options, done)) == whole[3:]
 
 
-def test_within_labels_takes_the_best_of_the_allowed() -> None:
-    """Step by step over the uncached model, the argmax among the allowed symbols."""
-    model, rows = tiny.prompted(), some_rows(9)
+def test_within_labels_takes_the_likeliest_of_the_allowed() -> None:
+    """Step by step over the uncached model, and the log-probabilities that it gives."""
+    model, rows = a_model(), some_rows(9)
     allowed = [torch.tensor([7, 9]), torch.tensor([20, 21, 22])]
-    for row, _, within in decode(model, rows, SYMBOLS, LIMIT, allowed, 4):
-        tokens = rows[row]
-        for choices, found in zip(allowed, within):
-            logits = published_logits(model.lm, model.prompt, tokens[None], model.prompt.inputs)[
-                0, -1
-            ]
-            assert found == choices[logits[choices].argmax()]
-            tokens = torch.cat([tokens, torch.tensor([found])])
+    for row, decoded in zip(rows, ours(model, rows)):
+        tokens, scores = row, []
+        for choices in allowed:
+            expected = uncached(model, tokens)
+            symbol = choices[expected[choices].argmax()]
+            scores.append(expected[symbol].item())
+            tokens = torch.cat([tokens, symbol[None]])
+        assert decoded.within.symbols == tokens[len(row) :].tolist()
+        assert decoded.within.scores == pytest.approx(scores, abs=1e-4)
+
+
+def test_the_trie_allows_only_label_sequences_of_train() -> None:
+    """Greedy takes the likeliest arc at each node; a wide beam finds the likeliest sequence."""
+    model, rows = a_model(), some_rows(40)
+    slots, trie = within(ours(model, rows)), within(ours(model, rows, "trie"))
+    assert any(answer not in SEQUENCES for answer in slots), "otherwise both are one"
+    assert all(answer in SEQUENCES for answer in trie)
+    wide = within(ours(model, rows, "trie", beam=4))
+    assert wide != trie
+    for row, found in zip(rows, wide):
+        scores = []
+        for sequence in SEQUENCES:
+            tokens, total = row, 0.0
+            for symbol in [*sequence, EOS]:
+                total += uncached(model, tokens)[symbol].item()
+                tokens = torch.cat([tokens, torch.tensor([symbol])])
+            scores.append(total)
+        assert found == SEQUENCES[scores.index(max(scores))]
+
+
+def test_labels_of_several_lengths() -> None:
+    """``</s>`` is allowed where a sequence of train ends, and nothing else behind the longest."""
+    labels = LabelSets.build("trie", [[7], [7, 8], [9, 8, 7]], SYMBOLS, EOS)
+    after_7 = labels.following[0, 7]
+    assert labels.allowed[0].nonzero().flatten().tolist() == [7, 9]
+    assert labels.allowed[after_7].nonzero().flatten().tolist() == [EOS, 8]
+    assert not labels.ends[after_7] and labels.ends[labels.following[after_7, 8]]
+    slots = LabelSets.build("slots", [[7], [7, 8], [9, 8, 7]], SYMBOLS, EOS)
+    assert slots.allowed[slots.following[0, 9]].nonzero().flatten().tolist() == [EOS, 8]
+
+
+def test_sampling_draws_from_the_distribution() -> None:
+    """The first symbol over many copies of one row, against the uncached probabilities."""
+    model, row = a_model(), some_rows(1)[0]
+    copies = 1000
+    found = ours(
+        model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, batch_size=500
+    )
+    counts = torch.zeros(SYMBOLS)
+    for answer in free(found):
+        counts[answer[0] if answer else EOS] += 1
+    expected = uncached(model, row)
+    expected[PAD] = -math.inf
+    expected = (expected / 2).softmax(-1)
+    noise = (expected * (1 - expected) / copies).sqrt()
+    assert ((counts / copies - expected).abs() <= 5 * noise + 1e-9).all()
+    assert free(found) == free(
+        ours(model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, batch_size=64)
+    ), "draws depend on the row's number, not on its batch"
+    again = ours(model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, seed=2)
+    assert free(found) != free(again)
+
+
+def test_draws_differ_from_step_to_step() -> None:
+    even = torch.zeros(1, SYMBOLS)
+    draws = {sampler(seed=1)(even, [0], step).item() for step in range(20)}
+    assert len(draws) > 10
+
+
+def test_topk_and_topp_cut_the_distribution() -> None:
+    model, row = a_model(), some_rows(1)[0]
+    scores = uncached(model, row)
+    scores[PAD] = -math.inf
+    ranked = scores.softmax(-1).sort(descending=True)
+
+    def drawn(**options: object) -> set[int]:
+        found = free(ours(model, [row] * 800, sampling=True, max_labels=1, **options))
+        return {answer[0] if answer else EOS for answer in found}
+
+    assert drawn(topk=3) == set(ranked.indices[:3].tolist())
+    assert free(ours(model, [row], sampling=True, topk=1)) == free(ours(model, [row]))
+    aim = (ranked.values[0] + ranked.values[1] / 2).item()
+    assert drawn(topp=aim) == set(ranked.indices[:2].tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_mostly(dtype: torch.dtype) -> None:
+    model, rows = a_model(), some_rows(60)
+    full = free(ours(model, rows, max_labels=1))
+    found = ours(model.to(dtype), rows, max_labels=1)
+    assert sum(map(list.__eq__, free(found), full)) >= 54
+    assert all(math.isfinite(score) for decoded in found for score in decoded.within.scores)
+
+
+def test_without_a_prompt() -> None:
+    """A fine-tuned LM decodes the same way."""
+    lm = tiny.lm()
+    row = some_rows(1)[0]
+    found = free(ours(PromptLanguageModel(lm, None), [row], max_labels=1))[0]
+    scores = lm(row[None])[0][0, -1]
+    scores[PAD] = -math.inf
+    assert found == [scores.argmax().item()]

@@ -48,7 +48,7 @@ def published_logits(
     x[tokens == 0] = prompt.sep
     x = decoder.embed_scale * x + decoder.embed_positions(tokens)
     x = torch.cat([inputs.expand(len(tokens), -1, -1), x], dim=1).transpose(0, 1)  # (P + T, B, D)
-    mask = torch.full((len(x), len(x)), -torch.inf).triu(1)
+    mask = x.new_full((len(x), len(x)), -torch.inf).triu(1)
     for index, layer in enumerate(decoder.layers):
         stock = layer.self_attn
         layer.self_attn = PublishedAttention(stock, prompt.keys[index], prompt.values[index])

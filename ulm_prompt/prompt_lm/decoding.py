@@ -1,145 +1,90 @@
-"""Decoding: one prefill over ``units <s>``, then a key-value cache for the few label steps."""
+"""Decoding a test split: batches of similar length, and two answers to every row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .batching import batches_by_length
-from .model import KeysValues, PromptLanguageModel
-
-
-@dataclass
-class Prefilled:
-    """A batch after its prefill: the next symbol's logits, and what later steps attend to."""
-
-    logits: Tensor  # (B, V)
-    cache: list[KeysValues]  # per layer, (B, H, P + T, D/H)
-    visible: Tensor  # (B, P + T): False at padding
-    lengths: Tensor  # (B,)
+from .beam import beam_search
+from .cached_lm import CachedLM, State
+from .label_sets import LabelSets
+from .sampling import sampler
+from .search import Answer, Search, follow, likeliest
 
 
 @dataclass(frozen=True)
-class Symbols:
-    """Indices that decoding treats apart."""
+class Options:
+    """How answers are searched for. The default is greedy, as published."""
 
-    pad: int
-    eos: int
+    max_labels: int = 50  # an answer that has not ended by then is cut
+    batch_size: int = 64
+    beam: int = 1
+    lenpen: float = 1.0
+    sampling: bool = False
+    topk: int = 0
+    topp: float = 0.0
+    temperature: float = 1.0
+    seed: int = 1
+
+
+@dataclass
+class Decoded:
+    """The answer to one row over the whole vocabulary, and the one within the label sets."""
+
+    row: int
+    free: Answer
+    within: Answer
 
 
 def decode(
-    model: PromptLanguageModel,
+    lm: CachedLM,
     rows: Sequence[Tensor],
-    symbols: Symbols,
-    max_labels: int,
-    allowed: Sequence[Tensor],
-    batch_size: int,
-) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Greedy answers to ``rows`` (each ``</s> units <s>``), as (row number, free answer, answer
-    within the labels).
+    labels: LabelSets,
+    options: Options,
+    done: Container[int] = (),
+) -> Iterator[list[Decoded]]:
+    """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time.
 
-    Free: over the whole vocabulary except ``<pad>``, until ``</s>`` or ``max_labels`` symbols.
-    Within the labels: step k chooses among ``allowed[k]``, and there are as many steps. Rows come
-    in order of length.
+    The batches depend on the rows and the batch size alone: one whose rows are all ``done`` is
+    passed over, and the others stay what they were. Sampling draws the free answer; within the
+    labels it is the best one in any case.
     """
+    labels = labels.to(lm.device)
     sizes = torch.tensor([len(row) for row in rows]).numpy()
-    for batch in batches_by_length(sizes.argsort(kind="mergesort"), sizes, None, batch_size):
-        state = prefill(model, [rows[index] for index in batch], symbols.pad)
-        within = restricted(model, state, allowed)
-        free = greedy(model, state, symbols, max_labels)
-        yield from zip(batch.tolist(), free, within)
+    order = sizes.argsort(kind="mergesort")
+    for batch in batches_by_length(order, sizes, None, options.batch_size):
+        numbers = batch.tolist()
+        if all(number in done for number in numbers):
+            continue
+        tokens = [rows[number] for number in numbers]
+        if options.beam > 1:
+            state = lm.prefill(tokens, score_rows=options.temperature)
+            free = _best_of_beam(lm, state, options, None)
+            within = _best_of_beam(lm, state, options, labels)
+        else:
+            state = lm.prefill(tokens)
+            choose = likeliest
+            if options.sampling:
+                choose = sampler(options.seed, options.topk, options.topp, options.temperature)
+            searches = Search(choose), Search(labels=labels)
+            free, within = follow(lm, state, numbers, options.max_labels, *searches)
+        yield [Decoded(*answers) for answers in zip(numbers, free, within)]
 
 
-@torch.inference_mode()
-def prefill(model: PromptLanguageModel, rows: Sequence[Tensor], pad: int) -> Prefilled:
-    """Run the LM over whole rows, padded on the right; the last layer at each row's end alone."""
-    device = model.lm.decoder.embed_tokens.weight.device
-    tokens = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=pad)
-    tokens = tokens.to(device)  # (B, T)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    length = tokens.shape[1]
-    x = model.embed(tokens, model.positions(length))
-    mask = model.causal_mask(length)
-    *body, last = model.lm.decoder.layers
-    *prefixes, last_prefix = model.prefixes()
-    cache = []
-    for layer, prefix in zip(body, prefixes):
-        x, keys_values = model.block(layer, x, prefix, mask)
-        cache.append(keys_values)
-    ends = lengths[:, None] - 1  # (B, 1)
-    x, keys_values = model.block(last, x, last_prefix, mask[ends].unsqueeze(1), ends)
-    cache.append(keys_values)
-    real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
-    prefix = real.new_ones(len(rows), mask.shape[1] - length)
-    return Prefilled(model.logits(x[:, 0]), cache, torch.cat([prefix, real], 1), lengths)
-
-
-@torch.inference_mode()
-def step(model: PromptLanguageModel, state: Prefilled, tokens: Tensor) -> Prefilled:
-    """Append one symbol, (B,), to every row."""
-    positions = model.positions(int(state.lengths.max()) + 1)[state.lengths].unsqueeze(1)
-    x = model.embed(tokens[:, None], positions)  # (B, 1, D)
-    visible = torch.cat([state.visible, torch.ones_like(state.visible[:, :1])], dim=1)
-    mask = visible[:, None, None]  # (B, 1, 1, S)
-    cache = []
-    for layer, past in zip(model.lm.decoder.layers, state.cache):
-        x, keys_values = model.block(layer, x, past, mask)
-        cache.append(keys_values)
-    return Prefilled(model.logits(x[:, 0]), cache, visible, state.lengths + 1)
-
-
-def greedy(
-    model: PromptLanguageModel, state: Prefilled, symbols: Symbols, max_labels: int
-) -> list[list[int]]:
-    """The most likely symbol at each step, until ``</s>``. Rows that have ended leave the batch."""
-    answers: list[list[int]] = [[] for _ in range(len(state.lengths))]
-    alive = list(range(len(answers)))
-    while True:
-        best = _without(state.logits, symbols.pad).argmax(-1)
-        chosen = best.tolist()
-        keep = []
-        for place, (row, symbol) in enumerate(zip(alive, chosen)):
-            if symbol != symbols.eos:
-                answers[row].append(symbol)
-                if len(answers[row]) < max_labels:
-                    keep.append(place)
-        if not keep:
-            return answers
-        if len(keep) < len(alive):
-            state, best = select(state, keep), best[keep]
-            alive = [alive[place] for place in keep]
-        state = step(model, state, best)
-
-
-def restricted(
-    model: PromptLanguageModel, state: Prefilled, allowed: Sequence[Tensor]
-) -> list[list[int]]:
-    """The most likely symbol among ``allowed[k]`` at step k, for as many steps as there are."""
-    answers = []
-    for number, choices in enumerate(allowed):
-        choices = choices.to(state.logits.device)
-        best = choices[state.logits[:, choices].argmax(-1)]
-        answers.append(best)
-        if number + 1 < len(allowed):
-            state = step(model, state, best)
-    return torch.stack(answers, dim=1).tolist()
-
-
-def select(state: Prefilled, places: list[int]) -> Prefilled:
-    """Only the rows at ``places``."""
-    index = torch.tensor(places, device=state.lengths.device)
-    return Prefilled(
-        state.logits[index],
-        [KeysValues(keys[index], values[index]) for keys, values in state.cache],
-        state.visible[index],
-        state.lengths[index],
+def _best_of_beam(
+    lm: CachedLM, state: State, options: Options, labels: LabelSets | None
+) -> list[Answer]:
+    found = beam_search(
+        lm,
+        state,
+        options.beam,
+        options.max_labels,
+        labels,
+        options.lenpen,
+        options.temperature,
     )
-
-
-def _without(logits: Tensor, symbol: int) -> Tensor:
-    """``logits``, (B, V), with one symbol ruled out."""
-    ruled_out = torch.tensor([symbol], device=logits.device)
-    return logits.index_fill(1, ruled_out, -torch.inf)
+    return [hypotheses[0].answer for hypotheses in found]

@@ -9,7 +9,7 @@ the prefix positions.
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 import argparse
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,13 @@ from .prompt import Prompt
 SEP = 0  # fairseq's index of <s>
 
 
+class Past(Protocol):
+    """What stands before the current tokens in one layer."""
+
+    def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values to attend to, given those of the tokens, (B, H, T, D/H) each."""
+
+
 class KeysValues(NamedTuple):
     """One layer's keys and values of what stands before the current tokens: (B or 1, H, S, D/H)
     each.
@@ -32,6 +39,12 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
+
+    def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """These before the tokens' own, (B, H, T, D/H) each."""
+        past = (tensor.expand(len(keys), -1, -1, -1) for tensor in self)
+        joined = (torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
+        return tuple(joined)
 
 
 @dataclass
@@ -93,9 +106,9 @@ class PromptLanguageModel(BaseFairseqModel):
         mask = self.causal_mask(tokens.shape[1])  # (T, P + T)
         *body, last = self.lm.decoder.layers
         for layer, prefix in zip(body, prefixes):
-            x, _ = self.block(layer, x, prefix, mask)
+            x = self.block(layer, x, prefix, mask)
         mask_read = mask[read_at].unsqueeze(1)  # (B, 1, Q, P + T)
-        x, _ = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
+        x = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
         return self.logits(x)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -146,23 +159,20 @@ class PromptLanguageModel(BaseFairseqModel):
         self,
         layer: TransformerDecoderLayer,
         x: Tensor,
-        past: KeysValues | None,
+        past: Past | None,
         mask: Tensor | None,
         read_at: Tensor | None = None,
-    ) -> tuple[Tensor, KeysValues]:
+    ) -> Tensor:
         """One stock pre-norm layer with ``past`` keys and values before those of ``x``: (B, T, D).
 
-        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone. Returns the output
-        and all keys and values, ``past`` included.
+        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone.
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)
         keys = _heads(layer, attention.k_proj(normed))  # (B, H, T, D/H)
         values = _heads(layer, attention.v_proj(normed))
         if past is not None:
-            batch = x.shape[0]
-            keys = torch.cat([past.keys.expand(batch, -1, -1, -1), keys], dim=2)
-            values = torch.cat([past.values.expand(batch, -1, -1, -1), values], dim=2)
+            keys, values = past.join(keys, values)
         if read_at is not None:
             index = read_at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x, normed = x.gather(1, index), normed.gather(1, index)
@@ -176,7 +186,7 @@ class PromptLanguageModel(BaseFairseqModel):
         attended = attention.out_proj(attended.transpose(1, 2).flatten(2))
         x = x + layer.dropout_module(attended)
         hidden = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
-        return x + layer.dropout_module(layer.fc2(hidden)), KeysValues(keys, values)
+        return x + layer.dropout_module(layer.fc2(hidden))
 
     def logits(self, x: Tensor) -> Tensor:
         """The stock final layer norm and output projection: (..., V)."""

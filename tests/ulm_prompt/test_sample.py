@@ -1,0 +1,204 @@
+"""sample.py on a tiny random LM and prompt: its output, its flags, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from tests.conftest import stage
+from tests.ulm_prompt import tiny
+from ulm_prompt import sample
+from ulm_prompt.prompt_lm import precision
+from ulm_prompt.sample_file import PartialAnswers
+from ulm_prompt.sample_flags import label_limit
+
+PUBLISHED = ["file_name", "src", "label", "predict"]
+SCORES = ["score", "label_scores"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """IC's text, and a published checkpoint of random weights."""
+    root = tmp_path_factory.mktemp("workspace")
+    workspace = Workspace(root)
+    tiny.write_corpus(root, downstream="fluent_commands")
+    tiny.write_lm(workspace.lm("tiny100"))
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+    folder = workspace.checkpoints("IC", "tiny100", "d")
+    folder.mkdir(parents=True)
+    state = {**tiny.lm().state_dict(), **tiny.prompted().prompt.published_state()}
+    torch.save({"args": tiny.settings(3, 32, 4), "model": state}, folder / "checkpoint_best.pt")
+    return root
+
+
+def run(root: Path, date: str, *flags: object) -> Path:
+    """Run sample.py in this process, where fairseq is imported already; return its output."""
+    command = ["--workspace", root, "--model_date", "d", "--sample_date", date, "--batch_size", 4]
+    sys.argv = ["sample.py", *map(str, (*command, "--max_labels", 5, *flags))]
+    sample.main()
+    return output(root, date)
+
+
+def output(root: Path, date: str) -> Path:
+    return Workspace(root).samples("IC", "tiny100", "d", date)
+
+
+def twin(path: Path) -> Path:
+    return path.with_stem(path.stem + "_within_labels")
+
+
+def entries(path: Path) -> list[dict]:
+    return list(json.loads(path.read_text()).values())
+
+
+def test_the_published_form(root: Path) -> None:
+    """Four keys when greedy, as published; scores in the twin, one for each label."""
+    path = run(root, "greedy")
+    assert all(list(entry) == PUBLISHED for entry in entries(path))
+    for entry in entries(twin(path)):
+        assert list(entry) == PUBLISHED + SCORES
+        assert len(entry["label_scores"]) == len(entry["predict"].split()) == 3
+        assert entry["score"] == pytest.approx(sum(entry["label_scores"]), abs=1e-4)
+    assert [path.name for path in path.parent.iterdir() if path.suffix == ".part"] == []
+
+
+@pytest.mark.parametrize("flags", [("--beam", 3), ("--sampling", "--topk", 9, "--seed", 5)])
+def test_searches_give_scores(root: Path, flags: tuple[object, ...]) -> None:
+    path = run(root, "search", *flags)
+    assert all(list(entry) == PUBLISHED + SCORES for entry in entries(path))
+    assert path.read_bytes() == run(root, "again", *flags).read_bytes()
+    assert path.read_bytes() != run(root, "greedy").read_bytes()
+
+
+def test_within_the_label_sequences_of_train(root: Path) -> None:
+    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "train")
+    train = {line.split(" <s> ")[1] for line in text.read_text().splitlines()}
+    found = {entry["predict"] for entry in entries(twin(run(root, "t", "--within_labels", "trie")))}
+    assert found <= train
+    slots = twin(run(root, "s", "--within_labels")).read_bytes()
+    assert slots == twin(run(root, "greedy")).read_bytes()
+
+
+@pytest.mark.parametrize("flags", [(), ("--sampling",), ("--beam", 2)])
+@pytest.mark.parametrize("batches", [0, 3])
+def test_a_killed_run_goes_on(
+    root: Path, flags: tuple[str, ...], batches: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """kill -9 after some batches, half a line written: the same bytes as in one go."""
+    whole = run(root, "whole", *flags)
+    date = f"killed{batches}{''.join(map(str, flags))}"
+
+    def killed() -> None:
+        add = PartialAnswers.add
+
+        def counting(self: PartialAnswers, entries: dict) -> None:
+            if len(self.done) >= 4 * batches:
+                self._handle.write(b'{"row": 7, "free": {"pre')
+                self._handle.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            add(self, entries)
+
+        PartialAnswers.add = counting
+        run(root, date, *flags)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not output(root, date).exists()
+    capsys.readouterr()
+    resumed = run(root, date, *flags)
+    printed = capsys.readouterr().out
+    assert (f"going on after {4 * batches} of 29" in printed) == (batches > 0)
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert twin(resumed).read_bytes() == twin(whole).read_bytes()
+    assert not resumed.with_name(resumed.name + ".part").exists()
+
+
+def test_a_batch_that_was_half_written_is_decoded_again(tmp_path: Path) -> None:
+    """Cut at every byte: whole lines are kept, the rest is written anew, to the same file."""
+    path, made_from = tmp_path / "x.json.part", {"prompt": "abc"}
+    batches = [{3: {"free": {"predict": "5 6"}}, 1: {"free": {"predict": ""}}}, {0: {"free": {}}}]
+    partial = PartialAnswers(path, made_from)
+    for batch in batches:
+        partial.add(batch)
+    whole = path.read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        partial = PartialAnswers(path, made_from)
+        lines = sum(end <= cut for end in ends)
+        assert list(partial.done) == [3, 1, 0][: max(0, lines - 1)]
+        for row in [3, 1, 0][max(0, lines - 1) :]:
+            partial.add({row: {**batches[0], **batches[1]}[row]})
+        assert path.read_bytes() == whole
+
+
+def test_another_run_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.json.part"
+    PartialAnswers(path, {"prompt": "abc"}).add({0: {"free": {}}})
+    assert PartialAnswers(path, {"prompt": "abc"}).done
+    assert not PartialAnswers(path, {"prompt": "other"}).done
+    assert not PartialAnswers(path, {"prompt": "abc"}).done, "what lay there is gone"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--beam", 0), "--beam 0: expected at least 1"),
+        (("--batch_size", 0), "--batch_size 0"),
+        (("--temperature", 0, "--sampling"), "--temperature 0.0"),
+        (("--sampling", "--beam", 2), "choose one"),
+        (("--topk", 5), "add it"),
+        (("--sampling", "--topk", 5, "--topp", 0.9), "choose one"),
+        (("--temperature", 2), "changes no greedy answer"),
+        (("--lenpen", 0.5), "belongs to --beam"),
+        (("--sampling", "--topp", 1.5), "0 <= P <= 1"),
+    ],
+)
+def test_flags_that_make_no_sense(root: Path, flags: tuple[object, ...], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        run(root, "never", *flags)
+
+
+def test_where_an_answer_is_cut() -> None:
+    """50 as published for KS and IC; longer label sequences get room."""
+    assert label_limit(None, 1) == label_limit(None, 3) == 50
+    assert label_limit(None, 400) == 500
+    assert label_limit(7, 400) == 7
+
+
+def test_half_precision_from_the_command_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = entries(twin(run(root, "f", "--dtype", "float32")))
+    assert "float32 on cpu, as asked" in capsys.readouterr().out
+    half = entries(twin(run(root, "b", "--dtype", "bfloat16")))
+    same = sum(one["predict"] == other["predict"] for one, other in zip(full, half))
+    assert same >= 24
+    assert half != full, "the scores are not float32's"
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [((1e9, 0.5e9), torch.float32), ((1e9, 1.5e9), torch.float32), ((1e9, 6e9), torch.bfloat16)],
+)
+def test_auto_takes_bfloat16_only_where_it_is_much_faster(
+    monkeypatch: pytest.MonkeyPatch, rates: tuple[float, float], expected: torch.dtype
+) -> None:
+    by_dtype = dict(zip((torch.float32, torch.bfloat16), rates))
+    monkeypatch.setattr(
+        precision, "multiplications_per_second", lambda dtype, device: by_dtype[dtype]
+    )
+    dtype, reason = precision.choose_dtype("auto", torch.device("cpu"))
+    assert dtype == expected and "GFLOP/s" in reason
+    assert ("--dtype float32" in reason) == (expected == torch.bfloat16)
