@@ -55,7 +55,7 @@ class Cell(NamedTuple):
     name: str
     seed: int
     date: str
-    flags: list[str]
+    flags: tuple[str, ...]
 
 
 def main() -> None:
@@ -67,12 +67,10 @@ def main() -> None:
         for done in [pool.submit(train, cell, args) for cell in cells]:
             done.result()
     workspace = Workspace(args.workspace)
-    curves = {
-        cell: valid_curve(
-            workspace.logs(args.prompt_task, args.unit_model, cell.date) / "train.log"
-        )
-        for cell in cells
-    }
+    curves = {}
+    for cell in cells:
+        logs = workspace.logs(args.prompt_task, args.unit_model, cell.date)
+        curves[cell] = valid_curve(logs / "train.log")
     report(study, curves, workspace, args)
 
 
@@ -103,7 +101,7 @@ def cells_of(study: Study, args: argparse.Namespace) -> list[Cell]:
             continue
         for seed in range(1, args.seeds + 1):
             date = f"{args.study}_{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}_seed{seed}"
-            flags = ["--recipe", way.recipe, "--set", *study.common, *way.set, f"seed={seed}"]
+            flags = ("--recipe", way.recipe, "--set", *study.common, *way.set, f"seed={seed}")
             cells.append(Cell(name, seed, date, flags))
     return cells
 
