@@ -147,6 +147,12 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
     return known[name]
 
 
+def lm_folder(workspace: Workspace, name: str) -> Path:
+    """The folder of that unit model's LM, also for one that no table names."""
+    known = find_unit_model(name, workspace)
+    return known.lm_folder if known else workspace.lm(name)
+
+
 def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, UnitModel]:
     """Every unit model, released ones first. ``base_url`` names a mirror, used instead of the
     tables'.

@@ -10,6 +10,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
 from ulm_prompt.tasks import add_selection, find_pairs
@@ -23,7 +24,7 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args, needs_lm=True):
         target = workspace.data_bin(pair.unit_model, pair.task)
-        dictionary = workspace.lm(pair.unit_model) / "dict.txt"
+        dictionary = lm_folder(workspace, pair.unit_model) / "dict.txt"
         counts = binarize(renamed_texts(workspace, pair), dictionary, target)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")

@@ -17,6 +17,7 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.files import sha256
 from pipeline.rows import read_rows
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import PartialAnswers, entry, write_samples
@@ -73,7 +74,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, reason = choose_dtype(args.dtype, device)
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
-    model, unit_lm = checkpoint.load(folder, workspace.lm(pair.unit_model), args.checkpoint)
+    model, unit_lm = checkpoint.load(folder, lm_folder(workspace, pair.unit_model), args.checkpoint)
     dictionary = unit_lm.dictionary
     lm = CachedLM(model.to(device, dtype), dictionary.pad(), dictionary.eos())
 

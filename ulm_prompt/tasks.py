@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 
 CONFIG = REPOSITORY / "ulm_prompt" / "config"
@@ -91,7 +92,7 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
             f"{args.workspace / 'preprocess'}: no quantised data for {wanted} "
             "(<downstream>/data/<unit_model>/train); make it with preprocess/runner.py"
         )
-    with_lm = [pair for pair in pairs if workspace.lm(pair.unit_model).is_dir()]
+    with_lm = [pair for pair in pairs if lm_folder(workspace, pair.unit_model).is_dir()]
     if needs_lm and with_lm and not args.unit_model:
         for pair in pairs:
             if pair not in with_lm:

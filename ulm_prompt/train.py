@@ -15,6 +15,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import read_json
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.curves import valid_curve
@@ -59,7 +60,7 @@ def train_pair(args: argparse.Namespace, pair: Pair) -> None:
     method, verbal = load_verbal(workspace, pair)
     check_data_bin(workspace, pair)
     data_bin = workspace.data_bin(pair.unit_model, pair.task)
-    lm = workspace.lm(pair.unit_model)
+    lm = lm_folder(workspace, pair.unit_model)
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
 
     from ulm_prompt.fairseq_run import train

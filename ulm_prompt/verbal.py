@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.tasks import Pair, in_paper_order
@@ -74,7 +75,7 @@ def _sources(
         "data_prompt": {split: sha256(text) for split, text in texts.items()},
     }
     if method == "kmeans":
-        sources["LM"] = sha256(workspace.lm(pair.unit_model) / "checkpoint_best.pt")
+        sources["LM"] = sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt")
     return sources
 
 

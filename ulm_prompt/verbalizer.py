@@ -15,6 +15,7 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, writing
 from pipeline.rows import SPLITS
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import SEPARATOR, read_prompt_text
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
@@ -70,7 +71,7 @@ def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str])
             "use a unit model with more clusters"
         )
     if method == "kmeans":
-        units = spread_units(workspace.lm(pair.unit_model), units, len(ranked))
+        units = spread_units(lm_folder(workspace, pair.unit_model), units, len(ranked))
     names = dict(zip(ranked, units))
     missing = [label for label in ranked if label not in labels]
     if missing:

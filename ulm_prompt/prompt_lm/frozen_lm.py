@@ -19,7 +19,9 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 
-HOW_TO_GET = "see the README, Pretrained models, or train one with ulm_prompt/train_ulm.py"
+HOW_TO_GET = (
+    "download a released one (pretrained_models/download.py) or train one (ulm_prompt/train_ulm.py)"
+)
 
 
 @dataclass(frozen=True)
