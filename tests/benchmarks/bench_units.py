@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -50,9 +51,9 @@ DIMENSIONS = {"hubert": 768, "cpc": 512}
 BATCH_SECONDS = 60
 
 
-def main() -> None:
+def main(words: Sequence[str] = ()) -> None:
     """Measure both sides of each feature type and print the table."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(words)
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.features, arguments.folder)))
         return
@@ -79,7 +80,7 @@ def main() -> None:
             report(features, rounds)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     for internal in ("--side", "--features"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(sys.argv[1:] if "--side" in sys.argv or __name__ == "__main__" else [])
+    return parser.parse_args(words)
 
 
 def prepare(folder: Path, count: int) -> None:
@@ -208,4 +209,4 @@ def report(features: str, rounds: list[dict[str, dict]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,0 +1,117 @@
+"""How the cost of decoding and of a training step grows with an utterance's length, the batch and
+the prompt; a table, and with --picture FILE its plot.
+
+python -m tests.benchmarks growth, or python -m tests.benchmarks.bench_growth [--picture FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.decoding import Options, decode
+from ulm_prompt.prompt_lm.label_sets import LabelSets
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import Prompt
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LAYERS, WIDTH, HEADS = 4, 256, 4  # 3.2M parameters
+USUAL = {"length": 100, "batch": 32, "prompt": 6}
+STEPS = {
+    "length": (25, 50, 100, 200, 400, 800),
+    "batch": (1, 2, 4, 8, 16, 32, 64, 128),
+    "prompt": (1, 3, 6, 12, 25, 50, 100),
+}
+TITLES = {"length": "units an utterance", "batch": "utterances a batch", "prompt": "prompt length"}
+LABELS = 3
+
+
+def main(words: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--picture", type=Path, help="write the plot there")
+    args = parser.parse_args(words)
+    usual = ", ".join(f"{name} {value}" for name, value in USUAL.items())
+    print(f"3.2M LM on {DEVICE}, {torch.get_num_threads()} threads; where not varied: {usual}")
+    found = {}
+    for knob, values in STEPS.items():
+        print(f"{TITLES[knob]:>20}{'decode, ms an utterance':>26}{'train, ms an utterance':>25}")
+        found[knob] = [measure(**USUAL | {knob: value}) for value in values]
+        for value, times in zip(values, found[knob], strict=True):
+            print(f"{value:20}{times[0]:26.2f}{times[1]:25.2f}", flush=True)
+    if args.picture:
+        draw(found, args.picture)
+
+
+def measure(length: int, batch: int, prompt: int) -> tuple[float, float]:
+    """Milliseconds an utterance of decoding and of a training step."""
+    torch.manual_seed(0)
+    lm = tiny.lm(LAYERS, WIDTH, HEADS)
+    model = PromptLanguageModel(lm, Prompt(LAYERS, prompt, WIDTH)).to(DEVICE)
+    symbols = tiny.dictionary()
+    units = torch.randint(4, 4 + tiny.UNITS, (batch, length))
+    labels = torch.randint(4, 4 + tiny.UNITS, (batch, LABELS))
+    ends, seps = torch.full((batch, 1), symbols.eos()), torch.full((batch, 1), symbols.bos())
+    rows = list(torch.cat([ends, units, seps], dim=1))
+    sets = LabelSets.build("slots", labels.tolist(), len(symbols), symbols.eos())
+    cached = CachedLM(model, symbols.pad(), symbols.eos())
+    tokens = torch.cat([ends, units, seps, labels], dim=1).to(DEVICE)
+    read_at = (length + 1 + torch.arange(LABELS + 1)).expand(batch, -1).to(DEVICE)
+    targets = torch.cat([labels, ends], dim=1).to(DEVICE)
+
+    def decoding() -> None:
+        list(decode(cached, rows, sets, Options(max_labels=LABELS + 1, batch_size=batch)))
+
+    def step() -> None:
+        logits = model(tokens, read_at)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+
+    model.eval()
+    decode_ms = milliseconds(decoding) / batch
+    model.train()
+    return decode_ms, milliseconds(step) / batch
+
+
+def milliseconds(work: Callable[[], object], most: float = 1.5) -> float:
+    """The median of as many turns as fit into ``most`` seconds, three at least."""
+    times: list[float] = []
+    work()
+    while len(times) < 3 or sum(times) < most:
+        start = time.perf_counter()
+        work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1000 * median(times)
+
+
+def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Write the plot as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", sharey=True)
+    for axis, (knob, times) in zip(axes, found.items(), strict=True):
+        for index, name in enumerate(("decode", "training step")):
+            axis.loglog(STEPS[knob], [pair[index] for pair in times], marker="o", label=name)
+        axis.set(xlabel=TITLES[knob], xticks=STEPS[knob], xticklabels=map(str, STEPS[knob]))
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("milliseconds an utterance")
+    axes[0].legend()
+    figure.suptitle("3.2M unit LM; where not varied: 100 units, 32 utterances, prompt length 6")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
