@@ -12,9 +12,11 @@ from pipeline.files import write_json
 from pipeline.provenance import provenance
 from preprocess.manifest import Entry, distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import fail_on_bad_audio
+from preprocess.progress import Progress
+from preprocess.speech2unit.audio import BadAudio, report_bad_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
 from preprocess.speech2unit.kmeans import fit_kmeans, save_kmeans
+from preprocess.speech2unit.stream import Encoder, cut_blocks
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
@@ -32,28 +34,40 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
                 f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
                 "learn their k-means one --downstream at a time"
             )
-    if first.km_path.suffix != ".npz":
-        raise UserError(
-            f"fairseqrc.km_path={first.km_path}: learn_kmeans writes an .npz file; name one"
-        )
+    km_path = first.learned_km_path
+    if settings.km_clusters is None:
+        raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
+    if km_path.suffix != ".npz":
+        raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     manifests = [read_manifest(each.manifest / "train.tsv") for each in preprocessors]
-    encoder = first.encoder()
-    seconds = settings.km_frames / encoder.reader.frame_rate
+    reader, device = first.feature_reader()
+    seconds = settings.km_frames / reader.frame_rate
     chosen = _choose([distinct(entries) for _, entries in manifests], seconds, task.seed)
-    frames = []
-    for preprocessor, (root, _), entries in zip(preprocessors, manifests, chosen, strict=True):
-        title = f"{preprocessor.downstream} train"
-        features = [feature.cpu() for _, feature in encoder.features(root, entries, title)]
-        frames += [feature.numpy() for feature in features]
-        print(f"{preprocessor.downstream}: read {len(features)} files of its train manifest")
-    fail_on_bad_audio(encoder.bad, first.km_path.with_suffix(".bad_audio.txt"))
-    sample = np.concatenate(frames)[: settings.km_frames]  # (N, D)
-    save_kmeans(
-        first.km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed)
+    blocks = []
+    for each, (root, _), entries in zip(preprocessors, manifests, chosen, strict=True):
+        blocks += cut_blocks(each.downstream, root, entries, settings.batch_seconds)
+        print(f"{each.downstream}: {len(entries)} files of its train manifest")
+    encoder = Encoder(
+        reader, lambda features: features.cpu().numpy(), device, settings.batch_seconds
     )
-    save_config(first.config, first.km_path.with_suffix(".yaml"))
-    write_json(first.km_path.with_suffix(".json"), provenance())
-    print(f"wrote {first.km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
+    sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
+    filled, bad = 0, {}
+    progress = Progress("features", sum(map(len, chosen)))
+    for block, results, *_ in progress(encoder(blocks)):
+        for entry, result in zip(block.entries, results, strict=True):
+            if isinstance(result, BadAudio):
+                bad[block.root / entry.path] = str(result)
+                continue
+            frames = result[: len(sample) - filled]
+            sample[filled : filled + len(frames)] = frames
+            filled += len(frames)
+    print(progress.summary())
+    report_bad_audio(bad, km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
+    sample = sample[:filled]
+    save_kmeans(km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed))
+    save_config(first.config, km_path.with_suffix(".yaml"))
+    write_json(km_path.with_suffix(".json"), provenance())
+    print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
 
 
 def _choose(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:

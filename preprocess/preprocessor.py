@@ -7,65 +7,25 @@ the one here and says which utterances a split holds and what their labels are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from omegaconf import MISSING
+import torch
+from tqdm import tqdm
 
 from pipeline.config import save_config
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256, write_json, writing
+from pipeline.files import read_json, sha256, write_json
 from pipeline.provenance import provenance
+from pipeline.ranks import ranks
 from pipeline.rows import SPLITS, Row, write_rows
+from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
+from preprocess.config import Config, fill_in
 from preprocess.manifest import Entry, distinct, read_manifest, write_manifest
-from preprocess.speech2unit.audio import BadAudio, fail_on_bad_audio, length_and_rate
-from preprocess.speech2unit.features import Source, best_device, feature_reader
-from preprocess.speech2unit.kmeans import KMeans, load_kmeans
-from preprocess.speech2unit.quantize import Encoder, merge_runs, quantize
-
-
-@dataclass
-class TaskConfig:
-    """What comes out. The values and their meaning stand in each task's config.yaml."""
-
-    unit_model: str = MISSING
-    merge: bool = MISSING
-    seed: int = MISSING
-
-
-@dataclass
-class DataConfig:
-    """Where the corpus lies; a task adds its own keys in a subclass."""
-
-    root_path: str = MISSING
-
-
-@dataclass
-class FairseqConfig:
-    """How audio becomes units."""
-
-    feature_type: str = MISSING
-    ckpt_path: str | None = MISSING
-    layer: int | None = MISSING
-    normalize: bool | None = None
-    km_path: str | None = MISSING
-    km_clusters: int = MISSING
-    km_frames: int = MISSING
-    km_starts: int = MISSING
-    batch_seconds: float = MISSING
-
-
-@dataclass
-class Config:
-    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its
-    own type.
-    """
-
-    taskrc: TaskConfig = field(default_factory=TaskConfig)
-    datarc: DataConfig = field(default_factory=DataConfig)
-    fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
+from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
+from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
+from preprocess.speech2unit.units import merge_runs
 
 
 class Utterance(NamedTuple):
@@ -91,17 +51,43 @@ class Preprocessor(Generic[ConfigType]):
     config_class: type[Config] = Config
     slots: tuple[str, ...]  # what an utterance's labels say, in their order
 
-    def __init__(self, downstream: str, config: ConfigType, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        downstream: str,
+        config: ConfigType,
+        workspace: Workspace,
+        skip_bad: bool = False,
+    ) -> None:
         self.downstream = downstream
         self.config = config
         self.workspace = workspace
+        self.skip_bad = skip_bad
+        self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
         self.data = workspace.downstream_data(downstream)
         self.manifest = self.data / "manifest"
         self.units = self.data / config.taskrc.unit_model
         self.quantized = self.units / "quantized"
-        self.km_path = self.in_workspace(
-            config.fairseqrc.km_path or f"pretrained_models/{config.taskrc.unit_model}_km.npz"
-        )
+        self._known = find_unit_model(config.taskrc.unit_model, workspace)
+        fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
+
+    @property
+    def km_path(self) -> Path:
+        """The k-means to use."""
+        if self.config.fairseqrc.km_path is None and self._known is not None:
+            return self._known.km_path
+        return self.learned_km_path
+
+    @property
+    def learned_km_path(self) -> Path:
+        """Where ``learn_kmeans`` writes."""
+        name = f"pretrained_models/{self.config.taskrc.unit_model}_km.npz"
+        return self.in_workspace(self.config.fairseqrc.km_path or name)
+
+    @property
+    def ckpt_path(self) -> Path | None:
+        """The speech model's checkpoint, None for features that need none."""
+        settings = self.config.fairseqrc
+        return None if settings.ckpt_path is None else self.in_workspace(settings.ckpt_path)
 
     def utterances(self, split: str) -> list[Utterance]:
         """List the split's utterances in their final order. Raises ``UserError`` for a corpus that
@@ -146,13 +132,19 @@ class Preprocessor(Generic[ConfigType]):
         entries = self._entries(splits, numbers)
         for split in SPLITS:
             count = write_manifest(self.manifest / f"{split}.tsv", self.root, entries[split])
-            self._say(f"{split}: {count} utterances, {len(distinct(entries[split]))} distinct")
+            self.say(f"{split}: {count} utterances, {len(distinct(entries[split]))} distinct")
         labels = {
             str(i): {"slot": self.slots[slot], "name": name} for (slot, name), i in numbers.items()
         }
         write_json(self.manifest / "labels.json", labels)
-        self._say(f"read {self.root}, wrote {self.manifest} ({len(labels)} labels)")
-        self._save_run(self.manifest)
+        self.say(f"read {self.root}, wrote {self.manifest} ({len(labels)} labels)")
+        self.save_run(self.manifest)
+
+    def report_bad_audio(self, skip: bool) -> None:
+        """List the bad files beside the manifests. Raises ``UserError`` unless they may be
+        skipped.
+        """
+        report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", skip)
 
     def _number(self, names: list[list[str]]) -> dict[tuple[int, str], int]:
         """Number the labels through all slots, so that no two slots share a number."""
@@ -163,15 +155,13 @@ class Preprocessor(Generic[ConfigType]):
         self, splits: dict[str, list[Utterance]], numbers: dict[tuple[int, str], int]
     ) -> dict[str, list[Entry]]:
         lengths: dict[str, int] = {}
-        bad: dict[Path, str] = {}
-        for path in sorted(
-            {u.path for split in splits.values() for u in split if u.frames is None}
-        ):
+        paths = {u.path for split in splits.values() for u in split if u.frames is None}
+        for path in tqdm(sorted(paths), f"{self.downstream} headers", unit="file", disable=None):
             try:
                 lengths[path] = length_and_rate(self.root / path)[0]
             except BadAudio as error:
-                bad[self.root / path] = str(error)
-        fail_on_bad_audio(bad, self.manifest / "bad_audio.txt")
+                self.bad_audio[self.root / path] = str(error)
+        self.report_bad_audio(self.skip_bad)
         return {
             split: [
                 Entry(
@@ -182,6 +172,7 @@ class Preprocessor(Generic[ConfigType]):
                     self._labels(u, numbers),
                 )
                 for u in utterances
+                if self.root / u.path not in self.bad_audio
             ]
             for split, utterances in splits.items()
         }
@@ -196,43 +187,37 @@ class Preprocessor(Generic[ConfigType]):
             found.append(str(numbers[slot, name]))
         return " ".join(found)
 
-    def quantize(self) -> None:
-        """Write ``<unit_model>/quantized/{train,valid,test}``: ``file|units``, one line a distinct
-        file, runs kept.
-        """
-        manifests = {split: read_manifest(self.manifest / f"{split}.tsv") for split in SPLITS}
-        centres = load_kmeans(self.km_path)
-        encoder = self.encoder()
-        if centres.shape[1] != encoder.reader.dim:
-            raise UserError(
-                f"{self.km_path}: its centres have {centres.shape[1]} numbers, a feature frame has "
-                f"{encoder.reader.dim}; k-means and features do not belong together"
-            )
-        self._say(f"{len(centres)} clusters of {self.km_path}")
-        kmeans = KMeans(centres, encoder.device)
-        for split, (root, entries) in manifests.items():
-            files = distinct(entries)
-            lines = list(quantize(encoder, kmeans, root, files, f"{self.downstream} {split}"))
-            if not encoder.bad:
-                assert len(lines) == len(files)
-                with writing(self.quantized / split) as handle:
-                    handle.writelines(f"{file}|{units}\n" for file, units in lines)
-                self._say(f"{split}: {len(lines)} files of {len(entries)} utterances")
-        for note, count in encoder.audio.notes.items():
-            self._say(f"note: {count} files: {note}")
-        fail_on_bad_audio(encoder.bad, self.quantized / "bad_audio.txt")
-        self._say(f"read {self.manifest}, wrote {self.quantized}")
-        self._save_run(self.quantized, km_sha256=sha256(self.km_path))
-
-    def encoder(self) -> Encoder:
+    def feature_reader(self) -> tuple[FeatureReader, torch.device]:
         """The configured features, on the best device, with its reason printed."""
         settings = self.config.fairseqrc
         device, why = best_device()
-        ckpt_path = None if settings.ckpt_path is None else self.in_workspace(settings.ckpt_path)
-        source = Source(ckpt_path, settings.layer, settings.normalize, device)
+        source = Source(self.ckpt_path, settings.layer, settings.normalize, device)
         reader = feature_reader(settings.feature_type, source)
-        self._say(f"{settings.feature_type} features on {why}")
-        return Encoder(reader, device, settings.batch_seconds)
+        self.say(f"{settings.feature_type} features on {why}")
+        return reader, device
+
+    def unit_model_record(self) -> dict[str, object]:
+        """What the units depend on beside the audio."""
+        settings = self.config.fairseqrc
+        return {
+            "feature_type": settings.feature_type,
+            "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
+            "layer": settings.layer,
+            "normalize": settings.normalize,
+            "kmeans": self._digest(self.km_path, "k-means file"),
+        }
+
+    def _digest(self, path: Path | None, what: str) -> str | None:
+        if path is None:
+            return None
+        if not path.is_file():
+            name = self.config.taskrc.unit_model
+            remedies = [f"python pretrained_models/download.py {name}"] if self._known else []
+            if path == self.km_path:
+                remedies.append("--action learn_kmeans")
+            remedies.append("--set fairseqrc.km_path or ckpt_path=FILE")
+            raise UserError(f"{path}: {what} not found; get it by {', or '.join(remedies)}")
+        return sha256(path)
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
@@ -246,11 +231,11 @@ class Preprocessor(Generic[ConfigType]):
             path = self.workspace.rows(self.downstream, self.config.taskrc.unit_model, split)
             count = write_rows(path, rows)
             mean = sum(row.units.count(" ") + 1 for row in rows) / count
-            self._say(f"{split}: {count} rows, {mean:.1f} units a row")
+            self.say(f"{split}: {count} rows, {mean:.1f} units a row")
         write_json(self.units / "labels.json", labels)
         merged = "runs merged" if self.config.taskrc.merge else "runs kept"
-        self._say(f"read {self.quantized}, wrote {self.units} ({merged})")
-        self._save_run(self.units)
+        self.say(f"read {self.quantized}, wrote {self.units} ({merged})")
+        self.save_run(self.units)
 
     def _rows(self, split: str) -> list[Row]:
         _, entries = read_manifest(self.manifest / f"{split}.tsv")
@@ -261,18 +246,40 @@ class Preprocessor(Generic[ConfigType]):
             raise UserError(
                 f"{path}: this split is missing; run preprocess/runner.py --action quantized first"
             ) from None
-        units = dict(line.rsplit("|", 1) for line in lines)
-        if list(units) != [entry.file for entry in distinct(entries)]:
+        units = dict(line.rsplit("|", 1) for line in lines if line)
+        left_out = self._left_out()
+        files = [entry.file for entry in distinct(entries)]
+        if list(units) != [file for file in files if file not in left_out]:
             raise UserError(
                 f"{path}: its {len(units)} files are not those of {self.manifest / split}.tsv; "
                 "the manifest has changed: run preprocess/runner.py --action quantized again"
             )
         merge = merge_runs if self.config.taskrc.merge else str
-        return [Row(entry.file, merge(units[entry.file]), entry.labels) for entry in entries]
+        rows = [
+            Row(entry.file, merge(units[entry.file]), entry.labels)
+            for entry in entries
+            if entry.file in units
+        ]
+        if len(rows) < len(entries):
+            self.say(f"{split}: {len(entries) - len(rows)} rows left out, their audio is bad")
+        if not rows:
+            raise UserError(f"{path}: no usable file in this split; repair its audio")
+        return rows
 
-    def _save_run(self, folder: Path, **more: str) -> None:
+    def _left_out(self) -> set[str]:
+        """The names whose audio was bad when it was quantised with --skip_bad."""
+        record = self.quantized / "provenance.json"
+        if not record.exists():
+            return set()
+        made = read_json(record, "preprocess/runner.py --action quantized")
+        return set(made.get("left_out", []))
+
+    def save_run(self, folder: Path, **more: object) -> None:
+        """Leave the resolved config and what made the output beside it."""
         save_config(self.config, folder / "config.yaml")
         write_json(folder / "provenance.json", provenance() | more)
 
-    def _say(self, text: str) -> None:
-        print(f"{self.downstream}: {text}")
+    def say(self, text: str) -> None:
+        """Print a line about this downstream, once however many ranks there are."""
+        if ranks().main:
+            print(f"{self.downstream}: {text}")

@@ -7,7 +7,8 @@ from __future__ import annotations
 import csv
 
 from pipeline.errors import UserError
-from preprocess.preprocessor import Config, Preprocessor, Utterance
+from preprocess.config import Config
+from preprocess.preprocessor import Preprocessor, Utterance
 
 
 class FluentCommands(Preprocessor[Config]):

@@ -4,8 +4,8 @@ read is said why.
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -33,41 +33,43 @@ def length_and_rate(path: Path) -> tuple[int, int]:
     return header.frames, header.samplerate
 
 
-class AudioReader:
-    """Reads files or crops of files; ``notes`` counts what had to be converted."""
+class Waveform(NamedTuple):
+    """``samples`` (T,) float32 at 16 kHz; ``notes`` say what had to be converted."""
 
-    def __init__(self) -> None:
-        self.notes: Counter[str] = Counter()
-
-    def read(self, path: Path, start: int, frames: int) -> np.ndarray:
-        """Return samples ``start`` to ``start + frames`` (at the file's own rate) as (T,) float32,
-        16 kHz, mono.
-
-        Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not
-        finite.
-        """
-        try:
-            samples, rate = soundfile.read(
-                path, frames, start, dtype="float32", always_2d=True
-            )  # (T, C)
-        except soundfile.LibsndfileError as error:
-            raise BadAudio(_reason(path, error)) from None
-        if len(samples) < frames:
-            raise BadAudio(f"ends early: the manifest says {frames} samples, found {len(samples)}")
-        if not np.isfinite(samples).all():
-            raise BadAudio("holds values that are not finite (NaN or infinity)")
-        if samples.shape[1] > 1:
-            self.notes[f"{samples.shape[1]} channels mixed to one"] += 1
-        mono = samples.mean(axis=1)  # (T,)
-        if rate != SAMPLE_RATE:
-            self.notes[f"{rate} Hz resampled to {SAMPLE_RATE} Hz"] += 1
-            mono = soxr.resample(mono, rate, SAMPLE_RATE)
-        return mono
+    samples: np.ndarray
+    notes: tuple[str, ...]
 
 
-def fail_on_bad_audio(bad: dict[Path, str], report: Path) -> None:
-    """Write path and reason of each bad file to ``report`` and raise ``UserError``; with none,
-    remove an old report.
+def read_audio(path: Path, start: int, frames: int) -> Waveform:
+    """Read samples ``start`` to ``start + frames`` (at the file's own rate), mixed to one channel
+    and resampled to 16 kHz.
+
+    Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not finite.
+    """
+    try:
+        samples, rate = soundfile.read(path, frames, start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(_reason(path, error)) from None
+    except MemoryError:
+        raise BadAudio(f"declares {frames} samples, more than fit into memory") from None
+    if len(samples) < frames:
+        raise BadAudio(f"ends early: the manifest says {frames} samples, found {len(samples)}")
+    if not np.isfinite(samples).all():
+        raise BadAudio("holds values that are not finite (NaN or infinity)")
+    notes = []
+    if samples.shape[1] > 1:
+        notes.append(f"{samples.shape[1]} channels mixed to one")
+    mono = samples.mean(axis=1)  # (T,) of (T, C)
+    if rate != SAMPLE_RATE:
+        notes.append(f"{rate} Hz resampled to {SAMPLE_RATE} Hz")
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    return Waveform(mono, tuple(notes))
+
+
+def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:
+    """Write path and reason of each bad file to ``report``; with none, remove an old report.
+
+    Raises ``UserError`` when there are any, unless they are to be skipped.
     """
     if not bad:
         report.unlink(missing_ok=True)
@@ -76,10 +78,12 @@ def fail_on_bad_audio(bad: dict[Path, str], report: Path) -> None:
         handle.writelines(f"{path}\t{reason}\n" for path, reason in bad.items())
     named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    raise UserError(
-        f"{len(bad)} audio file(s) cannot be used: {named}{more}; "
-        f"repair or remove them (all are listed in {report})"
-    )
+    message = f"{len(bad)} audio file(s) cannot be used: {named}{more}; "
+    if not skip:
+        raise UserError(
+            f"{message}repair them, or leave them out with --skip_bad (all are listed in {report})"
+        )
+    print(f"{message}left out (all are listed in {report})")
 
 
 def _reason(path: Path, error: soundfile.LibsndfileError) -> str:

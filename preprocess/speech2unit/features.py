@@ -15,7 +15,9 @@ SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 
 # feature_type -> module.class; imported on use, so that one reader's packages do not slow another
 FEATURE_TYPES = {
+    "hubert": "preprocess.speech2unit.hubert.Hubert",
     "logmel": "preprocess.speech2unit.logmel.LogMel",
+    "w2v2": "preprocess.speech2unit.w2v2.Wav2Vec2",
 }
 
 
@@ -37,7 +39,6 @@ class FeatureReader(Protocol):
     dim: int  # D, numbers a frame
     frame_rate: float  # frames a second
     min_samples: int  # at 16 kHz; anything shorter has no frame
-    cpu_threads: int | None  # None: as many as torch likes
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)

@@ -31,9 +31,6 @@ class LogMel:
     dim = 80
     frame_rate = SAMPLE_RATE / _SHIFT
     min_samples = _WINDOW
-    cpu_threads = (
-        1  # operations this small gain nothing from a second, and lose tenfold on a busy machine
-    )
 
     def __init__(self, source: Source) -> None:
         if (source.ckpt_path, source.layer, source.normalize) != (None, None, None):

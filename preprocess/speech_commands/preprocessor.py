@@ -13,8 +13,9 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
-from preprocess.preprocessor import Config, DataConfig, Preprocessor, Utterance
-from preprocess.speech2unit.audio import BadAudio, fail_on_bad_audio, length_and_rate
+from preprocess.config import Config, DataConfig
+from preprocess.preprocessor import Preprocessor, Utterance
+from preprocess.speech2unit.audio import BadAudio, length_and_rate
 from preprocess.speech_commands.corpus import (
     CLASSES,
     KEYWORDS,
@@ -101,15 +102,16 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
 
     def _measure_noise(self) -> dict[str, tuple[int, int]]:
         found: dict[str, tuple[int, int]] = {}
-        bad: dict[Path, str] = {}
         for path in self._wavs(NOISE_FOLDER):
             try:
                 found[path] = length_and_rate(self.root / path)
                 if found[path][0] < found[path][1]:
                     raise BadAudio("is shorter than the one second that _silence_ takes")
             except BadAudio as error:
-                bad[self.root / path] = str(error)
-        fail_on_bad_audio(bad, self.manifest / "bad_audio.txt")
+                found.pop(path, None)
+                self.bad_audio[self.root / path] = str(error)
+        if not found:
+            self.report_bad_audio(skip=False)
         return found
 
     def _files_by_class(self, split: str) -> dict[str, list[Utterance]]:

@@ -11,36 +11,25 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
-from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.fluent_commands.preprocessor import FluentCommands
+from pipeline.workspace import REPOSITORY
 from preprocess.learning import learn_kmeans
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
+from preprocess.quantizing import quantize
 from preprocess.speech_commands.corpus import TRAIN_FOLDER
-from preprocess.speech_commands.preprocessor import SpeechCommands
 from tests.preprocess import corpora
+from tests.preprocess.tasks import TASKS, preprocessor
 
-TASKS = {"speech_commands": SpeechCommands, "fluent_commands": FluentCommands}
 REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
-
-
-def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
-    """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
-    task = TASKS[downstream]
-    path = REPOSITORY / "preprocess" / downstream / "config.yaml"
-    config = load_config(
-        task.config_class, path, ["fairseqrc.km_clusters=8", "fairseqrc.km_starts=2", *overrides]
-    )
-    return task(downstream, config, Workspace(workspace))
 
 
 def all_actions(task: Preprocessor) -> None:
     task.generate_manifest()
     learn_kmeans([task])
-    task.quantize()
+    quantize(task, Ranks(), skip_bad=False)
     task.postprocess()
 
 
@@ -164,7 +153,7 @@ def test_wav_that_went_bad_later_stops_quantising(intents):
     learn_kmeans([task])
     corpora.write(task.root / "wavs/speakers/test/0.wav", corpora.tone(0.01, 100))
     with pytest.raises(UserError, match=r"test/0\.wav \(ends early"):
-        task.quantize()
+        quantize(task, Ranks(), skip_bad=False)
     assert not (task.quantized / "test").exists()
     assert "test/0.wav" in (task.quantized / "bad_audio.txt").read_text()
 
@@ -176,7 +165,7 @@ def test_too_short_wav(tmp_path):
     task.generate_manifest()
     learn_kmeans([task])
     with pytest.raises(UserError, match=r"shorter than one frame \(25 ms\)"):
-        task.quantize()
+        quantize(task, Ranks(), skip_bad=False)
 
 
 def test_conversion_is_noted(intents, capsys):
@@ -201,7 +190,7 @@ def test_foreign_kmeans_is_refused(intents):
     task.generate_manifest()
     save_kmeans(task.km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
     with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
-        task.quantize()
+        quantize(task, Ranks(), skip_bad=False)
 
 
 @pytest.mark.parametrize("missing", ["yes", "_background_noise_"])
@@ -245,7 +234,7 @@ def test_a_full_disk_leaves_nothing_half_written(intents, monkeypatch):
     task = preprocessor("fluent_commands", intents)
     task.generate_manifest()
     learn_kmeans([task])
-    task.quantize()
+    quantize(task, Ranks(), skip_bad=False)
 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -1,0 +1,66 @@
+"""This process among those that share a run: what torchrun tells each through its environment."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+
+
+class Ranks(NamedTuple):
+    """``rank`` of ``world`` processes; ``local`` counts on this machine and chooses the GPU."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one process that reports and writes what is written once."""
+        return self.rank == 0
+
+
+def ranks() -> Ranks:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; alone where torchrun has not set them."""
+    values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if values[0] is None and values[1] in (None, "1"):
+        return Ranks()
+    try:
+        return Ranks(*(int(value) for value in values))
+    except (TypeError, ValueError):
+        raise UserError(
+            f"RANK, WORLD_SIZE, LOCAL_RANK = {values}: expected three numbers from torchrun, "
+            "or none of them"
+        ) from None
+
+
+@contextlib.contextmanager
+def process_group(here: Ranks) -> Iterator[None]:
+    """Join the group of all ranks (nccl on GPUs, gloo on CPUs); nothing to join where alone."""
+    if here.world == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(here.local)
+    # a rank may wait for a slower one as long as the work takes
+    distributed.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=7))
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def wait_for_all(here: Ranks) -> None:
+    """Return when every rank has come here."""
+    if here.world > 1:
+        from torch import distributed
+
+        distributed.barrier()

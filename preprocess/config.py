@@ -1,0 +1,73 @@
+"""The schema of a task's config.yaml, where the values and their meaning stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from pipeline.errors import UserError
+from pipeline.unit_models import UnitModel
+
+
+@dataclass
+class TaskConfig:
+    """What comes out."""
+
+    unit_model: str = MISSING
+    merge: bool = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class DataConfig:
+    """Where the corpus lies; a task adds its own keys in a subclass."""
+
+    root_path: str = MISSING
+
+
+@dataclass
+class FairseqConfig:
+    """How audio becomes units. None: what the registry says of the unit model."""
+
+    feature_type: str | None = None
+    ckpt_path: str | None = None
+    layer: int | None = None
+    normalize: bool | None = None
+    km_path: str | None = None
+    km_clusters: int | None = None
+    km_frames: int = MISSING
+    km_starts: int = MISSING
+    batch_seconds: float = MISSING
+
+
+@dataclass
+class Config:
+    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its
+    own type.
+    """
+
+    taskrc: TaskConfig = field(default_factory=TaskConfig)
+    datarc: DataConfig = field(default_factory=DataConfig)
+    fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
+
+
+def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -> None:
+    """Take from the registry's entry what the config leaves empty.
+
+    Raises ``UserError`` for a unit model without an entry whose features the config leaves open.
+    """
+    if known is not None:
+        settings.feature_type = settings.feature_type or known.feature_type
+        settings.km_clusters = settings.km_clusters or known.clusters
+        if settings.ckpt_path is None and known.ckpt_path is not None:
+            settings.ckpt_path = str(known.ckpt_path)
+        if settings.layer is None:
+            settings.layer = known.layer
+        if settings.normalize is None:
+            settings.normalize = known.normalize
+    if settings.feature_type is None:
+        raise UserError(
+            f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "
+            "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        )

@@ -1,0 +1,164 @@
+"""A HuBERT or wav2vec 2.0 checkpoint of fairseq's, of either age: its settings and its weights,
+without running anything that it holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.torch_files import allow_fairseq, load_torch
+
+# fairseq's defaults (HubertConfig, Wav2Vec2Config): an old checkpoint lacks what came later
+_DEFAULTS: dict[str, Any] = {
+    "extractor_mode": "default",
+    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
+    "conv_bias": False,
+    "encoder_layers": 12,
+    "encoder_embed_dim": 768,
+    "encoder_ffn_embed_dim": 3072,
+    "encoder_attention_heads": 12,
+    "activation_fn": "gelu",
+    "layer_norm_first": False,
+    "conv_pos": 128,
+    "conv_pos_groups": 16,
+}
+# what our forward pass does not do, and the value that leaves it undone
+_REFUSED: dict[str, Any] = {
+    "layer_type": "transformer",
+    "pos_conv_depth": 1,
+    "conv_pos_batch_norm": False,
+    "crop_seq_to_multiple": 1,
+    "quantize_input": False,
+    "activation_fn": "gelu",
+}
+_CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
+_CONV_LAYER = re.compile(r"\((\d+),(\d+),(\d+)\)")
+_MOST_CONV_LAYERS = 32
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The shape of the network. ``conv_layers`` holds (channels, kernel, stride) of each layer."""
+
+    extractor_mode: str
+    conv_layers: tuple[tuple[int, int, int], ...]
+    conv_bias: bool
+    encoder_layers: int
+    encoder_embed_dim: int
+    encoder_ffn_embed_dim: int
+    encoder_attention_heads: int
+    layer_norm_first: bool
+    conv_pos: int
+    conv_pos_groups: int
+    normalize: bool  # layer-norm the waveform first (the checkpoint's task says so)
+
+
+class Weights:
+    """The checkpoint's tensors by name. What is asked for must be there in that shape."""
+
+    def __init__(self, tensors: dict[str, Any], path: Path, device: torch.device) -> None:
+        self._tensors = tensors
+        self._path = path
+        self._device = device
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """Return one tensor, float32, on the device. Raises ``UserError`` where it is missing or
+        misshapen.
+        """
+        tensor = self._tensors.get(name)
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{self._path}: the weight {name} is missing; get the file again")
+        if tensor.shape != shape:
+            raise UserError(
+                f"{self._path}: {name} has the shape {tuple(tensor.shape)}, "
+                f"its settings say {shape}"
+            )
+        return tensor.detach().to(self._device, torch.float32)
+
+    def linear(self, name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``name.weight`` (rows, columns) and ``name.bias`` (rows,)."""
+        return self.take(f"{name}.weight", rows, columns), self.take(f"{name}.bias", rows)
+
+    def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``name.weight`` (size,) and ``name.bias`` (size,)."""
+        return self.take(f"{name}.weight", size), self.take(f"{name}.bias", size)
+
+
+def load_fairseq_checkpoint(
+    path: Path | None, models: tuple[str, ...], device: torch.device
+) -> tuple[Settings, Weights]:
+    """Read a checkpoint whose model is one of ``models`` (fairseq's registered names).
+
+    Raises ``UserError`` for a missing or damaged file, one that would run code, another model, or
+    settings that our forward pass does not know.
+    """
+    if path is None:
+        raise UserError(f"fairseqrc.ckpt_path: empty; name the {models[0]} checkpoint")
+    allow_fairseq()
+    state = load_torch(path)
+    model, task = _stored(state, "model", path), _stored(state, "task", path)
+    name = model.get("_name") or model.get("arch")
+    if name not in models:
+        raise UserError(f"{path}: its model is {name}; expected {' or '.join(models)}")
+    for key, expected in _REFUSED.items():
+        if model.get(key, expected) != expected:
+            raise UserError(f"{path}: {key}={model[key]} is not supported; expected {expected}")
+    if task.get("sample_rate", 16_000) != 16_000:
+        raise UserError(f"{path}: trained on {task['sample_rate']} Hz; expected 16000 Hz")
+    if not isinstance(state.get("model"), dict):
+        raise UserError(f"{path}: no weights in it; get the file again")
+    values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
+    for key, default in _DEFAULTS.items():
+        if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
+            raise UserError(f"{path}: {key}={values[key]!r} is not what fairseq writes there")
+    if values["extractor_mode"] not in ("default", "layer_norm"):
+        raise UserError(f"{path}: extractor_mode={values['extractor_mode']} is not supported")
+    del values["activation_fn"]
+    settings = Settings(
+        conv_layers=parse_conv_layers(values.pop("conv_feature_layers"), path),
+        normalize=bool(task.get("normalize", False)),
+        **values,
+    )
+    return settings, Weights(state["model"], path, device)
+
+
+def parse_conv_layers(text: str, path: Path) -> tuple[tuple[int, int, int], ...]:
+    """Read ``[(512,10,5)] + [(512,3,2)] * 4`` (fairseq evaluates it as Python; we do not).
+
+    Raises ``UserError`` for anything but sums of such lists.
+    """
+    layers: list[tuple[int, int, int]] = []
+    for term in text.replace(" ", "").split("+"):
+        match = _CONV_TERM.fullmatch(term)
+        if not match or int(match[2] or 1) > _MOST_CONV_LAYERS:
+            raise UserError(
+                f"{path}: conv_feature_layers={text[:80]!r}; expected lists of "
+                "(channels,kernel,stride), added and multiplied"
+            )
+        found = [(int(c), int(k), int(s)) for c, k, s in _CONV_LAYER.findall(match[1])]
+        layers += found * int(match[2] or 1)
+    if not 1 <= len(layers) <= _MOST_CONV_LAYERS or min(min(layer) for layer in layers) < 1:
+        raise UserError(f"{path}: conv_feature_layers={text[:80]!r}; expected 1 to 32 layers")
+    return tuple(layers)
+
+
+def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
+    """One part of the settings: since fairseq 0.10 ``cfg.model`` and ``cfg.task``, before it one
+    ``args``.
+    """
+    stored = state.get("args")
+    if stored is None:
+        stored = (state.get("cfg") or {}).get(part)
+    if isinstance(stored, argparse.Namespace):
+        return vars(stored)
+    try:
+        return dict(stored)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: its settings (args or cfg) are missing; get it again") from None

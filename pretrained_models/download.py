@@ -1,0 +1,104 @@
+"""Download released unit models: speech checkpoint, k-means and unit LM of each name.
+
+A file that is here already stays; a transfer that was cut goes on where it stopped. Each file is
+checked before it gets its name: see pretrained_models/registry.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.errors import UserError, run
+from pipeline.pretrained import PretrainedModels
+from pipeline.unit_models import UnitModel, distinct_files, unit_model, unit_models
+from pipeline.workspace import REPOSITORY, Workspace
+
+KINDS = ("checkpoint", "kmeans", "lm")
+
+
+def main() -> None:
+    """Download, list or verify."""
+    args = parse_arguments()
+    workspace = Workspace(args.workspace.resolve())
+    known = unit_models(workspace, args.base_url)
+    models = [unit_model(name, workspace, args.base_url) for name in args.unit_model]
+    pretrained = PretrainedModels(workspace)
+    if args.list:
+        print_table(models or list(known.values()), pretrained)
+        return
+    if not (models or args.verify):
+        raise UserError(f"name the unit models to download, of {', '.join(known)}")
+    for file in distinct_files(models or list(known.values()), args.only):
+        outcome = pretrained.verify(file) if args.verify else pretrained.get(file, args.timeout)
+        if models or outcome != "not here":
+            print(f"{file.path.name}: {outcome}", flush=True)
+    for model in models:
+        explain(model, args.only)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("unit_model", nargs="*", help="for example hubert100 cpc100")
+    parser.add_argument("--list", action="store_true", help="say what is here and what is missing")
+    parser.add_argument(
+        "--verify", action="store_true", help="read what is here again, against its sha256"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, default=KINDS, help="default: all three"
+    )
+    parser.add_argument("--base_url", type=address, help="a mirror with the same paths")
+    parser.add_argument(
+        "--timeout", type=seconds, default=60.0, help="a silence this long is a cut (seconds)"
+    )
+    parser.add_argument(
+        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
+    )
+    return parser.parse_args()
+
+
+def address(text: str) -> str:
+    """An http or https address."""
+    if not text.startswith(("https://", "http://")):
+        raise argparse.ArgumentTypeError(f"expected https://..., found {text}")
+    return text
+
+
+def seconds(text: str) -> float:
+    """A positive number."""
+    value = float(text)
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError(f"expected seconds, found {text}")
+    return value
+
+
+def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
+    """A line a unit model: what is here and what is missing."""
+    print(f"{pretrained.folder}\n")
+    print(f"{'unit model':12} {'checkpoint':32} {'k-means':10} unit LM")
+    for model in models:
+        state = {kind: pretrained.state(file) for kind, file in model.files.items()}
+        checkpoint = f"{state['checkpoint']:8}{model.ckpt_path.name}" if model.ckpt_path else "none"
+        kmeans = "own" if model.km_path.suffix == ".npz" and model.km_path.exists() else None
+        print(
+            f"{model.name:12} {checkpoint:32} {kmeans or state.get('kmeans', 'missing'):10} "
+            f"{state.get('lm', 'missing')}"
+        )
+
+
+def explain(model: UnitModel, kinds: tuple[str, ...]) -> None:
+    """Say which k-means is used where there are two, and the next command."""
+    if model.kmeans and model.kmeans.path.exists() and model.km_path != model.kmeans.path:
+        print(f"note: {model.km_path.name} is there too, and is used instead of the released one")
+    print(f"next: python preprocess/runner.py --unit_model {model.name} --action generate_manifest")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,168 @@
+"""The table of unit models: the released ones as published, a user's own beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.unit_models import OWN, REGISTRY, find_unit_model, unit_model, unit_models
+from pipeline.workspace import Workspace
+from tests.conftest import REPOSITORY
+
+BASE = "https://dl.fbaipublicfiles.com"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "pretrained_models").mkdir()
+    return Workspace(tmp_path)
+
+
+def own(workspace: Workspace, text: str) -> None:
+    (workspace.root / "pretrained_models" / OWN).write_text(text)
+
+
+def published_urls() -> set[str]:
+    """As GSLM's own documents, which fairseq ships, link them."""
+    fairseq = Path(importlib.util.find_spec("fairseq").origin).parent
+    gslm = fairseq / "examples" / "textless_nlp" / "gslm"
+    pages = [gslm / "speech2unit" / "README.md", gslm / "ulm" / "README.md"]
+    if not all(page.is_file() for page in pages):
+        pytest.skip("this fairseq comes without its examples")
+    links = re.findall(r"\((https://[^)]+)\)", "".join(page.read_text() for page in pages))
+    return {link for link in links if link.endswith((".pt", "km.bin", "_lm.tgz"))}
+
+
+def test_every_address_is_a_published_one_and_none_is_missing(workspace: Workspace) -> None:
+    found = {file.url for model in unit_models(workspace).values() for file in model.files.values()}
+    assert found == published_urls()
+
+
+def test_what_belongs_together(workspace: Workspace) -> None:
+    models = unit_models(workspace)
+    folder = workspace.root / "pretrained_models"
+    assert len(models) == 12
+    for name, model in models.items():
+        clusters = int(re.search(r"(50|100|200)$", name)[1])
+        assert model.clusters == clusters
+        assert f"/km{clusters}/" in model.kmeans.url
+        assert model.lm.url.endswith(f"/lm_km{clusters}/{name}_lm.tgz")
+        assert model.lm_folder == workspace.lm(name)
+        assert model.km_path == folder / f"{name}_km.bin"
+    hubert = models["hubert100"]
+    assert (hubert.feature_type, hubert.layer, hubert.normalize) == ("hubert", 6, None)
+    assert hubert.ckpt_path == models["hubert200"].ckpt_path == folder / "hubert_base_ls960.pt"
+    assert (models["cpc50"].feature_type, models["cpc50"].layer) == ("cpc", 2)
+    w2v2 = models["w2v2_50"]
+    assert (w2v2.feature_type, w2v2.layer, w2v2.normalize) == ("w2v2", 14, False)
+    assert (models["logmel100"].ckpt_path, models["logmel100"].layer) == (None, None)
+
+
+def test_a_kmeans_made_here_comes_before_the_released_one(workspace: Workspace) -> None:
+    folder = workspace.root / "pretrained_models"
+    (folder / "logmel100_km.bin").touch()
+    (folder / "logmel100_km.npz").touch()
+    assert unit_model("logmel100", workspace).km_path == folder / "logmel100_km.npz"
+
+
+def test_names(workspace: Workspace) -> None:
+    assert find_unit_model("mine", workspace) is None
+    with pytest.raises(UserError, match="unit model mine: unknown; there is hubert50, .*w2v2_200"):
+        unit_model("mine", workspace)
+
+
+def test_a_unit_model_of_ones_own(workspace: Workspace) -> None:
+    own(
+        workspace,
+        """
+checkpoints:
+  mine: {path: models/mine.pt}
+unit_models:
+  mine500:
+    feature_type: hubert
+    checkpoint: mine
+    layer: 9
+    clusters: 500
+    lm: {path: ~/lm500}
+  hubert_new:
+    feature_type: hubert
+    checkpoint: hubert_base_ls960
+    layer: 6
+    clusters: 100
+    kmeans: {url: "https://example.org/new.bin"}
+""",
+    )
+    mine = unit_model("mine500", workspace)
+    assert mine.ckpt_path == workspace.root / "models" / "mine.pt"
+    assert mine.lm_folder == Path.home() / "lm500"
+    assert mine.km_path == workspace.root / "pretrained_models" / "mine500_km.npz", "to be learned"
+    new = unit_model("hubert_new", workspace)
+    assert new.ckpt_path == unit_model("hubert100", workspace).ckpt_path
+    assert new.lm_folder == workspace.lm("hubert_new")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("unit_models: {a: {feature_type: hubert, clusters: 9, layers: 6}}", "layers"),
+        ("unit_models: {a: {feature_type: hubert, clusters: many}}", "clusters"),
+        ("unit_models: {a: {feature_type: hubert, clusters: 0}}", "clusters must be positive"),
+        ("unit_models: {a: {clusters: 9}}", "feature_type"),
+        ("unit_models: [a]", "Cannot merge"),
+        ("unit_models: {a: {", "parsing"),
+        ("a: !!python/object/apply:os.system ['touch evil']", "constructor"),
+        ("unit_models: {hubert100: {MODEL}}", "hubert100: the name is taken"),
+        ("unit_models: {../a: {MODEL}}", "a name is"),
+        ("unit_models: {.a: {MODEL}}", "a name is"),
+        ("unit_models: {a/b: {MODEL}}", "a name is"),
+        ("unit_models: {a: {MODEL, checkpoint: b}}", "checkpoint b unknown"),
+        ("unit_models: {a: {MODEL, lm: {url: x.tgz}}}", "a.lm: x.tgz is relative"),
+        ("unit_models: {a: {MODEL, lm: {}}}", "either url or path"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://x/y', path: z}}}", "either url or path"),
+        ("unit_models: {a: {MODEL, lm: {url: 'file:///y'}}}", "http or https address"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://u:p@x/y'}}}", "http or https address"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://x/\u00e4'}}}", "http or https address"),
+        ("unit_models: {a: {MODEL, lm: {url: 'http://x/a b'}}}", "http or https address"),
+        ("checkpoints: {a: {url: 'http://x/a.pt', sha256: 12}}", "64 digits"),
+        ("checkpoints: {a: {path: x, sha256: SHA}}", "belong to a url"),
+        ("checkpoints: {a: {url: 'http://x/..'}}", "must end in a file name"),
+        ("checkpoints: {a: {url: 'http://x/%2e%2e%2fa.pt'}}", "must end in a file name"),
+        ("checkpoints: {a: {url: 'http://x/.a.pt'}}", "must end in a file name"),
+        ("checkpoints: {a: {url: 'http://x/download.py'}}", "must end in a file name"),
+        ("checkpoints: {a: {url: 'http://x/hubert_base_ls960.pt'}}", "would both be"),
+    ],
+)
+def test_a_table_that_cannot_be(workspace: Workspace, text: str, message: str) -> None:
+    own(
+        workspace,
+        text.replace("MODEL", "feature_type: hubert, clusters: 9").replace("SHA", "a" * 64),
+    )
+    with pytest.raises(UserError, match=message) as error:
+        unit_models(workspace)
+    assert OWN in str(error.value) and "\n" not in str(error.value)
+    assert not Path("evil").exists()
+
+
+def test_the_lookup_is_light() -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from pipeline.workspace import Workspace; "
+        "from pipeline.unit_models import unit_models; "
+        "start = time.process_time(); unit_models(Workspace(Path('/nowhere'))); "
+        "print(time.process_time() - start, [n for n in ('torch', 'numpy') if n in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    seconds, heavy = result.stdout.split(" ", 1)
+    assert heavy.strip() == "[]"
+    assert float(seconds) < 0.5
+
+
+def test_the_registry_says_each_thing_once() -> None:
+    assert REGISTRY.read_text().count(BASE) == 1

@@ -1,0 +1,23 @@
+"""The tasks as the runner builds them, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.config import load_config
+from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.fluent_commands.preprocessor import FluentCommands
+from preprocess.preprocessor import Preprocessor
+from preprocess.speech_commands.preprocessor import SpeechCommands
+
+TASKS = {"speech_commands": SpeechCommands, "fluent_commands": FluentCommands}
+
+
+def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
+    """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
+    task = TASKS[downstream]
+    path = REPOSITORY / "preprocess" / downstream / "config.yaml"
+    config = load_config(
+        task.config_class, path, ["fairseqrc.km_clusters=8", "fairseqrc.km_starts=2", *overrides]
+    )
+    return task(downstream, config, Workspace(workspace))

@@ -1,0 +1,175 @@
+"""HuBERT and wav2vec 2.0 against fairseq's own models, one file at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from preprocess.speech2unit import hubert as hubert_module
+from preprocess.speech2unit.fairseq_checkpoint import parse_conv_layers
+from preprocess.speech2unit.features import Source
+from preprocess.speech2unit.hubert import Hubert
+from preprocess.speech2unit.kmeans import KMeans
+from preprocess.speech2unit.w2v2 import Wav2Vec2
+from tests.preprocess import ssl_checkpoints
+from tests.preprocess.ssl_checkpoints import LARGE
+
+LENGTHS = [400, 719, 720, 5000, 16_000, 16_000, 16_000, 9_999, 21_337, 40_000, 4_321]
+
+
+@pytest.fixture(scope="module")
+def ragged() -> list[torch.Tensor]:
+    """Coloured noise of many lengths and levels, some lengths twice."""
+    rng = np.random.default_rng(0)
+    waves = []
+    for number, length in enumerate(LENGTHS):
+        noise = np.convolve(rng.standard_normal(length + 20), np.ones(21) / 21, "valid")
+        waves.append(torch.from_numpy(0.02 * (number + 1) * noise + 0.01 * number).float())
+    return waves
+
+
+@pytest.fixture(scope="module")
+def clips(data: Path) -> list[torch.Tensor]:
+    """Real clips, cut to ragged lengths."""
+    paths = sorted((data / "audio/speech_commands/speech_commands_v0.01").glob("*/*.wav"))[::20]
+    waves = [torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths]
+    return [wave[: len(wave) - 1111 * (i % 7)] for i, wave in enumerate(waves) if len(wave) > 9000]
+
+
+def hubert_alone(model: torch.nn.Module, wave: torch.Tensor, layer: int) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.extract_features(wave[None], output_layer=layer)[0][0]
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("settings", [{}, LARGE], ids=["base", "large"])
+def test_hubert_batches_equal_fairseq_on_each_file(tmp_path, ragged, settings, layer):
+    model = ssl_checkpoints.hubert(tmp_path / "hubert.pt", **settings)
+    reader = Hubert(Source(tmp_path / "hubert.pt", layer))
+    assert (reader.dim, reader.frame_rate, reader.min_samples) == (48, 50.0, 400)
+    with torch.inference_mode():
+        features = reader(ragged)
+    for wave, feature in zip(ragged, features, strict=True):
+        expected = hubert_alone(model, wave, layer)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(feature, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("stored", [True, False])
+def test_waveform_is_normalised_as_the_checkpoint_or_the_config_says(
+    tmp_path, ragged, stored, asked
+):
+    model = ssl_checkpoints.hubert(tmp_path / "hubert.pt", normalize=stored, **LARGE)
+    reader = Hubert(Source(tmp_path / "hubert.pt", 2, asked))
+    wave = ragged[3]
+    heard = torch.nn.functional.layer_norm(wave, wave.shape)
+    expected = hubert_alone(model, heard if (stored if asked is None else asked) else wave, 2)
+    torch.testing.assert_close(reader([wave])[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("rest", [0, 399, 400, 3000])
+def test_long_files_are_cut_as_published(tmp_path, ragged, monkeypatch, rest):
+    monkeypatch.setattr(hubert_module, "_PIECE", 16_000)
+    model = ssl_checkpoints.hubert(tmp_path / "hubert.pt", normalize=True)
+    wave = torch.cat([ragged[4], ragged[9]])[: 32_000 + rest]
+    heard = torch.nn.functional.layer_norm(wave, wave.shape)  # the whole file, then the pieces
+    pieces = [piece for piece in heard.split(16_000) if len(piece) >= 400]
+    expected = torch.cat([hubert_alone(model, piece, 2) for piece in pieces])
+    features = Hubert(Source(tmp_path / "hubert.pt", 2))([ragged[0], wave])
+    torch.testing.assert_close(features[1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"layer_norm_first": False}], ids=["large", "post-norm"])
+def test_wav2vec2_counts_layers_from_0_as_gslm_does(tmp_path, ragged, settings):
+    model = ssl_checkpoints.wav2vec2(tmp_path / "w2v2.pt", **settings)
+    reader = Wav2Vec2(Source(tmp_path / "w2v2.pt", 1, normalize=False))
+    with torch.inference_mode():
+        features = reader(ragged)
+        for wave, feature in zip(ragged, features, strict=True):
+            result = model(source=wave[None], mask=False, features_only=True, layer=1)
+            expected = result["layer_results"][1][0].squeeze(1)
+            torch.testing.assert_close(feature, expected, atol=1e-4, rtol=0)
+
+
+def test_units_of_real_clips_are_those_of_one_file_at_a_time(tmp_path, clips):
+    from sklearn.cluster import MiniBatchKMeans
+
+    model = ssl_checkpoints.hubert(tmp_path / "hubert.pt")
+    alone = [hubert_alone(model, wave, 2) for wave in clips]
+    kmeans = MiniBatchKMeans(50, random_state=0, n_init=1).fit(torch.cat(alone).numpy())
+    centres = kmeans.cluster_centers_
+    quantiser = KMeans(centres, torch.device("cpu"))
+    reader = Hubert(Source(tmp_path / "hubert.pt", 2))
+    features = []
+    with torch.inference_mode():
+        for start in range(0, len(clips), 16):
+            features += reader(clips[start : start + 16])
+    for ours, expected in zip(features, alone, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
+    units = torch.cat([quantiser(ours) for ours in features]).numpy()
+    published = np.concatenate([kmeans.predict(expected.numpy()) for expected in alone])
+    # a frame as far from two centres as float32 can tell has no one unit: leave it out, if rare
+    squares = np.square(torch.cat(alone).numpy()[:, None] - centres[None], dtype=float).sum(axis=2)
+    nearest = np.sort(squares, axis=1)
+    clear = nearest[:, 1] - nearest[:, 0] > 1e-4
+    assert np.array_equal(units[clear], published[clear])
+    assert clear.mean() > 0.999 and len(units) > 3000 and len(set(units)) > 40
+
+
+def test_wrong_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "hubert.pt"
+    with pytest.raises(UserError, match="checkpoint not found"):
+        Hubert(Source(path, 2))
+    ssl_checkpoints.wav2vec2(path)
+    with pytest.raises(UserError, match="its model is wav2vec2; expected hubert"):
+        Hubert(Source(path, 2))
+    ssl_checkpoints.hubert(path)
+    for layer in (None, 0, 4):
+        with pytest.raises(UserError, match="has the layers 1 to 3"):
+            Hubert(Source(path, layer))
+    changes = {
+        "encoder.layers.0.fc1.weight is missing": ("model", "encoder.layers.0.fc1.weight", None),
+        "has the shape": ("model", "encoder.layer_norm.weight", torch.ones(3)),
+        "layer_type=conformer is not supported": ("cfg", "layer_type", "conformer"),
+        "encoder_layers='many' is not what fairseq": ("cfg", "encoder_layers", "many"),
+        "extractor_mode=group is not": ("cfg", "extractor_mode", "group"),
+    }
+    for message, (part, key, value) in changes.items():
+        state = torch.load(path, weights_only=True)
+        target = state["model"] if part == "model" else state["cfg"]["model"]
+        target.pop(key, None)
+        if value is not None:
+            target[key] = value
+        torch.save(state, tmp_path / "changed.pt")
+        with pytest.raises(UserError, match=message):
+            Hubert(Source(tmp_path / "changed.pt", 2))
+
+
+def test_conv_layers_are_read_and_not_run(tmp_path):
+    released = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] + [(512,2,2)]"
+    assert parse_conv_layers(released, tmp_path) == tuple(eval(released))
+    sentinel = tmp_path / "ran"
+    ssl_checkpoints.hubert(tmp_path / "hubert.pt")
+    state = torch.load(tmp_path / "hubert.pt", weights_only=True)
+    state["cfg"]["model"]["conv_feature_layers"] = f"[open({str(sentinel)!r}, 'w')]"
+    torch.save(state, tmp_path / "hubert.pt")
+    with pytest.raises(UserError, match="conv_feature_layers"):
+        Hubert(Source(tmp_path / "hubert.pt", 2))
+    assert not sentinel.exists()
+
+
+@given(st.text(alphabet="[](),+* 0123456789x", max_size=40))
+def test_any_conv_layers_text_is_read_or_refused(text):
+    try:
+        layers = parse_conv_layers(text, Path("file"))
+    except UserError:
+        return
+    assert list(layers) == list(eval(text.replace(" ", "")))

@@ -1,0 +1,221 @@
+"""Quantising a corpus: killed and resumed, by several ranks, by shards, with bad audio."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.errors import UserError
+from pipeline.locks import holding
+from pipeline.ranks import Ranks
+from pipeline.rows import SPLITS, read_rows
+from pipeline.workspace import REPOSITORY
+from preprocess.learning import learn_kmeans
+from preprocess.preprocessor import Preprocessor
+from preprocess.quantizing import Shard, merge_shards, quantize, quantize_shard
+from tests.conftest import stage
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
+
+SMALL_BLOCKS = ("fairseqrc.batch_seconds=0.2", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
+COUNTS = {"train": 40, "valid": 9, "test": 7}
+
+
+def intents(workspace: Path) -> Preprocessor:
+    """fluent_commands in this process, in many small blocks."""
+    return preprocessor("fluent_commands", workspace, *SMALL_BLOCKS)
+
+
+def command(workspace: Path) -> list[str]:
+    """The same quantising as a command line, less the interpreter."""
+    runner = str(REPOSITORY / "preprocess" / "runner.py")
+    options = ["--downstream", "fluent_commands", "--workspace", str(workspace)]
+    return [runner, *options, "--action", "quantized", "--set", *SMALL_BLOCKS]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A workspace with a corpus of ragged tones, its manifests and k-means."""
+    workspace = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    labels = [("start", "lamp", "none"), ("stop", "heat", "kitchen")]
+    splits = {split: [rng.choice(labels) for _ in range(n)] for split, n in COUNTS.items()}
+    splits["train"][:2] = labels
+    root = corpora.fluent_commands(workspace / "corpora" / "fluent_commands", splits)
+    for number, path in enumerate(sorted(root.rglob("*.wav"))):
+        corpora.write(path, corpora.tone(rng.uniform(0.1, 0.6), 90 + 7 * number))
+    task = intents(workspace)
+    task.generate_manifest()
+    learn_kmeans([task])
+    return workspace
+
+
+@pytest.fixture
+def workspace(prepared, tmp_path) -> Path:
+    """A copy of ``prepared`` to write in; the audio is read where it lies."""
+    shutil.copytree(intents(prepared).manifest, intents(tmp_path).manifest)
+    shutil.copytree(prepared / "pretrained_models", tmp_path / "pretrained_models")
+    return tmp_path
+
+
+def quantized(workspace: Path) -> dict[str, bytes]:
+    return {split: (intents(workspace).quantized / split).read_bytes() for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def expected(prepared) -> dict[str, bytes]:
+    quantize(intents(prepared), Ranks(), skip_bad=False)
+    return quantized(prepared)
+
+
+def blocks(workspace: Path) -> Path:
+    return intents(workspace).quantized / "blocks"
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
+    rng = random.Random(1)
+    seen = set()
+    for _ in range(3):  # each time killed when a few more blocks are there
+        before = len(list(blocks(workspace).glob("*.jsonl")))
+        process = subprocess.Popen([sys.executable, *command(workspace)], stdout=subprocess.DEVNULL)
+        more = rng.randint(1, 4)
+        while len(list(blocks(workspace).glob("*.jsonl"))) < before + more:
+            assert process.poll() is None, "it finished before it could be killed"
+            time.sleep(0.001)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        seen.add(len(list(blocks(workspace).glob("*.jsonl"))))
+    assert len(seen) > 1
+    quantize(intents(workspace), Ranks(), skip_bad=False)
+    assert "going on after an earlier run" in capsys.readouterr().out
+    assert quantized(workspace) == expected
+    assert not blocks(workspace).exists()
+    quantize(intents(workspace), Ranks(), skip_bad=False)
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_another_manifest_starts_anew(workspace, expected, capsys):
+    quantize(intents(workspace), Ranks(), skip_bad=False)
+    manifest = intents(workspace).manifest / "valid.tsv"
+    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
+    quantize(intents(workspace), Ranks(), skip_bad=False)
+    assert "is there already" not in capsys.readouterr().out
+    changed = quantized(workspace)
+    assert changed["train"] == expected["train"]
+    assert changed["valid"] == b"".join(expected["valid"].splitlines(keepends=True)[:-1])
+
+
+def test_torchrun_gives_the_same_bytes(workspace, expected):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3"]
+    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    result = subprocess.run(
+        [*torchrun, *command(workspace)], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert quantized(workspace) == expected
+    assert result.stdout.count("train: 40 files") == 1  # said once, not by every rank
+
+
+def test_shards_and_their_merge(workspace, expected, capsys):
+    task = intents(workspace)
+
+    def merge_fails(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            merge_shards(task, skip_bad=False)
+
+    merge_fails("no shard is finished")
+    quantize_shard(task, Shard(2, 3))
+    merge_fails("of 3 shards, 0, 1 missing")
+    quantize_shard(task, Shard(0, 3))
+    quantize_shard(task, Shard(0, 3))
+    assert "done already" in capsys.readouterr().out
+    quantize_shard(task, Shard(0, 2))
+    merge_fails("work was done twice")
+    (blocks(workspace) / "shard-0-of-2.json").unlink()
+    quantize_shard(task, Shard(1, 3))
+    lost = blocks(workspace) / "valid-000001.jsonl"
+    content = lost.read_bytes()
+    lost.unlink()
+    merge_fails("valid-000001 is missing")
+    lost.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
+    merge_fails("valid-000001.jsonl: not what")
+    lost.write_bytes(content)
+    merge_shards(task, skip_bad=False)
+    assert quantized(workspace) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num_shards", 3, "--shard", 3), "expected 0 to 2"),
+        (("--shard", 1), "give both"),
+        (("--num_shards", 3), "give both"),
+    ],
+)
+def test_bad_shards_on_the_command_line(tmp_path, options, message):
+    arguments = ("--action", "quantized", "--workspace", tmp_path, *options)
+    assert message in stage("preprocess/runner.py", *arguments, code=2)
+
+
+def test_a_second_run_at_the_same_time_is_refused(workspace):
+    task = intents(workspace)
+    with holding(task.quantized / ".lock"):
+        for again in (
+            lambda: quantize(task, Ranks(), skip_bad=False),
+            lambda: quantize_shard(task, Shard(0, 2)),
+            lambda: merge_shards(task, skip_bad=False),
+        ):
+            with pytest.raises(UserError, match="another process is writing there"):
+                again()
+
+
+def test_bad_audio_loses_nothing_good(tmp_path, capsys):
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+    task = intents(tmp_path)
+    task.generate_manifest()
+    learn_kmeans([task])
+    bad, other = (root / f"wavs/speakers/{name}.wav" for name in ("train/1", "test/0"))
+    kept = bad.read_bytes()
+    soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
+    other.write_bytes(other.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
+        quantize(task, Ranks(), skip_bad=False)
+    report = task.quantized / "bad_audio.txt"
+    assert len(report.read_text().splitlines()) == 2
+    assert not (task.quantized / "train").exists()
+
+    quantize(task, Ranks(), skip_bad=True)
+    task.postprocess()
+    assert "1 rows left out" in capsys.readouterr().out
+    assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [2, 1, 1]
+
+    bad.write_bytes(kept)  # repaired: only what was bad is computed again
+    stored = {path: path.stat().st_mtime_ns for path in blocks(tmp_path).glob("*.jsonl")}
+    with pytest.raises(UserError, match=r"1 audio file\(s\).*test/0\.wav"):
+        quantize(task, Ranks(), skip_bad=False)
+    assert sum(path.stat().st_mtime_ns != stored[path] for path in stored) == 2
+    quantize(task, Ranks(), skip_bad=True)
+    task.postprocess()
+    assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
+
+
+def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+    (root / "wavs/speakers/train/2.wav").write_text("not audio")
+    task = intents(tmp_path)
+    with pytest.raises(UserError, match="not readable audio"):
+        task.generate_manifest()
+    task.skip_bad = True
+    task.generate_manifest()
+    said = capsys.readouterr().out
+    assert "left out" in said and "train: 2 utterances" in said

@@ -1,0 +1,112 @@
+"""The stream of audio through features: order, blocks, batches, threads, memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from preprocess.manifest import Entry
+from preprocess.speech2unit.audio import BadAudio
+from preprocess.speech2unit.features import Source
+from preprocess.speech2unit.logmel import LogMel
+from preprocess.speech2unit.stream import BATCHES_A_BLOCK, Block, Encoder, cut_blocks
+from tests.preprocess.corpora import tone, write
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tuple:
+    """A folder of 30 tones of different lengths, and their entries."""
+    root = tmp_path_factory.mktemp("tones")
+    entries = []
+    for number, seconds in enumerate(np.random.default_rng(0).uniform(0.1, 0.9, 30)):
+        write(root / f"{number}.wav", tone(seconds, 80 + 10 * number))
+        entries.append(Entry(f"{number}.wav", int(seconds * 16_000), 0, f"{number}.wav", "0"))
+    return root, entries
+
+
+@pytest.fixture
+def threads():
+    """Set torch's threads, as the computing threads are counted from them."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def encode(reader, root, entries: Sequence[Entry], batch_seconds: float) -> list:
+    encoder = Encoder(reader, lambda features: features, CPU, batch_seconds)
+    blocks = cut_blocks("all", root, entries, batch_seconds)
+    return [result for encoded in encoder(blocks) for result in encoded.results]
+
+
+@pytest.mark.parametrize("batch_seconds", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_entry_gets_its_own_features_in_order(corpus, threads, batch_seconds, count):
+    root, entries = corpus
+    threads(count)
+    reader = LogMel(Source())
+    together = encode(reader, root, entries, batch_seconds)
+    for entry, features in zip(entries, together, strict=True):
+        (alone,) = encode(reader, root, [entry], batch_seconds)
+        torch.testing.assert_close(features, alone, atol=1e-4, rtol=0)
+
+
+def test_results_do_not_depend_on_threads(corpus, threads):
+    root, entries = corpus
+    found = []
+    for count in (1, 4):
+        threads(count)
+        found.append(torch.cat(encode(LogMel(Source()), root, entries, 1.0)))
+    assert torch.equal(*found)
+
+
+def test_blocks_cover_the_entries_and_end_at_their_limit(corpus):
+    root, entries = corpus
+    blocks = cut_blocks("train", root, entries, 0.5)
+    assert [entry for block in blocks for entry in block.entries] == entries
+    assert len({block.name for block in blocks}) == len(blocks) > 3
+    most = BATCHES_A_BLOCK * 0.5 * 16_000
+    for block in blocks[:-1]:
+        assert sum(entry.frames for entry in block.entries[:-1]) < most
+        assert sum(entry.frames for entry in block.entries) >= most
+
+
+def test_bad_files_keep_their_place(corpus):
+    root, entries = corpus
+    absent = Entry("absent.wav", 16_000, 0, "absent.wav", "0")
+    brief = entries[0]._replace(frames=300)
+    results = encode(LogMel(Source()), root, [entries[1], absent, brief, entries[2]], 1.0)
+    kinds = [isinstance(result, BadAudio) for result in results]
+    assert kinds == [False, True, True, False]
+    assert "does not exist" in str(results[1]) and "shorter than one frame" in str(results[2])
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+    """Audio is read only a few blocks ahead of what was taken."""
+    loaded = []
+
+    class Counting(LogMel):
+        def __call__(self, waveforms):
+            loaded.append(len(waveforms))
+            return super().__call__(waveforms)
+
+    write(tmp_path / "a.wav", tone(0.5, 100))
+    entry = Entry("a.wav", 8_000, 0, "a.wav", "0")
+    blocks = [Block(f"all-{number}", tmp_path, [entry] * 4) for number in range(50)]
+    encoder = Encoder(Counting(Source()), lambda features: None, CPU, 100.0)
+    for taken, _ in enumerate(encoder(blocks), start=1):
+        assert len(loaded) <= taken + 8
+    assert len(loaded) == 50
+
+
+def test_an_error_in_a_thread_reaches_the_caller(corpus):
+    root, entries = corpus
+
+    def broken(features: torch.Tensor) -> None:
+        raise RuntimeError("no room on the card")
+
+    encoder = Encoder(LogMel(Source()), broken, CPU, 1.0)
+    with pytest.raises(RuntimeError, match="no room"):
+        list(encoder(cut_blocks("all", root, entries, 1.0)))

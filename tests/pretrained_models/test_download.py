@@ -1,0 +1,240 @@
+"""The script as a user calls it, against a server on localhost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from pipeline.errors import run
+from pretrained_models.download import main
+from tests.conftest import REPOSITORY, stage
+from tests.pretrained_models.remote import Remote
+
+SCRIPT = "pretrained_models/download.py"
+GSLM = "/textless_nlp/gslm"
+KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.tgz"
+SPEECH = b"speech model" * 20_000
+
+
+def archive(**files: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"logmel50_lm/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+GOOD_LM = archive(**{"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"})
+
+
+@pytest.fixture
+def mirror(remote: Remote) -> Remote:
+    """Holds what logmel50 needs, and a wrong HuBERT."""
+    remote.files = {
+        KMEANS: b"centres",
+        LM: GOOD_LM,
+        "/hubert/hubert_base_ls960.pt": b"not it",
+        "/mine.pt": SPEECH,
+    }
+    return remote
+
+
+def download(mirror: Remote, workspace: Path, *args: object, code: int = 0) -> str:
+    """The script in this process: its start alone takes longer than all that it does here."""
+    flags = ["--workspace", workspace, "--base_url", mirror.url, "--timeout", 5]
+    printed = io.StringIO()
+    found = 0
+    with (
+        mock.patch.object(sys, "argv", [SCRIPT, *map(str, [*args, *flags])]),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        try:
+            run(main)
+        except SystemExit as leaving:
+            found = leaving.code
+    assert found == code, printed.getvalue()
+    return printed.getvalue()
+
+
+def here(workspace: Path) -> dict[str, bytes]:
+    folder = workspace / "pretrained_models"
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "downloaded.json"
+    }
+
+
+WHOLE = {
+    "logmel50_km.bin": b"centres",
+    "logmel50_lm/checkpoint_best.pt": b"weights" * 9000,
+    "logmel50_lm/dict.txt": b"0 1\n",
+}
+
+
+def test_a_unit_model_comes_whole_and_once(mirror: Remote, tmp_path: Path) -> None:
+    assert "logmel50     none                             missing    missing" in download(
+        mirror, tmp_path, "--list"
+    )
+    printed = download(mirror, tmp_path, "logmel50")
+    assert "next: python preprocess/runner.py" in printed
+    assert here(tmp_path) == WHOLE
+    assert len(mirror.requests) == 2
+    printed = download(mirror, tmp_path, "logmel50", "logmel50")
+    assert printed.count("here already") == 2
+    assert len(mirror.requests) == 2, "nothing is asked for twice"
+    assert "logmel50     none                             here       here" in download(
+        mirror, tmp_path, "--list"
+    )
+    assert download(mirror, tmp_path, "--verify").count("verified") == 2
+
+
+def test_only_what_is_asked_for(mirror: Remote, tmp_path: Path) -> None:
+    download(mirror, tmp_path, "logmel50", "--only", "kmeans")
+    assert [path for path, _ in mirror.requests] == [KMEANS]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_verify_sees_a_flipped_bit(mirror: Remote, tmp_path: Path, name: str) -> None:
+    download(mirror, tmp_path, "logmel50")
+    path = tmp_path / "pretrained_models" / name
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert str(path) in download(mirror, tmp_path, "--verify", "logmel50", code=2)
+    path.write_bytes(content[1:])
+    assert str(path) in download(mirror, tmp_path, "logmel50", code=2), "without reading it whole"
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    "url, lost", [(KMEANS, "logmel50_km.bin"), (LM, "logmel50_lm")], ids=["kmeans", "lm"]
+)
+def test_a_later_download_is_held_to_the_first(
+    mirror: Remote, tmp_path: Path, url: str, lost: str
+) -> None:
+    download(mirror, tmp_path, "logmel50")
+    folder = tmp_path / "pretrained_models"
+    (folder / lost).rename(tmp_path / "lost")
+    first = mirror.files[url]
+    mirror.files[url] = b"something else of the same size"[: len(first)].ljust(len(first))
+    printed = download(mirror, tmp_path, "logmel50", code=1)
+    assert "downloaded.json" in printed and hashlib.sha256(first).hexdigest() in printed
+    assert not (folder / lost).exists()
+    assert not list(folder.glob(".*"))
+    mirror.files[url] = first
+    download(mirror, tmp_path, "logmel50")
+    assert here(tmp_path) == WHOLE
+
+
+def test_the_published_hash_is_asked_for(mirror: Remote, tmp_path: Path) -> None:
+    printed = download(mirror, tmp_path, "hubert50", code=1)
+    assert "1703cf8d2cdc76f8c046f5f6a9bcd224e0e6caf4744cad1a1f4199c32cac8c8d" in printed
+    assert printed.strip().count("\n") == 0
+    assert here(tmp_path) == {}
+
+
+def test_what_a_user_put_there_is_checked_and_never_removed(mirror: Remote, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrained_models"
+    folder.mkdir()
+    (folder / "hubert_base_ls960.pt").write_bytes(b"another HuBERT")
+    printed = download(mirror, tmp_path, "hubert50", "--only", "checkpoint", code=2)
+    assert "1703cf8d" in printed and "remove" in printed
+    (folder / "logmel50_km.bin").write_bytes(b"by hand")
+    (folder / "logmel50_lm.tgz").write_bytes(GOOD_LM)
+    download(mirror, tmp_path, "logmel50")
+    assert not mirror.requests
+    assert here(tmp_path) == WHOLE | {
+        "hubert_base_ls960.pt": b"another HuBERT",
+        "logmel50_km.bin": b"by hand",
+        "logmel50_lm.tgz": GOOD_LM,
+    }
+
+
+def test_an_lm_that_was_trained_here_stays(mirror: Remote, tmp_path: Path) -> None:
+    folder = tmp_path / "pretrained_models" / "logmel50_lm"
+    folder.mkdir(parents=True)
+    (folder / "dict.txt").write_text("ours")
+    assert "move the folder away" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
+    (folder / "checkpoint_best.pt").write_text("ours")
+    assert "kept" in download(mirror, tmp_path, "logmel50", "--only", "lm")
+    assert set(here(tmp_path).values()) == {b"ours"}
+    assert not mirror.requests
+
+
+def test_a_bad_archive_leaves_nothing(mirror: Remote, tmp_path: Path) -> None:
+    mirror.files[LM] = archive(**{"checkpoint_best.pt": b"weights"})
+    assert "no dict.txt" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
+    mirror.files[LM] = GOOD_LM[:-100]
+    assert "cut short" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
+    assert not list((tmp_path / "pretrained_models").iterdir())
+
+
+def test_a_killed_download_goes_on(mirror: Remote, tmp_path: Path) -> None:
+    own_table(tmp_path, f"url: {mirror.url}/mine.pt")
+    mirror.plan = [{"stall": 100_000}]
+    command = [sys.executable, str(REPOSITORY / SCRIPT), "one", "--workspace", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    part = tmp_path / "pretrained_models" / ".mine.pt.part"
+    assert mirror.stalled.wait(20)
+    while not (part.exists() and part.stat().st_size == 100_000):
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert "partial" in download(mirror, tmp_path, "--list", "one")
+    download(mirror, tmp_path, "one", "two", "--only", "checkpoint")
+    assert mirror.ranges() == [None, "bytes=100000-"], "and what two share comes once"
+    assert (tmp_path / "pretrained_models" / "mine.pt").read_bytes() == SPEECH
+    assert not part.exists()
+
+
+def own_table(workspace: Path, checkpoint: str) -> None:
+    model = "{feature_type: hubert, checkpoint: mine, layer: 6, clusters: 9}"
+    folder = workspace / "pretrained_models"
+    folder.mkdir(exist_ok=True)
+    (folder / "my_unit_models.yaml").write_text(
+        f"checkpoints: {{mine: {{{checkpoint}}}}}\nunit_models: {{one: {model}, two: {model}}}\n"
+    )
+
+
+def test_a_file_of_ones_own_is_never_downloaded(mirror: Remote, tmp_path: Path) -> None:
+    own_table(tmp_path, "path: elsewhere/mine.pt")
+    assert "elsewhere/mine.pt: not found" in download(mirror, tmp_path, "one", code=2)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.pt").touch()
+    assert "mine.pt: here, your own" in download(mirror, tmp_path, "one")
+    assert not mirror.requests
+
+
+def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path) -> None:
+    assert "hubert100, hubert200, cpc50" in stage(SCRIPT, "--workspace", tmp_path, code=2)
+    assert "hubert1000: unknown" in download(mirror, tmp_path, "logmel50", "hubert1000", code=2)
+    assert not mirror.requests, "names are checked first"
+    records = tmp_path / "pretrained_models" / "downloaded.json"
+    records.parent.mkdir()
+    for damage in ("{", "[]", '{"a": {"size": 3}}', json.dumps({"a": {"sha256": "x", "size": 1}})):
+        records.write_text(damage)
+        assert str(records) in download(mirror, tmp_path, "logmel50", code=2)
+
+
+def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
+    url = remote.url
+    remote.stop()
+    flags = ["--workspace", tmp_path, "--base_url", url]
+    printed = stage(SCRIPT, "logmel50", *flags, code=1)
+    assert printed.count("\n") == 1
+    path = tmp_path / "pretrained_models" / "logmel50_km.bin"
+    assert url + KMEANS in printed and str(path) in printed
