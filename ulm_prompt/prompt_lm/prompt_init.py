@@ -75,4 +75,4 @@ def _from_tokens(
             unit_logit = query * math.sqrt(query.shape[1]) / query.square().sum(1, keepdim=True)
             prompt.keys[index] -= QUIET_LOGITS * unit_logit.flatten()
             prompt.values[index] = values.mean(0).lerp(prompt.values[index], QUIET_VALUES)
-        x, _ = model.block(layer, x, None, mask)
+        x = model.block(layer, x, None, mask)
