@@ -49,6 +49,8 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     ]  # fmt: skip
     if not torch.cuda.is_available():
         common.append("--cpu")
+    # ranks send each other a resumed state as a torch file with this, a number, for each tensor
+    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, [str(flag) for flag in (*flags, *common)])
     cfg = convert_namespace_to_omegaconf(args)
