@@ -22,6 +22,7 @@ EPOCH = 8  # updates: 203 rows in batches of 27
 PROMPT = ("batch_size=27", "max_epoch=3", "patience=0")
 PROJECTED = ("space=projected", "init=quiet", "loss_on=answer", "batch_size=36", "update_freq=2")
 LM = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "max_update=9",
+      "lr=0.01", "warmup_updates=1", "clip_norm=0.0",
       "decoder_attention_heads=2", "tokens_per_sample=64", "topics=2",
       "max_tokens=400")  # fmt: skip
 
@@ -119,7 +120,8 @@ def test_two_ranks_train_as_one(
         assert task == "ulm" or utterances == expected[update][1]
     theirs = weights(trained, task, unit_model, first)
     for name, tensor in weights(trained, task, unit_model, second).items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
+        if "k_proj.bias" not in name:  # shifts all of a query's logits alike: its gradient is noise
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
 
 
 def test_one_run_at_a_time_on_one_output(trained: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from .gradient_scale import FLOAT16_SCALE, scale_gradient
+from .lean_relu import activate
 from .projection import KEYS, VALUES, in_input_space
 from .prompt import Prompt
 
@@ -202,7 +203,7 @@ class PromptLanguageModel(BaseFairseqModel):
         )  # (B, H, Q, D/H)
         attended = attention.out_proj(attended.transpose(1, 2).flatten(2))
         x = x + layer.dropout_module(attended)
-        hidden = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
+        hidden = activate(layer, layer.fc1(layer.final_layer_norm(x)))
         return x + layer.dropout_module(layer.fc2(hidden))
 
     def logits(self, x: Tensor) -> Tensor:
