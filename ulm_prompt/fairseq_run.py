@@ -54,6 +54,7 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, [str(flag) for flag in (*flags, *common)])
     cfg = convert_namespace_to_omegaconf(args)
+    cfg.common.tpu = False  # it takes --bf16 for a wish to run on a TPU
     # fairseq keeps the best score and the patience in its functions: forget an earlier run's
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_cli.train.should_stop_early).clear()

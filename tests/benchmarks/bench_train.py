@@ -6,6 +6,7 @@ python -m tests.benchmarks.bench_train [--units DIR] [--steps N] [--dtype DTYPE]
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -177,12 +178,16 @@ def resident(field: str) -> float:
 
 
 def compare_memory(shape: str, units: Path, dtype: str) -> None:
+    """Print one line: what a step needs both ways."""
     found = {}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back
     for name, its_dtype in (("published", "float32"), ("ours", dtype)):
         module = "tests.benchmarks.bench_train"
         command = [sys.executable, "-m", module, "--memory_of", name, shape]
         command += ["--units", str(units), "--dtype", its_dtype]
-        result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
         found[name] = [int(word) for word in result.stdout.split()]
     (theirs, their_peak), (ours, our_peak) = found["published"], found["ours"]
     print(

@@ -1,4 +1,6 @@
-"""Training on two ranks (gloo, by torchrun) against one process."""
+"""Training runs side by side: two ranks (gloo, by torchrun) and one process, accumulated batches
+and large ones, half precision and float32.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from ulm_prompt.curves import valid_curve
+from ulm_prompt.prompt_lm import checkpoint
 
 UNIT_MODEL = "tiny100"
+TUNED = ("lm_dropout=0.0", "warmup_updates=1", "batch_size=27")
 EPOCH = 8  # updates: 203 rows in batches of 27
 # 27 rows: shares of 14 and 13; the last batch of 14; one utterance of valid stands alone
 PROMPT = ("batch_size=27", "max_epoch=3", "patience=0")
@@ -63,6 +67,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             prompt(root, "one"),
             prompt(root, "one_projected", *projected),
             unit_lm(root, "one", "update_freq=4"),
+            prompt(root, "large", "prompt_dropout=0.0", "batch_size=203"),
+            prompt(root, "accumulated", "prompt_dropout=0.0", "batch_size=51", "update_freq=4"),
+            prompt(root, "bfloat16", "dtype=bfloat16"),
+            [*prompt(root, "float16"), "--dtype", "float16"],
+            [*prompt(root, "tuned", *TUNED), "--fine_tune"],
+            [*prompt(root, "tuned_bfloat16", *TUNED, "dtype=bfloat16"), "--fine_tune"],
+            unit_lm(root, "bfloat16", "update_freq=4", "dtype=bfloat16"),
         ],
     )
     assert one.returncode == 0, one.stderr
@@ -102,10 +113,11 @@ def weights(root: Path, task: str, unit_model: str, date: str) -> dict[str, torc
         ("KS", UNIT_MODEL, "one", "two"),
         ("KS", UNIT_MODEL, "one_projected", "two_projected"),
         ("KS", UNIT_MODEL, "one", "killed"),
+        ("KS", UNIT_MODEL, "large", "accumulated"),
         ("ulm", "ulm100", "one", "two"),
     ],
 )
-def test_two_ranks_train_as_one(
+def test_the_same_batches_train_the_same_prompt(
     trained: Path, task: str, unit_model: str, first: str, second: str
 ) -> None:
     """The same curve and the same weights: batches that do not divide by two, batches that one rank
@@ -117,11 +129,39 @@ def test_two_ranks_train_as_one(
     assert found.keys() == expected.keys()
     for update, (loss, utterances) in found.items():
         assert loss == pytest.approx(expected[update][0], rel=1e-4)
-        assert task == "ulm" or utterances == expected[update][1]
+        assert task == "ulm" or first == "large" or utterances == expected[update][1]
     theirs = weights(trained, task, unit_model, first)
     for name, tensor in weights(trained, task, unit_model, second).items():
         if "k_proj.bias" not in name:  # shifts all of a query's logits alike: its gradient is noise
             torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("task", "unit_model", "first", "second"),
+    [
+        ("KS", UNIT_MODEL, "one", "bfloat16"),
+        ("KS", UNIT_MODEL, "one", "float16"),
+        ("KS", UNIT_MODEL, "tuned", "tuned_bfloat16"),
+        ("ulm", "ulm100", "one", "bfloat16"),
+    ],
+)
+def test_half_precision_learns_as_float32(
+    trained: Path, task: str, unit_model: str, first: str, second: str
+) -> None:
+    """The prompt itself stays in float32; a whole LM does not."""
+    expected, found = (curve(trained, task, unit_model, date) for date in (first, second))
+    assert found.keys() == expected.keys() and found != expected
+    for update, (loss, _) in found.items():
+        assert loss == pytest.approx(expected[update][0], rel=0.02)
+    is_half = [
+        torch.equal(tensor, tensor.bfloat16().float())
+        for tensor in weights(trained, task, unit_model, second).values()
+        if tensor.abs().sum() > 0
+    ]
+    assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
+    if task == "KS":
+        card = checkpoint.read_card(Workspace(trained).checkpoints(task, unit_model, second))
+        assert card.training["dtype"] in second
 
 
 def test_one_run_at_a_time_on_one_output(trained: Path) -> None:
