@@ -65,7 +65,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
 
 
 def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
-    """Check all that can be checked without training, and write the run's card."""
+    """Check all that can be checked without training; write nothing."""
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
     length = args.prefix_prompt_length
@@ -100,7 +100,6 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         training=dataclasses.asdict(recipe),
         data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
     )
-    checkpoint.begin(save_dir, card)
     flags = [
         str(data_bin),
         "--task", "unit_prompt",
@@ -111,8 +110,15 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         *(["--fine-tune"] if args.fine_tune else []),
         *fairseq_flags(recipe, args.fine_tune),
     ]  # fmt: skip
-    print(f"{pair.task} {pair.unit_model}: recipe {recipe_name} -> {save_dir}")
     return Run(flags, card)
+
+
+def begin(card: Card, save_dir: Path) -> None:
+    """Write the run's card, unless another run lies there."""
+    from ulm_prompt.prompt_lm import checkpoint
+
+    checkpoint.begin(save_dir, card)
+    print(f"{card.task} {card.unit_model}: recipe {card.recipe} -> {save_dir}")
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
@@ -120,9 +126,10 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     workspace = Workspace(args.workspace)
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
+    run = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir / ".lock")))
-        run = on_main(here, lambda: prepare(args, pair, save_dir))
+        on_main(here, lambda: begin(run.card, save_dir))
 
         from ulm_prompt.fairseq_run import train
 

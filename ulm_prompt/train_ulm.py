@@ -149,20 +149,27 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(args: argparse.Namespace, workspace: Workspace, save_dir: Path) -> list[object]:
-    """Check the settings, write the text and its binaries; return fairseq's flags."""
+def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecipe:
+    """Check the settings; write nothing."""
     from ulm_prompt.prompt_lm.precision import dtype_to_train_in
 
     asked = [f"dtype={args.dtype}"] if args.dtype else []
     recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", [*args.set, *asked])
     if recipe.dtype not in DTYPES:
         raise UserError(f"dtype={recipe.dtype}: expected one of {', '.join(DTYPES)}")
-    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
     if recipe.topics and recipe.sample_break_mode != "eos":
         raise UserError(f"topics={recipe.topics}: needs sample_break_mode=eos")
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
+    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
+    return recipe
+
+
+def prepare(
+    args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
+) -> list[object]:
+    """Write the text and its binaries; return fairseq's flags."""
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -188,8 +195,9 @@ def main() -> None:
     save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
     folder = workspace.lm(args.unit_model)
     with process_group(here), contextlib.ExitStack() as stack:
+        recipe = on_main(here, lambda: choose_recipe(args, workspace))
         on_main(here, lambda: stack.enter_context(holding(save_dir / ".lock")))
-        flags = on_main(here, lambda: prepare(args, workspace, save_dir))
+        flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.fairseq_run import train
 
