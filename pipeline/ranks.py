@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 from pipeline.errors import UserError
+
+T = TypeVar("T")
 
 
 class Ranks(NamedTuple):
@@ -64,3 +67,30 @@ def wait_for_all(here: Ranks) -> None:
         from torch import distributed
 
         distributed.barrier()
+
+
+def on_main(here: Ranks, work: Callable[[], T]) -> T:
+    """Do ``work`` on the main rank while the others wait; every rank returns what it returned.
+
+    Where it raises, the main rank raises that, and the others exit with code 1 and no word of
+    their own.
+    """
+    if here.world == 1:
+        return work()
+    from torch import distributed
+
+    outcome = [None, False]  # the result, and whether there is one
+    try:
+        if here.main:
+            outcome = [work(), True]
+    finally:  # the others must hear of a failure too
+        distributed.broadcast_object_list(outcome)
+    if not outcome[1]:
+        sys.exit(1)
+    return outcome[0]
+
+
+def speak_on_main_alone(here: Ranks) -> None:
+    """From here on what other ranks print goes nowhere; their errors still go to stderr."""
+    if not here.main:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")

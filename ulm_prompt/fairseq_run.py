@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from pipeline.errors import UserError
+from pipeline.ranks import Ranks, on_main
 
 LAST = "checkpoint_last.pt"
 USER_DIR = Path(__file__).resolve().parent / "prompt_lm"
@@ -22,21 +22,22 @@ _LOGGERS = ("train_inner", "valid")
 _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "done training")
 
 
-def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
+def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -> None:
     """Run fairseq-train with ``flags``; resume when ``save_dir`` holds a last checkpoint.
 
     The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
-    is one; several by ``torchrun``.
+    is one. Every rank calls this, within ``pipeline.ranks.process_group``; the main one writes.
     """
     import fairseq_cli.train
     from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
 
-    if not (save_dir / LAST).exists():
-        (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
-    log_dir.mkdir(parents=True, exist_ok=True)
-    _show_the_essential(log_dir / "train.log")
+    if here.main:
+        if not (save_dir / LAST).exists():
+            (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
+        log_dir.mkdir(parents=True, exist_ok=True)
+    _show_the_essential(log_dir / "train.log" if here.main else None)
     common = [
         "--user-dir", USER_DIR,
         "--save-dir", save_dir,
@@ -44,31 +45,51 @@ def train(flags: Sequence[str], save_dir: Path, log_dir: Path) -> None:
         "--no-epoch-checkpoints",
         "--num-workers", 0,
         "--data-buffer-size", 2,
+        *_distributed(here),
     ]  # fmt: skip
     if not torch.cuda.is_available():
         common.append("--cpu")
-    if "WORLD_SIZE" not in os.environ:  # not torchrun: one process, however many GPUs there are
-        common += ["--distributed-world-size", 1]
+    # ranks send each other a resumed state as a torch file with this, a number, for each tensor
+    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, [str(flag) for flag in (*flags, *common)])
     cfg = convert_namespace_to_omegaconf(args)
+    cfg.common.tpu = False  # it takes --bf16 for a wish to run on a TPU
     # fairseq keeps the best score and the patience in its functions: forget an earlier run's
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_cli.train.should_stop_early).clear()
-    if _is_finished(save_dir / LAST, cfg):
+    if on_main(here, lambda: _is_finished(save_dir / LAST, cfg)):
         print(f"{save_dir}: this run has finished; nothing to train")
         return
     try:
         distributed_utils.call_main(cfg, fairseq_cli.train.main)
     except FloatingPointError as error:
+        if not here.main:
+            sys.exit(1)  # every rank has the same gradients: one of them tells
         raise UserError(f"training diverged ({error}); lower the learning rate") from None
     except RuntimeError as error:
-        for partial in save_dir.glob("*.pt.tmp"):
+        for partial in save_dir.glob("*.pt.tmp") if here.main else ():
             partial.unlink()
         if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
             reason = "cannot write a checkpoint (disk full?)"
             raise OSError(errno.ENOSPC, reason, str(save_dir)) from None
         raise
+
+
+def _distributed(here: Ranks) -> list[object]:
+    """fairseq's flags for this rank. It would guess: one rank for each GPU, none without a GPU."""
+    flags: list[object] = ["--distributed-world-size", here.world]
+    if here.world == 1:
+        return flags
+    return [
+        *flags,
+        "--distributed-rank", here.rank,
+        "--device-id", here.local,
+        "--distributed-init-method", "env://",
+        "--distributed-no-spawn",
+        "--distributed-backend", "nccl" if torch.cuda.is_available() else "gloo",
+        "--ddp-backend", "legacy_ddp",  # torch's own needs GPUs, and a gradient for every vector
+    ]  # fmt: skip
 
 
 def _is_finished(last: Path, cfg: DictConfig) -> bool:
@@ -87,16 +108,19 @@ def _is_finished(last: Path, cfg: DictConfig) -> bool:
     )
 
 
-def _show_the_essential(log: Path) -> None:
+def _show_the_essential(log: Path | None) -> None:
     """Everything to ``log``; to the console no dumps of settings and modules, no third-party
-    warnings.
+    warnings. A rank without a log speaks of nothing.
     """
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    console.addFilter(_is_essential)
-    file = logging.FileHandler(log, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s | %(name)s | %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[console, file], force=True)
+    handlers: list[logging.Handler] = [logging.NullHandler()]
+    if log is not None:
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(logging.Formatter("%(message)s"))
+        console.addFilter(_is_essential)
+        file = logging.FileHandler(log, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s | %(name)s | %(message)s"))
+        handlers = [console, file]
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     for noise in (UserWarning, FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", noise)
 

@@ -14,15 +14,17 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from ulm_prompt.tasks import CONFIG
 
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES = {
     "space": ("input", "projected"),
     "init": ("normal", "tokens", "quiet"),
     "loss_on": ("published", "answer"),
     "lr_schedule": ("fixed", "cosine", "inverse_sqrt"),
     "best_by": ("loss", "accuracy"),
+    "dtype": DTYPES,
 }
-AT_LEAST = {"batch_size": 1, "max_tokens": 1, "max_epoch": 0, "max_update": 0, "patience": 0,
-            "warmup_updates": 0, "lr": 0, "clip_norm": 0,
+AT_LEAST = {"batch_size": 1, "max_tokens": 1, "update_freq": 1, "max_epoch": 0, "max_update": 0,
+            "patience": 0, "warmup_updates": 0, "lr": 0, "clip_norm": 0,
             "validate_every": 0}  # fmt: skip
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
@@ -45,12 +47,14 @@ class Recipe:
     clip_norm: float = MISSING
     batch_size: int = MISSING
     max_tokens: int = MISSING
+    update_freq: int = MISSING
     max_epoch: int = MISSING
     max_update: int = MISSING
     patience: int = MISSING
     best_by: str = MISSING
     validate_every: int = MISSING
     seed: int = MISSING
+    dtype: str = MISSING
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
@@ -81,8 +85,8 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     return recipe
 
 
-def fairseq_flags(recipe: Recipe) -> list[str]:
-    """The recipe as flags of fairseq-train."""
+def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
+    """The recipe, its dtype decided, as flags of fairseq-train."""
     flags = {
         "--init": recipe.init,
         "--init-scale": recipe.init_scale,
@@ -98,6 +102,7 @@ def fairseq_flags(recipe: Recipe) -> list[str]:
         "--clip-norm": recipe.clip_norm,
         "--batch-size": recipe.batch_size,
         "--max-tokens": recipe.max_tokens,
+        "--update-freq": recipe.update_freq,
         "--max-epoch": recipe.max_epoch,
         "--max-update": recipe.max_update,
         "--patience": recipe.patience or -1,
@@ -107,6 +112,15 @@ def fairseq_flags(recipe: Recipe) -> list[str]:
     }
     if recipe.lr_schedule == "cosine":
         flags["--lr-period-updates"] = recipe.max_update - recipe.warmup_updates
+    if not fine_tune:
+        flags["--lm-dtype"] = recipe.dtype
     words = [str(word) for flag in flags.items() for word in flag]
     words += ["--projected"] * (recipe.space == "projected")
+    if fine_tune:
+        words += half_precision_flags(recipe.dtype)
     return words + ["--maximize-best-checkpoint-metric"] * (recipe.best_by == "accuracy")
+
+
+def half_precision_flags(dtype: str) -> list[str]:
+    """fairseq's own flag for training a whole model in ``dtype``, its Adam in float32."""
+    return {"float32": [], "bfloat16": ["--bf16"], "float16": ["--fp16"]}[dtype]

@@ -2,12 +2,13 @@
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
 Its text is the train units of every task quantised with this unit model, and any --text files (a
-line of units each).
+line of units each). On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shutil
 import sys
@@ -22,9 +23,12 @@ from omegaconf import MISSING
 from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, replacing_folder, sha256, write_json
+from pipeline.locks import holding
 from pipeline.provenance import provenance
+from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
+from ulm_prompt.recipe import DTYPES, half_precision_flags
 from ulm_prompt.tasks import CONFIG, add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
 
@@ -53,6 +57,7 @@ class UnitLMRecipe:
     topic_weight: float = MISSING
     max_valid_utterances: int = MISSING
     seed: int = MISSING
+    dtype: str = MISSING
 
 
 def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
@@ -88,6 +93,7 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
         "--update-freq", recipe.update_freq,
         "--max-update", recipe.max_update,
         "--seed", recipe.seed,
+        *half_precision_flags(recipe.dtype),
     ]  # fmt: skip
 
 
@@ -126,7 +132,7 @@ def check_same_run(save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path])
     write_json(path, record)
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit_model", required=True, help="for example hubert100")
     parser.add_argument(
@@ -138,16 +144,32 @@ def main() -> None:
         "--valid_text", type=Path, nargs="+", default=[], help="the same, for valid"
     )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
+    parser.add_argument("--dtype", choices=DTYPES, help="knob dtype, in short")
     add_workspace(parser)
-    args = parser.parse_args()
-    workspace = Workspace(args.workspace)
-    recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", args.set)
+    return parser.parse_args()
+
+
+def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecipe:
+    """Check the settings; write nothing."""
+    from ulm_prompt.prompt_lm.precision import dtype_to_train_in
+
+    asked = [f"dtype={args.dtype}"] if args.dtype else []
+    recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", [*args.set, *asked])
+    if recipe.dtype not in DTYPES:
+        raise UserError(f"dtype={recipe.dtype}: expected one of {', '.join(DTYPES)}")
     if recipe.topics and recipe.sample_break_mode != "eos":
         raise UserError(f"topics={recipe.topics}: needs sample_break_mode=eos")
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
-    save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
+    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
+    return recipe
+
+
+def prepare(
+    args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
+) -> list[object]:
+    """Write the text and its binaries; return fairseq's flags."""
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -162,13 +184,26 @@ def main() -> None:
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
+    return fairseq_flags(recipe, data_bin)
 
-    from ulm_prompt.fairseq_run import train
 
-    train(
-        fairseq_flags(recipe, data_bin), save_dir, workspace.logs("ulm", args.unit_model, args.date)
-    )
-    loss = publish(save_dir / "checkpoint_best.pt", dictionary, folder)
+def main() -> None:
+    args = parse()
+    here = ranks()
+    speak_on_main_alone(here)
+    workspace = Workspace(args.workspace)
+    save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
+    folder = workspace.lm(args.unit_model)
+    with process_group(here), contextlib.ExitStack() as stack:
+        recipe = on_main(here, lambda: choose_recipe(args, workspace))
+        on_main(here, lambda: stack.enter_context(holding(save_dir / ".lock")))
+        flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
+
+        from ulm_prompt.fairseq_run import train
+
+        train(flags, save_dir, workspace.logs("ulm", args.unit_model, args.date), here)
+        best = save_dir / "checkpoint_best.pt"
+        loss = on_main(here, lambda: publish(best, save_dir / "dict.txt", folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
     print("next: python ulm_prompt/fairseq_preprocess.py")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fairseq.models.transformer_lm import TransformerLanguageModel
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -18,7 +17,7 @@ from pipeline.torch_files import load_torch, save_torch
 
 from .frozen_lm import UnitLM, load_unit_lm
 from .model import PromptLanguageModel
-from .projection import rounding
+from .projection import KEYS, VALUES, in_input_space, rounding
 from .prompt import Prompt
 
 CARD = "prompt.json"
@@ -94,20 +93,14 @@ def begin(folder: Path, card: Card) -> None:
     write_json(folder / CARD, dataclasses.asdict(card))
 
 
-def finish(
-    folder: Path, card: Card, curve: dict[int, dict[str, float]], lm: TransformerLanguageModel
-) -> Card:
+def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]], lm: Path) -> Card:
     """Reduce the best checkpoint to what was trained, and complete the card from the learning
-    curve.
+    curve. ``lm``: the LM's folder.
     """
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
     if "optimizer_history" in best:
-        weights = {name: best["model"][name] for name in best["model"] if "projected." not in name}
-        best = {
-            "model": weights,
-            "updates": best["optimizer_history"][-1]["num_updates"],
-            "rounding": rounding(best["model"], lm.decoder.layers),
-        }
+        updates = best["optimizer_history"][-1]["num_updates"]
+        best = {**_prompt_alone(best["model"], lm), "updates": updates}
         save_torch(best, folder / BEST)
     scores = curve.get(best["updates"], {})
     card = dataclasses.replace(
@@ -124,6 +117,20 @@ def finish(
     )
     write_json(folder / CARD, dataclasses.asdict(card))
     return card
+
+
+def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
+    """A running state's weights under the published names, and their rounding.
+
+    A prompt trained ``projected`` is solved for anew: the LM may have been in half precision.
+    """
+    if KEYS not in state:
+        return {"model": state, "rounding": 0.0}
+    layers = load_unit_lm(lm).model.decoder.layers
+    raw = Prompt.from_published_state(state, len(layers), BEST)
+    raw.keys.data, raw.values.data = state[KEYS], state[VALUES]
+    solved = in_input_space(raw, layers).published_state()
+    return {"model": solved, "rounding": rounding({**state, **solved}, layers)}
 
 
 def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:

@@ -35,23 +35,25 @@ class LabelCrossEntropy(FairseqCriterion):
 
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
-    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Returns the summed loss, the number it is to be divided by, and what to log."""
-        logits = model(**sample["net_input"]).float()  # (B, Q, V)
+    ) -> tuple[Tensor, int, dict[str, Any]]:
+        """Returns the summed loss, the number it is to be divided by, and what to log. Counts come
+        from the collater: nothing here waits for the device.
+        """
+        logits = model(**sample["net_input"])  # (B, Q, V)
         target, is_label = sample["target"], sample["is_label"]  # (B, Q)
         losses = F.cross_entropy(
             logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
         )
         is_answer = target != self.padding_idx
         is_answer[:, 0] = False  # <s>
-        loss, size = (losses * is_answer).sum(), is_answer.sum()
+        loss, size = (losses * is_answer).sum(), sample["nanswers"]
         if self.loss_on == "published":
-            loss, size = losses.sum(), size.new_tensor(sample["ntokens"])
+            loss, size = losses.sum(), sample["ntokens"]
         wrong = (logits.detach().argmax(-1) != target) & is_answer
         logged = {
             "loss": loss.detach(),
             "label_loss": (losses * is_label).sum().detach(),
-            "labels": is_label.sum(),
+            "labels": sample["nanswers"] - sample["nsentences"],  # all but </s>
             "correct": sample["nsentences"] - wrong.any(1).sum(),
             "nsentences": sample["nsentences"],
             "ntokens": sample["ntokens"],
@@ -64,15 +66,15 @@ class LabelCrossEntropy(FairseqCriterion):
         """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %:
         all labels and ``</s>`` right, given the labels before them.
         """
-        total = {
-            key: sum(float(output.get(key, 0)) for output in logging_outputs)
+        total = {  # of tensors, where they are: the meters ask for their numbers when they report
+            key: sum(output.get(key, 0) for output in logging_outputs)
             for key in ("loss", "label_loss", "labels", "correct", "nsentences", "sample_size")
         }
-        size = max(total["sample_size"], 1.0)
+        size = max(total["sample_size"], 1)
         metrics.log_scalar("loss", total["loss"] / size / math.log(2), size, round=8)
-        labels = max(total["labels"], 1.0)
+        labels = max(total["labels"], 1)
         metrics.log_scalar("label_loss", total["label_loss"] / labels, labels, round=8)
-        rows = max(total["nsentences"], 1.0)
+        rows = max(total["nsentences"], 1)
         metrics.log_scalar("accuracy", 100 * total["correct"] / rows, rows, round=8)
 
     @staticmethod

@@ -13,16 +13,20 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
+from .gradient_scale import FLOAT16_SCALE, scale_gradient
+from .lean_relu import activate
 from .projection import KEYS, VALUES, in_input_space
 from .prompt import Prompt
 
 SEP = 0  # fairseq's index of <s>
+LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
 
 
 class Past(Protocol):
@@ -53,6 +57,7 @@ class PromptLanguageModelConfig(FairseqDataclass):
     prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prefix vectors"})
     projected: bool = field(default=False, metadata={"help": "train behind the k/v projections"})
     value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prefix values / lr"})
+    lm_dtype: LM_DTYPES = field(default="float32", metadata={"help": "of the frozen LM"})
     fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
 
 
@@ -64,8 +69,8 @@ class PromptLanguageModel(BaseFairseqModel):
 
     def __init__(self, lm: TransformerLanguageModel, prompt: Prompt | None) -> None:
         super().__init__()
+        self.prompt = prompt  # before the LM: DDP takes the dtype of the first parameter
         self.lm = lm
-        self.prompt = prompt
         lm.requires_grad_(prompt is None)
 
     @classmethod
@@ -84,6 +89,7 @@ class PromptLanguageModel(BaseFairseqModel):
         prompt.values.lr_scale = cfg.value_lr_scale
         model = cls(lm, prompt)
         task.initialise_prompt(model)
+        lm.to(getattr(torch, str(cfg.lm_dtype)))
         return model
 
     def train(self, mode: bool = True) -> "PromptLanguageModel":
@@ -104,19 +110,32 @@ class PromptLanguageModel(BaseFairseqModel):
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
         mask = self.causal_mask(tokens.shape[1])  # (T, P + T)
+        # a GPU's fused kernels know this pattern; on a CPU a mask costs nothing
+        body_mask = causal_lower_right(*mask.shape) if tokens.is_cuda else mask
         *body, last = self.lm.decoder.layers
         for layer, prefix in zip(body, prefixes):
-            x = self.block(layer, x, prefix, mask)
+            x = self.block(layer, x, prefix, body_mask)
         mask_read = mask[read_at].unsqueeze(1)  # (B, 1, Q, P + T)
         x = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
-        return self.logits(x)
+        return scale_gradient(self.logits(x).float(), self.gradient_scale)
+
+    @property
+    def gradient_scale(self) -> float:
+        """What gradients are multiplied by between the logits and the prompt."""
+        half = self.prompt is not None and self.lm.decoder.embed_tokens.weight.dtype == torch.half
+        return FLOAT16_SCALE if half else 1.0
+
+    def in_lm_dtype(self, vectors: Tensor) -> Tensor:
+        """The prompt's float32 vectors as the LM takes them."""
+        unscaled = scale_gradient(vectors, 1 / self.gradient_scale)
+        return unscaled.to(self.lm.decoder.embed_tokens.weight.dtype)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
         decoder = self.lm.decoder
         x = decoder.embed_tokens(tokens)
         if self.prompt is not None:
-            x = torch.where((tokens == SEP).unsqueeze(-1), self.prompt.sep.to(x.dtype), x)
+            x = torch.where((tokens == SEP).unsqueeze(-1), self.in_lm_dtype(self.prompt.sep), x)
         return decoder.dropout_module(decoder.embed_scale * x + positions)
 
     def positions(self, length: int) -> Tensor:
@@ -135,9 +154,8 @@ class PromptLanguageModel(BaseFairseqModel):
         prompt = self.prompt
         if prompt is None:
             return [None] * len(layers)
-        dtype = layers[0].fc1.weight.dtype
-        keys = prompt.dropout(prompt.keys).to(dtype).unsqueeze(1)  # (L, 1, P, D)
-        values = prompt.dropout(prompt.values).to(dtype).unsqueeze(1)
+        keys = self.in_lm_dtype(prompt.dropout(prompt.keys)).unsqueeze(1)  # (L, 1, P, D)
+        values = self.in_lm_dtype(prompt.dropout(prompt.values)).unsqueeze(1)
         if not prompt.projected:
             keys = [layer.self_attn.k_proj(key) for layer, key in zip(layers, keys)]
             values = [layer.self_attn.v_proj(value) for layer, value in zip(layers, values)]
@@ -185,7 +203,7 @@ class PromptLanguageModel(BaseFairseqModel):
         )  # (B, H, Q, D/H)
         attended = attention.out_proj(attended.transpose(1, 2).flatten(2))
         x = x + layer.dropout_module(attended)
-        hidden = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
+        hidden = activate(layer, layer.fc1(layer.final_layer_norm(x)))
         return x + layer.dropout_module(layer.fc2(hidden))
 
     def logits(self, x: Tensor) -> Tensor:

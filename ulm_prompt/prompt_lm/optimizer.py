@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fairseq.distributed import LegacyDistributedDataParallel
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
@@ -25,3 +26,11 @@ class PromptAdam(FairseqAdam):
     def set_lr(self, lr: float) -> None:
         for group in self.param_groups:
             group["lr"] = lr * group["lr_scale"]
+
+    def all_reduce_grads(self, module: Module) -> None:
+        """As fairseq does, with a buffer for what trains; it would make one for the frozen LM."""
+        wrapped = getattr(module, "module", None)
+        if isinstance(wrapped, LegacyDistributedDataParallel):
+            trained = sum(parameter.numel() for parameter in self.params)
+            wrapped.buffer_size = min(wrapped.buffer_size, trained)
+        super().all_reduce_grads(module)

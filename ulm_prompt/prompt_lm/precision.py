@@ -1,10 +1,12 @@
-"""The number format to decode in: bfloat16 only where this machine multiplies it much faster."""
+"""The number format to compute in: bfloat16 only where this machine multiplies it much faster."""
 
 from __future__ import annotations
 
 import time
 
 import torch
+
+from pipeline.errors import UserError
 
 MUCH_FASTER = 2.0
 _SIZE = {"cpu": 384, "cuda": 4096}
@@ -25,6 +27,24 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     if ratio >= MUCH_FASTER:
         return torch.bfloat16, f"{rates}; --dtype float32 for float32"
     return torch.float32, rates
+
+
+def dtype_to_train_in(name: str, whole_lm: bool) -> str:
+    """The dtype that a recipe's ``dtype`` stands for on this machine; says why if that is chosen.
+
+    Raises ``UserError`` for what fairseq cannot train the ``whole_lm`` in.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, reason = choose_dtype(name, device)
+    found = str(dtype).removeprefix("torch.")
+    if name == "auto":
+        print(f"dtype {found}: {reason}")
+    if whole_lm and found == "float16" and device.type == "cpu":
+        raise UserError(
+            "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "
+            "take bfloat16 or float32"
+        )
+    return found
 
 
 def multiplications_per_second(dtype: torch.dtype, device: torch.device) -> float:

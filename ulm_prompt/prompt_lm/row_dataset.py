@@ -29,6 +29,7 @@ class RowDataset(LosslessDataset):
         self.sizes = np.asarray(rows.sizes)
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.shuffle = shuffle
+        self.rank, self.world = 0, 1
         self.separators = np.array([self._separator(split, index) for index in range(len(rows))])
 
     def _separator(self, split: Path, index: int) -> int:
@@ -47,14 +48,16 @@ class RowDataset(LosslessDataset):
         return len(self.rows)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch padded on the right. Empty for a rank that has no share of the last batches.
+        """This rank's share of a batch, padded on the right; one row that counts for nothing where
+        a rank has no share.
 
         ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the
         last label, padded with the last. ``target``: (B, Q) the symbols after them (``<s>``,
-        labels, ``</s>``). ``is_label``: (B, Q).
+        labels, ``</s>``). ``is_label``: (B, Q). ``nanswers``: the number of labels and ``</s>``.
         """
+        samples = samples[self.rank :: self.world]
         if not samples:
-            return {}
+            return self._nothing()
         lengths = np.array([len(sample["tokens"]) for sample in samples])
         separators = np.array([sample["separator"] for sample in samples])
         tokens = np.full((len(samples), lengths.max() + 1), self.pad, dtype=np.int64)
@@ -71,12 +74,28 @@ class RowDataset(LosslessDataset):
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(samples),
             "ntokens": int(lengths.sum()),
+            "nanswers": int(reads.sum()) - len(samples),
             "net_input": {
                 "tokens": torch.from_numpy(tokens[:, :-1]),
                 "read_at": torch.from_numpy(read_at),
             },
             "target": torch.from_numpy(target),
             "is_label": torch.from_numpy(is_label),
+        }
+
+    def _nothing(self) -> dict[str, Any]:
+        """fairseq's own way with an empty batch, to take another's gradient times zero, loses the
+        counts of the batches that are accumulated before it.
+        """
+        position = torch.zeros(1, 1, dtype=torch.long)
+        return {
+            "id": position[0],
+            "nsentences": 0,
+            "ntokens": 0,
+            "nanswers": 0,
+            "net_input": {"tokens": position + self.eos, "read_at": position},
+            "target": position + self.pad,
+            "is_label": position > 0,
         }
 
     def ordered_indices(self) -> np.ndarray:

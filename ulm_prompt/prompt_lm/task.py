@@ -53,6 +53,15 @@ class UnitPromptTask(FairseqTask):
             Path(self.cfg.data) / split, self.unit_lm.dictionary, shuffle=split == "train"
         )
 
+    def get_batch_iterator(
+        self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
+    ) -> Any:
+        """All ranks go through the same batches, and each takes its share of the rows of each: a
+        batch is what the recipe says, on however many ranks.
+        """
+        dataset.rank, dataset.world = shard_id, num_shards
+        return super().get_batch_iterator(dataset, *args, **others)
+
     def initialise_prompt(self, model: Any) -> None:
         """Give a new prompt its starting values, by the task's ``init``."""
         if "train" not in self.datasets:

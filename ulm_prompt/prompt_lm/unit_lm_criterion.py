@@ -51,8 +51,8 @@ class UnitLMCriterion(FairseqCriterion):
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
         """``loss``: weighted mean, in bits a unit."""
-        size = max(sum(float(output["sample_size"]) for output in logging_outputs), 1.0)
-        loss = sum(float(output["loss"]) for output in logging_outputs)
+        size = sum(output["sample_size"] for output in logging_outputs)
+        loss = sum(output["loss"] for output in logging_outputs)
         metrics.log_scalar("loss", loss / size / math.log(2), size, round=3)
 
     @staticmethod

@@ -60,9 +60,12 @@ class BlockDataset(LosslessDataset):
         }
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """``src_tokens`` and ``target``: (B, T), padded on the right."""
+        """``src_tokens`` and ``target``: (B, T), padded on the right. No samples, for a rank
+        without a last batch: one row that counts for nothing (see RowDataset).
+        """
         if not samples:
-            return {}
+            row = {"id": 0, "source": [self.eos], "target": [self.pad]}
+            return {**self.collater([row]), "nsentences": 0, "ntokens": 0}
         lengths = [len(sample["target"]) for sample in samples]
         padded = {}
         for key in ("source", "target"):

@@ -1,0 +1,219 @@
+"""A training step against the published way of it, side by side on the same weights and batches.
+
+python -m tests.benchmarks.bench_train [--units DIR] [--steps N] [--dtype DTYPE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.profiler import ProfilerActivity, profile
+
+from pipeline.rows import read_rows
+from tests.benchmarks.published_training import PAD, published_loss
+from tests.conftest import DATA, REPOSITORY
+from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_lm.batching import batches_by_length
+from ulm_prompt.prompt_lm.criterion import LabelCrossEntropy
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second
+from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.row_dataset import RowDataset
+
+SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
+KS = "speech_commands"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Batch = list[dict]
+
+
+def a_model(shape: str, dtype: torch.dtype) -> PromptLanguageModel:
+    """Random weights and KS's prompt; the prompt stays in float32."""
+    layers, width, heads = SHAPES[shape]
+    model = PromptLanguageModel(tiny.lm(layers, width, heads), Prompt(layers, 3, width, 0.1))
+    model.lm.to(dtype)
+    return model.to(DEVICE).train()
+
+
+def batches(units: Path, count: int) -> list[Batch]:
+    """KS's first batches of an epoch, 32 utterances each, of average length."""
+    path = units / KS / "train"
+    if not path.is_file():
+        path = REPOSITORY / "preprocess" / KS / "data" / "example100" / "train"
+    symbols = tiny.dictionary()
+    rows = []
+    for row in list(read_rows(path))[:5000]:
+        units_and_labels = f"{row.units} <s> {row.labels} </s>".split()
+        tokens = np.array([symbols.index(symbol) for symbol in units_and_labels])
+        rows.append({"id": 0, "tokens": tokens, "separator": len(row.units.split())})
+    sizes = np.array([len(row["tokens"]) for row in rows])
+    found = list(batches_by_length(np.arange(len(rows)), sizes, 4096, 32))
+    found.sort(key=lambda batch: abs(sizes[batch].mean() - sizes.mean()))
+    return [[rows[index] for index in batch] for batch in found[:count]]
+
+
+def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
+    """A whole training step: batch, forward, backward, Adam. Returns the summed loss."""
+    adam = torch.optim.Adam(model.prompt.parameters(), lr=5e-3)
+    symbols = tiny.dictionary()
+    criterion = LabelCrossEntropy(argparse.Namespace(target_dictionary=symbols), "published")
+    dataset = RowDataset.__new__(RowDataset)
+    dataset.pad, dataset.eos, dataset.rank, dataset.world = PAD, symbols.eos(), 0, 1
+
+    def ours(batch: Batch) -> Tensor:
+        sample = dataset.collater(batch)
+        for key in ("tokens", "read_at"):
+            sample["net_input"][key] = sample["net_input"][key].to(DEVICE)
+        sample["target"] = sample["target"].to(DEVICE)
+        sample["is_label"] = sample["is_label"].to(DEVICE)
+        return criterion(model, sample)[0]
+
+    def published(batch: Batch) -> Tensor:
+        rows = [torch.tensor([symbols.eos(), *row["tokens"]]) for row in batch]
+        return published_loss(model, pad_sequence(rows, True, PAD).to(DEVICE))
+
+    def step(batch: Batch) -> Tensor:
+        torch.manual_seed(0)  # the same dropout
+        adam.zero_grad()
+        loss = {"ours": ours, "published": published}[name](batch)
+        (loss / sum(len(row["tokens"]) for row in batch)).backward()
+        torch.nn.utils.clip_grad_norm_(model.prompt.parameters(), 1.0)
+        adam.step()
+        return loss.detach()
+
+    return step
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
+    """Print one line: milliseconds a step both ways (the two take turns), the ratio, FLOP/s."""
+    models = {"published": a_model(shape, torch.float32), "ours": a_model(shape, dtype)}
+    models["ours"].prompt.load_state_dict(models["published"].prompt.state_dict())
+    step = {name: stepper(name, model) for name, model in models.items()}
+    data = batches(units, steps + 1)
+    spent = {name: [] for name in step}
+    for number, batch in enumerate(data):
+        losses = {}
+        for name in step:
+
+            def work(name: str = name) -> None:
+                losses[name] = step[name](batch)  # noqa: B023
+
+            taken = seconds(work)
+            if number:  # the first warms up
+                spent[name].append(taken)
+        if not number:  # Adam makes much of rounding, later
+            apart = abs(losses["ours"] / losses["published"] - 1).item()
+    tokens = sum(len(row["tokens"]) for row in data[-1])
+    parameters = sum(parameter.numel() for parameter in models["ours"].lm.parameters())
+    theirs, ours = (float(np.median(spent[name])) for name in ("published", "ours"))
+    peak = 2 * multiplications_per_second(dtype, DEVICE)
+    print(
+        f"{shape:>5} {str(dtype).removeprefix('torch.')}  {tokens} tokens  "
+        f"published {1e3 * theirs:8.1f} ms  ours {1e3 * ours:8.1f} ms  {theirs / ours:5.2f}x  "
+        f"{4 * parameters * tokens / ours / 1e9:7.1f} GFLOP/s (matmul {peak / 1e9:.1f})  "
+        f"losses apart {apart:.0e}",
+        flush=True,
+    )
+    where_time_goes(lambda: step["ours"](data[0]))
+
+
+def where_time_goes(work: Callable[[], object]) -> None:
+    """Print the operators that take most of a step."""
+    activities = [ProfilerActivity.CPU]
+    activities += [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
+    with profile(activities=activities) as found:
+        work()
+    name = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
+    entries = sorted(found.key_averages(), key=lambda entry: -getattr(entry, name))
+    total = sum(getattr(entry, name) for entry in entries)
+    shares = [
+        f"{entry.key.removeprefix('aten::')[:40]} {100 * getattr(entry, name) / total:.0f}%"
+        for entry in entries[:7]
+    ]
+    print(f"{'':6}{', '.join(shares)}", flush=True)
+
+
+def peak_memory(name: str, shape: str, units: Path, dtype: torch.dtype) -> None:
+    """Print what two steps need beyond the interpreter and the weights, and in all, in MB. In a
+    process of its own.
+    """
+    model = a_model(shape, dtype)
+    step, data = stepper(name, model), batches(units, 2)
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated() / 2**20
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+    for batch in data:
+        step(batch)
+    if DEVICE.type == "cuda":
+        after = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        after = resident("VmHWM")
+    print(f"{after - before:.0f} {after:.0f}")
+
+
+def resident(field: str) -> float:
+    """MB of this process: VmRSS now, VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
+
+
+def compare_memory(shape: str, units: Path, dtype: str) -> None:
+    """Print one line: what a step needs both ways."""
+    found = {}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back
+    for name, its_dtype in (("published", "float32"), ("ours", dtype)):
+        module = "tests.benchmarks.bench_train"
+        command = [sys.executable, "-m", module, "--memory_of", name, shape]
+        command += ["--units", str(units), "--dtype", its_dtype]
+        result = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        found[name] = [int(word) for word in result.stdout.split()]
+    (theirs, their_peak), (ours, our_peak) = found["published"], found["ours"]
+    print(
+        f"{shape:>5} memory of a step beyond the weights: published {theirs} MB, ours {ours} MB, "
+        f"{ours / theirs:.2f} of it; the process's peak {their_peak} and {our_peak} MB"
+    )
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    flag = parser.add_argument
+    flag("--units", type=Path, default=DATA / "units" / "hubert100", help="published units")
+    flag("--steps", type=int, default=5, help="steps of the 151M LM; ten times so many of the 3.2M")
+    flag("--dtype", default="auto", help="of ours, beside float32: auto, bfloat16, float16")
+    flag("--memory_of", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    dtype, reason = choose_dtype(args.dtype, DEVICE)
+    if args.memory_of:
+        peak_memory(*args.memory_of, args.units, dtype)
+        return
+    print(f"{DEVICE}, {torch.get_num_threads()} thread(s); dtype {dtype}: {reason}")
+    for shape, steps in (("3.2M", 10 * args.steps), ("151M", args.steps)):
+        for each in dict.fromkeys((torch.float32, dtype)):
+            compare(shape, args.units, steps, each)
+            compare_memory(shape, args.units, str(each).removeprefix("torch."))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,175 @@
+"""Training runs side by side: two ranks (gloo, by torchrun) and one process, accumulated batches
+and large ones, half precision and float32.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.workspace import Workspace
+from tests.conftest import REPOSITORY
+from tests.ulm_prompt import tiny
+from ulm_prompt.curves import valid_curve
+from ulm_prompt.prompt_lm import checkpoint
+
+UNIT_MODEL = "tiny100"
+TUNED = ("lm_dropout=0.0", "warmup_updates=1", "batch_size=27")
+EPOCH = 8  # updates: 203 rows in batches of 27
+# 27 rows: shares of 14 and 13; the last batch of 14; one utterance of valid stands alone
+PROMPT = ("batch_size=27", "max_epoch=3", "patience=0")
+PROJECTED = ("space=projected", "init=quiet", "loss_on=answer", "batch_size=36", "update_freq=2")
+LM = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "max_update=9",
+      "lr=0.01", "warmup_updates=1", "clip_norm=0.0",
+      "decoder_attention_heads=2", "tokens_per_sample=64", "topics=2",
+      "max_tokens=400")  # fmt: skip
+
+
+def prompt(root: Path, date: str, *knobs: str) -> list[str]:
+    command = ["train", "--workspace", str(root), "--prompt_task", "KS", "--date", date]
+    return [*command, "--unit_model", UNIT_MODEL, "--set", *PROMPT, *knobs]
+
+
+def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
+    command = ["train_ulm", "--workspace", str(root), "--unit_model", "ulm100", "--date", date]
+    return [*command, "--config", "tiny", "--set", *LM, *knobs]
+
+
+def launch(world: int, commands: list[list[str]], *kill: int) -> subprocess.CompletedProcess:
+    module = ["-m", "tests.ulm_prompt.stages_in_a_row", json.dumps(commands), *map(str, kill)]
+    if world > 1:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
+        module = ["-m", *torchrun, *module]
+    return subprocess.run(
+        [sys.executable, *module], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with every run of this file, of one process and of two."""
+    root = tmp_path_factory.mktemp("workspace")
+    for name in (UNIT_MODEL, "ulm100"):
+        tiny.write_corpus(root, name)
+    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
+    data = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
+    projected = "prompt_dropout=0.0", *PROJECTED
+    one = launch(
+        1,
+        [
+            *([name, "--workspace", str(root), "--unit_model", UNIT_MODEL] for name in data),
+            prompt(root, "one"),
+            prompt(root, "one_projected", *projected),
+            unit_lm(root, "one", "update_freq=4"),
+            prompt(root, "large", "prompt_dropout=0.0", "batch_size=203"),
+            prompt(root, "accumulated", "prompt_dropout=0.0", "batch_size=51", "update_freq=4"),
+            prompt(root, "bfloat16", "dtype=bfloat16"),
+            [*prompt(root, "float16"), "--dtype", "float16"],
+            [*prompt(root, "tuned", *TUNED), "--fine_tune"],
+            [*prompt(root, "tuned_bfloat16", *TUNED, "dtype=bfloat16"), "--fine_tune"],
+            unit_lm(root, "bfloat16", "update_freq=4", "dtype=bfloat16"),
+        ],
+    )
+    assert one.returncode == 0, one.stderr
+    killed = launch(
+        2,
+        [
+            prompt(root, "two"),
+            prompt(root, "two_projected", *projected),
+            unit_lm(root, "two", "update_freq=2"),
+            prompt(root, "killed"),
+        ],
+        EPOCH + 3,
+    )
+    assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
+    assert killed.stdout.count("-> ") == 4, "one rank speaks"
+    again = launch(2, [prompt(root, "killed"), prompt(root, "two")])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("Loaded checkpoint") == 1
+    assert again.stdout.count("this run has finished") == 1
+    return root
+
+
+def curve(root: Path, task: str, unit_model: str, date: str) -> dict[int, tuple[float, float]]:
+    """Updates -> the loss on valid, and how many utterances all ranks together saw in a batch."""
+    scores = valid_curve(Workspace(root).logs(task, unit_model, date) / "train.log")
+    return {update: (each["loss"], each["bsz"]) for update, each in scores.items()}
+
+
+def weights(root: Path, task: str, unit_model: str, date: str) -> dict[str, torch.Tensor]:
+    folder = Workspace(root).checkpoints(task, unit_model, date)
+    return torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
+
+
+@pytest.mark.parametrize(
+    ("task", "unit_model", "first", "second"),
+    [
+        ("KS", UNIT_MODEL, "one", "two"),
+        ("KS", UNIT_MODEL, "one_projected", "two_projected"),
+        ("KS", UNIT_MODEL, "one", "killed"),
+        ("KS", UNIT_MODEL, "large", "accumulated"),
+        ("ulm", "ulm100", "one", "two"),
+    ],
+)
+def test_the_same_batches_train_the_same_prompt(
+    trained: Path, task: str, unit_model: str, first: str, second: str
+) -> None:
+    """The same curve and the same weights: batches that do not divide by two, batches that one rank
+    has no share of, accumulated batches, prompt dropout, a rank killed and the run gone on.
+    """
+    expected = curve(trained, task, unit_model, first)
+    assert len(expected) >= 3 and len(set(expected.values())) == len(expected)
+    found = curve(trained, task, unit_model, second)
+    assert found.keys() == expected.keys()
+    for update, (loss, utterances) in found.items():
+        assert loss == pytest.approx(expected[update][0], rel=1e-4)
+        assert task == "ulm" or first == "large" or utterances == expected[update][1]
+    theirs = weights(trained, task, unit_model, first)
+    for name, tensor in weights(trained, task, unit_model, second).items():
+        if "k_proj.bias" not in name:  # shifts all of a query's logits alike: its gradient is noise
+            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("task", "unit_model", "first", "second"),
+    [
+        ("KS", UNIT_MODEL, "one", "bfloat16"),
+        ("KS", UNIT_MODEL, "one", "float16"),
+        ("KS", UNIT_MODEL, "tuned", "tuned_bfloat16"),
+        ("ulm", "ulm100", "one", "bfloat16"),
+    ],
+)
+def test_half_precision_learns_as_float32(
+    trained: Path, task: str, unit_model: str, first: str, second: str
+) -> None:
+    """The prompt itself stays in float32; a whole LM does not."""
+    expected, found = (curve(trained, task, unit_model, date) for date in (first, second))
+    assert found.keys() == expected.keys() and found != expected
+    for update, (loss, _) in found.items():
+        assert loss == pytest.approx(expected[update][0], rel=0.02)
+    is_half = [
+        torch.equal(tensor, tensor.bfloat16().float())
+        for tensor in weights(trained, task, unit_model, second).values()
+        if tensor.abs().sum() > 0
+    ]
+    assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
+    if task == "KS":
+        card = checkpoint.read_card(Workspace(trained).checkpoints(task, unit_model, second))
+        assert card.training["dtype"] in second
+
+
+def test_one_run_at_a_time_on_one_output(trained: Path) -> None:
+    from pipeline.locks import holding
+
+    folder = Workspace(trained).checkpoints("KS", UNIT_MODEL, "one")
+    with holding(folder / ".lock"):
+        refused = launch(2, [prompt(trained, "one")])
+    assert refused.returncode != 0
+    assert refused.stderr.count("another process is writing there") == 1
+    assert signal.Signals.SIGKILL.name not in refused.stderr
