@@ -12,13 +12,10 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from omegaconf import MISSING
 
 from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
@@ -28,73 +25,12 @@ from pipeline.provenance import provenance
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
-from ulm_prompt.recipe import DTYPES, half_precision_flags
+from ulm_prompt.recipe import DTYPES
 from ulm_prompt.tasks import CONFIG, add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
+from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags
 
 OURS = "ulm.json"  # marks an LM that this script trained, and says how
-
-
-@dataclass
-class UnitLMRecipe:
-    """A file in config/ulm/; gslm.yaml says what each knob means."""
-
-    decoder_layers: int = MISSING
-    decoder_embed_dim: int = MISSING
-    decoder_ffn_embed_dim: int = MISSING
-    decoder_attention_heads: int = MISSING
-    dropout: float = MISSING
-    lr: float = MISSING
-    lr_schedule: str = MISSING
-    warmup_updates: int = MISSING
-    clip_norm: float = MISSING
-    tokens_per_sample: int = MISSING
-    max_tokens: int = MISSING
-    update_freq: int = MISSING
-    max_update: int = MISSING
-    sample_break_mode: str = MISSING
-    topics: int = MISSING
-    topic_weight: float = MISSING
-    max_valid_utterances: int = MISSING
-    seed: int = MISSING
-    dtype: str = MISSING
-
-
-def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
-    """The recipe as flags of fairseq-train: the stock model on our block task."""
-    schedule: list[object] = ["--lr-scheduler", recipe.lr_schedule]
-    if recipe.lr_schedule == "cosine":
-        schedule += ["--lr-period-updates", recipe.max_update - recipe.warmup_updates]
-    width = recipe.decoder_embed_dim
-    return [
-        data_bin,
-        "--task", "unit_lm",
-        "--arch", "transformer_lm_big",
-        "--share-decoder-input-output-embed",
-        "--decoder-layers", recipe.decoder_layers,
-        "--decoder-embed-dim", width,
-        "--decoder-input-dim", width,
-        "--decoder-output-dim", width,
-        "--decoder-ffn-embed-dim", recipe.decoder_ffn_embed_dim,
-        "--decoder-attention-heads", recipe.decoder_attention_heads,
-        "--dropout", recipe.dropout,
-        "--attention-dropout", recipe.dropout,
-        "--criterion", "unit_lm",
-        "--topic-weight", recipe.topic_weight,
-        "--optimizer", "adam",
-        "--adam-betas", "(0.9, 0.98)",
-        "--lr", recipe.lr,
-        *schedule,
-        "--warmup-updates", recipe.warmup_updates,
-        "--clip-norm", recipe.clip_norm,
-        "--tokens-per-sample", recipe.tokens_per_sample,
-        "--sample-break-mode", recipe.sample_break_mode,
-        "--max-tokens", recipe.max_tokens,
-        "--update-freq", recipe.update_freq,
-        "--max-update", recipe.max_update,
-        "--seed", recipe.seed,
-        *half_precision_flags(recipe.dtype),
-    ]  # fmt: skip
 
 
 def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
