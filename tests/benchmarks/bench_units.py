@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -138,7 +137,8 @@ def measure(side: str, features: str, folder: Path) -> dict[str, object]:
     units = work(clips)
     seconds = time.perf_counter() - start
     audio = sum(soundfile.info(clip).duration for clip in clips)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]  # kB, of this program alone
+    peak = int(status.split()[0]) / 1024
     return {"seconds": seconds, "audio": audio, "peak": peak, "units": units}
 
 
@@ -204,7 +204,8 @@ def report(features: str, rounds: list[dict[str, dict]]) -> None:
     print(
         f"{features:8}{rate['published']:14.1f}{rate['ours']:7.1f}{ratio:6.2f}x"
         f"{real['published']:12.1f}{real['ours']:10.1f}"
-        f"{peak['published']:12.0f}{peak['ours']:8.0f}{equal:17.3f}"
+        f"{peak['published']:12.0f}{peak['ours']:8.0f}{equal:17.3f}",
+        flush=True,
     )
 
 
