@@ -14,9 +14,9 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.pretrained import PretrainedModels
 from pipeline.unit_models import UnitModel, distinct_files, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
+from pretrained_models.pretrained import PretrainedModels
 
 KINDS = ("checkpoint", "kmeans", "lm")
 

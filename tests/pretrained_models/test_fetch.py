@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import fetch as module
 from pipeline.errors import UserError
-from pipeline.fetch import DownloadError, Expected, fetch
-from pipeline.partial import Partial
+from pretrained_models import fetch as module
+from pretrained_models.fetch import DownloadError, Expected, fetch
+from pretrained_models.partial import Partial
 from tests.pretrained_models.remote import Remote
 
 CONTENT = random.Random(1).randbytes(600_000)

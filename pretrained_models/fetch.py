@@ -16,7 +16,7 @@ from urllib.error import HTTPError, URLError
 from tqdm import tqdm
 
 from pipeline.files import sha256
-from pipeline.partial import Partial
+from pretrained_models.partial import Partial
 
 ATTEMPTS = 6  # in a row without a byte gained
 PAUSE = 1.0  # seconds before the second attempt; doubles each time

@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 from typing import TypedDict
 
-from pipeline.archives import unpack_lm
 from pipeline.errors import UserError
-from pipeline.fetch import Expected, fetch
 from pipeline.files import sha256, write_json
 from pipeline.unit_models import OWN, PretrainedFile
 from pipeline.workspace import Workspace
+from pretrained_models.archives import unpack_lm
+from pretrained_models.fetch import Expected, fetch
 
 RECORDS = "downloaded.json"
 
