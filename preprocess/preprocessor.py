@@ -17,7 +17,6 @@ from pipeline.config import save_config
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
 from pipeline.provenance import provenance
-from pipeline.ranks import ranks
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
@@ -280,6 +279,5 @@ class Preprocessor(Generic[ConfigType]):
         write_json(folder / "provenance.json", provenance() | more)
 
     def say(self, text: str) -> None:
-        """Print a line about this downstream, once however many ranks there are."""
-        if ranks().main:
-            print(f"{self.downstream}: {text}")
+        """Print a line about this downstream."""
+        print(f"{self.downstream}: {text}")

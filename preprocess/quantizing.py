@@ -15,7 +15,7 @@ from typing import NamedTuple
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, writing
 from pipeline.locks import holding
-from pipeline.ranks import Ranks, wait_for_all
+from pipeline.ranks import Ranks, on_main, wait_for_all
 from pipeline.rows import SPLITS
 from preprocess.manifest import distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
@@ -41,19 +41,14 @@ def quantize(task: Preprocessor, here: Ranks, skip_bad: bool) -> None:
     the next call) unless ``skip_bad``, and for another run at work on the same output.
     """
     run = _Run(task)
-    with holding(run.lock) if here.main else contextlib.nullcontext():
-        if run.is_done():
-            task.say(f"{task.quantized} is there already, made from the same audio and models")
+    with contextlib.ExitStack() as stack:
+        on_main(here, lambda: stack.enter_context(holding(run.lock)))
+        if on_main(here, run.is_done):
             return
-        if here.main:
-            there = run.store.open(discard=True)
-            if there:
-                task.say(f"going on after an earlier run: {there} of {len(run.blocks)} blocks done")
-        wait_for_all(here)
+        on_main(here, run.go_on)
         run.compute(run.blocks[here.rank :: here.world])
         wait_for_all(here)
-        if here.main:
-            run.write(skip_bad)
+        on_main(here, lambda: run.write(skip_bad))
 
 
 def quantize_shard(task: Preprocessor, shard: Shard) -> None:
@@ -77,7 +72,6 @@ def merge_shards(task: Preprocessor, skip_bad: bool) -> None:
     run = _Run(task)
     with holding(run.lock):
         if run.is_done():
-            task.say(f"{task.quantized} is there already, made from the same audio and models")
             return
         run.store.open(discard=False)
         shards = run.store.check_shards()
@@ -110,13 +104,24 @@ class _Run:
 
     def is_done(self) -> bool:
         """Whether the splits are there, from the same plan, and no file was left out of them (it
-        may be repaired by now).
+        may be repaired by now); says so.
         """
         record = self._task.quantized / "provenance.json"
         if not all(path.exists() for path in (record, *map(self._output, SPLITS))):
             return False
         made = read_json(record, "preprocess/runner.py --action quantized")
-        return made.get("plan") == self._plan and not made["left_out"]
+        done = made.get("plan") == self._plan and not made["left_out"]
+        if done:
+            folder = self._task.quantized
+            self._task.say(f"{folder} is there already, made from the same audio and models")
+        return done
+
+    def go_on(self) -> None:
+        """Open the store, without the blocks of other runs."""
+        there = self.store.open(discard=True)
+        if there:
+            every = len(self.blocks)
+            self._task.say(f"going on after an earlier run: {there} of {every} blocks done")
 
     def compute(self, blocks: Sequence[Block]) -> None:
         """Compute what is missing of ``blocks``; with nothing missing no model is loaded."""

@@ -21,7 +21,7 @@ if not __package__:  # called as a script
 
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
-from pipeline.ranks import Ranks, process_group, ranks
+from pipeline.ranks import Ranks, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.learning import learn_kmeans
 from preprocess.preprocessor import Preprocessor
@@ -41,6 +41,7 @@ def main() -> None:
     """Run one action on the named downstreams."""
     arguments = parse_arguments()
     here = ranks()
+    speak_on_main_alone(here)
     shard = _shard(arguments, here)
     names = arguments.downstream or downstreams()
     preprocessors = [load_downstream(name, arguments) for name in names]
@@ -58,9 +59,8 @@ def main() -> None:
                 merge_shards(preprocessor, arguments.skip_bad)
             elif arguments.action == "postprocess":
                 preprocessor.postprocess()
-    if here.main:
-        after = "--action merge_shards, after the last shard" if shard else NEXT[arguments.action]
-        print(f"next: {after}")
+    after = "--action merge_shards, after the last shard" if shard else NEXT[arguments.action]
+    print(f"next: {after}")
 
 
 def _shard(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
