@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
+from preprocess.speech2unit.fairseq_checkpoint import Settings
+from preprocess.speech2unit.weights import Weights
 
 _EPSILON = 1e-5
 _FRAMES_A_PIECE = {"cpu": 64}  # 1.3 s: activations of 8 MB; elsewhere whole waveforms

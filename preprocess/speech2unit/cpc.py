@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from preprocess.speech2unit.cpc_encoder import HOP, KERNELS, ConvEncoder, Stretch, frames_in
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.weights import Weights
 
 _PIECE = 64_000  # samples of a piece; each piece starts from a fresh LSTM state
 _PIECE_FRAMES = _PIECE // HOP
@@ -37,7 +38,7 @@ class Cpc:
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        convs, self._lstm = _read_checkpoint(source.ckpt_path, source.layer)
+        convs, self._lstm = _read_checkpoint(source.ckpt_path, source.layer, source.device)
         self._encoder = ConvEncoder(convs, source.device)
         self._lstm = self._lstm.to(source.device).eval().requires_grad_(False)
         self._device = source.device
@@ -135,7 +136,9 @@ class _Track:
         self.features[place : place + len(kept)] = kept
 
 
-def _read_checkpoint(path: Path, layers: int) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
+def _read_checkpoint(
+    path: Path, layers: int, device: torch.device
+) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
     """Return the convolutions' weights by name, and the LSTM of the first ``layers`` layers.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
@@ -156,9 +159,10 @@ def _read_checkpoint(path: Path, layers: int) -> tuple[dict[str, torch.Tensor], 
             f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"
         )
     lstm = nn.LSTM(channels, hidden, layers)
-    convs = _take(path, weights, "gEncoder.", _conv_shapes(channels))
+    taker = Weights(weights, path, device)
+    convs = taker.take_all("gEncoder.", _conv_shapes(channels))
     shapes = {name: tuple(value.shape) for name, value in lstm.state_dict().items()}
-    lstm.load_state_dict(_take(path, weights, "gAR.baseNet.", shapes))
+    lstm.load_state_dict(taker.take_all("gAR.baseNet.", shapes))
     return convs, lstm
 
 
@@ -180,20 +184,3 @@ def _conv_shapes(channels: int) -> dict[str, tuple[int, ...]]:
         shapes[f"batchNorm{index}.weight"] = (1, channels, 1)
         shapes[f"batchNorm{index}.bias"] = (1, channels, 1)
     return shapes
-
-
-def _take(
-    path: Path, weights: Mapping[str, Any], prefix: str, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, torch.Tensor]:
-    """The weights named ``prefix`` + name, each present and of its shape; others, such as the
-    training criterion's, are left.
-    """
-    for name, shape in shapes.items():
-        value = weights.get(prefix + name)
-        found = tuple(value.shape) if isinstance(value, torch.Tensor) else "nothing"
-        if found != shape:
-            raise UserError(
-                f"{path}: expected the weight {prefix}{name} {shape}, found {found}; "
-                "the file is damaged or no CPC checkpoint of this kind, get it again"
-            )
-    return {name: weights[prefix + name].detach() for name in shapes}

@@ -43,14 +43,12 @@ def frames_in(samples: int) -> int:
 
 
 class ConvEncoder:
-    """Convolution, norm over channels, ReLU, five times. ``weights`` has the published names,
-    ``conv{i}.weight`` to ``batchNorm{i}.bias``.
+    """Convolution, norm over channels, ReLU, five times. ``weights`` lie on the device under the
+    published names, ``conv{i}.weight`` to ``batchNorm{i}.bias``.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        self._layers = [
-            _Layer(weights, index, stride, device) for index, stride in enumerate(STRIDES)
-        ]
+        self._layers = [_Layer(weights, index, stride) for index, stride in enumerate(STRIDES)]
         self._device = device
         self._most = _MOST_FRAMES.get(device.type, _MOST_FRAMES["cpu"])
 
@@ -109,10 +107,8 @@ class ConvEncoder:
 class _Layer:
     """One convolution, its norm and ReLU, without padding."""
 
-    def __init__(
-        self, weights: Mapping[str, torch.Tensor], index: int, stride: int, device: torch.device
-    ) -> None:
-        kernel = weights[f"conv{index}.weight"].to(device, torch.float32)  # (C, C_in, 2 stride)
+    def __init__(self, weights: Mapping[str, torch.Tensor], index: int, stride: int) -> None:
+        kernel = weights[f"conv{index}.weight"]  # (C, C_in, 2 stride)
         channels = len(kernel)
         first, second = (
             half.permute(2, 1, 0).reshape(-1, channels) for half in kernel.split(stride, dim=2)
@@ -120,12 +116,11 @@ class _Layer:
         self._stride, self._channels = stride, channels
         self._first, self._second = first, second
         self._sum, self._difference = (first + second) / 2, (first - second) / 2
-        self._bias = weights[f"conv{index}.bias"].to(device, torch.float32)
+        self._bias = weights[f"conv{index}.bias"]
         # layer_norm divides the variance by C, the published norm by C - 1
         ratio = (channels - 1) / channels
-        norm = weights[f"batchNorm{index}.weight"].to(device, torch.float32).flatten()
-        self._norm = norm * ratio**0.5
-        self._shift = weights[f"batchNorm{index}.bias"].to(device, torch.float32).flatten()
+        self._norm = weights[f"batchNorm{index}.weight"].flatten() * ratio**0.5
+        self._shift = weights[f"batchNorm{index}.bias"].flatten()
         self._epsilon = _EPSILON * ratio
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.torch_files import allow_fairseq, load_torch
+from preprocess.speech2unit.weights import Weights
 
 # fairseq's defaults (HubertConfig, Wav2Vec2Config): an old checkpoint lacks what came later
 _DEFAULTS: dict[str, Any] = {
@@ -58,37 +59,6 @@ class Settings:
     conv_pos: int
     conv_pos_groups: int
     normalize: bool  # layer-norm the waveform first (the checkpoint's task says so)
-
-
-class Weights:
-    """The checkpoint's tensors by name. What is asked for must be there in that shape."""
-
-    def __init__(self, tensors: dict[str, Any], path: Path, device: torch.device) -> None:
-        self._tensors = tensors
-        self._path = path
-        self._device = device
-
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        """Return one tensor, float32, on the device. Raises ``UserError`` where it is missing or
-        misshapen.
-        """
-        tensor = self._tensors.get(name)
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{self._path}: the weight {name} is missing; get the file again")
-        if tensor.shape != shape:
-            raise UserError(
-                f"{self._path}: {name} has the shape {tuple(tensor.shape)}, "
-                f"its settings say {shape}"
-            )
-        return tensor.detach().to(self._device, torch.float32)
-
-    def linear(self, name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``name.weight`` (rows, columns) and ``name.bias`` (rows,)."""
-        return self.take(f"{name}.weight", rows, columns), self.take(f"{name}.bias", rows)
-
-    def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``name.weight`` (size,) and ``name.bias`` (size,)."""
-        return self.take(f"{name}.weight", size), self.take(f"{name}.bias", size)
 
 
 def load_fairseq_checkpoint(

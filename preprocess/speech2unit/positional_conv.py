@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
+from preprocess.speech2unit.fairseq_checkpoint import Settings
+from preprocess.speech2unit.weights import Weights
 
 
 class PositionalConv:

@@ -8,7 +8,8 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
+from preprocess.speech2unit.fairseq_checkpoint import Settings
+from preprocess.speech2unit.weights import Weights
 
 _EPSILON = 1e-5
 

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 
 from preprocess.speech2unit.conv_extractor import ConvExtractor
-from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
+from preprocess.speech2unit.fairseq_checkpoint import Settings
 from preprocess.speech2unit.positional_conv import PositionalConv
 from preprocess.speech2unit.transformer import TransformerLayer, norm, runs
+from preprocess.speech2unit.weights import Weights
 
 _TOGETHER = {"cpu": 1}  # waveforms that share the convolutions; one by one stays in the cache
 
