@@ -18,7 +18,6 @@ from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from .gradient_scale import FLOAT16_SCALE, scale_gradient
 from .lean_relu import activate
@@ -110,8 +109,11 @@ class PromptLanguageModel(BaseFairseqModel):
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
         mask = self.causal_mask(tokens.shape[1])  # (T, P + T)
-        # a GPU's fused kernels know this pattern; on a CPU a mask costs nothing
-        body_mask = causal_lower_right(*mask.shape) if tokens.is_cuda else mask
+        body_mask = mask  # costs nothing on a CPU; a GPU's fused kernels know the pattern by name
+        if tokens.is_cuda:
+            from torch.nn.attention.bias import causal_lower_right  # takes a second to import
+
+            body_mask = causal_lower_right(*mask.shape)
         *body, last = self.lm.decoder.layers
         for layer, prefix in zip(body, prefixes):
             x = self.block(layer, x, prefix, body_mask)
