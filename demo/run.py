@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from demo.picture import draw
+from pipeline.commands import run_script
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
@@ -78,9 +78,7 @@ def run_stage(stage: Stage, number: int) -> dict[str, float]:
     shown.
     """
     print(f"\n[{number}/{len(STAGES)}] {stage.name}", flush=True)
-    environment = dict(os.environ)
-    if len(stage.commands) > 1:
-        environment["OMP_NUM_THREADS"] = "1"
+    environment = {"OMP_NUM_THREADS": "1"} if len(stage.commands) > 1 else {}
     with ThreadPoolExecutor() as pool:
         futures = {
             task: pool.submit(run_command, command, task, environment)
@@ -95,22 +93,11 @@ def run_command(command: str, task: str, environment: dict[str, str]) -> float:
     command = command.format(workspace=workspace)
     if "--out" not in command:
         command += f" --workspace {workspace}"
-    prefix = f"{task} | " if task else ""
-    print(f"{prefix}$ python {command}", flush=True)
     start = time.monotonic()
-    with subprocess.Popen(
-        [sys.executable, *command.split()],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        for line in process.stdout:
-            print(prefix + line, end="", flush=True)
-    if process.returncode:
+    code = run_script(command.split(), f"{task} | " if task else "", environment)
+    if code:
         print(f"the demo stopped at `{command}`: see the message above", file=sys.stderr)
-        raise SystemExit(process.returncode)
+        raise SystemExit(code)
     return time.monotonic() - start
 
 

@@ -1,0 +1,119 @@
+"""Rebuild the paper's tables from the models and corpora at hand, beside the published figures.
+
+Every cell is made by the stage scripts, which are shown as they are run; a finished one is not made
+again. For an empty cell it says which file is missing and how to get it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.commands import run_script
+from pipeline.errors import UserError, run
+from pipeline.files import writing
+from pipeline.workspace import Workspace
+from reproduction.cells import FIRST_SEED, METHODS, Cell, Paper, load_paper
+from reproduction.figures import Figure, read_figure, write_figures
+from reproduction.needs import missing
+from reproduction.stages import Command, to_prepare, to_train
+from reproduction.table import render
+from ulm_prompt.tasks import add_selection
+
+
+def main() -> None:
+    args = parse()
+    workspace = Workspace(args.workspace.resolve())
+    paper = load_paper()
+    cells = chosen(paper, args)
+    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+    lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
+    failed: list[str] = []
+    if not args.list:
+        failed = make([cell for cell in cells if not lacking[str(cell)]], seeds, workspace, args)
+    figures = [f for c in cells for s in seeds if (f := read_figure(c, s, workspace))]
+    report(paper, cells, figures, lacking, workspace)
+    if failed:
+        print(f"error: {'; '.join(failed)}: see the messages above", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true", help="make nothing: show what there is")
+    parser.add_argument("--method", choices=METHODS, help="only this row")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each cell (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at once, a core each (default: 1, all cores)"
+    )
+    add_selection(parser)
+    return parser.parse_args()
+
+
+def chosen(paper: Paper, args: argparse.Namespace) -> list[Cell]:
+    """The cells that the flags ask for. Raises ``UserError`` when there are none."""
+    wanted = {"method": args.method, "task": args.prompt_task, "unit_model": args.unit_model}
+    asked = {name: value for name, value in wanted.items() if value}
+    cells = [c for c in paper.cells if all(getattr(c, name) == asked[name] for name in asked)]
+    if not cells:
+        raise UserError(f"the paper's tables have no cell with {' '.join(asked.values())}")
+    if args.seeds < 1 or args.jobs < 1:
+        raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: expected at least 1")
+    return cells
+
+
+def make(
+    cells: Sequence[Cell], seeds: Sequence[int], workspace: Workspace, args: argparse.Namespace
+) -> list[str]:
+    """Run what is not finished; return the names of what failed. The rest goes on without it."""
+    environment = {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
+    failed: list[str] = []
+
+    def go(name: str, commands: Sequence[Command]) -> None:
+        prefix = f"{name} | " if args.jobs > 1 else ""
+        for command in commands:
+            if run_script([*command, "--workspace", workspace.root], prefix, environment):
+                failed.append(name)
+                return
+
+    todo = [(c, s) for s in seeds for c in cells if not read_figure(c, s, workspace)]
+    for cell in dict.fromkeys(str(cell) for cell, _ in todo):
+        go(cell, to_prepare(next(c for c in cells if str(c) == cell), workspace))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for cell, seed in todo:
+            if str(cell) not in failed:
+                commands = to_train(cell, seed, workspace)
+                pool.submit(go, f"{cell} seed {seed}", commands)
+    return failed
+
+
+def report(
+    paper: Paper,
+    cells: Sequence[Cell],
+    figures: Sequence[Figure],
+    lacking: dict[str, list[str]],
+    workspace: Workspace,
+) -> None:
+    """Print the tables and what is missing; leave them under samples/tables/."""
+    folder = workspace.root / "samples" / "tables"
+    table = render(paper, figures)
+    write_figures(folder / "results.csv", figures)
+    with writing(folder / "results.md") as handle:
+        handle.write(table)
+    print(f"\n{table}")
+    filled = {f"{f.method} {f.task} {f.unit_model}" for f in figures}
+    wanted: dict[str, list[str]] = {}
+    for cell in cells:
+        for line in lacking[str(cell)]:
+            wanted.setdefault(line, []).append(str(cell))
+        if str(cell) not in filled and not lacking[str(cell)]:
+            print(f"{cell}: empty, and all that it needs is here")
+    for line, needing in wanted.items():
+        print(f"missing {line}\n    for {', '.join(needing)}")
+    print(f"\nwrote {folder}/results.csv and results.md")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The paper's tables, rebuilt: what each cell needs, how it is made, and the tables themselves."""

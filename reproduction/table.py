@@ -1,0 +1,62 @@
+"""The tables in Markdown: ours below the published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import mean, stdev
+
+from reproduction.cells import Cell, Paper
+from reproduction.figures import Figure
+
+EMPTY = "–"
+
+
+def render(paper: Paper, figures: Sequence[Figure]) -> str:
+    """One table, a column for each unit model and task, two rows for each method."""
+    columns = list(dict.fromkeys((cell.unit_model, cell.task) for cell in paper.cells))
+    lines = [
+        "| | " + " | ".join(f"{task}, {unit_model}" for unit_model, task in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for method, what in paper.methods.items():
+        cells = {(c.unit_model, c.task): c for c in paper.cells if c.method == method}
+        ours = {
+            column: [f for f in figures if (f.method, f.unit_model, f.task) == (method, *column)]
+            for column in columns
+        }
+        if any(cell.published for cell in cells.values()):
+            lines.append(_row(f"*{method}, paper*", (_published(cells.get(c)) for c in columns)))
+        lines.append(_row(f"**{method}** ({what})", (_ours(ours[c]) for c in columns)))
+    return "\n".join(lines) + "\n"
+
+
+def _row(title: str, entries: Iterable[str]) -> str:
+    return f"| {title} | " + " | ".join(entries) + " |"
+
+
+def _published(cell: Cell | None) -> str:
+    if cell is None or cell.published is None:
+        return EMPTY
+    return f"*{cell.published:.2f}* ({cell.parameters})"
+
+
+def _ours(figures: Sequence[Figure]) -> str:
+    """Mean ± standard deviation over seeds, trained parameters, and the LM that was not the
+    released one.
+    """
+    if not figures:
+        return EMPTY
+    values = [figure.value for figure in figures]
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    first = figures[0]
+    notes = [millions(first.trained_parameters)]
+    if first.lm == "own" and first.method != "FT-LM":
+        notes.append(f"own LM, {millions(first.lm_parameters)}")
+    elif first.lm == "own":
+        notes.append("own LM")
+    return f"**{mean(values):.2f}**{spread} ({'; '.join(notes)})"
+
+
+def millions(count: int) -> str:
+    """151,263,232 -> 151M, 77,824 -> 0.08M."""
+    return f"{count / 1e6:.{0 if count >= 1e7 else 1 if count >= 1e6 else 2}f}M"
