@@ -10,12 +10,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from pipeline.commands import run_script
 from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.workspace import Workspace
-from reproduction.cells import FIRST_SEED, METHODS, Cell, Paper, load_paper
+from reproduction.cells import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper
+from reproduction.documents import DOCUMENTS, FIGURES, put_table
 from reproduction.figures import Figure, read_figure, write_figures
 from reproduction.needs import missing
 from reproduction.stages import Command, to_prepare, to_train
@@ -26,7 +28,7 @@ from ulm_prompt.tasks import add_selection
 def main() -> None:
     args = parse()
     workspace = Workspace(args.workspace.resolve())
-    paper = load_paper()
+    paper = load_paper(args.tables)
     cells = chosen(paper, args)
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
@@ -35,6 +37,10 @@ def main() -> None:
         failed = make([cell for cell in cells if not lacking[str(cell)]], seeds, workspace, args)
     figures = [f for c in cells for s in seeds if (f := read_figure(c, s, workspace))]
     report(paper, cells, figures, lacking, workspace)
+    if args.write_docs:
+        write_figures(FIGURES, figures)
+        for path in DOCUMENTS:
+            put_table(path, render(paper, figures))
     if failed:
         print(f"error: {'; '.join(failed)}: see the messages above", file=sys.stderr)
         sys.exit(1)
@@ -47,6 +53,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each cell (default: 1)")
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once, a core each (default: 1, all cores)"
+    )
+    parser.add_argument("--tables", type=Path, default=PAPER, help="another list of cells")
+    parser.add_argument(
+        "--write_docs", action="store_true", help="put the table into README.md and docs/ as well"
     )
     add_selection(parser)
     return parser.parse_args()

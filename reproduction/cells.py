@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from pipeline.config import load_config
+from pipeline.errors import UserError
 from ulm_prompt.tasks import Pair, load_task
 
 PAPER = Path(__file__).with_name("paper.yaml")
@@ -56,6 +57,14 @@ class Paper:
     cells: list[Cell] = field(default_factory=list)
 
 
-def load_paper(path: Path = PAPER) -> Paper:
-    """Read the table of cells. Raises ``UserError`` for anything but what is explained there."""
-    return load_config(Paper, path)
+def load_paper(path: Path) -> Paper:
+    """Read a table of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
+    paper = load_config(Paper, path)
+    for cell in paper.cells:
+        if cell.method not in METHODS or cell.method not in paper.methods:
+            raise UserError(f"{path}: {cell}: expected a method of {', '.join(METHODS)}")
+        if cell.task not in paper.tasks:
+            raise UserError(f"{path}: {cell}: its task is not among the tasks")
+        if cell.method == "PT" and not cell.prompt:
+            raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
+    return paper
