@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -58,10 +59,18 @@ def test_light_scripts_import_neither_torch_nor_fairseq(script: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_the_readme_names_files_that_exist() -> None:
-    text = (REPOSITORY / "README.md").read_text()
-    scripts = set(re.findall(r"python ((?:\w+/)+\w+\.py)", text))
-    links = {link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link}
-    assert len(scripts) >= 9
-    for name in scripts | links:
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_files_that_exist(path: Path) -> None:
+    text = path.read_text()
+    scripts = set(re.findall(r"python ((?:\w+/)*\w+\.py)", text))
+    for name in scripts:
         assert (REPOSITORY / name).exists(), name
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert "://" in link or (path.parent / link).exists(), link
+    headings = {re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+                for line in text.splitlines() if line.startswith("#")}  # fmt: skip
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert path.name != "README.md" or len(scripts) >= 9
