@@ -1,4 +1,6 @@
-"""Stage 6: score the decoded samples. An answer is right when all its label units are."""
+"""Stage 6: score the decoded samples. An answer is right when all its label units are; of texts,
+the words, characters and slots are scored.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,9 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.tasks import add_workspace
-
-WITHIN = "_within_labels"
+from ulm_prompt.sample_file import WITHIN, read_samples
+from ulm_prompt.tasks import Pair, add_workspace, sequence_pair
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,45 @@ def _is_label(units: list[str], known: list[set[str]]) -> bool:
     return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
 
 
-def read_samples(path: Path) -> list[dict[str, str]]:
-    """The label and the answer of each utterance, in their order."""
-    samples = read_json(path, "ulm_prompt/sample.py")
-    try:
-        entries = [{key: entry[key] for key in ("label", "predict")} for entry in samples.values()]
-    except (AttributeError, KeyError, TypeError):
-        entries = []
-    if not entries:
-        raise UserError(
-            f"{path}: expected id -> file_name, src, label, predict; run sample.py again"
-        )
-    return entries
+def accuracy_lines(path: Path) -> dict[str, str]:
+    """The scores of a task with a fixed number of labels, as they are printed."""
+    result = score(path)
+    return {
+        "utterances": f"{result.utterances:,}",
+        "accuracy": f"{result.accuracy:.2f} %",
+        "accuracy within labels": f"{result.accuracy_within_labels:.2f} %",
+        "invalid answers": f"{result.invalid:.2f} %",
+    }
+
+
+def text_lines(path: Path, workspace: Path, pair: Pair) -> dict[str, str]:
+    """The scores of a task whose answers are texts, as they are printed."""
+    from ulm_prompt.sequence_scores import score_sequences
+
+    free, within = (
+        score_sequences(file, Workspace(workspace), pair)
+        for file in (path, path.with_stem(path.stem + WITHIN))
+    )
+    lines = {"utterances": f"{free.utterances:,}"}
+    for result, where in ((free, ""), (within, " within labels")):
+        values = {"WER": result.wer, "CER": result.cer, "slot type F1": result.slot_type_f1,
+                  "slot value CER": result.slot_value_cer, "all right": result.right}  # fmt: skip
+        for name, value in values.items():
+            if value is not None:
+                lines[name + where] = f"{value:.2f} %"
+    return {**lines, "invalid answers": f"{free.invalid:.2f} %"}
+
+
+def sample_files(args: argparse.Namespace) -> list[Path]:
+    """The free answers of ``--sample_date``, narrowed by the other flags. Raises ``UserError`` for
+    none.
+    """
+    folder = Workspace(args.workspace).root / "samples" / f"samples_{args.sample_date}"
+    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
+    paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+    if not paths:
+        raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
+    return paths
 
 
 def main() -> None:
@@ -76,18 +103,13 @@ def main() -> None:
     parser.add_argument("--unit_model", help="only this unit model")
     add_workspace(parser)
     args = parser.parse_args()
-    folder = Workspace(args.workspace).root / "samples" / f"samples_{args.sample_date}"
-    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
-    paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-    if not paths:
-        raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
-    for path in paths:
-        result = score(path)
+    for path in sample_files(args):
         print(path)
-        print(f"  utterances              {result.utterances:,}")
-        print(f"  accuracy                {result.accuracy:.2f} %")
-        print(f"  accuracy within labels  {result.accuracy_within_labels:.2f} %")
-        print(f"  invalid answers         {result.invalid:.2f} %")
+        pair = sequence_pair(Workspace(args.workspace), path)
+        lines = accuracy_lines(path) if pair is None else text_lines(path, args.workspace, pair)
+        width = max(map(len, lines))
+        for name, value in lines.items():
+            print(f"  {name:<{width}}  {value}")
 
 
 if __name__ == "__main__":
