@@ -9,15 +9,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.rows import Row, write_rows
 from pipeline.workspace import REPOSITORY, Workspace
-from tests.conftest import stage
 from tests.ulm_prompt import tiny
-from ulm_prompt import make_data
+from ulm_prompt import cal_acc, cer_by_length, gen_labelspace, make_data, verbalizer
 from ulm_prompt.sample import report_long
 from ulm_prompt.sequence_scores import score_sequences
 from ulm_prompt.tasks import Pair, load_task, sequence_pair
@@ -51,23 +52,33 @@ def write_texts(root: Path, downstream: str, seed: int = 0) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both text tasks and KS, trained a little and decoded, in one process."""
+    """Both text tasks, trained a little and decoded in one process; KS's samples as they look."""
     root = tmp_path_factory.mktemp("workspace")
     for downstream in ("librispeech", "audio_snips"):
         write_texts(root, downstream)
-    tiny.write_corpus(root, UNIT_MODEL, "speech_commands")
+    for path in (samples(root, "KS"), samples(root, "KS", within=True)):
+        write_json(path, {"0": {"file_name": "a", "src": "1 2", "label": "7", "predict": "7"}})
     tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
     common = ["--workspace", str(root)]
-    dated = [*common, "--date", "d", "--set", "max_update=2", "batch_size=8"]
+    dated = [*common, "--date", "d", "--set", "max_update=2", "batch_size=60"]
     sampled = [*common, "--model_date", "d", "--sample_date", "s"]
     commands = [[name, *common] for name in
                 ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")]  # fmt: skip
-    commands += [["train", *dated], ["sample", *sampled, "--max_labels", "20"]]
+    commands += [
+        ["train", *dated],
+        ["sample", *sampled, "--max_labels", "12", "--dtype", "float32"],
+    ]
     code = [sys.executable, "-m", "tests.ulm_prompt.stages_in_a_row", json.dumps(commands)]
     result = subprocess.run(code, capture_output=True, text=True, cwd=REPOSITORY, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (root / "printed").write_text(result.stdout)
     return root
+
+
+def called(script: ModuleType, *args: object) -> None:
+    """Run a stage in this process, where fairseq is imported already."""
+    sys.argv = [script.__name__, *map(str, args)]
+    script.main()
 
 
 def samples(root: Path, task: str, within: bool = False) -> Path:
@@ -86,9 +97,10 @@ def test_published_prompt_lengths() -> None:
         assert length * 1024 * (1 + 2 * 12) + 1024 == 4_506_624
 
 
-def test_scores_of_every_task(root: Path) -> None:
+def test_scores_of_every_task(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """WER and CER for texts, slots for SF, and what KS has always printed."""
-    printed = stage("ulm_prompt/cal_acc.py", "--workspace", root, "--sample_date", "s")
+    called(cal_acc, "--workspace", root, "--sample_date", "s")
+    printed = capsys.readouterr().out
     by_task = {re.search(r"samples_([A-Z]+)_", part)[1]: part for part in
                re.split(r"\n(?=/)", printed.strip())}  # fmt: skip
     assert list(by_task) == ["ASR", "KS", "SF"]
@@ -134,18 +146,16 @@ def test_stale_samples_are_refused(root: Path, tmp_path: Path) -> None:
 
 def test_the_figure(root: Path) -> None:
     """Every utterance of both texts in one bin; KS is no text."""
-    stage("ulm_prompt/cer_by_length.py", "--workspace", root, "--sample_date", "s", "--width", 3)
+    command = (cer_by_length, "--workspace", root, "--sample_date", "s")
+    called(*command, "--width", 3)
     folder = samples(root, "ASR").parent
     with open(folder / "cer_by_length.csv", newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert {row["run"] for row in rows} == {"ASR_tiny100_d", "SF_tiny100_d"}
     assert sum(int(row["utterances"]) for row in rows) == 26
     assert (folder / "cer_by_length.png").read_bytes().startswith(b"\x89PNG")
-    message = stage(
-        "ulm_prompt/cer_by_length.py", "--workspace", root, "--sample_date", "s",
-        "--prompt_task", "KS", code=2,
-    )  # fmt: skip
-    assert "no samples of a task whose answers are texts" in message
+    with pytest.raises(UserError, match="no samples of a task whose answers are texts"):
+        called(*command, "--prompt_task", "KS")
 
 
 def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
@@ -162,11 +172,10 @@ def test_more_labels_than_units(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     path = workspace.rows("librispeech", UNIT_MODEL, "train")
     path.write_text("".join(f"{number}.flac|10 11|{number}\n" for number in range(3)))
-    sys.argv = ["make_data.py", "--workspace", str(tmp_path)]
-    make_data.main()
-    stage("ulm_prompt/gen_labelspace.py", "--workspace", tmp_path)
-    message = stage("ulm_prompt/verbalizer.py", "--workspace", tmp_path, code=2)
-    assert "3 labels but only 2 distinct units" in message
+    called(make_data, "--workspace", tmp_path)
+    called(gen_labelspace, "--workspace", tmp_path)
+    with pytest.raises(UserError, match="3 labels but only 2 distinct units"):
+        called(verbalizer, "--workspace", tmp_path)
 
 
 def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) -> None:
