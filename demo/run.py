@@ -23,7 +23,7 @@ from demo.picture import draw
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.cal_acc import score
+from ulm_prompt.scores import score
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
 UNIT_MODEL = "logmel100"

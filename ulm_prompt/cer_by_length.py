@@ -18,9 +18,9 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.files import replacing, writing
 from pipeline.workspace import Workspace
-from ulm_prompt.cal_acc import sample_files
-from ulm_prompt.sequence_scores import Answered, character_error_rate, label_names, read_answers
-from ulm_prompt.tasks import add_workspace, sequence_pair
+from ulm_prompt.cal_acc import add_sample_files, sample_files
+from ulm_prompt.sequence_scores import Answered, character_error_rate, read_answers, text_labels
+from ulm_prompt.tasks import sequence_pair
 
 
 class Bin(NamedTuple):
@@ -71,11 +71,8 @@ def draw(runs: dict[str, list[Bin]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sample_date", required=True, help="the --sample_date of decoding")
-    parser.add_argument("--prompt_task", help="only this task")
-    parser.add_argument("--unit_model", help="only this unit model")
+    add_sample_files(parser)
     parser.add_argument("--width", type=int, default=20, help="lengths a bin (default: 20)")
-    add_workspace(parser)
     args = parser.parse_args()
     if args.width < 1:
         raise UserError(f"--width {args.width}: expected at least 1")
@@ -85,7 +82,7 @@ def main() -> None:
     for path in paths:
         pair = sequence_pair(workspace, path)
         if pair is not None:
-            answered = read_answers(path, workspace, pair, label_names(workspace, pair))
+            answered = read_answers(path, workspace, pair, text_labels(workspace, pair))
             runs[path.stem.removeprefix("samples_")] = binned(answered, args.width)
     if not runs:
         raise UserError(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from ulm_prompt.label_names import Label
+from pipeline.workspace import Workspace
+from ulm_prompt.label_names import Label, label_names
 from ulm_prompt.sample_file import WITHIN, read_samples
+from ulm_prompt.tasks import pair_of
 
 OTHER = "(other)"  # an answer that is no class of the test split
 
@@ -111,3 +115,47 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
             f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
         ) from None
     return sorted(found, key=lambda mistake: -mistake.probability)
+
+
+def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
+    """Leave ``<sample file>_confusion.png`` beside a classifier's sample file, and return what else
+    there is to say, the first ``mistakes`` mistakes among it. Empty for a task of texts.
+
+    Raises ``UserError`` when the rows that were decoded are not in the workspace.
+    """
+    pair = pair_of(workspace, path)
+    if pair is None:
+        raise UserError(
+            f"{path}: the rows that it was decoded from are not in {workspace.root}; "
+            "--report names the labels by them"
+        )
+    if pair.config.is_sequence:
+        return {}
+    from ulm_prompt.confusion import draw_confusion
+
+    names = label_names(workspace, pair)
+    report = class_report(path, names)
+    picture = path.with_name(f"{path.stem}_confusion.png")
+    draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
+    shortened = dataclasses.replace(report, mistakes=report.mistakes[:mistakes])
+    return {**dataclasses.asdict(shortened), "confusion": str(picture)}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """For people, what ``write_report`` returned."""
+    if not report:
+        return
+    for slot, accuracy in report["slots"].items():
+        print(f"  accuracy of {slot:<12}{accuracy:.2f} %")
+    width = max(len(one["name"]) for one in report["classes"])
+    print(f"\n  {'class':<{width}}  utterances  precision  recall      F1")
+    for one in report["classes"]:
+        print(
+            f"  {one['name']:<{width}}  {one['utterances']:>10,}  {one['precision']:>8.2f}% "
+            f"{one['recall']:>7.2f}% {one['f1']:>7.2f}%"
+        )
+    if report["mistakes"]:
+        print("\n  the most confident mistakes: probability, file, spoken -> answered")
+    for one in report["mistakes"]:
+        print(f"  {one['probability']:.3f}  {one['file_name']}  {one['label']} -> {one['predict']}")
+    print(f"\n  confusion matrix: {report['confusion']}")

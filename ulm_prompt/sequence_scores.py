@@ -15,22 +15,15 @@ from typing import NamedTuple
 import jiwer
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
+from ulm_prompt.label_names import Label, label_names
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import read_samples
 from ulm_prompt.tasks import Pair
-from ulm_prompt.verbal import load_verbal, renamed_texts
+from ulm_prompt.verbal import renamed_texts
 
 CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
-
-
-class Label(NamedTuple):
-    """What a label unit says: a character, or a slot type."""
-
-    kind: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
 
     Raises ``UserError`` for a missing, malformed or stale file.
     """
-    names = label_names(workspace, pair)
+    names = text_labels(workspace, pair)
     has_slots = any(label.kind == SLOT_TYPE for label in names.values())
     return score_texts(read_answers(path, workspace, pair, names), has_slots)
 
@@ -152,26 +145,12 @@ def _everything(one: Answered) -> str:
     return "".join([one.answer.words, *(name for name, _ in one.answer.slots)])
 
 
-def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """What each label unit says, by verbal.json and the downstream's labels.json.
-
-    Raises ``UserError`` where they do not fit, or labels.json holds no characters.
-    """
-    _, verbal = load_verbal(workspace, pair)
-    path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-    names = read_json(path, "preprocess/runner.py --action postprocess")
-    try:
-        found = {
-            unit: Label(names[label]["slot"], names[label]["name"])
-            for label, unit in verbal.items()
-        }
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "
-            "and ulm_prompt/verbalizer.py again"
-        ) from None
+def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """What each label unit says. Raises ``UserError`` where that is no text."""
+    found = label_names(workspace, pair)
     other = {label.kind for label in found.values()} - {CHARACTER, SLOT_TYPE}
     if other:
+        path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
         raise UserError(
             f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
             "answers are texts (labels_per_utterance: 0)"

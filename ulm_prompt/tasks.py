@@ -106,22 +106,35 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     return pairs
 
 
-def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
-    """The task and unit model of a sample file, by its name, when the task's answers are texts.
-
-    Raises ``UserError`` when it is such a task's and its rows are not in the workspace.
+def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
+    """The task and unit model of a sample file, by its name; None when its rows are not in the
+    workspace.
     """
     found = []
-    tasks = [name for name in task_names() if samples.stem.startswith(f"samples_{name}_")]
-    for task in filter(lambda name: load_task(name).is_sequence, tasks):
-        pairs = list(_unit_models(workspace, task, None))
-        found += [p for p in pairs if samples.stem.startswith(f"samples_{task}_{p.unit_model}_")]
-        if not found:
+    for task in task_names():
+        if samples.stem.startswith(f"samples_{task}_"):
+            pairs = _unit_models(workspace, task, None)
+            found += [
+                p for p in pairs if samples.stem.startswith(f"samples_{task}_{p.unit_model}_")
+            ]
+    return max(found, key=lambda pair: len(pair.unit_model), default=None)
+
+
+def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
+    """The task and unit model of a sample file when the task's answers are texts.
+
+    Raises ``UserError`` when they are and its rows are not in the workspace.
+    """
+    pair = pair_of(workspace, samples)
+    if pair is None:
+        tasks = [name for name in task_names() if samples.stem.startswith(f"samples_{name}_")]
+        for task in filter(lambda name: load_task(name).is_sequence, tasks):
             raise UserError(
                 f"{samples}: the rows of {task} that it was decoded from are not in "
                 f"{workspace.downstream_data(load_task(task).downstream)}; score it where they are"
             )
-    return max(found, key=lambda pair: len(pair.unit_model), default=None)
+        return None
+    return pair if pair.config.is_sequence else None
 
 
 def _unit_models(workspace: Workspace, task: str, only: str | None) -> Iterator[Pair]:
