@@ -23,7 +23,7 @@ from pipeline.commands import run_script
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.cal_acc import score
+from ulm_prompt.scores import score
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
 UNIT_MODEL = "logmel100"
@@ -50,7 +50,7 @@ def train(task: str, updates: int) -> str:
     )
 
 
-RUNNER = "preprocess/runner.py --action"
+RUNNER = "preprocess/runner.py --downstream speech_commands fluent_commands --action"
 STAGES = [
     both("speak", "demo/speech.py --out {workspace}/corpora"),
     both("manifest", f"{RUNNER} generate_manifest"),
@@ -73,26 +73,35 @@ STAGES = [
 ]
 
 
-def run_stage(stage: Stage, number: int) -> dict[str, float]:
+def run_stages(stages: list[Stage], workspace: Path) -> dict[str, dict[str, float]]:
+    """Run all stages in turn; return each one's seconds by task."""
+    shutil.rmtree(workspace, ignore_errors=True)
+    return {
+        stage.name: run_stage(stage, f"{number}/{len(stages)}", workspace)
+        for number, stage in enumerate(stages, start=1)
+    }
+
+
+def run_stage(stage: Stage, number: str, workspace: Path) -> dict[str, float]:
     """Announce and run one stage; return its seconds by task. A failure ends the demo, its message
     shown.
     """
-    print(f"\n[{number}/{len(STAGES)}] {stage.name}", flush=True)
+    print(f"\n[{number}] {stage.name}", flush=True)
     environment = {"OMP_NUM_THREADS": "1"} if len(stage.commands) > 1 else {}
     with ThreadPoolExecutor() as pool:
         futures = {
-            task: pool.submit(run_command, command, task, environment)
+            task: pool.submit(run_command, command, task, environment, workspace)
             for task, command in stage.commands.items()
         }
     return {task: future.result() for task, future in futures.items()}
 
 
-def run_command(command: str, task: str, environment: dict[str, str]) -> float:
+def run_command(command: str, task: str, environment: dict[str, str], workspace: Path) -> float:
     """Run one stage script, its lines shown after the task's name; return its seconds."""
-    workspace = os.path.relpath(WORKSPACE.root, REPOSITORY)
-    command = command.format(workspace=workspace)
+    folder = os.path.relpath(workspace, REPOSITORY)
+    command = command.format(workspace=folder)
     if "--out" not in command:
-        command += f" --workspace {workspace}"
+        command += f" --workspace {folder}"
     start = time.monotonic()
     code = run_script(command.split(), f"{task} | " if task else "", environment)
     if code:
@@ -147,8 +156,7 @@ def show(summary: dict[str, dict], total: float) -> None:
 
 def main() -> None:
     start = time.monotonic()
-    shutil.rmtree(WORKSPACE.root, ignore_errors=True)
-    seconds = {stage.name: run_stage(stage, number) for number, stage in enumerate(STAGES, start=1)}
+    seconds = run_stages(STAGES, WORKSPACE.root)
     summary = summarise(seconds)
     samples = REPOSITORY / "samples"
     write_json(samples / "demo_summary.json", summary)

@@ -1,4 +1,4 @@
-"""Noise, levels and 16-bit wav files for the demo's speech."""
+"""Noise, levels and 16-bit files for the demo's speech."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 SAMPLE_RATE = 16_000
 NOISE_COLOURS = {
@@ -38,6 +39,14 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
     """Cut what lies more than 40 dB below the peak off both ends."""
     loud = np.flatnonzero(np.abs(samples) > amplitude(-40) * np.abs(samples).max())
     return samples[loud[0] : loud[-1] + 1]
+
+
+def write_audio(path: Path, samples: np.ndarray) -> None:
+    """Write (T,) samples in [-1, 1] as 16-bit mono at ``SAMPLE_RATE``: FLAC by its name, or WAV."""
+    if path.suffix == ".flac":
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+    else:
+        write_wav(path, samples)
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:

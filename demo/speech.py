@@ -36,6 +36,7 @@ from demo.sound import (
     at_level,
     coloured_noise,
     trimmed,
+    write_audio,
     write_wav,
 )
 from demo.texts import OTHER_WORDS, commands
@@ -141,7 +142,7 @@ def speak_keywords(
                 unknown = f"{TEST_FOLDER}/{UNKNOWN}/{word}_{name}"
                 path = f"{TEST_FOLDER}/{word}/{name}" if word in KEYWORDS else unknown
             clips[speaker].append(Clip(path, word, 1.0))
-        jobs += _jobs(out, clips, (seed, 0))
+        jobs += jobs_of(out, clips, (seed, 0))
     write_noise(out, counts["test"] // 12, seed)
     speak(jobs, "keywords", workers)
 
@@ -189,11 +190,12 @@ def speak_commands(
                 path = f"wavs/speakers/{speaker.intent_id}/{split}-{number:05d}.wav"
                 clips[speaker].append(Clip(path, command.text, None))
                 table.writerow([number, path, speaker.intent_id, *command])
-        jobs += _jobs(out, clips, (seed, 1))
+        jobs += jobs_of(out, clips, (seed, 1))
     speak(jobs, "commands", workers)
 
 
-def _jobs(out: Path, clips: dict[Speaker, list[Clip]], seed: tuple[int, int]) -> list[Job]:
+def jobs_of(out: Path, clips: dict[Speaker, list[Clip]], seed: tuple[int, int]) -> list[Job]:
+    """A job for each speaker who has something to say."""
     return [
         Job(out, speaker, own, (*seed, int(speaker.keyword_id, 16)))
         for speaker, own in clips.items()
@@ -227,7 +229,7 @@ def _run(job: Job) -> None:
             pitch_range=int(rng.integers(20, 46)),
         )
         speech = soxr.resample(trimmed(spoken), espeak.sample_rate, SAMPLE_RATE)
-        write_wav(job.folder / clip.path, recorded(speech, clip.seconds, rng))
+        write_audio(job.folder / clip.path, recorded(speech, clip.seconds, rng))
 
 
 def recorded(speech: np.ndarray, seconds: float | None, rng: np.random.Generator) -> np.ndarray:

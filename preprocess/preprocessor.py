@@ -6,7 +6,7 @@ the one here and says which utterances a split holds and what their labels are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
@@ -28,12 +28,12 @@ from preprocess.speech2unit.units import merge_runs
 
 
 class Utterance(NamedTuple):
-    """One row to be: ``labels`` holds a name for each of the task's slots; no ``frames`` means the
-    whole file.
+    """One row to be: ``labels`` are as the task's ``named_labels`` reads them, a name for each of
+    its slots or any number of symbols; no ``frames`` means the whole file.
     """
 
     path: str  # relative to the corpus folder
-    labels: tuple[str, ...]
+    labels: Sequence[str]
     start: int = 0
     frames: int | None = None
     name: str | None = None  # where the row's name is not its path (a crop)
@@ -48,7 +48,7 @@ class Preprocessor(Generic[ConfigType]):
     """
 
     config_class: type[Config] = Config
-    slots: tuple[str, ...]  # what an utterance's labels say, in their order
+    slots: tuple[str, ...]  # what a label may say: its kinds
 
     def __init__(
         self,
@@ -98,10 +98,15 @@ class Preprocessor(Generic[ConfigType]):
         """The names of each slot in the order of their numbers; here: of their first appearance in
         train.
         """
-        return [
-            list(dict.fromkeys(utterance.labels[slot] for utterance in train))
-            for slot in range(len(self.slots))
-        ]
+        found: list[dict[str, None]] = [{} for _ in self.slots]
+        for utterance in train:
+            for slot, name in self.named_labels(utterance):
+                found[slot][name] = None
+        return [list(names) for names in found]
+
+    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
+        """Slot and name of each label, in their order; here: one for each slot."""
+        return enumerate(utterance.labels)
 
     @property
     def root(self) -> Path:
@@ -178,7 +183,7 @@ class Preprocessor(Generic[ConfigType]):
 
     def _labels(self, utterance: Utterance, numbers: dict[tuple[int, str], int]) -> str:
         found = []
-        for slot, name in enumerate(utterance.labels):
+        for slot, name in self.named_labels(utterance):
             if (slot, name) not in numbers:
                 raise UserError(
                     f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train split"

@@ -5,29 +5,26 @@ has no released one). quantized: audio to units; a killed run goes on, torchrun 
 processes, --num_shards and --shard over jobs that merge_shards joins. postprocess: merge runs and
 join units with labels.
 
-A downstream is a folder beside this file with config.yaml and preprocessor.py; your own needs no
-change here.
+A downstream is a folder beside this file with config.yaml, and preprocessor.py unless a table of
+recordings says it all (table/config.yaml); your own needs no change here.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.ranks import Ranks, process_group, ranks, speak_on_main_alone
-from pipeline.workspace import REPOSITORY, Workspace
+from pipeline.workspace import REPOSITORY
+from preprocess.downstreams import chosen, downstreams
 from preprocess.learning import learn_kmeans
-from preprocess.preprocessor import Preprocessor
 from preprocess.quantizing import Shard, merge_shards, quantize, quantize_shard
 
-HERE = Path(__file__).resolve().parent
 NEXT = {
     "generate_manifest": "--action learn_kmeans (or quantized, where the k-means is there already)",
     "learn_kmeans": "--action quantized",
@@ -43,8 +40,7 @@ def main() -> None:
     here = ranks()
     speak_on_main_alone(here)
     shard = _shard(arguments, here)
-    names = arguments.downstream or downstreams()
-    preprocessors = [load_downstream(name, arguments) for name in names]
+    preprocessors = chosen(arguments)
     if arguments.action == "learn_kmeans":
         learn_kmeans(preprocessors)
     with process_group(here):
@@ -90,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
         "--downstream",
         nargs="+",
         metavar="NAME",
-        help=f"one or more of: {', '.join(downstreams())} (default: all of them)",
+        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is found)",
     )
     parser.add_argument("--action", required=True, choices=list(NEXT))
     parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
@@ -116,35 +112,6 @@ def parse_arguments() -> argparse.Namespace:
         "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
     )
     return parser.parse_args()
-
-
-def downstreams() -> list[str]:
-    """Every folder here that is a downstream."""
-    return sorted(path.parent.name for path in HERE.glob("*/preprocessor.py"))
-
-
-def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
-    """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name
-    or a bad config.
-    """
-    if name not in downstreams():
-        raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
-    module = importlib.import_module(f"preprocess.{name}.preprocessor")
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Preprocessor) and value is not Preprocessor
-    ]
-    if len(classes) != 1:
-        raise UserError(
-            f"{module.__file__}: expected one subclass of Preprocessor, found {len(classes)}"
-        )
-    overrides = list(arguments.set)
-    if arguments.unit_model:
-        overrides.append(f"taskrc.unit_model={arguments.unit_model}")
-    path = arguments.config or HERE / name / "config.yaml"
-    config = load_config(classes[0].config_class, path, overrides)
-    return classes[0](name, config, Workspace(arguments.workspace.resolve()), arguments.skip_bad)
 
 
 if __name__ == "__main__":

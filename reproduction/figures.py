@@ -13,7 +13,7 @@ from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.stages import SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
-from ulm_prompt.cal_acc import score
+from ulm_prompt.scores import score
 
 
 @dataclass(frozen=True)

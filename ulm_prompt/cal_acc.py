@@ -1,93 +1,100 @@
-"""Stage 6: score the decoded samples. An answer is right when all its label units are."""
+"""Stage 6: score the decoded samples. An answer is right when all its label units are; of texts,
+the words, characters and slots are scored.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
+from ulm_prompt.sample_file import WITHIN
+from ulm_prompt.scores import scores_of
 from ulm_prompt.tasks import add_workspace
 
-WITHIN = "_within_labels"
+
+def written(name: str, value: float) -> str:
+    """A score as it is printed."""
+    return f"{value:,}" if name == "utterances" else f"{value:.2f} %"
 
 
-@dataclass(frozen=True)
-class Score:
-    """Percentages over one sample file and its twin decoded within the label set."""
-
-    utterances: int
-    accuracy: float
-    accuracy_within_labels: float
-    invalid: float
-
-
-def score(path: Path) -> Score:
-    """Score a sample file. ``invalid``: answers that are no label sequence of the task at all.
-
-    Raises ``UserError`` for a missing or malformed file.
+def sample_files(args: argparse.Namespace) -> list[Path]:
+    """The free answers of each ``--sample_date``, narrowed by the other flags. Raises ``UserError``
+    for none.
     """
-    samples = read_samples(path)
-    twin = path.with_stem(path.stem + WITHIN)
-    within = read_samples(twin)
-    if len(within) != len(samples):
-        raise UserError(
-            f"{twin}: {len(within)} utterances, {path.name} has {len(samples)}; run sample.py again"
-        )
-    in_use = [entry["label"] for entry in samples] + [entry["predict"] for entry in within]
-    known = [set(slot) for slot in zip(*(labels.split() for labels in in_use))]
-    total = len(samples)
-
-    def right(entries: list[dict[str, str]]) -> float:
-        return 100 * sum(entry["predict"] == entry["label"] for entry in entries) / total
-
-    invalid = sum(not _is_label(entry["predict"].split(), known) for entry in samples)
-    return Score(total, right(samples), right(within), 100 * invalid / total)
+    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
+    found = []
+    for date in args.sample_date:
+        folder = Workspace(args.workspace).root / "samples" / f"samples_{date}"
+        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+        if not paths:
+            raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
+        found += paths
+    return found
 
 
-def _is_label(units: list[str], known: list[set[str]]) -> bool:
-    return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
+def add_sample_files(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose sample files."""
+    parser.add_argument(
+        "--sample_date", required=True, nargs="+", help="the --sample_date of decoding"
+    )
+    parser.add_argument("--prompt_task", help="only this task")
+    parser.add_argument("--unit_model", help="only this unit model")
+    add_workspace(parser)
 
 
-def read_samples(path: Path) -> list[dict[str, str]]:
-    """The label and the answer of each utterance, in their order."""
-    samples = read_json(path, "ulm_prompt/sample.py")
-    try:
-        entries = [{key: entry[key] for key in ("label", "predict")} for entry in samples.values()]
-    except (AttributeError, KeyError, TypeError):
-        entries = []
-    if not entries:
-        raise UserError(
-            f"{path}: expected id -> file_name, src, label, predict; run sample.py again"
-        )
-    return entries
+def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
+    """A line a score, a column a file; the files' names come first, numbered."""
+    names = list(dict.fromkeys(name for scores in by_file.values() for name in scores))
+    print()
+    for number, path in enumerate(by_file, start=1):
+        print(f"({number}) {path.parent.name}/{path.name}")
+    print(f"{'':24}" + "".join(f"{f'({number})':>10}" for number in range(1, len(by_file) + 1)))
+    for name in names:
+        columns = (scores.get(name) for scores in by_file.values())
+        cells = ("" if value is None else written(name, value) for value in columns)
+        print(f"{name:24}" + "".join(f"{cell:>10}" for cell in cells))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sample_date", required=True, help="the --sample_date of decoding")
-    parser.add_argument("--prompt_task", help="only this task")
-    parser.add_argument("--unit_model", help="only this unit model")
-    add_workspace(parser)
+    add_sample_files(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="classes, slots, mistakes, a confusion matrix (PNG)"
+    )
+    parser.add_argument(
+        "--mistakes", type=int, default=10, help="with --report: how many (default: 10)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
-    folder = Workspace(args.workspace).root / "samples" / f"samples_{args.sample_date}"
-    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
-    paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-    if not paths:
-        raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
-    for path in paths:
-        result = score(path)
+    workspace = Workspace(args.workspace)
+    by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
+    reports = {}
+    if args.report:
+        from ulm_prompt.class_report import write_report
+
+        reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
+    if args.json:
+        whole = {str(path): by_file[path] | reports.get(path, {}) for path in by_file}
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        return
+    for path, scores in by_file.items():
         print(path)
-        print(f"  utterances              {result.utterances:,}")
-        print(f"  accuracy                {result.accuracy:.2f} %")
-        print(f"  accuracy within labels  {result.accuracy_within_labels:.2f} %")
-        print(f"  invalid answers         {result.invalid:.2f} %")
+        width = max(map(len, scores))
+        for name, value in scores.items():
+            print(f"  {name:<{width}}  {written(name, value)}")
+        if args.report:
+            from ulm_prompt.class_report import print_report
+
+            print_report(reports[path])
+    if len(by_file) > 1:
+        print_side_by_side(by_file)
 
 
 if __name__ == "__main__":

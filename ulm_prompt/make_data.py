@@ -20,7 +20,8 @@ from ulm_prompt.verbal import record_rows
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
     """Write one split's prompt text and return its number of lines, one per row.
 
-    Raises ``UserError`` for a row with another number of labels than the task has.
+    Raises ``UserError`` for a row with another number of labels than the task has, where that is
+    fixed.
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)
@@ -29,7 +30,7 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
     with writing(target) as handle:
         for count, row in enumerate(read_rows(source), start=1):
             found = row.labels.count(" ") + 1
-            if found != expected:
+            if expected and found != expected:
                 raise UserError(
                     f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
                     f"found {found} ({row.labels})"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,7 +23,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import PartialAnswers, entry, write_samples
-from ulm_prompt.sample_flags import add_search, check_search, label_limit
+from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
 
@@ -83,7 +85,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     rows = [torch.tensor(indices(f"</s> {source['src']} <s>")) for source in sources]
     sequences = [indices(labels) for labels in train_labels]
-    labels = LabelSets.build(args.within_labels, sequences, len(dictionary), dictionary.eos())
+    within = label_sets(args.within_labels, pair.config.is_sequence)
+    labels = LabelSets.build(within, sequences, len(dictionary), dictionary.eos())
     limit = label_limit(args.max_labels, max(map(len, sequences)))
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{**{name: getattr(args, name) for name in names}, "max_labels": limit})
@@ -92,7 +95,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         "prompt": sha256(prompt),
         "lm": unit_lm.fingerprint,
         "data": {split: sha256(texts[split]) for split in ("train", "test")},
-        "options": {**dataclasses.asdict(options), "within_labels": args.within_labels},
+        "options": {**dataclasses.asdict(options), "within_labels": within},
         "machine": [str(dtype), device.type, torch.__version__],
     }
     partial = PartialAnswers(target.with_name(target.name + ".part"), made_from)
@@ -105,6 +108,26 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     write_samples(target, sources, partial.done, scored=options.beam > 1 or options.sampling)
     partial.remove()
     print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
+    report_long(rows, partial.done, limit, unit_lm.model.max_positions())
+
+
+def report_long(
+    rows: Sequence[Sized], answers: dict[int, dict[str, Any]], limit: int, positions: int
+) -> None:
+    """Say how many free answers were cut at ``limit``, and how many rows with their answer are
+    longer than the text that the LM was trained on.
+    """
+    labels = {row: len(answer["free"]["predict"].split()) for row, answer in answers.items()}
+    cut = sum(count >= limit for count in labels.values())
+    if cut:
+        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
+    beyond = [row for row, count in labels.items() if len(rows[row]) + count > positions]
+    if beyond:
+        longest = max(len(rows[row]) + labels[row] for row in beyond)
+        print(
+            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
+            f"that the LM has learned ({longest:,} at most): their answers are worth less"
+        )
 
 
 def main() -> None:

@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import write_json
-from ulm_prompt.cal_acc import WITHIN
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
 
     from ulm_prompt.prompt_lm.decoding import Decoded
 
+WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
 
 
@@ -103,3 +104,17 @@ def write_samples(
                 answer = {"predict": answer["predict"]}
             samples[str(row)] = {**source, **answer}
         write_json(path.with_stem(path.stem + name), samples)
+
+
+def read_samples(path: Path) -> list[dict[str, str]]:
+    """The label and the answer of each utterance, in their order."""
+    samples = read_json(path, "ulm_prompt/sample.py")
+    try:
+        entries = [{key: entry[key] for key in ("label", "predict")} for entry in samples.values()]
+    except (AttributeError, KeyError, TypeError):
+        entries = []
+    if not entries:
+        raise UserError(
+            f"{path}: expected id -> file_name, src, label, predict; run sample.py again"
+        )
+    return entries

@@ -28,11 +28,10 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     flag(
         "--within_labels",
         nargs="?",
-        const="slots",
-        default="slots",
-        choices=("slots", "trie"),
-        help="the second file: at each place the labels that train has there (slots), or only "
-        "whole label sequences of train (trie)",
+        choices=("slots", "set", "trie"),
+        help="the second file: at each place the labels that train has there (slots; the default "
+        "of tasks with a fixed number of labels), or has anywhere (set; the default of texts), or "
+        "only whole label sequences of train (trie)",
     )
     flag("--beam", type=int, default=1, help="hypotheses of beam search")
     flag("--lenpen", type=float, default=1.0, help="scores are divided by length ** LENPEN")
@@ -63,6 +62,11 @@ def check_search(args: argparse.Namespace) -> None:
         raise UserError("--temperature changes no greedy answer: add --sampling or --beam")
     if args.lenpen != 1 and args.beam == 1:
         raise UserError("--lenpen belongs to --beam: add it")
+
+
+def label_sets(kind: str | None, is_sequence: bool) -> str:
+    """What the second answers are held to: what was asked for, or the task's own default."""
+    return kind or ("set" if is_sequence else "slots")
 
 
 def label_limit(max_labels: int | None, longest: int) -> int:

@@ -31,6 +31,11 @@ class TaskConfig:
     recipe: str = "published"
     train: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether an utterance has any number of labels: a text, not a class."""
+        return self.labels_per_utterance == 0
+
 
 def task_names() -> list[str]:
     """Every task with a config file, the paper's first."""
@@ -99,6 +104,37 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
                 print(f"{pair.task} {pair.unit_model}: passed over, it has no unit LM yet")
         return with_lm
     return pairs
+
+
+def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
+    """The task and unit model of a sample file, by its name; None when its rows are not in the
+    workspace.
+    """
+    found = []
+    for task in task_names():
+        if samples.stem.startswith(f"samples_{task}_"):
+            pairs = _unit_models(workspace, task, None)
+            found += [
+                p for p in pairs if samples.stem.startswith(f"samples_{task}_{p.unit_model}_")
+            ]
+    return max(found, key=lambda pair: len(pair.unit_model), default=None)
+
+
+def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
+    """The task and unit model of a sample file when the task's answers are texts.
+
+    Raises ``UserError`` when they are and its rows are not in the workspace.
+    """
+    pair = pair_of(workspace, samples)
+    if pair is None:
+        tasks = [name for name in task_names() if samples.stem.startswith(f"samples_{name}_")]
+        for task in filter(lambda name: load_task(name).is_sequence, tasks):
+            raise UserError(
+                f"{samples}: the rows of {task} that it was decoded from are not in "
+                f"{workspace.downstream_data(load_task(task).downstream)}; score it where they are"
+            )
+        return None
+    return pair if pair.config.is_sequence else None
 
 
 def _unit_models(workspace: Workspace, task: str, only: str | None) -> Iterator[Pair]:

@@ -60,3 +60,47 @@ def fluent_commands(root: Path, splits: dict[str, list[tuple[str, ...]]] = FLUEN
                 write(root / path, tone(0.5 + 0.1 * number, 90 + 30 * number))
                 table.writerow([number, path, split, " ".join(labels), *labels])
     return root
+
+
+LIBRISPEECH = {
+    "train-clean-100": ["THE CAT'S HAT", "A BAD CHEST", "HE HAD IT"],
+    "dev-clean": ["THE HAT"],
+    "test-clean": ["THAT'S IT", "HE ATE"],
+}
+
+
+def librispeech(root: Path, splits: dict[str, list[str]] = LIBRISPEECH) -> Path:
+    """A reader a split; two utterances a chapter."""
+    for reader, (folder, texts) in enumerate(splits.items(), start=19):
+        for number, text in enumerate(texts):
+            chapter = f"{reader}-{198 + number // 2}"
+            place = root / folder / str(reader) / chapter.split("-")[1]
+            name = f"{chapter}-{number % 2:04d}"
+            write(place / f"{name}.flac", tone(0.5 + 0.1 * number, 90 + 30 * number))
+            with open(place / f"{chapter}.trans.txt", "a", encoding="utf-8") as handle:
+                handle.write(f"{name} {text}\n")
+    return root
+
+
+AUDIO_SNIPS = (
+    ("Ivy-snips-train-0", "play Drake", "O B-artist", "PlayMusic"),
+    ("Joey-snips-train-1", "rate the new book", "O O B-object_name I-object_name", "RateBook"),
+    ("Amy-snips-valid-0", "play", "O", "PlayMusic"),
+    ("Emma-snips-test-0", "rate a book", "O O B-object_name", "RateBook"),
+)
+
+
+def audio_snips(
+    root: Path, lines: tuple[tuple[str, str, str, str], ...] = AUDIO_SNIPS, more: str = ""
+) -> Path:
+    """A wav for each line of (utterance, words, tags, intent), and ``more`` lines of text."""
+    root.mkdir(parents=True)
+    text = ""
+    for number, (name, words, tags, intent) in enumerate(lines):
+        speaker, _, split, _ = name.split("-")
+        path = root / split / speaker / f"{name}.wav"
+        write(path, tone(0.5 + 0.1 * number, 90 + 30 * number))
+        text += f"{name} BOS {words} EOS\tO {tags} {intent}\n"
+    (root / "all.iob.snips.txt").write_text(text + more, encoding="utf-8")
+    (root / "slots.txt").write_text("O\nartist\nobject_name\n")
+    return root

@@ -6,11 +6,18 @@ from pathlib import Path
 
 from pipeline.config import load_config
 from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.audio_snips.preprocessor import AudioSnips
 from preprocess.fluent_commands.preprocessor import FluentCommands
+from preprocess.librispeech.preprocessor import LibriSpeech
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech_commands.preprocessor import SpeechCommands
 
-TASKS = {"speech_commands": SpeechCommands, "fluent_commands": FluentCommands}
+TASKS = {
+    "speech_commands": SpeechCommands,
+    "fluent_commands": FluentCommands,
+    "librispeech": LibriSpeech,
+    "audio_snips": AudioSnips,
+}
 
 
 def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from tests.benchmarks.published_decoding import decode_as_published, hypotheses
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
+from ulm_prompt.prompt_lm import label_sets as label_sets_module
 from ulm_prompt.prompt_lm.beam import beam_search
 from ulm_prompt.prompt_lm.cached_lm import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
@@ -43,6 +45,14 @@ def some_rows(count: int = 23, longest: int = 30) -> list[torch.Tensor]:
         units = torch.randint(4, SYMBOLS, (length,), generator=generator)
         rows.append(torch.cat([torch.tensor([EOS]), units, torch.tensor([0])]))
     return rows
+
+
+def long_answers() -> PromptLanguageModel:
+    """``</s>`` wins seldom: most answers go on for hundreds of symbols."""
+    model = tiny.prompted()
+    with torch.no_grad():
+        model.lm.decoder.embed_tokens.weight[EOS] *= 6
+    return model
 
 
 def label_sets(kind: str = "slots") -> LabelSets:
@@ -81,6 +91,23 @@ def test_greedy_equals_fairseq(limit: int) -> None:
     assert found == [expected[row] for row in range(len(rows))]
     lengths = {len(answer) for answer in found}
     assert len(lengths) > 2 and max(lengths) == limit, "answers of one length test nothing"
+
+
+def test_long_answers_are_the_uncached_greedy_ones() -> None:
+    """200 labels, as texts have them: each is the likeliest after all before it, in one pass over
+    row and answer; rows of mixed lengths end at different steps.
+    """
+    model, rows = long_answers(), some_rows(12, longest=60)
+    found = free(ours(model, rows, "set", max_labels=200))
+    for row, answer in zip(rows, found):
+        tokens = torch.cat([row, torch.tensor(answer, dtype=torch.long)])
+        logits = published_logits(model.lm, model.prompt, tokens[None], model.prompt.inputs)[0]
+        logits[:, PAD] = -math.inf
+        likeliest = logits.argmax(-1)[len(row) - 1 :].tolist()
+        assert likeliest[: len(answer)] == answer
+        assert len(answer) == 200 or likeliest[len(answer)] == EOS
+    lengths = [len(answer) for answer in found]
+    assert max(lengths) == 200 and min(lengths) < 200, lengths
 
 
 @pytest.mark.parametrize("beam", [1, 3, 5])
@@ -145,6 +172,32 @@ def test_within_labels_takes_the_likeliest_of_the_allowed() -> None:
             tokens = torch.cat([tokens, symbol[None]])
         assert decoded.within.symbols == tokens[len(row) :].tolist()
         assert decoded.within.scores == pytest.approx(scores, abs=1e-4)
+
+
+def test_the_set_allows_every_label_at_every_place() -> None:
+    """A text may have any label anywhere, at least one, and ends when ``</s>`` is the likeliest."""
+    model, rows = long_answers(), some_rows(9)
+    allowed = torch.tensor(sorted({symbol for sequence in SEQUENCES for symbol in sequence}))
+    for row, decoded in zip(rows, ours(model, rows, "set", max_labels=12)):
+        tokens, scores = row, []
+        while len(scores) < 12:
+            expected = uncached(model, tokens)
+            symbol = allowed[expected[allowed].argmax()]
+            if scores and expected[EOS] > expected[symbol]:
+                break
+            scores.append(expected[symbol].item())
+            tokens = torch.cat([tokens, symbol[None]])
+        assert decoded.within.symbols == tokens[len(row) :].tolist()
+        assert decoded.within.scores == pytest.approx(scores, abs=1e-4)
+
+
+def test_label_sets_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trie over long texts has as many states as they have characters."""
+    monkeypatch.setattr(label_sets_module, "MOST_ARCS", 7 * SYMBOLS)
+    sequences = [[7, 8, 9, 9], [8, 8, 9, 9]]
+    with pytest.raises(UserError, match="9 states .*--within_labels set"):
+        LabelSets.build("trie", sequences, SYMBOLS, EOS)
+    assert len(LabelSets.build("set", sequences, SYMBOLS, EOS).ends) == 2
 
 
 def test_the_trie_allows_only_label_sequences_of_train() -> None:

@@ -162,7 +162,7 @@ class PromptLanguageModel(BaseFairseqModel):
             keys = [layer.self_attn.k_proj(key) for layer, key in zip(layers, keys)]
             values = [layer.self_attn.v_proj(value) for layer, value in zip(layers, values)]
         return [
-            KeysValues(_heads(layer, key), _heads(layer, value))
+            KeysValues(heads_of(layer, key), heads_of(layer, value))
             for layer, key, value in zip(layers, keys, values)
         ]
 
@@ -189,15 +189,15 @@ class PromptLanguageModel(BaseFairseqModel):
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)
-        keys = _heads(layer, attention.k_proj(normed))  # (B, H, T, D/H)
-        values = _heads(layer, attention.v_proj(normed))
+        keys = heads_of(layer, attention.k_proj(normed))  # (B, H, T, D/H)
+        values = heads_of(layer, attention.v_proj(normed))
         if past is not None:
             keys, values = past.join(keys, values)
         if read_at is not None:
             index = read_at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x, normed = x.gather(1, index), normed.gather(1, index)
         attended = F.scaled_dot_product_attention(
-            _heads(layer, attention.q_proj(normed)),
+            heads_of(layer, attention.q_proj(normed)),
             keys,
             values,
             attn_mask=mask,
@@ -244,6 +244,6 @@ class PromptLanguageModel(BaseFairseqModel):
                 self.prompt.values.data.copy_(state_dict[VALUES])
 
 
-def _heads(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
+def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, H, T, D/H)."""
     return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)

@@ -1,0 +1,116 @@
+"""The sequence tasks on a laptop: small spoken corpora in LibriSpeech's and Audio SNIPS' layouts,
+and every stage on them, by the same scripts a researcher types.
+
+Everything lies under demo/sequence_workspace/ (made anew each time); the figures go to
+samples/sequence_summary.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from demo.run import Stage, both, run_stages
+from pipeline.errors import run
+from pipeline.files import read_json, write_json
+from pipeline.workspace import REPOSITORY, Workspace
+from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.sequence_scores import (
+    SequenceScores,
+    score_sequences,
+)
+from ulm_prompt.tasks import Pair, load_task
+from ulm_prompt.verbal import renamed_texts
+
+WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
+UNIT_MODEL = "logmel100"
+DATE = "demo"
+TASKS = ("ASR", "SF")
+
+
+def train(task: str, updates: int) -> str:
+    """The command that trains a task's prompt."""
+    return (
+        f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 60 "
+        f"--date {DATE} --set max_update={updates} best_by=loss"
+    )
+
+
+RUNNER = "preprocess/runner.py --downstream librispeech audio_snips --action"
+STAGES = [
+    both("speak", "demo/sequence_speech.py --out {workspace}/corpora"),
+    both("manifest", f"{RUNNER} generate_manifest"),
+    both(
+        "k-means",
+        f"{RUNNER} learn_kmeans --set fairseqrc.km_frames=60000 fairseqrc.km_starts=3",
+    ),
+    both("quantise", f"{RUNNER} quantized"),
+    both("postprocess", f"{RUNNER} postprocess"),
+    both("text", "ulm_prompt/make_data.py"),
+    both("labelspace", "ulm_prompt/gen_labelspace.py"),
+    both("verbalizer", "ulm_prompt/verbalizer.py"),
+    both(
+        "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
+    ),
+    both("binarise", "ulm_prompt/fairseq_preprocess.py"),
+    Stage("prompt", {"ASR": train("ASR", 2500), "SF": train("SF", 2500)}),
+    both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
+    both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
+    both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),
+]
+
+
+def constant_answer(path: Path, pair: Pair) -> SequenceScores:
+    """What answering every utterance of ``path`` with train's most frequent labels would score."""
+    train = renamed_texts(WORKSPACE, pair)["train"]
+    labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
+    samples = read_json(path, "ulm_prompt/sample.py")
+    for entry in samples.values():
+        entry["predict"] = labels.most_common(1)[0][0]
+    constant = path.with_name(f".constant_{path.name}")
+    write_json(constant, samples)
+    scores = score_sequences(constant, WORKSPACE, pair)
+    constant.unlink()
+    return scores
+
+
+def main() -> None:
+    start = time.monotonic()
+    seconds = run_stages(STAGES, WORKSPACE.root)
+    summary = {}
+    for task in TASKS:
+        pair = Pair(task, UNIT_MODEL, load_task(task))
+        path = WORKSPACE.samples(task, UNIT_MODEL, DATE, DATE)
+        card = WORKSPACE.checkpoints(task, UNIT_MODEL, DATE) / "prompt.json"
+        summary[task] = {
+            "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
+            "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
+            "train's most frequent answer": dataclasses.asdict(constant_answer(path, pair)),
+            "seconds": {name: spent.get(task, spent.get("")) for name, spent in seconds.items()},
+        }
+    output = REPOSITORY / "samples" / "sequence_summary.json"
+    write_json(output, summary)
+    show(summary)
+    print(f"{time.monotonic() - start:.0f} s in all; figures: {output}")
+
+
+def show(summary: dict[str, dict]) -> None:
+    """Print a line for each task and way to answer."""
+    names = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
+             "slot_value_cer": "slot value CER"}  # fmt: skip
+    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in names.values()))
+    for task, found in summary.items():
+        for way in ("prompt", "train's most frequent answer"):
+            values = [found[way][key] for key in names]
+            cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
+            print(f"{f'{task}, {way}':34}{cells}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,140 @@
+"""Slot filling on Audio SNIPS as SUPERB lays it out: a command's characters, and a label for each
+slot type that stands on both sides of the slot's value.
+
+One label for both sides, not a begin and an end: with 39 slot types the paper's 69 labels, and the
+100 units that name them, leave no room for more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+from pipeline.errors import UserError
+from preprocess.characters import normalised
+from preprocess.config import Config, DataConfig
+from preprocess.preprocessor import Preprocessor, Utterance
+
+TEXT, SLOTS = "all.iob.snips.txt", "slots.txt"
+
+
+@dataclass
+class AudioSnipsData(DataConfig):
+    train_speakers: list[str] = MISSING
+    valid_speakers: list[str] = MISSING
+    test_speakers: list[str] = MISSING
+
+
+@dataclass
+class AudioSnipsConfig(Config):
+    datarc: AudioSnipsData = field(default_factory=AudioSnipsData)
+
+
+class AudioSnips(Preprocessor[AudioSnipsConfig]):
+    """Each split's folder, its speakers' files alone. Labels are numbered through: all characters,
+    then all slot types.
+    """
+
+    config_class = AudioSnipsConfig
+    slots = ("character", "slot_type")
+
+    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
+        """A single character is one; anything longer is a slot type."""
+        return ((int(len(name) > 1), name) for name in utterance.labels)
+
+    def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
+        """Those that train has, sorted."""
+        return [sorted(names) for names in super().label_names(train)]
+
+    def utterances(self, split: str) -> list[Utterance]:
+        """The wavs of the split's speakers, sorted by name. Raises ``UserError`` for one without a
+        line of text.
+        """
+        texts = self._read_texts()
+        speakers = set(getattr(self.config.datarc, f"{split}_speakers"))
+        found = []
+        for path in sorted((self.root / split).glob("**/*.wav"), key=lambda path: path.name):
+            if path.stem.split("-")[0] not in speakers:
+                continue
+            if path.stem not in texts:
+                raise UserError(f"{self.root / TEXT}: no line for {path.stem} ({path})")
+            name = path.relative_to(self.root).as_posix()
+            found.append(Utterance(name, texts[path.stem]))
+        if not found:
+            raise UserError(
+                f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
+                f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
+            )
+        return found
+
+    def _read_texts(self) -> dict[str, tuple[str, ...]]:
+        """The labels of each line, by utterance; read once."""
+        if not hasattr(self, "_texts"):
+            slot_types = self._slot_types()
+            dropped: Counter[str] = Counter()
+            lines = _lines(self.root / TEXT)
+            read = (_parse(line, self.root / TEXT, n, slot_types, dropped) for n, line in lines)
+            self._texts = dict(read)
+            if dropped:
+                listed = " ".join(f"{character!r} {n:,}" for character, n in dropped.most_common(9))
+                self.say(f"{TEXT}: {dropped.total():,} characters left out ({listed})")
+        return self._texts
+
+    def _slot_types(self) -> set[str]:
+        """What slots.txt lists, its first line (no slot) apart."""
+        names = [line.strip() for _, line in list(_lines(self.root / SLOTS))[1:]]
+        return {name.removeprefix("B-").removeprefix("I-") for name in names if name}
+
+
+def _lines(path: Path) -> Iterable[tuple[int, str]]:
+    try:
+        return enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found; datarc.root_path is the folder that holds {TEXT} and {SLOTS}"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+
+
+def _parse(
+    line: str, path: Path, number: int, slot_types: set[str], dropped: Counter[str]
+) -> tuple[str, tuple[str, ...]]:
+    """Utterance and labels of ``<utterance> BOS words EOS<TAB>O tags intent``."""
+    text, _, tagged = line.partition("\t")
+    name, *words = text.split()
+    tags = tagged.split()[:-1]  # the intent stands last
+    if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
+        raise UserError(
+            f"{path}, line {number}: expected '<utterance> BOS words EOS', a tab, 'O', a tag for "
+            f"each word and the intent, found {line[:60]!r}"
+        )
+    pieces = []  # (slot type or "", words)
+    for word, tag in zip(words[1:-1], tags[1:]):
+        kind = tag.partition("-")[2]
+        if kind and kind not in slot_types:
+            raise UserError(f"{path}, line {number}: slot type {kind} is not in {SLOTS}")
+        if not tag.startswith("I-") or not pieces or pieces[-1][0] != kind:
+            pieces.append((kind, []))
+        if word := normalised(word, dropped):
+            pieces[-1][1].append(word)
+    labels = labels_of((kind, " ".join(value)) for kind, value in pieces if value)
+    if not labels:
+        raise UserError(f"{path}, line {number}: no text")
+    return name, labels
+
+
+def labels_of(pieces: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The labels of (slot type, value) pieces in their order, "" where a piece is no slot: a space
+    between pieces, and a slot's type before and behind its value.
+    """
+    found: list[str] = []
+    for kind, value in pieces:
+        if found:
+            found.append(" ")
+        found += [kind, *value, kind] if kind else value
+    return tuple(found)

@@ -1,0 +1,181 @@
+"""LibriSpeech and Audio SNIPS: texts become labels that can be read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.rows import SPLITS, read_rows
+from preprocess.audio_snips.preprocessor import labels_of
+from preprocess.characters import CHARACTERS
+from preprocess.manifest import read_manifest
+from preprocess.preprocessor import Preprocessor
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
+from tests.preprocess.test_runner import all_actions
+from ulm_prompt.sequence_scores import Label, Text, read_text
+
+
+def librispeech(workspace: Path, *overrides: str, **texts: object) -> Preprocessor:
+    corpora.librispeech(workspace / "corpora" / "librispeech", **texts)
+    return preprocessor("librispeech", workspace, *overrides)
+
+
+def audio_snips(workspace: Path, **corpus: object) -> Preprocessor:
+    corpora.audio_snips(workspace / "corpora" / "audio_snips", **corpus)
+    return preprocessor("audio_snips", workspace)
+
+
+def read_back(task: Preprocessor, split: str) -> dict[str, Text]:
+    """Utterance -> text, by the manifest's labels and labels.json."""
+    names = json.loads((task.manifest / "labels.json").read_text())
+    _, entries = read_manifest(task.manifest / f"{split}.tsv")
+    return {
+        Path(entry.path).stem: read_text(
+            Label(names[label]["slot"], names[label]["name"]) for label in entry.labels.split()
+        )
+        for entry in entries
+    }
+
+
+def test_librispeech_end_to_end(tmp_path: Path) -> None:
+    """Every action; the rows' labels spell the transcripts."""
+    task = librispeech(tmp_path)
+    all_actions(task)
+    names = json.loads((task.units / "labels.json").read_text())
+    assert [entry["name"] for entry in names.values()] == sorted(set("THE CAT'S HAT A BAD CHEST"
+                                                                     "HE HAD IT"))  # fmt: skip
+    assert {entry["slot"] for entry in names.values()} == {"character"}
+    for split, folder in zip(SPLITS, corpora.LIBRISPEECH):
+        rows = list(read_rows(task.units / split))
+        spelled = ["".join(names[label]["name"] for label in row.labels.split()) for row in rows]
+        assert spelled == corpora.LIBRISPEECH[folder]
+        assert all((task.root / row.file).suffix == ".flac" for row in rows)
+    assert [row.file for row in read_rows(task.units / "train")] == [
+        "train-clean-100/19/198/19-198-0000.flac",
+        "train-clean-100/19/198/19-198-0001.flac",
+        "train-clean-100/19/199/19-199-0000.flac",
+    ]
+
+
+def test_librispeech_folders_are_chosen_in_the_config(tmp_path: Path) -> None:
+    task = librispeech(tmp_path, "datarc.test=dev-clean")
+    task.generate_manifest()
+    assert [text.words for text in read_back(task, "test").values()] == ["THE HAT"]
+    task = preprocessor("librispeech", tmp_path, "datarc.valid=dev-other")
+    with pytest.raises(UserError, match=r"dev-other: no .*datarc\.valid"):
+        task.generate_manifest()
+
+
+@pytest.mark.parametrize(
+    ("folder", "text", "message"),
+    [
+        ("train-clean-100", "ROOM 5", r"19-198\.trans\.txt, line 1: '5' in 'ROOM 5'"),
+        ("train-clean-100", "small", r"'s' in 'small'; expected capital letters"),
+        ("train-clean-100", "", r"line 1: no text"),
+        ("test-clean", "A ZEBRA", r"21-198-0000\.flac: character 'Z' never occurs in the train"),
+    ],
+)
+def test_librispeech_texts_that_cannot_be_used(
+    tmp_path: Path, folder: str, text: str, message: str
+) -> None:
+    task = librispeech(tmp_path, splits={**corpora.LIBRISPEECH, folder: [text]})
+    with pytest.raises(UserError, match=message):
+        task.generate_manifest()
+    assert not task.manifest.exists()
+
+
+def test_audio_snips_end_to_end(tmp_path: Path) -> None:
+    """Characters first, then slot types; a slot's type on both sides of its value."""
+    task = audio_snips(tmp_path)
+    all_actions(task)
+    names = json.loads((task.units / "labels.json").read_text())
+    found = [(entry["slot"], entry["name"]) for entry in names.values()]
+    characters = sorted(set("PLAY DRAKE RATE THE NEW BOOK"))
+    types = [("slot_type", "artist"), ("slot_type", "object_name")]
+    assert found == [("character", character) for character in characters] + types
+    (row,) = read_rows(task.units / "test")
+    spelled = [names[label]["name"] for label in row.labels.split()]
+    assert spelled == [*"RATE A ", "object_name", *"BOOK", "object_name"]
+    assert read_back(task, "train") == {
+        "Ivy-snips-train-0": Text("PLAY DRAKE", (("artist", "DRAKE"),)),
+        "Joey-snips-train-1": Text("RATE THE NEW BOOK", (("object_name", "NEW BOOK"),)),
+    }
+
+
+def test_audio_snips_takes_a_splits_own_speakers_alone(tmp_path: Path) -> None:
+    stray = (("Emma-snips-train-7", "play", "O", "PlayMusic"),
+             ("Nobody-snips-test-3", "play", "O", "PlayMusic"))  # fmt: skip
+    task = audio_snips(tmp_path, lines=(*corpora.AUDIO_SNIPS, *stray))
+    task.generate_manifest()
+    assert list(read_back(task, "train")) == ["Ivy-snips-train-0", "Joey-snips-train-1"]
+    assert list(read_back(task, "test")) == ["Emma-snips-test-0"]
+
+
+def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neighbouring slots, an I without its B, accents, apostrophes; what has no letter is dropped
+    and told.
+    """
+    words = "play Beyoncé’s c'est ! la vie 50 Drake the rest"
+    tags = "O B-artist B-object_name O I-object_name I-object_name B-artist B-artist I-artist O"
+    line = ("Ivy-snips-train-9", words, tags, "PlayMusic")
+    task = audio_snips(tmp_path, lines=(*corpora.AUDIO_SNIPS, line))
+    task.generate_manifest()
+    text = read_back(task, "train")["Ivy-snips-train-9"]
+    assert text.words == "PLAY BEYONCE'S C'EST LA VIE DRAKE THE REST"
+    slots = (("artist", "BEYONCE'S"), ("object_name", "C'EST"), ("object_name", "LA VIE"),
+             ("artist", "DRAKE THE"))  # fmt: skip
+    assert text.slots == slots
+    assert "3 characters left out ('!' 1 '5' 1 '0' 1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x BOS a b EOS\tO O PlayMusic\n", r"line 5: expected '<utterance> BOS words EOS'"),
+        ("x a EOS\tO O PlayMusic\n", r"line 5: expected"),
+        ("x BOS a EOS O O PlayMusic\n", r"line 5: expected"),
+        ("x BOS a EOS\tO B-album PlayMusic\n", r"line 5: slot type album is not in slots\.txt"),
+        ("x BOS 7 EOS\tO O PlayMusic\n", r"line 5: no text"),
+    ],
+)
+def test_audio_snips_lines_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        audio_snips(tmp_path, more=line).generate_manifest()
+
+
+def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
+    task = audio_snips(tmp_path)
+    wav = task.root / "test" / "Emma" / "Emma-snips-test-0.wav"
+    wav.rename(wav.with_name("Emma-snips-test-1.wav"))
+    with pytest.raises(UserError, match=r"no line for Emma-snips-test-1"):
+        task.generate_manifest()
+    wav.with_name("Emma-snips-test-1.wav").unlink()
+    again = preprocessor("audio_snips", tmp_path)
+    with pytest.raises(UserError, match=r"test: no \.wav of Brian, Emma, Raveena, Russell"):
+        again.generate_manifest()
+    (task.root / "slots.txt").unlink()
+    with pytest.raises(UserError, match=r"slots\.txt: not found; datarc\.root_path"):
+        preprocessor("audio_snips", tmp_path).generate_manifest()
+
+
+words = st.lists(
+    st.text(CHARACTERS.replace(" ", ""), min_size=1, max_size=5), min_size=1, max_size=3
+)
+pieces = st.lists(
+    st.tuples(st.sampled_from(["", "artist", "city"]), words.map(" ".join)), min_size=1
+)
+
+
+@given(pieces)
+def test_texts_come_back_from_their_labels(some: list[tuple[str, str]]) -> None:
+    """Any words and slots, several of one type in a row included."""
+    labels = labels_of(some)
+    text = read_text(Label("slot_type" if len(name) > 1 else "character", name) for name in labels)
+    assert text.words == " ".join(value for _, value in some)
+    assert text.slots == tuple(piece for piece in some if piece[0])

@@ -1,0 +1,179 @@
+"""Reports on a classifier's answers against a slow count, and the pictures of a prompt."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.files import write_json
+from pipeline.workspace import Workspace
+from tests.conftest import stage
+from tests.ulm_prompt import tiny
+from ulm_prompt.class_report import OTHER, answers, class_report
+from ulm_prompt.label_names import Label
+from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import Prompt
+
+NAMES = {
+    "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),
+    "6": Label("object", "heat"), "7": Label("object", "fan"),
+}  # fmt: skip
+
+
+def write_samples(path: Path, seed: int = 0) -> list[dict]:
+    """Sixty rows with wrong, invalid and too short answers, and their twin with scores."""
+    rng = random.Random(seed)
+    rows, twin = [], []
+    for number in range(60):
+        label = f"{rng.choice(['71', '12'])} {rng.choice(['5', '6'])}"
+        predict = rng.choice([label, label, "71 5", "12 7", "71", "99 5", ""])
+        within = rng.choice([label, "71 6"])
+        row = {"file_name": f"{number}.wav", "src": "1 2", "label": label}
+        rows.append(row | {"predict": predict})
+        twin.append(row | {"predict": within, "score": -rng.random(), "label_scores": []})
+    write_json(path, {str(i): row for i, row in enumerate(rows)})
+    write_json(
+        path.with_stem(path.stem + "_within_labels"), {str(i): row for i, row in enumerate(twin)}
+    )
+    return rows
+
+
+def test_every_class_is_counted(tmp_path):
+    path = tmp_path / "samples_X_u_d.json"
+    rows = write_samples(path)
+    report = class_report(path, NAMES)
+    for one in report.classes:
+        units = next(r["label"] for r in rows if one.name == called_slowly(r["label"]))
+        spoken = [row for row in rows if row["label"] == units]
+        answered = [row for row in rows if row["predict"] == units]
+        both = [row for row in spoken if row["predict"] == units]
+        assert one.utterances == len(spoken)
+        assert one.recall == pytest.approx(100 * len(both) / len(spoken))
+        assert one.precision == pytest.approx(100 * len(both) / max(1, len(answered)))
+        f1 = 200 * len(both) / (len(spoken) + len(answered))
+        assert one.f1 == pytest.approx(f1)
+    assert sum(one.utterances for one in report.classes) == 60
+    for place, slot in enumerate(("action", "object")):
+        right = [
+            r["predict"].split()[place : place + 1] == [r["label"].split()[place]] for r in rows
+        ]
+        assert report.slots[slot] == pytest.approx(100 * sum(right) / 60)
+    spoken, answered, classes = answers(path, NAMES)
+    assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
+
+
+def called_slowly(units: str) -> str:
+    return NAMES[units.split()[0]].name + ", " + NAMES[units.split()[1]].name
+
+
+def test_mistakes_come_the_most_confident_first(tmp_path):
+    path = tmp_path / "samples_X_u_d.json"
+    write_samples(path)
+    twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
+    wrong = sorted(
+        (row for row in twin.values() if row["label"] != row["predict"]),
+        key=lambda row: row["score"],
+        reverse=True,
+    )
+    mistakes = class_report(path, NAMES).mistakes
+    assert [one.file_name for one in mistakes] == [row["file_name"] for row in wrong]
+    assert mistakes[0].probability == pytest.approx(math.exp(wrong[0]["score"]))
+
+
+def test_attention_on_the_prompt_is_what_a_full_computation_finds():
+    """One softmax over all P + T keys of every head, from the plain formula."""
+    model = tiny.prompted(length=4, seed=3)
+    rows = [torch.tensor([2, 30, 40, 0]), torch.tensor([2, 7, 50, 60, 61, 62, 0])]
+    expected = torch.zeros(3, 4, 4)
+    with torch.no_grad():
+        for row in rows:
+            x = model.embed(row[None], model.positions(len(row)))
+            for index, layer in enumerate(model.lm.decoder.layers):
+                normed = layer.self_attn_layer_norm(x)[0]
+                inputs = torch.cat([model.prompt.keys[index], normed])
+                keys = layer.self_attn.k_proj(inputs).view(len(inputs), 4, 8)
+                query = layer.self_attn.q_proj(normed[-1]).view(4, 8)
+                for head in range(4):
+                    weights = torch.softmax(keys[:, head] @ query[head] / 8**0.5, 0)
+                    expected[index, head] += weights[:4] / len(rows)
+                mask = model.causal_mask(len(row))
+                x = model.block(layer, x, model.prefixes()[index], mask)
+    found = attention_on_prompt(model, rows)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert 0.01 < found.sum(2).mean() < 0.99
+
+
+def test_a_prompt_that_repels_gets_no_attention():
+    model = tiny.prompted(length=2)
+    with torch.no_grad():
+        query = model.lm.decoder.layers[0].self_attn.q_proj
+        key = model.lm.decoder.layers[0].self_attn.k_proj
+        query.weight.zero_(), query.bias.fill_(1.0)
+        key.weight.zero_().fill_diagonal_(1.0), key.bias.zero_()
+        model.prompt.keys[0].fill_(-100.0)
+    found = attention_on_prompt(
+        PromptLanguageModel(model.lm, model.prompt).eval(), [torch.arange(9)]
+    )
+    assert found[0].max() < 1e-6
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """Intents with named labels, their samples, a prompt and its log."""
+    root = tmp_path_factory.mktemp("reports")
+    space = Workspace(root)
+    tiny.write_corpus(root, downstream="fluent_commands")
+    names = {
+        str(i): {"slot": ("action", "object", "place")[i // 4], "name": f"n{i}"} for i in range(12)
+    }
+    write_json(space.rows("fluent_commands", "tiny100", "train").parent / "labels.json", names)
+    tiny.write_lm(space.lm("tiny100"))
+    for script in ("make_data", "gen_labelspace", "verbalizer"):
+        stage(f"ulm_prompt/{script}.py", "--workspace", root)
+    model = PromptLanguageModel(tiny.lm(), Prompt(3, 5, 32))
+    folder = space.checkpoints("IC", "tiny100", "d")
+    folder.mkdir(parents=True)
+    weights = {**model.lm.state_dict(), **model.prompt.published_state()}
+    torch.save({"model": weights}, folder / "checkpoint_best.pt")
+    stage("ulm_prompt/sample.py", "--workspace", root, "--model_date", "d", "--sample_date", "s")
+    return root
+
+
+def picture(path: Path) -> np.ndarray:
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert min(pixels.shape) > 200 and pixels.std() > 5
+    return pixels
+
+
+def test_the_report_of_a_sample_file(workspace):
+    said = stage(
+        "ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s", "--report"
+    )
+    for word in ("accuracy of action", "accuracy of place", "precision", "mistakes", " -> "):
+        assert word in said
+    picture(workspace / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
+    flags = ("--sample_date", "s", "s", "--report", "--mistakes", "2", "--json")
+    (one,) = json.loads(stage("ulm_prompt/cal_acc.py", "--workspace", workspace, *flags)).values()
+    assert len(one["mistakes"]) == 2 and set(one["slots"]) == {"action", "object", "place"}
+    assert sum(entry["utterances"] for entry in one["classes"]) == one["utterances"] == 29
+    said = stage("ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s")
+    assert "precision" not in said and said.count("accuracy") == 2
+
+
+def test_pictures_need_no_window_and_name_what_is_missing(workspace):
+    flags = ("--workspace", workspace)
+    assert "curves: name the run" in stage("ulm_prompt/plot.py", "curves", *flags, code=2)
+    said = stage("ulm_prompt/plot.py", "curves", *flags, "--date", "d", code=2)
+    assert "train.log: not found" in said
+    stage("ulm_prompt/plot.py", "verbalizer", *flags)
+    stage("ulm_prompt/plot.py", "attention", *flags, "--date", "d", "--utterances", 5)
+    for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_d"):
+        picture(workspace / "samples" / "plots" / f"{name}.png")

@@ -1,0 +1,161 @@
+"""Where a classifier goes wrong: each class, each slot, the confident mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.workspace import Workspace
+from ulm_prompt.label_names import Label, label_names
+from ulm_prompt.sample_file import WITHIN, read_samples
+from ulm_prompt.tasks import pair_of
+
+OTHER = "(other)"  # an answer that is no class of the test split
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class, scores in %. ``utterances`` of it are in the test split."""
+
+    name: str
+    utterances: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer within the label set, with the probability that the LM gave it."""
+
+    file_name: str
+    label: str
+    predict: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """``slots``: slot -> accuracy in %, where a row has several labels. ``mistakes``: the most
+    confident first.
+    """
+
+    classes: list[ClassScore]
+    slots: dict[str, float]
+    mistakes: list[Mistake]
+
+
+def called(units: str, names: Mapping[str, Label]) -> str:
+    """``71 12 57`` -> ``activate, lamp, kitchen``; ? for a unit that is no label."""
+    return ", ".join(names[unit].name if unit in names else "?" for unit in units.split())
+
+
+def answers(path: Path, names: Mapping[str, Label]) -> tuple[list[str], list[str], list[str]]:
+    """The class of each row of a sample file, its answer or ``OTHER``, and all classes."""
+    rows = read_samples(path)
+    spoken = [called(row["label"], names) for row in rows]
+    classes = sorted(set(spoken))
+    answered = [called(row["predict"], names) for row in rows]
+    return spoken, [name if name in classes else OTHER for name in answered], classes
+
+
+def class_report(path: Path, names: Mapping[str, Label]) -> ClassReport:
+    """Report on the free answers in ``path``, and on its twin's mistakes.
+
+    Raises ``UserError`` for a missing or malformed file.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    spoken, answered, classes = answers(path, names)
+    by_class = precision_recall_fscore_support(spoken, answered, labels=classes, zero_division=0)
+    scores = [
+        ClassScore(name, int(count), 100 * precision, 100 * recall, 100 * f1)
+        for name, precision, recall, f1, count in zip(classes, *by_class)
+    ]
+    return ClassReport(scores, _slots(path, names), _mistakes(path, names))
+
+
+def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
+    """The share of rows whose answer has the right label at each place; none for a single label."""
+    rows = [(row["label"].split(), row["predict"].split()) for row in read_samples(path)]
+    places = len(rows[0][0])
+    if places < 2:
+        return {}
+    found = {}
+    for place in range(places):
+        unit = rows[0][0][place]
+        slot = names[unit].kind if unit in names else "label"
+        right = sum(answer[place : place + 1] == [label[place]] for label, answer in rows)
+        found[slot if slot not in found else f"{slot} {place + 1}"] = 100 * right / len(rows)
+    return found
+
+
+def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
+    twin = path.with_stem(path.stem + WITHIN)
+    rows: Sequence[dict] = list(read_json(twin, "ulm_prompt/sample.py").values())
+    try:
+        wrong = [row for row in rows if row["label"] != row["predict"]]
+        found = [
+            Mistake(
+                row["file_name"],
+                called(row["label"], names),
+                called(row["predict"], names),
+                math.exp(row["score"]),
+            )
+            for row in wrong
+        ]
+    except (KeyError, TypeError, AttributeError, OverflowError):
+        raise UserError(
+            f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
+        ) from None
+    return sorted(found, key=lambda mistake: -mistake.probability)
+
+
+def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
+    """Leave ``<sample file>_confusion.png`` beside a classifier's sample file, and return what else
+    there is to say, the first ``mistakes`` mistakes among it. Empty for a task of texts.
+
+    Raises ``UserError`` when the rows that were decoded are not in the workspace.
+    """
+    pair = pair_of(workspace, path)
+    if pair is None:
+        raise UserError(
+            f"{path}: the rows that it was decoded from are not in {workspace.root}; "
+            "--report names the labels by them"
+        )
+    if pair.config.is_sequence:
+        return {}
+    from ulm_prompt.confusion import draw_confusion
+
+    names = label_names(workspace, pair)
+    report = class_report(path, names)
+    picture = path.with_name(f"{path.stem}_confusion.png")
+    draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
+    shortened = dataclasses.replace(report, mistakes=report.mistakes[:mistakes])
+    return {**dataclasses.asdict(shortened), "confusion": str(picture)}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """For people, what ``write_report`` returned."""
+    if not report:
+        return
+    for slot, accuracy in report["slots"].items():
+        print(f"  accuracy of {slot:<12}{accuracy:.2f} %")
+    width = max(len(one["name"]) for one in report["classes"])
+    print(f"\n  {'class':<{width}}  utterances  precision  recall      F1")
+    for one in report["classes"]:
+        print(
+            f"  {one['name']:<{width}}  {one['utterances']:>10,}  {one['precision']:>8.2f}% "
+            f"{one['recall']:>7.2f}% {one['f1']:>7.2f}%"
+        )
+    if report["mistakes"]:
+        print("\n  the most confident mistakes: probability, file, spoken -> answered")
+    for one in report["mistakes"]:
+        print(f"  {one['probability']:.3f}  {one['file_name']}  {one['label']} -> {one['predict']}")
+    print(f"\n  confusion matrix: {report['confusion']}")

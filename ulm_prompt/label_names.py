@@ -1,0 +1,41 @@
+"""What a task's label units say to people."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.workspace import Workspace
+from ulm_prompt.tasks import Pair
+from ulm_prompt.verbal import load_verbal
+
+
+class Label(NamedTuple):
+    """A label: ``kind`` is the slot that it fills (action, character), ``name`` what it says."""
+
+    kind: str
+    name: str
+
+
+def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """Label unit -> label, by verbal.json and the downstream's labels.json. Rows that were written
+    by hand may have no labels.json: their labels are called by their numbers.
+
+    Raises ``UserError`` where the two files do not fit.
+    """
+    _, verbal = load_verbal(workspace, pair)
+    path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+    if not path.exists():
+        return {unit: Label("label", number) for number, unit in verbal.items()}
+    names = read_json(path, "preprocess/runner.py --action postprocess")
+    try:
+        return {
+            unit: Label(names[number]["slot"], names[number]["name"])
+            for number, unit in verbal.items()
+        }
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "
+            "and ulm_prompt/verbalizer.py again"
+        ) from None

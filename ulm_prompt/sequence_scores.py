@@ -1,0 +1,186 @@
+"""Scores of answers that are texts: WER, CER, and what SUPERB scores of slots.
+
+SUPERB (arXiv 2105.01051), slot filling: slot type F1 is the mean over utterances of the F1 between
+the two sets of slot types; slot value CER is the CER of the reference's slot values, each against
+the nearest value that the answer gives to the same slot type, or against nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jiwer
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from ulm_prompt.label_names import Label, label_names
+from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.sample_file import read_samples
+from ulm_prompt.tasks import Pair
+from ulm_prompt.verbal import renamed_texts
+
+CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
+NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
+
+
+@dataclass(frozen=True)
+class Text:
+    """Label units read: the words without the slots' labels, and each slot's type and value."""
+
+    words: str
+    slots: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def slot_types(self) -> set[str]:
+        return {name for name, _ in self.slots}
+
+
+class Answered(NamedTuple):
+    """An utterance: its text and the answer, and how many label units the first is."""
+
+    reference: Text
+    answer: Text
+    labels: int
+    right: bool  # unit for unit
+
+
+@dataclass(frozen=True)
+class SequenceScores:
+    """Percentages over a sample file. The slots' scores are None where the task has none.
+
+    ``invalid``: answers that are empty or hold a unit that is no label.
+    """
+
+    utterances: int
+    right: float
+    wer: float
+    cer: float
+    invalid: float
+    slot_type_f1: float | None = None
+    slot_value_cer: float | None = None
+
+
+def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceScores:
+    """Score the sample file ``path`` of a task whose answers are texts.
+
+    Raises ``UserError`` for a missing, malformed or stale file.
+    """
+    names = text_labels(workspace, pair)
+    has_slots = any(label.kind == SLOT_TYPE for label in names.values())
+    return score_texts(read_answers(path, workspace, pair, names), has_slots)
+
+
+def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores:
+    """Score answers, at least one, that were read."""
+    references = [one.reference.words for one in answered]
+    answers = [one.answer.words for one in answered]
+    invalid = sum(not text or NO_LABEL in text for text in map(_everything, answered))
+    pairs = [(one.reference, one.answer) for one in answered]
+    return SequenceScores(
+        len(answered),
+        100 * sum(one.right for one in answered) / len(answered),
+        100 * jiwer.wer(references, answers),
+        character_error_rate(references, answers),
+        100 * invalid / len(answered),
+        slot_type_f1(pairs) if has_slots else None,
+        slot_value_cer(pairs) if has_slots else None,
+    )
+
+
+def character_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
+    """Edits in % of the references' characters, spaces included."""
+    return 100 * jiwer.cer(list(references), list(answers))
+
+
+def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
+    """The mean F1 in % of the answers' slot types; 1 where neither text has a slot."""
+    scores = []
+    for reference, answer in pairs:
+        both = len(reference.slot_types) + len(answer.slot_types)
+        shared = len(reference.slot_types & answer.slot_types)
+        scores.append(2 * shared / both if both else 1.0)
+    return 100 * sum(scores) / len(scores)
+
+
+def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
+    """The CER in % of the references' slot values; None without any."""
+    values, found = [], []
+    for reference, answer in pairs:
+        for name, value in reference.slots:
+            given = [own for own_name, own in answer.slots if own_name == name]
+            values.append(value)
+            found.append(min(given, key=lambda own: jiwer.cer(value, own), default=""))
+    return character_error_rate(values, found) if values else None
+
+
+def read_text(labels: Iterable[Label]) -> Text:
+    """Read labels of any order, as an answer may have them.
+
+    A slot type opens its slot or, when it is open, closes it; another type, or the end, closes it
+    too.
+    """
+    words: list[str] = []
+    slots: list[tuple[str, list[str]]] = []
+    is_open = False
+    for kind, name in labels:
+        if kind == SLOT_TYPE:
+            is_open = not (is_open and slots[-1][0] == name)
+            if is_open:
+                slots.append((name, []))
+            continue
+        words.append(name)
+        if is_open:
+            slots[-1][1].append(name)
+    return Text(_spaced(words), tuple((name, _spaced(value)) for name, value in slots))
+
+
+def _spaced(characters: Sequence[str]) -> str:
+    return " ".join("".join(characters).split())
+
+
+def _everything(one: Answered) -> str:
+    return "".join([one.answer.words, *(name for name, _ in one.answer.slots)])
+
+
+def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """What each label unit says. Raises ``UserError`` where that is no text."""
+    found = label_names(workspace, pair)
+    other = {label.kind for label in found.values()} - {CHARACTER, SLOT_TYPE}
+    if other:
+        path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+        raise UserError(
+            f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
+            "answers are texts (labels_per_utterance: 0)"
+        )
+    return found
+
+
+def read_answers(
+    path: Path, workspace: Workspace, pair: Pair, names: Mapping[str, Label]
+) -> list[Answered]:
+    """Read a sample file's labels and answers as texts.
+
+    Raises ``UserError`` when its labels are not those of the test split that lies there now: units
+    would be read by another verbalizer than they were written by.
+    """
+    samples = read_samples(path)
+    text = renamed_texts(workspace, pair)["test"]
+    labels = [labels for _, labels in read_prompt_text(text, "ulm_prompt/verbalizer.py")]
+    if labels != [entry["label"] for entry in samples]:
+        raise UserError(f"{path}: stale, its labels are not those of {text}; run sample.py again")
+
+    def read(units: str) -> Text:
+        return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
+
+    return [
+        Answered(
+            read(entry["label"]),
+            read(entry["predict"]),
+            len(entry["label"].split()),
+            entry["label"] == entry["predict"],
+        )
+        for entry in samples
+    ]
