@@ -187,7 +187,7 @@ class _Track:
 def _read_checkpoint(
     path: Path, layers: int | None, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
-    """Return the convolutions' weights by name, and the LSTM of the first ``layers`` layers (None: all).
+    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """

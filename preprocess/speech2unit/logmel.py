@@ -24,8 +24,8 @@ class LogMel:
     """80 log mel energies every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 frames
     (``snip_edges``).
 
-    They are one layer. The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs read 16-bit
-    integers, so their values lie 2 ln 32768 higher.
+    They are one layer. The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs
+    read 16-bit integers, so their values lie 2 ln 32768 higher.
     """
 
     dim = 80
