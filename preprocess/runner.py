@@ -23,9 +23,10 @@ from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.ranks import Ranks, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.audio_run import Shard
 from preprocess.learning import learn_kmeans
 from preprocess.preprocessor import Preprocessor
-from preprocess.quantizing import Shard, merge_shards, quantize, quantize_shard
+from preprocess.quantizing import merge_shards, quantize, quantize_shard
 
 HERE = Path(__file__).resolve().parent
 NEXT = {
@@ -42,9 +43,10 @@ def main() -> None:
     arguments = parse_arguments()
     here = ranks()
     speak_on_main_alone(here)
-    shard = _shard(arguments, here)
-    names = arguments.downstream or downstreams()
-    preprocessors = [load_downstream(name, arguments) for name in names]
+    shard = shard_of(arguments, here)
+    if (shard or here.world > 1) and arguments.action != "quantized":
+        raise UserError("shards and torchrun are for --action quantized; this one runs alone")
+    preprocessors = load_downstreams(arguments)
     if arguments.action == "learn_kmeans":
         learn_kmeans(preprocessors)
     with process_group(here):
@@ -63,11 +65,9 @@ def main() -> None:
     print(f"next: {after}")
 
 
-def _shard(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
-    given = arguments.shard is not None or arguments.num_shards is not None
-    if (given or here.world > 1) and arguments.action != "quantized":
-        raise UserError("shards and torchrun are for --action quantized; this one runs alone")
-    if not given:
+def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
+    """The shard that the flags ask for, if any. Raises ``UserError`` for one that cannot be."""
+    if arguments.shard is None and arguments.num_shards is None:
         return None
     if here.world > 1:
         raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
@@ -86,13 +86,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--action", required=True, choices=list(NEXT))
+    add_flags(parser)
+    return parser.parse_args()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every stage that reads a downstream's audio."""
     parser.add_argument(
         "--downstream",
         nargs="+",
         metavar="NAME",
         help=f"one or more of: {', '.join(downstreams())} (default: all of them)",
     )
-    parser.add_argument("--action", required=True, choices=list(NEXT))
     parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
     parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
     parser.add_argument(
@@ -108,19 +114,21 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="leave out audio that cannot be used, instead of failing at the end",
     )
-    parser.add_argument(
-        "--num_shards", type=int, metavar="N", help="quantized: divide the work into N shards"
-    )
-    parser.add_argument("--shard", type=int, metavar="K", help="quantized: do this one, 0 to N - 1")
+    parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
+    parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
     parser.add_argument(
         "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
     )
-    return parser.parse_args()
 
 
 def downstreams() -> list[str]:
     """Every folder here that is a downstream."""
     return sorted(path.parent.name for path in HERE.glob("*/preprocessor.py"))
+
+
+def load_downstreams(arguments: argparse.Namespace) -> list[Preprocessor]:
+    """The preprocessors of ``--downstream``, by default of all."""
+    return [load_downstream(name, arguments) for name in arguments.downstream or downstreams()]
 
 
 def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
