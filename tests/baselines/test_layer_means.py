@@ -136,6 +136,22 @@ def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkey
     assert written(task_of(workspace)) == expected
 
 
+def test_rows_of_bad_audio_are_left_out(workspace):
+    whole = compute(workspace)
+    before = read_means(Workspace(workspace), NAME, "logmel100", "train")
+    (workspace / "corpora" / NAME / "wavs/speakers/train/1.wav").write_bytes(b"")
+    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)  # done already: audio is not read
+    assert written(task_of(workspace)) == whole
+    (task_of(workspace).units / "layer_means" / "train.npy").unlink()
+    with pytest.raises(UserError, match="train/1.wav"):
+        LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
+    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)
+    after = read_means(Workspace(workspace), NAME, "logmel100", "train")
+    assert after.entries == before.entries[:1] + before.entries[2:]
+    kept = [0, *range(2, 24)]
+    torch.testing.assert_close(after.means[after.index], before.means[before.index][kept])
+
+
 def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
     printed = stage("baselines/layer_means.py", "--downstream", NAME, "--workspace", workspace)
     assert "train: 24 files" in printed and "next: baselines/train_downstream.py" in printed
