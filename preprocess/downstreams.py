@@ -1,5 +1,7 @@
-"""The downstreams: a folder beside this file each, with config.yaml, and preprocessor.py unless a
-table of recordings says it all.
+"""The downstreams, and the flags by which every stage that reads audio chooses them.
+
+Each is a folder beside this file with config.yaml, and preprocessor.py unless a table of recordings
+says it all.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from pathlib import Path
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.workspace import Workspace
+from pipeline.ranks import Ranks
+from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.audio_run import Shard
 from preprocess.preprocessor import Preprocessor
 
 HERE = Path(__file__).resolve().parent
@@ -21,7 +25,7 @@ def downstreams() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("*/config.yaml"))
 
 
-def chosen(arguments: argparse.Namespace) -> list[Preprocessor]:
+def load_downstreams(arguments: argparse.Namespace) -> list[Preprocessor]:
     """The downstreams that are named, or all that have a corpus here. Raises ``UserError`` for
     none.
     """
@@ -60,3 +64,49 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
     path = arguments.config or HERE / name / "config.yaml"
     config = load_config(classes[0].config_class, path, overrides)
     return classes[0](name, config, Workspace(arguments.workspace.resolve()), arguments.skip_bad)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every stage that reads a downstream's audio."""
+    parser.add_argument(
+        "--downstream",
+        nargs="+",
+        metavar="NAME",
+        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is found)",
+    )
+    parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
+    parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the config",
+    )
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out audio that cannot be used, instead of failing at the end",
+    )
+    parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
+    parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
+    parser.add_argument(
+        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
+    )
+
+
+def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
+    """The shard that the flags ask for, if any. Raises ``UserError`` for one that cannot be."""
+    if arguments.shard is None and arguments.num_shards is None:
+        return None
+    if here.world > 1:
+        raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
+    if arguments.shard is None or arguments.num_shards is None:
+        raise UserError("--num_shards and --shard: give both")
+    if not 0 <= arguments.shard < arguments.num_shards:
+        raise UserError(
+            f"--shard {arguments.shard}: expected 0 to {arguments.num_shards - 1} "
+            f"(--num_shards {arguments.num_shards})"
+        )
+    return Shard(arguments.shard, arguments.num_shards)

@@ -191,21 +191,32 @@ class Preprocessor(Generic[ConfigType]):
             found.append(str(numbers[slot, name]))
         return " ".join(found)
 
-    def feature_reader(self) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the best device, with its reason printed."""
+    def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
+        """The configured features, on the best device, with its reason printed.
+
+        ``all_layers``: every layer's, of waveforms normalised as the checkpoint says.
+        """
         settings = self.config.fairseqrc
         device, why = best_device()
         source = Source(self.ckpt_path, settings.layer, settings.normalize, device)
+        if all_layers:
+            source = Source(self.ckpt_path, device=device, all_layers=True)
         reader = feature_reader(settings.feature_type, source)
         self.say(f"{settings.feature_type} features on {why}")
         return reader, device
+
+    def speech_model_record(self) -> dict[str, object]:
+        """What the features of all layers depend on beside the audio."""
+        return {
+            "feature_type": self.config.fairseqrc.feature_type,
+            "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
+        }
 
     def unit_model_record(self) -> dict[str, object]:
         """What the units depend on beside the audio."""
         settings = self.config.fairseqrc
         return {
-            "feature_type": settings.feature_type,
-            "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
+            **self.speech_model_record(),
             "layer": settings.layer,
             "normalize": settings.normalize,
             "kmeans": self._digest(self.km_path, "k-means file"),

@@ -19,11 +19,10 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.ranks import Ranks, process_group, ranks, speak_on_main_alone
-from pipeline.workspace import REPOSITORY
-from preprocess.downstreams import chosen, downstreams
+from pipeline.ranks import process_group, ranks, speak_on_main_alone
+from preprocess.downstreams import add_flags, load_downstreams, shard_of
 from preprocess.learning import learn_kmeans
-from preprocess.quantizing import Shard, merge_shards, quantize, quantize_shard
+from preprocess.quantizing import merge_shards, quantize, quantize_shard
 
 NEXT = {
     "generate_manifest": "--action learn_kmeans (or quantized, where the k-means is there already)",
@@ -39,8 +38,10 @@ def main() -> None:
     arguments = parse_arguments()
     here = ranks()
     speak_on_main_alone(here)
-    shard = _shard(arguments, here)
-    preprocessors = chosen(arguments)
+    shard = shard_of(arguments, here)
+    if (shard or here.world > 1) and arguments.action != "quantized":
+        raise UserError("shards and torchrun are for --action quantized; this one runs alone")
+    preprocessors = load_downstreams(arguments)
     if arguments.action == "learn_kmeans":
         learn_kmeans(preprocessors)
     with process_group(here):
@@ -59,58 +60,13 @@ def main() -> None:
     print(f"next: {after}")
 
 
-def _shard(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
-    given = arguments.shard is not None or arguments.num_shards is not None
-    if (given or here.world > 1) and arguments.action != "quantized":
-        raise UserError("shards and torchrun are for --action quantized; this one runs alone")
-    if not given:
-        return None
-    if here.world > 1:
-        raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
-    if arguments.shard is None or arguments.num_shards is None:
-        raise UserError("--num_shards and --shard: give both")
-    if not 0 <= arguments.shard < arguments.num_shards:
-        raise UserError(
-            f"--shard {arguments.shard}: expected 0 to {arguments.num_shards - 1} "
-            f"(--num_shards {arguments.num_shards})"
-        )
-    return Shard(arguments.shard, arguments.num_shards)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--downstream",
-        nargs="+",
-        metavar="NAME",
-        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is found)",
-    )
     parser.add_argument("--action", required=True, choices=list(NEXT))
-    parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
-    parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override the config",
-    )
-    parser.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="leave out audio that cannot be used, instead of failing at the end",
-    )
-    parser.add_argument(
-        "--num_shards", type=int, metavar="N", help="quantized: divide the work into N shards"
-    )
-    parser.add_argument("--shard", type=int, metavar="K", help="quantized: do this one, 0 to N - 1")
-    parser.add_argument(
-        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
-    )
+    add_flags(parser)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from ulm_prompt.tasks import Pair, load_task
 
 PAPER = Path(__file__).with_name("paper.yaml")
-METHODS = ("PT", "FT-LM", "FT-DM")
+METHODS = ("PT", "FT-LM", "FT-DM", "n-grams")
 FIRST_SEED = 100501  # the published one
 
 

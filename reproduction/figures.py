@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from baselines.answers import answers_path
 from pipeline.errors import UserError
 from pipeline.files import read_json, writing
 from pipeline.workspace import Workspace
 from reproduction.cells import Cell
-from reproduction.stages import SAMPLE_DATE, trained_here
+from reproduction.stages import BASELINES, SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.scores import score
 
@@ -25,11 +26,11 @@ class Figure:
     unit_model: str
     seed: int
     value: float
-    trained_parameters: int
-    lm: str  # released | own; none for FT-DM
-    lm_parameters: int
-    updates: int  # at the checkpoint that was decoded
-    git_revision: str
+    trained_parameters: int = 0  # 0: not counted
+    lm: str = ""  # released | own; none for the baselines
+    lm_parameters: int = 0
+    updates: int = 0  # at the checkpoint that was decoded
+    git_revision: str = ""
 
 
 def read_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
@@ -37,6 +38,8 @@ def read_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
     date = cell.date(seed)
     if cell.method == "FT-DM":
         return _downstream_figure(cell, seed, workspace)
+    if cell.method == "n-grams":
+        return _ngrams_figure(cell, seed, workspace)
     folder = workspace.checkpoints(cell.task, cell.unit_model, date)
     samples = workspace.samples(cell.task, cell.unit_model, date, SAMPLE_DATE)
     prompt = folder / "checkpoint_best.pt"
@@ -63,16 +66,24 @@ def _downstream_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | 
     path = folder / f"{cell.task}_{cell.unit_model}_downstream_{cell.date(seed)}/downstream.json"
     if not path.is_file():
         return None
-    card = read_json(path, "baselines/train_downstream.py")
+    card = read_json(path, BASELINES["FT-DM"])
     return Figure(
         cell.method, cell.task, cell.unit_model, seed,
         value=round(card["test"]["accuracy"], 4),
         trained_parameters=card["trained_parameters"],
-        lm="",
-        lm_parameters=0,
         updates=card["updates"],
         git_revision=card["made_by"]["git_revision"],
     )  # fmt: skip
+
+
+def _ngrams_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
+    date = cell.date(seed)
+    path = answers_path(workspace, cell.task, cell.unit_model, "ngrams", date)
+    rows = workspace.rows(cell.pair.config.downstream, cell.unit_model, "train")
+    if not path.is_file() or path.stat().st_mtime < rows.stat().st_mtime:
+        return None
+    value = round(score(path).accuracy, 4)
+    return Figure(cell.method, cell.task, cell.unit_model, seed, value)
 
 
 def write_figures(path: Path, figures: Iterable[Figure]) -> None:

@@ -24,7 +24,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         if lines:
             rows = workspace.rows(cell.pair.config.downstream, cell.unit_model, "train").parent
             lines.append(f"{rows}: or units that were quantised elsewhere, instead of these")
-    return lines + _lm(cell, workspace)
+    return lines if cell.method == "n-grams" else lines + _lm(cell, workspace)
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:

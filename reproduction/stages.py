@@ -11,6 +11,7 @@ from ulm_prompt.verbal import check_data_bin
 
 Command = list[str]
 SAMPLE_DATE = "tables"
+BASELINES = {"FT-DM": "baselines/train_downstream.py", "n-grams": "baselines/unit_ngrams.py"}
 PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
 
 
@@ -31,6 +32,8 @@ def to_prepare(cell: Cell, workspace: Workspace) -> list[Command]:
     if not has_rows(cell, workspace):
         for action in ("generate_manifest", "quantized", "postprocess"):
             commands.append(["preprocess/runner.py", "--action", action, *data])
+    if cell.method == "n-grams":
+        return commands
     try:
         check_data_bin(workspace, cell.pair)
     except UserError:  # missing or stale
@@ -44,9 +47,8 @@ def to_train(cell: Cell, seed: int, workspace: Workspace) -> list[Command]:
     """Training and decoding with one seed; each goes on where it was stopped."""
     selection = ["--prompt_task", cell.task, "--unit_model", cell.unit_model]
     date = cell.date(seed)
-    if cell.method == "FT-DM":
-        script = "baselines/train_downstream.py"
-        return [[script, *selection, "--date", date, "--set", f"seed={seed}"]]
+    if cell.method in BASELINES:
+        return [[BASELINES[cell.method], *selection, "--date", date, "--set", f"seed={seed}"]]
     train = ["ulm_prompt/train.py", *selection, "--date", date]
     own = trained_here(workspace, cell.unit_model)
     if cell.method == "FT-LM":

@@ -49,12 +49,12 @@ def _ours(figures: Sequence[Figure]) -> str:
     values = [figure.value for figure in figures]
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     first = figures[0]
-    notes = [millions(first.trained_parameters)]
+    notes = [millions(first.trained_parameters)] if first.trained_parameters else []
     if first.lm == "own" and first.method != "FT-LM":
         notes.append(f"own LM, {millions(first.lm_parameters)}")
     elif first.lm == "own":
         notes.append("own LM")
-    return f"**{mean(values):.2f}**{spread} ({'; '.join(notes)})"
+    return f"**{mean(values):.2f}**{spread}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def millions(count: int) -> str:

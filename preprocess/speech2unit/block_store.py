@@ -19,16 +19,16 @@ from preprocess.speech2unit.stream import Block, Encoded
 
 
 class Line(NamedTuple):
-    """One distinct file of the manifest: its units, or why it has none."""
+    """One distinct file of the manifest: what was computed, as text, or why it has nothing."""
 
     file: str
     path: str
-    units: str | None
+    result: str | None
     bad: str | None
 
 
 class BlockStore:
-    """The folder of one run's blocks. ``plan`` is all that the units depend on."""
+    """The folder of one run's blocks. ``plan`` is all that the results depend on."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], remedy: str) -> None:
         self.folder = folder

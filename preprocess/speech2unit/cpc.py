@@ -23,7 +23,11 @@ _PIECE_FRAMES = _PIECE // HOP
 
 
 class Cpc:
-    """CPC features, ``dim`` numbers every 10 ms, file by file what the published reader gives."""
+    """CPC features, ``dim`` numbers every 10 ms, file by file what the published reader gives.
+
+    ``source.all_layers`` gives the output of each LSTM layer of the checkpoint, after that of the
+    convolutions where it is as wide: for one LSTM layer, the hidden states of SUPERB's toolkit.
+    """
 
     frame_rate = SAMPLE_RATE / HOP
     min_samples = HOP - 1
@@ -31,27 +35,30 @@ class Cpc:
     def __init__(self, source: Source) -> None:
         if source.ckpt_path is None:
             raise UserError("fairseqrc.ckpt_path: cpc needs its checkpoint; name the file")
-        if source.layer is None or source.layer < 1:
+        layers = None if source.all_layers else source.layer
+        if not source.all_layers and (layers is None or layers < 1):
             raise UserError(
-                f"fairseqrc.layer={source.layer}: cpc needs the number of LSTM layers to run, "
+                f"fairseqrc.layer={layers}: cpc needs the number of LSTM layers to run, "
                 "from 1; the published units come from 2"
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        convs, self._lstm = _read_checkpoint(source.ckpt_path, source.layer, source.device)
+        convs, lstm = _read_checkpoint(source.ckpt_path, layers, source.device)
         self._encoder = ConvEncoder(convs, source.device)
-        self._lstm = self._lstm.to(source.device).eval().requires_grad_(False)
+        self._lstm = _Lstm(lstm.to(source.device).eval().requires_grad_(False), source.all_layers)
         self._device = source.device
-        self.dim = self._lstm.hidden_size
+        self.dim = lstm.hidden_size
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D).
+        """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
+        (frames_i, L, D).
 
         Memory beside the features does not grow with T: all waveforms move on together, a piece at
         a time.
         """
-        tracks = [_Track(waveform, self.dim, self._device) for waveform in waveforms]
-        fresh = torch.zeros(2, self._lstm.num_layers, self.dim, device=self._device)
+        frame = self._lstm.frame
+        tracks = [_Track(waveform, frame, self._device) for waveform in waveforms]
+        fresh = torch.zeros(2, self._lstm.layers, self.dim, device=self._device)
         for track in tracks:
             track.state = fresh
         # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
@@ -73,11 +80,50 @@ class Cpc:
                 owners.append((track, whole))
         state = torch.stack(states, dim=2)  # (2, layers, rows, D)
         padded = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
-        output, (hidden, cell) = self._lstm(padded, (state[0], state[1]))  # (T, rows, D)
+        output, state = self._lstm(padded, state)  # (T, rows, D)
         for row, (track, whole) in enumerate(owners):
             track.keep(output[: len(rows[row]), row], whole, piece)
             if whole:  # a row that goes on fills the piece, so no padding is in its state
-                track.state = torch.stack([hidden[:, row], cell[:, row]])
+                track.state = state[:, :, row]
+
+
+class _Lstm:
+    """The LSTM as one operation, or layer by layer where each one's output is wanted."""
+
+    def __init__(self, lstm: nn.LSTM, all_layers: bool) -> None:
+        self._parts = _apart(lstm) if all_layers else [lstm]
+        self._all_layers = all_layers
+        self._with_input = lstm.input_size == lstm.hidden_size
+        self.layers = lstm.num_layers
+        outputs = self.layers + self._with_input
+        self.frame = (outputs, lstm.hidden_size) if all_layers else (lstm.hidden_size,)
+
+    def __call__(
+        self, frames: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map (T, rows, C) and the state (2, layers, rows, D) before it to (T, rows, D), or
+        (T, rows, L, D), and the state after it.
+        """
+        kept = [frames] if self._with_input else []
+        states = []
+        for part, (hidden, cell) in zip(self._parts, state.split(self._parts[0].num_layers, 1)):
+            frames, after = part(frames, (hidden, cell))
+            kept.append(frames)
+            states.append(torch.stack(after))
+        output = torch.stack(kept, dim=2) if self._all_layers else frames
+        return output, torch.cat(states, dim=1)
+
+
+def _apart(lstm: nn.LSTM) -> list[nn.LSTM]:
+    """An LSTM of one layer for each of its layers, with the same weights."""
+    layers = []
+    for weights in lstm.all_weights:
+        layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, device=weights[0].device)
+        layer.eval().requires_grad_(False)
+        for own, weight in zip(layer.all_weights[0], weights):
+            own.copy_(weight)
+        layers.append(layer)
+    return layers
 
 
 class _Track:
@@ -89,7 +135,9 @@ class _Track:
 
     state: torch.Tensor  # (2, layers, D) of the whole-file run
 
-    def __init__(self, waveform: torch.Tensor, dim: int, device: torch.device) -> None:
+    def __init__(
+        self, waveform: torch.Tensor, frame: tuple[int, ...], device: torch.device
+    ) -> None:
         self._waveform = waveform
         self._pieces, remainder = divmod(len(waveform), _PIECE)
         self._total = frames_in(len(waveform)) if remainder else 0  # of the whole-file run
@@ -99,7 +147,7 @@ class _Track:
         self._first = max(self._total - taken, 0)  # of the whole-file run that is kept
         self.blocks = max(self._pieces, -(-self._total // _PIECE_FRAMES))
         kept = self._pieces * _PIECE_FRAMES + self._total - self._first
-        self.features = torch.empty(kept, dim, device=device)
+        self.features = torch.empty(kept, *frame, device=device)
 
     def stretches(self, piece: int) -> list[Stretch]:
         """What to encode for this piece: frames of the whole, and those that differ for the
@@ -125,7 +173,7 @@ class _Track:
         return [(True, whole), (False, torch.cat([left, whole[1:-1], right]))]
 
     def keep(self, output: torch.Tensor, whole: bool, piece: int) -> None:
-        """Store what of the (T, D) LSTM output belongs to the features."""
+        """Store what of the (T, D) or (T, L, D) LSTM output belongs to the features."""
         first = piece * _PIECE_FRAMES
         if not whole:
             self.features[first : first + _PIECE_FRAMES] = output
@@ -137,9 +185,9 @@ class _Track:
 
 
 def _read_checkpoint(
-    path: Path, layers: int, device: torch.device
+    path: Path, layers: int | None, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
-    """Return the convolutions' weights by name, and the LSTM of the first ``layers`` layers.
+    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """
@@ -154,6 +202,7 @@ def _read_checkpoint(
     channels, hidden, there = (
         _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
     )
+    layers = layers or there
     if layers > there:
         raise UserError(
             f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"

@@ -29,6 +29,7 @@ class Source(NamedTuple):
     layer: int | None = None
     normalize: bool | None = None  # layer-norm the waveform; None: as the checkpoint says
     device: torch.device = torch.device("cpu")
+    all_layers: bool = False  # every layer's output instead of ``layer``'s
 
 
 class FeatureReader(Protocol):
@@ -43,7 +44,7 @@ class FeatureReader(Protocol):
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)
-        float32 on the reader's device.
+        float32 on the reader's device; (frames_i, L, D) for ``all_layers``.
         """
 
 

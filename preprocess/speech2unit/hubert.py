@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.fairseq_checkpoint import load_fairseq_checkpoint
+from preprocess.speech2unit.fairseq_checkpoint import Settings, load_fairseq_checkpoint
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
 from preprocess.speech2unit.wav2vec_encoder import Wav2VecEncoder
 
@@ -21,6 +21,9 @@ class Hubert:
     50 frames/s. The waveform is layer-normed over the whole file where the checkpoint says so (or
     ``source.normalize``), then cut into pieces of 100 s. What is left after the last piece and too
     short for a frame has none (the published reader fails there).
+
+    ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden states: the input of
+    each layer and the encoder's output, 13 for the Base model.
     """
 
     models = ("hubert",)
@@ -28,13 +31,8 @@ class Hubert:
 
     def __init__(self, source: Source) -> None:
         settings, weights = load_fairseq_checkpoint(source.ckpt_path, self.models, source.device)
-        last = settings.encoder_layers - 1 + self.first_layer
-        if source.layer is None or not self.first_layer <= source.layer <= last:
-            raise UserError(
-                f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
-                f"{self.first_layer} to {last}"
-            )
-        self._encoder = Wav2VecEncoder(settings, weights, source.layer + 1 - self.first_layer)
+        layers = settings.encoder_layers if source.all_layers else self._layers(source, settings)
+        self._encoder = Wav2VecEncoder(settings, weights, layers, source.all_layers)
         self._device = source.device
         self._normalize = settings.normalize if source.normalize is None else source.normalize
         self.dim = self._encoder.dim
@@ -42,8 +40,17 @@ class Hubert:
         self.min_samples = conv.samples(1)
         self.frame_rate = SAMPLE_RATE / (conv.samples(2) - conv.samples(1))
 
+    def _layers(self, source: Source, settings: Settings) -> int:
+        last = settings.encoder_layers - 1 + self.first_layer
+        if source.layer is None or not self.first_layer <= source.layer <= last:
+            raise UserError(
+                f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
+                f"{self.first_layer} to {last}"
+            )
+        return source.layer + 1 - self.first_layer
+
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map B waveforms (samples_i,) to B features (T_i, D)."""
+        """Map B waveforms (samples_i,) to B features (T_i, D), or (T_i, L, D)."""
         features: list[list[torch.Tensor]] = [[] for _ in waveforms]
         for group in self._groups(waveforms):
             encoded = self._encoder([piece for _, piece in group])

@@ -24,8 +24,8 @@ class LogMel:
     """80 log mel energies every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 frames
     (``snip_edges``).
 
-    The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs read 16-bit
-    integers, so their values lie 2 ln 32768 higher.
+    They are one layer. The waveform stays in [-1, 1], as torchaudio takes it; Kaldi's own programs
+    read 16-bit integers, so their values lie 2 ln 32768 higher.
     """
 
     dim = 80
@@ -38,18 +38,19 @@ class LogMel:
                 "fairseqrc: logmel has no checkpoint; leave ckpt_path, layer and normalize empty"
             )
         self._device = source.device
+        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
         window = torch.hann_window(_WINDOW, periodic=False) ** 0.85  # Kaldi's "povey" window
         self._window = window.to(source.device)
         self._mel = _mel_banks(self.dim).to(source.device)  # (257, 80)
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to log energies (frames_i, 80). No frame sees another, so padding is
-        not needed.
+        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80). No frame sees
+        another, so padding is not needed.
         """
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
         frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
         energies = torch.cat([self._energies(block) for block in frames.split(_BLOCK)])  # (N, 80)
-        return list(energies.split([len(window) for window in windows]))
+        return list(energies.view(-1, *self._frame).split([len(window) for window in windows]))
 
     def _energies(self, frames: torch.Tensor) -> torch.Tensor:
         """Map (N, 400) samples to (N, 80) log energies."""

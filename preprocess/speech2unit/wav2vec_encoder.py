@@ -20,9 +20,15 @@ _TOGETHER = {"cpu": 1}  # waveforms that share the convolutions; one by one stay
 
 
 class Wav2VecEncoder:
-    """Features after the first ``layers`` Transformer layers; the others are never read."""
+    """Features after the first ``layers`` Transformer layers; the others are never read.
 
-    def __init__(self, settings: Settings, weights: Weights, layers: int) -> None:
+    With ``keep_all`` the first layer's input and every layer's output. The last of a pre-norm model
+    is then layer-normed, as the model's own output is.
+    """
+
+    def __init__(
+        self, settings: Settings, weights: Weights, layers: int, keep_all: bool = False
+    ) -> None:
         dim = settings.encoder_embed_dim
         self.dim = dim
         self.conv = ConvExtractor(settings, weights)
@@ -33,10 +39,13 @@ class Wav2VecEncoder:
         self._positions = PositionalConv(settings, weights)
         self._norm_first = settings.layer_norm_first
         self._encoder_norm = weights.norm("encoder.layer_norm", dim)
+        self._keep_all = keep_all
         self._layers = [TransformerLayer(settings, weights, index) for index in range(layers)]
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (samples_i,), each long enough for a frame, to (T_i, D) on their device."""
+        """Map waveforms (samples_i,), each long enough for a frame, to (T_i, D) on their device, or
+        (T_i, layers + 1, D).
+        """
         order = sorted(range(len(waveforms)), key=lambda index: len(waveforms[index]))
         waveforms = [waveforms[index] for index in order]
         lengths = [self.conv.frames(len(waveform)) for waveform in waveforms]
@@ -48,8 +57,15 @@ class Wav2VecEncoder:
             here += self._positions(here)
         if not self._norm_first:
             frames = norm(frames, self._encoder_norm)
+        kept = [frames]
         for layer in self._layers:
             frames = layer(frames, lengths)
+            if self._keep_all:
+                kept.append(frames)
+        if self._keep_all:
+            if self._norm_first:
+                kept[-1] = norm(frames, self._encoder_norm)
+            frames = torch.stack(kept, dim=1)  # (N, L, D)
         features = frames.split(lengths)
         return [features[place] for place in sorted(range(len(order)), key=order.__getitem__)]
 

@@ -155,6 +155,36 @@ def test_the_layer_asked_for_is_read(small):
     assert not torch.allclose(last, Cpc(Source(small, LAYER))([waveform(8000)])[0])
 
 
+@pytest.mark.parametrize("hidden", [24, 32])
+def test_all_layers_are_those_asked_for_one_by_one(tmp_path, hidden):
+    path = ssl_checkpoints.cpc(tmp_path / "cpc.pt", 32, hidden)
+    waveforms = [waveform(samples) for samples in (400, 64_000, 70_001, 130_000)]
+    layers = range(1, ssl_checkpoints.CPC_LEVELS + 1)
+    alone = [Cpc(Source(path, layer))(waveforms) for layer in layers]
+    together = Cpc(Source(path, all_layers=True))(waveforms)
+    for number, found in enumerate(together):
+        expected = torch.stack([features[number] for features in alone], dim=1)
+        torch.testing.assert_close(found[:, -len(layers) :], expected, rtol=0, atol=1e-6)
+        assert found.shape[1] == len(layers) + (hidden == 32)
+
+
+def test_the_first_of_all_layers_is_the_convolutions_output(tmp_path):
+    path = ssl_checkpoints.cpc(tmp_path / "cpc.pt", 32, 32)
+    (features,) = Cpc(Source(path, all_layers=True))([waveform(9000)])
+    weights = torch.load(path)["weights"]
+    hidden = waveform(9000)[None, None]
+    strides = [(5, 3), (4, 2), (2, 1), (2, 1), (2, 1)]
+    for index, (stride, padding) in enumerate(strides):
+        name, norm = f"gEncoder.conv{index}", f"gEncoder.batchNorm{index}"
+        hidden = torch.nn.functional.conv1d(
+            hidden, weights[f"{name}.weight"], weights[f"{name}.bias"], stride, padding
+        )
+        variance, mean = torch.var_mean(hidden, dim=1, keepdim=True)
+        hidden = (hidden - mean) * torch.rsqrt(variance + 1e-5)
+        hidden = (hidden * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]).relu()
+    torch.testing.assert_close(features[:, 0], hidden[0].T, rtol=0, atol=1e-4)
+
+
 def test_it_is_a_feature_type_and_a_namespace_is_a_config(small, tmp_path):
     state = torch.load(small)
     state["config"] = Namespace(**state["config"])

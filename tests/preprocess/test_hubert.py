@@ -62,6 +62,44 @@ def test_hubert_batches_equal_fairseq_on_each_file(tmp_path, ragged, settings, l
         torch.testing.assert_close(feature, expected, atol=1e-4, rtol=0)
 
 
+def fairseq_hidden_states(model: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
+    """Each encoder layer's input and the encoder's output, as s3prl's hooks see them: (T, L, D)."""
+    states = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs: states.append((args or (kwargs["x"],))[0][:, 0]),
+            with_kwargs=True,
+        )
+        for layer in model.encoder.layers
+    ]
+    hooks.append(
+        model.encoder.register_forward_hook(lambda *called: states.append(called[-1][0][0]))
+    )
+    with torch.inference_mode():
+        model.extract_features(wave[None], padding_mask=None)
+    for hook in hooks:
+        hook.remove()
+    length = min(map(len, states))  # fairseq pads to even lengths, and masks that
+    return torch.stack([state[:length] for state in states], dim=1)
+
+
+@pytest.mark.parametrize("settings", [{}, LARGE], ids=["base", "large"])
+@pytest.mark.parametrize("family", ["hubert", "wav2vec2"])
+def test_all_layers_are_fairseqs_hidden_states(tmp_path, ragged, settings, family):
+    make, reader = {
+        "hubert": (ssl_checkpoints.hubert, Hubert),
+        "wav2vec2": (ssl_checkpoints.wav2vec2, Wav2Vec2),
+    }[family]
+    if family == "wav2vec2" and not settings:
+        settings = {"layer_norm_first": False}
+    model = make(tmp_path / "model.pt", normalize=False, **settings)
+    features = reader(Source(tmp_path / "model.pt", all_layers=True))(ragged)
+    for wave, feature in zip(ragged, features, strict=True):
+        expected = fairseq_hidden_states(model, wave)
+        assert expected.shape[1] == ssl_checkpoints.SHAPE["encoder_layers"] + 1
+        torch.testing.assert_close(feature, expected, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("asked", [None, True, False])
 @pytest.mark.parametrize("stored", [True, False])
 def test_waveform_is_normalised_as_the_checkpoint_or_the_config_says(

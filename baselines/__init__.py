@@ -1,0 +1,3 @@
+"""What the prompt is compared with: a downstream model on the speech model's features (SUPERB), and
+a linear classifier on unit n-grams.
+"""

@@ -1,0 +1,135 @@
+"""A linear classifier on the n-grams of the units: what a prompt should be better than.
+
+Uni- and bigram counts of the units as they stand in the rows, a linear SVM (liblinear, squared
+hinge, one against the rest), its C chosen on valid. An utterance's labels together are one class
+(IC: an intent), so all of them are right or none. Rows that train holds many times (KS draws with
+replacement) count as often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from omegaconf import MISSING
+
+from baselines.answers import answers_path, write_answers
+from pipeline.config import load_config
+from pipeline.errors import UserError, run
+from pipeline.rows import Row, read_rows
+from pipeline.workspace import Workspace
+from ulm_prompt.tasks import Pair, add_selection, find_pairs
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from sklearn.svm import LinearSVC
+
+CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
+
+
+class Counts(Enum):
+    """What a count becomes."""
+
+    log = "log"
+    raw = "raw"
+
+
+@dataclass
+class Settings:
+    """config/unit_ngrams.yaml, which says what each means."""
+
+    ngrams: int = MISSING
+    counts: Counts = MISSING
+    costs: list[float] = MISSING
+    seed: int = MISSING
+
+
+class NgramClassifier:
+    """The classifier of one C. Rows' labels are its classes."""
+
+    def __init__(self, settings: Settings, train: list[Row]) -> None:
+        """Count the n-grams of ``train``; others are unknown later."""
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self._settings = settings
+        weights = Counter((row.units, row.labels) for row in train)
+        units, self._labels = zip(*weights)
+        self._weights = list(weights.values())
+        self._vectorizer = CountVectorizer(
+            ngram_range=(1, settings.ngrams), token_pattern=r"\S+", lowercase=False, dtype=float
+        )
+        self._vectorizer.fit(units)
+        self._train = self._features(units)
+
+    def fit(self, cost: float) -> LinearSVC:
+        """Train with one C."""
+        from sklearn.svm import LinearSVC
+
+        svm = LinearSVC(C=cost, dual=True, random_state=self._settings.seed)
+        return svm.fit(self._train, self._labels, self._weights)
+
+    def predict(self, svm: LinearSVC, rows: list[Row]) -> list[str]:
+        """The labels of each row."""
+        return svm.predict(self._features([row.units for row in rows])).tolist()
+
+    def _features(self, units: list[str] | tuple[str, ...]) -> csr_matrix:
+        counts = self._vectorizer.transform(units)
+        return counts.log1p() if self._settings.counts is Counts.log else counts
+
+
+def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
+    """Choose C on valid, then answer and score the test split."""
+    workspace = Workspace(args.workspace)
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    train, valid, test = (
+        list(read_rows(workspace.rows(downstream, unit_model, split)))
+        for split in ("train", "valid", "test")
+    )
+    if len({row.labels for row in train}) < 2:
+        raise UserError(f"{downstream}: train has one class only; nothing to classify")
+    classifier = NgramClassifier(settings, train)
+    print(f"{pair.task} {unit_model}: {len(train):,} rows of train")
+    best, best_svm = -1.0, None
+    for cost in settings.costs:
+        svm = classifier.fit(cost)
+        answers = classifier.predict(svm, valid)
+        right = sum(answer == row.labels for answer, row in zip(answers, valid, strict=True))
+        score = 100 * right / len(valid)
+        print(f"  C {cost:g}: {score:.2f} % right on valid", flush=True)
+        if score > best:
+            best, best_svm = score, svm
+    path = answers_path(workspace, pair.task, unit_model, "ngrams", args.date)
+    answers = classifier.predict(best_svm, test)
+    accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
+    print(f"{pair.task} {unit_model}: C {best_svm.C:g}, {accuracy:.2f} % right on test -> {path}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--date", required=True, help="names the output, for example 20221122")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config/unit_ngrams.yaml"
+    )
+    add_selection(parser)
+    args = parser.parse_args()
+    settings = load_config(Settings, CONFIG, args.set)
+    if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
+        raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
+    for pair in find_pairs(args):
+        if not pair.config.is_sequence:  # a text is no class
+            classify(args, pair, settings)
+    print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.date}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,238 @@
+"""Audio to layer means to a trained downstream model, in the scripts' order."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from baselines import layer_means, train_downstream
+from baselines.downstream_training import Split, accuracy, load_settings, train
+from baselines.labels import Slots
+from baselines.means import LayerMeans, means_folder, read_means
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.ranks import Ranks
+from pipeline.rows import SPLITS
+from pipeline.torch_files import load_torch
+from pipeline.workspace import Workspace
+from preprocess.audio_run import Shard
+from preprocess.manifest import distinct, read_manifest
+from preprocess.preprocessor import Preprocessor
+from preprocess.speech2unit.audio import read_audio
+from preprocess.speech2unit.block_store import BlockStore
+from tests.conftest import stage
+from tests.preprocess import corpora, ssl_checkpoints
+from tests.preprocess.tasks import preprocessor
+from ulm_prompt.cal_acc import score
+
+INTENTS = [("start", "lamp", "none"), ("stop", "heat", "kitchen"), ("start", "heat", "none")]
+COUNTS = {"train": 24, "valid": 6, "test": 7}
+NAME = "fluent_commands"
+
+
+def task_of(workspace: Path, unit_model: str = "logmel100") -> Preprocessor:
+    """fluent_commands in this process, in many small blocks."""
+    settings = ("fairseqrc.batch_seconds=0.3", f"taskrc.unit_model={unit_model}")
+    return preprocessor(NAME, workspace, *settings)
+
+
+@pytest.fixture
+def workspace(tmp_path) -> Path:
+    """A corpus whose intents sound different, and its manifests."""
+    splits = {
+        split: [INTENTS[number % len(INTENTS)] for number in range(count)]
+        for split, count in COUNTS.items()
+    }
+    root = corpora.fluent_commands(tmp_path / "corpora" / NAME, splits)
+    rng = random.Random(0)
+    for split, rows in splits.items():
+        for number, labels in enumerate(rows):
+            samples = corpora.tone(rng.uniform(0.1, 0.5), 90 + 300 * INTENTS.index(labels) + number)
+            corpora.write(root / f"wavs/speakers/{split}/{number}.wav", samples)
+    task_of(tmp_path).generate_manifest()
+    return tmp_path
+
+
+def compute(workspace: Path) -> dict[str, bytes]:
+    task = task_of(workspace)
+    LayerMeans(task).run(Ranks(), skip_bad=False)
+    return written(task)
+
+
+def written(task: Preprocessor) -> dict[str, bytes]:
+    folder = task.units / "layer_means"
+    return {split: (folder / f"{split}.npy").read_bytes() for split in SPLITS}
+
+
+def run_script(script, monkeypatch, workspace: Path, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", "--workspace", str(workspace), *arguments])
+    script.main()
+
+
+MODELS = """
+checkpoints:
+  own: {path: pretrained_models/own.pt}
+unit_models:
+  own8: {feature_type: %s, checkpoint: own, layer: 2, clusters: 8}
+"""
+
+
+@pytest.mark.parametrize(("feature_type", "layers"), [("logmel", 1), ("cpc", 4), ("hubert", 4)])
+def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
+    models = workspace / "pretrained_models"
+    models.mkdir()
+    unit_model = "logmel100"
+    if feature_type != "logmel":
+        unit_model = "own8"
+        (models / "my_unit_models.yaml").write_text(MODELS % feature_type)
+        getattr(ssl_checkpoints, feature_type)(models / "own.pt")
+    task = task_of(workspace, unit_model)
+    LayerMeans(task).run(Ranks(), skip_bad=False)
+    reader, _ = task.feature_reader(all_layers=True)
+    for split, count in COUNTS.items():
+        found = read_means(Workspace(workspace), NAME, unit_model, split)
+        root, entries = read_manifest(task.manifest / f"{split}.tsv")
+        assert found.means.shape == (count, layers, reader.dim)
+        for entry, row in zip(distinct(entries), found.means, strict=True):
+            (frames,) = reader(
+                [torch.from_numpy(read_audio(root / entry.path, entry.start, entry.frames).samples)]
+            )
+            expected = torch.stack([frames[:, layer].mean(dim=0) for layer in range(layers)])
+            torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
+        assert found.means.std() > 0.01
+
+
+def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkeypatch, capsys):
+    expected = compute(workspace)
+    compute(workspace)
+    assert "is there already" in capsys.readouterr().out
+    for split in SPLITS:
+        (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
+    write, stored = BlockStore.write, []
+
+    def interrupted(store, encoded):
+        if len(stored) == 3:
+            raise KeyboardInterrupt
+        stored.append(encoded.block.name)
+        write(store, encoded)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BlockStore, "write", interrupted)
+        compute(workspace)
+    assert compute(workspace) == expected
+    assert "going on after an earlier run: 3 of" in capsys.readouterr().out
+
+    for split in SPLITS:
+        (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
+    for shard in (1, 0):
+        LayerMeans(task_of(workspace)).run_shard(Shard(shard, 2))
+    run_script(layer_means, monkeypatch, workspace, "--downstream", NAME, "--merge_shards",
+               "--set", "fairseqrc.batch_seconds=0.3")  # fmt: skip
+    assert written(task_of(workspace)) == expected
+
+
+def test_rows_of_bad_audio_are_left_out(workspace):
+    whole = compute(workspace)
+    before = read_means(Workspace(workspace), NAME, "logmel100", "train")
+    (workspace / "corpora" / NAME / "wavs/speakers/train/1.wav").write_bytes(b"")
+    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)  # done already: audio is not read
+    assert written(task_of(workspace)) == whole
+    (task_of(workspace).units / "layer_means" / "train.npy").unlink()
+    with pytest.raises(UserError, match="train/1.wav"):
+        LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
+    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)
+    after = read_means(Workspace(workspace), NAME, "logmel100", "train")
+    assert after.entries == before.entries[:1] + before.entries[2:]
+    kept = [0, *range(2, 24)]
+    torch.testing.assert_close(after.means[after.index], before.means[before.index][kept])
+
+
+def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
+    printed = stage("baselines/layer_means.py", "--downstream", NAME, "--workspace", workspace)
+    assert "train: 24 files" in printed and "next: baselines/train_downstream.py" in printed
+    flags = ("--date", "d", "--set", "max_update=60", "validate_every=20", "lr=1e-2")
+    run_script(train_downstream, monkeypatch, workspace, *flags)
+    folder = workspace / "checkpoints" / "IC_logmel100_downstream_d"
+    card = read_json(folder / "downstream.json", "")
+    assert card["trained_parameters"] == 80 * 256 + 256 + 256 * 6 + 6
+    assert card["config"]["seed"] == 100501 and card["made_by"]["versions"]
+    assert card["valid"]["accuracy"] == max(card["valid_curve"].values()) == 100
+    assert card["valid_curve"][str(card["updates"])] == 100
+    path = Workspace(workspace).samples("IC", "logmel100", "downstream_d", "d")
+    result = score(path)
+    assert result.accuracy == result.accuracy_within_labels == card["test"]["accuracy"] == 100
+    assert (result.utterances, result.invalid) == (7, 0)
+    assert read_json(path, "")["1"] == {
+        "file_name": "wavs/speakers/test/1.wav", "src": "", "label": "1 3 5", "predict": "1 3 5",
+    }  # fmt: skip
+
+    state = load_torch(folder / "checkpoint_best.pt")
+    assert sum(value.numel() for value in state.values()) == card["trained_parameters"] + 1
+    before = path.read_bytes(), state
+    run_script(train_downstream, monkeypatch, workspace, *flags)
+    assert "is there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other config; choose a new --date"):
+        run_script(train_downstream, monkeypatch, workspace, *flags, "seed=2")
+    (folder / "downstream.json").unlink()
+    run_script(train_downstream, monkeypatch, workspace, *flags)  # the same seed, the same model
+    again = load_torch(folder / "checkpoint_best.pt")
+    assert path.read_bytes() == before[0]
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+
+
+def test_the_best_on_valid_is_kept():
+    """Valid labels that contradict train: the longer it learns, the worse."""
+    torch.manual_seed(0)
+    means = torch.randn(30, 1, 8)
+    labels = (means[:, 0, :1] > 0).long()
+    index = torch.arange(30)
+    settings = load_settings(["max_update=40", "validate_every=1", "lr=1e-3"])
+    valid = Split(means, index, 1 - labels)
+    model, curve = train(Split(means, index, labels), valid, [2], settings)
+    assert curve[40] < max(curve.values())
+    assert accuracy(model, valid) == pytest.approx(max(curve.values()))
+
+
+def test_what_cannot_be_trained_is_refused(workspace, monkeypatch):
+    def fails(message: str, *more: str) -> None:
+        with pytest.raises(UserError, match=message):
+            run_script(train_downstream, monkeypatch, workspace, "--date", "d", *more)
+
+    fails("no layer means for IC with any unit model", "--prompt_task", "IC")
+    compute(workspace)
+    fails("lr.*above 0", "--set", "lr=0")
+    fails("max_update=0: expected at least 1", "--set", "max_update=0")
+    path = means_folder(Workspace(workspace), NAME, "logmel100") / "valid.npy"
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-100])
+    fails("valid.npy: cannot be read")
+    np.save(path, np.zeros((3, 1, 80), np.float32))
+    fails(r"valid.npy: expected float32 \(6, layers, D\), found float32 \(3, 1, 80\)")
+    path.write_bytes(kept)
+    manifest = workspace / "preprocess" / NAME / "data" / "manifest"
+    labels = read_json(manifest / "labels.json", "")
+    write_json(manifest / "labels.json", dict(list(labels.items())[:-1]))
+    fails("expected one label of each of action, object, location")
+    with open(manifest / "valid.tsv", "a", encoding="utf-8") as handle:
+        handle.write((manifest / "valid.tsv").read_text().splitlines()[1] + "\n")
+    fails("valid.npy: stale")
+
+
+def test_slots_count_their_labels_from_their_first(tmp_path):
+    names = [("action", "a"), ("action", "b"), ("object", "a"), ("object", "c"), ("object", "d")]
+    table = {str(i): {"slot": slot, "name": name} for i, (slot, name) in enumerate(names)}
+    write_json(tmp_path / "labels.json", table)
+    slots = Slots(tmp_path / "labels.json")
+    assert slots.sizes == [2, 3]
+    texts = ["0 2", "1 4", "0 3"]
+    encoded = slots.encode(texts)
+    assert encoded.tolist() == [[0, 0], [1, 2], [0, 1]]
+    assert slots.decode(encoded) == texts
+    for wrong in ("0", "2 0", "0 2 3", "0 5"):
+        with pytest.raises(UserError, match="for classification"):
+            slots.encode([wrong])

@@ -1,0 +1,99 @@
+"""The linear classifier on unit n-grams."""
+
+from __future__ import annotations
+
+import random
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from baselines import unit_ngrams
+from baselines.unit_ngrams import CONFIG, NgramClassifier, Settings
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.rows import SPLITS, Row, read_rows, write_rows
+from pipeline.workspace import Workspace
+from ulm_prompt.cal_acc import score
+
+
+def rows_of(count: int, seed: int) -> list[Row]:
+    """Whether 7 comes before or after 9 is the label: only bigrams can tell."""
+    rng = random.Random(seed)
+    rows = []
+    for number in range(count):
+        units = [str(rng.randrange(20, 30)) for _ in range(rng.randint(2, 8))]
+        label = rng.randrange(2)
+        units[1:1] = ["7", "9"] if label else ["9", "7"]
+        rows.append(Row(f"{number}.wav", " ".join(units), f"{label} {5 + label}"))
+    return rows
+
+
+@pytest.mark.parametrize("ngrams", [1, 2])
+def test_the_script_learns_what_bigrams_tell(tmp_path, monkeypatch, capsys, ngrams):
+    for seed, split in enumerate(SPLITS):
+        rows = rows_of(300 if split == "train" else 100, seed)
+        write_rows(Workspace(tmp_path).rows("fluent_commands", "own8", split), rows)
+    flags = ["--date", "d", "--workspace", str(tmp_path), "--set", f"ngrams={ngrams}"]
+    monkeypatch.setattr(sys, "argv", ["unit_ngrams", *flags])
+    unit_ngrams.main()
+    printed = capsys.readouterr().out
+    result = score(Workspace(tmp_path).samples("IC", "own8", "ngrams_d", "d"))
+    assert f"{result.accuracy:.2f} % right on test" in printed
+    assert (result.accuracy == 100) == (ngrams == 2)
+    assert result.accuracy_within_labels == result.accuracy and result.utterances == 100
+
+
+def test_features_are_log_counts_and_weights_stand_for_repeated_rows():
+    import numpy as np
+    from sklearn.svm import LinearSVC
+
+    settings = load_config(Settings, CONFIG)
+    distinct = rows_of(60, 3)
+    for number in range(0, 60, 3):  # some labels wrong, so that weights matter
+        distinct[number] = distinct[number]._replace(labels="0 5")
+    train = [row for number, row in enumerate(distinct) for _ in range(1 + number % 4)]
+    classifier = NgramClassifier(settings, train)
+    names = sorted({gram for row in train for gram in grams(row.units)})
+
+    def counts(rows: list[Row]) -> np.ndarray:
+        table = [[grams(row.units).count(name) for name in names] for row in rows]
+        return np.log1p(np.array(table, float))
+
+    svm = classifier.fit(0.1)
+    plain = LinearSVC(C=0.1, dual=True, random_state=1, max_iter=100_000, tol=1e-8)
+    plain.fit(counts(train), [row.labels for row in train])
+    new = rows_of(200, 4)
+    ours = svm.decision_function(classifier._features([row.units for row in new]))
+    np.testing.assert_allclose(ours, plain.decision_function(counts(new)), atol=0.02)
+    assert classifier.predict(svm, new) == plain.predict(counts(new)).tolist()
+
+
+def grams(units: str) -> list[str]:
+    found = units.split()
+    return found + [" ".join(pair) for pair in pairwise(found)]
+
+
+def test_a_few_published_rows_are_enough_to_be_far_from_chance(data: Path):
+    folder = data / "units" / "hubert100" / "speech_commands"
+    train, test = (list(read_rows(folder / split)) for split in ("train", "test"))
+    classifier = NgramClassifier(load_config(Settings, CONFIG), train[:3000])
+    answers = classifier.predict(classifier.fit(0.03), test)
+    right = sum(answer == row.labels for answer, row in zip(answers, test, strict=True))
+    assert right / len(test) > 0.8
+
+
+def test_what_cannot_be_classified_is_refused(tmp_path, monkeypatch):
+    def fails(message: str, *more: str) -> None:
+        flags = ["--date", "d", "--workspace", str(tmp_path), *more]
+        monkeypatch.setattr(sys, "argv", ["unit_ngrams", *flags])
+        with pytest.raises(UserError, match=message):
+            unit_ngrams.main()
+
+    fails("no quantised data")
+    fails("positive costs", "--set", "costs=[0]")
+    fails("counts", "--set", "counts=square")
+    for split in SPLITS:
+        write_rows(Workspace(tmp_path).rows("fluent_commands", "own8", split), [Row("a", "1", "1")])
+    fails("one class only")
