@@ -133,7 +133,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
 
     def answers(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Logits, (B, Q, V), as the label map has them at ``places``, (Q,), of ``<s> labels </s>``."""
+        """Logits (B, Q, V) after the label map; ``places``, (Q,): where in ``<s> labels </s>``."""
         return logits if self.label_map is None else self.label_map(logits, places)
 
     @property
