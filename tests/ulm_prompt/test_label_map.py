@@ -128,17 +128,19 @@ def test_a_wide_beam_finds_the_likeliest_answer() -> None:
     """Against all 512: fairseq's score is the same share of every one, the row's added."""
     model, (row, *_) = a_model(), some_rows(1, longest=8)
     (found,) = decoded(model, [row], beam=80)
-    best, likeliest = None, -torch.inf
-    for first in range(8):
-        for second in range(8):
-            start = [*row.tolist(), UNITS[first], UNITS[second]]
-            places = [slow_scores(model, start[: len(row) + number]) for number in range(COUNT)]
-            logs = [scores.log_softmax(-1) for scores in places]
-            total = logs[0][first] + logs[1][second] + logs[2].max()
-            if total > likeliest:
-                best, likeliest = [*start[-2:], UNITS[logs[2].argmax()]], total
-    assert found.free.symbols == best
-    assert sum(found.free.scores) == pytest.approx(likeliest.item(), abs=1e-4)
+    start = row.tolist()
+
+    def scores(*labels: int) -> torch.Tensor:
+        return slow_scores(model, [*start, *(UNITS[label] for label in labels)]).log_softmax(-1)
+
+    totals = {}
+    for first, one in enumerate(scores()):
+        for second, two in enumerate(scores(first)):
+            for third, three in enumerate(scores(first, second)):
+                totals[first, second, third] = (one + two + three).item()
+    best = max(totals, key=totals.get)
+    assert found.free.symbols == [UNITS[label] for label in best]
+    assert sum(found.free.scores) == pytest.approx(totals[best], abs=1e-4)
 
 
 def test_it_starts_as_the_fixed_verbalizer() -> None:
