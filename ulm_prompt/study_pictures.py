@@ -7,9 +7,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.files import replacing
 from ulm_prompt.study_cell import Outcome
 from ulm_prompt.study_plan import Cell, groups
+
+ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # that are marked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,9 +63,8 @@ def _deviation(values: list[float]) -> float:
 
 
 def _learning_curves(axis: Axes, outcomes: Mapping[Cell, Outcome]) -> None:
-    """Valid accuracy over updates, a line a seed."""
+    """Valid accuracy over updates, a line a seed; the axis spreads what lies near 100 %."""
     from matplotlib import colormaps
-    from matplotlib.ticker import ScalarFormatter
 
     colours = colormaps["tab10"].colors
     for number, (name, cells) in enumerate(groups(list(outcomes)).items()):
@@ -71,10 +74,23 @@ def _learning_curves(axis: Axes, outcomes: Mapping[Cell, Outcome]) -> None:
             values = [each["accuracy"] for each in outcomes[cell].curve]
             axis.plot(updates, values, label=None if place else name, linewidth=1.2, **style)
     axis.set(xlabel="updates", ylabel="accuracy on valid, %", xscale="log")
-    for part in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        part(ScalarFormatter())
-    axis.tick_params(which="minor", labelsize=7)
+    first, last = (int(limit(axis.dataLim.intervalx)) for limit in (min, max))
+    ticks = [first * 2**power for power in range(12) if first * 2**power <= last]
+    axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.set_xticks([], minor=True)
+    low, high = axis.dataLim.intervaly
+    axis.set_yscale("function", functions=(_spread_out, _squeezed))
+    axis.set_ylim(max(0.0, low - 3), high + (100 - high) / 5)
+    axis.set_yticks([tick for tick in ACCURACIES if low - 3 <= tick <= high + (100 - high) / 5])
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _spread_out(accuracy: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(101 - accuracy, 1e-3))
+
+
+def _squeezed(spread: np.ndarray) -> np.ndarray:
+    return 101 - np.exp(-spread)
 
 
 def _curve(axis: Axes, outcomes: Mapping[Cell, Outcome], x: str) -> None:
@@ -111,12 +127,12 @@ def _bars(axis: Axes, outcomes: Mapping[Cell, Outcome]) -> None:
         at = [number + (place - (len(found) - 1) / 2) * width for number in range(len(by_way))]
         heights = [mean(values) for values in by_way.values()]
         bars = axis.bar(at, heights, 0.9 * width, label=split, alpha=0.8)
-        axis.bar_label(bars, [f"{height:.1f}" for height in heights], padding=2, fontsize=8)
+        axis.bar_label(bars, [f"{height:.1f}" for height in heights], label_type="center")
         for each, values in zip(at, by_way.values()):
             axis.plot([each] * len(values), values, "k.", markersize=4)
-    axis.set(ylabel="accuracy, %", ylim=(0, 105))
+    axis.set(ylabel="accuracy, %", ylim=(0, 115), yticks=range(0, 101, 20))
     axis.set_xticks(range(len(found["valid"])), list(found["valid"]))
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left", ncols=2)
 
 
 def _dots(axis: Axes, outcomes: Mapping[Cell, Outcome]) -> None:
