@@ -117,8 +117,8 @@ def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
     }
     if recipe.validate_every:  # and not after each epoch, of which a few shots make thousands
         flags |= {
-            "--validate-interval": NEVER,
-            "--save-interval": NEVER,
+            "--validate-interval": recipe.max_epoch or NEVER,
+            "--save-interval": recipe.max_epoch or NEVER,
             "--save-interval-updates": recipe.validate_every,
             "--keep-interval-updates": 1,  # 0 would keep them all
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ulm_prompt.recipe import load_recipe
 from ulm_prompt.study_plan import LEARNABLE, Cell
 from ulm_prompt.tasks import Pair
 from ulm_prompt.twin import run_stage, twin
+from ulm_prompt.verbal import check_data_bin
 
 RECORD = "study.json"  # beside the run's checkpoints
 
@@ -60,22 +62,29 @@ class Place:
 def place(cell: Cell, pair: Pair, workspace: Workspace) -> Place:
     """Make all that the cell needs before it can train; check its knobs.
 
-    Raises ``UserError`` for an unknown recipe, knob or value, or when stages 2 and 3 are missing.
+    Raises ``UserError`` for an unknown recipe, knob or value, or when what stages 2 and 3
+    wrote is missing or stale.
     """
     own = [f"{key}={value}" for key, value in pair.config.train.items()]
     recipe = load_recipe(cell.recipe, [*own, *cell.knobs])
     if cell.verbalizer is not None:
         method = "freq" if cell.verbalizer == LEARNABLE else cell.verbalizer
         workspace = twin(workspace, pair, method, cell.seed)
+    check_data_bin(workspace, pair)
     sources = workspace.data_bin(pair.unit_model, pair.task) / SOURCES
     made_from = {
         "recipe": dataclasses.asdict(recipe),
         "fine_tune": cell.fine_tune,
         "prefix_prompt_length": cell.prefix_prompt_length,
         "data": read_json(sources, "ulm_prompt/fairseq_preprocess.py"),
-        "lm": sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt"),
+        "lm": _hash(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt"),
     }
     return Place(cell, pair, workspace, made_from)
+
+
+@functools.cache
+def _hash(lm: Path) -> str:
+    return sha256(lm)
 
 
 def complete(here: Place, test: bool) -> Outcome:

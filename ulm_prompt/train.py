@@ -65,7 +65,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     recipe = load_recipe(name, [*own, *args.set, *asked])
     if recipe.verbalizer == "learnable" and args.fine_tune:
         raise UserError("verbalizer=learnable: stands beside a prompt; leave --fine_tune out")
-    if recipe.verbalizer == "learnable" and pair.config.labels_per_utterance < 1:
+    if recipe.verbalizer == "learnable" and not pair.config.labels_per_utterance:
         raise UserError(
             f"verbalizer=learnable: needs a fixed number of labels an utterance, {pair.task} has "
             "none; take verbalizer=fixed"

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from fairseq.trainer import Trainer
 
 from pipeline.errors import UserError
 from pipeline.rows import Row, read_rows, write_rows
@@ -95,6 +97,37 @@ def test_an_epoch_of_one_update(root: Path) -> None:
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
     with pytest.raises(UserError, match="another shots"):
         train(root, "few", "shots=2", *knobs[1:])
+
+
+def test_validations_by_updates_end_with_the_last_epoch(root: Path) -> None:
+    knobs = ("shots=8", "max_update=0", "lr_schedule=fixed", "max_epoch=5", "validate_every=4")
+    train(root, "epochs", *knobs)
+    log = Workspace(root).logs("KS", "tiny100", "epochs") / "train.log"
+    assert list(valid_curve(log)) == [4, 8, 10]
+    assert "has finished" in train(root, "epochs", *knobs)
+
+
+def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the last validation, to the weights of one that was not, prompt dropout included."""
+    knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1")
+    train(root, "whole", *knobs)
+    step = Trainer.train_step
+
+    def cut_off(trainer: Trainer, *args: object, **others: object) -> object:
+        if trainer.get_num_updates() == 12:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **others)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "train_step", cut_off)
+        train(root, "cut", *knobs)
+    assert "Loaded checkpoint" in train(root, "cut", *knobs)
+    models = []
+    for date in ("whole", "cut"):
+        folder = Workspace(root).checkpoints("KS", "tiny100", date)
+        models.append(torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"])
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
 
 
 def test_a_run_of_an_earlier_version_goes_on(root: Path) -> None:

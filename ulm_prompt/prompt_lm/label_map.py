@@ -38,7 +38,8 @@ class LabelMap(nn.Module):
         scores = logits @ self.weight.float().T  # (B, Q, labels)
         impossible = torch.full_like(logits, -torch.inf)
         labels = impossible.index_copy(2, self.units, scores)
-        end = impossible.index_fill(2, self.units.new_tensor([self.eos]), 0.0)
+        end = impossible.clone()
+        end[..., self.eos] = 0.0
         places = places[:, None]
         return torch.where(places == 0, logits, torch.where(places > self.count, end, labels))
 
