@@ -29,8 +29,8 @@ class Workspace:
         return self.root / "ulm_prompt" / "datasets" / unit_model
 
     def prompt_text(self, unit_model: str, downstream: str, kind: str, split: str) -> Path:
-        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt, data_freq or
-        data_kmeans.
+        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt or
+        data_<method>, of verbalizer.py.
         """
         return self.datasets(unit_model) / downstream / kind / f"{split}.txt"
 

@@ -21,11 +21,13 @@ CHOICES = {
     "loss_on": ("published", "answer"),
     "lr_schedule": ("fixed", "cosine", "inverse_sqrt"),
     "best_by": ("loss", "accuracy"),
+    "verbalizer": ("fixed", "learnable"),
     "dtype": DTYPES,
 }
 AT_LEAST = {"batch_size": 1, "max_tokens": 1, "update_freq": 1, "max_epoch": 0, "max_update": 0,
             "patience": 0, "warmup_updates": 0, "lr": 0, "clip_norm": 0,
-            "validate_every": 0}  # fmt: skip
+            "validate_every": 0, "shots": 0}  # fmt: skip
+NEVER = 10**9  # epochs
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
@@ -55,6 +57,8 @@ class Recipe:
     validate_every: int = MISSING
     seed: int = MISSING
     dtype: str = MISSING
+    shots: int = MISSING
+    verbalizer: str = MISSING
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
@@ -109,7 +113,15 @@ def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
         "--best-checkpoint-metric": recipe.best_by,
         "--validate-interval-updates": recipe.validate_every,
         "--seed": recipe.seed,
+        "--shots": recipe.shots,
     }
+    if recipe.validate_every:  # and not after each epoch, of which a few shots make thousands
+        flags |= {
+            "--validate-interval": recipe.max_epoch or NEVER,
+            "--save-interval": recipe.max_epoch or NEVER,
+            "--save-interval-updates": recipe.validate_every,
+            "--keep-interval-updates": 1,  # 0 would keep them all
+        }
     if recipe.lr_schedule == "cosine":
         flags["--lr-period-updates"] = recipe.max_update - recipe.warmup_updates
     if not fine_tune:

@@ -62,7 +62,15 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
         )
     own = [f"{key}={value}" for key, value in pair.config.train.items()]
     asked = [f"dtype={args.dtype}"] if args.dtype else []
-    return name, load_recipe(name, [*own, *args.set, *asked])
+    recipe = load_recipe(name, [*own, *args.set, *asked])
+    if recipe.verbalizer == "learnable" and args.fine_tune:
+        raise UserError("verbalizer=learnable: stands beside a prompt; leave --fine_tune out")
+    if recipe.verbalizer == "learnable" and not pair.config.labels_per_utterance:
+        raise UserError(
+            f"verbalizer=learnable: needs a fixed number of labels an utterance, {pair.task} has "
+            "none; take verbalizer=fixed"
+        )
+    return name, recipe
 
 
 def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
@@ -99,6 +107,7 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         verbal=verbal,
         recipe=recipe_name,
         training=dataclasses.asdict(recipe),
+        labels_per_utterance=pair.config.labels_per_utterance,
         data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
     )
     flags = [
@@ -111,6 +120,9 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         *(["--fine-tune"] if args.fine_tune else []),
         *fairseq_flags(recipe, args.fine_tune),
     ]  # fmt: skip
+    if recipe.verbalizer == "learnable":
+        flags += ["--label-units", " ".join(verbal.values())]
+        flags += ["--labels-per-utterance", pair.config.labels_per_utterance]
     return Run(flags, card)
 
 

@@ -5,6 +5,7 @@ data_<method>/.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from ulm_prompt.prompt_text import SEPARATOR, read_prompt_text
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import record_verbal
 
-METHODS = ("freq", "kmeans")
+METHODS = ("freq", "kmeans", "random")
 
 
 def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
@@ -54,8 +55,10 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
     return [units[index] for index in sorted(nearest)]
 
 
-def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str]) -> dict[str, str]:
-    """label -> unit, in the order of ``labels`` (the task's label space).
+def verbal_map(
+    workspace: Workspace, pair: Pair, method: str, labels: list[str], seed: int = 1
+) -> dict[str, str]:
+    """label -> unit, in the order of ``labels`` (the task's label space). ``seed``: of random.
 
     The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
     k-th most frequent unit (paper, section 3.3). Labels that train never shows come last.
@@ -72,6 +75,8 @@ def verbal_map(workspace: Workspace, pair: Pair, method: str, labels: list[str])
         )
     if method == "kmeans":
         units = spread_units(lm_folder(workspace, pair.unit_model), units, len(ranked))
+    if method == "random":
+        units = random.Random(seed).sample(units, len(ranked))
     names = dict(zip(ranked, units))
     missing = [label for label in ranked if label not in labels]
     if missing:
@@ -110,8 +115,9 @@ def main() -> None:
         "--method",
         choices=METHODS,
         default="freq",
-        help="freq: as published; kmeans: units spread over the LM's embedding space",
+        help="freq: as published; kmeans: units spread over the LM's embedding space; random: any",
     )
+    parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_selection(parser)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
@@ -122,7 +128,7 @@ def main() -> None:
             raise UserError(
                 f"{folder / 'labelspace.json'}: nothing about {pair.task}; run gen_labelspace.py"
             )
-        names = verbal_map(workspace, pair, args.method, labelspace[pair.task])
+        names = verbal_map(workspace, pair, args.method, labelspace[pair.task], args.seed)
         counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
         record_verbal(workspace, pair, names, args.method)
         print(

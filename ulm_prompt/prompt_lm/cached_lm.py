@@ -47,6 +47,7 @@ class State:
     visible: Tensor  # (B, Q, used), what a hypothesis attends to: False at padding
     lengths: Tensor  # (B,), symbols read so far
     row_scores: Tensor  # (B,), log-probability of the row itself, 0 unless asked for
+    place: int = 1  # of the next symbol in ``<s> labels </s>``
 
     @property
     def used(self) -> int:
@@ -61,6 +62,7 @@ class State:
             self.visible[index],
             self.lengths[index],
             self.row_scores[index],
+            self.place,
         )
 
 
@@ -108,6 +110,7 @@ class CachedLM:
         prefix = real.new_ones(len(rows), self.prefix_length)
         visible = torch.cat([prefix, real], dim=1).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
+        logits = model.answers(logits, torch.ones(1, device=device))
         return State(logits, cache, visible, lengths, row_scores)
 
     @torch.inference_mode()
@@ -128,9 +131,15 @@ class CachedLM:
         cache = [_grown(tensors, state.used, visible.shape[2]) for tensors in state.cache]
         for layer, tensors in zip(self.layers, cache):
             x = self.model.block(layer, x, Buffer(*tensors, state.used), mask)
+        place = state.place + 1
         logits = self.model.logits(x).float()
         return dataclasses.replace(
-            state, logits=logits, cache=cache, visible=visible, lengths=state.lengths + 1
+            state,
+            logits=self.model.answers(logits, torch.full((count,), place, device=self.device)),
+            cache=cache,
+            visible=visible,
+            lengths=state.lengths + 1,
+            place=place,
         )
 
     def _buffer(self, x: Tensor, layer: int) -> Buffer:

@@ -16,6 +16,7 @@ from pipeline.provenance import provenance
 from pipeline.torch_files import load_torch, save_torch
 
 from .frozen_lm import UnitLM, load_unit_lm
+from .label_map import WEIGHT, LabelMap
 from .model import PromptLanguageModel
 from .projection import KEYS, VALUES, in_input_space, rounding
 from .prompt import Prompt
@@ -40,6 +41,7 @@ class Card:
     training: dict[str, Any]
     data: dict[str, str]  # the hashes of the text that the data-bin was made from
     lm_parameters: int
+    labels_per_utterance: int = 0
     made_by: dict[str, Any] = field(default_factory=provenance)
     trained_parameters: int = 0
     updates: int = 0  # at the best checkpoint
@@ -54,6 +56,8 @@ _FIXED = (
     "verbal", "data",
 )  # fmt: skip
 _EXTENSIBLE = ("max_epoch", "patience")
+# knobs that the cards of earlier versions lack, and what these did
+_LATER = {"shots": 0, "verbalizer": "fixed"}
 
 
 def read_card(folder: Path) -> Card | None:
@@ -81,7 +85,7 @@ def begin(folder: Path, card: Card) -> None:
         changed += [
             name
             for name, value in card.training.items()
-            if name not in _EXTENSIBLE and earlier.training.get(name) != value
+            if name not in _EXTENSIBLE and earlier.training.get(name, _LATER.get(name)) != value
         ]
         if changed:
             raise UserError(
@@ -102,6 +106,8 @@ def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]], lm: Pat
         updates = best["optimizer_history"][-1]["num_updates"]
         best = {**_prompt_alone(best["model"], lm), "updates": updates}
         save_torch(best, folder / BEST)
+    for between in folder.glob("checkpoint_*_*.pt"):  # fairseq's own of the last validation
+        between.unlink()
     scores = curve.get(best["updates"], {})
     card = dataclasses.replace(
         card,
@@ -130,7 +136,8 @@ def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
     raw = Prompt.from_published_state(state, len(layers), BEST)
     raw.keys.data, raw.values.data = state[KEYS], state[VALUES]
     solved = in_input_space(raw, layers).published_state()
-    return {"model": solved, "rounding": rounding({**state, **solved}, layers)}
+    beside = {WEIGHT: state[WEIGHT]} if WEIGHT in state else {}
+    return {"model": {**solved, **beside}, "rounding": rounding({**state, **solved}, layers)}
 
 
 def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
@@ -157,8 +164,22 @@ def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguag
             _check_its_own_lm(state, unit_lm, folder / name, lm_folder)
         layers = len(unit_lm.model.decoder.layers)
         prompt = Prompt.from_published_state(state, layers, str(folder / name))
-        model = PromptLanguageModel(unit_lm.model, prompt)
+        label_map = _label_map(state, card, unit_lm, str(folder / name))
+        model = PromptLanguageModel(unit_lm.model, prompt, label_map)
     return model.eval(), unit_lm
+
+
+def _label_map(
+    state: dict[str, Tensor], card: Card | None, unit_lm: UnitLM, source: str
+) -> LabelMap | None:
+    """The learnable verbalizer of a checkpoint; None where labels are read off as units."""
+    if card is None or card.training.get("verbalizer") != "learnable":
+        return None
+    symbols = unit_lm.dictionary
+    units = [symbols.index(unit) for unit in card.verbal.values()]
+    label_map = LabelMap(units, len(symbols), card.labels_per_utterance, symbols.eos())
+    label_map.load_state(state, source)
+    return label_map
 
 
 def _check_its_own_lm(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
+from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -20,6 +21,7 @@ from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLay
 from torch import Tensor
 
 from .gradient_scale import FLOAT16_SCALE, scale_gradient
+from .label_map import LabelMap
 from .lean_relu import activate
 from .projection import KEYS, VALUES, in_input_space
 from .prompt import Prompt
@@ -58,17 +60,27 @@ class PromptLanguageModelConfig(FairseqDataclass):
     value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prefix values / lr"})
     lm_dtype: LM_DTYPES = field(default="float32", metadata={"help": "of the frozen LM"})
     fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
+    label_units: str = field(
+        default="", metadata={"help": "the labels' units: train a map from logits to labels"}
+    )
+    labels_per_utterance: int = field(default=1, metadata={"help": "of that map"})
 
 
 @register_model("prompt_lm", dataclass=PromptLanguageModelConfig)
 class PromptLanguageModel(BaseFairseqModel):
     """``prompt`` given: the LM is frozen and the prompt trains. ``prompt`` None: the whole LM
-    trains (FT-LM).
+    trains (FT-LM). ``label_map`` given: it trains beside the prompt.
     """
 
-    def __init__(self, lm: TransformerLanguageModel, prompt: Prompt | None) -> None:
+    def __init__(
+        self,
+        lm: TransformerLanguageModel,
+        prompt: Prompt | None,
+        label_map: LabelMap | None = None,
+    ) -> None:
         super().__init__()
         self.prompt = prompt  # before the LM: DDP takes the dtype of the first parameter
+        self.label_map = label_map
         self.lm = lm
         lm.requires_grad_(prompt is None)
 
@@ -86,7 +98,7 @@ class PromptLanguageModel(BaseFairseqModel):
             cfg.projected,
         )
         prompt.values.lr_scale = cfg.value_lr_scale
-        model = cls(lm, prompt)
+        model = cls(lm, prompt, _label_map(cfg, task.unit_lm.dictionary))
         task.initialise_prompt(model)
         lm.to(getattr(torch, str(cfg.lm_dtype)))
         return model
@@ -119,7 +131,12 @@ class PromptLanguageModel(BaseFairseqModel):
             x = self.block(layer, x, prefix, body_mask)
         mask_read = mask[read_at].unsqueeze(1)  # (B, 1, Q, P + T)
         x = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
-        return scale_gradient(self.logits(x).float(), self.gradient_scale)
+        logits = scale_gradient(self.logits(x).float(), self.gradient_scale)
+        return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
+
+    def answers(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Logits (B, Q, V) after the label map; ``places``, (Q,): where in ``<s> labels </s>``."""
+        return logits if self.label_map is None else self.label_map(logits, places)
 
     @property
     def gradient_scale(self) -> float:
@@ -221,11 +238,13 @@ class PromptLanguageModel(BaseFairseqModel):
         if self.prompt is None:
             return self.lm.state_dict()
         prompt = self.prompt
+        beside = {} if self.label_map is None else self.label_map.state()
         if not prompt.projected:
-            return prompt.published_state()
+            return {**prompt.published_state(), **beside}
         published = in_input_space(prompt, self.lm.decoder.layers).published_state()
         raw = {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
-        return {**published, **raw}  # raw: a resumed run goes on from the very same numbers
+        # raw: a resumed run goes on from the very same numbers
+        return {**published, **raw, **beside}
 
     def load_state_dict(
         self,
@@ -242,6 +261,15 @@ class PromptLanguageModel(BaseFairseqModel):
             if self.prompt.projected:
                 self.prompt.keys.data.copy_(state_dict[KEYS])
                 self.prompt.values.data.copy_(state_dict[VALUES])
+            if self.label_map is not None:
+                self.label_map.load_state(state_dict, "checkpoint")
+
+
+def _label_map(cfg: PromptLanguageModelConfig, dictionary: Dictionary) -> LabelMap | None:
+    if not cfg.label_units:
+        return None
+    units = [dictionary.index(unit) for unit in cfg.label_units.split()]
+    return LabelMap(units, len(dictionary), cfg.labels_per_utterance, dictionary.eos())
 
 
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:

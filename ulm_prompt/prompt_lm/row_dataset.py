@@ -12,6 +12,7 @@ from fairseq.data import Dictionary, data_utils
 from pipeline.errors import UserError
 
 from .batching import LosslessDataset
+from .few_shot import draw_shots
 from .model import SEP
 
 
@@ -30,6 +31,7 @@ class RowDataset(LosslessDataset):
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.shuffle = shuffle
         self.rank, self.world = 0, 1
+        self.places = np.arange(len(rows))  # in the split, of the rows that are served
         self.separators = np.array([self._separator(split, index) for index in range(len(rows))])
 
     def _separator(self, split: Path, index: int) -> int:
@@ -41,11 +43,23 @@ class RowDataset(LosslessDataset):
             )
         return int(found[0])
 
+    def draw(self, shots: int, seed: int) -> None:
+        """Serve no more than ``shots`` distinct rows of each label sequence from now on."""
+        chosen = draw_shots(map(self._units_and_labels, range(len(self))), shots, seed)
+        for name in ("places", "sizes", "separators"):
+            setattr(self, name, getattr(self, name)[chosen])
+
+    def _units_and_labels(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        sample = self[index]
+        tokens, separator = sample["tokens"].tolist(), sample["separator"]
+        return tuple(tokens[:separator]), tuple(tokens[separator + 1 :])
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"id": int(index), "tokens": self.rows[index], "separator": self.separators[index]}
+        tokens = self.rows[int(self.places[index])]
+        return {"id": int(index), "tokens": tokens, "separator": self.separators[index]}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """This rank's share of a batch, padded on the right; one row that counts for nothing where

@@ -1,6 +1,7 @@
 """The fairseq task: prompt rows of one data-bin, and the frozen LM that they were written for."""
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .frozen_lm import UnitLM, load_unit_lm
 from .prompt_init import METHODS, initialise
 from .row_dataset import RowDataset
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class UnitPromptConfig(FairseqDataclass):
@@ -24,6 +27,7 @@ class UnitPromptConfig(FairseqDataclass):
     lm_dropout: float = field(default=0.0, metadata={"help": "dropout in the LM (--fine-tune)"})
     init: METHODS = field(default="normal", metadata={"help": "how the prompt starts"})
     init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
+    shots: int = field(default=0, metadata={"help": "train on so many rows a class; 0: all"})
     seed: int = II("common.seed")
 
 
@@ -49,9 +53,16 @@ class UnitPromptTask(FairseqTask):
         return cls(cfg, unit_lm)
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        self.datasets[split] = RowDataset(
+        dataset = RowDataset(
             Path(self.cfg.data) / split, self.unit_lm.dictionary, shuffle=split == "train"
         )
+        if split == "train" and self.cfg.shots:
+            whole = len(dataset)
+            dataset.draw(self.cfg.shots, self.cfg.seed)
+            logger.info(
+                f"few-shot: {len(dataset):,} of {whole:,} rows, {self.cfg.shots} of each class"
+            )
+        self.datasets[split] = dataset
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any

@@ -1,0 +1,206 @@
+"""The learnable verbalizer against a plain slow computation: loss, gradients and answers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call, prepare
+from tests.ulm_prompt.test_decoding import some_rows
+from tests.ulm_prompt.test_model import published_logits
+from tests.ulm_prompt.test_training_step import a_sample, criterion
+from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
+from ulm_prompt.prompt_lm.label_map import LabelMap
+from ulm_prompt.prompt_lm.label_sets import LabelSets
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+
+PAD, EOS, SYMBOLS = 1, 2, 104
+UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels
+COUNT = 3
+
+
+def a_model(noise: float = 0.3) -> PromptLanguageModel:
+    model = tiny.prompted()
+    label_map = LabelMap(UNITS, SYMBOLS, COUNT, EOS)
+    torch.manual_seed(8)
+    label_map.weight.data += noise * torch.randn_like(label_map.weight)
+    return PromptLanguageModel(model.lm, model.prompt, label_map).eval()
+
+
+def slow_scores(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
+    """Each label's score after ``tokens``, one row, by the published arrangement: (labels,)."""
+    row = torch.tensor([tokens])
+    logits = published_logits.__wrapped__(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
+    weight = model.label_map.weight
+    return torch.stack([(weight[label] * logits).sum() for label in range(len(UNITS))])
+
+
+def slow_loss(model: PromptLanguageModel, sample: dict) -> torch.Tensor:
+    """Minus the log-probability of each label among the labels, summed; ``</s>`` is certain."""
+    total = torch.zeros(())
+    for tokens in sample["net_input"]["tokens"].tolist():
+        separator = tokens.index(0)
+        labels = tokens[separator + 1 : separator + 1 + COUNT]
+        for number, label in enumerate(labels):
+            scores = slow_scores(model, tokens[: separator + 1 + number])
+            total = total + torch.log(sum(torch.exp(scores))) - scores[UNITS.index(label)]
+    return total
+
+
+def test_loss_and_gradients_equal_the_slow_ones() -> None:
+    model, sample = a_model(), a_sample(5)
+    trained = [
+        model.label_map.weight, model.prompt.keys, model.prompt.values, model.prompt.sep,
+    ]  # fmt: skip
+    loss, size, _ = criterion("answer")(model, sample)
+    assert size == 5 * (COUNT + 1)
+    found = torch.autograd.grad(loss, trained)
+    expected_loss = slow_loss(model, sample)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(found, torch.autograd.grad(expected_loss, trained)):
+        assert theirs.norm() > 0
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_the_published_loss_adds_the_separator_s_and_nothing_else() -> None:
+    model, sample = a_model(), a_sample(5)
+    expected = slow_loss(model, sample)
+    for tokens in sample["net_input"]["tokens"].tolist():
+        row = torch.tensor([tokens[: tokens.index(0)]])
+        logits = published_logits(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
+        expected = expected - logits.log_softmax(-1)[0]
+    loss, _, logged = criterion("published")(model, sample)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    assert logged["label_loss"] < loss
+
+
+def test_gradients_of_the_map_are_not_scaled_in_float16() -> None:
+    sample = a_sample(5)
+    found = {}
+    for dtype in (torch.float32, torch.float16):
+        model = a_model()
+        model.lm.to(dtype)
+        criterion("answer")(model, sample)[0].backward()
+        found[dtype] = model.label_map.weight.grad
+    full, half = found.values()
+    assert (full - half).norm() < 0.05 * full.norm()
+
+
+def decoded(model: PromptLanguageModel, rows: list[torch.Tensor], **options: object) -> list:
+    sequences = list(itertools.product(UNITS, repeat=COUNT))
+    labels = LabelSets.build("slots", sequences, SYMBOLS, EOS)
+    chosen = Options(**{"max_labels": 10, "batch_size": 7, **options})
+    found: list[Decoded] = [
+        one for batch in decode(CachedLM(model, PAD, EOS), rows, labels, chosen) for one in batch
+    ]
+    return sorted(found, key=lambda one: one.row)
+
+
+@torch.no_grad()
+def test_answers_equal_the_slow_ones() -> None:
+    model, rows = a_model(), some_rows(9)
+    logits = CachedLM(tiny.prompted(), PAD, EOS).prefill(rows).logits
+    usual, weight = logits.mean((0, 1)), model.label_map.weight  # (V,); random LMs hardly differ
+    weight -= torch.outer(weight @ usual, usual) / usual.square().sum()
+    answers = decoded(model, rows)
+    for row, found in zip(rows, answers):
+        tokens, scores = row.tolist(), []
+        for _ in range(COUNT):
+            each = slow_scores(model, tokens).log_softmax(-1)
+            tokens.append(UNITS[each.argmax()])
+            scores.append(each.max().item())
+        assert found.free.symbols == found.within.symbols == tokens[-COUNT:]
+        assert found.free.scores == pytest.approx(scores, abs=1e-4)
+    assert len({tuple(found.free.symbols) for found in answers}) > 3, "one answer tests nothing"
+
+
+@torch.no_grad()
+def test_a_wide_beam_finds_the_likeliest_answer() -> None:
+    """Against all 512: fairseq's score is the same share of every one, the row's added."""
+    model, (row, *_) = a_model(), some_rows(1, longest=8)
+    (found,) = decoded(model, [row], beam=80)
+    start = row.tolist()
+
+    def scores(*labels: int) -> torch.Tensor:
+        return slow_scores(model, [*start, *(UNITS[label] for label in labels)]).log_softmax(-1)
+
+    totals = {}
+    for first, one in enumerate(scores()):
+        for second, two in enumerate(scores(first)):
+            for third, three in enumerate(scores(first, second)):
+                totals[first, second, third] = (one + two + three).item()
+    best = max(totals, key=totals.get)
+    assert found.free.symbols == [UNITS[label] for label in best]
+    assert sum(found.free.scores) == pytest.approx(totals[best], abs=1e-4)
+
+
+def test_it_starts_as_the_fixed_verbalizer() -> None:
+    fixed = tiny.prompted()
+    for mine, theirs in zip(decoded(a_model(noise=0), some_rows()), decoded(fixed, some_rows())):
+        assert mine.free.symbols == theirs.within.symbols
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """IC's learnable verbalizer in ten epochs, and in two and eight more."""
+    root = tmp_path_factory.mktemp("workspace")
+    prepare(root, "fluent_commands")
+    knobs = ("verbalizer=learnable", "max_update=0", "lr_schedule=fixed", "lr=0.05")
+    for date, epochs in (("whole", 10), ("parts", 2), ("parts", 10)):
+        flags = ("--date", date, "--recipe", "fast", "--set", *knobs, f"max_epoch={epochs}")
+        printed = call("train", root, *flags)
+        assert f"(num. trained: {6 * 32 * 7 + 32 + 12 * SYMBOLS:,})" in printed
+    return root
+
+
+def test_it_is_saved_with_the_prompt_and_resumed(trained: Path) -> None:
+    whole, parts = (
+        torch.load(
+            Workspace(trained).checkpoints("IC", "tiny100", date) / "checkpoint_best.pt",
+            weights_only=True,
+        )["model"]
+        for date in ("whole", "parts")
+    )
+    assert whole["label_map.weight"].shape == (12, SYMBOLS)
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, parts[name]), name
+    folder = Workspace(trained).checkpoints("IC", "tiny100", "whole")
+    card = checkpoint.read_card(folder)
+    assert card.training["verbalizer"] == "learnable" and card.labels_per_utterance == 3
+    assert card.trained_parameters == sum(tensor.numel() for tensor in whole.values())
+
+
+def test_sample_answers_with_labels_alone(trained: Path) -> None:
+    """Free answers are label sequences of the right length, and far more right than by chance."""
+    call("sample", trained, "--model_date", "whole", "--sample_date", "s")
+    printed = call("cal_acc", trained, "--sample_date", "s")
+    verbal = json.loads((Workspace(trained).datasets("tiny100") / "verbal.json").read_text())
+    path = Workspace(trained).samples("IC", "tiny100", "whole", "s")
+    samples = list(json.loads(path.read_text()).values())
+    for entry in samples:
+        answer = entry["predict"].split()
+        assert len(answer) == 3 and set(answer) <= set(verbal["IC"].values())
+    right = sum(
+        mine == theirs
+        for entry in samples
+        for mine, theirs in zip(entry["predict"].split(), entry["label"].split())
+    )
+    assert right / (3 * len(samples)) > 0.5, "chance is a quarter"
+    assert "utterances              29" in printed
+
+
+def test_what_does_not_fit_is_refused(trained: Path) -> None:
+    flags = ("--date", "never", "--fine_tune", "--set", "verbalizer=learnable")
+    with pytest.raises(UserError, match="stands beside a prompt"):
+        call("train", trained, *flags)
+    with pytest.raises(UserError, match=r"here: expected label_map.weight of shape \(8, 104\)"):
+        a_model().label_map.load_state({}, "here")
