@@ -12,9 +12,9 @@ from pipeline.files import read_json, sha256, write_json
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
-from ulm_prompt.cal_acc import score
 from ulm_prompt.curves import valid_curve
 from ulm_prompt.recipe import load_recipe
+from ulm_prompt.scores import score
 from ulm_prompt.study_plan import LEARNABLE, Cell
 from ulm_prompt.tasks import Pair
 from ulm_prompt.twin import run_stage, twin
