@@ -45,6 +45,8 @@ def main() -> None:
     shard = _shard(arguments, here)
     names = arguments.downstream or downstreams()
     preprocessors = [load_downstream(name, arguments) for name in names]
+    if not arguments.downstream:
+        preprocessors = those_at_hand(preprocessors, arguments.action)
     if arguments.action == "learn_kmeans":
         learn_kmeans(preprocessors)
     with process_group(here):
@@ -90,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
         "--downstream",
         nargs="+",
         metavar="NAME",
-        help=f"one or more of: {', '.join(downstreams())} (default: all of them)",
+        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is there)",
     )
     parser.add_argument("--action", required=True, choices=list(NEXT))
     parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
@@ -121,6 +123,21 @@ def parse_arguments() -> argparse.Namespace:
 def downstreams() -> list[str]:
     """Every folder here that is a downstream."""
     return sorted(path.parent.name for path in HERE.glob("*/preprocessor.py"))
+
+
+def those_at_hand(preprocessors: list[Preprocessor], action: str) -> list[Preprocessor]:
+    """Those whose corpus, or after the first action whose manifest, is there; where none is, all of
+    them, to be told what is missing.
+    """
+
+    def is_there(each: Preprocessor) -> bool:
+        return (each.root if action == "generate_manifest" else each.manifest).is_dir()
+
+    found = list(filter(is_there, preprocessors)) or preprocessors
+    for each in preprocessors:
+        if each not in found:
+            each.say("passed over, its corpus is not there")
+    return found
 
 
 def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:

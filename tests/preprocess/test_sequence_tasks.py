@@ -15,6 +15,7 @@ from preprocess.audio_snips.preprocessor import labels_of
 from preprocess.characters import CHARACTERS
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
+from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.preprocess.test_runner import all_actions
@@ -162,6 +163,18 @@ def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
     (task.root / "slots.txt").unlink()
     with pytest.raises(UserError, match=r"slots\.txt: not found; datarc\.root_path"):
         preprocessor("audio_snips", tmp_path).generate_manifest()
+
+
+def test_without_a_name_the_runner_does_what_is_there(tmp_path: Path) -> None:
+    """Nobody has all four corpora."""
+    command = ("preprocess/runner.py", "--workspace", tmp_path, "--action")
+    assert "not found; name it with --set" in stage(*command, "generate_manifest", code=2)
+    corpora.librispeech(tmp_path / "corpora" / "librispeech")
+    printed = stage(*command, "generate_manifest")
+    assert printed.count("passed over, its corpus is not there") == 3
+    assert "librispeech: train: 3 utterances" in printed
+    message = stage(*command, "postprocess", code=2)
+    assert "librispeech" in message.splitlines()[-1] and "--action quantized" in message
 
 
 words = st.lists(
