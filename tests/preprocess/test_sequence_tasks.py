@@ -15,9 +15,9 @@ from preprocess.audio_snips.preprocessor import labels_of
 from preprocess.characters import CHARACTERS
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
-from tests.conftest import stage
+from preprocess.runner import those_at_hand
 from tests.preprocess import corpora
-from tests.preprocess.tasks import preprocessor
+from tests.preprocess.tasks import TASKS, preprocessor
 from tests.preprocess.test_runner import all_actions
 from ulm_prompt.sequence_scores import Label, Text, read_text
 
@@ -165,16 +165,19 @@ def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
         preprocessor("audio_snips", tmp_path).generate_manifest()
 
 
-def test_without_a_name_the_runner_does_what_is_there(tmp_path: Path) -> None:
+def test_without_a_name_the_runner_does_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody has all four corpora."""
-    command = ("preprocess/runner.py", "--workspace", tmp_path, "--action")
-    assert "not found; name it with --set" in stage(*command, "generate_manifest", code=2)
+    tasks = [preprocessor(name, tmp_path) for name in TASKS]
+    assert those_at_hand(tasks, "generate_manifest") == tasks, "to be told what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
-    printed = stage(*command, "generate_manifest")
-    assert printed.count("passed over, its corpus is not there") == 3
-    assert "librispeech: train: 3 utterances" in printed
-    message = stage(*command, "postprocess", code=2)
-    assert "librispeech" in message.splitlines()[-1] and "--action quantized" in message
+    (task,) = those_at_hand(tasks, "generate_manifest")
+    assert task.downstream == "librispeech"
+    assert capsys.readouterr().out.count("passed over, its corpus is not there") == 3
+    assert those_at_hand(tasks, "quantized") == tasks
+    task.generate_manifest()
+    assert those_at_hand(tasks, "quantized") == [task]
 
 
 words = st.lists(
