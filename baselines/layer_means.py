@@ -34,7 +34,7 @@ def main() -> None:
     if args.merge_shards and (shard or here.world > 1):
         raise UserError("--merge_shards: runs alone, after the last shard")
     with process_group(here):
-        for task in load_downstreams(args):
+        for task in load_downstreams(args, after_manifest=True):
             means = LayerMeans(task)
             if args.merge_shards:
                 means.merge_shards(args.skip_bad)

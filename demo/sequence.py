@@ -38,7 +38,7 @@ def train(task: str, updates: int) -> str:
     """The command that trains a task's prompt."""
     return (
         f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 60 "
-        f"--date {DATE} --set max_update={updates} best_by=loss"
+        f"--date {DATE} --set max_update={updates} best_by=loss validate_every=250"
     )
 
 
@@ -59,7 +59,7 @@ STAGES = [
         "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
     ),
     both("binarise", "ulm_prompt/fairseq_preprocess.py"),
-    Stage("prompt", {"ASR": train("ASR", 2500), "SF": train("SF", 2500)}),
+    Stage("prompt", {"ASR": train("ASR", 2500), "SF": train("SF", 1800)}),
     both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
     both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
     both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),

@@ -25,20 +25,18 @@ def downstreams() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("*/config.yaml"))
 
 
-def load_downstreams(arguments: argparse.Namespace) -> list[Preprocessor]:
-    """The downstreams that are named, or all that have a corpus here. Raises ``UserError`` for
-    none.
+def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
+    """The downstreams that are named; else all whose corpus or, ``after_manifest``, whose manifest
+    is there. Where none is, all of them, to be told what is missing.
     """
+    every = [load_downstream(name, arguments) for name in arguments.downstream or downstreams()]
     if arguments.downstream:
-        return [load_downstream(name, arguments) for name in arguments.downstream]
-    every = [load_downstream(name, arguments) for name in downstreams()]
-    found = [task for task in every if task.root.is_dir() or task.manifest.is_dir()]
-    if not found:
-        roots = ", ".join(str(task.root) for task in every)
-        raise UserError(
-            f"no corpus found ({roots}); name one with --downstream and datarc.root_path"
-        )
-    return found
+        return every
+    found = [task for task in every if (task.manifest if after_manifest else task.root).is_dir()]
+    for task in every:
+        if found and task not in found:
+            task.say("passed over, its corpus is not there")
+    return found or every
 
 
 def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:

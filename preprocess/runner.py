@@ -41,7 +41,7 @@ def main() -> None:
     shard = shard_of(arguments, here)
     if (shard or here.world > 1) and arguments.action != "quantized":
         raise UserError("shards and torchrun are for --action quantized; this one runs alone")
-    preprocessors = load_downstreams(arguments)
+    preprocessors = load_downstreams(arguments, arguments.action != "generate_manifest")
     if arguments.action == "learn_kmeans":
         learn_kmeans(preprocessors)
     with process_group(here):

@@ -15,8 +15,9 @@ from preprocess.audio_snips.preprocessor import labels_of
 from preprocess.characters import CHARACTERS
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
+from preprocess.runner import those_at_hand
 from tests.preprocess import corpora
-from tests.preprocess.tasks import preprocessor
+from tests.preprocess.tasks import TASKS, preprocessor
 from tests.preprocess.test_runner import all_actions
 from ulm_prompt.sequence_scores import Label, Text, read_text
 
@@ -162,6 +163,21 @@ def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
     (task.root / "slots.txt").unlink()
     with pytest.raises(UserError, match=r"slots\.txt: not found; datarc\.root_path"):
         preprocessor("audio_snips", tmp_path).generate_manifest()
+
+
+def test_without_a_name_the_runner_does_what_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has all four corpora."""
+    tasks = [preprocessor(name, tmp_path) for name in TASKS]
+    assert those_at_hand(tasks, "generate_manifest") == tasks, "to be told what is missing"
+    corpora.librispeech(tmp_path / "corpora" / "librispeech")
+    (task,) = those_at_hand(tasks, "generate_manifest")
+    assert task.downstream == "librispeech"
+    assert capsys.readouterr().out.count("passed over, its corpus is not there") == 3
+    assert those_at_hand(tasks, "quantized") == tasks
+    task.generate_manifest()
+    assert those_at_hand(tasks, "quantized") == [task]
 
 
 words = st.lists(

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -164,6 +165,33 @@ def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
     assert sequence_pair(workspace, samples(root, "KS")) is None
     with pytest.raises(UserError, match="the rows of ASR that it was decoded from are not in"):
         sequence_pair(workspace, Path("samples_ASR_other100_d.json"))
+
+
+@pytest.mark.parametrize(("task", "labels"), [("ASR", 29), ("SF", 69)])
+def test_the_papers_labels_each_get_a_unit(tmp_path: Path, task: str, labels: int) -> None:
+    """In texts of the paper's mean lengths, the k-th most frequent label is the k-th unit."""
+    downstream, workspace = load_task(task).downstream, Workspace(tmp_path)
+    generator = random.Random(1)
+    for split, count in {"train": 30, "valid": 2, "test": 2}.items():
+        rows = []
+        for number in range(count):
+            units = [*range(100), *generator.choices(range(100), k=300)]
+            text = [*range(labels), *generator.choices(range(labels), k=173 - labels)]
+            columns = (" ".join(map(str, values)) for values in (units, text))
+            rows.append(Row(f"{number}.flac", *columns))
+        write_rows(workspace.rows(downstream, UNIT_MODEL, split), rows)
+    for script in (make_data, gen_labelspace, verbalizer):
+        called(script, "--workspace", tmp_path)
+    names = json.loads((workspace.datasets(UNIT_MODEL) / "verbal.json").read_text())[task]
+    assert len(names) == len(set(names.values())) == labels
+    text = workspace.prompt_text(UNIT_MODEL, downstream, "data_freq", "train").read_text()
+    counts = [Counter(), Counter()]
+    for line in text.splitlines():
+        for counter, part in zip(counts, line.split(" <s> ")):
+            counter.update(part.split())
+    units, renamed = counts
+    found = [renamed[unit] for unit, _ in units.most_common(labels)]
+    assert found == sorted(renamed.values(), reverse=True)
 
 
 def test_more_labels_than_units(tmp_path: Path) -> None:
