@@ -31,6 +31,11 @@ class TaskConfig:
     recipe: str = "published"
     train: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether an utterance has any number of labels: a text, not a class."""
+        return self.labels_per_utterance == 0
+
 
 def task_names() -> list[str]:
     """Every task with a config file, the paper's first."""
