@@ -62,7 +62,7 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     )
 
 
-def test_scores(
+def scores_on_test(
     workspace: Workspace, task: str, unit_model: str, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
     """Accuracies in % of the newest sample file of that run; none where there is no file, or only
