@@ -13,7 +13,7 @@ from ulm_prompt.prompt_record import PromptRecord
 if TYPE_CHECKING:
     from ulm_prompt.predictor import Prediction
 
-DIGITS = 6  # of a written probability
+DIGITS = 6  # that count, of a written probability
 WIDEST = 40  # of the table's column of files
 
 
@@ -44,8 +44,8 @@ class JsonLines(Writer):
             "rank": rank,
             "labels": list(answer.names),
             "slots": list(answer.slots),
-            "probability": round(answer.probability, DIGITS),
-            "label_probabilities": [round(each, DIGITS) for each in answer.label_probabilities],
+            "probability": _rounded(answer.probability),
+            "label_probabilities": list(map(_rounded, answer.label_probabilities)),
         }
         self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -61,9 +61,9 @@ class Csv(Writer):
         )
 
     def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
-        shares = "|".join(f"{each:.{DIGITS}f}" for each in answer.label_probabilities)
+        shares = "|".join(str(_rounded(each)) for each in answer.label_probabilities)
         names = "|".join(answer.names)
-        self._table.writerow([file, task, rank, names, f"{answer.probability:.{DIGITS}f}", shares])
+        self._table.writerow([file, task, rank, names, _rounded(answer.probability), shares])
 
 
 class Table(Writer):
@@ -87,6 +87,10 @@ class Table(Writer):
         shown = text_of(answer, self.records[task])
         percent = f"{100 * answer.probability:5.1f}"
         self.out.write(f"{first:{self._file}}  {task:{self._task}}  {percent}  {shown}\n")
+
+
+def _rounded(probability: float) -> float:
+    return float(f"{probability:.{DIGITS}g}")
 
 
 def text_of(answer: Prediction, record: PromptRecord) -> str:

@@ -98,6 +98,16 @@ class Predictor:
             symbols.indices,
         )
 
+    @property
+    def lm_parameters(self) -> int:
+        """Of the frozen LM."""
+        return sum(weight.numel() for weight in self._lm.model.lm.parameters())
+
+    @property
+    def has_speech_model(self) -> bool:
+        """Whether units come from a network, not from a filter bank."""
+        return self._speech.has_model
+
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
     ) -> list[dict[str, list[Prediction]] | BadAudio]:

@@ -116,6 +116,7 @@ class SpeechToUnits:
                 f"has {self.reader.dim}; k-means and features do not belong together"
             )
         self._kmeans = KMeans(centres, device)
+        self.has_model = files.ckpt_path is not None
         self._merge = files.merge
 
     def __call__(self, waveforms: Sequence[Tensor]) -> list[str]:

@@ -186,6 +186,13 @@ def prompted(
             _check_its_own_lm(state, unit_lm, path, lm_folder)
         layers = len(unit_lm.model.decoder.layers)
         prompt = Prompt.from_published_state(state, layers, str(path))
+        if prompt.sep.shape[1] != unit_lm.model.decoder.embed_dim:
+            raise UserError(
+                f"{path}: a prompt for an LM {prompt.sep.shape[1]} wide, that of {lm_folder} has "
+                f"{unit_lm.model.decoder.embed_dim}; this prompt belongs to another LM"
+            )
+        if not all(parameter.isfinite().all() for parameter in prompt.parameters()):
+            raise UserError(f"{path}: holds values that are not finite; train it again")
         if card is not None and prompt.length != card.prefix_prompt_length:
             raise UserError(
                 f"{path}: a prompt of length {prompt.length}, but {CARD} beside it says "
