@@ -74,9 +74,8 @@ def test_what_an_export_says(
     assert (record.task, record.unit_model) == (task, spoken.UNIT_MODEL)
     assert record.prefix_prompt_length == spoken.LENGTHS[task]
     assert record.trained_parameters == spoken.LENGTHS[task] * 32 * 7 + 32  # P*D*(1+2L) + D
-    assert (
-        record.lm_fingerprint == load(folder, spoken_workspace.lm(spoken.UNIT_MODEL))[1].fingerprint
-    )
+    _, unit_lm = load(folder, spoken_workspace.lm(spoken.UNIT_MODEL))
+    assert record.lm_fingerprint == unit_lm.fingerprint
     assert record.license == "CC-BY-4.0"
     assert record.recipe == {"KS": None, "IC": "fast"}[task]
     assert record.valid == {"KS": {}, "IC": {"accuracy": 61.5}}[task]
@@ -191,6 +190,10 @@ def test_refuses_tensors_of_another_prompt(elsewhere: Path) -> None:
     path = elsewhere / "shared" / TENSORS
     save_safetensors(Prompt(3, 4, 16).published_state(), path)
     assert "this prompt belongs to another LM" in refusal(elsewhere)
+    state = Prompt(3, 4, 32).published_state()
+    state["decoder.sep_embed.weight"][0, 0] = float("nan")
+    save_safetensors(state, path)
+    assert "not finite" in refusal(elsewhere)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
