@@ -23,8 +23,8 @@ def page(record: PromptRecord, name: str, digest: str) -> str:
         f"{record.trained_parameters:,} trained parameters",
         "recipe": _recipe(record),
         "verbalizer": record.verbalizer,
-        "valid accuracy": _percent(record.valid),
-        "test accuracy": _test(record),
+        "valid accuracy": _valid(record.valid),
+        "test": _test(record.test),
         "licence": record.license or "not stated",
         f"SHA-256 of `{TENSORS}`": f"`{digest}`",
     }
@@ -59,20 +59,16 @@ def _recipe(record: PromptRecord) -> str:
     return f"{record.recipe}, seed {record.training.get('seed', 'not known')}"
 
 
-def _percent(scores: dict[str, float]) -> str:
+def _valid(scores: dict[str, float]) -> str:
     found = scores.get("accuracy")
     return "not known" if found is None else f"{found:.2f} %, the labels before it given"
 
 
-def _test(record: PromptRecord) -> str:
-    test = record.test
-    if "accuracy" not in test:
+def _test(scores: dict[str, float]) -> str:
+    shown = [f"{name} {score:.2f} %" for name, score in scores.items() if name != "utterances"]
+    if not shown:
         return "not known"
-    within = test.get("accuracy_within_labels", test["accuracy"])
-    return (
-        f"{test['accuracy']:.2f} % ({within:.2f} % within the labels) of "
-        f"{test.get('utterances', 0):,.0f} utterances"
-    )
+    return f"{', '.join(shown)}, of {scores.get('utterances', 0):,.0f} utterances"
 
 
 def _labels(record: PromptRecord) -> str:

@@ -186,7 +186,7 @@ def _are_sequences(value: Any) -> bool:
 
 def _are_scores(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        _is_name(name) and type(score) in (int, float) and math.isfinite(score)
+        _is_text(name) and type(score) in (int, float) and math.isfinite(score)
         for name, score in value.items()
     )
 

@@ -65,8 +65,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
 def scores_on_test(
     workspace: Workspace, task: str, unit_model: str, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """Accuracies in % of the newest sample file of that run; none where there is no file, or only
-    ones that are older than the checkpoint.
+    """The scores of the newest sample file of that run, in % but for ``utterances``; none where
+    there is no file, or only ones that are older than the checkpoint.
     """
     name = workspace.samples(task, unit_model, model_date, "*")
     folder = workspace.root / "samples"
@@ -81,8 +81,8 @@ def scores_on_test(
     return {
         "utterances": result.utterances,
         "accuracy": round(result.accuracy, 2),
-        "accuracy_within_labels": round(result.accuracy_within_labels, 2),
-        "invalid": round(result.invalid, 2),
+        "accuracy within labels": round(result.accuracy_within_labels, 2),
+        "invalid answers": round(result.invalid, 2),
     }
 
 
