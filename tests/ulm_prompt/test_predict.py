@@ -131,6 +131,7 @@ def test_folders_lists_formats_and_the_exit_code(
     corpora.write(tmp_path / "in" / "deep" / "a.flac", corpora.tone(0.5, 300))
     corpora.write(tmp_path / "in" / ".hidden" / "c.wav", corpora.tone(0.5, 300))
     (tmp_path / "in" / "notes.txt").write_text("no audio")
+    (tmp_path / "in" / ".b.wav").write_bytes(b"what a copy left")
     shutil.copy(tmp_path / "in" / "b.wav", tmp_path / "café.wav")
     listed = [bytes(tmp_path / "café.wav"), b"", b"/caf\xe9.wav", bytes(tmp_path / "absent.wav\r")]
     result = subprocess.run(
