@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
@@ -74,3 +75,21 @@ def load_torch(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
     return state
+
+
+def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write named tensors atomically, in a format that holds nothing but tensors."""
+    contents = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+    with writing(path, "wb") as handle:
+        handle.write(contents)
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read named tensors onto the CPU. Raises ``UserError`` when the file is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path}: not found")
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"{path}: not a safetensors file ({reason}); get it again") from None

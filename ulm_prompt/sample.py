@@ -70,13 +70,15 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.label_sets import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
-    card = checkpoint.read_card(folder)
+    card = checkpoint.read_card(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
         raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, reason = choose_dtype(args.dtype, device)
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
-    model, unit_lm = checkpoint.load(folder, lm_folder(workspace, pair.unit_model), args.checkpoint)
+    model, unit_lm = checkpoint.load(
+        prompt.parent, lm_folder(workspace, pair.unit_model), prompt.name
+    )
     dictionary = unit_lm.dictionary
     lm = CachedLM(model.to(device, dtype), dictionary.pad(), dictionary.eos())
 
@@ -134,7 +136,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_date", required=True, help="the --date of training")
     parser.add_argument("--sample_date", required=True, help="names the output folder")
-    parser.add_argument("--checkpoint", default="checkpoint_best.pt", help="file to decode with")
+    parser.add_argument(
+        "--checkpoint",
+        default="checkpoint_best.pt",
+        help="file to decode with; a path may name a shared prompt's prompt.safetensors",
+    )
     add_search(parser)
     add_selection(parser)
     args = parser.parse_args()

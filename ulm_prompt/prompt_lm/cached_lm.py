@@ -3,6 +3,8 @@ cache.
 
 Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and its own
 past and none of the others', so that reordering a beam moves a mask and copies no keys.
+
+Rows of one batch may carry different prompts, of different tasks, over the one LM.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model import PromptLanguageModel
+from pipeline.errors import UserError
+
+from .model import KeysValues, PromptLanguageModel
 
 SLACK = 8  # places for steps that a new cache has; it grows by half when they are taken
 
@@ -47,6 +51,7 @@ class State:
     visible: Tensor  # (B, Q, used), what a hypothesis attends to: False at padding
     lengths: Tensor  # (B,), symbols read so far
     row_scores: Tensor  # (B,), log-probability of the row itself, 0 unless asked for
+    which: Tensor | None = None  # (B,), each row's prompt; None where there is one
     place: int = 1  # of the next symbol in ``<s> labels </s>``
 
     @property
@@ -62,56 +67,90 @@ class State:
             self.visible[index],
             self.lengths[index],
             self.row_scores[index],
+            None if self.which is None else self.which[index],
             self.place,
         )
 
 
 class CachedLM:
-    """A prompted LM for decoding. The prompt's keys and values are projected here, once."""
+    """A prompted LM for decoding, or N of them that share the LM and differ in the prompt. The
+    prompts' keys and values are projected here, once.
+    """
 
     @torch.inference_mode()
-    def __init__(self, model: PromptLanguageModel, pad: int, eos: int) -> None:
+    def __init__(
+        self, models: PromptLanguageModel | Sequence[PromptLanguageModel], pad: int, eos: int
+    ) -> None:
+        models = [models] if isinstance(models, PromptLanguageModel) else list(models)
+        model = models[0]
+        assert all(other.lm is model.lm for other in models), "prompts over different LMs"
         self.model = model
         self.pad, self.eos = pad, eos
         self.layers = model.lm.decoder.layers
-        self.prefixes = model.prefixes()
-        self.prefix_length = 0 if model.prompt is None else model.prompt.length
         self.device = model.lm.decoder.embed_tokens.weight.device
+        lengths = [0 if each.prompt is None else each.prompt.length for each in models]
+        self.prefix_length = max(lengths)  # P
+        self.seps = self.in_use = None  # of several prompts: (N, 1, D) and (N, P)
+        self.prefixes = model.prefixes()
+        if len(models) > 1:
+            if any(each.label_map is not None for each in models):
+                raise UserError(
+                    "a prompt with a learnable verbalizer (train.py --set verbalizer=learnable) "
+                    "shares no batch with others; ask it alone"
+                )
+            self.seps = torch.stack([each.in_lm_dtype(each.prompt.sep) for each in models])
+            places = torch.arange(self.prefix_length, device=self.device)
+            self.in_use = places < torch.tensor(lengths, device=self.device)[:, None]
+            layers = zip(*(each.prefixes() for each in models))
+            self.prefixes = [self._stacked(prefixes) for prefixes in layers]
 
     @torch.inference_mode()
-    def prefill(self, rows: Sequence[Tensor], score_rows: float | None = None) -> State:
-        """Read whole rows ``</s> units <s>``; Q is 1.
+    def prefill(
+        self,
+        rows: Sequence[Tensor],
+        score_rows: float | None = None,
+        which: Sequence[int] | None = None,
+    ) -> State:
+        """Read whole rows ``</s> units <s>``; Q is 1. ``which``: each row's prompt, where there are
+        several.
 
         Rows are padded on the right, where no real symbol looks. The last layer and the output
         projection compute each row's end alone, unless ``score_rows``, a temperature, asks for the
         log-probability of the rows' own symbols.
         """
+        assert (which is None) == (self.seps is None), "one prompt, or which of several"
         model, device = self.model, self.device
         tokens = torch.nn.utils.rnn.pad_sequence(
             list(rows), batch_first=True, padding_value=self.pad
         ).to(device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)
+        if which is not None:
+            which = torch.tensor(which, device=device)
         length = tokens.shape[1]
-        x = model.embed(tokens, model.positions(length))  # (B, T, D)
-        mask = model.causal_mask(length)  # (T, P + T)
-        buffers = [self._buffer(x, layer) for layer in range(len(self.layers))]
+        x = model.embed(tokens, model.positions(length), self._sep(which))  # (B, T, D)
+        mask = self._mask(length, which)  # (T, P + T) or (B, 1, T, P + T)
+        buffers = [self._buffer(x, layer, which) for layer in range(len(self.layers))]
         for layer, buffer in zip(self.layers[:-1], buffers):
             x = model.block(layer, x, buffer, mask)
         ends = lengths[:, None] - 1  # (B, 1)
+        every = torch.arange(len(rows), device=device)[:, None]
         if score_rows is None:
-            x = model.block(self.layers[-1], x, buffers[-1], mask[ends].unsqueeze(1), ends)
+            at_ends = mask[ends].unsqueeze(1) if mask.ndim == 2 else mask[every, :, ends]
+            x = model.block(self.layers[-1], x, buffers[-1], at_ends, ends)
             logits = model.logits(x).float()  # (B, 1, V)
             row_scores = logits.new_zeros(len(rows))
         else:
             logits = model.logits(model.block(self.layers[-1], x, buffers[-1], mask)).float()
             row_scores = self._score(tokens, logits / score_rows)
-            logits = logits[torch.arange(len(rows), device=device)[:, None], ends]
+            logits = logits[every, ends]
         real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
         prefix = real.new_ones(len(rows), self.prefix_length)
+        if which is not None:
+            prefix = self.in_use[which]
         visible = torch.cat([prefix, real], dim=1).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
         logits = model.answers(logits, torch.ones(1, device=device))
-        return State(logits, cache, visible, lengths, row_scores)
+        return State(logits, cache, visible, lengths, row_scores, which)
 
     @torch.inference_mode()
     def step(self, state: State, symbols: Tensor, parents: Tensor | None = None) -> State:
@@ -121,7 +160,7 @@ class CachedLM:
         """
         batch, count = symbols.shape
         positions = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
-        x = self.model.embed(symbols, positions.unsqueeze(1))  # (B, Q, D)
+        x = self.model.embed(symbols, positions.unsqueeze(1), self._sep(state.which))  # (B, Q, D)
         seen = state.visible
         if parents is not None:
             seen = seen.gather(1, parents.unsqueeze(2).expand(-1, -1, state.used))
@@ -142,7 +181,27 @@ class CachedLM:
             place=place,
         )
 
-    def _buffer(self, x: Tensor, layer: int) -> Buffer:
+    def _stacked(self, prefixes: Sequence[KeysValues]) -> KeysValues:
+        """One layer's prefixes of all prompts, (N, H, P, D/H) each: zeros behind a shorter one."""
+        padded = (
+            [F.pad(tensor, (0, 0, 0, self.prefix_length - tensor.shape[2])) for tensor in side]
+            for side in zip(*prefixes)
+        )
+        return KeysValues(*(torch.cat(side) for side in padded))
+
+    def _sep(self, which: Tensor | None) -> Tensor | None:
+        """Each row's own ``<s>``: (B, 1, D)."""
+        return None if which is None else self.seps[which]
+
+    def _mask(self, length: int, which: Tensor | None) -> Tensor:
+        """What a token sees: (T, P + T); (B, 1, T, P + T) where prompts differ in length."""
+        if which is None or self.in_use.all():
+            return self.model.causal_mask(length)
+        prefix = self.in_use[which][:, None, None, :].expand(-1, -1, length, -1)
+        causal = self.model.causal_mask(length)[:, -length:]
+        return torch.cat([prefix, causal.expand(len(which), 1, -1, -1)], dim=3)
+
+    def _buffer(self, x: Tensor, layer: int, which: Tensor | None) -> Buffer:
         """An empty buffer for a prefill over ``x``, (B, T, D), the prefix in its first places."""
         batch, length, width = x.shape
         heads = self.layers[layer].nh
@@ -150,8 +209,11 @@ class CachedLM:
         keys = x.new_empty(batch, heads, room, width // heads)
         values = torch.empty_like(keys)
         if self.prefixes[layer] is not None:
-            keys[:, :, : self.prefix_length] = self.prefixes[layer].keys
-            values[:, :, : self.prefix_length] = self.prefixes[layer].values
+            own = self.prefixes[layer]
+            if which is not None:
+                own = KeysValues(own.keys[which], own.values[which])
+            keys[:, :, : self.prefix_length] = own.keys
+            values[:, :, : self.prefix_length] = own.values
         return Buffer(keys, values, self.prefix_length)
 
     def _score(self, tokens: Tensor, logits: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
-from pipeline.torch_files import load_torch, save_torch
+from pipeline.torch_files import load_safetensors, load_torch, save_torch
+from ulm_prompt.prompt_record import TENSORS, is_export, read_record
 
-from .frozen_lm import UnitLM, load_unit_lm
+from .frozen_lm import UnitLM, dict_fingerprint, load_unit_lm
 from .label_map import WEIGHT, LabelMap
 from .model import PromptLanguageModel
 from .projection import KEYS, VALUES, in_input_space, rounding
@@ -61,8 +62,15 @@ _LATER = {"shots": 0, "verbalizer": "fixed"}
 
 
 def read_card(folder: Path) -> Card | None:
-    """The folder's card; None where there is none (a published checkpoint)."""
+    """The folder's card, or what a shared prompt says of itself; None where there is neither (a
+    published checkpoint).
+    """
     path = folder / CARD
+    if is_export(folder):
+        record = read_record(folder)
+        shared = {entry.name for entry in dataclasses.fields(Card)} & vars(record).keys()
+        known = {name: getattr(record, name) for name in shared}
+        return Card(**known, fine_tune=False, data={})
     if not path.exists():
         return None
     values = read_json(path, "ulm_prompt/train.py")
@@ -143,30 +151,72 @@ def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
 def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
     """The model of a checkpoint over its LM, in evaluation mode.
 
-    Reads our checkpoints and the published ones (prompt and LM weights in one file). Raises
-    ``UserError`` when the prompt was trained on another LM.
+    Reads our checkpoints, the published ones (prompt and LM weights in one file) and shared
+    prompts. Raises ``UserError`` when the prompt was trained on another LM.
     """
-    state = load_torch(folder / name).get("model")
-    if not isinstance(state, dict):
-        raise UserError(f"{folder / name}: no model in it; expected a prompt checkpoint")
-    card = read_card(folder)
+    state = read_weights(folder / name)
     unit_lm = load_unit_lm(lm_folder)
+    return prompted(folder / name, state, unit_lm, lm_folder), unit_lm
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint or a shared prompt. Raises ``UserError`` where there are none."""
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    state = load_torch(path).get("model")
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: no model in it; expected a prompt checkpoint")
+    return state
+
+
+def prompted(
+    path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path
+) -> PromptLanguageModel:
+    """``state``, read from ``path``, over the LM of ``lm_folder``, in evaluation mode.
+
+    Several prompts may stand over one LM; a fine-tuned one takes its place. Raises ``UserError``
+    when the prompt was trained on another.
+    """
+    card = read_card(path.parent)
     if card is not None and card.lm_fingerprint != unit_lm.fingerprint:
         raise UserError(
             f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, but the prompt in "
-            f"{folder} was trained on {card.lm_fingerprint}; put that LM there, or train anew"
+            f"{path.parent} was trained on {card.lm_fingerprint}; put that LM there, or train anew"
         )
+    if path.name == TENSORS:
+        _check_its_dict(path.parent, unit_lm, lm_folder)
     if card is not None and card.fine_tune:
         unit_lm.model.load_state_dict(state, strict=True)
         model = PromptLanguageModel(unit_lm.model, None)
     else:
         if card is None:
-            _check_its_own_lm(state, unit_lm, folder / name, lm_folder)
+            _check_its_own_lm(state, unit_lm, path, lm_folder)
         layers = len(unit_lm.model.decoder.layers)
-        prompt = Prompt.from_published_state(state, layers, str(folder / name))
-        label_map = _label_map(state, card, unit_lm, str(folder / name))
+        prompt = Prompt.from_published_state(state, layers, str(path))
+        if prompt.sep.shape[1] != unit_lm.model.decoder.embed_dim:
+            raise UserError(
+                f"{path}: a prompt for an LM {prompt.sep.shape[1]} wide, that of {lm_folder} has "
+                f"{unit_lm.model.decoder.embed_dim}; this prompt belongs to another LM"
+            )
+        if not all(parameter.isfinite().all() for parameter in prompt.parameters()):
+            raise UserError(f"{path}: holds values that are not finite; train it again")
+        if card is not None and prompt.length != card.prefix_prompt_length:
+            raise UserError(
+                f"{path}: a prompt of length {prompt.length}, but {CARD} beside it says "
+                f"{card.prefix_prompt_length}; take both from one place"
+            )
+        label_map = _label_map(state, card, unit_lm, str(path))
         model = PromptLanguageModel(unit_lm.model, prompt, label_map)
-    return model.eval(), unit_lm
+    return model.eval()
+
+
+def _check_its_dict(folder: Path, unit_lm: UnitLM, lm_folder: Path) -> None:
+    wanted, found = read_record(folder).dict_fingerprint, dict_fingerprint(unit_lm.dictionary)
+    if wanted != found:
+        raise UserError(
+            f"{lm_folder / 'dict.txt'}: has fingerprint {found}, but the prompt in {folder} was "
+            f"trained with {wanted}; take the dict and the LM from one archive"
+        )
 
 
 def _label_map(

@@ -140,6 +140,11 @@ def fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def dict_fingerprint(dictionary: Dictionary) -> str:
+    """SHA-256 over the symbols in their order, 16 hexadecimal digits."""
+    return hashlib.sha256("\n".join(dictionary.symbols).encode()).hexdigest()[:16]
+
+
 def unit_embeddings(folder: Path, units: list[str]) -> np.ndarray:
     """The LM's embeddings of ``units``: (U, D), in their order."""
     lm = load_unit_lm(folder)

@@ -149,12 +149,17 @@ class PromptLanguageModel(BaseFairseqModel):
         unscaled = scale_gradient(vectors, 1 / self.gradient_scale)
         return unscaled.to(self.lm.decoder.embed_tokens.weight.dtype)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
+    def embed(self, tokens: Tensor, positions: Tensor, sep: Tensor | None = None) -> Tensor:
+        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D).
+
+        ``sep``, (B, 1, D): the ``<s>`` of each row where rows carry different prompts.
+        """
         decoder = self.lm.decoder
         x = decoder.embed_tokens(tokens)
-        if self.prompt is not None:
-            x = torch.where((tokens == SEP).unsqueeze(-1), self.in_lm_dtype(self.prompt.sep), x)
+        if sep is None and self.prompt is not None:
+            sep = self.in_lm_dtype(self.prompt.sep)
+        if sep is not None:
+            x = torch.where((tokens == SEP).unsqueeze(-1), sep, x)
         return decoder.dropout_module(decoder.embed_scale * x + positions)
 
     def positions(self, length: int) -> Tensor:

@@ -1,0 +1,90 @@
+"""A workspace from wav files to prompts over a tiny LM: KS in the published form, IC in ours."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.files import sha256, write_json
+from pipeline.ranks import Ranks
+from pipeline.torch_files import save_torch
+from pipeline.workspace import Workspace
+from preprocess.learning import learn_kmeans
+from preprocess.quantizing import quantize
+from tests.conftest import stage
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
+from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_lm.checkpoint import Card
+from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.tasks import Pair, load_task
+from ulm_prompt.verbal import load_verbal, renamed_texts
+
+UNIT_MODEL = "logmel100"
+DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}
+LENGTHS = {"KS": 5, "IC": 3}
+
+
+def melody(seed: int) -> np.ndarray:
+    """(T,) a few tones one after the other, half a second or more: units that change."""
+    generator = np.random.default_rng(seed)
+    hertz = generator.choice(np.arange(100, 500, 20), size=generator.integers(5, 12))
+    return np.concatenate([corpora.tone(0.1, pitch) for pitch in hertz])
+
+
+def write_workspace(root: Path) -> Workspace:
+    """Everything up to trained prompts, which are random."""
+    workspace = Workspace(root)
+    corpora.speech_commands(root / "corpora" / "speech_commands")
+    corpora.fluent_commands(root / "corpora" / "fluent_commands")
+    for number, path in enumerate(sorted((root / "corpora").rglob("*.wav"))):
+        if "_background_noise_" not in path.parts:
+            corpora.write(path, melody(number))
+    tasks = [preprocessor(name, root, "fairseqrc.km_clusters=60") for name in DOWNSTREAMS.values()]
+    for task in tasks:
+        task.generate_manifest()
+    learn_kmeans(tasks)
+    for task in tasks:
+        quantize(task, Ranks(), skip_bad=False)
+        task.postprocess()
+    tiny.write_lm(workspace.lm(UNIT_MODEL))
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+    for number, task in enumerate(DOWNSTREAMS):
+        write_prompt(workspace, task, "d", number)
+    return workspace
+
+
+def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
+    """A random prompt as training leaves it; KS as the published code left it, with its LM."""
+    torch.manual_seed(seed)
+    state = Prompt(3, LENGTHS[task], 32).published_state()
+    path = workspace.checkpoints(task, UNIT_MODEL, date) / "checkpoint_best.pt"
+    if task == "KS":
+        state = {**tiny.lm().state_dict(), **state}
+        save_torch({"args": tiny.settings(3, 32, 4), "model": state}, path)
+        return path
+    save_torch({"model": state, "updates": 7, "rounding": 0.0}, path)
+    pair = Pair(task, UNIT_MODEL, load_task(task))
+    method, verbal = load_verbal(workspace, pair)
+    card = Card(
+        task=task,
+        unit_model=UNIT_MODEL,
+        prefix_prompt_length=LENGTHS[task],
+        fine_tune=False,
+        lm_fingerprint=load_unit_lm(workspace.lm(UNIT_MODEL)).fingerprint,
+        verbalizer=method,
+        verbal=verbal,
+        recipe="fast",
+        training={"seed": 5, "lr": 0.02},
+        data={split: sha256(text) for split, text in renamed_texts(workspace, pair).items()},
+        lm_parameters=1,
+        trained_parameters=sum(tensor.numel() for tensor in state.values()),
+        valid={"accuracy": 61.5},
+    )
+    write_json(path.parent / "prompt.json", dataclasses.asdict(card))
+    return path

@@ -1,0 +1,236 @@
+"""A prompt as a folder to share: what is exported is loaded bit for bit, elsewhere too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.torch_files import load_safetensors, save_safetensors
+from pipeline.workspace import Workspace
+from tests.ulm_prompt import spoken, tiny
+from tests.ulm_prompt.test_prompt_record import a_record
+from ulm_prompt import export, sample
+from ulm_prompt.predictor import Predictor
+from ulm_prompt.prompt_lm.checkpoint import load
+from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_record import RECORD, TENSORS, read_record
+
+
+def run(workspace: Workspace, task: str, out: Path, *words: object) -> None:
+    command = ["--workspace", workspace.root, "--prompt_task", task, "--model_date", "d"]
+    command += ["--unit_model", spoken.UNIT_MODEL, "--out", out, *words]
+    sys.argv = ["export.py", *map(str, command)]
+    export.main()
+
+
+@pytest.fixture(scope="module")
+def exported(
+    spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """KS from a published checkpoint, IC from ours."""
+    folder = tmp_path_factory.mktemp("exported")
+    for task in spoken.DOWNSTREAMS:
+        run(spoken_workspace, task, folder / task, "--license", "CC-BY-4.0")
+    return {task: folder / task for task in spoken.DOWNSTREAMS}
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 16), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_tensors_are_bit_equal(
+    tmp_path_factory: pytest.TempPathFactory, layers: int, length: int, width: int, seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("round", numbered=True) / "out"
+    torch.manual_seed(seed)
+    state = Prompt(layers, length, width).published_state()
+    record = a_record(prefix_prompt_length=length)
+    export.export(record, state, folder)
+    found = load_safetensors(folder / TENSORS)
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+    again = Prompt.from_published_state(found, layers, "test").published_state()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+    assert read_record(folder) == record
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", RECORD, TENSORS]
+
+
+@pytest.mark.parametrize("task", ["KS", "IC"])
+def test_what_an_export_says(
+    spoken_workspace: Workspace, exported: dict[str, Path], task: str
+) -> None:
+    record = read_record(exported[task])
+    folder = spoken_workspace.checkpoints(task, spoken.UNIT_MODEL, "d")
+    assert (record.task, record.unit_model) == (task, spoken.UNIT_MODEL)
+    assert record.prefix_prompt_length == spoken.LENGTHS[task]
+    assert record.trained_parameters == spoken.LENGTHS[task] * 32 * 7 + 32  # P*D*(1+2L) + D
+    _, unit_lm = load(folder, spoken_workspace.lm(spoken.UNIT_MODEL))
+    assert record.lm_fingerprint == unit_lm.fingerprint
+    assert record.license == "CC-BY-4.0"
+    assert record.recipe == {"KS": None, "IC": "fast"}[task]
+    assert record.valid == {"KS": {}, "IC": {"accuracy": 61.5}}[task]
+    assert record.labels["0"] == {"slot": ["keyword", "action"][task == "IC"],
+                                  "name": ["yes", "start"][task == "IC"]}  # fmt: skip
+    published = torch.load(folder / "checkpoint_best.pt", weights_only=True)["model"]
+    for name, tensor in load_safetensors(exported[task] / TENSORS).items():
+        assert torch.equal(tensor, published[name])
+    text = (exported[task] / RECORD).read_text()
+    assert str(spoken_workspace.root) not in text and os.sep + "tmp" not in text
+    readme = (exported[task] / "README.md").read_text()
+    assert record.lm_fingerprint in readme and "`yes`" in readme or task == "IC"
+
+
+def test_answers_are_those_of_the_checkpoint(
+    spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    """Also in a workspace that has the LM and the k-means and nothing else."""
+    files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[::4]
+    at_home = Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="float32")
+    shutil.copytree(spoken_workspace.root / "pretrained_models", tmp_path / "pretrained_models")
+    for root in (spoken_workspace.root, tmp_path):
+        shared = Predictor.load(list(exported.values()), root, dtype="float32")
+        assert shared(files, top=3) == at_home(files, top=3)
+
+
+def test_test_accuracy_of_the_newest_samples(
+    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only of samples that are younger than the checkpoint."""
+    path = spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", "accuracy")
+    path.parent.mkdir(parents=True)
+    entries = {str(n): {"label": "1 2", "predict": "1 2" if n else "2 2"} for n in range(4)}
+    for name in (path, path.with_stem(path.stem + "_within_labels")):
+        name.write_text(json.dumps(entries))
+    run(spoken_workspace, "IC", tmp_path / "new")
+    assert read_record(tmp_path / "new").test["accuracy"] == 75.0
+    assert "no licence" in capsys.readouterr().out
+    for name in path.parents[1].rglob("samples_IC*.json"):
+        os.utime(name, (1, 1))
+    run(spoken_workspace, "IC", tmp_path / "old")
+    assert read_record(tmp_path / "old").test == {}
+    assert "no test accuracy" in capsys.readouterr().out
+    shutil.rmtree(path.parent)
+
+
+def test_sample_py_decodes_with_an_export(
+    spoken_workspace: Workspace, exported: dict[str, Path]
+) -> None:
+    files = []
+    for date, flags in (("own", []), ("shared", ["--checkpoint", exported["IC"] / TENSORS])):
+        command = ["--workspace", spoken_workspace.root, "--prompt_task", "IC"]
+        command += ["--model_date", "d", "--sample_date", date, *flags]
+        sys.argv = ["sample.py", *map(str, command)]
+        sample.main()
+        files.append(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.fixture
+def elsewhere(spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path) -> Path:
+    """A workspace with the models alone, and IC's export in it."""
+    shutil.copytree(spoken_workspace.root / "pretrained_models", tmp_path / "pretrained_models")
+    shutil.copytree(exported["IC"], tmp_path / "shared")
+    return tmp_path
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(UserError) as error:
+        Predictor.load([root / "shared"], root)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_refuses_another_lm(elsewhere: Path) -> None:
+    wanted = read_record(elsewhere / "shared").lm_fingerprint
+    tiny.write_lm(Workspace(elsewhere).lm(spoken.UNIT_MODEL), tiny.lm(seed=5))
+    said = refusal(elsewhere)
+    assert "its LM has fingerprint" in said and f"was trained on {wanted}" in said
+
+
+def test_refuses_another_dict(elsewhere: Path) -> None:
+    path = Workspace(elsewhere).lm(spoken.UNIT_MODEL) / "dict.txt"
+    first, second, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([second, first, *others]))
+    wanted = read_record(elsewhere / "shared").dict_fingerprint
+    assert f"was trained with {wanted}" in refusal(elsewhere)
+
+
+def test_refuses_another_unit_model(elsewhere: Path) -> None:
+    from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
+
+    path = elsewhere / "pretrained_models" / "logmel100_km.npz"
+    wanted = read_record(elsewhere / "shared").units.kmeans
+    save_kmeans(path, load_kmeans(path)[::-1].copy())
+    assert f"its logmel100 has kmeans {wanted}, here it is" in refusal(elsewhere)
+
+
+def test_refuses_a_unit_model_that_is_not_known(elsewhere: Path) -> None:
+    change(elsewhere, unit_model="whales100")
+    assert "taskrc.unit_model=whales100: not in" in refusal(elsewhere)
+
+
+def change(root: Path, **values: object) -> None:
+    path = root / "shared" / RECORD
+    path.write_text(json.dumps({**read_json(path, ""), **values}))
+
+
+def test_refuses_tensors_of_another_prompt(elsewhere: Path) -> None:
+    change(elsewhere, prefix_prompt_length=4)
+    assert "a prompt of length 3, but prompt.json beside it says 4" in refusal(elsewhere)
+    path = elsewhere / "shared" / TENSORS
+    save_safetensors(Prompt(3, 4, 16).published_state(), path)
+    assert "this prompt belongs to another LM" in refusal(elsewhere)
+    state = Prompt(3, 4, 32).published_state()
+    state["decoder.sep_embed.weight"][0, 0] = float("nan")
+    save_safetensors(state, path)
+    assert "not finite" in refusal(elsewhere)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_refuses_a_damaged_file(elsewhere: Path, keep: int) -> None:
+    path = elsewhere / "shared" / TENSORS
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "not a safetensors file" in refusal(elsewhere)
+
+
+def test_a_pickle_is_not_read(elsewhere: Path) -> None:
+    torch.save(tiny.prompted().prompt.published_state(), elsewhere / "shared" / TENSORS)
+    assert "not a safetensors file" in refusal(elsewhere)
+    (elsewhere / "shared" / RECORD).unlink()
+    assert "prompt.json: not found" in refusal(elsewhere)
+
+
+def test_nothing_of_the_users_is_overwritten(
+    spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes.txt; name a new folder"):
+        run(spoken_workspace, "IC", tmp_path)
+    with pytest.raises(UserError, match="a file; name a folder"):
+        run(spoken_workspace, "IC", tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="license: expected one line"):
+        run(spoken_workspace, "IC", tmp_path / "out", "--license", "two\nlines")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    before = (exported["IC"] / TENSORS).read_bytes()
+    run(spoken_workspace, "IC", exported["IC"], "--license", "MIT")
+    assert read_record(exported["IC"]).license == "MIT"
+    assert (exported["IC"] / TENSORS).read_bytes() == before
+
+
+def test_what_is_not_there_to_export(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="correct --model_date"):
+        run(spoken_workspace, "IC", tmp_path / "out", "--checkpoint", "checkpoint_7.pt")
+    record = dataclasses.replace(a_record(), labels={})
+    with pytest.raises(UserError, match="labels: expected"):
+        export.export(record, {}, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+"""Answers as text: an aligned table for people, JSON lines or CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from ulm_prompt.prompt_record import PromptRecord
+
+if TYPE_CHECKING:
+    from ulm_prompt.predictor import Prediction
+
+DIGITS = 6  # that count, of a written probability
+WIDEST = 40  # of the table's column of files
+
+
+class Writer:
+    """Writes one utterance after another to ``out``."""
+
+    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
+        self.out, self.records = out, records
+
+    def write(self, file: Path, answers: Mapping[str, Sequence[Prediction]]) -> None:
+        """Write the answers of all tasks to ``file``, best first."""
+        for task, of_task in answers.items():
+            for rank, answer in enumerate(of_task, start=1):
+                self.line(str(file), task, rank, answer)
+
+    def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
+        """Write one answer."""
+        raise NotImplementedError
+
+
+class JsonLines(Writer):
+    """An object a line."""
+
+    def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
+        entry = {
+            "file": file,
+            "task": task,
+            "rank": rank,
+            "labels": list(answer.names),
+            "slots": list(answer.slots),
+            "probability": _rounded(answer.probability),
+            "label_probabilities": list(map(_rounded, answer.label_probabilities)),
+        }
+        self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+class Csv(Writer):
+    """A header and a line an answer; several labels are separated by ``|``."""
+
+    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
+        super().__init__(out, records)
+        self._table = csv.writer(out, lineterminator="\n")
+        self._table.writerow(
+            ["file", "task", "rank", "labels", "probability", "label_probabilities"]
+        )
+
+    def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
+        shares = "|".join(str(_rounded(each)) for each in answer.label_probabilities)
+        names = "|".join(answer.names)
+        self._table.writerow([file, task, rank, names, _rounded(answer.probability), shares])
+
+
+class Table(Writer):
+    """Aligned columns; the answer with its probability, and each label with its own."""
+
+    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
+        super().__init__(out, records)
+        self._file = 0  # the column's width, once the first name is known
+        self._task = max(len("task"), *map(len, records))
+
+    def write(self, file: Path, answers: Mapping[str, Sequence[Prediction]]) -> None:
+        if not self._file:
+            self._file = min(WIDEST, max(len("file") + 8, len(str(file)) + 4))
+            self.out.write(f"{'file':{self._file}}  {'task':{self._task}}  {'%':>5}  answer\n")
+        super().write(file, answers)
+
+    def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
+        first = "".join(each if each.isprintable() else "?" for each in file) * (rank == 1)
+        if len(first) > self._file:
+            first = "…" + first[1 - self._file :]
+        shown = text_of(answer, self.records[task])
+        percent = f"{100 * answer.probability:5.1f}"
+        self.out.write(f"{first:{self._file}}  {task:{self._task}}  {percent}  {shown}\n")
+
+
+def _rounded(probability: float) -> float:
+    return float(f"{probability:.{DIGITS}g}")
+
+
+def text_of(answer: Prediction, record: PromptRecord) -> str:
+    """A text as it reads; labels with the percentage of each, where there are several."""
+    if record.is_text:
+        return "".join(name if len(name) == 1 else f"[{name}]" for name in answer.names)
+    if len(answer.names) == 1:
+        return answer.names[0]
+    shares = zip(answer.names, answer.label_probabilities)
+    return "  ".join(f"{name} ({100 * share:.1f})" for name, share in shares)
+
+
+FORMATS: dict[str, type[Writer]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}

@@ -1,0 +1,125 @@
+"""What a workspace knows of a prompt that was trained there, in the form that travels with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256
+from pipeline.unit_models import lm_folder
+from pipeline.workspace import Workspace
+from ulm_prompt.cal_acc import score
+from ulm_prompt.prompt_lm.checkpoint import Card, read_card
+from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
+from ulm_prompt.prompt_record import MOST_SEQUENCES, PromptRecord
+from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.speech_units import UnitFiles
+from ulm_prompt.tasks import Pair, load_task
+from ulm_prompt.verbal import load_verbal
+
+MADE_TEXT = "ulm_prompt/verbalizer.py"
+
+
+def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
+    """The record of the checkpoint at ``path``, one of ours or a published one.
+
+    Raises ``UserError`` for a fine-tuned LM, and where the workspace lacks what belongs to it.
+    """
+    card = read_card(path.parent)
+    if card is not None and card.fine_tune:
+        raise UserError(f"{path}: a whole fine-tuned LM, no prompt; decode it with sample.py")
+    config = load_task(task)
+    pair = Pair(task, unit_model, config)
+    method, verbal = (
+        load_verbal(workspace, pair) if card is None else (card.verbalizer, card.verbal)
+    )
+    sequences, most = _label_sequences(workspace, pair, method, verbal, card)
+    few = not config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
+    facts: dict[str, Any] = {"lm_fingerprint": "", "lm_parameters": 0, "recipe": None}
+    facts |= {"training": {}, "trained_parameters": 0, "valid": {}, "made_by": {}}
+    if card is not None:
+        facts = {name: getattr(card, name) for name in facts}
+        facts["made_by"] = {k: v for k, v in card.made_by.items() if k != "command"}  # has paths
+    units = UnitFiles(workspace, unit_model, config.downstream)
+    units.check_fresh()
+    return PromptRecord(
+        task=task,
+        unit_model=unit_model,
+        units=units.record(),
+        labels=_labels(workspace, pair, verbal),
+        labels_per_utterance=config.labels_per_utterance,
+        most_labels=most,
+        label_sequences=sequences if few else None,
+        verbalizer=method,
+        verbal=verbal,
+        prefix_prompt_length=0 if card is None else card.prefix_prompt_length,
+        dict_fingerprint=dict_fingerprint(load_dictionary(lm_folder(workspace, unit_model))),
+        test={},
+        license=None,
+        **facts,
+    )
+
+
+def scores_on_test(
+    workspace: Workspace, task: str, unit_model: str, model_date: str, checkpoint: Path
+) -> dict[str, float]:
+    """The scores of the newest sample file of that run, in % but for ``utterances``; none where
+    there is no file, or only ones that are older than the checkpoint.
+    """
+    name = workspace.samples(task, unit_model, model_date, "*")
+    folder = workspace.root / "samples"
+    files = [
+        path
+        for path in folder.glob(f"{name.parent.name}/{name.name}")
+        if path.stat().st_mtime >= checkpoint.stat().st_mtime
+    ]
+    if not files:
+        return {}
+    result = score(max(files, key=lambda path: path.stat().st_mtime))
+    return {
+        "utterances": result.utterances,
+        "accuracy": round(result.accuracy, 2),
+        "accuracy within labels": round(result.accuracy_within_labels, 2),
+        "invalid answers": round(result.invalid, 2),
+    }
+
+
+def _label_sequences(
+    workspace: Workspace, pair: Pair, method: str, verbal: dict[str, str], card: Card | None
+) -> tuple[list[list[str]], int]:
+    """Train's distinct label sequences, and the length of the longest; none where the text that the
+    prompt was trained on is no longer there.
+    """
+    config = pair.config
+    text = workspace.prompt_text(pair.unit_model, config.downstream, f"data_{method}", "train")
+    if card is not None and not (text.is_file() and card.data.get("train") == sha256(text)):
+        return [], max(1, config.labels_per_utterance)
+    label_of = {unit: label for label, unit in verbal.items()}
+    found: dict[str, None] = dict.fromkeys(row for _, row in read_prompt_text(text, MADE_TEXT))
+    try:
+        sequences = [[label_of[unit] for unit in row.split()] for row in found]
+    except KeyError as error:
+        raise UserError(
+            f"{text}: unit {error.args[0]} names no label; run {MADE_TEXT} again"
+        ) from None
+    return sequences, max(map(len, sequences))
+
+
+def _labels(workspace: Workspace, pair: Pair, labels: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Slot and name of each label; its number where the units came without names."""
+    path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+    names = read_json(path, "preprocess/runner.py") if path.is_file() else {}
+    try:
+        return {
+            label: {"slot": str(names[label]["slot"]), "name": str(names[label]["name"])}
+            if names
+            else {"slot": "label", "name": label}
+            for label in labels
+        }
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{path}: not the names of all of {pair.task}'s labels; "
+            "run preprocess/runner.py --action postprocess again"
+        ) from None
