@@ -1,4 +1,6 @@
-"""Pictures of one prompt: where its labels lie among the units, and where the LM looks at it."""
+"""Pictures of prompts: how they learned, where their labels lie among the units, and how much the LM
+looks at them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,26 @@ def save(figure: plt.Figure, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
+
+
+def draw_curves(
+    runs: Mapping[str, Mapping[int, Mapping[str, float]]], title: str, path: Path
+) -> None:
+    """Accuracy and loss on valid over updates, of each run by its name."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    for axis, score, what in (
+        (left, "accuracy", "accuracy on valid, % (labels before it given)"),
+        (right, "label_loss", "loss on valid, nats a label"),
+    ):
+        for name, curve in runs.items():
+            values = [scores[score] for scores in curve.values()]
+            axis.plot(list(curve), values, marker="o", markersize=3, label=name)
+        axis.set(xlabel="updates", ylabel=what)
+        axis.grid(alpha=0.3)
+    right.set_ylim(bottom=0)
+    left.legend(title="--date")
+    figure.suptitle(title)
+    save(figure, path)
 
 
 def draw_verbalizer(

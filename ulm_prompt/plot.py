@@ -17,7 +17,7 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.curves import draw_curves, valid_curve
+from ulm_prompt.curves import valid_curve
 from ulm_prompt.label_names import label_names
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
@@ -27,12 +27,14 @@ from ulm_prompt.verbal import renamed_texts
 def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     """Every run of ``--date`` in one picture."""
     workspace = Workspace(args.workspace)
+    from ulm_prompt.pictures import draw_curves
+
     runs = {}
     for date in args.date:
         log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = [valid_curve(log)]
+        runs[date] = valid_curve(log)
     path = folder / f"curves_{pair.task}_{pair.unit_model}.png"
     draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
     return path
