@@ -24,7 +24,6 @@ from ulm_prompt.find_prompts import find_prompt
 from ulm_prompt.tasks import add_workspace
 
 BATCH = 32  # files at a time
-SMALL = 10_000_000  # LM parameters below which threads wait for each other more than they compute
 
 
 def parse() -> argparse.Namespace:
@@ -73,15 +72,11 @@ def main() -> None:
     for word in args.prompt:
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
-    import torch
-
     from ulm_prompt.predictor import BadAudio, Predictor  # seconds: checked first
 
     predictor = Predictor.load(
         args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype
     )
-    if not predictor.has_speech_model and predictor.lm_parameters < SMALL:
-        torch.set_num_threads(1)
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records)
     good = bad = 0

@@ -7,8 +7,9 @@ answers["KS"][0].names, answers["KS"][0].probability
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from ulm_prompt.trained_prompt import record_of
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
 BATCH_SECONDS = 60.0  # of audio that is encoded together
+SMALL = 10_000_000  # LM parameters up to which threads wait for each other more than they compute
 BATCH_ROWS, BATCH_TOKENS = 64, 16_384  # that the LM reads together
 
 Audio = Path | str | np.ndarray | Tensor
@@ -61,6 +63,8 @@ class Predictor:
     ) -> None:  # fmt: skip
         self.records = records  # by name, in the order of the LM's prompts
         self._speech, self._lm, self._answers, self._symbols = speech, lm, answers, symbols
+        parameters = sum(weight.numel() for weight in lm.model.lm.parameters())
+        self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
     def load(
@@ -98,16 +102,6 @@ class Predictor:
             symbols.indices,
         )
 
-    @property
-    def lm_parameters(self) -> int:
-        """Of the frozen LM."""
-        return sum(weight.numel() for weight in self._lm.model.lm.parameters())
-
-    @property
-    def has_speech_model(self) -> bool:
-        """Whether units come from a network, not from a filter bank."""
-        return self._speech.has_model
-
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
     ) -> list[dict[str, list[Prediction]] | BadAudio]:
@@ -117,7 +111,8 @@ class Predictor:
         with ThreadPoolExecutor(4) as reading:
             loaded = list(reading.map(self._waveform, audio))
         good = [place for place, item in enumerate(loaded) if isinstance(item, Tensor)]
-        units = self._units([loaded[place] for place in good])
+        with _torch_threads(self._threads):
+            units = self._units([loaded[place] for place in good])
         results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
         for place, answers in zip(good, self.answers(units, top)):
             results[place] = answers
@@ -125,6 +120,10 @@ class Predictor:
 
     def answers(self, units: Sequence[str], top: int = 1) -> list[dict[str, list[Prediction]]]:
         """The same for utterances that are units already, ``"71 12 57"`` each."""
+        with _torch_threads(self._threads):
+            return self._answered(units, top)
+
+    def _answered(self, units: Sequence[str], top: int) -> list[dict[str, list[Prediction]]]:
         unknown = self._symbols["<unk>"]
         rows = [
             torch.tensor([self._symbols.get(unit, unknown) for unit in f"</s> {each} <s>".split()])
@@ -184,6 +183,17 @@ class Predictor:
             for place, text in zip(batch, self._speech([waveforms[place] for place in batch])):
                 units[place] = text
         return units
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    """So many for one operation while the block runs (None: as they are)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _too_long(seconds: float) -> BadAudio:

@@ -74,7 +74,7 @@ def records(draw: st.DrawFn) -> PromptRecord:
 
 
 @given(records())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, record: PromptRecord) -> None:
     folder = tmp_path_factory.mktemp("record", numbered=True)
     write_record(folder, record)
@@ -100,7 +100,7 @@ def refused(folder: Path, text: str) -> str:
 
 
 @given(st.sampled_from(sorted(vars(a_record()))), anything)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_value_is_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: Any
 ) -> None:
