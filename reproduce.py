@@ -34,8 +34,10 @@ def main() -> None:
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
     failed: list[str] = []
     if not args.list:
-        failed = make([cell for cell in cells if not lacking[str(cell)]], seeds, workspace, args)
-    figures = [f for c in cells for s in seeds if (f := read_figure(c, s, workspace))]
+        at_hand = [cell for cell in cells if not lacking[str(cell)]]
+        failed = make(at_hand, paper, seeds, workspace, args)
+    runs = [read_figure(c, paper.tasks[c.task].metric, s, workspace) for c in cells for s in seeds]
+    figures = [figure for figure in runs if figure]
     report(paper, cells, figures, lacking, workspace)
     if args.write_docs:
         write_figures(FIGURES, figures)
@@ -75,7 +77,11 @@ def chosen(paper: Paper, args: argparse.Namespace) -> list[Cell]:
 
 
 def make(
-    cells: Sequence[Cell], seeds: Sequence[int], workspace: Workspace, args: argparse.Namespace
+    cells: Sequence[Cell],
+    paper: Paper,
+    seeds: Sequence[int],
+    workspace: Workspace,
+    args: argparse.Namespace,
 ) -> list[str]:
     """Run what is not finished; return the names of what failed. The rest goes on without it."""
     environment = {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
@@ -88,7 +94,12 @@ def make(
                 failed.append(name)
                 return
 
-    todo = [(c, s) for s in seeds for c in cells if not read_figure(c, s, workspace)]
+    todo = [
+        (cell, seed)
+        for seed in seeds
+        for cell in cells
+        if not read_figure(cell, paper.tasks[cell.task].metric, seed, workspace)
+    ]
     for cell in dict.fromkeys(str(cell) for cell, _ in todo):
         go(cell, to_prepare(next(c for c in cells if str(c) == cell), workspace))
     with ThreadPoolExecutor(args.jobs) as pool:

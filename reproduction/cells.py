@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from ulm_prompt.tasks import Pair, load_task
 
 PAPER = Path(__file__).with_name("paper.yaml")
-METHODS = ("PT", "FT-LM", "FT-DM", "n-grams")
+METHODS = ("PT", "PT-v2", "FT-LM", "FT-DM", "n-grams")
 FIRST_SEED = 100501  # the published one
 
 
@@ -65,6 +65,6 @@ def load_paper(path: Path) -> Paper:
             raise UserError(f"{path}: {cell}: expected a method of {', '.join(METHODS)}")
         if cell.task not in paper.tasks:
             raise UserError(f"{path}: {cell}: its task is not among the tasks")
-        if cell.method == "PT" and not cell.prompt:
+        if cell.method.startswith("PT") and not cell.prompt:
             raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
     return paper

@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.stages import BASELINES, SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
-from ulm_prompt.scores import score
+from ulm_prompt.scores import score, scores_of
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Figure:
     git_revision: str = ""
 
 
-def read_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
-    """The figure of a finished run on the data that lie there now; else None."""
+def read_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> Figure | None:
+    """The figure of a finished run on the data that lie there now; else None. ``metric``: as
+    cal_acc.py calls it.
+    """
     date = cell.date(seed)
     if cell.method == "FT-DM":
         return _downstream_figure(cell, seed, workspace)
@@ -52,7 +54,7 @@ def read_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
         return None
     return Figure(
         cell.method, cell.task, cell.unit_model, seed,
-        value=round(score(samples).accuracy, 4),
+        value=round(scores_of(samples, workspace)[metric], 4),
         trained_parameters=card["trained_parameters"],
         lm="own" if trained_here(workspace, cell.unit_model) else "released",
         lm_parameters=card["lm_parameters"],

@@ -16,6 +16,8 @@ DOWNLOAD = "python pretrained_models/download.py"
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     """A line for each missing file, ``path: how to get it``; none when the cell can be made."""
+    if cell.method == "FT-DM" and cell.pair.config.is_sequence:
+        return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
     if cell.method == "FT-DM":
         return _corpus(cell, paper, workspace) + _speech_model(cell, workspace, kmeans=False)
     lines = []

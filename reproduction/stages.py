@@ -7,7 +7,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.needs import has_rows
-from ulm_prompt.verbal import check_data_bin
+from ulm_prompt.verbal import check_data_bin, load_verbal
 
 Command = list[str]
 SAMPLE_DATE = "tables"
@@ -56,17 +56,23 @@ def to_train(cell: Cell, seed: int, workspace: Workspace) -> list[Command]:
     else:
         train += ["--recipe", "fast" if own else "published"]
         train += ["--prefix_prompt_length", str(_prompt_length(cell, workspace))]
-    train += ["--set", *(cell.own_lm if own else []), f"seed={seed}"]
+    learnable = ["verbalizer=learnable"] * (cell.method == "PT-v2")
+    train += ["--set", *(cell.own_lm if own else []), *learnable, f"seed={seed}"]
     sample = ["ulm_prompt/sample.py", *selection, "--model_date", date]
     return [train, [*sample, "--sample_date", SAMPLE_DATE]]
 
 
 def _prompt_length(cell: Cell, workspace: Workspace) -> int:
-    """P that gives at most as many trained numbers as the published P has on the released LM."""
+    """P that gives at most as many trained numbers, those of a learnable verbalizer included, as
+    the published P has on the released LM.
+    """
     from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 
-    decoder = load_unit_lm(lm_folder(workspace, cell.unit_model)).model.decoder
+    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
+    decoder = lm.model.decoder
     budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
+    if cell.method == "PT-v2":
+        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
     width, layers = decoder.embed_tokens.embedding_dim, len(decoder.layers)
     return max(1, (budget - width) // (width * (1 + 2 * layers)))
 

@@ -12,21 +12,29 @@ EMPTY = "–"
 
 
 def render(paper: Paper, figures: Sequence[Figure]) -> str:
-    """One table, a column for each unit model and task, two rows for each method."""
-    columns = list(dict.fromkeys((cell.unit_model, cell.task) for cell in paper.cells))
-    lines = [
-        "| | " + " | ".join(f"{task}, {unit_model}" for unit_model, task in columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
+    """A table of the tasks that are scored by accuracy, and one of the others: a column for each
+    unit model and task, two rows for each method.
+    """
+    accuracy = [task for task, entry in paper.tasks.items() if entry.metric == "accuracy"]
+    others = [task for task in paper.tasks if task not in accuracy]
+    return "\n".join(_table(paper, figures, tasks) for tasks in (accuracy, others) if tasks)
+
+
+def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str:
+    wanted = [cell for cell in paper.cells if cell.task in tasks]
+    columns = list(dict.fromkeys((cell.unit_model, cell.task) for cell in wanted))
+    titles = (f"{task} {paper.tasks[task].metric}, {unit_model}" for unit_model, task in columns)
+    lines = [_row("%", titles), "|---" * (len(columns) + 1) + "|"]
     for method, what in paper.methods.items():
-        cells = {(c.unit_model, c.task): c for c in paper.cells if c.method == method}
+        cells = {(c.unit_model, c.task): c for c in wanted if c.method == method}
         ours = {
             column: [f for f in figures if (f.method, f.unit_model, f.task) == (method, *column)]
             for column in columns
         }
         if any(cell.published for cell in cells.values()):
             lines.append(_row(f"*{method}, paper*", (_published(cells.get(c)) for c in columns)))
-        lines.append(_row(f"**{method}** ({what})", (_ours(ours[c]) for c in columns)))
+        if cells:
+            lines.append(_row(f"**{method}** ({what})", (_ours(ours[c]) for c in columns)))
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of prompts: how they learned, where their labels lie among the units, and how much the LM
+"""Pictures of prompts: how they learned, where their labels lie among the units, how much the LM
 looks at them.
 """
 

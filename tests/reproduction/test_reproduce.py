@@ -46,7 +46,7 @@ def figure(**changes: object) -> Figure:
 
 
 def test_the_published_prompt_lengths_give_the_published_counts(paper):
-    counts = {6: 154_624, 3: 77_824, 2: 52_224}
+    counts = {6: 154_624, 3: 77_824, 2: 52_224, 176: 4_506_624}
     prompts = [cell for cell in paper.cells if cell.method == "PT"]
     assert {cell.prompt for cell in prompts} == set(counts)
     for cell in prompts:
@@ -77,6 +77,9 @@ def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
     """Each line names a file that is not there; and no file of the list is named twice."""
     for cell in paper.cells:
         lines = missing(cell, paper, Workspace(tmp_path))
+        if cell.method == "FT-DM" and cell.task in ("ASR", "SF"):
+            assert "is not built here" in lines[0]
+            continue
         paths = [Path(line.split(": ", 1)[0]) for line in lines]
         assert paths and len(set(paths)) == len(paths)
         assert all(tmp_path in path.parents and not path.exists() for path in paths), cell
