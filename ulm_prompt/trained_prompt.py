@@ -14,7 +14,7 @@ from ulm_prompt.prompt_lm.checkpoint import Card, read_card
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
 from ulm_prompt.prompt_record import MOST_SEQUENCES, PromptRecord
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.scores import score
+from ulm_prompt.scores import scores_of
 from ulm_prompt.speech_units import UnitFiles
 from ulm_prompt.tasks import Pair, load_task
 from ulm_prompt.verbal import load_verbal
@@ -77,13 +77,8 @@ def scores_on_test(
     ]
     if not files:
         return {}
-    result = score(max(files, key=lambda path: path.stat().st_mtime))
-    return {
-        "utterances": result.utterances,
-        "accuracy": round(result.accuracy, 2),
-        "accuracy within labels": round(result.accuracy_within_labels, 2),
-        "invalid answers": round(result.invalid, 2),
-    }
+    scores = scores_of(max(files, key=lambda path: path.stat().st_mtime), workspace)
+    return {name: round(value, 2) for name, value in scores.items()}
 
 
 def _label_sequences(

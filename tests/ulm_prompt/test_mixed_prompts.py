@@ -8,6 +8,7 @@ import torch
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_decoding import EOS, PAD, SYMBOLS, some_rows, uncached
 from ulm_prompt.prompt_lm.cached_lm import CachedLM, State
+from ulm_prompt.prompt_lm.label_map import LabelMap
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.prompt_lm.search import Search, follow
@@ -92,3 +93,22 @@ def test_one_prompt_in_a_list_is_one_prompt() -> None:
 def test_prompts_over_different_lms_are_refused() -> None:
     with pytest.raises(AssertionError, match="different LMs"):
         CachedLM([models(3)[0], models(3)[0]], PAD, EOS)
+
+
+def test_a_learnable_verbalizer_beside_a_fixed_one() -> None:
+    """Each row's logits go through its own prompt's label map, or through none."""
+    several = models(4, 4)
+    torch.manual_seed(3)
+    label_map = LabelMap([7, 9, 30], SYMBOLS, 2, EOS)
+    torch.nn.init.normal_(label_map.weight)
+    several[1] = PromptLanguageModel(several[1].lm, several[1].prompt, label_map).eval()
+    rows, which = mixture(2)
+    lm = CachedLM(several, PAD, EOS)
+    mixed = steps(lm, lm.prefill(rows, which=which))
+    for number, model in enumerate(several):
+        places = [place for place, prompt in enumerate(which) if prompt == number]
+        alone = CachedLM(model, PAD, EOS)
+        own = steps(alone, alone.prefill([rows[place] for place in places]))
+        for one, other in zip(mixed, own):
+            assert torch.allclose(one[places], other, atol=1e-5)
+    assert mixed[0][which.index(1)].isinf().any() and mixed[0][which.index(0)].isfinite().all()

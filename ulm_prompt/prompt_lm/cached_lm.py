@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import UserError
-
 from .model import KeysValues, PromptLanguageModel
 
 SLACK = 8  # places for steps that a new cache has; it grows by half when they are taken
@@ -51,8 +49,8 @@ class State:
     visible: Tensor  # (B, Q, used), what a hypothesis attends to: False at padding
     lengths: Tensor  # (B,), symbols read so far
     row_scores: Tensor  # (B,), log-probability of the row itself, 0 unless asked for
-    which: Tensor | None = None  # (B,), each row's prompt; None where there is one
     place: int = 1  # of the next symbol in ``<s> labels </s>``
+    which: Tensor | None = None  # (B,), each row's prompt; None where there is one
 
     @property
     def used(self) -> int:
@@ -67,8 +65,8 @@ class State:
             self.visible[index],
             self.lengths[index],
             self.row_scores[index],
-            None if self.which is None else self.which[index],
             self.place,
+            None if self.which is None else self.which[index],
         )
 
 
@@ -82,7 +80,7 @@ class CachedLM:
         self, models: PromptLanguageModel | Sequence[PromptLanguageModel], pad: int, eos: int
     ) -> None:
         models = [models] if isinstance(models, PromptLanguageModel) else list(models)
-        model = models[0]
+        self.models, model = models, models[0]
         assert all(other.lm is model.lm for other in models), "prompts over different LMs"
         self.model = model
         self.pad, self.eos = pad, eos
@@ -93,11 +91,6 @@ class CachedLM:
         self.seps = self.in_use = None  # of several prompts: (N, 1, D) and (N, P)
         self.prefixes = model.prefixes()
         if len(models) > 1:
-            if any(each.label_map is not None for each in models):
-                raise UserError(
-                    "a prompt with a learnable verbalizer (train.py --set verbalizer=learnable) "
-                    "shares no batch with others; ask it alone"
-                )
             self.seps = torch.stack([each.in_lm_dtype(each.prompt.sep) for each in models])
             places = torch.arange(self.prefix_length, device=self.device)
             self.in_use = places < torch.tensor(lengths, device=self.device)[:, None]
@@ -149,8 +142,8 @@ class CachedLM:
             prefix = self.in_use[which]
         visible = torch.cat([prefix, real], dim=1).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
-        logits = model.answers(logits, torch.ones(1, device=device))
-        return State(logits, cache, visible, lengths, row_scores, which)
+        logits = self._answers(logits, 1, which)
+        return State(logits, cache, visible, lengths, row_scores, which=which)
 
     @torch.inference_mode()
     def step(self, state: State, symbols: Tensor, parents: Tensor | None = None) -> State:
@@ -174,7 +167,7 @@ class CachedLM:
         logits = self.model.logits(x).float()
         return dataclasses.replace(
             state,
-            logits=self.model.answers(logits, torch.full((count,), place, device=self.device)),
+            logits=self._answers(logits, place, state.which),
             cache=cache,
             visible=visible,
             lengths=state.lengths + 1,
@@ -192,6 +185,17 @@ class CachedLM:
     def _sep(self, which: Tensor | None) -> Tensor | None:
         """Each row's own ``<s>``: (B, 1, D)."""
         return None if which is None else self.seps[which]
+
+    def _answers(self, logits: Tensor, place: int, which: Tensor | None) -> Tensor:
+        """Logits (B, Q, V) of the ``place``-th symbol after each row's own label map."""
+        places = torch.full(logits.shape[1:2], place, device=self.device)
+        if which is None:
+            return self.model.answers(logits, places)
+        for number, model in enumerate(self.models):
+            if model.label_map is not None:
+                rows = which == number
+                logits[rows] = model.answers(logits[rows], places)
+        return logits
 
     def _mask(self, length: int, which: Tensor | None) -> Tensor:
         """What a token sees: (T, P + T); (B, 1, T, P + T) where prompts differ in length."""
