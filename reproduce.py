@@ -36,7 +36,8 @@ def main() -> None:
     if not args.list:
         at_hand = [cell for cell in cells if not lacking[str(cell)]]
         failed = make(at_hand, paper, seeds, workspace, args)
-    runs = [read_figure(c, paper.tasks[c.task].metric, s, workspace) for c in cells for s in seeds]
+    runs = (read_figure(c, paper.tasks[c.task].metric, s, workspace)
+            for c in paper.cells for s in seeds)  # fmt: skip
     figures = [figure for figure in runs if figure]
     report(paper, cells, figures, lacking, workspace)
     if args.write_docs:
