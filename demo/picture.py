@@ -12,10 +12,10 @@ import matplotlib.pyplot as plt
 
 from pipeline.files import replacing
 from pipeline.workspace import Workspace
-from ulm_prompt.class_report import answers
-from ulm_prompt.confusion import confusion_on
 from ulm_prompt.curves import valid_curve
-from ulm_prompt.label_names import label_names
+from ulm_prompt.scoring.class_report import answers
+from ulm_prompt.scoring.confusion import confusion_on
+from ulm_prompt.scoring.label_names import label_names
 from ulm_prompt.tasks import Pair, load_task
 
 

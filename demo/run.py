@@ -23,7 +23,7 @@ from pipeline.commands import run_script
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.scores import score
+from ulm_prompt.scoring.scores import score
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
 UNIT_MODEL = "logmel100"

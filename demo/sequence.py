@@ -21,7 +21,7 @@ from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sequence_scores import (
+from ulm_prompt.scoring.sequence_scores import (
     SequenceScores,
     score_sequences,
 )

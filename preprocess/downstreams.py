@@ -26,12 +26,15 @@ def downstreams() -> list[str]:
 
 
 def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
-    """The downstreams that are named; else all whose corpus or, ``after_manifest``, whose manifest
-    is there. Where none is, all of them, to be told what is missing.
-    """
+    """The downstreams that are named, else those at hand."""
     every = [load_downstream(name, arguments) for name in arguments.downstream or downstreams()]
-    if arguments.downstream:
-        return every
+    return every if arguments.downstream else those_at_hand(every, after_manifest)
+
+
+def those_at_hand(every: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
+    """Those whose corpus or, ``after_manifest``, whose manifest is there. Where none is, all of
+    them, to be told what is missing.
+    """
     found = [task for task in every if (task.manifest if after_manifest else task.root).is_dir()]
     for task in every:
         if found and task not in found:

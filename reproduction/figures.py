@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.stages import BASELINES, SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
-from ulm_prompt.scores import score, scores_of
+from ulm_prompt.scoring.scores import score, scores_of
 
 
 @dataclass(frozen=True)

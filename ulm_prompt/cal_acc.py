@@ -15,7 +15,7 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN
-from ulm_prompt.scores import scores_of
+from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.tasks import add_workspace
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
     reports = {}
     if args.report:
-        from ulm_prompt.class_report import write_report
+        from ulm_prompt.scoring.class_report import write_report
 
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
     if args.json:
@@ -90,7 +90,7 @@ def main() -> None:
         for name, value in scores.items():
             print(f"  {name:<{width}}  {written(name, value)}")
         if args.report:
-            from ulm_prompt.class_report import print_report
+            from ulm_prompt.scoring.class_report import print_report
 
             print_report(reports[path])
     if len(by_file) > 1:

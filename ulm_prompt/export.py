@@ -19,9 +19,9 @@ from pipeline.files import replacing_folder, sha256, writing
 from pipeline.provenance import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.find_prompts import BEST
-from ulm_prompt.prompt_page import page
-from ulm_prompt.prompt_record import README, RECORD, TENSORS, PromptRecord, write_record
+from ulm_prompt.predicting.find_prompts import BEST
+from ulm_prompt.sharing.prompt_page import page
+from ulm_prompt.sharing.prompt_record import README, RECORD, TENSORS, PromptRecord, write_record
 from ulm_prompt.tasks import add_workspace
 
 
@@ -39,7 +39,7 @@ def gather(args: argparse.Namespace, checkpoint: Path) -> tuple[PromptRecord, di
     from ulm_prompt.prompt_lm.checkpoint import prompted, read_weights
     from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
     from ulm_prompt.prompt_lm.projection import KEYS, VALUES
-    from ulm_prompt.trained_prompt import record_of, scores_on_test
+    from ulm_prompt.sharing.trained_prompt import record_of, scores_on_test
 
     workspace = Workspace(args.workspace)
     record = record_of(checkpoint, args.prompt_task, args.unit_model, workspace)

@@ -18,8 +18,8 @@ from pipeline.errors import UserError, run
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.curves import valid_curve
-from ulm_prompt.label_names import label_names
 from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.scoring.label_names import label_names
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import renamed_texts
 

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.answer_formats import FORMATS
-from ulm_prompt.audio_list import as_they_arrive, check_sources, count_files, stream
-from ulm_prompt.find_prompts import find_prompt
+from ulm_prompt.predicting.answer_formats import FORMATS
+from ulm_prompt.predicting.audio_list import as_they_arrive, check_sources, count_files, stream
+from ulm_prompt.predicting.find_prompts import find_prompt
 from ulm_prompt.tasks import add_workspace
 
 BATCH = 32  # files at a time
@@ -72,7 +72,7 @@ def main() -> None:
     for word in args.prompt:
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
-    from ulm_prompt.predictor import BadAudio, Predictor  # seconds: checked first
+    from ulm_prompt.predicting.predictor import BadAudio, Predictor  # seconds: checked first
 
     predictor = Predictor.load(
         args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype

@@ -17,9 +17,9 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.study_cell import Outcome, Place, complete, place
-from ulm_prompt.study_plan import cells_of, load_study, stem, study_names
-from ulm_prompt.study_report import report
+from ulm_prompt.studies.cell import Outcome, Place, complete, place
+from ulm_prompt.studies.plan import cells_of, load_study, stem, study_names
+from ulm_prompt.studies.report import report
 from ulm_prompt.tasks import add_workspace, find_pairs, load_task
 
 

@@ -28,7 +28,7 @@ from preprocess.speech2unit.block_store import BlockStore
 from tests.conftest import stage
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import preprocessor
-from ulm_prompt.scores import score
+from ulm_prompt.scoring.scores import score
 
 INTENTS = [("start", "lamp", "none"), ("stop", "heat", "kitchen"), ("start", "heat", "none")]
 COUNTS = {"train": 24, "valid": 6, "test": 7}

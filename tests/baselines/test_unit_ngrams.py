@@ -15,7 +15,7 @@ from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, read_rows, write_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.scores import score
+from ulm_prompt.scoring.scores import score
 
 
 def rows_of(count: int, seed: int) -> list[Row]:

@@ -13,13 +13,13 @@ from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
 from preprocess.audio_snips.preprocessor import labels_of
 from preprocess.characters import CHARACTERS
+from preprocess.downstreams import those_at_hand
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
-from preprocess.runner import those_at_hand
 from tests.preprocess import corpora
 from tests.preprocess.tasks import TASKS, preprocessor
 from tests.preprocess.test_runner import all_actions
-from ulm_prompt.sequence_scores import Label, Text, read_text
+from ulm_prompt.scoring.sequence_scores import Label, Text, read_text
 
 
 def librispeech(workspace: Path, *overrides: str, **texts: object) -> Preprocessor:
@@ -170,14 +170,14 @@ def test_without_a_name_the_runner_does_what_is_there(
 ) -> None:
     """Nobody has all four corpora."""
     tasks = [preprocessor(name, tmp_path) for name in TASKS]
-    assert those_at_hand(tasks, "generate_manifest") == tasks, "to be told what is missing"
+    assert those_at_hand(tasks, after_manifest=False) == tasks, "to be told what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
-    (task,) = those_at_hand(tasks, "generate_manifest")
+    (task,) = those_at_hand(tasks, after_manifest=False)
     assert task.downstream == "librispeech"
     assert capsys.readouterr().out.count("passed over, its corpus is not there") == 3
-    assert those_at_hand(tasks, "quantized") == tasks
+    assert those_at_hand(tasks, after_manifest=True) == tasks
     task.generate_manifest()
-    assert those_at_hand(tasks, "quantized") == [task]
+    assert those_at_hand(tasks, after_manifest=True) == [task]
 
 
 words = st.lists(

@@ -25,9 +25,9 @@ from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.ulm_prompt import spoken, tiny
 from ulm_prompt import predict, sample
-from ulm_prompt.answer_formats import Table
-from ulm_prompt.audio_list import as_they_arrive
-from ulm_prompt.predictor import BadAudio, Prediction, Predictor
+from ulm_prompt.predicting.answer_formats import Table
+from ulm_prompt.predicting.audio_list import as_they_arrive
+from ulm_prompt.predicting.predictor import BadAudio, Prediction, Predictor
 
 
 @pytest.fixture(scope="module")

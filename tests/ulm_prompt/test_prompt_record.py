@@ -12,8 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_page import page
-from ulm_prompt.prompt_record import RECORD, PromptRecord, UnitSettings, read_record, write_record
+from ulm_prompt.sharing.prompt_page import page
+from ulm_prompt.sharing.prompt_record import (
+    RECORD,
+    PromptRecord,
+    UnitSettings,
+    read_record,
+    write_record,
+)
 
 
 def a_record(**changes: Any) -> PromptRecord:

@@ -16,11 +16,11 @@ from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
-from ulm_prompt.class_report import OTHER, answers, class_report
-from ulm_prompt.label_names import Label
 from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.scoring.class_report import OTHER, answers, class_report
+from ulm_prompt.scoring.label_names import Label
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ulm_prompt.cer_by_length import binned
-from ulm_prompt.sequence_scores import (
+from ulm_prompt.scoring.sequence_scores import (
     NO_LABEL,
     Answered,
     Label,

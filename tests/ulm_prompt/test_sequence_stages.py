@@ -21,7 +21,7 @@ from pipeline.workspace import REPOSITORY, Workspace
 from tests.ulm_prompt import tiny
 from ulm_prompt import cal_acc, cer_by_length, gen_labelspace, make_data, verbalizer
 from ulm_prompt.sample import report_long
-from ulm_prompt.sequence_scores import score_sequences
+from ulm_prompt.scoring.sequence_scores import score_sequences
 from ulm_prompt.tasks import Pair, load_task, sequence_pair
 
 UNIT_MODEL = "tiny100"
@@ -103,7 +103,7 @@ def test_scores_of_every_task(root: Path, capsys: pytest.CaptureFixture[str]) ->
     called(cal_acc, "--workspace", root, "--sample_date", "s")
     printed = capsys.readouterr().out
     by_task = {re.search(r"samples_([A-Z]+)_", part)[1]: part for part in
-               re.split(r"\n(?=/)", printed.strip())}  # fmt: skip
+               re.split(r"\n(?=/)", printed.split("\n\n(1)")[0].strip())}  # fmt: skip
     assert list(by_task) == ["ASR", "KS", "SF"]
     lines = by_task["KS"].splitlines()[1:]
     names = ("utterances", "accuracy", "accuracy within labels", "invalid answers")

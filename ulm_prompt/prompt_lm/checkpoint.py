@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.provenance import provenance
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
-from ulm_prompt.prompt_record import TENSORS, is_export, read_record
+from ulm_prompt.sharing.prompt_record import TENSORS, is_export, read_record
 
 from .frozen_lm import UnitLM, dict_fingerprint, load_unit_lm
 from .label_map import WEIGHT, LabelMap

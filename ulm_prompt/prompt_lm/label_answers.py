@@ -10,8 +10,8 @@ from typing import NamedTuple
 from fairseq.data import Dictionary
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_record import PromptRecord
 from ulm_prompt.sample_flags import label_limit
+from ulm_prompt.sharing.prompt_record import PromptRecord
 
 from .beam import beam_search
 from .cached_lm import CachedLM, State

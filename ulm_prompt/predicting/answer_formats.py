@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from ulm_prompt.prompt_record import PromptRecord
+from ulm_prompt.sharing.prompt_record import PromptRecord
 
 if TYPE_CHECKING:
-    from ulm_prompt.predictor import Prediction
+    from ulm_prompt.predicting.predictor import Prediction
 
 DIGITS = 6  # that count, of a written probability
 WIDEST = 40  # of the table's column of files

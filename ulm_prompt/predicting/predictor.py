@@ -23,17 +23,17 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
-from ulm_prompt.find_prompts import find_prompt, task_and_unit_model
+from ulm_prompt.predicting.find_prompts import find_prompt, task_and_unit_model
+from ulm_prompt.predicting.speech_units import SpeechToUnits, UnitFiles
 from ulm_prompt.prompt_lm.batching import batches_by_length
 from ulm_prompt.prompt_lm.cached_lm import CachedLM
 from ulm_prompt.prompt_lm.checkpoint import prompted, read_weights
 from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 from ulm_prompt.prompt_lm.label_answers import Answer, LabelAnswers
 from ulm_prompt.prompt_lm.precision import choose_dtype
-from ulm_prompt.prompt_record import TENSORS, PromptRecord, read_record
-from ulm_prompt.speech_units import SpeechToUnits, UnitFiles
+from ulm_prompt.sharing.prompt_record import TENSORS, PromptRecord, read_record
+from ulm_prompt.sharing.trained_prompt import record_of
 from ulm_prompt.tasks import load_task, task_names
-from ulm_prompt.trained_prompt import record_of
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
 BATCH_SECONDS = 60.0  # of audio that is encoded together

@@ -15,7 +15,7 @@ from pipeline.files import read_json, sha256
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.config import FairseqConfig, fill_in
-from ulm_prompt.prompt_record import UnitSettings
+from ulm_prompt.sharing.prompt_record import UnitSettings
 
 if TYPE_CHECKING:
     from torch import Tensor

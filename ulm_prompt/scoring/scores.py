@@ -59,7 +59,7 @@ def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
             "accuracy within labels": result.accuracy_within_labels,
             "invalid answers": result.invalid,
         }
-    from ulm_prompt.sequence_scores import score_sequences
+    from ulm_prompt.scoring.sequence_scores import score_sequences
 
     files = (path, path.with_stem(path.stem + WITHIN))
     free, within = (score_sequences(file, workspace, pair) for file in files)

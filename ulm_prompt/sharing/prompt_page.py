@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ulm_prompt.prompt_record import TENSORS, PromptRecord
+from ulm_prompt.sharing.prompt_record import TENSORS, PromptRecord
 
 MOST_LABELS = 100  # that the page lists
 

@@ -18,7 +18,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.tasks import Pair
 from ulm_prompt.verbal import check_data_bin
 
-HERE = Path(__file__).resolve().parent
+STAGES = Path(__file__).resolve().parents[1]
 
 
 def twin(workspace: Workspace, pair: Pair, method: str, seed: int) -> Workspace:
@@ -51,7 +51,7 @@ def run_stage(name: str, workspace: Workspace, flags: Sequence[object]) -> str:
 
     Raises ``UserError`` with what it said when it fails.
     """
-    command = (sys.executable, HERE / f"{name}.py", "--workspace", workspace.root, *flags)
+    command = (sys.executable, STAGES / f"{name}.py", "--workspace", workspace.root, *flags)
     result = subprocess.run(
         [str(word) for word in command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

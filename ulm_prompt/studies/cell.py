@@ -14,10 +14,10 @@ from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.curves import valid_curve
 from ulm_prompt.recipe import load_recipe
-from ulm_prompt.scores import score
-from ulm_prompt.study_plan import LEARNABLE, Cell
+from ulm_prompt.scoring.scores import score
+from ulm_prompt.studies.plan import LEARNABLE, Cell
+from ulm_prompt.studies.twin import run_stage, twin
 from ulm_prompt.tasks import Pair
-from ulm_prompt.twin import run_stage, twin
 from ulm_prompt.verbal import check_data_bin
 
 RECORD = "study.json"  # beside the run's checkpoints

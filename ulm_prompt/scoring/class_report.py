@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.label_names import Label, label_names
 from ulm_prompt.sample_file import WITHIN, read_samples
+from ulm_prompt.scoring.label_names import Label, label_names
 from ulm_prompt.tasks import pair_of
 
 OTHER = "(other)"  # an answer that is no class of the test split
@@ -131,7 +131,7 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         )
     if pair.config.is_sequence:
         return {}
-    from ulm_prompt.confusion import draw_confusion
+    from ulm_prompt.scoring.confusion import draw_confusion
 
     names = label_names(workspace, pair)
     report = class_report(path, names)

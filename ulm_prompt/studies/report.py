@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from pipeline.files import writing
-from ulm_prompt.study_cell import Outcome
-from ulm_prompt.study_pictures import draw
-from ulm_prompt.study_plan import Cell, Study, groups
+from ulm_prompt.studies.cell import Outcome
+from ulm_prompt.studies.pictures import draw
+from ulm_prompt.studies.plan import Cell, Study, groups
 
 COLUMNS = 4  # of validations in a table of learning curves
 

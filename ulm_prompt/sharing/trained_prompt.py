@@ -10,12 +10,12 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm.checkpoint import Card, read_card
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
-from ulm_prompt.prompt_record import MOST_SEQUENCES, PromptRecord
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.scores import scores_of
-from ulm_prompt.speech_units import UnitFiles
+from ulm_prompt.scoring.scores import scores_of
+from ulm_prompt.sharing.prompt_record import MOST_SEQUENCES, PromptRecord
 from ulm_prompt.tasks import Pair, load_task
 from ulm_prompt.verbal import load_verbal
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.files import replacing
-from ulm_prompt.study_cell import Outcome
-from ulm_prompt.study_plan import Cell, groups
+from ulm_prompt.studies.cell import Outcome
+from ulm_prompt.studies.plan import Cell, groups
 
 ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # that are marked
 

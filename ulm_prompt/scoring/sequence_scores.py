@@ -16,9 +16,9 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from ulm_prompt.label_names import Label, label_names
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import read_samples
+from ulm_prompt.scoring.label_names import Label, label_names
 from ulm_prompt.tasks import Pair
 from ulm_prompt.verbal import renamed_texts
 

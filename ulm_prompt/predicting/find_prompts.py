@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_record import RECORD, TENSORS, is_export
+from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, is_export
 from ulm_prompt.tasks import task_names
 
 BEST = "checkpoint_best.pt"

@@ -1,0 +1,1 @@
+"""Prompts put to use: from audio to answers."""

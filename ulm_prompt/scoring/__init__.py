@@ -1,0 +1,1 @@
+"""Scores of sample files, and reports on them."""

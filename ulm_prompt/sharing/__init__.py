@@ -1,0 +1,1 @@
+"""Prompts as things to share: their records and pages."""

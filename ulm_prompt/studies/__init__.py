@@ -1,0 +1,1 @@
+"""Studies: what is run, one cell of it, the table and the picture."""
