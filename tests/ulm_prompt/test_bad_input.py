@@ -14,8 +14,9 @@ import torch
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
-from tests.conftest import REPOSITORY, stage
+from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.forked import stage
 from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 
 UNIT_MODEL = "tiny100"

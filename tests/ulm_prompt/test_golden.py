@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import stage
+from tests.ulm_prompt.forked import stage
 
 STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pipeline.files import write_json
 from pipeline.workspace import Workspace
-from tests.conftest import stage
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.forked import stage
 from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt

@@ -11,8 +11,8 @@ import torch
 
 from pipeline.files import sha256
 from pipeline.workspace import Workspace
-from tests.conftest import stage
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.forked import stage
 
 UNIT_MODEL = "tiny100"
 DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
