@@ -29,6 +29,7 @@ def run(workspace: Path, *flags: str, code: int = 0) -> str:
 
 def test_stages_are_called_once_and_again_when_their_input_is_newer(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path)
+    space = Workspace(tmp_path)
     said = run(tmp_path, "--stop-stage", "2")
     assert "stage 1: done already" in said
     for script in ("make_data", "gen_labelspace", "verbalizer"):
