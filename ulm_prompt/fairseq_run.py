@@ -33,6 +33,7 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
+    from fairseq.logging import progress_bar
 
     if here.main:
         if not (save_dir / LAST).exists():
@@ -75,6 +76,10 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
             reason = "cannot write a checkpoint (disk full?)"
             raise OSError(errno.ENOSPC, reason, str(save_dir)) from None
         raise
+    finally:  # fairseq keeps its curves' files open: the next run's curves would go there
+        for writer in progress_bar._tensorboard_writers.values():
+            writer.close()
+        progress_bar._tensorboard_writers.clear()
 
 
 def _distributed(here: Ranks) -> list[object]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -42,6 +43,7 @@ def _run(main: object, words: list[str], out: int, errors: int) -> None:
     from pipeline.errors import run
 
     code = 1
+    signal.alarm(300)  # a fork that hangs is killed
     try:
         os.dup2(out, 1)
         os.dup2(errors, 2)

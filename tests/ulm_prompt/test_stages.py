@@ -189,3 +189,12 @@ def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> Non
     (folder / "ulm.json").unlink()
     message = stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs, code=2)
     assert "not trained here" in message
+
+
+def test_every_task_has_curves_of_its_own(prepared: Path) -> None:
+    """Trained by one call, one after the other in its process."""
+    flags = ("--date", "curves", "--set", "max_update=2")
+    stage("ulm_prompt/train.py", "--workspace", prepared, *flags)
+    for task in ("KS", "IC"):
+        logs = Workspace(prepared).logs(task, UNIT_MODEL, "curves")
+        assert list(logs.glob("*/events.out.tfevents.*")), task
