@@ -1,0 +1,45 @@
+"""The downstream that docs/own_preprocessor.md writes, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from pipeline.rows import read_rows
+from pipeline.workspace import REPOSITORY
+from tests.conftest import stage
+from tests.preprocess.corpora import tone, write
+
+PAGE = (REPOSITORY / "docs" / "own_preprocessor.md").read_text()
+
+
+def block(language: str) -> str:
+    return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1]
+
+
+def test_the_page_makes_a_downstream(tmp_path: Path) -> None:
+    """In a copy of the packages: a downstream is a folder of the repository."""
+    for package in ("pipeline", "preprocess", "pretrained_models"):
+        ignored = shutil.ignore_patterns("data", "*.pt", "__pycache__")
+        shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=ignored)
+    folder = tmp_path / "preprocess" / "animals"
+    folder.mkdir()
+    config = (REPOSITORY / "preprocess" / "fluent_commands" / "config.yaml").read_text()
+    root = re.search(r"root_path: (\S+)", block("yaml"))[1]
+    (folder / "config.yaml").write_text(re.sub(r"root_path: \S+", f"root_path: {root}", config))
+    (folder / "preprocessor.py").write_text(block("python"))
+    for number, animal in enumerate(("owl", "cat")):
+        for speaker in "abcdefghij":
+            path = tmp_path / root / animal / f"{speaker}_0.wav"
+            write(path, tone(0.3, 100 + 300 * number + ord(speaker)))
+    runner = tmp_path / "preprocess" / "runner.py"
+    small = ("--set", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
+    for action in ("generate_manifest", "learn_kmeans", "quantized", "postprocess"):
+        stage(str(runner), "--downstream", "animals", "--action", action, *small)
+    rows = {split: list(read_rows(folder / "data" / "logmel100" / split))
+            for split in ("train", "valid", "test")}  # fmt: skip
+    assert [len(found) for found in rows.values()] == [12, 4, 4]
+    speakers = [{Path(row.file).name[0] for row in found} for found in rows.values()]
+    assert speakers == [set("abcfgh"), set("di"), set("ej")]
+    assert {row.labels for row in rows["test"]} == {"0", "1"}
