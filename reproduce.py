@@ -101,13 +101,16 @@ def make(
         for cell in cells
         if not read_figure(cell, paper.tasks[cell.task].metric, seed, workspace)
     ]
-    for cell in dict.fromkeys(str(cell) for cell, _ in todo):
-        go(cell, to_prepare(next(c for c in cells if str(c) == cell), workspace))
+    for name, cell in {str(cell): cell for cell, _ in todo}.items():
+        go(name, to_prepare(cell, workspace))
     with ThreadPoolExecutor(args.jobs) as pool:
-        for cell, seed in todo:
-            if str(cell) not in failed:
-                commands = to_train(cell, seed, workspace)
-                pool.submit(go, f"{cell} seed {seed}", commands)
+        runs = [
+            pool.submit(go, f"{cell} seed {seed}", to_train(cell, seed, workspace))
+            for cell, seed in todo
+            if str(cell) not in failed
+        ]
+    for done in runs:
+        done.result()  # raises what it raised
     return failed
 
 

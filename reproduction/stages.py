@@ -7,6 +7,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.needs import has_rows
+from ulm_prompt.train_ulm import OURS
 from ulm_prompt.verbal import check_data_bin, load_verbal
 
 Command = list[str]
@@ -17,7 +18,7 @@ PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
 
 def trained_here(workspace: Workspace, unit_model: str) -> bool:
     """Whether the unit LM is train_ulm.py's, not a released one."""
-    return (lm_folder(workspace, unit_model) / "ulm.json").exists()
+    return (lm_folder(workspace, unit_model) / OURS).exists()
 
 
 def to_prepare(cell: Cell, workspace: Workspace) -> list[Command]:
