@@ -50,27 +50,37 @@ def train(task: str, updates: int) -> str:
     )
 
 
-RUNNER = "preprocess/runner.py --downstream speech_commands fluent_commands --action"
-STAGES = [
-    both("speak", "demo/speech.py --out {workspace}/corpora"),
-    both("manifest", f"{RUNNER} generate_manifest"),
-    both(
-        "k-means",
-        f"{RUNNER} learn_kmeans --set fairseqrc.km_frames=60000 fairseqrc.km_starts=3",
-    ),
-    both("quantise", f"{RUNNER} quantized"),
-    both("postprocess", f"{RUNNER} postprocess"),
-    both("text", "ulm_prompt/make_data.py"),
-    both("labelspace", "ulm_prompt/gen_labelspace.py"),
-    both("verbalizer", "ulm_prompt/verbalizer.py"),
-    both(
-        "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
-    ),
-    both("binarise", "ulm_prompt/fairseq_preprocess.py"),
-    Stage("prompt", {"KS": train("KS", 1500), "IC": train("IC", 2600)}),
-    both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
-    both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
-]
+def pipeline(speech: str, downstreams: str, prompts: dict[str, str]) -> list[Stage]:
+    """Every stage from a script that speaks corpora to the scores; ``prompts``: task -> how its
+    prompt is trained.
+    """
+    runner = f"preprocess/runner.py --downstream {downstreams} --action"
+    ulm = f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
+    return [
+        both("speak", f"{speech} --out {{workspace}}/corpora"),
+        both("manifest", f"{runner} generate_manifest"),
+        both(
+            "k-means",
+            f"{runner} learn_kmeans --set fairseqrc.km_frames=60000 fairseqrc.km_starts=3",
+        ),
+        both("quantise", f"{runner} quantized"),
+        both("postprocess", f"{runner} postprocess"),
+        both("text", "ulm_prompt/make_data.py"),
+        both("labelspace", "ulm_prompt/gen_labelspace.py"),
+        both("verbalizer", "ulm_prompt/verbalizer.py"),
+        both("unit LM", ulm),
+        both("binarise", "ulm_prompt/fairseq_preprocess.py"),
+        Stage("prompt", prompts),
+        both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
+        both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
+    ]
+
+
+STAGES = pipeline(
+    "demo/speech.py",
+    "speech_commands fluent_commands",
+    {"KS": train("KS", 1500), "IC": train("IC", 2600)},
+)
 
 
 def run_stages(stages: list[Stage], workspace: Path) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from demo.run import Stage, both, run_stages
+from demo.run import DATE, UNIT_MODEL, both, pipeline, run_stages
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
@@ -29,8 +29,6 @@ from ulm_prompt.tasks import Pair, load_task
 from ulm_prompt.verbal import renamed_texts
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
-UNIT_MODEL = "logmel100"
-DATE = "demo"
 TASKS = ("ASR", "SF")
 
 
@@ -42,26 +40,12 @@ def train(task: str, updates: int) -> str:
     )
 
 
-RUNNER = "preprocess/runner.py --downstream librispeech audio_snips --action"
 STAGES = [
-    both("speak", "demo/sequence_speech.py --out {workspace}/corpora"),
-    both("manifest", f"{RUNNER} generate_manifest"),
-    both(
-        "k-means",
-        f"{RUNNER} learn_kmeans --set fairseqrc.km_frames=60000 fairseqrc.km_starts=3",
+    *pipeline(
+        "demo/sequence_speech.py",
+        "librispeech audio_snips",
+        {"ASR": train("ASR", 2500), "SF": train("SF", 1800)},
     ),
-    both("quantise", f"{RUNNER} quantized"),
-    both("postprocess", f"{RUNNER} postprocess"),
-    both("text", "ulm_prompt/make_data.py"),
-    both("labelspace", "ulm_prompt/gen_labelspace.py"),
-    both("verbalizer", "ulm_prompt/verbalizer.py"),
-    both(
-        "unit LM", f"ulm_prompt/train_ulm.py --unit_model {UNIT_MODEL} --config tiny --date {DATE}"
-    ),
-    both("binarise", "ulm_prompt/fairseq_preprocess.py"),
-    Stage("prompt", {"ASR": train("ASR", 2500), "SF": train("SF", 1800)}),
-    both("sample", f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}"),
-    both("score", f"ulm_prompt/cal_acc.py --sample_date {DATE}"),
     both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),
 ]
 

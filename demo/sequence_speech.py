@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -22,11 +21,11 @@ if not __package__:  # called as a script
 
 import numpy as np
 
+from demo.new_corpus import new_corpus
 from demo.sequence_texts import VALUES, Command, commands, sentences
 from demo.speech import Clip, jobs_of, speak
 from demo.voices import ACCENT, Speaker, speakers
-from pipeline.errors import UserError, run
-from pipeline.files import write_json
+from pipeline.errors import run
 from pipeline.rows import SPLITS
 
 FOLDERS = {"train": "train-clean-100", "valid": "dev-clean", "test": "test-clean"}
@@ -61,16 +60,9 @@ def main() -> None:
         ("librispeech", speak_sentences, arguments.sentences),
         ("audio_snips", speak_slots, arguments.commands),
     ):
-        folder = arguments.out / corpus
-        if folder.exists():
-            raise UserError(f"{folder}: is there already; remove it or choose another --out")
-        unfinished = folder.with_name(f".{corpus}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        by_split = dict(zip(SPLITS, counts, strict=True))
-        write(unfinished, by_split, arguments.seed, arguments.workers)
-        write_json(unfinished / "spoken.json", {"seed": arguments.seed, "utterances": counts})
-        unfinished.rename(folder)
-        print(f"wrote {folder}: {' / '.join(map(str, counts))} utterances for {' / '.join(SPLITS)}")
+        with new_corpus(arguments.out / corpus, arguments.seed, counts) as folder:
+            by_split = dict(zip(SPLITS, counts, strict=True))
+            write(folder, by_split, arguments.seed, arguments.workers)
     print(
         f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
     )

@@ -13,7 +13,6 @@ import argparse
 import csv
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ import soxr
 from tqdm import tqdm
 
 from demo.espeak import Espeak
+from demo.new_corpus import new_corpus
 from demo.sound import (
     NOISE_COLOURS,
     SAMPLE_RATE,
@@ -41,8 +41,7 @@ from demo.sound import (
 )
 from demo.texts import OTHER_WORDS, commands
 from demo.voices import Speaker, speakers
-from pipeline.errors import UserError, run
-from pipeline.files import write_json
+from pipeline.errors import run
 from pipeline.rows import SPLITS
 from preprocess.speech_commands.corpus import (
     KEYWORDS,
@@ -100,21 +99,9 @@ def main() -> None:
         ("speech_commands", speak_keywords, arguments.keywords),
         ("fluent_commands", speak_commands, arguments.commands),
     ):
-        folder = arguments.out / corpus
-        if folder.exists():
-            raise UserError(f"{folder}: is there already; remove it or choose another --out")
-        unfinished = folder.with_name(f".{corpus}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write(
-            unfinished,
-            voices,
-            dict(zip(SPLITS, counts, strict=True)),
-            arguments.seed,
-            arguments.workers,
-        )
-        write_json(unfinished / "spoken.json", {"seed": arguments.seed, "utterances": counts})
-        unfinished.rename(folder)
-        print(f"wrote {folder}: {' / '.join(map(str, counts))} utterances for {' / '.join(SPLITS)}")
+        with new_corpus(arguments.out / corpus, arguments.seed, counts) as folder:
+            by_split = dict(zip(SPLITS, counts, strict=True))
+            write(folder, voices, by_split, arguments.seed, arguments.workers)
     print(
         f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
     )
