@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pipeline.errors import UserError
@@ -19,20 +20,29 @@ class Label(NamedTuple):
 
 
 def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """Label unit -> label, by verbal.json and the downstream's labels.json. Rows that were written
-    by hand may have no labels.json: their labels are called by their numbers.
+    """Label unit -> label, by verbal.json and the downstream's labels.json.
 
     Raises ``UserError`` where the two files do not fit.
     """
     _, verbal = load_verbal(workspace, pair)
+    named = named_labels(workspace, pair, verbal)
+    return {unit: named[number] for number, unit in verbal.items()}
+
+
+def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
+    """Label number -> label, by labels.json. Rows that were written by hand may have none: their
+    labels are called by their numbers.
+
+    Raises ``UserError`` where labels.json lacks one.
+    """
     path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
     if not path.exists():
-        return {unit: Label("label", number) for number, unit in verbal.items()}
+        return {number: Label("label", number) for number in numbers}
     names = read_json(path, "preprocess/runner.py --action postprocess")
     try:
         return {
-            unit: Label(names[number]["slot"], names[number]["name"])
-            for number, unit in verbal.items()
+            number: Label(str(names[number]["slot"]), str(names[number]["name"]))
+            for number in numbers
         }
     except (KeyError, TypeError) as error:
         raise UserError(

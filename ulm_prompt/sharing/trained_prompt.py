@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256
+from pipeline.files import sha256
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm.checkpoint import Card, read_card
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
 from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.scoring.label_names import named_labels
 from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.sharing.prompt_record import MOST_SEQUENCES, PromptRecord
 from ulm_prompt.tasks import Pair, load_task
@@ -48,7 +48,10 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         task=task,
         unit_model=unit_model,
         units=units.record(),
-        labels=_labels(workspace, pair, verbal),
+        labels={
+            number: {"slot": label.kind, "name": label.name}
+            for number, label in named_labels(workspace, pair, verbal).items()
+        },
         labels_per_utterance=config.labels_per_utterance,
         most_labels=most,
         label_sequences=sequences if few else None,
@@ -100,21 +103,3 @@ def _label_sequences(
             f"{text}: unit {error.args[0]} names no label; run {MADE_TEXT} again"
         ) from None
     return sequences, max(map(len, sequences))
-
-
-def _labels(workspace: Workspace, pair: Pair, labels: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Slot and name of each label; its number where the units came without names."""
-    path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-    names = read_json(path, "preprocess/runner.py") if path.is_file() else {}
-    try:
-        return {
-            label: {"slot": str(names[label]["slot"]), "name": str(names[label]["name"])}
-            if names
-            else {"slot": "label", "name": label}
-            for label in labels
-        }
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{path}: not the names of all of {pair.task}'s labels; "
-            "run preprocess/runner.py --action postprocess again"
-        ) from None
