@@ -27,6 +27,7 @@ CHOICES = {
 AT_LEAST = {"batch_size": 1, "max_tokens": 1, "update_freq": 1, "max_epoch": 0, "max_update": 0,
             "patience": 0, "warmup_updates": 0, "lr": 0, "clip_norm": 0,
             "validate_every": 0, "shots": 0}  # fmt: skip
+SHARES = ("prompt_dropout", "lm_dropout", "unit_noise")
 NEVER = 10**9  # epochs
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
@@ -59,6 +60,7 @@ class Recipe:
     dtype: str = MISSING
     shots: int = MISSING
     verbalizer: str = MISSING
+    unit_noise: float = MISSING
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
@@ -79,6 +81,9 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     for knob, least in AT_LEAST.items():
         if getattr(recipe, knob) < least:
             raise UserError(f"recipe, {knob}={getattr(recipe, knob)}: expected at least {least}")
+    for knob in SHARES:
+        if not 0 <= getattr(recipe, knob) < 1:
+            raise UserError(f"recipe, {knob}={getattr(recipe, knob)}: expected 0 or more, below 1")
     if not _BETAS.fullmatch(recipe.adam_betas):
         raise UserError(f"recipe, adam_betas={recipe.adam_betas}: expected like (0.9, 0.98)")
     if recipe.lr_schedule == "cosine" and recipe.max_update <= recipe.warmup_updates:
@@ -114,6 +119,7 @@ def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
         "--validate-interval-updates": recipe.validate_every,
         "--seed": recipe.seed,
         "--shots": recipe.shots,
+        "--unit-noise": recipe.unit_noise,
     }
     if recipe.validate_every:  # and not after each epoch, of which a few shots make thousands
         flags |= {

@@ -108,8 +108,11 @@ def test_validations_by_updates_end_with_the_last_epoch(root: Path) -> None:
 
 
 def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the last validation, to the weights of one that was not, prompt dropout included."""
-    knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1")
+    """From the last validation, to the weights of one that was not, prompt dropout and noise on
+    the units included.
+    """
+    knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1",
+             "unit_noise=0.2")  # fmt: skip
     train(root, "whole", *knobs)
     step = Trainer.train_step
 
@@ -135,7 +138,7 @@ def test_a_run_of_an_earlier_version_goes_on(root: Path) -> None:
     train(root, "old", "max_update=6", "warmup_updates=2")
     path = Workspace(root).checkpoints("KS", "tiny100", "old") / "prompt.json"
     card = json.loads(path.read_text())
-    for knob in ("shots", "verbalizer"):
+    for knob in ("shots", "verbalizer", "unit_noise"):
         del card["training"][knob]
     del card["labels_per_utterance"]
     path.write_text(json.dumps(card))

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from .batching import LosslessDataset
 from .few_shot import draw_shots
 from .model import SEP
+from .unit_noise import UnitNoise
 
 
 class RowDataset(LosslessDataset):
@@ -31,6 +32,8 @@ class RowDataset(LosslessDataset):
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.shuffle = shuffle
         self.rank, self.world = 0, 1
+        self.noise: UnitNoise | None = None
+        self.epoch = 1
         self.places = np.arange(len(rows))  # in the split, of the rows that are served
         self.separators = np.array([self._separator(split, index) for index in range(len(rows))])
 
@@ -55,8 +58,16 @@ class RowDataset(LosslessDataset):
         return tuple(tokens[:separator]), tuple(tokens[separator + 1 :])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tokens = self.rows[int(self.places[index])]
-        return {"id": int(index), "tokens": tokens, "separator": self.separators[index]}
+        tokens, separator = self.rows[int(self.places[index])], self.separators[index]
+        if self.noise:
+            units = self.noise(tokens[:separator].numpy(), int(index), self.epoch)
+            tokens = torch.cat([torch.from_numpy(units), tokens[separator:]])
+            separator = len(units)
+        return {"id": int(index), "tokens": tokens, "separator": separator}
+
+    def set_epoch(self, epoch: int) -> None:
+        """fairseq calls it before each; the noise of a row is another in every epoch."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.places)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
@@ -16,6 +17,7 @@ from pipeline.errors import UserError
 from .frozen_lm import UnitLM, load_unit_lm
 from .prompt_init import METHODS, initialise
 from .row_dataset import RowDataset
+from .unit_noise import UnitNoise
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class UnitPromptConfig(FairseqDataclass):
     init: METHODS = field(default="normal", metadata={"help": "how the prompt starts"})
     init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
     shots: int = field(default=0, metadata={"help": "train on so many rows a class; 0: all"})
+    unit_noise: float = field(default=0.0, metadata={"help": "on the units of train rows"})
     seed: int = II("common.seed")
 
 
@@ -53,15 +56,17 @@ class UnitPromptTask(FairseqTask):
         return cls(cfg, unit_lm)
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        dataset = RowDataset(
-            Path(self.cfg.data) / split, self.unit_lm.dictionary, shuffle=split == "train"
-        )
+        dictionary = self.unit_lm.dictionary
+        dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if split == "train" and self.cfg.shots:
             whole = len(dataset)
             dataset.draw(self.cfg.shots, self.cfg.seed)
             logger.info(
                 f"few-shot: {len(dataset):,} of {whole:,} rows, {self.cfg.shots} of each class"
             )
+        if split == "train" and self.cfg.unit_noise:
+            units = np.array([i for i, s in enumerate(dictionary.symbols) if s.isdecimal()])
+            dataset.noise = UnitNoise(self.cfg.unit_noise, units, self.cfg.seed)
         self.datasets[split] = dataset
 
     def get_batch_iterator(
