@@ -54,15 +54,5 @@ def topics(
     return np.stack(found[0], axis=1), np.stack(found[1], axis=1)
 
 
-def turn(codes: np.ndarray) -> np.ndarray:
-    """Let row i of (utterances, codebooks) begin with codebook i modulo their number.
-
-    What stands at ``<s>`` must then tell any of them, not the first alone: that is where a prompt
-    reads.
-    """
-    rows, books = codes.shape
-    return codes[np.arange(rows)[:, None], np.add.outer(np.arange(rows), np.arange(books)) % books]
-
-
 def _unit_length(places: np.ndarray) -> np.ndarray:
     return places / (np.linalg.norm(places, axis=1, keepdims=True) + 1e-9)

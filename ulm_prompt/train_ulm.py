@@ -111,7 +111,6 @@ def prepare(
         {"train": args.text, "valid": args.valid_text},
         {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
         recipe.topics,
-        recipe.turn_topics,
         recipe.max_valid_utterances,
         recipe.seed,
     )

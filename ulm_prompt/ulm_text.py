@@ -45,15 +45,13 @@ def write_ulm_text(
     text: dict[str, Sequence[Path]],
     tasks: dict[str, dict[str, list[str]]],
     codebooks: int,
-    turned: bool,
     max_valid: int,
     seed: int,
 ) -> dict[str, Path]:
     """Write ``folder``/{train,valid}.txt: the given text files, then the tasks' units.
 
     ``text`` and ``tasks`` by split. With ``codebooks`` each task utterance is followed by ``<s>``
-    and its topics (``turned``: see ``topics.turn``). ``max_valid`` > 0 keeps so many valid lines of
-    every source.
+    and its topics. ``max_valid`` > 0 keeps so many valid lines of every source.
     """
     lines = {split: {"text": read_unit_text(files)} for split, files in text.items()}
     for downstream, train in tasks["train"].items():
@@ -61,7 +59,7 @@ def write_ulm_text(
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
         valid = tasks["valid"][downstream][: max_valid or None]
         if codebooks:
-            train, valid = _with_topics(train, valid, codebooks, turned, seed)
+            train, valid = _with_topics(train, valid, codebooks, seed)
         lines["train"][downstream], lines["valid"][downstream] = train, valid
     written = {}
     for split, sources in lines.items():
@@ -83,9 +81,9 @@ def write_ulm_text(
 
 
 def _with_topics(
-    train: list[str], valid: list[str], codebooks: int, turned: bool, seed: int
+    train: list[str], valid: list[str], codebooks: int, seed: int
 ) -> tuple[list[str], list[str]]:
-    from ulm_prompt.topics import topics, turn
+    from ulm_prompt.topics import topics
 
     units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
 
@@ -93,8 +91,7 @@ def _with_topics(
         names = (" ".join(units[code % len(units)] for code in row) for row in codes)
         return [line + SEPARATOR + name for line, name in zip(lines, names)]
 
-    codes = topics(train, valid, codebooks, seed)
-    return tuple(map(named, (train, valid), map(turn, codes) if turned else codes))
+    return tuple(map(named, (train, valid), topics(train, valid, codebooks, seed)))
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:

@@ -29,7 +29,6 @@ class UnitLMRecipe:
     max_update: int = MISSING
     sample_break_mode: str = MISSING
     topics: int = MISSING
-    turn_topics: bool = MISSING
     topic_weight: float = MISSING
     max_valid_utterances: int = MISSING
     seed: int = MISSING

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from sklearn.metrics import normalized_mutual_info_score
 
-from ulm_prompt.topics import topics, turn
+from ulm_prompt.topics import topics
 from ulm_prompt.ulm_text import write_ulm_text
 
 KINDS = 4
@@ -43,26 +42,13 @@ def test_the_same_seed_gives_the_same_topics() -> None:
         assert (one == two).all()
 
 
-def test_turned_rows_begin_with_every_codebook() -> None:
-    codes = np.arange(20).reshape(5, 4)
-    turned = turn(codes)
-    assert turned[:, 0].tolist() == [0, 5, 10, 15, 16]
-    for row, original in zip(turned.tolist(), codes.tolist()):
-        first = original.index(row[0])
-        assert row == original[first:] + original[:first]
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_text_holds_each_utterance_and_its_topics(tmp_path: Path, turned: bool) -> None:
+def test_text_holds_each_utterance_and_its_topics(tmp_path: Path) -> None:
     train, valid = spoken(60, seed=1)[0], spoken(20, seed=2)[0]
     tasks = {"train": {"words": train}, "valid": {"words": valid}}
-    written = write_ulm_text(tmp_path, {"train": [], "valid": []}, tasks, 3, turned, 5, seed=1)
+    written = write_ulm_text(tmp_path, {"train": [], "valid": []}, tasks, 3, 5, seed=1)
     codes = topics(train, valid[:5], 3, seed=1)
     for split, lines, rows in zip(("train", "valid"), (train, valid[:5]), codes):
         found = [line.split(" <s> ") for line in written[split].read_text().splitlines()]
         assert [units for units, _ in found] == lines
-        for number, (row, (_, names)) in enumerate(zip(rows.tolist(), found)):
-            first = number % 3 if turned else 0
-            assert [int(name) for name in names.split()] == [
-                code % 12 for code in row[first:] + row[:first]
-            ]
+        for row, (_, names) in zip(rows.tolist(), found):
+            assert [int(name) for name in names.split()] == [code % 12 for code in row]
