@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import replacing_folder, sha256, write_json
+from pipeline.files import replacing_folder, sha256, text_lines, write_json
 
 SOURCES = "sources.json"
 
@@ -16,14 +16,13 @@ SOURCES = "sources.json"
 def check_text(text: Path, known: set[str], dictionary: Path) -> int:
     """Number of lines of ``text``. Raises ``UserError`` for a symbol that the dict lacks."""
     count = 0
-    with open(text, encoding="utf-8") as handle:
-        for count, line in enumerate(handle, start=1):
-            unknown = set(line.split()) - known
-            if unknown:
-                raise UserError(
-                    f"{text}, line {count}: unit {min(unknown)} is not in {dictionary}; "
-                    "the units and the LM must come from the same unit model"
-                )
+    for count, line in enumerate(text_lines(text, "not found"), start=1):
+        unknown = set(line.split()) - known
+        if unknown:
+            raise UserError(
+                f"{text}, line {count}: unit {min(unknown)} is not in {dictionary}; "
+                "the units and the LM must come from the same unit model"
+            )
     return count
 
 

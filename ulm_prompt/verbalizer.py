@@ -25,6 +25,15 @@ from ulm_prompt.verbal import record_verbal
 METHODS = ("freq", "kmeans", "random")
 
 
+def read_labelspace(path: Path, task: str) -> list[str]:
+    """The task's labels. Raises ``UserError`` where they are missing or no list of labels."""
+    made_by = "ulm_prompt/gen_labelspace.py"
+    labels = read_json(path, made_by).get(task)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{path}: no labels of {task}; run {made_by}")
+    return labels
+
+
 def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
     """Counts of units and of labels over a split, each in order of first appearance."""
     units: Counter[str] = Counter()
@@ -123,12 +132,8 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         folder = workspace.datasets(pair.unit_model)
-        labelspace = read_json(folder / "labelspace.json", "ulm_prompt/gen_labelspace.py")
-        if pair.task not in labelspace:
-            raise UserError(
-                f"{folder / 'labelspace.json'}: nothing about {pair.task}; run gen_labelspace.py"
-            )
-        names = verbal_map(workspace, pair, args.method, labelspace[pair.task], args.seed)
+        labels = read_labelspace(folder / "labelspace.json", pair.task)
+        names = verbal_map(workspace, pair, args.method, labels, args.seed)
         counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
         record_verbal(workspace, pair, names, args.method)
         print(
