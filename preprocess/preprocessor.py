@@ -284,8 +284,11 @@ class Preprocessor(Generic[ConfigType]):
         record = self.quantized / "provenance.json"
         if not record.exists():
             return set()
-        made = read_json(record, "preprocess/runner.py --action quantized")
-        return set(made.get("left_out", []))
+        command = "preprocess/runner.py --action quantized"
+        left_out = read_json(record, command).get("left_out", [])
+        if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
+            raise UserError(f"{record}: left_out is no list of names; run {command} again")
+        return set(left_out)
 
     def save_run(self, folder: Path, **more: object) -> None:
         """Leave the resolved config and what made the output beside it."""

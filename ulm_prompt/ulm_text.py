@@ -22,7 +22,7 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
         if not path.is_file():
             raise UserError(f"--text {path}: not found; expected a file with a line of units each")
         for number, line in enumerate(text_lines(path, "not found"), start=1):
-            line = line.strip()
+            line = " ".join(line.split())
             if not is_integers(line):
                 raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
             yield line

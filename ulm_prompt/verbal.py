@@ -46,9 +46,9 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     recorded = read_json(folder / "verbal_sources.json", MADE_BY).get(pair.task)
     if names is None or recorded is None:
         raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
-    if not (isinstance(names, dict) and isinstance(recorded, dict) and "method" in recorded):
+    method = recorded.get("method") if isinstance(recorded, dict) else None
+    if not (isinstance(names, dict) and str(method).isidentifier()):
         raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
-    method = recorded["method"]
     for name, value in _sources(workspace, pair, names, method).items():
         if recorded.get(name) != value:
             raise UserError(

@@ -28,6 +28,8 @@ class UnitPromptConfig(FairseqDataclass):
     init: METHODS = field(default="normal", metadata={"help": "how the prompt starts"})
     init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
     shots: int = field(default=0, metadata={"help": "train on so many rows a class; 0: all"})
+    max_tokens: int = II("dataset.max_tokens")
+    skip_long: bool = field(default=False, metadata={"help": "leave out rows over --max-tokens"})
     seed: int = II("common.seed")
 
 
@@ -56,6 +58,8 @@ class UnitPromptTask(FairseqTask):
         dataset = RowDataset(
             Path(self.cfg.data) / split, self.unit_lm.dictionary, shuffle=split == "train"
         )
+        if self.cfg.max_tokens:
+            self._check_lengths(dataset, split)
         if split == "train" and self.cfg.shots:
             whole = len(dataset)
             dataset.draw(self.cfg.shots, self.cfg.seed)
@@ -63,6 +67,26 @@ class UnitPromptTask(FairseqTask):
                 f"few-shot: {len(dataset):,} of {whole:,} rows, {self.cfg.shots} of each class"
             )
         self.datasets[split] = dataset
+
+    def _check_lengths(self, dataset: RowDataset, split: str) -> None:
+        """Leave out the rows that fit no batch, and say how many. Raises ``UserError`` when they
+        are not to be, or are all.
+        """
+        most, sizes = self.cfg.max_tokens, dataset.sizes
+        count = int((sizes > most).sum())
+        if not count:
+            return
+        found = (
+            f"{split}: {count:,} of {len(sizes):,} rows are longer than max_tokens={most:,} "
+            f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
+        )
+        if not self.cfg.skip_long or count == len(sizes):
+            raise UserError(
+                f"{found}; leave them out with --set skip_long=true, or raise max_tokens: memory "
+                "grows with the square of a row's length"
+            )
+        dataset.leave_out(longer_than=most)
+        logger.info(f"too long: {found}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
