@@ -108,7 +108,8 @@ def text_lines(path: Path, missing: str) -> Iterator[str]:
     number = 0
     with handle:
         try:
-            for number, line in enumerate(handle, start=1):
+            for line in handle:
+                number += 1
                 yield line.removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
             raise UserError(f"{path}, line {number + 1}: not UTF-8 text") from None

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 
 PIECE = 1 << 20  # characters that are read at a time, at least
 _SPACE = " \t\n\r"
+_BEHIND = frozenset(_SPACE + ",:]}")  # what may stand behind a value
 
 
 def write_members(handle: IO[str], members: Iterable[tuple[str, Any]]) -> None:
@@ -35,7 +36,8 @@ def read_members(path: Path, made_by: str) -> Iterator[tuple[str, Any]]:
     count = 0
     with handle:
         try:
-            for count, member in enumerate(_members(_Window(handle)), start=1):
+            for member in _members(_Window(handle)):
+                count += 1
                 yield member
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else error
@@ -96,10 +98,10 @@ class _Window:
                 if not self._more():
                     raise
                 continue
-            if end == len(self._text) and self._more():
-                continue  # a number may go on
-            self._place = end
-            return found
+            cut_off = self._text[end : end + 1] not in _BEHIND  # a number may go on
+            if not (cut_off and self._more()):
+                self._place = end
+                return found
 
     def _more(self) -> bool:
         """Read on, twice as much when that was not enough: in all, a text is decoded but twice."""

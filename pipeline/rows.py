@@ -66,8 +66,8 @@ def is_integers(text: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """``name`` itself. Raises ``UserError`` for one that no row can hold: a row is a line, a file of
-    rows is UTF-8, and a byte order mark before the first name would be the file's.
+    """``name`` itself. Raises ``UserError`` for one that no row can hold: a row is a line, a file
+    of rows is UTF-8, and a byte order mark before the first name would be the file's.
     """
     if "\n" in name or "\r" in name:
         raise UserError(f"{name}: a name with a line break cannot stand in a row; rename it")

@@ -60,6 +60,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     def sources() -> Iterator[dict[str, str]]:
         return read_test(workspace, pair, texts["test"])
+
     import torch
     from tqdm import tqdm
 

@@ -141,12 +141,13 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
     expected = "expected id -> file_name, src, label, predict; run sample.py again"
-    count = 0
-    for count, (name, said) in enumerate(read_members(path, "ulm_prompt/sample.py"), start=1):
+    empty = True
+    for name, said in read_members(path, "ulm_prompt/sample.py"):
+        empty = False
         if not isinstance(said, dict) or not all(
             isinstance(said.get(key), str) for key in ("label", "predict")
         ):
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
         yield said
-    if not count:
+    if empty:
         raise UserError(f"{path}: no utterance in it; {expected}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -59,3 +60,9 @@ def _changed(draw: st.DrawFn, value: Any) -> Any:
     copy = value.copy()
     copy[place] = _changed(draw, value[place])
     return copy
+
+
+def windows(path: Path) -> None:
+    """Save a text as an editor on Windows may: a byte order mark, CRLF, no last line end."""
+    lines = path.read_bytes().replace(b"\r\n", b"\n").removesuffix(b"\n")
+    path.write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))

@@ -230,9 +230,7 @@ def test_corpora(
 @pytest.mark.parametrize("name", ["test", "provenance.json"])
 @few
 @given(data=st.data())
-def test_units_between_quantising_and_rows(
-    tmp_path: Path, name: str, data: st.DataObject
-) -> None:
+def test_units_between_quantising_and_rows(tmp_path: Path, name: str, data: st.DataObject) -> None:
     task = preprocessor("fluent_commands", tmp_path)
     for split in SPLITS:
         write_manifest(task.manifest / f"{split}.tsv", Path("/c"), [Entry("a", 9, 0, "a", "1")])

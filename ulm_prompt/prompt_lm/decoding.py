@@ -15,7 +15,6 @@ from .label_sets import LabelSets
 from .sampling import sampler
 from .search import Answer, Search, follow, likeliest
 
-
 BATCH_TOKENS = 65_536  # padded, of the rows that are read together
 
 

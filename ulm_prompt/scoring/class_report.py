@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, one_line
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.scoring.label_names import Label, label_names
@@ -155,5 +155,6 @@ def print_report(report: dict[str, Any]) -> None:
     if report["mistakes"]:
         print("\n  the most confident mistakes: probability, file, spoken -> answered")
     for one in report["mistakes"]:
-        print(f"  {one['probability']:.3f}  {one['file_name']}  {one['label']} -> {one['predict']}")
+        file = one_line(one["file_name"])
+        print(f"  {one['probability']:.3f}  {file}  {one['label']} -> {one['predict']}")
     print(f"\n  confusion matrix: {report['confusion']}")
