@@ -24,7 +24,7 @@ def write_answers(
         row: {kind: {"predict": answer} for kind in ("free", "within")}
         for row, answer in enumerate(answers)
     }
-    write_samples(path, lambda: sources, entries, scored=False)
+    write_samples(path, sources, entries, scored=False)
     right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
     return 100 * right / len(sources)
 

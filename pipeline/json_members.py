@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import UserError
+from pipeline.files import writing
 
 PIECE = 1 << 20  # characters that are read at a time, at least
-_SPACE = " \t\n\r"
-_BEHIND = frozenset(_SPACE + ",:]}")  # what may stand behind a value
+_BEHIND = frozenset(" \t\n\r,:]}")  # what may stand behind a value
+_STEP = 4 * " "
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def write_members(handle: IO[str], members: Iterable[tuple[str, Any]]) -> None:
-    """Write the object of ``members``, to the byte as ``pipeline.files.write_json`` writes it."""
+@contextlib.contextmanager
+def writing_members(path: Path) -> Iterator[Callable[[str, Any], None]]:
+    """Yield what adds a name and its value to the object in ``path``: the file, whole when the
+    block ends, is to the byte what ``pipeline.files.write_json`` writes of them all.
+    """
     count = 0
-    for count, (name, value) in enumerate(members, start=1):
-        text = json.dumps({name: value}, indent=4, ensure_ascii=False)
-        handle.write(("{" if count == 1 else ",") + text[1:-2])
-    handle.write("\n}" if count else "{}")
+    with writing(path) as handle:
+
+        def add(name: str, value: Any) -> None:
+            nonlocal count
+            begin = "," if count else "{"
+            handle.write(f"{begin}\n{_STEP}{_encode(name)}: {_indented(value, _STEP)}")
+            count += 1
+
+        yield add
+        handle.write("\n}" if count else "{}")
+
+
+def _indented(value: Any, margin: str) -> str:
+    """As json indents, which does so five times as slowly."""
+    if not value or not isinstance(value, (dict, list)):
+        return _encode(value)
+    inner = margin + _STEP
+    between = f",\n{inner}"
+    if isinstance(value, list):
+        return f"[\n{inner}{between.join(_indented(each, inner) for each in value)}\n{margin}]"
+    members = (f"{_encode(name)}: {_indented(each, inner)}" for name, each in value.items())
+    return f"{{\n{inner}{between.join(members)}\n{margin}}}"
 
 
 def read_members(path: Path, made_by: str) -> Iterator[tuple[str, Any]]:
@@ -49,18 +74,15 @@ def read_members(path: Path, made_by: str) -> Iterator[tuple[str, Any]]:
 
 def _members(window: _Window) -> Iterator[tuple[str, Any]]:
     window.take("{")
-    if window.peek() != "}":
-        while True:
-            name = window.value()
-            if not isinstance(name, str):
-                raise ValueError("a name is not a string")
-            window.take(":")
-            yield name, window.value()
-            if window.peek() != ",":
-                break
-            window.take(",")
-    window.take("}")
-    if window.peek():
+    behind = window.take("}") if window.character() == "}" else ","
+    while behind == ",":
+        name = window.value()
+        if not isinstance(name, str):
+            raise ValueError("a name is not a string")
+        window.take(":")
+        yield name, window.value()
+        behind = window.take(",", "}")
+    if window.character():
         raise ValueError("more text after it")
 
 
@@ -72,25 +94,26 @@ class _Window:
         self._text, self._place = "", 0
         self._decode = json.JSONDecoder().raw_decode
 
-    def peek(self) -> str:
-        """The next character that is no space; "" at the end."""
+    def character(self) -> str:
+        """The next one that is no space; "" at the end."""
         while True:
-            while self._place < len(self._text):
-                if self._text[self._place] not in _SPACE:
-                    return self._text[self._place]
-                self._place += 1
+            self._place = WHITESPACE.match(self._text, self._place).end()
+            if self._place < len(self._text):
+                return self._text[self._place]
             if not self._more():
                 return ""
 
-    def take(self, expected: str) -> None:
+    def take(self, *expected: str) -> str:
         """Go past one character."""
-        if self.peek() != expected:
-            raise ValueError(f"expected {expected!r}")
+        found = self.character()
+        if found not in expected:
+            raise ValueError(f"expected {' or '.join(map(repr, expected))}")
         self._place += 1
+        return found
 
     def value(self) -> Any:
         """Go past a whole value, and return it."""
-        self.peek()
+        self.character()
         while True:
             try:
                 found, end = self._decode(self._text, self._place)

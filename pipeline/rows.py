@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
 
 SPLITS = ("train", "valid", "test")
-_INTEGERS = re.compile(r"[0-9]{1,9}(?: [0-9]{1,9})*")
+_UNITS = re.compile(r"[0-9]+(?: [0-9]+)*")
+_LABELS = re.compile(r"[0-9]{1,9}(?: [0-9]{1,9})*")  # they are sorted as numbers
 
 
 class Row(NamedTuple):
@@ -46,23 +47,29 @@ def _parse(line: str, path: Path, number: int) -> Row:
     columns = line.rsplit("|", 2)
     if len(columns) != 3:
         raise UserError(f"{path}, line {number}: expected file|units|labels, found {line[:60]!r}")
-    for name, text in zip(("units", "labels"), columns[1:]):
+    for name, text, are_right in zip(("units", "labels"), columns[1:], (are_units, are_labels)):
+        if are_right(text):
+            continue
         if not text:
             raise UserError(
                 f"{path}, line {number}: no {name} ({columns[0]}); "
                 "remove the row or quantise it again"
             )
-        if not is_integers(text):
-            raise UserError(
-                f"{path}, line {number}: {name} must be integers separated by single spaces, "
-                f"found {text[:60]!r}"
-            )
+        raise UserError(
+            f"{path}, line {number}: {name} must be integers separated by single spaces, "
+            f"found {text[:60]!r}"
+        )
     return Row(*columns)
 
 
-def is_integers(text: str) -> bool:
-    """Whether ``text`` is one column of units or labels: integers of at most nine digits."""
-    return _INTEGERS.fullmatch(text) is not None
+def are_units(text: str) -> bool:
+    """Whether ``text`` can be a row's units."""
+    return _UNITS.fullmatch(text) is not None
+
+
+def are_labels(text: str) -> bool:
+    """Whether ``text`` can be a row's labels: integers of at most nine digits."""
+    return _LABELS.fullmatch(text) is not None
 
 
 def check_name(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
-from pipeline.rows import check_name, is_integers
+from pipeline.rows import are_labels, check_name
 
 _TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
 
@@ -72,7 +72,7 @@ def _entry(fields: list[str]) -> Entry:
     """Raises ``ValueError`` for anything but an entry's five fields."""
     name, frames, start, file, labels = fields
     entry = Entry(name, int(frames), int(start), file, labels)
-    if entry.frames < 1 or entry.start < 0 or not is_integers(labels):
+    if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
         raise ValueError
     return entry
 

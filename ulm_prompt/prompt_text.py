@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from pipeline.rows import is_integers
+from pipeline.rows import are_labels
 
 SEPARATOR = " <s> "
 
@@ -21,7 +21,7 @@ def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
     lines = text_lines(path, f"not found; run {made_by} first")
     for number, line in enumerate(lines, start=1):
         units, separator, labels = line.partition(SEPARATOR)
-        if not (units and separator and is_integers(labels)):
+        if not (units and separator and are_labels(labels)):
             raise UserError(
                 f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
                 f"run {made_by} again"

@@ -108,7 +108,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
             partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
             bar.update(len(batch))
     partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
-    write_samples(target, sources, partial, scored=options.beam > 1 or options.sampling)
+    write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
     print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
     report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)
     partial.remove()

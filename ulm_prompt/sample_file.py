@@ -7,13 +7,12 @@ that says what they were made from. A killed run goes on from there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import writing
-from pipeline.json_members import read_members, write_members
+from pipeline.json_members import read_members, writing_members
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -112,27 +111,22 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, dict[str, Any]]
 
 def write_samples(
     path: Path,
-    sources: Callable[[], Iterable[dict[str, str]]],
+    sources: Iterable[dict[str, str]],
     answers: Mapping[int, dict[str, Any]],
     scored: bool,
 ) -> None:
     """Write the free answers to ``path`` and those within the label set beside it.
 
-    ``sources``, called once for each, gives file_name, src and label of each row. ``answers``: row
-    -> its ``entry``. The free file has the published four keys; its scores come after them only
-    when ``scored``.
+    ``sources``: file_name, src and label of each row. ``answers``: row -> its ``entry``. The free
+    file has the published four keys; its scores come after them only when ``scored``.
     """
-
-    def samples(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        for row, source in enumerate(sources()):
-            answer = answers[row][kind]
-            if kind == "free" and not scored:
-                answer = {"predict": answer["predict"]}
-            yield str(row), {**source, **answer}
-
-    for name, kind in (("", "free"), (WITHIN, "within")):
-        with writing(path.with_stem(path.stem + name)) as handle:
-            write_members(handle, samples(kind))
+    twin = path.with_stem(path.stem + WITHIN)
+    with writing_members(twin) as add_within, writing_members(path) as add_free:
+        for row, source in enumerate(sources):
+            answer = answers[row]
+            free = answer["free"] if scored else {"predict": answer["free"]["predict"]}
+            add_free(str(row), {**source, **free})
+            add_within(str(row), {**source, **answer["within"]})
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
-from pipeline.rows import is_integers, read_rows
+from pipeline.rows import are_units, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import SEPARATOR
 
-HIGHEST = 999_999  # unit
+MOST_DIGITS = 6  # of a unit
 
 
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
@@ -23,7 +23,7 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
             raise UserError(f"--text {path}: not found; expected a file with a line of units each")
         for number, line in enumerate(text_lines(path, "not found"), start=1):
             line = " ".join(line.split())
-            if not is_integers(line):
+            if not are_units(line):
                 raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
             yield line
 
@@ -107,9 +107,10 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
         with open(text, encoding="utf-8") as handle:
             for line in handle:
                 units = line.replace(SEPARATOR, " ").split()
+                longest = max(units, key=len, default="")
+                if len(longest) > MOST_DIGITS:
+                    raise UserError(f"{text}: unit {longest[:60]}; expected a k-means cluster")
                 highest = max(highest, *map(int, units))
-                if highest > HIGHEST:
-                    raise UserError(f"{text}: unit {highest}; expected at most {HIGHEST:,}")
                 if split == "train":
                     counts.update(units)
     with writing(path) as handle:

@@ -32,6 +32,7 @@ class Cost(NamedTuple):
     stage: str
     rows: int
     seconds: float
+    cpu: float  # seconds, which another's work does not change
     megabytes: float  # at its peak
 
 
@@ -76,7 +77,7 @@ def write_answers(workspace: Workspace, count: int) -> None:
         for row in rows:
             yield {"file_name": row.file, "src": row.units, "label": row.labels}
 
-    write_samples(path, sources, partial, scored=False)
+    write_samples(path, sources(), partial, scored=False)
     partial.remove()
 
 
@@ -103,7 +104,7 @@ def measure(stage: str, count: int, workspace: Path) -> Cost:
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{stage} on {count:,} rows:\n{said.read()[-2000:]}")
-    return Cost(stage, count, seconds, usage.ru_maxrss / 1024)
+    return Cost(stage, count, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def costs(rows: list[int], stages: list[str], scratch: Path | None) -> Iterator[Cost]:
@@ -128,17 +129,17 @@ def main() -> None:
     if args.write_answers is not None:
         write_answers(Workspace(args.workspace), args.write_answers)
         return
-    print("| stage | rows | seconds | rows/s | peak, MB | seconds, against linear |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| stage | rows | seconds | CPU, s | rows/CPU s | peak, MB | CPU, against linear |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     last: dict[str, Cost] = {}
     for cost in costs(args.rows, args.stage, args.scratch):
         before, last[cost.stage] = last.get(cost.stage), cost
         growth = ""
         if before:
-            growth = f"{cost.seconds / before.seconds / (cost.rows / before.rows):.2f}"
+            growth = f"{cost.cpu / before.cpu / (cost.rows / before.rows):.2f}"
         print(
-            f"| {cost.stage} | {cost.rows:,} | {cost.seconds:.1f} "
-            f"| {cost.rows / cost.seconds:,.0f} | {cost.megabytes:.0f} | {growth} |",
+            f"| {cost.stage} | {cost.rows:,} | {cost.seconds:.1f} | {cost.cpu:.1f} "
+            f"| {cost.rows / cost.cpu:,.0f} | {cost.megabytes:.0f} | {growth} |",
             flush=True,
         )
 

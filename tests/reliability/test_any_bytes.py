@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.json_members import read_members
 from pipeline.rows import SPLITS, read_rows
 from pipeline.unit_models import Registry
 from pipeline.workspace import REPOSITORY, Workspace
@@ -25,7 +26,7 @@ from tests.preprocess.test_table import columns
 from tests.reliability.any_bytes import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.binaries import check_text
+from ulm_prompt.binaries import encode_text
 from ulm_prompt.prompt_lm.checkpoint import read_card
 from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
 from ulm_prompt.prompt_text import read_prompt_text
@@ -59,7 +60,7 @@ TEXTS = [
     Reader("manifest", b'/data\na.wav\t160\t0\ta.wav\t1 2\n"b\t.wav"\t9\t7\tb\t3\n', read_manifest),
     Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path, "x"))),
     Reader("text", b"1 2 <s> 3\n4 5\n",
-           lambda path: check_text(path, {*"12345", "<s>"}, Path("d"))),
+           lambda path: list(encode_text(path, dict.fromkeys([*"12345", "<s>"], 4), path))),
     Reader("units", b"1 2 3\n4 5\n", lambda path: list(read_unit_text([path]))),
     Reader("table.csv", b'path,label\na.wav,x\n"b,c.wav",y\n',
            lambda path: read_table(path, columns(), str)),
@@ -184,6 +185,24 @@ def test_samples(tmp_path: Path, content: bytes, twin: bool) -> None:
             raise UserError(f"{changed}: {error}") from None
 
     check(read, files[twin], content)
+
+
+@few
+@given(contents(b'{"a": [1, {"b": null}], "c": -1.5e3, "d": "\\u00e9"}'), st.integers(1, 9))
+def test_members_are_what_json_reads(tmp_path: Path, content: bytes, piece: int) -> None:
+    path = tmp_path / "members.json"
+    path.write_bytes(content)
+    try:
+        expected = json.loads(content.decode("utf-8-sig"))
+    except ValueError:
+        expected = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.json_members.PIECE", piece)
+        try:
+            found = dict(read_members(path, "x"))
+        except UserError:
+            found = None
+    assert repr(found) == repr(expected if isinstance(expected, dict) else None)
 
 
 @few

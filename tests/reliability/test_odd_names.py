@@ -35,7 +35,7 @@ UNIT_MODEL = "logmel100"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fluent Speech Commands under odd names, up to rows; its tables as a spreadsheet saves them."""
+    """Fluent Speech Commands under odd names, up to rows; its tables as spreadsheets save them."""
     root = tmp_path_factory.mktemp("wörk space|1")
     corpus = root / "corpora" / "fluent_commands"
     (corpus / "data").mkdir(parents=True)
