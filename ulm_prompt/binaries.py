@@ -6,8 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
-
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256, text_lines, write_json
 
@@ -37,6 +35,7 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
     The folder is complete or absent: it is written beside its place and renamed. fairseq's own
     reading of a text takes fifty times as long, to the same bytes.
     """
+    import torch
     from fairseq.data import indexed_dataset
 
     from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
