@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 # the same examples everywhere, as many as a loaded machine reads in a second or two
 few = settings(
-    max_examples=30,
+    max_examples=20,
     derandomize=True,
     deadline=None,
     database=None,

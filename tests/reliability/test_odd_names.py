@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
@@ -22,6 +21,7 @@ from tests.preprocess.tasks import preprocessor
 from tests.reliability.any_bytes import windows
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.spoken import UNIT_MODEL, write_prompt
 
 NAMES = (
     "cafe\u0301.wav", "caf\u00e9.wav",  # decomposed and composed: two files
@@ -30,7 +30,6 @@ NAMES = (
     "back\\slash\\n.wav", "\u2028line.wav", "{0} %s $HOME *?.wav", "#c;d&e.wav", "\x1b[2J.wav",
 )  # fmt: skip
 LABELS = (("start", "lamp", "none"), ("stop", "heat", "kitchen"))
-UNIT_MODEL = "logmel100"
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +71,7 @@ def test_names_survive_to_the_scores(root: Path) -> None:
         call(name, root)
     windows(workspace.datasets(UNIT_MODEL) / "verbal.json")
     call("fairseq_preprocess", root)
-    folder = workspace.checkpoints("IC", UNIT_MODEL, "d")
-    folder.mkdir(parents=True)
-    state = {**tiny.lm().state_dict(), **tiny.prompted().prompt.published_state()}
-    torch.save({"args": tiny.settings(3, 32, 4), "model": state}, folder / "checkpoint_best.pt")
+    write_prompt(workspace, "IC", "d", 0)
     call("sample", root, "--model_date", "d", "--sample_date", "d")
     samples = json.loads(workspace.samples("IC", UNIT_MODEL, "d", "d").read_text())
     assert [entry["file_name"] for entry in samples.values()] == expected
