@@ -33,7 +33,7 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
     rows.
 
     The folder is complete or absent: it is written beside its place and renamed. fairseq's own
-    reading of a text takes fifty times as long, to the same bytes.
+    reading of a text takes ten times as long, to the same bytes.
     """
     import torch
     from fairseq.data import indexed_dataset

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.config import load_config, save_config
@@ -49,6 +49,7 @@ def test_manifests(tmp_path: Path, root: str, entries: list[Entry]) -> None:
 
 
 @few
+@example({"a": 0.5, "b": {"c": [-12e30, [], {}]}}, 1)
 @given(st.dictionaries(st.text(max_size=4), values, max_size=4), st.integers(1, 9))
 def test_members_are_written_as_json_writes_them(
     tmp_path: Path, members: dict[str, object], piece: int
