@@ -4,16 +4,15 @@ overrides.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from pipeline.errors import UserError
-from pipeline.files import writing
+from pipeline.files import text_lines, writing
 
 Schema = TypeVar("Schema")
 
@@ -24,6 +23,7 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     Raises ``UserError`` for a missing file, broken YAML, a key that the schema lacks, or a value of
     the wrong type.
     """
+    text = "\n".join(text_lines(path, "config not found"))
     for override in overrides:
         if "=" not in override:
             raise UserError(
@@ -32,14 +32,12 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     try:
         layers = [
             OmegaConf.structured(schema),
-            OmegaConf.load(path),
+            OmegaConf.load(io.StringIO(text)),
             OmegaConf.from_dotlist(list(overrides)),
         ]
         return OmegaConf.to_object(OmegaConf.merge(*layers))
-    except FileNotFoundError:
-        raise UserError(f"{path}: config not found") from None
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
+    except Exception as error:  # on odd text yaml and omegaconf raise nearly anything
+        reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)
         raise UserError(
             f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}"

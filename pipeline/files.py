@@ -77,16 +77,42 @@ def write_json(path: Path, value: Any, indent: int = 4) -> None:
         json.dump(value, handle, indent=indent, ensure_ascii=False)
 
 
-def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; ``made_by`` is the command that makes it, told when it is missing or
-    broken.
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object; ``made_by`` is the command that makes it, told when it
+    is missing or broken.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run {made_by} first") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; run {made_by} again"
+        )
+    return value
+
+
+def text_lines(path: Path, missing: str) -> Iterator[str]:
+    """Stream the lines of a text that people may have edited, without their ends: those of Unix or
+    Windows, a byte order mark before the first or not.
+
+    Raises ``UserError``, naming the line, for anything but UTF-8, and with ``missing`` for a file
+    that is not there.
+    """
+    try:
+        handle = open(path, encoding="utf-8-sig", newline="\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: {missing}") from None
+    number = 0
+    with handle:
+        try:
+            for line in handle:
+                number += 1
+                yield line.removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, line {number + 1}: not UTF-8 text") from None
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The row format between the two packages: one utterance a line, ``file|units|labels``.
 
-``units`` and ``labels`` are non-negative integers separated by single spaces. The file name may
-itself hold ``|``: the last two bars are the separators.
+``units`` and ``labels`` are non-negative integers separated by single spaces. The file name is any
+UTF-8 text on one line; it may itself hold ``|``: the last two bars are the separators.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import writing
+from pipeline.files import text_lines, writing
 
 SPLITS = ("train", "valid", "test")
-_INTEGERS = re.compile(r"[0-9]+(?: [0-9]+)*")
+_UNITS = re.compile(r"[0-9]+(?: [0-9]+)*")
+_LABELS = re.compile(r"[0-9]{1,9}(?: [0-9]{1,9})*")  # they are sorted as numbers
 
 
 class Row(NamedTuple):
@@ -34,19 +35,10 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises ``UserError``, naming file and line, for a missing split, a line without three columns,
     an empty column, or anything but integers in the second and third.
     """
-    try:
-        handle = open(path, encoding="utf-8", newline="\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: this split is missing; make it with preprocess/runner.py --action postprocess"
-        ) from None
-    with handle:
-        number = 0
-        try:
-            for number, line in enumerate(handle, start=1):
-                yield _parse(line.rstrip("\r\n"), path, number)
-        except UnicodeDecodeError:
-            raise UserError(f"{path}, line {number + 1}: not UTF-8 text") from None
+    missing = "this split is missing; make it with preprocess/runner.py --action postprocess"
+    number = 0
+    for number, line in enumerate(text_lines(path, missing), start=1):
+        yield _parse(line, path, number)
     if number == 0:
         raise UserError(f"{path}: empty; a split needs at least one utterance")
 
@@ -55,25 +47,53 @@ def _parse(line: str, path: Path, number: int) -> Row:
     columns = line.rsplit("|", 2)
     if len(columns) != 3:
         raise UserError(f"{path}, line {number}: expected file|units|labels, found {line[:60]!r}")
-    for name, text in zip(("units", "labels"), columns[1:]):
+    for name, text, are_right in zip(("units", "labels"), columns[1:], (are_units, are_labels)):
+        if are_right(text):
+            continue
         if not text:
             raise UserError(
                 f"{path}, line {number}: no {name} ({columns[0]}); "
                 "remove the row or quantise it again"
             )
-        if not _INTEGERS.fullmatch(text):
-            raise UserError(
-                f"{path}, line {number}: {name} must be integers separated by single spaces, "
-                f"found {text[:60]!r}"
-            )
+        raise UserError(
+            f"{path}, line {number}: {name} must be integers separated by single spaces, "
+            f"found {text[:60]!r}"
+        )
     return Row(*columns)
 
 
+def are_units(text: str) -> bool:
+    """Whether ``text`` can be a row's units."""
+    return _UNITS.fullmatch(text) is not None
+
+
+def are_labels(text: str) -> bool:
+    """Whether ``text`` can be a row's labels: integers of at most nine digits."""
+    return _LABELS.fullmatch(text) is not None
+
+
+def check_name(name: str) -> str:
+    """``name`` itself. Raises ``UserError`` for one that no row can hold: a row is a line, a file
+    of rows is UTF-8, and a byte order mark before the first name would be the file's.
+    """
+    if "\n" in name or "\r" in name:
+        raise UserError(f"{name}: a name with a line break cannot stand in a row; rename it")
+    if not name.isprintable():  # most are, and need no more looking at
+        if name.startswith("\ufeff"):
+            raise UserError(f"{name}: a name cannot begin with a byte order mark; rename it")
+        if any("\ud800" <= each <= "\udfff" for each in name):
+            raise UserError(f"{name}: a name that is not UTF-8 text; rename it")
+    return name
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write ``rows`` to ``path`` atomically and return how many there were."""
+    """Write ``rows`` to ``path`` atomically and return how many there were. Raises ``UserError`` as
+    ``check_name`` does.
+    """
     count = 0
     with writing(path) as handle:
         for row in rows:
+            check_name(row.file)
             handle.write("|".join(row) + "\n")
             count += 1
     return count

@@ -119,7 +119,7 @@ class AudioRun:
         if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
             return False
         made = read_json(record, self._command)
-        done = made.get("plan") == self._plan and not made["left_out"]
+        done = made.get("plan") == self._plan and not made.get("left_out")
         if done:
             self.task.say(f"{self.folder} is there already, made from the same audio and models")
         return done

@@ -1,17 +1,22 @@
 """The manifest of a split: which audio, which part of it, which labels.
 
 A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
-more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``.
+more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
+with a tab or a quotation mark is quoted as in CSV.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import writing
+from pipeline.files import text_lines, writing
+from pipeline.rows import are_labels, check_name
+
+_TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
 
 
 class Entry(NamedTuple):
@@ -27,14 +32,16 @@ class Entry(NamedTuple):
 
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
-    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name with a tab
-    or a line break.
+    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name that no row
+    can hold (``check_name``).
     """
     count = 0
     with writing(path) as handle:
-        handle.write(f"{_one_field(str(root))}\n")
+        table = csv.writer(handle, **_TSV)
+        table.writerow([check_name(str(root))])
         for entry in entries:
-            handle.write("\t".join(_one_field(str(value)) for value in entry) + "\n")
+            check_name(entry.path), check_name(entry.file)
+            table.writerow(entry)
             count += 1
     return count
 
@@ -43,25 +50,31 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
     """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
     manifest.
     """
-    try:
-        root, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: manifest not found; run preprocess/runner.py --action generate_manifest first"
-        ) from None
+    missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
+    table = csv.reader(text_lines(path, missing), **_TSV)
+    fields: list[str] = []
     entries = []
-    for number, line in enumerate(lines, start=2):
-        try:
-            name, frames, start, file, labels = line.split("\t")
-            entries.append(Entry(name, int(frames), int(start), file, labels))
-        except ValueError:
-            raise UserError(
-                f"{path}, line {number}: expected path, frames, start, file, labels and tabs, "
-                f"found {line[:60]!r}; run --action generate_manifest again"
-            ) from None
+    try:
+        (root,) = next(table, ["."])
+        for fields in table:
+            entries.append(_entry(fields))
+    except (csv.Error, ValueError):
+        raise UserError(
+            f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
+            f"found {' '.join(fields)[:60]!r}; run --action generate_manifest again"
+        ) from None
     if not entries:
         raise UserError(f"{path}: no entries; run --action generate_manifest again")
     return Path(root), entries
+
+
+def _entry(fields: list[str]) -> Entry:
+    """Raises ``ValueError`` for anything but an entry's five fields."""
+    name, frames, start, file, labels = fields
+    entry = Entry(name, int(frames), int(start), file, labels)
+    if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
+        raise ValueError
+    return entry
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:
@@ -75,11 +88,3 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
         if first[:3] != entry[:3]:
             raise UserError(f"{entry.file}: names two pieces of audio, {first[:3]} and {entry[:3]}")
     return list(found.values())
-
-
-def _one_field(text: str) -> str:
-    if any(character in text for character in "\t\r\n"):
-        raise UserError(
-            f"{text!r}: a name with a tab or a line break cannot stand in a manifest; rename it"
-        )
-    return text

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from pipeline.config import save_config
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import read_json, sha256, text_lines, write_json
 from pipeline.provenance import provenance
-from pipeline.rows import SPLITS, Row, write_rows
+from pipeline.rows import SPLITS, Row, check_name, write_rows
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.config import Config, fill_in
@@ -158,6 +158,8 @@ class Preprocessor(Generic[ConfigType]):
     def _entries(
         self, splits: dict[str, list[Utterance]], numbers: dict[tuple[int, str], int]
     ) -> dict[str, list[Entry]]:
+        for utterance in (each for split in splits.values() for each in split):
+            check_name(utterance.path), check_name(utterance.name or "")
         lengths: dict[str, int] = {}
         paths = {u.path for split in splits.values() for u in split if u.frames is None}
         for path in tqdm(sorted(paths), f"{self.downstream} headers", unit="file", disable=None):
@@ -255,13 +257,9 @@ class Preprocessor(Generic[ConfigType]):
     def _rows(self, split: str) -> list[Row]:
         _, entries = read_manifest(self.manifest / f"{split}.tsv")
         path = self.quantized / split
-        try:
-            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: this split is missing; run preprocess/runner.py --action quantized first"
-            ) from None
-        units = dict(line.rsplit("|", 1) for line in lines if line)
+        missing = "this split is missing; run preprocess/runner.py --action quantized first"
+        columns = (line.rpartition("|") for line in text_lines(path, missing) if line)
+        units = {file: its_units for file, _, its_units in columns}
         left_out = self._left_out()
         files = [entry.file for entry in distinct(entries)]
         if list(units) != [file for file in files if file not in left_out]:
@@ -286,8 +284,11 @@ class Preprocessor(Generic[ConfigType]):
         record = self.quantized / "provenance.json"
         if not record.exists():
             return set()
-        made = read_json(record, "preprocess/runner.py --action quantized")
-        return set(made.get("left_out", []))
+        command = "preprocess/runner.py --action quantized"
+        left_out = read_json(record, command).get("left_out", [])
+        if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
+            raise UserError(f"{record}: left_out is no list of names; run {command} again")
+        return set(left_out)
 
     def save_run(self, folder: Path, **more: object) -> None:
         """Leave the resolved config and what made the output beside it."""

@@ -15,13 +15,13 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN
-from ulm_prompt.scoring.scores import scores_of
+from ulm_prompt.scoring.scores import COUNTS, scores_of
 from ulm_prompt.tasks import add_workspace
 
 
 def written(name: str, value: float) -> str:
     """A score as it is printed."""
-    return f"{value:,}" if name == "utterances" else f"{value:.2f} %"
+    return f"{value:,}" if name in COUNTS else f"{value:.2f} %"
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:

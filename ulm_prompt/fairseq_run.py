@@ -20,7 +20,7 @@ USER_DIR = Path(__file__).resolve().parent / "prompt_lm"
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")
 _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "done training",
-             "few-shot")  # fmt: skip
+             "few-shot", "too long")  # fmt: skip
 
 
 def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -> None:

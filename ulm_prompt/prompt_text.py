@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import text_lines
+from pipeline.rows import are_labels
 
 SEPARATOR = " <s> "
 
@@ -16,16 +18,12 @@ def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
     Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
     without one ``<s>``.
     """
-    try:
-        handle = open(path, encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run {made_by} first") from None
-    with handle:
-        for number, line in enumerate(handle, start=1):
-            parts = line.rstrip("\n").split(SEPARATOR)
-            if len(parts) != 2:
-                raise UserError(
-                    f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
-                    f"run {made_by} again"
-                )
-            yield parts[0], parts[1]
+    lines = text_lines(path, f"not found; run {made_by} first")
+    for number, line in enumerate(lines, start=1):
+        units, separator, labels = line.partition(SEPARATOR)
+        if not (units and separator and are_labels(labels)):
+            raise UserError(
+                f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
+                f"run {made_by} again"
+            )
+        yield units, labels

@@ -50,6 +50,7 @@ class Recipe:
     clip_norm: float = MISSING
     batch_size: int = MISSING
     max_tokens: int = MISSING
+    skip_long: bool = MISSING
     update_freq: int = MISSING
     max_epoch: int = MISSING
     max_update: int = MISSING
@@ -133,6 +134,7 @@ def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
     if not fine_tune:
         flags["--lm-dtype"] = recipe.dtype
     words = [str(word) for flag in flags.items() for word in flag]
+    words += ["--skip-long"] * recipe.skip_long
     words += ["--projected"] * (recipe.space == "projected")
     if fine_tune:
         words += half_precision_flags(recipe.dtype)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sample_file import PartialAnswers, entry, write_samples
+from ulm_prompt.sample_file import NO_ANSWER, PartialAnswers, entry, write_samples
 from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
@@ -30,20 +31,17 @@ from ulm_prompt.verbal import load_verbal, renamed_texts
 TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
 
-def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
-    """What the output says of each test row beside its answer: file_name, src, label."""
+def read_test(workspace: Workspace, pair: Pair, text: Path) -> Iterator[dict[str, str]]:
+    """Stream what the output says of each test row beside its answer: file_name, src, label."""
     source = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    files = [row.file for row in read_rows(source)]
-    rows = list(read_prompt_text(text, TEXT_STAGE))
-    if len(files) != len(rows):
-        raise UserError(
-            f"{text}: {len(rows)} rows, but {source} has {len(files)}; "
-            "run ulm_prompt/make_data.py again"
-        )
-    return [
-        {"file_name": file, "src": units, "label": labels}
-        for file, (units, labels) in zip(files, rows)
-    ]
+    both = zip_longest(read_rows(source), read_prompt_text(text, TEXT_STAGE))
+    for number, (row, renamed) in enumerate(both, start=1):
+        if row is None or renamed is None:
+            raise UserError(
+                f"{text if renamed is None else source}: ends before line {number}, other than "
+                f"{source if renamed is None else text}; run ulm_prompt/make_data.py again"
+            )
+        yield {"file_name": row.file, "src": renamed[0], "label": renamed[1]}
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
@@ -57,9 +55,11 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
             f"--date {args.model_date}, or correct --model_date"
         )
     texts = renamed_texts(workspace, pair)
-    sources = read_test(workspace, pair, texts["test"])
     train = read_prompt_text(texts["train"], TEXT_STAGE)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
+
+    def sources() -> Iterator[dict[str, str]]:
+        return read_test(workspace, pair, texts["test"])
 
     import torch
     from tqdm import tqdm
@@ -85,7 +85,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]
 
-    rows = [torch.tensor(indices(f"</s> {source['src']} <s>")) for source in sources]
+    rows = [torch.tensor(indices(f"</s> {source['src']} <s>")) for source in sources()]
     sequences = [indices(labels) for labels in train_labels]
     within = label_sets(args.within_labels, pair.config.is_sequence)
     labels = LabelSets.build(within, sequences, len(dictionary), dictionary.eos())
@@ -107,23 +107,48 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         for batch in decode(lm, rows, labels, options, frozenset(partial.done)):
             partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
             bar.update(len(batch))
-    write_samples(target, sources, partial.done, scored=options.beam > 1 or options.sampling)
-    partial.remove()
+    partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
+    write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
     print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
-    report_long(rows, partial.done, limit, unit_lm.model.max_positions())
+    report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)
+    partial.remove()
+    report_unseen((source["label"] for source in sources()), train_labels)
+
+
+def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
+    """Say how many of the test split's ``labels`` hold one that train never has."""
+    seen = {label for sequence in train_labels for label in sequence.split()}
+    unseen = sum(not seen.issuperset(of_row.split()) for of_row in labels)
+    if unseen:
+        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
 
 
 def report_long(
-    rows: Sequence[Sized], answers: dict[int, dict[str, Any]], limit: int, positions: int
+    rows: Sequence[Sized],
+    answers: Mapping[int, dict[str, Any]],
+    limit: int,
+    positions: int,
+    max_units: int,
 ) -> None:
-    """Say how many free answers were cut at ``limit``, and how many rows with their answer are
-    longer than the text that the LM was trained on.
+    """Say how many rows of more than ``max_units`` were not answered, how many free answers were
+    cut at ``limit``, and how many rows with their answer are longer than the text that the LM was
+    trained on.
     """
+    too_long = [len(row) - 2 for row in rows if len(row) - 2 > max_units]
+    if too_long:
+        print(
+            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
+            "most): not answered, which is scored as wrong (--max_units)"
+        )
     labels = {row: len(answer["free"]["predict"].split()) for row, answer in answers.items()}
     cut = sum(count >= limit for count in labels.values())
     if cut:
         print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
-    beyond = [row for row, count in labels.items() if len(rows[row]) + count > positions]
+    beyond = [
+        row
+        for row, count in labels.items()
+        if positions < len(rows[row]) + count and len(rows[row]) - 2 <= max_units
+    ]
     if beyond:
         longest = max(len(rows[row]) + labels[row] for row in beyond)
         print(

@@ -7,11 +7,12 @@ that says what they were made from. A killed run goes on from there.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.json_members import read_members, writing_members
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -20,10 +21,14 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
+# to a row that is too long for the LM; it has no probability
+NO_ANSWER = {
+    kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")
+}
 
 
-class PartialAnswers:
-    """The answers so far of one run: ``done``, row number -> what was added for it."""
+class PartialAnswers(Mapping[int, dict[str, Any]]):
+    """The answers so far of one run: row number -> what was added for it, read from the file."""
 
     def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
         """Go on with the file at ``path`` when it was ``made_from`` the same, else begin it anew.
@@ -31,44 +36,63 @@ class PartialAnswers:
         A last line that was cut off is dropped. Raises ``OSError`` when it cannot be written.
         """
         self.path = path
-        self.done: dict[int, dict[str, Any]] = {}
-        header = json.dumps(made_from) + "\n"
-        kept = self._read(header) if path.exists() else 0
+        self.done: dict[int, int] = {}  # row -> where its line begins
+        header = (json.dumps(made_from) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open(path, "r+b" if kept else "wb")
-        self._handle.truncate(kept)
-        self._handle.seek(kept)
-        if not kept:
-            self._handle.write(header.encode())
+        self._handle = open(path, "r+b" if path.exists() else "w+b")
+        self._end = self._read(header)
+        self._handle.truncate(self._end)
+        if not self._end:
+            self._write(header)
 
-    def _read(self, header: str) -> int:
+    def _read(self, header: bytes) -> int:
         """Take the whole lines of an earlier run; return how many bytes they are."""
-        first, *lines = self.path.read_bytes().splitlines(keepends=True) or [b""]
-        if first != header.encode():
+        if self._handle.readline(len(header)) != header:
             return 0
-        kept = len(first)
-        for line in lines:
-            try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                entry = None
-            if entry is None:
+        kept = len(header)
+        for line in self._handle:
+            row = _row(line)
+            if row is None:
                 break
-            self.done[entry.pop("row")] = entry
+            self.done[row] = kept
             kept += len(line)
         return kept
 
     def add(self, entries: dict[int, dict[str, Any]]) -> None:
         """Save the answers of one batch; they are safe from a kill when this returns."""
-        self.done.update(entries)
-        lines = (json.dumps({"row": row, **entry}) + "\n" for row, entry in entries.items())
-        self._handle.write("".join(lines).encode())
+        for row, entry in entries.items():
+            self.done[row] = self._end
+            self._write((json.dumps({"row": row, **entry}) + "\n").encode())
         self._handle.flush()
+
+    def _write(self, line: bytes) -> None:
+        self._handle.seek(self._end)
+        self._handle.write(line)
+        self._end += len(line)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        self._handle.seek(self.done[row])
+        return json.loads(self._handle.readline())
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.done)
+
+    def __len__(self) -> int:
+        return len(self.done)
 
     def remove(self) -> None:
         """The run is complete and its output written."""
         self._handle.close()
         self.path.unlink(missing_ok=True)
+
+
+def _row(line: bytes) -> int | None:
+    """The row whose answer the line holds; None for a line that was cut off or damaged."""
+    try:
+        row = json.loads(line)["row"] if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return row if type(row) is int else None
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, dict[str, Any]]:
@@ -87,8 +111,8 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, dict[str, Any]]
 
 def write_samples(
     path: Path,
-    sources: list[dict[str, str]],
-    answers: dict[int, dict[str, Any]],
+    sources: Iterable[dict[str, str]],
+    answers: Mapping[int, dict[str, Any]],
     scored: bool,
 ) -> None:
     """Write the free answers to ``path`` and those within the label set beside it.
@@ -96,25 +120,28 @@ def write_samples(
     ``sources``: file_name, src and label of each row. ``answers``: row -> its ``entry``. The free
     file has the published four keys; its scores come after them only when ``scored``.
     """
-    for name, kind in (("", "free"), (WITHIN, "within")):
-        samples = {}
+    twin = path.with_stem(path.stem + WITHIN)
+    with writing_members(twin) as add_within, writing_members(path) as add_free:
         for row, source in enumerate(sources):
-            answer = answers[row][kind]
-            if kind == "free" and not scored:
-                answer = {"predict": answer["predict"]}
-            samples[str(row)] = {**source, **answer}
-        write_json(path.with_stem(path.stem + name), samples)
+            answer = answers[row]
+            free = answer["free"] if scored else {"predict": answer["free"]["predict"]}
+            add_free(str(row), {**source, **free})
+            add_within(str(row), {**source, **answer["within"]})
 
 
-def read_samples(path: Path) -> list[dict[str, str]]:
-    """The label and the answer of each utterance, in their order."""
-    samples = read_json(path, "ulm_prompt/sample.py")
-    try:
-        entries = [{key: entry[key] for key in ("label", "predict")} for entry in samples.values()]
-    except (AttributeError, KeyError, TypeError):
-        entries = []
-    if not entries:
-        raise UserError(
-            f"{path}: expected id -> file_name, src, label, predict; run sample.py again"
-        )
-    return entries
+def read_samples(path: Path) -> Iterator[dict[str, Any]]:
+    """Stream what a sample file says of each utterance, in its order.
+
+    Raises ``UserError`` where there is no label or no answer, and for a file without any.
+    """
+    expected = "expected id -> file_name, src, label, predict; run sample.py again"
+    empty = True
+    for name, said in read_members(path, "ulm_prompt/sample.py"):
+        empty = False
+        if not isinstance(said, dict) or not all(
+            isinstance(said.get(key), str) for key in ("label", "predict")
+        ):
+            raise UserError(f"{path}: {name[:60]!r}: {expected}")
+        yield said
+    if empty:
+        raise UserError(f"{path}: no utterance in it; {expected}")

@@ -26,6 +26,13 @@ def add_search(parser: argparse.ArgumentParser) -> None:
         "train's longest)",
     )
     flag(
+        "--max_units",
+        type=int,
+        default=16_384,
+        help="a row of more is not answered, and scored as wrong: memory grows with the square of "
+        "its length (default: 16384)",
+    )
+    flag(
         "--within_labels",
         nargs="?",
         choices=("slots", "set", "trie"),
@@ -44,7 +51,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def check_search(args: argparse.Namespace) -> None:
     """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
-    for name in ("batch_size", "beam", "max_labels"):
+    for name in ("batch_size", "beam", "max_labels", "max_units"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")

@@ -8,10 +8,12 @@ from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import writing
-from pipeline.rows import read_rows
+from pipeline.files import text_lines, writing
+from pipeline.rows import are_units, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import SEPARATOR
+
+MOST_DIGITS = 6  # of a unit
 
 
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
@@ -19,12 +21,11 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
     for path in files:
         if not path.is_file():
             raise UserError(f"--text {path}: not found; expected a file with a line of units each")
-        with open(path, encoding="utf-8") as handle:
-            for number, line in enumerate(handle, start=1):
-                line = line.strip()
-                if not line.replace(" ", "").isdecimal():
-                    raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
-                yield line
+        for number, line in enumerate(text_lines(path, "not found"), start=1):
+            line = " ".join(line.split())
+            if not are_units(line):
+                raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
+            yield line
 
 
 def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
@@ -97,7 +98,8 @@ def _with_topics(
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
     """A dict.txt of all units up to the highest one, with their counts in train.
 
-    A unit that only another split shows has its symbol too.
+    A unit that only another split shows has its symbol too. Raises ``UserError`` for one beyond any
+    k-means: every number up to it would become a symbol.
     """
     counts: Counter[str] = Counter()
     highest = 0
@@ -105,6 +107,9 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
         with open(text, encoding="utf-8") as handle:
             for line in handle:
                 units = line.replace(SEPARATOR, " ").split()
+                longest = max(units, key=len, default="")
+                if len(longest) > MOST_DIGITS:
+                    raise UserError(f"{text}: unit {longest[:60]}; expected a k-means cluster")
                 highest = max(highest, *map(int, units))
                 if split == "train":
                     counts.update(units)

@@ -41,19 +41,21 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
     """
     folder = workspace.datasets(pair.unit_model)
-    names = read_json(folder / "verbal.json", MADE_BY)
-    sources = read_json(folder / "verbal_sources.json", MADE_BY)
-    if pair.task not in names or pair.task not in sources:
-        raise UserError(f"{folder / 'verbal.json'}: nothing about {pair.task}; run {MADE_BY}")
-    recorded = dict(sources[pair.task])
-    method = recorded.pop("method")
-    for name, value in _sources(workspace, pair, names[pair.task], method).items():
+    path = folder / "verbal.json"
+    names = read_json(path, MADE_BY).get(pair.task)
+    recorded = read_json(folder / "verbal_sources.json", MADE_BY).get(pair.task)
+    if names is None or recorded is None:
+        raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
+    method = recorded.get("method") if isinstance(recorded, dict) else None
+    if not (isinstance(names, dict) and str(method).isidentifier()):
+        raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
+    for name, value in _sources(workspace, pair, names, method).items():
         if recorded.get(name) != value:
             raise UserError(
-                f"{folder / 'verbal.json'}: stale, {pair.task}'s {name} has changed since it was "
-                f"made; run {MADE_BY} again"
+                f"{path}: stale, {pair.task}'s {name} has changed since it was made; "
+                f"run {MADE_BY} again"
             )
-    return method, names[pair.task]
+    return method, names
 
 
 def _sources(

@@ -8,6 +8,7 @@ import argparse
 import random
 import sys
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 if not __package__:  # called as a script
@@ -23,6 +24,20 @@ from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import record_verbal
 
 METHODS = ("freq", "kmeans", "random")
+
+
+def read_labelspace(path: Path, task: str) -> list[str]:
+    """The task's labels. Raises ``UserError`` where they are missing or no list of labels."""
+    made_by = "ulm_prompt/gen_labelspace.py"
+    labels = read_json(path, made_by).get(task)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"{path}: no labels of {task}; run {made_by}")
+    return labels
+
+
+def train_text(workspace: Workspace, pair: Pair) -> Path:
+    """The text that units and labels are counted over."""
+    return workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", "train")
 
 
 def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
@@ -56,15 +71,21 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 
 
 def verbal_map(
-    workspace: Workspace, pair: Pair, method: str, labels: list[str], seed: int = 1
+    workspace: Workspace,
+    pair: Pair,
+    method: str,
+    labels: list[str],
+    counts: tuple[Counter[str], Counter[str]],
+    seed: int = 1,
 ) -> dict[str, str]:
-    """label -> unit, in the order of ``labels`` (the task's label space). ``seed``: of random.
+    """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of train's
+    units and labels. ``seed``: of random.
 
     The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
     k-th most frequent unit (paper, section 3.3). Labels that train never shows come last.
     """
-    train = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", "train")
-    unit_counts, label_counts = count_train(train)
+    train = train_text(workspace, pair)
+    unit_counts, label_counts = counts
     units = by_frequency(unit_counts)
     ranked = by_frequency(label_counts)
     ranked += [label for label in labels if label not in label_counts]
@@ -88,13 +109,20 @@ def verbal_map(
 
 
 def rename_split(
-    workspace: Workspace, pair: Pair, names: dict[str, str], method: str, split: str
-) -> int:
-    """Write ``data_<method>/<split>.txt`` with every label renamed; return its number of lines."""
+    workspace: Workspace,
+    pair: Pair,
+    names: dict[str, str],
+    method: str,
+    split: str,
+    seen: Container[str],
+) -> tuple[int, int]:
+    """Write ``data_<method>/<split>.txt`` with every label renamed; return its number of lines, and
+    of those with a label that is not in ``seen``.
+    """
     downstream = pair.config.downstream
     source = workspace.prompt_text(pair.unit_model, downstream, "data_prompt", split)
     target = workspace.prompt_text(pair.unit_model, downstream, f"data_{method}", split)
-    count = 0
+    count = unseen = 0
     with writing(target) as handle:
         rows = read_prompt_text(source, "ulm_prompt/make_data.py")
         for count, (units, labels) in enumerate(rows, start=1):
@@ -105,8 +133,9 @@ def rename_split(
                     f"{source}, line {count}: label {error.args[0]} is not in the verbalizer; "
                     "run ulm_prompt/gen_labelspace.py, then this stage again"
                 ) from None
+            unseen += any(label not in seen for label in labels.split())
             handle.write(f"{units}{SEPARATOR}{renamed}\n")
-    return count
+    return count, unseen
 
 
 def main() -> None:
@@ -123,18 +152,22 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         folder = workspace.datasets(pair.unit_model)
-        labelspace = read_json(folder / "labelspace.json", "ulm_prompt/gen_labelspace.py")
-        if pair.task not in labelspace:
-            raise UserError(
-                f"{folder / 'labelspace.json'}: nothing about {pair.task}; run gen_labelspace.py"
-            )
-        names = verbal_map(workspace, pair, args.method, labelspace[pair.task], args.seed)
-        counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
+        labels = read_labelspace(folder / "labelspace.json", pair.task)
+        counts = count_train(train_text(workspace, pair))
+        names = verbal_map(workspace, pair, args.method, labels, counts, args.seed)
+        renamed = {
+            split: rename_split(workspace, pair, names, args.method, split, counts[1])
+            for split in SPLITS
+        }
         record_verbal(workspace, pair, names, args.method)
+        rows = sum(count for count, _ in renamed.values())
         print(
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
-            f"{sum(counts):,} rows -> data_{args.method}/, {folder / 'verbal.json'}"
+            f"{rows:,} rows -> data_{args.method}/, {folder / 'verbal.json'}"
         )
+        for split, (_, unseen) in renamed.items():
+            if unseen:
+                print(f"  {split}: {unseen:,} rows have a label that train never has")
     print("next: python ulm_prompt/fairseq_preprocess.py")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from pipeline.errors import UserError
+from pipeline.files import text_lines
 from preprocess.characters import normalised
 from preprocess.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
@@ -91,14 +92,8 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
 
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:
-    try:
-        return enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: not found; datarc.root_path is the folder that holds {TEXT} and {SLOTS}"
-        ) from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+    missing = f"not found; datarc.root_path is the folder that holds {TEXT} and {SLOTS}"
+    return enumerate(text_lines(path, missing), start=1)
 
 
 def _parse(

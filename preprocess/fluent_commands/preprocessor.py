@@ -22,7 +22,7 @@ class FluentCommands(Preprocessor[Config]):
         """The lines of ``data/<split>_data.csv``, in its order."""
         path = self.root / "data" / f"{split}_data.csv"
         try:
-            with open(path, encoding="utf-8", newline="") as handle:
+            with open(path, encoding="utf-8-sig", newline="") as handle:
                 lines = csv.DictReader(handle)
                 missing = {"path", *self.slots} - set(lines.fieldnames or ())
                 if missing:
@@ -34,8 +34,8 @@ class FluentCommands(Preprocessor[Config]):
             raise UserError(
                 f"{path}: not found; datarc.root_path is the folder that holds data/ and wavs/"
             ) from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
         for number, row in enumerate(rows, start=2):
             if not all(row[column] for column in ("path", *self.slots)):
                 raise UserError(f"{path}, line {number}: path, action, object or location is empty")

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from pipeline.errors import UserError
+from pipeline.files import text_lines
 from preprocess.characters import checked
 from preprocess.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
@@ -53,11 +54,7 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
 
     def _read(self, path: Path) -> Iterator[Utterance]:
         chapter = path.parent.relative_to(self.root)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text") from None
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(text_lines(path, "not found"), start=1):
             name, _, text = line.partition(" ")
             labels = checked(text, f"{path}, line {number}")
             yield Utterance(f"{chapter.as_posix()}/{name}.flac", labels)

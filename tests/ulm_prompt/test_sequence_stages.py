@@ -211,10 +211,10 @@ def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) 
     rows = [range(10), range(10), range(4)]
     answers = {row: {"free": {"predict": " ".join("7" * count)}} for row, count in
                enumerate((5, 3, 5))}  # fmt: skip
-    report_long(rows, answers, limit=5, positions=12)
+    report_long(rows, answers, limit=5, positions=12, max_units=99)
     printed = capsys.readouterr().out
     assert "2 free answers were cut after 5 labels" in printed
     assert "2 rows are longer with their answer than the 12 positions" in printed
     assert "(15 at most)" in printed
-    report_long(rows, answers, limit=6, positions=15)
+    report_long(rows, answers, limit=6, positions=15, max_units=99)
     assert capsys.readouterr().out == ""

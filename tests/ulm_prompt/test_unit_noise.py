@@ -56,7 +56,9 @@ def served(dataset: RowDataset, epoch: int) -> list[list[int]]:
 def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(root: Path) -> None:
     workspace = Workspace(root)
     folders = {"data": str(workspace.data_bin("tiny100", "KS")), "lm": str(workspace.lm("tiny100"))}
-    task = UnitPromptTask.setup_task(UnitPromptConfig(**folders, unit_noise=0.2, seed=1))
+    task = UnitPromptTask.setup_task(
+        UnitPromptConfig(**folders, unit_noise=0.2, max_tokens=0, seed=1)
+    )
     symbols = load_dictionary(workspace.lm("tiny100"))
     for split in ("train", "valid"):
         task.load_dataset(split)

@@ -58,7 +58,7 @@ _FIXED = (
 )  # fmt: skip
 _EXTENSIBLE = ("max_epoch", "patience")
 # knobs that the cards of earlier versions lack, and what these did
-_LATER = {"shots": 0, "verbalizer": "fixed", "unit_noise": 0.0}
+_LATER = {"shots": 0, "verbalizer": "fixed", "unit_noise": 0.0, "skip_long": False}
 
 
 def read_card(folder: Path) -> Card | None:

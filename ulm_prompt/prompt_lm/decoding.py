@@ -15,10 +15,14 @@ from .label_sets import LabelSets
 from .sampling import sampler
 from .search import Answer, Search, follow, likeliest
 
+BATCH_TOKENS = 65_536  # padded, of the rows that are read together
+
 
 @dataclass(frozen=True)
 class Options:
     """How answers are searched for. The default is greedy, as published."""
+
+    max_units: int = 16_384  # a longer row is not answered: memory grows with the square
 
     max_labels: int = 50  # an answer that has not ended by then is cut
     batch_size: int = 64
@@ -47,16 +51,19 @@ def decode(
     options: Options,
     done: Container[int] = (),
 ) -> Iterator[list[Decoded]]:
-    """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time.
+    """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time; none to a row of more than
+    ``max_units``.
 
-    The batches depend on the rows and the batch size alone: one whose rows are all ``done`` is
-    passed over, and the others stay what they were. Sampling draws the free answer; within the
-    labels it is the best one in any case.
+    The batches depend on the rows and the options alone: one whose rows are all ``done`` is passed
+    over, and the others stay what they were. Sampling draws the free answer; within the labels it
+    is the best one in any case.
     """
     labels = labels.to(lm.device)
     sizes = torch.tensor([len(row) for row in rows]).numpy()
     order = sizes.argsort(kind="mergesort")
-    for batch in batches_by_length(order, sizes, None, options.batch_size):
+    order = order[sizes[order] <= options.max_units + 2]
+    tokens = max(BATCH_TOKENS, options.max_units + 2)
+    for batch in batches_by_length(order, sizes, tokens, options.batch_size):
         numbers = batch.tolist()
         if all(number in done for number in numbers):
             continue

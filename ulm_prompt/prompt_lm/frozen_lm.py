@@ -38,10 +38,13 @@ def load_dictionary(folder: Path) -> Dictionary:
     path = folder / "dict.txt"
     if not path.is_file():
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
+    dictionary = Dictionary()
     try:
-        return Dictionary.load(str(path))
+        with open(path, encoding="utf-8-sig") as handle:  # Windows' line ends too
+            dictionary.add_from_file(handle)
     except (ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{path}: not a fairseq dict ({str(error).splitlines()[0]})") from None
+    return dictionary
 
 
 def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:

@@ -48,7 +48,13 @@ class RowDataset(LosslessDataset):
 
     def draw(self, shots: int, seed: int) -> None:
         """Serve no more than ``shots`` distinct rows of each label sequence from now on."""
-        chosen = draw_shots(map(self._units_and_labels, range(len(self))), shots, seed)
+        self._serve(draw_shots(map(self._units_and_labels, range(len(self))), shots, seed))
+
+    def leave_out(self, longer_than: int) -> None:
+        """Serve no row that is longer from now on."""
+        self._serve(np.flatnonzero(self.sizes <= longer_than))
+
+    def _serve(self, chosen: np.ndarray) -> None:
         for name in ("places", "sizes", "separators"):
             setattr(self, name, getattr(self, name)[chosen])
 

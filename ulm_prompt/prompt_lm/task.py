@@ -14,7 +14,7 @@ from omegaconf import II, MISSING
 
 from pipeline.errors import UserError
 
-from .frozen_lm import UnitLM, load_unit_lm
+from .frozen_lm import UnitLM, load_dictionary, load_unit_lm
 from .prompt_init import METHODS, initialise
 from .row_dataset import RowDataset
 from .unit_noise import UnitNoise
@@ -31,6 +31,8 @@ class UnitPromptConfig(FairseqDataclass):
     init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
     shots: int = field(default=0, metadata={"help": "train on so many rows a class; 0: all"})
     unit_noise: float = field(default=0.0, metadata={"help": "on the units of train rows"})
+    max_tokens: int = II("dataset.max_tokens")
+    skip_long: bool = field(default=False, metadata={"help": "leave out rows over --max-tokens"})
     seed: int = II("common.seed")
 
 
@@ -49,7 +51,7 @@ class UnitPromptTask(FairseqTask):
         written = Path(cfg.data) / "dict.txt"
         if not written.is_file():
             raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        if Dictionary.load(str(written)).symbols != unit_lm.dictionary.symbols:
+        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
             raise UserError(
                 f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
             )
@@ -58,6 +60,8 @@ class UnitPromptTask(FairseqTask):
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         dictionary = self.unit_lm.dictionary
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
+        if self.cfg.max_tokens:
+            self._check_lengths(dataset, split)
         if split == "train" and self.cfg.shots:
             whole = len(dataset)
             dataset.draw(self.cfg.shots, self.cfg.seed)
@@ -68,6 +72,26 @@ class UnitPromptTask(FairseqTask):
             units = np.array([i for i, s in enumerate(dictionary.symbols) if s.isdecimal()])
             dataset.noise = UnitNoise(self.cfg.unit_noise, units, self.cfg.seed)
         self.datasets[split] = dataset
+
+    def _check_lengths(self, dataset: RowDataset, split: str) -> None:
+        """Leave out the rows that fit no batch, and say how many. Raises ``UserError`` when they
+        are not to be, or are all.
+        """
+        most, sizes = self.cfg.max_tokens, dataset.sizes
+        count = int((sizes > most).sum())
+        if not count:
+            return
+        found = (
+            f"{split}: {count:,} of {len(sizes):,} rows are longer than max_tokens={most:,} "
+            f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
+        )
+        if not self.cfg.skip_long or count == len(sizes):
+            raise UserError(
+                f"{found}; leave them out with --set skip_long=true, or raise max_tokens: memory "
+                "grows with the square of a row's length"
+            )
+        dataset.leave_out(longer_than=most)
+        logger.info(f"too long: {found}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any

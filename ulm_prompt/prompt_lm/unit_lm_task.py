@@ -13,6 +13,7 @@ from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from .batching import LosslessDataset
+from .frozen_lm import load_dictionary
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 
@@ -95,7 +96,7 @@ class UnitLMTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
-        return cls(cfg, Dictionary.load(str(Path(cfg.data) / "dict.txt")))
+        return cls(cfg, load_dictionary(Path(cfg.data)))
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         self.datasets[split] = BlockDataset(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.errors import UserError, one_line
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.scoring.label_names import Label, label_names
@@ -58,7 +57,7 @@ def called(units: str, names: Mapping[str, Label]) -> str:
 
 def answers(path: Path, names: Mapping[str, Label]) -> tuple[list[str], list[str], list[str]]:
     """The class of each row of a sample file, its answer or ``OTHER``, and all classes."""
-    rows = read_samples(path)
+    rows = list(read_samples(path))
     spoken = [called(row["label"], names) for row in rows]
     classes = sorted(set(spoken))
     answered = [called(row["predict"], names) for row in rows]
@@ -91,26 +90,25 @@ def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
     for place in range(places):
         unit = rows[0][0][place]
         slot = names[unit].kind if unit in names else "label"
-        right = sum(answer[place : place + 1] == [label[place]] for label, answer in rows)
+        right = sum(answer[place : place + 1] == label[place : place + 1] for label, answer in rows)
         found[slot if slot not in found else f"{slot} {place + 1}"] = 100 * right / len(rows)
     return found
 
 
 def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
     twin = path.with_stem(path.stem + WITHIN)
-    rows: Sequence[dict] = list(read_json(twin, "ulm_prompt/sample.py").values())
+    wrong = [row for row in read_samples(twin) if row["label"] != row["predict"]]
     try:
-        wrong = [row for row in rows if row["label"] != row["predict"]]
         found = [
             Mistake(
                 row["file_name"],
                 called(row["label"], names),
                 called(row["predict"], names),
-                math.exp(row["score"]),
+                0.0 if row["score"] is None else math.exp(row["score"]),
             )
             for row in wrong
         ]
-    except (KeyError, TypeError, AttributeError, OverflowError):
+    except (KeyError, TypeError, OverflowError):
         raise UserError(
             f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
         ) from None
@@ -157,5 +155,6 @@ def print_report(report: dict[str, Any]) -> None:
     if report["mistakes"]:
         print("\n  the most confident mistakes: probability, file, spoken -> answered")
     for one in report["mistakes"]:
-        print(f"  {one['probability']:.3f}  {one['file_name']}  {one['label']} -> {one['predict']}")
+        file = one_line(one["file_name"])
+        print(f"  {one['probability']:.3f}  {file}  {one['label']} -> {one['predict']}")
     print(f"\n  confusion matrix: {report['confusion']}")

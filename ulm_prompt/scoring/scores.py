@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,20 @@ from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.tasks import sequence_pair
 
+COUNTS = ("utterances", "too long to answer")
+
 
 @dataclass(frozen=True)
 class Score:
-    """Percentages over one sample file and its twin decoded within the label set."""
+    """Percentages over one sample file and its twin decoded within the label set. ``unanswered``:
+    how many utterances were too long for the LM; they are wrong, and invalid.
+    """
 
     utterances: int
     accuracy: float
     accuracy_within_labels: float
     invalid: float
+    unanswered: int = 0
 
 
 def score(path: Path) -> Score:
@@ -26,22 +32,30 @@ def score(path: Path) -> Score:
 
     Raises ``UserError`` for a missing or malformed file.
     """
-    samples = read_samples(path)
     twin = path.with_stem(path.stem + WITHIN)
-    within = read_samples(twin)
-    if len(within) != len(samples):
+    (labels, free, right), (_, within, right_within) = (_count(each) for each in (path, twin))
+    total = free.total()
+    if within.total() != total:
         raise UserError(
-            f"{twin}: {len(within)} utterances, {path.name} has {len(samples)}; run sample.py again"
+            f"{twin}: {within.total()} utterances, {path.name} has {total}; run sample.py again"
         )
-    in_use = [entry["label"] for entry in samples] + [entry["predict"] for entry in within]
-    known = [set(slot) for slot in zip(*(labels.split() for labels in in_use))]
-    total = len(samples)
+    in_use = [*labels, *(answer for answer in within if answer)]
+    known = [set(slot) for slot in zip(*(text.split() for text in in_use))]
+    invalid = sum(n for answer, n in free.items() if not _is_label(answer.split(), known))
+    shares = (100 * count / total for count in (right, right_within, invalid))
+    return Score(total, *shares, within[""])
 
-    def right(entries: list[dict[str, str]]) -> float:
-        return 100 * sum(entry["predict"] == entry["label"] for entry in entries) / total
 
-    invalid = sum(not _is_label(entry["predict"].split(), known) for entry in samples)
-    return Score(total, right(samples), right(within), 100 * invalid / total)
+def _count(path: Path) -> tuple[set[str], Counter[str], int]:
+    """The labels of a sample file, how often each answer was given, and how many were right."""
+    labels: set[str] = set()
+    answers: Counter[str] = Counter()
+    right = 0
+    for sample in read_samples(path):
+        labels.add(sample["label"])
+        answers[sample["predict"]] += 1
+        right += sample["label"] == sample["predict"]
+    return labels, answers, right
 
 
 def _is_label(units: list[str], known: list[set[str]]) -> bool:
@@ -49,16 +63,17 @@ def _is_label(units: list[str], known: list[set[str]]) -> bool:
 
 
 def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
-    """Every score of a sample file by its name, in % but for ``utterances``."""
+    """Every score of a sample file by its name, in % but for ``COUNTS``."""
     pair = sequence_pair(workspace, path)
     if pair is None:
         result = score(path)
-        return {
+        found = {
             "utterances": result.utterances,
             "accuracy": result.accuracy,
             "accuracy within labels": result.accuracy_within_labels,
             "invalid answers": result.invalid,
         }
+        return found | ({"too long to answer": result.unanswered} if result.unanswered else {})
     from ulm_prompt.scoring.sequence_scores import score_sequences
 
     files = (path, path.with_stem(path.stem + WITHIN))
@@ -73,4 +88,6 @@ def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
             f"all right{where}": result.right,
         }
     found["invalid answers"] = free.invalid
+    if unanswered := _count(files[1])[1][""]:
+        found["too long to answer"] = unanswered
     return {name: value for name, value in found.items() if value is not None}

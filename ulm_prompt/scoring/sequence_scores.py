@@ -166,7 +166,7 @@ def read_answers(
     Raises ``UserError`` when its labels are not those of the test split that lies there now: units
     would be read by another verbalizer than they were written by.
     """
-    samples = read_samples(path)
+    samples = list(read_samples(path))
     text = renamed_texts(workspace, pair)["test"]
     labels = [labels for _, labels in read_prompt_text(text, "ulm_prompt/verbalizer.py")]
     if labels != [entry["label"] for entry in samples]:

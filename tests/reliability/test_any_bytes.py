@@ -1,0 +1,262 @@
+"""Every reader, on any bytes: a result, or one line that names the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.json_members import read_members
+from pipeline.rows import SPLITS, read_rows
+from pipeline.unit_models import Registry
+from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.manifest import Entry, read_manifest, write_manifest
+from preprocess.table.preprocessor import TableConfig
+from preprocess.table.reading import read_table
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
+from tests.preprocess.test_table import columns
+from tests.reliability.any_bytes import contents, few, json_contents
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.binaries import encode_text
+from ulm_prompt.prompt_lm.checkpoint import read_card
+from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
+from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.recipe import Recipe
+from ulm_prompt.sample_file import PartialAnswers
+from ulm_prompt.scoring.class_report import class_report
+from ulm_prompt.scoring.label_names import label_names
+from ulm_prompt.scoring.scores import score
+from ulm_prompt.tasks import Pair, TaskConfig, load_task
+from ulm_prompt.ulm_text import read_unit_text
+from ulm_prompt.verbal import check_data_bin, load_verbal
+from ulm_prompt.verbalizer import read_labelspace
+
+CONFIG = REPOSITORY / "ulm_prompt" / "config"
+SAMPLES = {
+    str(row): {"file_name": "a", "src": "7", "label": "3", "predict": str(3 + row), "score": -1.5}
+    for row in range(2)
+}
+
+
+class Reader(NamedTuple):
+    """``good``: a file that ``read`` takes."""
+
+    name: str
+    good: bytes
+    read: Callable[[Path], object]
+
+
+TEXTS = [
+    Reader("rows", b"a.wav|1 2|3\nb|c.wav|4|5 6\n", lambda path: list(read_rows(path))),
+    Reader("manifest", b'/data\na.wav\t160\t0\ta.wav\t1 2\n"b\t.wav"\t9\t7\tb\t3\n', read_manifest),
+    Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path, "x"))),
+    Reader("text", b"1 2 <s> 3\n4 5\n",
+           lambda path: list(encode_text(path, dict.fromkeys([*"12345", "<s>"], 4), path))),
+    Reader("units", b"1 2 3\n4 5\n", lambda path: list(read_unit_text([path]))),
+    Reader("table.csv", b'path,label\na.wav,x\n"b,c.wav",y\n',
+           lambda path: read_table(path, columns(), str)),
+    Reader("table.tsv", b"path\tlabel\tsplit\na.wav\tx\ttrain\n",
+           lambda path: read_table(path, columns(), str)),
+    Reader("dict.txt", b"0 1\n1 7\n2 3\n", lambda path: load_dictionary(path.parent)),
+    Reader("recipe.yaml", (CONFIG / "recipes" / "fast.yaml").read_bytes(),
+           lambda path: load_config(Recipe, path)),
+    Reader("task.yaml", (CONFIG / "KS.yaml").read_bytes(),
+           lambda path: load_config(TaskConfig, path)),
+    Reader("downstream.yaml", (REPOSITORY / "preprocess" / "table" / "config.yaml").read_bytes(),
+           lambda path: load_config(TableConfig, path)),
+    Reader("registry.yaml", b"checkpoints: {m: {path: a.pt}}\nunit_models: {}\n",
+           lambda path: load_config(Registry, path)),
+]  # fmt: skip
+JSONS = [
+    Reader("labelspace.json", b'{"KS": ["0", "1"]}', lambda path: read_labelspace(path, "KS")),
+    Reader("prompt.json", b'{"task": "KS", "verbal": {"0": "7"}, "data": {}}',
+           lambda path: read_card(path.parent)),
+]  # fmt: skip
+
+
+def check(reader: Callable[[Path], object], path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    try:
+        reader(path)
+    except UserError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1, error
+        assert str(error).isprintable(), error
+
+
+@pytest.mark.parametrize("reader", TEXTS, ids=lambda reader: reader.name)
+@few
+@given(data=st.data())
+def test_text(tmp_path: Path, reader: Reader, data: st.DataObject) -> None:
+    check(reader.read, tmp_path / reader.name, data.draw(contents(reader.good)))
+
+
+@pytest.mark.parametrize("reader", JSONS, ids=lambda reader: reader.name)
+@few
+@given(data=st.data())
+def test_json(tmp_path: Path, reader: Reader, data: st.DataObject) -> None:
+    check(reader.read, tmp_path / reader.name, data.draw(json_contents(reader.good)))
+
+
+@pytest.mark.parametrize("reader", TEXTS, ids=lambda reader: reader.name)
+def test_what_windows_writes(tmp_path: Path, reader: Reader) -> None:
+    """CRLF, a byte order mark, no last line end: the same is read."""
+    path = tmp_path / reader.name
+
+    def read(content: bytes) -> object:
+        path.write_bytes(content)
+        found = reader.read(path)
+        return getattr(found, "symbols", found)
+
+    expected = read(reader.good)
+    windows = reader.good.replace(b"\n", b"\r\n")
+    for content in (windows, b"\xef\xbb\xbf" + windows, reader.good.removesuffix(b"\n")):
+        assert read(content) == expected
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """KS up to its verbalizer, with names of its labels."""
+    root = tmp_path_factory.mktemp("workspace")
+    tiny.write_corpus(root)
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        call(name, root)
+    data = Workspace(root).downstream_data("speech_commands") / "tiny100"
+    names = {str(label): {"slot": "keyword", "name": f"w{label}"} for label in range(4)}
+    (data / "labels.json").write_text(json.dumps(names))
+    bins = Workspace(root).data_bin("tiny100", "KS")
+    bins.mkdir(parents=True)
+    (bins / "sources.json").write_text("{}")
+    return Workspace(root)
+
+
+PAIR = Pair("KS", "tiny100", load_task("KS"))
+RECORDS = {
+    "ulm_prompt/datasets/tiny100/verbal.json": load_verbal,
+    "ulm_prompt/datasets/tiny100/verbal_sources.json": load_verbal,
+    "ulm_prompt/datasets/tiny100/speech_commands/data_prompt/sources.json": load_verbal,
+    "ulm_prompt/data-bins/tiny100/KS-data-bin/sources.json": check_data_bin,
+    "preprocess/speech_commands/data/tiny100/labels.json": label_names,
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+@few
+@given(data=st.data())
+def test_records(workspace: Workspace, name: str, data: st.DataObject) -> None:
+    path = workspace.root / name
+    good = path.read_bytes()
+
+    def read(_: Path) -> None:
+        try:
+            RECORDS[name](workspace, PAIR)
+        except UserError as error:  # where two files do not fit, either may be named
+            raise UserError(f"{path}: {error}") from None
+
+    try:
+        check(read, path, data.draw(json_contents(good)))
+    finally:
+        path.write_bytes(good)
+
+
+@few
+@given(json_contents(json.dumps(SAMPLES, indent=4).encode()), st.booleans())
+def test_samples(tmp_path: Path, content: bytes, twin: bool) -> None:
+    """The free answers or those within the label set, scored and reported."""
+    path = tmp_path / "samples_KS_x_y.json"
+    files = path, path.with_stem(path.stem + "_within_labels")
+    for file in files:
+        file.write_text(json.dumps(SAMPLES))
+
+    def read(changed: Path) -> None:
+        try:
+            score(path)
+            class_report(path, {})
+        except UserError as error:
+            assert str(path.with_suffix(""))[:-2] in str(error)
+            raise UserError(f"{changed}: {error}") from None
+
+    check(read, files[twin], content)
+
+
+@few
+@given(contents(b'{"a": [1, {"b": null}], "c": -1.5e3, "d": "\\u00e9"}'), st.integers(1, 9))
+def test_members_are_what_json_reads(tmp_path: Path, content: bytes, piece: int) -> None:
+    path = tmp_path / "members.json"
+    path.write_bytes(content)
+    try:
+        expected = json.loads(content.decode("utf-8-sig"))
+    except ValueError:
+        expected = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.json_members.PIECE", piece)
+        try:
+            found = dict(read_members(path, "x"))
+        except UserError:
+            found = None
+    assert repr(found) == repr(expected if isinstance(expected, dict) else None)
+
+
+@few
+@given(st.data())
+def test_answers_of_a_run_that_was_cut_off(tmp_path: Path, data: st.DataObject) -> None:
+    """Lines that are not whole begin anew; the others are read back."""
+    path, made_from = tmp_path / "x.part", {"prompt": "abc"}
+    path.unlink(missing_ok=True)
+    entries = {row: {"free": {"predict": str(row)}} for row in range(3)}
+    PartialAnswers(path, made_from).add(entries)
+    path.write_bytes(data.draw(contents(path.read_bytes())))
+    partial = PartialAnswers(path, made_from)
+    assert all(isinstance(partial[row], dict) for row in partial)
+    partial.add({9: {"free": {"predict": "9"}}})
+    assert dict(PartialAnswers(path, made_from)) == dict(partial)
+
+
+CORPORA = {
+    "fluent_commands": "data/test_data.csv",
+    "librispeech": "dev-clean/*/*/*.trans.txt",
+    "audio_snips": "all.iob.snips.txt",
+}
+
+
+@pytest.mark.parametrize("downstream", CORPORA)
+@few
+@given(data=st.data())
+def test_corpora(
+    tmp_path_factory: pytest.TempPathFactory, downstream: str, data: st.DataObject
+) -> None:
+    root = tmp_path_factory.getbasetemp() / downstream
+    if not root.exists():
+        getattr(corpora, downstream)(root / "corpora" / downstream)
+    task = preprocessor(downstream, root)
+    path = next(task.root.glob(CORPORA[downstream]))
+    good = path.read_bytes()
+    content = data.draw(contents(good))
+    try:
+        check(lambda _: [task.utterances(split) for split in SPLITS], path, content)
+    finally:
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("name", ["test", "provenance.json"])
+@few
+@given(data=st.data())
+def test_units_between_quantising_and_rows(tmp_path: Path, name: str, data: st.DataObject) -> None:
+    task = preprocessor("fluent_commands", tmp_path)
+    for split in SPLITS:
+        write_manifest(task.manifest / f"{split}.tsv", Path("/c"), [Entry("a", 9, 0, "a", "1")])
+    (task.manifest / "labels.json").write_text("{}")
+    task.quantized.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        (task.quantized / split).write_text("a|1 1 2\n")
+    good = {"test": b"a|1 1 2\n", "provenance.json": b'{"left_out": ["b"], "plan": {}}'}
+    draw = json_contents if name.endswith("json") else contents
+    check(lambda _: task.postprocess(), task.quantized / name, data.draw(draw(good[name])))

@@ -1,0 +1,80 @@
+"""Names with anything in them that a name may hold, from the wav files to the scores; and what an
+editor on Windows makes of the files that people edit.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from pipeline.ranks import Ranks
+from pipeline.rows import SPLITS, read_rows
+from pipeline.workspace import Workspace
+from preprocess.learning import learn_kmeans
+from preprocess.quantizing import quantize
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
+from tests.reliability.any_bytes import windows
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.spoken import UNIT_MODEL, write_prompt
+
+NAMES = (
+    "cafe\u0301.wav", "caf\u00e9.wav",  # decomposed and composed: two files
+    "\U0001f469\u200d\U0001f680 go.wav", "\u0634\u063a\u0644 \u202eabc.wav",
+    "a\tb.wav", "a|b|1 2|3.wav", " spaces  .wav", "-rf.wav", "--help", 'say "hi", x.wav', '"q".wav',
+    "back\\slash\\n.wav", "\u2028line.wav", "{0} %s $HOME *?.wav", "#c;d&e.wav", "\x1b[2J.wav",
+)  # fmt: skip
+LABELS = (("start", "lamp", "none"), ("stop", "heat", "kitchen"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fluent Speech Commands under odd names, up to rows; its tables as spreadsheets save them."""
+    root = tmp_path_factory.mktemp("wörk space|1")
+    corpus = root / "corpora" / "fluent_commands"
+    (corpus / "data").mkdir(parents=True)
+    for split in SPLITS:
+        with open(corpus / "data" / f"{split}_data.csv", "w", newline="") as handle:
+            table = csv.writer(handle)
+            table.writerow(["path", "action", "object", "location"])
+            for number, name in enumerate(NAMES):
+                path = f"wavs/{split} \u00e9|x/{name}"
+                samples = corpora.tone(0.3, 100 + 20 * number)
+                (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(corpus / path, samples, 16_000, subtype="PCM_16", format="WAV")
+                table.writerow([path, *LABELS[number % 2]])
+        windows(corpus / "data" / f"{split}_data.csv")
+    task = preprocessor("fluent_commands", root)
+    task.generate_manifest()
+    learn_kmeans([task])
+    quantize(task, Ranks(), skip_bad=False)
+    task.postprocess()
+    return root
+
+
+def test_names_survive_to_the_scores(root: Path) -> None:
+    workspace = Workspace(root)
+    for split in SPLITS:
+        rows = workspace.rows("fluent_commands", UNIT_MODEL, split)
+        expected = [f"wavs/{split} \u00e9|x/{name}" for name in NAMES]
+        assert [row.file for row in read_rows(rows)] == expected
+        windows(rows)
+    lm = workspace.lm(UNIT_MODEL)
+    tiny.write_lm(lm)
+    windows(lm / "dict.txt")
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        call(name, root)
+    windows(workspace.datasets(UNIT_MODEL) / "verbal.json")
+    call("fairseq_preprocess", root)
+    write_prompt(workspace, "IC", "d", 0)
+    call("sample", root, "--model_date", "d", "--sample_date", "d")
+    samples = json.loads(workspace.samples("IC", UNIT_MODEL, "d", "d").read_text())
+    assert [entry["file_name"] for entry in samples.values()] == expected
+    printed = call("cal_acc", root, "--sample_date", "d", "--report", "--mistakes", 99)
+    assert "utterances" in printed and f"{len(NAMES)}" in printed
+    assert all(line.isprintable() for line in printed.split("\n"))
