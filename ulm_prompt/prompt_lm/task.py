@@ -13,7 +13,7 @@ from omegaconf import II, MISSING
 
 from pipeline.errors import UserError
 
-from .frozen_lm import UnitLM, load_unit_lm
+from .frozen_lm import UnitLM, load_dictionary, load_unit_lm
 from .prompt_init import METHODS, initialise
 from .row_dataset import RowDataset
 
@@ -46,7 +46,7 @@ class UnitPromptTask(FairseqTask):
         written = Path(cfg.data) / "dict.txt"
         if not written.is_file():
             raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        if Dictionary.load(str(written)).symbols != unit_lm.dictionary.symbols:
+        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
             raise UserError(
                 f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
             )

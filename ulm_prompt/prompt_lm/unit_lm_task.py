@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from .batching import LosslessDataset
+from .frozen_lm import load_dictionary
+from .indexed_rows import open_rows
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 
@@ -37,7 +39,7 @@ class BlockDataset(LosslessDataset):
     def __init__(
         self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
     ) -> None:
-        rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
+        rows = open_rows(split, dictionary)
         self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
         rows = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
         ends = rows.cumsum()
@@ -95,7 +97,7 @@ class UnitLMTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
-        return cls(cfg, Dictionary.load(str(Path(cfg.data) / "dict.txt")))
+        return cls(cfg, load_dictionary(Path(cfg.data)))
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         self.datasets[split] = BlockDataset(
