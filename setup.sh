@@ -24,17 +24,20 @@ hashed() { pip install --no-compile --require-hashes "$@"; }
 
 hashed -r locks/build.txt
 if torch=$("$python" -c '
-import pathlib, torch
-if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-    raise SystemExit(f"torch {torch.__version__} is not used: checkpoints are safe to read since 2.6")
-print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); then
+import importlib.util, pathlib, sys
+if importlib.util.find_spec("torch") is None:
+    sys.exit(1)
+import torch
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    sys.exit(f"torch {torch.__version__} is left out: reading a checkpoint safely takes 2.6 or newer")
+print(pathlib.Path(torch.__file__).parents[1])'); then
     # the .venv looks there last, so that only what it lacks is found there
     echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-at-hand.pth"
 elif [[ -n "${PIP_INDEX_URL-}${PIP_EXTRA_INDEX_URL-}" ]]; then
     pip install --no-compile "$(grep '^torch==' requirements.txt)"
 else
     hashed --no-deps -r locks/torch.txt
-    if .venv/bin/python -m pip show torch 2>/dev/null | grep -q '^Requires:.*cuda'; then
+    if .venv/bin/python -m pip show torch 2>/dev/null | grep -q '^Requires:.*nvidia'; then
         hashed --no-deps -r locks/cuda.txt
     fi
 fi

@@ -41,8 +41,8 @@ def main() -> None:
         by_file: dict[str, list[str]] = {name: [] for name in SAYS}
         for entry in everything:
             by_file[place(entry)].append(with_cpu_builds(entry))
-        for name in ("build", "fairseq"):
-            by_file[name] = resolve(tool, folder, [f"requirements-{name}.txt"], "--no-deps")
+        by_file["build"] = resolve(tool, folder, ["requirements-build.txt"])
+        by_file["fairseq"] = resolve(tool, folder, ["requirements-fairseq.txt"], "--no-deps")
     for name, entries in by_file.items():
         (HERE / f"{name}.txt").write_text(HEADER.format(SAYS[name]) + "".join(entries))
         print(f"locks/{name}.txt: {len(entries)} packages")

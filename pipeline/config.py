@@ -17,6 +17,7 @@ from pipeline.files import writing
 
 Schema = TypeVar("Schema")
 MOST_BYTES = 1 << 20  # of a config
+MOST_DEEP = 32  # lists in lists; YAML's reader takes time with the square of it
 
 
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
@@ -56,7 +57,12 @@ def load_yaml(path: Path) -> DictConfig:
         if path.stat().st_size > MOST_BYTES:
             raise UserError(f"{path}: {path.stat().st_size:,} bytes; expected a config")
         text = path.read_text(encoding="utf-8")
+        depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEEP:
+                raise UserError(f"{path}: more than {MOST_DEEP} lists in lists; expected a config")
             if isinstance(event, yaml.AliasEvent):
                 raise UserError(f"{path}: alias *{event.anchor[:60]}: write the value out")
             if getattr(event, "tag", None) is not None:
