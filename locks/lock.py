@@ -74,7 +74,7 @@ def place(entry: str) -> str:
 
 def with_cpu_builds(entry: str) -> str:
     """The same with the hashes of PyTorch's own CPU builds."""
-    more = CPU_BUILDS.get(entry.split()[0], [])
+    more = [each for each in CPU_BUILDS.get(entry.split()[0], []) if each not in entry]
     return entry.rstrip("\n") + "".join(f" \\\n    --hash=sha256:{each}" for each in more) + "\n"
 
 

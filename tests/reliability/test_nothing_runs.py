@@ -150,9 +150,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("script", ["train", "train_ulm"])
-def test_resuming_runs_nothing(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, script: str
-) -> None:
+def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Not even where the environment tells torch to read as it did before 2.6."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     task = "KS" if script == "train" else "ulm"

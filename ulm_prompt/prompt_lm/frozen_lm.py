@@ -91,12 +91,11 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     settings.dropout = settings.attention_dropout = dropout
     settings.activation_dropout = settings.relu_dropout = 0.0
     source = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    with torch.device("meta"):  # settings that lie are found before memory is taken
-        shapes = TransformerLanguageModel.build_model(settings, source)
-    weights = dict(weights)
-    shapes.upgrade_state_dict(weights)
-    check_weights(shapes, weights, path)
+    _check_sizes(settings, weights, path)
     model = TransformerLanguageModel.build_model(settings, source)
+    weights = dict(weights)
+    model.upgrade_state_dict(weights)
+    check_weights(model, weights, path)
     model.load_state_dict(weights, strict=True)
     return UnitLM(model.eval(), dictionary, fingerprint(model))
 
@@ -172,6 +171,29 @@ def _taken(values: dict[str, Any], path: Path) -> dict[str, Any]:
     if values["decoder_embed_dim"] % values["decoder_attention_heads"]:
         raise refused("decoder_attention_heads", "a divisor of decoder_embed_dim")
     return taken
+
+
+def _check_sizes(
+    settings: argparse.Namespace, weights: dict[str, torch.Tensor], path: Path
+) -> None:
+    """Raises ``UserError`` for settings of a model that is larger than its weights, before memory
+    is taken for it.
+    """
+    width, hidden = settings.decoder_embed_dim, settings.decoder_ffn_embed_dim
+    shapes = {_FIRST: (len(weights[_FIRST]), width)}
+    layers = {name.split(".")[2] for name in weights if name.startswith("decoder.layers.")}
+    for layer in range(min(settings.decoder_layers, len(layers) + 1)):
+        name = f"decoder.layers.{layer}."
+        shapes[f"{name}fc1.weight"] = (hidden, width)
+        if f"{name}self_attn.in_proj_weight" in weights:  # as fairseq wrote it before 0.9
+            shapes[f"{name}self_attn.in_proj_weight"] = (3 * width, width)
+        else:
+            shapes[f"{name}self_attn.k_proj.weight"] = (width, width)
+    for name, shape in shapes.items():
+        found = tuple(weights[name].shape) if name in weights else "nothing"
+        if found != shape:
+            problem = f"is missing {name}" if name not in weights else f"has misshapen {name}"
+            raise UserError(f"{path}: {problem}, {found} for {shape}; {HOW_TO_GET}")
 
 
 def check_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
