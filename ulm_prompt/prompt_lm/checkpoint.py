@@ -80,8 +80,10 @@ def read_card(folder: Path) -> Card | None:
     for name, value in values.items():
         kind = get_origin(kinds[name]) or kinds[name]
         fits = isinstance(value, (int, float) if kind is float else kind)
-        texts = all(isinstance(e, str) for e in value.values()) if name == "verbal" else True
-        if not (fits and texts) or isinstance(value, bool) != (kind is bool):
+        fits = fits and isinstance(value, bool) == (kind is bool)
+        if name == "verbal":
+            fits = fits and all(isinstance(unit, str) for unit in value.values())
+        if not fits:
             found = ascii(value)[:60]
             raise UserError(f"{path}: {name}: expected {kind.__name__}, found {found}; train again")
     return Card(**values)
