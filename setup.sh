@@ -33,6 +33,8 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
 print(pathlib.Path(torch.__file__).parents[1])'); then
     # the .venv looks there last, so that only what it lacks is found there
     echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-at-hand.pth"
+elif hashed --no-deps -r locks/torch-cpu.txt 2> /dev/null; then
+    : # an index or folder at hand has that build
 elif [[ -n "${PIP_INDEX_URL-}${PIP_EXTRA_INDEX_URL-}" ]]; then
     pip install --no-compile "$(grep '^torch==' requirements.txt)"
 else

@@ -20,16 +20,16 @@ HEADER = "# Made by `make lock` (locks/lock.py). {}\n"
 SAYS = {
     "build": "What packages without a wheel are built with.",
     "packages": "All that the stages and the tests need beside torch and fairseq.",
-    "torch": "PyPI's builds, and PyTorch's CPU build where its hash is known (see lock.py).",
+    "torch": "PyPI's builds.",
+    "torch-cpu": "PyTorch's own CPU build, which PyPI has not; the hashes known here (see lock.py).",
     "cuda": "What PyPI's build of torch for Linux brings; no other build needs it.",
     "fairseq": "Installed last, with --no-deps --no-build-isolation.",
 }
 _CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
-# PyTorch's CPU builds have hashes of their own, which its index tells and PyPI does not
-CPU_BUILDS = {
-    # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl
-    "torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"],
-}
+# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. A file of its own, or pip would rather take
+# the file whose hash its index tells: PyPI's several GB
+CPU_BUILD = "torch==2.13.0+cpu"
+CPU_HASHES = ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]
 
 
 def main() -> None:
@@ -40,9 +40,10 @@ def main() -> None:
         everything = resolve(tool, folder, ["requirements.txt", "requirements-dev.txt"])
         by_file: dict[str, list[str]] = {name: [] for name in SAYS}
         for entry in everything:
-            by_file[place(entry)].append(with_cpu_builds(entry))
+            by_file[place(entry)].append(entry)
         by_file["build"] = resolve(tool, folder, ["requirements-build.txt"])
         by_file["fairseq"] = resolve(tool, folder, ["requirements-fairseq.txt"], "--no-deps")
+        by_file["torch-cpu"] = [" \\\n    --hash=sha256:".join([CPU_BUILD, *CPU_HASHES]) + "\n"]
     for name, entries in by_file.items():
         (HERE / f"{name}.txt").write_text(HEADER.format(SAYS[name]) + "".join(entries))
         print(f"locks/{name}.txt: {len(entries)} packages")
@@ -55,7 +56,7 @@ def run(*command: str) -> None:
 def resolve(tool: str, folder: str, requirements: list[str], *flags: str) -> list[str]:
     """The lines of each package, comments left out."""
     out = Path(folder) / "lock.txt"
-    locked = [path.read_text() for path in HERE.glob("*.txt")]
+    locked = [path.read_text() for path in HERE.glob("*.txt") if path.stem != "torch-cpu"]
     out.write_text("".join(locked))  # the tool keeps these versions where it can
     run(
         tool, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
@@ -70,12 +71,6 @@ def place(entry: str) -> str:
     if entry.startswith("torch=="):
         return "torch"
     return "cuda" if _CUDA.match(entry) else "packages"
-
-
-def with_cpu_builds(entry: str) -> str:
-    """The same with the hashes of PyTorch's own CPU builds."""
-    more = [each for each in CPU_BUILDS.get(entry.split()[0], []) if each not in entry]
-    return entry.rstrip("\n") + "".join(f" \\\n    --hash=sha256:{each}" for each in more) + "\n"
 
 
 if __name__ == "__main__":

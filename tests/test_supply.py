@@ -26,7 +26,7 @@ def locked() -> dict[str, set[str]]:
     """Every version of each locked package; one may have another for another Python."""
     found: dict[str, set[str]] = {}
     for path in LOCKS:
-        for name, version in re.findall(r"^([\w.-]+)==([^ ;]+)", path.read_text(), re.MULTILINE):
+        for name, version in re.findall(r"^([\w.-]+)==([^ ;+]+)", path.read_text(), re.MULTILINE):
             found.setdefault(name, set()).add(version)
     return found
 
@@ -45,7 +45,7 @@ def test_a_lock_holds_versions_and_hashes_alone(path: Path) -> None:
     entries = "\n".join(line.removesuffix(" \\") for line in lines)
     for entry in re.split(r"\n(?! )", entries):
         first, *hashes = entry.split("\n")
-        assert re.fullmatch(r"[a-z0-9.-]+==[\w.]+( ; [\w <>=!.'()]+)?", first), first
+        assert re.fullmatch(r"[a-z0-9.-]+==[\w.+]+( ; [\w <>=!.'()]+)?", first), first
         assert hashes and all(map(HASH.fullmatch, hashes)), first
         assert len(set(hashes)) == len(hashes), first
 

@@ -27,6 +27,8 @@ from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
 from ulm_prompt.studies.cell import RECORD, Place
+from ulm_prompt.train_ulm import check_same_run
+from ulm_prompt.unit_lm_recipe import UnitLMRecipe
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "..", ""]
 
@@ -161,6 +163,14 @@ def test_a_study_that_lies(tmp_path: Path, text: str, monkeypatch: pytest.Monkey
     (tmp_path / RECORD).write_text(text)
     monkeypatch.setattr(Place, "folder", tmp_path)
     refused(Place(None, None, Workspace(tmp_path), {}).recorded)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '{"recipe": {}, "text": {}}', "{"])
+def test_a_run_that_lies(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoint_last.pt").touch()
+    (tmp_path / "run.json").write_text(text)
+    recipe = UnitLMRecipe(*range(19))
+    refused(lambda: check_same_run(tmp_path, recipe, {}))
 
 
 @pytest.mark.parametrize("make", [lambda runs: {"model": {"a": runs}}, lambda runs: {"model": [1]}])
