@@ -21,13 +21,13 @@ SAYS = {
     "build": "What packages without a wheel are built with.",
     "packages": "All that the stages and the tests need beside torch and fairseq.",
     "torch": "PyPI's builds.",
-    "torch-cpu": "PyTorch's own CPU build, which PyPI has not; the hashes known here (see lock.py).",
+    "torch-cpu": "PyTorch's own CPU build, which PyPI has not (see lock.py).",
     "cuda": "What PyPI's build of torch for Linux brings; no other build needs it.",
     "fairseq": "Installed last, with --no-deps --no-build-isolation.",
 }
 _CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
-# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. A file of its own, or pip would rather take
-# the file whose hash its index tells: PyPI's several GB
+# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. In a file of its own: beside PyPI's hashes,
+# pip would rather take the several GB whose hash its index tells
 CPU_BUILD = "torch==2.13.0+cpu"
 CPU_HASHES = ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]
 
@@ -56,8 +56,10 @@ def run(*command: str) -> None:
 def resolve(tool: str, folder: str, requirements: list[str], *flags: str) -> list[str]:
     """The lines of each package, comments left out."""
     out = Path(folder) / "lock.txt"
+    # the tool keeps these versions where it can; hashes it would keep too, also those of no file
     locked = [path.read_text() for path in HERE.glob("*.txt") if path.stem != "torch-cpu"]
-    out.write_text("".join(locked))  # the tool keeps these versions where it can
+    versions = re.findall(r"^[\w.-]+==[^\\\n]+", "\n".join(locked), re.MULTILINE)
+    out.write_text("\n".join(versions) + "\n")
     run(
         tool, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
         "--generate-hashes", "--no-annotate", "--no-header", "--output-file", str(out),
