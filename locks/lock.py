@@ -26,8 +26,8 @@ SAYS = {
     "fairseq": "Installed last, with --no-deps --no-build-isolation.",
 }
 _CUDA = re.compile(r"(nvidia-|cuda-|triton==)")
-# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. In a file of its own: beside PyPI's hashes,
-# pip would rather take the several GB whose hash its index tells
+# torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. In a file of its own: beside the hashes of
+# PyPI's files pip would rather take those, several GB
 CPU_BUILD = "torch==2.13.0+cpu"
 CPU_HASHES = ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]
 
