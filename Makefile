@@ -1,12 +1,12 @@
 # make setup: .venv with the pinned packages. make demo: audio to accuracy. make test: the tests.
-# make bench: measured against the published way of it.
+# make bench: measured against the published way of it. make lock: locks/ anew, after a pin in requirements*.txt changed.
 PYTHON_IN_VENV := .venv/bin/python
 
-.PHONY: setup demo test bench lint
+.PHONY: setup demo test bench lint lock
 
 setup: .venv/.ready
 
-.venv/.ready: setup.sh requirements.txt requirements-fairseq.txt requirements-dev.txt
+.venv/.ready: setup.sh $(wildcard locks/*.txt)
 	./setup.sh
 	@touch $@
 
@@ -22,3 +22,6 @@ bench: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+lock:
+	python3 locks/lock.py

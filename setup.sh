@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Sets up .venv with the pinned packages; run it by `make setup`. PYTHON=... chooses the interpreter.
-# A torch that the interpreter already has (a CUDA build, say) is kept and used.
+# A torch that the interpreter already has (a CUDA build, say) is kept and used. Everything is held to the hashes in
+# locks/, with one exception: a torch from an index that PIP_INDEX_URL or PIP_EXTRA_INDEX_URL names is another build than
+# PyPI's, whose hash is not known here; it is taken by its version.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -17,16 +19,32 @@ find_python() {
 
 python=$(find_python)
 "$python" -m venv --clear .venv
-cp requirements.txt .venv/requirements.txt
-if torch=$("$python" -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null); then
+pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
+hashed() { pip install --no-compile --require-hashes "$@"; }
+
+hashed -r locks/build.txt
+if torch=$("$python" -c '
+import importlib.util, pathlib, sys
+if importlib.util.find_spec("torch") is None:
+    sys.exit(1)
+import torch
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    sys.exit(f"torch {torch.__version__} is left out: reading a checkpoint safely takes 2.6 or newer")
+print(pathlib.Path(torch.__file__).parents[1])'); then
     # the .venv looks there last, so that only what it lacks is found there
     echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-at-hand.pth"
-    grep -v '^torch==' requirements.txt > .venv/requirements.txt
+elif hashed --no-deps -r locks/torch-cpu.txt 2> /dev/null; then
+    : # an index or folder at hand has that build
+elif [[ -n "${PIP_INDEX_URL-}${PIP_EXTRA_INDEX_URL-}" ]]; then
+    pip install --no-compile "$(grep '^torch==' requirements.txt)"
+else
+    hashed --no-deps -r locks/torch.txt
+    if .venv/bin/python -m pip show torch 2>/dev/null | grep -q '^Requires:.*nvidia'; then
+        hashed --no-deps -r locks/cuda.txt
+    fi
 fi
-
-pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
-pip install --no-compile setuptools wheel -r .venv/requirements.txt -r requirements-dev.txt
-READTHEDOCS=1 pip install --no-compile --no-deps --no-build-isolation -r requirements-fairseq.txt
+hashed --no-build-isolation -r locks/packages.txt
+READTHEDOCS=1 hashed --no-deps --no-build-isolation -r locks/fairseq.txt
 # once, on all cores: every stage is a process of its own, and fairseq imports thousands of files
 .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 .venv/bin/python - <<'PYTHON'

@@ -104,8 +104,9 @@ def read_means(workspace: Workspace, downstream: str, unit_model: str, split: st
     entries = [entry for entry in entries if entry.file not in left_out]
     files = {entry.file: number for number, entry in enumerate(distinct(entries))}
     try:
+        np.load(path, mmap_mode="r", allow_pickle=False)  # takes no memory where its shape lies
         means = np.load(path, allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if means.dtype != np.float32 or means.ndim != 3 or len(means) != len(files):
         raise UserError(

@@ -85,7 +85,7 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run {made_by} first") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
         raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
     if not isinstance(value, dict):
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ _NUMPY = [
 ]
 torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_NUMPY])
 
+_MOST_VALUES = 200_000  # in a checkpoint; real ones have some thousand
+_PLAIN = {str, int, float, bool, type(None)}
+_MOST_SHARED = 8  # times that a byte of the file may appear in tensors; tied weights are in two
+
 
 def allow_fairseq() -> None:
     """From here on ``torch.load(weights_only=True)``, its default, accepts fairseq's own
@@ -57,24 +62,81 @@ def save_torch(value: Any, path: Path) -> None:
 def load_torch(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    Raises ``UserError`` when it is missing, is no torch file, or would run code.
+    Raises ``UserError`` when it is missing, is no torch file, would run code, or declares more than
+    it holds: what is returned is no larger than a few times the file, also when it is copied.
     """
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_contents(state, path.stat().st_size)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
         raise UserError(
-            f"{path}: not a checkpoint that can be read without running its code ({reason}); "
-            "get it again from its source"
+            f"{path}: not a checkpoint that can be read without running its code "
+            f"({_reason(error)}); get it again from its source"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{path}: damaged or not a torch checkpoint ({reason})") from None
+    except Exception as error:  # torch's reader raises anything on bytes that are no checkpoint
+        raise UserError(f"{path}: damaged or not a torch checkpoint ({_reason(error)})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
     return state
+
+
+def _reason(error: Exception) -> str:
+    return ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ``ValueError`` for a zip bomb. torch never compresses what it writes."""
+    with open(path, "rb") as handle:
+        if handle.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(entry.file_size for entry in archive.infolist())
+    if declared > path.stat().st_size:
+        raise ValueError(f"declares {declared:,} bytes, the file has {path.stat().st_size:,}")
+
+
+def _check_contents(state: Any, size: int) -> None:
+    """Raises ``ValueError`` for what a file of ``size`` bytes may not hold: tensors larger than
+    their storage, lists in lists that grow beyond measure where they are copied, arrays of objects.
+    """
+    waiting, count, declared = [state], 0, 0
+    while waiting:
+        value = waiting.pop()
+        if type(value) in _PLAIN:
+            continue
+        inner: Any = ()
+        if isinstance(value, torch.Tensor):
+            declared += _check_tensor(value)
+        elif isinstance(value, np.ndarray):
+            declared += value.nbytes
+            if value.dtype.hasobject:
+                raise ValueError("an array of objects")
+        elif isinstance(value, dict):
+            inner = (*value.keys(), *value.values())
+        elif isinstance(value, (list, tuple)):
+            inner = value
+        elif isinstance(value, (argparse.Namespace, DictConfig, ListConfig, AnyNode)):
+            inner = [entry for name, entry in vars(value).items() if name != "_parent"]
+        count += len(inner)
+        if count > _MOST_VALUES:
+            raise ValueError(f"more than {_MOST_VALUES:,} values")
+        if declared > _MOST_SHARED * size:
+            raise ValueError(f"declares tensors of {declared:,} bytes, the file has {size:,}")
+        waiting.extend(inner)
+
+
+def _check_tensor(tensor: torch.Tensor) -> int:
+    """The bytes that the tensor takes. Raises ``ValueError`` where they are not all there."""
+    plain = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_nested)
+    if not plain or tensor.device.type != "cpu":
+        raise ValueError("a tensor of another kind than numbers in their order")
+    size = tensor.numel() * tensor.element_size()
+    if size > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} that is not all in the file")
+    return size
 
 
 def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline.workspace import REPOSITORY, Workspace
 
 REGISTRY = REPOSITORY / "pretrained_models" / "registry.yaml"
 OWN = "my_unit_models.yaml"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
 # ASCII, as in a request; no user:password@, which error messages would show
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+/[!-~]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -206,7 +206,7 @@ class _Reader:
     base_url: str | None
 
     def check_name(self, name: str, taken: dict[str, object]) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise self._error(name, "a name is letters, digits, and _ . - after the first")
         if name in taken:
             raise self._error(name, f"the name is taken by {REGISTRY}; choose another")
@@ -214,7 +214,7 @@ class _Reader:
     def checkpoint(self, name: str, entry: FileEntry) -> PretrainedFile:
         """The file name of its url is its name here, as people have it from there."""
         file_name = urlsplit(entry.url or "").path.rsplit("/", 1)[-1]
-        if entry.url and not (_NAME.fullmatch(file_name) and file_name.endswith(".pt")):
+        if entry.url and not (NAME.fullmatch(file_name) and file_name.endswith(".pt")):
             raise self._error(name, f"url must end in a file name like model.pt, found {entry.url}")
         return self._file(name, entry, _folder(self.workspace) / file_name)
 

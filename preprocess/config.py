@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from pipeline.errors import UserError
-from pipeline.unit_models import UnitModel
+from pipeline.unit_models import NAME, UnitModel
 
 
 @dataclass
@@ -55,8 +55,14 @@ class Config:
 def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -> None:
     """Take from the registry's entry what the config leaves empty.
 
-    Raises ``UserError`` for a unit model without an entry whose features the config leaves open.
+    Raises ``UserError`` for a unit model without an entry whose features the config leaves open,
+    and for a name that leads elsewhere.
     """
+    if not NAME.fullmatch(unit_model):
+        raise UserError(
+            f"taskrc.unit_model={unit_model[:80]!r}: a name is letters, digits, and _ . - after "
+            "the first"
+        )
     if known is not None:
         settings.feature_type = settings.feature_type or known.feature_type
         settings.km_clusters = settings.km_clusters or known.clusters

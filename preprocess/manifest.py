@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pipeline.errors import UserError
@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
     """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name that no row
-    can hold (``check_name``).
+    can hold (``check_name``), and for a path that leaves the corpus.
     """
     count = 0
     with writing(path) as handle:
@@ -41,6 +41,7 @@ def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
         table.writerow([check_name(str(root))])
         for entry in entries:
             check_name(entry.path), check_name(entry.file)
+            inside(entry.path, root, str(root))
             table.writerow(entry)
             count += 1
     return count
@@ -48,7 +49,7 @@ def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
 
 def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
     """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
-    manifest.
+    manifest, and for a path that leaves the corpus.
     """
     missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
     table = csv.reader(text_lines(path, missing), **_TSV)
@@ -58,6 +59,7 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
         (root,) = next(table, ["."])
         for fields in table:
             entries.append(_entry(fields))
+            inside(fields[0], Path(root), f"{path}, line {table.line_num}")
     except (csv.Error, ValueError):
         raise UserError(
             f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
@@ -75,6 +77,16 @@ def _entry(fields: list[str]) -> Entry:
     if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
         raise ValueError
     return entry
+
+
+def inside(name: str, root: Path, where: str) -> str:
+    """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
+    of ``root``. What is a link in the corpus is its owner's.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise UserError(f"{where}: {name[:80]!r}: expected a path inside {root}")
+    return name
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:

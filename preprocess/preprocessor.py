@@ -21,7 +21,7 @@ from pipeline.rows import SPLITS, Row, check_name, write_rows
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.config import Config, fill_in
-from preprocess.manifest import Entry, distinct, read_manifest, write_manifest
+from preprocess.manifest import Entry, distinct, inside, read_manifest, write_manifest
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
 from preprocess.speech2unit.units import merge_runs
@@ -161,7 +161,8 @@ class Preprocessor(Generic[ConfigType]):
         for utterance in (each for split in splits.values() for each in split):
             check_name(utterance.path), check_name(utterance.name or "")
         lengths: dict[str, int] = {}
-        paths = {u.path for split in splits.values() for u in split if u.frames is None}
+        whole = (u.path for split in splits.values() for u in split if u.frames is None)
+        paths = {inside(path, self.root, str(self.root)) for path in whole}
         for path in tqdm(sorted(paths), f"{self.downstream} headers", unit="file", disable=None):
             try:
                 lengths[path] = length_and_rate(self.root / path)[0]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from pipeline.config import load_yaml
 from pipeline.rows import SPLITS
 from pipeline.unit_models import PretrainedFile, find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
@@ -37,7 +36,7 @@ def has_rows(cell: Cell, workspace: Workspace) -> bool:
 
 def _corpus(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     downstream = cell.pair.config.downstream
-    config = OmegaConf.load(REPOSITORY / "preprocess" / downstream / "config.yaml")
+    config = load_yaml(REPOSITORY / "preprocess" / downstream / "config.yaml")
     root = workspace.root / Path(config.datarc.root_path).expanduser()
     return [] if root.is_dir() else [f"{root}: {paper.tasks[cell.task].corpus}"]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -64,7 +66,8 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
         print(f"{save_dir}: this run has finished; nothing to train")
         return
     try:
-        distributed_utils.call_main(cfg, fairseq_cli.train.main)
+        with _weights_only():
+            distributed_utils.call_main(cfg, fairseq_cli.train.main)
     except FloatingPointError as error:
         if not here.main:
             sys.exit(1)  # every rank has the same gradients: one of them tells
@@ -80,6 +83,23 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
         for writer in progress_bar._tensorboard_writers.values():
             writer.close()
         progress_bar._tensorboard_writers.clear()
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """fairseq's own ``torch.load`` reads tensors and settings alone, whatever the environment
+    says.
+    """
+    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in forced}
+    os.environ.update(forced)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _distributed(here: Ranks) -> list[object]:
@@ -104,10 +124,15 @@ def _is_finished(last: Path, cfg: DictConfig) -> bool:
 
     if not last.exists():
         return False
-    state = load_torch(last)
-    updates = state["optimizer_history"][-1]["num_updates"]
-    epochs = state["extra_state"]["train_iterator"]["epoch"] - 1
-    without_gain = state["extra_state"].get("UnitPromptTask", {}).get("num_runs", 0)
+    state = load_torch(last)  # also before fairseq reads it: it may be anything
+    try:
+        updates = int(state["optimizer_history"][-1]["num_updates"])
+        epochs = int(state["extra_state"]["train_iterator"]["epoch"]) - 1
+        without_gain = int(state["extra_state"].get("UnitPromptTask", {}).get("num_runs", 0))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{last}: not a run's last checkpoint; choose a new --date, or remove the folder"
+        ) from None
     limits = cfg.optimization.max_update, cfg.optimization.max_epoch, cfg.checkpoint.patience
     return any(
         reached >= limit > 0 for reached, limit in zip((updates, epochs, without_gain), limits)

@@ -15,6 +15,9 @@ from pipeline.errors import UserError
 from pipeline.files import writing
 from preprocess.speech2unit.features import SAMPLE_RATE
 
+LEAST_RATE, MOST_RATE = 1_000, 1_000_000  # Hz
+MOST_SAMPLES = 1 << 29  # read at once, of all channels: 9 hours at 16 kHz, 2 GiB
+
 
 class BadAudio(Exception):
     """A file that cannot become units; its text is the reason."""
@@ -30,7 +33,18 @@ def length_and_rate(path: Path) -> tuple[int, int]:
         raise BadAudio(_reason(path, error)) from None
     if header.frames == 0:
         raise BadAudio("holds no samples")
+    _check_header(header.frames, header.channels, header.samplerate)
     return header.frames, header.samplerate
+
+
+def _check_header(frames: int, channels: int, rate: int) -> None:
+    """Raises ``BadAudio`` for what would take more memory than any utterance: a megabyte of FLAC
+    may stand for hours of silence, a rate of 1 Hz for 16,000 times its samples.
+    """
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise BadAudio(f"declares {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
+    if max(frames * channels, frames * SAMPLE_RATE // rate) > MOST_SAMPLES:
+        raise BadAudio(f"declares {frames:,} samples of {channels} channels; cut it")
 
 
 class Waveform(NamedTuple):
@@ -47,7 +61,11 @@ def read_audio(path: Path, start: int, frames: int) -> Waveform:
     Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not finite.
     """
     try:
-        samples, rate = soundfile.read(path, frames, start, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            _check_header(frames, file.channels, rate)
+            file.seek(start)
+            samples = file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_reason(path, error)) from None
     except MemoryError:

@@ -207,11 +207,15 @@ def _read_checkpoint(
         raise UserError(
             f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"
         )
-    lstm = nn.LSTM(channels, hidden, layers)
+    if layers > len(weights):
+        raise UserError(f"{path}: says {layers} LSTM layers and has {len(weights)} weights")
+    lstm = nn.LSTM(channels, hidden, layers, device="meta")  # no memory before its weights are seen
     taker = Weights(weights, path, device)
     convs = taker.take_all("gEncoder.", _conv_shapes(channels))
     shapes = {name: tuple(value.shape) for name, value in lstm.state_dict().items()}
-    lstm.load_state_dict(taker.take_all("gAR.baseNet.", shapes))
+    found = taker.take_all("gAR.baseNet.", shapes)
+    lstm = lstm.to_empty(device=device)
+    lstm.load_state_dict(found)
     return convs, lstm
 
 

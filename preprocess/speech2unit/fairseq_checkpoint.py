@@ -76,20 +76,25 @@ def load_fairseq_checkpoint(
     model, task = _stored(state, "model", path), _stored(state, "task", path)
     name = model.get("_name") or model.get("arch")
     if name not in models:
-        raise UserError(f"{path}: its model is {name}; expected {' or '.join(models)}")
+        raise UserError(f"{path}: its model is {_shown(name)}; expected {' or '.join(models)}")
     for key, expected in _REFUSED.items():
-        if model.get(key, expected) != expected:
-            raise UserError(f"{path}: {key}={model[key]} is not supported; expected {expected}")
+        found = model.get(key, expected)
+        if type(found) is not type(expected) or found != expected:
+            raise UserError(f"{path}: {key}={_shown(found)} is not supported; expected {expected}")
     if task.get("sample_rate", 16_000) != 16_000:
-        raise UserError(f"{path}: trained on {task['sample_rate']} Hz; expected 16000 Hz")
+        rate = _shown(task["sample_rate"])
+        raise UserError(f"{path}: trained on {rate} Hz; expected 16000 Hz")
     if not isinstance(state.get("model"), dict):
         raise UserError(f"{path}: no weights in it; get the file again")
     values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
         if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
-            raise UserError(f"{path}: {key}={values[key]!r} is not what fairseq writes there")
+            raise UserError(f"{path}: {key}={_shown(values[key])} is not what fairseq writes there")
     if values["extractor_mode"] not in ("default", "layer_norm"):
         raise UserError(f"{path}: extractor_mode={values['extractor_mode']} is not supported")
+    for name in ("encoder_attention_heads", "conv_pos_groups"):
+        if values["encoder_embed_dim"] % values[name]:
+            raise UserError(f"{path}: {name}={values[name]} does not divide its width")
     del values["activation_fn"]
     settings = Settings(
         conv_layers=parse_conv_layers(values.pop("conv_feature_layers"), path),
@@ -97,6 +102,10 @@ def load_fairseq_checkpoint(
         **values,
     )
     return settings, Weights(state["model"], path, device)
+
+
+def _shown(value: Any) -> str:
+    return ascii(str(value))[1:-1][:80]
 
 
 def parse_conv_layers(text: str, path: Path) -> tuple[tuple[int, int, int], ...]:
@@ -123,12 +132,10 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
     """One part of the settings: since fairseq 0.10 ``cfg.model`` and ``cfg.task``, before it one
     ``args``.
     """
-    stored = state.get("args")
-    if stored is None:
-        stored = (state.get("cfg") or {}).get(part)
-    if isinstance(stored, argparse.Namespace):
-        return vars(stored)
     try:
-        return dict(stored)
-    except (TypeError, ValueError):
+        stored = state.get("args")
+        if stored is None:
+            stored = (state.get("cfg") or {})[part]
+        return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+    except Exception:  # a lie may be anything: a list, an interpolation that leads nowhere
         raise UserError(f"{path}: its settings (args or cfg) are missing; get it again") from None

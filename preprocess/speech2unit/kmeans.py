@@ -6,14 +6,17 @@ joblib pickles of a scikit-learn model (``joblib_file``); ``load_kmeans`` reads 
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 
 from pipeline.errors import UserError
 from pipeline.files import writing
+from preprocess.speech2unit.byte_stream import MOST_KEPT
 from preprocess.speech2unit.joblib_file import read_centres
 
 
@@ -93,10 +96,33 @@ def load_kmeans(path: Path) -> np.ndarray:
 
 def _load_npz(path: Path) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            centres = arrays["centres"]
-    except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: expected an .npz with one array 'centres' ({error})") from None
-    if centres.ndim != 2 or not np.isfinite(centres).all():
+        with zipfile.ZipFile(path) as archive, archive.open("centres.npy") as entry:
+            size = archive.getinfo("centres.npy").file_size
+            if size > MOST_KEPT:
+                raise ValueError(f"{size:,} bytes unpacked, expected at most {MOST_KEPT:,}")
+            centres = _read_npy(entry, size)
+    except Exception as error:  # zipfile and numpy raise anything on bytes that are not theirs
+        reason = ascii(str(error).split("\n")[0][:200])[1:-1]
+        raise UserError(f"{path}: expected an .npz with one array 'centres' ({reason})") from None
+    if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
         raise UserError(f"{path}: expected finite centres (K, D), found shape {centres.shape}")
     return centres if centres.dtype == np.float64 else centres.astype(np.float32)
+
+
+def _read_npy(entry: IO[bytes], size: int) -> np.ndarray:
+    """The numbers of a .npy file of ``size`` bytes. numpy itself takes the memory for any shape
+    that the header declares, before it reads.
+    """
+    version = np.lib.format.read_magic(entry)
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[version]
+    shape, fortran, dtype = read_header(entry)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"an array of {dtype}, not of numbers")
+    wanted = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 1 or wanted != size - entry.tell():
+        raise ValueError(f"declares shape {shape}, holds {size - entry.tell():,} bytes")
+    flat = np.frombuffer(entry.read(wanted), dtype)
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)

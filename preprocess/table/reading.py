@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
+from preprocess.manifest import inside
 from preprocess.preprocessor import Utterance
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def read_table(path: Path, columns: TableData, spelled: Callable[[str], str]) ->
             if not (row.get(name) or "").strip():
                 raise UserError(f"{where}: nothing in the column {name!r}")
         name = row[columns.path].strip()
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{where}: {name}: expected a path inside {path.parent}")
+        inside(name, path.parent, where)
         if seen.setdefault(name, number) != number:
             raise UserError(f"{where}: {name} stands in line {seen[name]} already")
         labels = (

@@ -116,7 +116,7 @@ unit_models:
         ("unit_models: {a: {clusters: 9}}", "feature_type"),
         ("unit_models: [a]", "Cannot merge"),
         ("unit_models: {a: {", "parsing"),
-        ("a: !!python/object/apply:os.system ['touch evil']", "constructor"),
+        ("a: !!python/object/apply:os.system ['touch evil']", "tag"),
         ("unit_models: {hubert100: {MODEL}}", "hubert100: the name is taken"),
         ("unit_models: {../a: {MODEL}}", "a name is"),
         ("unit_models: {.a: {MODEL}}", "a name is"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, is_export
+from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, is_export, is_name
 from ulm_prompt.tasks import task_names
 
 BEST = "checkpoint_best.pt"
@@ -49,7 +49,11 @@ def task_and_unit_model(path: Path) -> tuple[str, str]:
     if (folder / RECORD).is_file():
         card = read_json(folder / RECORD, "ulm_prompt/train.py")
         if isinstance(card, dict) and {"task", "unit_model"} <= card.keys():
-            return str(card["task"]), str(card["unit_model"])
+            for name in ("task", "unit_model"):
+                if not is_name(card[name]):  # it takes part in paths
+                    found = ascii(card[name])[:60]
+                    raise UserError(f"{folder / RECORD}: {name}: expected a name, found {found}")
+            return card["task"], card["unit_model"]
     match = _FOLDER.fullmatch(folder.name)
     if match is None:
         raise UserError(

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.config import FairseqConfig, fill_in
+from preprocess.config import Config, FairseqConfig, fill_in
 from ulm_prompt.sharing.prompt_record import UnitSettings
 
 if TYPE_CHECKING:
@@ -28,6 +30,20 @@ def kmeans_fingerprint(centres: np.ndarray) -> str:
     digest = hashlib.sha256(repr(centres.shape).encode())
     digest.update(np.ascontiguousarray(centres, dtype="<f8").data)
     return digest.hexdigest()[:16]
+
+
+def _read_saved(path: Path) -> Config:
+    """The config that a downstream was quantised with, less its task's own keys."""
+    config = load_yaml(path)
+    schema = OmegaConf.structured(Config)
+    known = {name: value for name, value in config.items() if name in ("fairseqrc", "taskrc")}
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, known, {"datarc": {"root_path": ""}}))
+    except (OmegaConfBaseException, ValueError) as error:
+        reason = ascii(str(error).split("\n")[0][:200])[1:-1]
+        raise UserError(
+            f"{path}: {reason}; run preprocess/runner.py --action postprocess again"
+        ) from None
 
 
 class UnitFiles:
@@ -45,10 +61,8 @@ class UnitFiles:
             folder = workspace.downstream_data(downstream) / unit_model
             self._quantized = folder / "quantized" / "provenance.json"
             if (folder / "config.yaml").is_file():
-                saved = OmegaConf.load(folder / "config.yaml")
-                schema = OmegaConf.structured(FairseqConfig)
-                self.settings = OmegaConf.to_object(OmegaConf.merge(schema, saved.fairseqrc))
-                self.merge = bool(saved.taskrc.merge)
+                saved = _read_saved(folder / "config.yaml")
+                self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
         known = find_unit_model(unit_model, workspace)
         fill_in(self.settings, unit_model, known)
         self.km_path = workspace.lm(unit_model).with_name(f"{unit_model}_km.npz")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from pipeline.provenance import provenance
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
 from ulm_prompt.sharing.prompt_record import TENSORS, is_export, read_record
 
-from .frozen_lm import UnitLM, dict_fingerprint, load_unit_lm
+from .frozen_lm import UnitLM, are_weights, check_weights, dict_fingerprint, load_unit_lm
 from .label_map import WEIGHT, LabelMap
 from .model import PromptLanguageModel
 from .projection import KEYS, VALUES, in_input_space, rounding
@@ -74,9 +74,18 @@ def read_card(folder: Path) -> Card | None:
     if not path.exists():
         return None
     values = read_json(path, "ulm_prompt/train.py")
-    names = {entry.name for entry in dataclasses.fields(Card)}
-    if not isinstance(values, dict) or not set(_FIXED) <= values.keys() <= names:
+    kinds = get_type_hints(Card)
+    if not isinstance(values, dict) or not set(_FIXED) <= values.keys() <= kinds.keys():
         raise UserError(f"{path}: not a prompt's card; run ulm_prompt/train.py with a new --date")
+    for name, value in values.items():
+        kind = get_origin(kinds[name]) or kinds[name]
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        fits = fits and isinstance(value, bool) == (kind is bool)
+        if name == "verbal":
+            fits = fits and all(isinstance(unit, str) for unit in value.values())
+        if not fits:
+            found = ascii(value)[:60]
+            raise UserError(f"{path}: {name}: expected {kind.__name__}, found {found}; train again")
     return Card(**values)
 
 
@@ -164,7 +173,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     state = load_torch(path).get("model")
-    if not isinstance(state, dict):
+    if not are_weights(state):
         raise UserError(f"{path}: no model in it; expected a prompt checkpoint")
     return state
 
@@ -186,6 +195,7 @@ def prompted(
     if path.name == TENSORS:
         _check_its_dict(path.parent, unit_lm, lm_folder)
     if card is not None and card.fine_tune:
+        check_weights(unit_lm.model, state, path)
         unit_lm.model.load_state_dict(state, strict=True)
         model = PromptLanguageModel(unit_lm.model, None)
     else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fairseq import utils
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -22,6 +23,18 @@ from pipeline.torch_files import load_torch
 HOW_TO_GET = (
     "download a released one (pretrained_models/download.py) or train one (ulm_prompt/train_ulm.py)"
 )
+# What is taken of a checkpoint's settings, and the least and the most that a number may be. fairseq
+# evaluates others as Python (xformers_att_config, character_filters, *_cutoff): nothing else is.
+_SIZES = {
+    "decoder_layers": 1 << 10,
+    "decoder_embed_dim": 1 << 16,
+    "decoder_ffn_embed_dim": 1 << 20,
+    "decoder_attention_heads": 1 << 16,
+    "max_target_positions": 1 << 17,  # of a table that no file holds
+    "tokens_per_sample": 1 << 17,
+}
+_SWITCHES = ("share_decoder_input_output_embed", "no_scale_embedding")
+_FIRST = "decoder.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,9 @@ class UnitLM:
 
 
 def load_dictionary(folder: Path) -> Dictionary:
-    """Read ``dict.txt``. Raises ``UserError`` when it is missing or malformed."""
+    """Read ``dict.txt``. Raises ``UserError`` when it is missing or malformed, or holds a symbol
+    twice: an index then has two meanings.
+    """
     path = folder / "dict.txt"
     if not path.is_file():
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
@@ -42,8 +57,15 @@ def load_dictionary(folder: Path) -> Dictionary:
     try:
         with open(path, encoding="utf-8-sig") as handle:  # Windows' line ends too
             dictionary.add_from_file(handle)
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise UserError(f"{path}: not a fairseq dict ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # fairseq raises a bare one for text that is not UTF-8
+        reason = ascii(str(error).split("\n")[0][:200])[1:-1]
+        raise UserError(f"{path}: not a fairseq dict ({reason})") from None
+    symbols = dictionary.symbols
+    if len(dictionary.indices) != len(symbols):  # by its flag #fairseq:overwrite
+        twice = next(symbol for symbol in symbols if symbols.count(symbol) > 1)
+        raise UserError(f"{path}: not a unit LM's dict (the symbol {ascii(twice)[:80]} twice)")
+    if min(dictionary.count) < 0:
+        raise UserError(f"{path}: not a fairseq dict (a count below zero)")
     return dictionary
 
 
@@ -60,9 +82,9 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
     state = load_torch(path)
     weights = state.get("model")
-    if not isinstance(weights, dict) or "decoder.embed_tokens.weight" not in weights:
+    if not are_weights(weights) or _FIRST not in weights or weights[_FIRST].ndim != 2:
         raise UserError(f"{path}: no language model in it; {HOW_TO_GET}")
-    rows = weights["decoder.embed_tokens.weight"].shape[0]
+    rows = weights[_FIRST].shape[0]
     if rows != len(dictionary):
         raise UserError(
             f"{folder / 'dict.txt'}: {len(dictionary)} symbols, but {path.name} has {rows}; "
@@ -72,26 +94,39 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     settings.dropout = settings.attention_dropout = dropout
     settings.activation_dropout = settings.relu_dropout = 0.0
     source = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    _check_sizes(settings, weights, path)
     model = TransformerLanguageModel.build_model(settings, source)
-    _load_strictly(model, weights, path)
+    weights = dict(weights)
+    model.upgrade_state_dict(weights)
+    check_weights(model, weights, path)
+    model.load_state_dict(weights, strict=True)
     return UnitLM(model.eval(), dictionary, fingerprint(model))
+
+
+def are_weights(state: Any) -> bool:
+    """Whether these are tensors by name."""
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    )
 
 
 def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
     """The model's settings from a checkpoint of either age (``args``, or ``cfg`` since fairseq
     0.10).
     """
-    stored = state.get("args") or (state.get("cfg") or {}).get("model")
-    if stored is None:
-        raise UserError(f"{path}: its settings (args or cfg) are missing; {HOW_TO_GET}")
-    values = vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
-    settings = argparse.Namespace(**values)
-    arch = values.get("arch") or values.get("_name") or "transformer_lm"
-    if not str(arch).startswith("transformer_lm"):
-        raise UserError(f"{path}: architecture {arch}; expected a fairseq transformer_lm")
+    try:
+        stored = state.get("args") or (state.get("cfg") or {})["model"]
+        values = vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+    except Exception:  # a lie may be anything: a list, an interpolation that leads nowhere
+        raise UserError(f"{path}: its settings (args or cfg) are missing; {HOW_TO_GET}") from None
+    arch = str(values.get("arch") or values.get("_name") or "transformer_lm")
+    if not arch.startswith("transformer_lm"):
+        raise UserError(f"{path}: architecture {arch[:80]!r}; expected a fairseq transformer_lm")
     if not values.get("decoder_normalize_before", True):
         raise UserError(f"{path}: a post-norm LM; expected layer norms before each block")
-    ARCH_CONFIG_REGISTRY.get(arch, ARCH_CONFIG_REGISTRY["transformer_lm_big"])(settings)
+    complete = argparse.Namespace(**values)
+    ARCH_CONFIG_REGISTRY.get(arch, ARCH_CONFIG_REGISTRY["transformer_lm_big"])(complete)
+    settings = argparse.Namespace(**_taken(vars(complete), path))
     for name, expected in {
         "decoder_input_dim": settings.decoder_embed_dim,
         "decoder_output_dim": settings.decoder_embed_dim,
@@ -103,18 +138,69 @@ def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
         "no_token_positional_embeddings": False,
         "no_decoder_final_norm": False,
         "decoder_layerdrop": 0,
+        "decoder_layers_to_keep": None,
         "base_layers": 0,
     }.items():
-        if getattr(settings, name, expected) != expected:
+        found = getattr(complete, name, expected)
+        if not isinstance(found, (bool, int, float, str, type(None))) or found != expected:
             raise UserError(
-                f"{path}: {name}={getattr(settings, name)} is not supported; expected {expected}"
+                f"{path}: {name}={ascii(found)[:80]} is not supported; expected {expected}"
             )
+    ARCH_CONFIG_REGISTRY["transformer_lm_big"](settings)  # fairseq's own values for all else
     return settings
 
 
-def _load_strictly(model: TransformerLanguageModel, weights: dict[str, Any], path: Path) -> None:
-    weights = dict(weights)
-    model.upgrade_state_dict(weights)
+def _taken(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings that we take from a checkpoint. Raises ``UserError`` for one that lies."""
+
+    def refused(name: str, expected: str) -> UserError:
+        found = ascii(values[name])[:80]
+        return UserError(f"{path}: {name}={found}: expected {expected}; {HOW_TO_GET}")
+
+    taken = {
+        name: values[name] for name in (*_SIZES, *_SWITCHES, "activation_fn") if name in values
+    }
+    for name in [name for name in taken if name in _SIZES]:
+        value = taken[name]
+        if value is None and name in ("max_target_positions", "tokens_per_sample"):
+            continue
+        if type(value) is not int or not 1 <= value <= _SIZES[name]:
+            raise refused(name, f"1 to {_SIZES[name]:,}")
+    for name in _SWITCHES:
+        if type(values.get(name, False)) is not bool:
+            raise refused(name, "True or False")
+    if values["activation_fn"] not in utils.get_available_activation_fns():
+        raise refused("activation_fn", ", ".join(utils.get_available_activation_fns()))
+    if values["decoder_embed_dim"] % values["decoder_attention_heads"]:
+        raise refused("decoder_attention_heads", "a divisor of decoder_embed_dim")
+    return taken
+
+
+def _check_sizes(
+    settings: argparse.Namespace, weights: dict[str, torch.Tensor], path: Path
+) -> None:
+    """Raises ``UserError`` for settings of a model that is larger than its weights, before memory
+    is taken for it.
+    """
+    width, hidden = settings.decoder_embed_dim, settings.decoder_ffn_embed_dim
+    shapes = {_FIRST: (len(weights[_FIRST]), width)}
+    layers = {name.split(".")[2] for name in weights if name.startswith("decoder.layers.")}
+    for layer in range(min(settings.decoder_layers, len(layers) + 1)):
+        name = f"decoder.layers.{layer}."
+        shapes[f"{name}fc1.weight"] = (hidden, width)
+        if f"{name}self_attn.in_proj_weight" in weights:  # as fairseq wrote it before 0.9
+            shapes[f"{name}self_attn.in_proj_weight"] = (3 * width, width)
+        else:
+            shapes[f"{name}self_attn.k_proj.weight"] = (width, width)
+    for name, shape in shapes.items():
+        found = tuple(weights[name].shape) if name in weights else "nothing"
+        if found != shape:
+            problem = f"is missing {name}" if name not in weights else f"has misshapen {name}"
+            raise UserError(f"{path}: {problem}, {found} for {shape}; {HOW_TO_GET}")
+
+
+def check_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises ``UserError`` unless ``weights`` are those of ``model``, by name and shape."""
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.keys())
     unexpected = sorted(weights.keys() - expected.keys())
@@ -130,8 +216,7 @@ def _load_strictly(model: TransformerLanguageModel, weights: dict[str, Any], pat
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path}: {problem} {names[0]}{more}; {HOW_TO_GET}")
-    model.load_state_dict(weights, strict=True)
+            raise UserError(f"{path}: {problem} {names[0][:200]}{more}; {HOW_TO_GET}")
 
 
 def fingerprint(model: torch.nn.Module) -> str:

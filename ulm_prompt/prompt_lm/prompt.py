@@ -59,31 +59,38 @@ class Prompt(nn.Module):
 
         Raises ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
         """
-        targets = {_INPUT: self.inputs, _SEP: self.sep}
-        for layer in range(self.keys.shape[0]):
-            targets[_KEY.format(layer)] = self.keys[layer]
-            targets[_VALUE.format(layer)] = self.values[layer]
-        extra = [name for name in state if "_embed_prompts." in name and name not in targets]
-        for name in extra:
-            if state[name].numel():
-                raise UserError(
-                    f"{source}: {name} does not belong to an LM of {len(self.keys)} layers"
-                )
-        for name, target in targets.items():
-            if name not in state:
-                raise UserError(f"{source}: {name} is missing; is this a prompt for another LM?")
-            if state[name].shape != target.shape:
-                raise UserError(
-                    f"{source}: {name} is {tuple(state[name].shape)}, the LM needs "
-                    f"{tuple(target.shape)}; this prompt belongs to another LM"
-                )
-            target.copy_(state[name])
+        _check(state, len(self.keys), *self.inputs.shape, source)
+        self.inputs.copy_(state[_INPUT])
+        self.sep.copy_(state[_SEP])
+        for layer in range(len(self.keys)):
+            self.keys[layer] = state[_KEY.format(layer)]
+            self.values[layer] = state[_VALUE.format(layer)]
 
     @classmethod
     def from_published_state(cls, state: dict[str, Tensor], layers: int, source: str) -> Prompt:
         """A prompt of the size that the checkpoint holds."""
-        if _INPUT not in state or state[_INPUT].ndim != 2:
+        if _INPUT not in state or state[_INPUT].ndim != 2 or not state[_INPUT].numel():
             raise UserError(f"{source}: no prompt in it ({_INPUT} is missing)")
-        prompt = cls(layers, *state[_INPUT].shape)
+        length, width = state[_INPUT].shape
+        _check(state, layers, length, width, source)  # before memory is taken for it
+        prompt = cls(layers, length, width)
         prompt.load_published_state(state, source)
         return prompt
+
+
+def _check(state: dict[str, Tensor], layers: int, length: int, width: int, source: str) -> None:
+    shapes = {_INPUT: (length, width), _SEP: (1, width)}
+    for layer in range(layers):
+        shapes[_KEY.format(layer)] = shapes[_VALUE.format(layer)] = (length, width)
+    extra = [name for name in state if "_embed_prompts." in name and name not in shapes]
+    for name in extra:
+        if state[name].numel():
+            raise UserError(f"{source}: {name} does not belong to an LM of {layers} layers")
+    for name, shape in shapes.items():
+        if name not in state:
+            raise UserError(f"{source}: {name} is missing; is this a prompt for another LM?")
+        if state[name].shape != shape:
+            raise UserError(
+                f"{source}: {name} is {tuple(state[name].shape)}, the LM needs {shape}; "
+                "this prompt belongs to another LM"
+            )

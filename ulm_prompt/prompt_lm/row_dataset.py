@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 
 from pipeline.errors import UserError
 
 from .batching import LosslessDataset
 from .few_shot import draw_shots
+from .indexed_rows import open_rows
 from .model import SEP
 from .unit_noise import UnitNoise
 
@@ -23,10 +24,10 @@ class RowDataset(LosslessDataset):
     """
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
-        """Raises ``UserError`` when the split is missing or a row is not ``units <s> labels``."""
-        rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
-        if rows is None:
-            raise UserError(f"{split}.idx: split not found; run ulm_prompt/fairseq_preprocess.py")
+        """Raises ``UserError`` when the split is missing or broken, or a row is not ``units <s>
+        labels``.
+        """
+        rows = open_rows(split, dictionary)
         self.rows = rows
         self.sizes = np.asarray(rows.sizes)
         self.pad, self.eos = dictionary.pad(), dictionary.eos()

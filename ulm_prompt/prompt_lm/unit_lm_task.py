@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary, data_utils
+from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from .batching import LosslessDataset
 from .frozen_lm import load_dictionary
+from .indexed_rows import open_rows
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 
@@ -38,7 +39,7 @@ class BlockDataset(LosslessDataset):
     def __init__(
         self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
     ) -> None:
-        rows = data_utils.load_indexed_dataset(str(split), dictionary, default="mmap")
+        rows = open_rows(split, dictionary)
         self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
         rows = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
         ends = rows.cumsum()

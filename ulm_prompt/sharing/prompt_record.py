@@ -138,7 +138,8 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
+    """Whether it may take part in the name of a file."""
     return isinstance(value, str) and _NAME.fullmatch(value) is not None
 
 
@@ -208,7 +209,7 @@ def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or fits(value)
 
 
-_A_NAME = ("a name of letters, digits, and _ . -", _is_name)
+_A_NAME = ("a name of letters, digits, and _ . -", is_name)
 _A_COUNT = ("a count", _is_count)
 _POSITIVE = ("a count of at least 1", lambda value: _is_count(value) and value > 0)
 _PLAIN = ("an object of plain values", lambda value: isinstance(value, dict) and _is_plain(value))
@@ -232,7 +233,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "lm_fingerprint": _PRINT,
     "lm_parameters": _A_COUNT,
     "dict_fingerprint": _PRINT,
-    "recipe": ("a name, or null", _or_none(_is_name)),
+    "recipe": ("a name, or null", _or_none(is_name)),
     "training": _PLAIN,
     "trained_parameters": _A_COUNT,
     "valid": _SCORES,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
@@ -52,7 +53,10 @@ class Place:
     def recorded(self) -> Outcome | None:
         """The outcome of the finished run; None where there is none, or of other settings."""
         path = self.folder / RECORD
-        outcome = Outcome(**read_json(path, "ulm_prompt/study.py")) if path.exists() else None
+        try:
+            outcome = Outcome(**read_json(path, "ulm_prompt/study.py")) if path.exists() else None
+        except TypeError:
+            raise UserError(f"{path}: not a run's outcome; remove it and run again") from None
         return outcome if outcome and outcome.made_from == self.made_from else None
 
     def record(self, outcome: Outcome) -> None:

@@ -1,0 +1,217 @@
+"""Checkpoints, k-means, configs and data that would run code on load: nothing in them runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from pipeline.config import load_yaml
+from pipeline.errors import UserError
+from pipeline.torch_files import load_torch
+from pipeline.workspace import Workspace
+from preprocess.speech2unit.cpc import Cpc
+from preprocess.speech2unit.features import Source
+from preprocess.speech2unit.hubert import Hubert
+from preprocess.speech2unit.kmeans import load_kmeans
+from tests.reliability.hostile import Runs, refused
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.forked import stage
+from ulm_prompt.prompt_lm.checkpoint import read_weights
+from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+
+CPU = torch.device("cpu")
+
+
+def in_state_of_a_dict(runs: Runs) -> OrderedDict:
+    """As a state dict's ``_metadata`` lies: an attribute of a dict."""
+    found = OrderedDict(a=torch.zeros(2))
+    found._metadata = runs
+    return found
+
+
+def in_a_config(runs: Runs) -> Any:
+    found = OmegaConf.create({"model": {"arch": "transformer_lm"}}, flags={"allow_objects": True})
+    found.model.dropout = None
+    vars(found.model._content["dropout"])["_val"] = runs
+    return found
+
+
+def in_a_tensor(runs: Runs) -> torch.Tensor:
+    found = torch.zeros(2)
+    found.note = runs
+    return found
+
+
+PLACES: dict[str, Callable[[Runs], Any]] = {
+    "top": lambda runs: runs,
+    "model": lambda runs: {"model": runs},
+    "a weight": lambda runs: {"model": {"decoder.embed_tokens.weight": runs}},
+    "a key": lambda runs: {"model": {(1, runs): 2}},
+    "args": lambda runs: {"args": runs, "model": {}},
+    "an attribute of args": lambda runs: {"args": argparse.Namespace(arch=runs), "model": {}},
+    "a node of cfg": lambda runs: {"cfg": in_a_config(runs), "model": {}},
+    "state of a dict": lambda runs: {"model": in_state_of_a_dict(runs)},
+    "attribute of a tensor": lambda runs: {"model": {"a": in_a_tensor(runs)}},
+    "object array": lambda runs: {"model": {"a": np.array([runs, None], dtype=object)}},
+    "default factory": lambda runs: {"model": defaultdict(list, a=[runs])},
+    "optimizer": lambda runs: {"model": {}, "last_optimizer_state": {"state": [runs]}},
+    "extra state": lambda runs: {"model": {}, "extra_state": {"train_iterator": runs}},
+    "weights of cpc": lambda runs: {"weights": runs, "config": {"hiddenGar": runs}},
+}
+LOADERS: dict[str, Callable[[Path], object]] = {
+    "unit LM": lambda path: load_unit_lm(path.parent),
+    "prompt": read_weights,
+    "hubert": lambda path: Hubert(Source(path, 1, None, CPU)),
+    "cpc": lambda path: Cpc(Source(path, 1, None, CPU)),
+    "k-means": load_kmeans,
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old format"])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_loader_runs_what_a_checkpoint_says(tmp_path: Path, place: str, is_zip: bool) -> None:
+    canary, path = tmp_path / "it-ran", tmp_path / "checkpoint_best.pt"
+    torch.save(PLACES[place](Runs(canary)), path, _use_new_zipfile_serialization=is_zip)
+    (tmp_path / "dict.txt").write_text("0 1\n")
+    for load in LOADERS.values():
+        with pytest.raises(UserError) as error:
+            load(path)
+        assert "\n" not in str(error.value)
+    assert not canary.exists()
+    torch.load(path, weights_only=False)  # it is as hostile as it should be
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("keeps", ["args", "cfg"])
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"decoder_xformers_att_config": "CODE"},
+        {"xformers_att_config": "CODE"},
+        {"character_embeddings": True, "character_filters": "CODE"},
+        {"adaptive_input": True, "adaptive_input_cutoff": "CODE"},
+        {"adaptive_softmax_cutoff": "CODE"},
+        {"decoder": {"xformers_att_config": "CODE"}},
+    ],
+    ids=lambda lies: " ".join(lies),
+)
+def test_settings_are_never_evaluated(tmp_path: Path, lies: dict, keeps: str) -> None:
+    """fairseq's own builder evaluates these as Python. The LM is taken without them, or refused."""
+    tiny.write_lm(tmp_path)
+    canary, path = tmp_path / "it-ran", tmp_path / "checkpoint_best.pt"
+    code = f"open({str(canary)!r}, 'w').close()"
+    state = torch.load(path, weights_only=False)
+    settings = {**vars(state.pop("args")), **lies}
+    settings = {k: code if v == "CODE" else v for k, v in settings.items()}
+    if "decoder" in lies:
+        settings["decoder"] = {"xformers_att_config": code}
+    state |= {
+        "args": {"args": argparse.Namespace(**settings)},
+        "cfg": {"cfg": {"model": settings}},
+    }[keeps]
+    torch.save(state, path)
+    try:
+        load_unit_lm(tmp_path)
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert not canary.exists()
+
+
+def test_convolutions_are_never_evaluated(tmp_path: Path) -> None:
+    canary, path = tmp_path / "it-ran", tmp_path / "hubert.pt"
+    model = {"_name": "hubert", "conv_feature_layers": f"open({str(canary)!r}, 'w').close()"}
+    torch.save({"cfg": {"model": model, "task": {}}, "model": {}}, path)
+    with pytest.raises(UserError, match="conv_feature_layers="):
+        Hubert(Source(path, 1, None, CPU))
+    assert not canary.exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a short run of each training script."""
+    root = tmp_path_factory.mktemp("trained")
+    tiny.write_corpus(root)
+    ulm = ("--unit_model", "tiny100", "--date", "a", "--config", "tiny")
+    stage("ulm_prompt/train_ulm.py", "--workspace", root, *ulm, "--set", "max_update=2",
+          "decoder_layers=1", "warmup_updates=1")  # fmt: skip
+    for name in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
+        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+    stage("ulm_prompt/train.py", "--workspace", root, "--date", "a", "--set", "max_update=2")
+    return root
+
+
+@pytest.mark.parametrize("script", ["train", "train_ulm"])
+def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Not even where the environment tells torch to read as it did before 2.6."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    task = "KS" if script == "train" else "ulm"
+    last = Workspace(trained).checkpoints(task, "tiny100", "a") / "checkpoint_last.pt"
+    whole, canary = last.read_bytes(), trained / "it-ran"
+    state = load_torch(last)
+    flags = {"train": [], "train_ulm": ["--unit_model", "tiny100", "--config", "tiny"]}[script]
+    knobs = ["max_update=2", *(["decoder_layers=1", "warmup_updates=1"] if flags else [])]
+    command = (f"ulm_prompt/{script}.py", "--workspace", trained, "--date", "a", *flags)
+    try:
+        for lie in (
+            {**state, "extra_state": {**state["extra_state"], "note": Runs(canary)}},
+            {**state, "optimizer_history": []},
+        ):
+            torch.save(lie, last)
+            message = stage(*command, "--set", *knobs, code=2)
+            assert str(last) in message
+    finally:
+        last.write_bytes(whole)
+    assert not canary.exists()
+
+
+def test_fairseqs_own_reader_is_held_to_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fairseq.checkpoint_utils import load_checkpoint_to_cpu
+
+    from ulm_prompt.fairseq_run import _weights_only
+
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")
+    with _weights_only(), pytest.raises(Exception, match="Weights only load failed"):
+        load_checkpoint_to_cpu(str(tmp_path / "last.pt"))
+    assert not (tmp_path / "it-ran").exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!python/object/apply:os.system ['touch IT']",
+        "a: !!python/object/new:os.system ['touch IT']",
+        "a: !!python/name:os.system",
+        "a: !!python/module:os",
+        "a: !!binary YQ==",
+        "!!python/object/apply:os.system ['touch IT']",
+        "a: ${oc.env:HOME}",
+        "a: http://x/${oc.env:TOKEN}",
+        "${oc.env:HOME}: 1",
+        "a: &a [1]\nb: *a",
+        "- 1",
+        "a: " + "[" * 5000,
+        "a: {b: 1",
+        "a: \x00",
+    ],
+)
+def test_a_config_holds_plain_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    message = refused(lambda: load_yaml(tmp_path / "config.yaml"))
+    assert os.environ.get("HOME", "/root") + "'" not in message
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.yaml"]

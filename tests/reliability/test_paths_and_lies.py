@@ -1,0 +1,180 @@
+"""Manifests and configs that lead out of their place, and records that lie about what lies beside
+them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from preprocess.config import FairseqConfig, fill_in
+from preprocess.manifest import Entry, read_manifest, write_manifest
+from tests.conftest import stage
+from tests.reliability.hostile import Runs, refused
+from tests.ulm_prompt import tiny
+from ulm_prompt.predicting.find_prompts import task_and_unit_model
+from ulm_prompt.predicting.speech_units import UnitFiles
+from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
+from ulm_prompt.studies.cell import RECORD, Place
+from ulm_prompt.train_ulm import check_same_run
+from ulm_prompt.unit_lm_recipe import UnitLMRecipe
+
+OUTSIDE = ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "..", ""]
+
+
+@pytest.mark.parametrize("path", OUTSIDE)
+def test_a_manifest_stays_in_its_corpus(tmp_path: Path, path: str) -> None:
+    manifest, root = tmp_path / "train.tsv", tmp_path / "corpus"
+    manifest.write_text(f"{root}\na.wav\t9\t0\ta.wav\t1\n{path}\t9\t0\tb\t1\n")
+    assert "line 3" in refused(lambda: read_manifest(manifest))
+    with pytest.raises(UserError, match="expected a path inside"):
+        write_manifest(tmp_path / "new.tsv", root, [Entry(path, 9, 0, "b", "1")])
+    assert not (tmp_path / "new.tsv").exists()
+
+
+@pytest.mark.parametrize("numbers", ["-1\t0", "0\t0", "9\t-1", "1e9\t0", "9\t" + "9" * 5000])
+def test_a_manifest_counts_samples(tmp_path: Path, numbers: str) -> None:
+    (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t{numbers}\ta.wav\t1\n")
+    assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
+
+
+def test_a_corpus_that_names_files_elsewhere(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    (corpus / "data").mkdir(parents=True)
+    soundfile.write(tmp_path / "secret.wav", np.zeros(16_000), 16_000)
+    for split in ("train", "valid", "test"):
+        (corpus / "data" / f"{split}_data.csv").write_text(
+            "path,action,object,location\n../secret.wav,a,b,c\n"
+        )
+    message = stage(
+        "preprocess/runner.py", "--downstream", "fluent_commands", "--action", "generate_manifest",
+        "--workspace", tmp_path / "w", "--set", f"datarc.root_path={corpus}", code=2,
+    )  # fmt: skip
+    assert "'../secret.wav': expected a path inside" in message
+    assert not list((tmp_path / "w").rglob("*.tsv"))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", ".hidden", "a\n"])
+def test_a_unit_model_is_a_name(name: str) -> None:
+    refused(lambda: fill_in(FairseqConfig(), name, None))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["taskrc: [1]", "fairseqrc: {layer: many}", "fairseqrc: {other: 1}", "a: ${oc.env:HOME}", "["],
+)
+def test_the_config_beside_units(tmp_path: Path, text: str) -> None:
+    folder = Workspace(tmp_path).downstream_data("speech_commands") / "logmel100"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(text)
+    message = refused(lambda: UnitFiles(Workspace(tmp_path), "logmel100", "speech_commands"))
+    assert "config.yaml" in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 1\n0 1\n",
+        "0 1\n0 1 #fairseq:overwrite\n",
+        "</s> 1\n",
+        "<s> 9 #fairseq:overwrite\n",
+        "0 -1\n",
+        "0 " + "9" * 5000 + "\n",
+        "0\n",
+        "0 one\n",
+        "\xff\n",
+        "\x1b[2J 1 1 1\x1b[2J x\n",
+    ],
+    ids=ascii,
+)
+def test_a_dict(tmp_path: Path, text: str) -> None:
+    (tmp_path / "dict.txt").write_bytes(text.encode("latin-1"))
+    assert "dict.txt" in refused(lambda: load_dictionary(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prompt with its card, and the LM it belongs to."""
+    folder = tmp_path_factory.mktemp("prompt")
+    tiny.write_lm(folder / "lm", tiny.lm())
+    unit_lm = checkpoint.load_unit_lm(folder / "lm")
+    state = tiny.prompted().prompt.published_state()
+    torch.save({"model": state}, folder / checkpoint.BEST)
+    card = checkpoint.Card(
+        task="KS", unit_model="tiny100", prefix_prompt_length=5, fine_tune=False,
+        lm_fingerprint=unit_lm.fingerprint, verbalizer="freq", verbal={"0": "1"}, recipe="fast",
+        training={}, data={}, lm_parameters=1,
+    )  # fmt: skip
+    (folder / checkpoint.CARD).write_text(json.dumps(vars(card)))
+    checkpoint.load(folder, folder / "lm")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"prefix_prompt_length": 6},
+        {"prefix_prompt_length": "5"},
+        {"prefix_prompt_length": True},
+        {"fine_tune": True},
+        {"fine_tune": "no"},
+        {"lm_fingerprint": "0" * 16},
+        {"verbal": ["1"]},
+        {"verbal": {"0": 1}},
+        {"training": None},
+        {"training": {"verbalizer": "learnable"}},
+        {"valid": []},
+        {"rounding": "0"},
+        {"path": "/etc/passwd"},
+    ],
+    ids=str,
+)
+def test_a_card_that_lies(prompt: Path, tmp_path: Path, lies: dict[str, Any]) -> None:
+    shutil.copytree(prompt, tmp_path / "p")
+    card = tmp_path / "p" / checkpoint.CARD
+    card.write_text(json.dumps(json.loads(card.read_text()) | lies))
+    refused(lambda: checkpoint.load(tmp_path / "p", tmp_path / "p" / "lm"))
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", 7, None, ["KS"]])
+def test_a_card_names_no_path(prompt: Path, tmp_path: Path, name: Any) -> None:
+    shutil.copytree(prompt, tmp_path / "p")
+    card = tmp_path / "p" / checkpoint.CARD
+    for key in ("task", "unit_model"):
+        values = json.loads((prompt / checkpoint.CARD).read_text())
+        card.write_text(json.dumps(values | {key: name}))
+        message = refused(lambda: task_and_unit_model(tmp_path / "p" / checkpoint.BEST))
+        assert f"{key}: expected a name" in message
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '{"made_from": 1, "run": "rm"}', "{}", "{"])
+def test_a_study_that_lies(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / RECORD).write_text(text)
+    monkeypatch.setattr(Place, "folder", tmp_path)
+    refused(Place(None, None, Workspace(tmp_path), {}).recorded)
+
+
+@pytest.mark.parametrize("text", ["[]", "1", '{"recipe": {}, "text": {}}', "{"])
+def test_a_run_that_lies(tmp_path: Path, text: str) -> None:
+    (tmp_path / "checkpoint_last.pt").touch()
+    (tmp_path / "run.json").write_text(text)
+    recipe = UnitLMRecipe(*range(19))
+    refused(lambda: check_same_run(tmp_path, recipe, {}))
+
+
+@pytest.mark.parametrize("make", [lambda runs: {"model": {"a": runs}}, lambda runs: {"model": [1]}])
+def test_weights_are_tensors(tmp_path: Path, make: Callable) -> None:
+    torch.save(make(Runs(tmp_path / "it-ran")), tmp_path / "a.pt")
+    refused(lambda: checkpoint.read_weights(tmp_path / "a.pt"))
+    assert not (tmp_path / "it-ran").exists()
