@@ -4,9 +4,18 @@ user's mistake.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+
+_FULL = "make room, then run the same command again"
+_FORBIDDEN = "make it readable and writable for you, then run the same command again"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+    errno.ENOENT: "it is needed: put it there, then run the same command again",
+}
 
 
 class UserError(Exception):
@@ -23,18 +32,35 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        sys.stdout.flush()  # at the interpreter's end an error would have no words
     except UserError as error:
         _leave(2, str(error))
     except BrokenPipeError:  # `stage | head`: the reader has gone, nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         sys.exit(1)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _leave(1, f"{where}{error.strerror or error}")
+        where = error.filename or ("" if _can_print() else "standard output")
+        remedy = _REMEDIES.get(error.errno)
+        said = [f"{where}: " if where else "", error.strerror or str(error)]
+        _leave(1, "".join([*said, f"; {remedy}" if remedy else ""]))
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to go on")
 
 
+def _can_print() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _print_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _leave(code: int, message: str) -> None:
+    if not _can_print():
+        _print_no_more()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

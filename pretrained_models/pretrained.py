@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
+from pipeline.locks import holding
 from pipeline.unit_models import OWN, PretrainedFile
 from pipeline.workspace import Workspace
 from pretrained_models.archives import unpack_lm
@@ -47,19 +48,30 @@ class PretrainedModels:
     def get(self, file: PretrainedFile, timeout: float) -> str:
         """Make sure that ``file`` is here, and say what was done.
 
-        Raises ``UserError`` for a file here that is not what it should be, ``DownloadError`` as
-        ``fetch`` does. Nothing that lies here is ever overwritten.
+        Raises ``UserError`` for a file here that is not what it should be and while another process
+        gets it, ``DownloadError`` as ``fetch`` does. Nothing that lies here is ever overwritten.
         """
-        state = self.state(file)
-        if state == "here":
-            for part in file.parts:
-                if part.stat().st_size != self._expected(part, file).size:
-                    raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
-            return "here already"
         if file.url is None:
-            if state == "missing":
+            if self.state(file) == "missing":
                 raise UserError(f"{file.path}: not found; your {OWN} names it")
             return "here, your own"
+        if self._has_come(file):
+            return "here already"
+        with holding(file.path):
+            return self._get(file, timeout)
+
+    def _has_come(self, file: PretrainedFile) -> bool:
+        if self.state(file) != "here":
+            return False
+        for part in file.parts:
+            if part.stat().st_size != self._expected(part, file).size:
+                raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
+        return True
+
+    def _get(self, file: PretrainedFile, timeout: float) -> str:
+        if self._has_come(file):  # by a process that has just ended
+            return "here already"
+        state = self.state(file)
         if file.is_lm and state == "own":
             return "here, not from this script: kept"
         if file.is_lm:
@@ -151,4 +163,5 @@ class PretrainedModels:
 
     def _record(self, path: Path, digest: str) -> None:
         record = Record(sha256=digest, size=path.stat().st_size)
-        write_json(self.records, self._read() | {self._key(path): record})
+        with holding(self.records, wait=True):
+            write_json(self.records, self._read() | {self._key(path): record})

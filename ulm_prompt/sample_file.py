@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import naming, read_json, write_json
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -36,10 +36,11 @@ class PartialAnswers:
         kept = self._read(header) if path.exists() else 0
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = open(path, "r+b" if kept else "wb")
-        self._handle.truncate(kept)
-        self._handle.seek(kept)
-        if not kept:
-            self._handle.write(header.encode())
+        with naming(path):
+            self._handle.truncate(kept)
+            self._handle.seek(kept)
+            if not kept:
+                self._handle.write(header.encode())
 
     def _read(self, header: str) -> int:
         """Take the whole lines of an earlier run; return how many bytes they are."""
@@ -62,8 +63,9 @@ class PartialAnswers:
         """Save the answers of one batch; they are safe from a kill when this returns."""
         self.done.update(entries)
         lines = (json.dumps({"row": row, **entry}) + "\n" for row, entry in entries.items())
-        self._handle.write("".join(lines).encode())
-        self._handle.flush()
+        with naming(self.path):
+            self._handle.write("".join(lines).encode())
+            self._handle.flush()
 
     def remove(self) -> None:
         """The run is complete and its output written."""

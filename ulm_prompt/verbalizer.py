@@ -15,6 +15,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, writing
+from pipeline.locks import holding
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
@@ -128,9 +129,10 @@ def main() -> None:
             raise UserError(
                 f"{folder / 'labelspace.json'}: nothing about {pair.task}; run gen_labelspace.py"
             )
-        names = verbal_map(workspace, pair, args.method, labelspace[pair.task], args.seed)
-        counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
-        record_verbal(workspace, pair, names, args.method)
+        with holding(folder):
+            names = verbal_map(workspace, pair, args.method, labelspace[pair.task], args.seed)
+            counts = [rename_split(workspace, pair, names, args.method, split) for split in SPLITS]
+            record_verbal(workspace, pair, names, args.method)
         print(
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
             f"{sum(counts):,} rows -> data_{args.method}/, {folder / 'verbal.json'}"

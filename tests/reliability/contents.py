@@ -13,7 +13,7 @@ from pipeline.torch_files import allow_fairseq, load_torch
 from ulm_prompt.curves import valid_curve
 
 # how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
-_APART = ("provenance.json", ".lock", ".tmp", ".part")
+_APART = ("provenance.json",)
 _HOW = ("made_by", "command", "git_revision", "versions")
 
 
@@ -24,15 +24,20 @@ def contents(workspace: Path) -> dict[str, str]:
     found = {}
     for path in sorted(workspace.rglob("*")):
         name = str(path.relative_to(workspace))
-        skipped = path.name.endswith(_APART) or "tfevents" in name or name.startswith("corpora")
-        if path.is_file() and not skipped:
+        skipped = path.name in _APART or "tfevents" in name or name.startswith("corpora")
+        if path.is_file() and not skipped and not _passing(path):
             found[name] = _digest(path)
     return found
 
 
 def temporaries(workspace: Path) -> list[Path]:
     """What a finished run must not leave."""
-    return [path for path in workspace.rglob("*") if path.name.endswith((".tmp", ".part", ".old"))]
+    return [path for path in workspace.rglob("*") if _passing(path)]
+
+
+def _passing(path: Path) -> bool:
+    """Whether its name is that of a lock, of what is not yet whole or no longer needed."""
+    return path.name.endswith((".lock", ".tmp", ".old", ".part", ".part.json"))
 
 
 def _digest(path: Path) -> str:
