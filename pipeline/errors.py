@@ -39,20 +39,22 @@ def run(main: Callable[[], None]) -> None:
         _print_no_more()
         sys.exit(1)
     except OSError as error:
-        where = error.filename or ("" if _can_print() else "standard output")
+        where = error.filename or ("standard output" if _cannot_print(error) else None)
         remedy = _REMEDIES.get(error.errno)
-        said = [f"{where}: " if where else "", error.strerror or str(error)]
-        _leave(1, "".join([*said, f"; {remedy}" if remedy else ""]))
+        what = f"{where}: " if where else "", error.strerror or error, f"; {remedy}" * bool(remedy)
+        _leave(1, "".join(map(str, what)))
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to go on")
 
 
-def _can_print() -> bool:
+def _cannot_print(error: OSError) -> bool:
+    """Whether standard output can be what a nameless error speaks of."""
     try:
-        sys.stdout.flush()
+        if error.errno is not None:
+            print(flush=True)  # something new: a flush that has failed need not fail again
     except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _print_no_more() -> None:
@@ -60,7 +62,9 @@ def _print_no_more() -> None:
 
 
 def _leave(code: int, message: str) -> None:
-    if not _can_print():
+    try:
+        sys.stdout.flush()
+    except OSError:
         _print_no_more()
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import signal
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -65,6 +67,8 @@ def vanishing(trial: Trial) -> int:
     put back.
     """
     files = [p for pattern in trial.stage.reads for p in sorted(trial.work.glob(pattern))]
+    if not files:
+        return 0
     path = trial.rng.choice([path for path in files if path.is_file()])
     away = trial.work.with_name("away")
     early = trial.rng.random() < 0.5
@@ -81,11 +85,17 @@ def vanishing(trial: Trial) -> int:
 
 
 def two_runs(trial: Trial) -> int:
-    """While a run stands still at a drawn moment, another begins and ends: it is refused, where
-    the first holds the output. Then the first goes on.
+    """While a run stands still, at a drawn moment or at a drawn file that it opens after it took
+    its lock, another begins and ends: it is refused, where the first holds the output. Then the
+    first goes on.
     """
-    first = trial.start()
-    first.stop_after(trial.moment())
+    if trial.rng.random() < 0.5:
+        first = trial.start()
+        first.stop_after(trial.moment())
+    else:
+        file = trial.rng.randrange(8)
+        first = trial.start(lambda: _stop_at(file))
+        first.stands_still()
     ended = trial.start().wait()
     if ended.code:
         check_error(ended, "another process is")
@@ -117,6 +127,21 @@ def _written(trial: Trial) -> list[Path]:
             folder = folder.parent
         found.add(folder)
     return sorted(found)
+
+
+def _stop_at(number: int) -> None:
+    """Stop this process at so many files that it opens after it asked for a lock."""
+    left: list[int] = []
+
+    def hook(event: str, _: object) -> None:
+        if event == "fcntl.flock" and not left:
+            left.append(number)
+        elif event == "open" and left and left[0] >= 0:
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(hook)
 
 
 def _bow_to_modes() -> None:

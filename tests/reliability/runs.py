@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-LONGEST = 120  # seconds; a run that takes more hangs
+LONGEST = 600  # seconds; a run that takes more hangs
 _BUG = 70  # the exit code of a traceback
 _ROOM = 1 << 20  # bytes of a pipe, more than a run ever says
 
@@ -62,6 +62,11 @@ class Run:
         """Let it stand still, as a machine under load would, until ``go_on``."""
         time.sleep(seconds)
         os.killpg(self.process, signal.SIGSTOP)
+
+    def stands_still(self) -> bool:
+        """Wait until it has stopped itself, or False until it has ended."""
+        how = os.waitid(os.P_PID, self.process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        return how.si_code == os.CLD_STOPPED
 
     def go_on(self) -> None:
         os.killpg(self.process, signal.SIGCONT)

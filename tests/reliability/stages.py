@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import random
 import tarfile
@@ -144,5 +145,8 @@ def warm_up() -> None:
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
     for module in ("fairseq_files", "sharing.trained_prompt", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")
-    importlib.import_module("fairseq_cli.train")
-    importlib.import_module("sklearn.cluster")
+    for module in ("fairseq_cli.train", "sklearn.cluster", "matplotlib.pyplot"):
+        importlib.import_module(module)
+    for module in ("_dynamo", "distributed.fsdp"):  # what the first optimizer imports
+        importlib.import_module(f"torch.{module}")
+    logging.root.setLevel(logging.WARNING)  # fairseq's import has made it DEBUG, for all stages
