@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import logging
 import os
 import random
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,17 +138,24 @@ class Mirror(Remote):
         """Quiet."""
 
 
-def warm_up() -> None:
-    """Import what the stages import, so that a fork begins at their first line of work."""
+def warm_up(stages: Sequence[Stage]) -> None:
+    """Import what they import, so that a fork begins at their first line of work."""
     os.environ["no_proxy"] = "127.0.0.1"
-    for module in {stage.module for stage in STAGES}:
+    for module in {stage.module for stage in stages}:
         importlib.import_module(module)
+    importlib.import_module("sklearn.cluster")
+    if any(stage.name == "train_ulm" for stage in stages):  # the first that needs fairseq
+        _warm_up_fairseq()
+    gc.freeze()  # what is there now is never looked at again, in no fork
+
+
+def _warm_up_fairseq() -> None:
     for module in ("checkpoint", "cached_lm", "decoding", "precision", "task", "unit_lm_task"):
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
     for module in ("fairseq_files", "sharing.trained_prompt", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")
-    for module in ("fairseq_cli.train", "sklearn.cluster", "matplotlib.pyplot"):
-        importlib.import_module(module)
+    importlib.import_module("fairseq_cli.train")
+    logging.root.setLevel(logging.WARNING)  # that has made it DEBUG, for all stages
+    importlib.import_module("matplotlib.pyplot")
     for module in ("_dynamo", "distributed.fsdp"):  # what the first optimizer imports
         importlib.import_module(f"torch.{module}")
-    logging.root.setLevel(logging.WARNING)  # fairseq's import has made it DEBUG, for all stages
