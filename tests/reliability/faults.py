@@ -96,13 +96,16 @@ def two_runs(trial: Trial) -> int:
         file = trial.rng.randrange(8)
         first = trial.start(lambda: _stop_at(file))
         first.stands_still()
-    ended = trial.start().wait()
-    if ended.code:
-        check_error(ended, "another process is")
-    first.go_on()
-    check_success(first.wait())
+    try:
+        second = trial.start().wait()
+    finally:
+        first.go_on()
+        ended = first.wait()
+    check_success(ended)
     trial.check_complete()
-    return int(ended.code == 2)
+    if second.code:
+        check_error(second, "another process is")
+    return int(second.code == 2)
 
 
 def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = False) -> int:
