@@ -40,9 +40,12 @@ def test_those_who_share_share(tmp_path: Path) -> None:
 
 
 def test_no_lock_is_left_and_one_of_a_killed_run_holds_nobody(tmp_path: Path) -> None:
-    with holding(tmp_path / "deep" / "data"):
+    with holding(tmp_path / "very" / "deep" / "data"):
         pass
-    assert list((tmp_path / "deep").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    with holding(tmp_path / "deep" / "data"):
+        (tmp_path / "deep" / "other").touch()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["other"]
     (tmp_path / ".data.lock").touch()
     with holding(tmp_path / "data"):
         assert in_fork(tmp_path / "data") == 2
