@@ -25,19 +25,20 @@ def contents(workspace: Path) -> dict[str, str]:
     for path in sorted(workspace.rglob("*")):
         name = str(path.relative_to(workspace))
         skipped = path.name in _APART or "tfevents" in name or name.startswith("corpora")
-        if path.is_file() and not skipped and not _passing(path):
+        passing = any(map(_passing, path.relative_to(workspace).parts))
+        if path.is_file() and not skipped and not passing:
             found[name] = _digest(path)
     return found
 
 
 def temporaries(workspace: Path) -> list[Path]:
     """What a finished run must not leave."""
-    return [path for path in workspace.rglob("*") if _passing(path)]
+    return [path for path in workspace.rglob("*") if _passing(path.name)]
 
 
-def _passing(path: Path) -> bool:
-    """Whether its name is that of a lock, of what is not yet whole or no longer needed."""
-    return path.name.endswith((".lock", ".tmp", ".old", ".part", ".part.json"))
+def _passing(name: str) -> bool:
+    """Whether it is the name of a lock, of what is not yet whole or no longer needed."""
+    return name.startswith(".") or name.endswith((".tmp", ".old", ".part"))
 
 
 def _digest(path: Path) -> str:
