@@ -32,8 +32,9 @@ def contents(workspace: Path) -> dict[str, str]:
 
 
 def temporaries(workspace: Path) -> list[Path]:
-    """What a finished run must not leave."""
-    return [path for path in workspace.rglob("*") if _passing(path.name)]
+    """What a finished run must not leave. A lock that a killed one left holds nobody."""
+    found = (path for path in workspace.rglob("*") if _passing(path.name))
+    return [path for path in found if path.suffix != ".lock"]
 
 
 def _passing(name: str) -> bool:
