@@ -66,7 +66,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         "config": dataclasses.asdict(settings),
         "data": read_record(workspace, pair.config.downstream, pair.unit_model)["plan"],
     }
-    with holding(folder / ".lock"):
+    with holding(folder):
         if is_done(folder, card):
             print(f"{name}: {folder} is there already")
             return

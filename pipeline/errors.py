@@ -4,9 +4,18 @@ user's mistake.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+
+_FULL = "make room, then run the same command again"
+_FORBIDDEN = "make it readable and writable for you, then run the same command again"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
+    errno.ENOENT: "it is needed: put it there, then run the same command again",
+}
 
 
 class UserError(Exception):
@@ -34,10 +43,11 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        sys.stdout.flush()  # at the interpreter's end an error would have no words
     except UserError as error:
         _leave(2, str(error))
     except BrokenPipeError:  # `stage | head`: the reader has gone, nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         sys.exit(1)
     except UnicodeEncodeError as error:
         if "surrogates" not in error.reason:  # how Python holds the bytes of such a name
@@ -45,12 +55,32 @@ def run(main: Callable[[], None]) -> None:
         near = error.object[max(0, error.start - 60) : error.end + 60]
         _leave(2, f"{near}: a name that is not UTF-8 text; rename it")
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _leave(1, f"{where}{error.strerror or error}")
+        where = error.filename or ("standard output" if _cannot_print(error) else None)
+        remedy = _REMEDIES.get(error.errno)
+        what = f"{where}: " if where else "", error.strerror or error, f"; {remedy}" * bool(remedy)
+        _leave(1, "".join(map(str, what)))
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to go on")
 
 
+def _cannot_print(error: OSError) -> bool:
+    """Whether standard output can be what a nameless error speaks of."""
+    try:
+        if error.errno is not None:
+            print(flush=True)  # something new: a flush that has failed need not fail again
+    except OSError:
+        return True
+    return False
+
+
+def _print_no_more() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _leave(code: int, message: str) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _print_no_more()
     print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

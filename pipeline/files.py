@@ -45,18 +45,35 @@ def _is_alive(process: int) -> bool:
 
 
 @contextlib.contextmanager
+def naming(path: Path, *instead_of: Path) -> Iterator[None]:
+    """Let an ``OSError`` say ``path``, which the user knows, where it names nothing (a write says
+    not where it failed) or something in one of ``instead_of``.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = [Path(name) for name in (error.filename, error.filename2) if name is not None]
+        hidden = any(name.is_relative_to(other) for name in named for other in instead_of)
+        if error.errno is not None and (hidden or not named):
+            error.filename, error.filename2 = str(path), None
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it into place on success, remove it on any
     error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    try:
-        yield temporary
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with naming(path, temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 @contextlib.contextmanager
@@ -131,13 +148,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     temporary = _temporary(path)
     old = temporary.with_suffix(".old")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with naming(path, temporary):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
     shutil.rmtree(old, ignore_errors=True)

@@ -77,7 +77,7 @@ class AudioRun:
         for the next call) unless ``skip_bad``, and for another run at work on the same output.
         """
         with contextlib.ExitStack() as stack:
-            on_main(here, lambda: stack.enter_context(holding(self._lock)))
+            on_main(here, lambda: stack.enter_context(holding(self.folder)))
             if on_main(here, self._is_done):
                 return
             on_main(here, self._go_on)
@@ -87,8 +87,8 @@ class AudioRun:
 
     def run_shard(self, shard: Shard) -> None:
         """Compute one shard and note that it is done; ``merge_shards`` follows the last."""
-        own = self.folder / f".shard-{shard.index}-of-{shard.count}.lock"
-        with holding(self._lock, shared=True), holding(own):
+        own = self.folder / f"shard-{shard.index}-of-{shard.count}"
+        with holding(self.folder, shared=True), holding(own):
             self._store.open(discard=False)
             if self._store.shard_is_finished(*shard):
                 self.task.say(f"shard {shard.index} of {shard.count} is done already")
@@ -99,17 +99,13 @@ class AudioRun:
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` for a missing or a double one."""
-        with holding(self._lock):
+        with holding(self.folder):
             if self._is_done():
                 return
             self._store.open(discard=False)
             shards = self._store.check_shards()
             self._write(skip_bad)
             self.task.say(f"merged {shards} shards")
-
-    @property
-    def _lock(self) -> Path:
-        return self.folder / ".lock"
 
     def _is_done(self) -> bool:
         """Whether the splits are there, from the same plan, and no file was left out of them (it

@@ -19,6 +19,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
+from pipeline.locks import holding
 from pipeline.ranks import process_group, ranks, speak_on_main_alone
 from preprocess.downstreams import add_flags, load_downstreams, shard_of
 from preprocess.learning import learn_kmeans
@@ -43,11 +44,13 @@ def main() -> None:
         raise UserError("shards and torchrun are for --action quantized; this one runs alone")
     preprocessors = load_downstreams(arguments, arguments.action != "generate_manifest")
     if arguments.action == "learn_kmeans":
-        learn_kmeans(preprocessors)
+        with holding(preprocessors[0].learned_km_path):
+            learn_kmeans(preprocessors)
     with process_group(here):
         for preprocessor in preprocessors:
             if arguments.action == "generate_manifest":
-                preprocessor.generate_manifest()
+                with holding(preprocessor.manifest):
+                    preprocessor.generate_manifest()
             elif arguments.action == "quantized" and shard:
                 quantize_shard(preprocessor, shard)
             elif arguments.action == "quantized":
@@ -55,7 +58,8 @@ def main() -> None:
             elif arguments.action == "merge_shards":
                 merge_shards(preprocessor, arguments.skip_bad)
             elif arguments.action == "postprocess":
-                preprocessor.postprocess()
+                with holding(preprocessor.units):
+                    preprocessor.postprocess()
     after = "--action merge_shards, after the last shard" if shard else NEXT[arguments.action]
     print(f"next: {after}")
 

@@ -125,7 +125,7 @@ def _answer(partial: Partial, expected: Expected, timeout: float, reached: bool)
 
 
 def _by_hand(partial: Partial) -> str:
-    return f"get it elsewhere, put it at {partial.final} and run this again"
+    return f"get it elsewhere, put it at {partial.final.with_name(partial.name)} and run this again"
 
 
 def _receive(response: HTTPResponse, partial: Partial, expected: Expected) -> None:

@@ -37,7 +37,7 @@ class Partial:
     @contextlib.contextmanager
     def locked(cls, path: Path, url: str) -> Iterator[Partial]:
         """The partial file of ``path``, held against other processes."""
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{path.name.removeprefix('.')}.part")
         with open(part, "ab", buffering=0) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,7 +54,7 @@ class Partial:
 
     @property
     def name(self) -> str:
-        return self.final.name
+        return self.final.name.removeprefix(".")
 
     @property
     def length(self) -> int:
@@ -74,5 +74,5 @@ class Partial:
     def publish(self) -> None:
         """Give the whole file its name."""
         os.fsync(self.handle.fileno())
+        self._notes.unlink(missing_ok=True)  # after the other, a kill between would leave them
         self.path.replace(self.final)
-        self._notes.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import TypedDict
 
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
+from pipeline.locks import holding
 from pipeline.unit_models import OWN, PretrainedFile
 from pipeline.workspace import Workspace
 from pretrained_models.archives import unpack_lm
@@ -47,28 +48,42 @@ class PretrainedModels:
     def get(self, file: PretrainedFile, timeout: float) -> str:
         """Make sure that ``file`` is here, and say what was done.
 
-        Raises ``UserError`` for a file here that is not what it should be, ``DownloadError`` as
-        ``fetch`` does. Nothing that lies here is ever overwritten.
+        Raises ``UserError`` for a file here that is not what it should be and while another process
+        gets it, ``DownloadError`` as ``fetch`` does. Nothing that lies here is ever overwritten.
         """
-        state = self.state(file)
-        if state == "here":
-            for part in file.parts:
-                if part.stat().st_size != self._expected(part, file).size:
-                    raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
-            return "here already"
         if file.url is None:
-            if state == "missing":
+            if self.state(file) == "missing":
                 raise UserError(f"{file.path}: not found; your {OWN} names it")
             return "here, your own"
-        if file.is_lm and state == "own":
+        if self._has_come(file):
+            _fetched(file).unlink(missing_ok=True)  # of a run that was cut off just then
+            return "here already"
+        with holding(file.path):
+            return self._get(file, timeout)
+
+    def _has_come(self, file: PretrainedFile) -> bool:
+        if self.state(file) != "here":
+            return False
+        for part in file.parts:
+            if part.stat().st_size != self._expected(part, file).size:
+                raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
+        return True
+
+    def _get(self, file: PretrainedFile, timeout: float) -> str:
+        if self._has_come(file):  # by a process that has just ended
+            return "here already"
+        state = self.state(file)
+        if file.is_lm and state == "own" and not _fetched(file).exists():
             return "here, not from this script: kept"
         if file.is_lm:
             return self._get_lm(file, timeout)
         if state == "own":
-            self._record(file.path, self._checked(file.path, file))
+            found = self._checked(file.path, file)
+            self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
             return "was here, verified and recorded"
         expected = self._expected(file.path, file)
-        self._record(file.path, fetch(file.url, file.path, expected, timeout))
+        found = fetch(file.url, file.path, expected, timeout)
+        self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
         return "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
 
     def verify(self, file: PretrainedFile) -> str:
@@ -84,28 +99,34 @@ class PretrainedModels:
         return "verified"
 
     def _get_lm(self, file: PretrainedFile, timeout: float) -> str:
-        if file.path.exists() and any(file.path.iterdir()):
+        there = all(part.is_file() for part in file.parts)  # of a run that was cut off
+        if not there and file.path.exists() and any(file.path.iterdir()):
             raise UserError(
                 f"{file.path}: there, but without checkpoint_best.pt and dict.txt; "
                 "move the folder away and run this again"
             )
         archive = file.download
         by_hand = archive.exists()
+        source = archive if by_hand else _fetched(file)
         if by_hand:
             found = self._checked(archive, file)
+        elif source.exists():
+            found = sha256(source)
         else:
-            found = fetch(file.url, archive, self._expected(archive, file), timeout)
+            found = fetch(file.url, source, self._expected(archive, file), timeout)
         try:
-            unpack_lm(archive, file.path)
+            if not there:
+                unpack_lm(source, file.path)
         except UserError:
             if not by_hand:  # it would be found again, and refused again
-                archive.unlink()
+                source.unlink()
             raise
-        for path in (archive, *file.parts):
-            self._record(path, found if path == archive else sha256(path))
+        self._record(archive, Record(sha256=found, size=source.stat().st_size))
+        for part in file.parts:
+            self._record(part, Record(sha256=sha256(part), size=part.stat().st_size))
         if by_hand:
             return f"unpacked from {archive.name}, which is no longer needed"
-        archive.unlink()
+        source.unlink(missing_ok=True)
         return "downloaded, verified and unpacked"
 
     def _checked(self, part: Path, file: PretrainedFile) -> str:
@@ -149,6 +170,13 @@ class PretrainedModels:
             ) from None
         return records
 
-    def _record(self, path: Path, digest: str) -> None:
-        record = Record(sha256=digest, size=path.stat().st_size)
-        write_json(self.records, self._read() | {self._key(path): record})
+    def _record(self, path: Path, record: Record) -> None:
+        with holding(self.records, wait=True):
+            write_json(self.records, self._read() | {self._key(path): record})
+
+
+def _fetched(file: PretrainedFile) -> Path:
+    """Where this script leaves an LM's archive until it is unpacked: one without the dot is a
+    user's, and stays.
+    """
+    return file.download.with_name(f".{file.download.name}")

@@ -16,6 +16,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import replacing_folder, sha256, writing
+from pipeline.locks import holding
 from pipeline.provenance import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
@@ -103,7 +104,8 @@ def main() -> None:
     out = args.out.resolve()
     check_out(out)
     record, tensors = gather(args, checkpoint)
-    export(record, tensors, out)
+    with holding(out):
+        export(record, tensors, out)
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "
         f"{record.trained_parameters:,} trained parameters -> {args.out}"

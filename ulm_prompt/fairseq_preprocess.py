@@ -10,6 +10,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
+from pipeline.locks import holding
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
@@ -25,7 +26,8 @@ def main() -> None:
     for pair in find_pairs(args, needs_lm=True):
         target = workspace.data_bin(pair.unit_model, pair.task)
         dictionary = lm_folder(workspace, pair.unit_model) / "dict.txt"
-        counts = binarize(renamed_texts(workspace, pair), dictionary, target)
+        with holding(target):
+            counts = binarize(renamed_texts(workspace, pair), dictionary, target)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")
     print("next: python ulm_prompt/train.py --date DATE")

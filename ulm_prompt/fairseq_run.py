@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -35,12 +34,14 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
-    from fairseq.logging import progress_bar
+
+    from ulm_prompt.fairseq_files import close_curves, write_whole_files
 
     if here.main:
         if not (save_dir / LAST).exists():
             (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
         log_dir.mkdir(parents=True, exist_ok=True)
+    write_whole_files()
     _show_the_essential(log_dir / "train.log" if here.main else None)
     common = [
         "--user-dir", USER_DIR,
@@ -72,17 +73,8 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
         if not here.main:
             sys.exit(1)  # every rank has the same gradients: one of them tells
         raise UserError(f"training diverged ({error}); lower the learning rate") from None
-    except RuntimeError as error:
-        for partial in save_dir.glob("*.pt.tmp") if here.main else ():
-            partial.unlink()
-        if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
-            reason = "cannot write a checkpoint (disk full?)"
-            raise OSError(errno.ENOSPC, reason, str(save_dir)) from None
-        raise
-    finally:  # fairseq keeps its curves' files open: the next run's curves would go there
-        for writer in progress_bar._tensorboard_writers.values():
-            writer.close()
-        progress_bar._tensorboard_writers.clear()
+    finally:
+        close_curves()
 
 
 @contextlib.contextmanager
@@ -143,12 +135,14 @@ def _show_the_essential(log: Path | None) -> None:
     """Everything to ``log``; to the console no dumps of settings and modules, no third-party
     warnings. A rank without a log speaks of nothing.
     """
+    from ulm_prompt.fairseq_files import LogFile
+
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if log is not None:
         console = logging.StreamHandler(sys.stdout)
         console.setFormatter(logging.Formatter("%(message)s"))
         console.addFilter(_is_essential)
-        file = logging.FileHandler(log, encoding="utf-8")
+        file = LogFile(log)
         file.setFormatter(logging.Formatter("%(asctime)s | %(name)s | %(message)s"))
         handlers = [console, file]
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
@@ -157,8 +151,6 @@ def _show_the_essential(log: Path | None) -> None:
 
 
 def _is_essential(record: logging.LogRecord) -> bool:
-    if record.name == "fairseq.checkpoint_utils" and record.levelno > logging.WARNING:
-        return False  # a traceback of what is raised, and told, anyway
     return (
         record.levelno > logging.WARNING
         or record.name in _LOGGERS

@@ -11,6 +11,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
+from pipeline.locks import holding
 from pipeline.rows import SPLITS
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import read_prompt_text
@@ -34,9 +35,10 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         path = workspace.datasets(pair.unit_model) / "labelspace.json"
-        labelspace = read_json(path, "gen_labelspace.py") if path.exists() else {}
-        labelspace[pair.task] = labels_of(workspace, pair)
-        write_json(path, in_paper_order(labelspace))
+        with holding(path.parent):
+            labelspace = read_json(path, "gen_labelspace.py") if path.exists() else {}
+            labelspace[pair.task] = labels_of(workspace, pair)
+            write_json(path, in_paper_order(labelspace))
         print(f"{pair.task} {pair.unit_model}: {len(labelspace[pair.task])} labels -> {path}")
     print("next: python ulm_prompt/verbalizer.py")
 

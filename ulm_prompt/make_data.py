@@ -11,6 +11,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import writing
+from pipeline.locks import holding
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
@@ -45,8 +46,9 @@ def main() -> None:
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
-        counts = {split: make_split(workspace, pair, split) for split in SPLITS}
-        record_rows(workspace, pair)
+        with holding(workspace.datasets(pair.unit_model)):
+            counts = {split: make_split(workspace, pair, split) for split in SPLITS}
+            record_rows(workspace, pair)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
     print("next: python ulm_prompt/gen_labelspace.py")

@@ -19,6 +19,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import sha256
+from pipeline.locks import holding
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
@@ -100,18 +101,20 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         "options": {**dataclasses.asdict(options), "within_labels": within},
         "machine": [str(dtype), device.type, torch.__version__],
     }
-    partial = PartialAnswers(target.with_name(target.name + ".part"), made_from)
-    if partial.done:
-        print(f"{partial.path}: going on after {len(partial.done):,} of {len(rows):,} utterances")
-    with tqdm(total=len(rows), initial=len(partial.done), desc=pair.task, disable=None) as bar:
-        for batch in decode(lm, rows, labels, options, frozenset(partial.done)):
-            partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
-            bar.update(len(batch))
-    partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
-    write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
-    print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
-    report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)
-    partial.remove()
+    with holding(target):
+        partial = PartialAnswers(target.with_name(target.name + ".part"), made_from)
+        there = len(partial.done)
+        if there:
+            print(f"{partial.path}: going on after {there:,} of {len(rows):,} utterances")
+        with tqdm(total=len(rows), initial=there, desc=pair.task, disable=None) as bar:
+            for batch in decode(lm, rows, labels, options, frozenset(partial.done)):
+                partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
+                bar.update(len(batch))
+        partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
+        write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
+        print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
+        report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)
+        partial.remove()
     report_unseen((source["label"] for source in sources()), train_labels)
 
 

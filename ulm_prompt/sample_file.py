@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.files import naming
 from pipeline.json_members import read_members, writing_members
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
@@ -41,9 +42,10 @@ class PartialAnswers(Mapping[int, dict[str, Any]]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = open(path, "r+b" if path.exists() else "w+b")
         self._end = self._read(header)
-        self._handle.truncate(self._end)
-        if not self._end:
-            self._write(header)
+        with naming(path):
+            self._handle.truncate(self._end)
+            if not self._end:
+                self._write(header)
 
     def _read(self, header: bytes) -> int:
         """Take the whole lines of an earlier run; return how many bytes they are."""
@@ -60,10 +62,11 @@ class PartialAnswers(Mapping[int, dict[str, Any]]):
 
     def add(self, entries: dict[int, dict[str, Any]]) -> None:
         """Save the answers of one batch; they are safe from a kill when this returns."""
-        for row, entry in entries.items():
-            self.done[row] = self._end
-            self._write((json.dumps({"row": row, **entry}) + "\n").encode())
-        self._handle.flush()
+        with naming(self.path):
+            for row, entry in entries.items():
+                self.done[row] = self._end
+                self._write((json.dumps({"row": row, **entry}) + "\n").encode())
+            self._handle.flush()
 
     def _write(self, line: bytes) -> None:
         self._handle.seek(self._end)

@@ -141,7 +141,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     run = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
-        on_main(here, lambda: stack.enter_context(holding(save_dir / ".lock")))
+        on_main(here, lambda: stack.enter_context(holding(save_dir)))
         on_main(here, lambda: begin(run.card, save_dir))
 
         from ulm_prompt.fairseq_run import train

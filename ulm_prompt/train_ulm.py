@@ -132,7 +132,8 @@ def main() -> None:
     folder = workspace.lm(args.unit_model)
     with process_group(here), contextlib.ExitStack() as stack:
         recipe = on_main(here, lambda: choose_recipe(args, workspace))
-        on_main(here, lambda: stack.enter_context(holding(save_dir / ".lock")))
+        for output in (save_dir, folder):  # all runs of a unit model leave the same LM
+            on_main(here, lambda output=output: stack.enter_context(holding(output)))
         flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.fairseq_run import train

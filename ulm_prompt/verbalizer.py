@@ -16,6 +16,7 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, writing
+from pipeline.locks import holding
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
@@ -154,12 +155,13 @@ def main() -> None:
         folder = workspace.datasets(pair.unit_model)
         labels = read_labelspace(folder / "labelspace.json", pair.task)
         counts = count_train(train_text(workspace, pair))
-        names = verbal_map(workspace, pair, args.method, labels, counts, args.seed)
-        renamed = {
-            split: rename_split(workspace, pair, names, args.method, split, counts[1])
-            for split in SPLITS
-        }
-        record_verbal(workspace, pair, names, args.method)
+        with holding(folder):
+            names = verbal_map(workspace, pair, args.method, labels, counts, args.seed)
+            renamed = {
+                split: rename_split(workspace, pair, names, args.method, split, counts[1])
+                for split in SPLITS
+            }
+            record_verbal(workspace, pair, names, args.method)
         rows = sum(count for count, _ in renamed.values())
         print(
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "

@@ -6,6 +6,7 @@ joblib pickles of a scikit-learn model (``joblib_file``); ``load_kmeans`` reads 
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from pathlib import Path
@@ -74,8 +75,10 @@ def fit_kmeans(frames: np.ndarray, clusters: int, starts: int, seed: int) -> np.
 
 def save_kmeans(path: Path, centres: np.ndarray) -> None:
     """Write ``centres`` (K, D) to ``path``, atomically."""
+    contents = io.BytesIO()  # a zip file that is cut short by a full disk complains at its end
+    np.savez(contents, centres=centres)
     with writing(path, "wb") as handle:
-        np.savez(handle, centres=centres)
+        handle.write(contents.getbuffer())
 
 
 def load_kmeans(path: Path) -> np.ndarray:

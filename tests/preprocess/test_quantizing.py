@@ -184,7 +184,7 @@ def test_bad_shards_on_the_command_line(tmp_path, options, message):
 
 def test_a_second_run_at_the_same_time_is_refused(workspace):
     task = intents(workspace)
-    with holding(task.quantized / ".lock"):
+    with holding(task.quantized):
         for again in (
             lambda: quantize(task, Ranks(), skip_bad=False),
             lambda: quantize_shard(task, Shard(0, 2)),

@@ -13,7 +13,7 @@ from pipeline.torch_files import allow_fairseq, load_torch
 from ulm_prompt.curves import valid_curve
 
 # how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
-_APART = ("provenance.json", ".lock", ".tmp", ".part")
+_APART = ("provenance.json",)
 _HOW = ("made_by", "command", "git_revision", "versions")
 
 
@@ -24,15 +24,22 @@ def contents(workspace: Path) -> dict[str, str]:
     found = {}
     for path in sorted(workspace.rglob("*")):
         name = str(path.relative_to(workspace))
-        skipped = path.name.endswith(_APART) or "tfevents" in name or name.startswith("corpora")
-        if path.is_file() and not skipped:
+        skipped = path.name in _APART or "tfevents" in name or name.startswith("corpora")
+        passing = any(map(_passing, path.relative_to(workspace).parts))
+        if path.is_file() and not skipped and not passing:
             found[name] = _digest(path)
     return found
 
 
 def temporaries(workspace: Path) -> list[Path]:
-    """What a finished run must not leave."""
-    return [path for path in workspace.rglob("*") if path.name.endswith((".tmp", ".part", ".old"))]
+    """What a finished run must not leave. A lock that a killed one left holds nobody."""
+    found = (path for path in workspace.rglob("*") if _passing(path.name))
+    return [path for path in found if path.suffix != ".lock"]
+
+
+def _passing(name: str) -> bool:
+    """Whether it is the name of a lock, of what is not yet whole or no longer needed."""
+    return name.startswith(".") or name.endswith((".tmp", ".old", ".part"))
 
 
 def _digest(path: Path) -> str:

@@ -1,19 +1,22 @@
-"""Every stage that writes, on a tiny workspace, as a command line that runs in a fork: importing
-torch and fairseq takes seconds, killing a fork does not.
-"""
+"""Every stage that writes, on a tiny workspace, and what it reads there."""
 
 from __future__ import annotations
 
+import gc
 import importlib
+import io
+import logging
 import os
 import random
-import signal
-import sys
-import time
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from tests.preprocess import corpora
+from tests.pretrained_models.remote import Remote
 
 UNIT_MODEL = "logmel100"
 COUNTS = {"train": 61, "valid": 13, "test": 11}
@@ -25,40 +28,79 @@ SMALL = ("fairseqrc.batch_seconds=0.5", "fairseqrc.km_clusters=20", "fairseqrc.k
          "taskrc.seed=1")  # fmt: skip
 
 
+MANIFEST = "preprocess/fluent_commands/data/manifest/"
+ROWS = f"preprocess/fluent_commands/data/{UNIT_MODEL}/"
+TEXT = f"ulm_prompt/datasets/{UNIT_MODEL}/fluent_commands/"
+VERBAL = f"ulm_prompt/datasets/{UNIT_MODEL}/*.json"
+LM_FOLDER = f"pretrained_models/{UNIT_MODEL}_lm/"
+KMEANS = f"pretrained_models/{UNIT_MODEL}_km.npz"
+PROMPT_FOLDER = f"checkpoints/IC_{UNIT_MODEL}_checkpoints_d/"
+DOWNLOADED = "logmel50"  # a released unit model that needs no speech checkpoint
+
+
 class Stage(NamedTuple):
-    """A stage script as ``module`` and its words, less --workspace."""
+    """A stage script as ``module`` and its words, less --workspace; ``{workspace}`` and
+    ``{mirror}`` in them stand for where these are. ``reads``: what of the workspace it needs, as
+    patterns.
+    """
 
     name: str
     module: str
     words: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+
+    def command(self, workspace: Path, mirror: str) -> list[str]:
+        """Its words, --workspace among them."""
+        words = [word.format(workspace=workspace, mirror=mirror) for word in self.words]
+        return [*words, "--workspace", str(workspace)]
 
 
-def _audio(action: str) -> Stage:
+def _audio(action: str, *reads: str) -> Stage:
     words = ("--downstream", "fluent_commands", "--action", action, "--set", *SMALL)
-    return Stage(action, "preprocess.runner", words)
+    return Stage(action, "preprocess.runner", words, reads)
 
 
-def _prompt(name: str, *words: str) -> Stage:
+def _prompt(name: str, words: tuple[str, ...] = (), reads: tuple[str, ...] = ()) -> Stage:
     selection = ("--prompt_task", "IC", "--unit_model", UNIT_MODEL)
-    return Stage(name, f"ulm_prompt.{name}", (*selection, *words))
+    return Stage(name, f"ulm_prompt.{name}", (*selection, *words), reads)
 
 
 STAGES = [  # in the order of the pipeline: each finds what the ones before it left
-    _audio("generate_manifest"),
-    _audio("learn_kmeans"),
-    _audio("quantized"),
-    _audio("postprocess"),
-    _prompt("make_data"),
-    _prompt("gen_labelspace"),
-    _prompt("verbalizer"),
+    Stage(
+        "download",
+        "pretrained_models.download",
+        (DOWNLOADED, "--base_url", "{mirror}", "--timeout", "5"),
+    ),
+    _audio("generate_manifest", "corpora/**/*"),
+    _audio("learn_kmeans", f"{MANIFEST}train.tsv", "corpora/**/*.wav"),
+    _audio("quantized", f"{MANIFEST}*.tsv", "corpora/**/*.wav", KMEANS),
+    _audio("postprocess", f"{MANIFEST}*.*", f"{ROWS}quantized/t*"),
+    _prompt("make_data", reads=(f"{ROWS}[tv]*",)),
+    _prompt("gen_labelspace", reads=(f"{TEXT}data_prompt/*.txt",)),
+    _prompt("verbalizer", reads=(f"{TEXT}data_prompt/*", VERBAL)),
     Stage(
         "train_ulm",
         "ulm_prompt.train_ulm",
         ("--unit_model", UNIT_MODEL, "--date", "d", "--config", "tiny", "--set", *LM),
+        (f"{ROWS}[tv]*",),
     ),
-    _prompt("fairseq_preprocess"),
-    _prompt("train", "--date", "d", "--prefix_prompt_length", "3", "--set", *PROMPT),
-    _prompt("sample", "--model_date", "d", "--sample_date", "d"),
+    _prompt("fairseq_preprocess", reads=(f"{TEXT}data_freq/*", VERBAL, f"{LM_FOLDER}dict.txt")),
+    _prompt(
+        "train",
+        ("--date", "d", "--prefix_prompt_length", "3", "--set", *PROMPT),
+        (f"ulm_prompt/data-bins/{UNIT_MODEL}/IC-data-bin/*", VERBAL, f"{LM_FOLDER}*[.pdt]*t"),
+    ),
+    _prompt(
+        "sample",
+        ("--model_date", "d", "--sample_date", "d"),
+        (f"{PROMPT_FOLDER}*best.pt", f"{ROWS}test", f"{TEXT}data_freq/*", VERBAL, f"{LM_FOLDER}*t"),
+    ),
+    _prompt("cal_acc", ("--sample_date", "d", "--report"), ("samples/**/*.json",)),
+    _prompt(
+        "export",
+        ("--model_date", "d", "--out", "{workspace}/shared/IC", "--license", "CC-BY-4.0"),
+        (f"{PROMPT_FOLDER}*best.pt", f"{LM_FOLDER}*t", f"{ROWS}labels.json", KMEANS),
+    ),
 ]
 
 
@@ -73,58 +115,47 @@ def write_corpus(workspace: Path) -> None:
         corpora.write(path, corpora.tone(rng.uniform(0.15, 0.4), 90 + 7 * number))
 
 
-def warm_up() -> None:
-    """Import what the stages import, so that a fork begins at their first line of work."""
-    for module in {stage.module for stage in STAGES}:
+class Mirror(Remote):
+    """Serves what ``download`` asks for, and does not mind that clients are killed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        noise = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
+        weights, archive = io.BytesIO(), io.BytesIO()
+        torch.save({"model": {"weight": noise}}, weights)
+        with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar:
+            members = {"checkpoint_best.pt": weights.getvalue(), "dict.txt": b"0 1\n"}
+            for name, content in members.items():
+                member = tarfile.TarInfo(f"{DOWNLOADED}_lm/{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        self.files = {
+            "/textless_nlp/gslm/logmel/km50/km.bin": noise[:100_000].numpy().tobytes(),
+            "/textless_nlp/gslm/logmel/lm_km50/logmel50_lm.tgz": archive.getvalue(),
+        }
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Quiet."""
+
+
+def warm_up(stages: Sequence[Stage]) -> None:
+    """Import what they import, so that a fork begins at their first line of work."""
+    os.environ["no_proxy"] = "127.0.0.1"
+    for module in {stage.module for stage in stages}:
         importlib.import_module(module)
+    importlib.import_module("sklearn.cluster")
+    if any(stage.name == "train_ulm" for stage in stages):  # the first that needs fairseq
+        _warm_up_fairseq()
+    gc.freeze()  # what is there now is never looked at again, in no fork
+
+
+def _warm_up_fairseq() -> None:
     for module in ("checkpoint", "cached_lm", "decoding", "precision", "task", "unit_lm_task"):
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
+    for module in ("fairseq_files", "sharing.trained_prompt", "scoring.class_report"):
+        importlib.import_module(f"ulm_prompt.{module}")
     importlib.import_module("fairseq_cli.train")
-    importlib.import_module("sklearn.cluster")
-
-
-def start(stage: Stage, workspace: Path, log: Path) -> int:
-    """Begin a stage in a fork that leads a process group of its own; return its process id."""
-    process = os.fork()
-    if process:
-        return process
-    code = 70  # of a traceback, which is a bug
-    try:
-        os.setsid()
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(out, stream)
-        sys.argv = [stage.name, *stage.words, "--workspace", str(workspace)]
-        from pipeline.errors import run
-
-        run(importlib.import_module(stage.module).main)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def finish(process: int, log: Path) -> None:
-    """Wait for a stage that must succeed."""
-    _, status = os.waitpid(process, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code:
-        raise RuntimeError(f"exited with {code}:\n{log.read_text()[-3000:]}")
-
-
-def killed(process: int, after: float) -> bool:
-    """Kill a stage and its children after so many seconds; False when it had ended before."""
-    end = time.monotonic() + after
-    while time.monotonic() < end:
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return False
-        time.sleep(min(0.002, max(0.0, end - time.monotonic())))
-    os.killpg(process, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    logging.root.setLevel(logging.WARNING)  # that has made it DEBUG, for all stages
+    importlib.import_module("matplotlib.pyplot")
+    for module in ("_dynamo", "distributed.fsdp"):  # what the first optimizer imports
+        importlib.import_module(f"torch.{module}")

@@ -168,7 +168,7 @@ def test_one_run_at_a_time_on_one_output(trained: Path) -> None:
     from pipeline.locks import holding
 
     folder = Workspace(trained).checkpoints("KS", UNIT_MODEL, "one")
-    with holding(folder / ".lock"):
+    with holding(folder):
         refused = launch(2, [prompt(trained, "one")])
     assert refused.returncode != 0
     assert refused.stderr.count("another process is writing there") == 1

@@ -1,0 +1,123 @@
+"""A stage in a fork that can be killed, stopped and limited: importing torch and fairseq takes
+seconds, killing a fork does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+LONGEST = 600  # seconds; a run that takes more hangs
+_BUG = 70  # the exit code of a traceback
+_ROOM = 1 << 20  # bytes of a pipe, more than a run ever says
+
+
+class Ended(NamedTuple):
+    """How a run ended and what it said."""
+
+    code: int
+    out: str
+    errors: str
+
+
+class Run:
+    """``module``'s stage with these words, begun when made; it leads a process group of its own.
+
+    ``before`` is called in the fork, before the stage. What the stage says goes into pipes, which
+    no limit on files stops.
+    """
+
+    def __init__(
+        self, module: str, words: list[str], before: Callable[[], None] | None = None
+    ) -> None:
+        pipes = os.pipe(), os.pipe()
+        for _, end in pipes:
+            fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _ROOM)
+        self.process = os.fork()
+        if not self.process:
+            _live(module, words, [end for _, end in pipes], before)
+        with contextlib.suppress(OSError):  # the fork does so too: whoever comes first
+            os.setpgid(self.process, self.process)
+        for _, end in pipes:
+            os.close(end)
+        self._ends = [end for end, _ in pipes]
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it and its children after so long; False when it had ended before."""
+        if not self._ends_within(seconds):
+            os.killpg(self.process, signal.SIGKILL)
+            self._status = os.waitpid(self.process, 0)[1]
+        return self._end().code == -signal.SIGKILL
+
+    def stop_after(self, seconds: float) -> None:
+        """Let it stand still, as a machine under load would, until ``go_on``."""
+        time.sleep(seconds)
+        os.killpg(self.process, signal.SIGSTOP)
+
+    def stands_still(self) -> bool:
+        """Wait until it has stopped itself, or False until it has ended."""
+        how = os.waitid(os.P_PID, self.process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        return how.si_code == os.CLD_STOPPED
+
+    def go_on(self) -> None:
+        os.killpg(self.process, signal.SIGCONT)
+
+    def wait(self) -> Ended:
+        """Its end. Raises ``RuntimeError`` for one that never comes."""
+        if self._ends_within(LONGEST):
+            return self._end()
+        self.kill_after(0)
+        raise RuntimeError(f"hangs: not done after {LONGEST} s")
+
+    def _ends_within(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            process, self._status = os.waitpid(self.process, os.WNOHANG)
+            if process:
+                return True
+            time.sleep(min(0.002, max(0.0, end - time.monotonic())))
+        return False
+
+    def _end(self) -> Ended:
+        said = []
+        for end in self._ends:
+            os.set_blocking(end, False)
+            with open(end, "rb", buffering=0) as pipe:
+                said.append((pipe.read(_ROOM) or b"").decode())
+        return Ended(os.waitstatus_to_exitcode(self._status), *said)
+
+
+def _live(
+    module: str, words: list[str], ends: list[int], before: Callable[[], None] | None
+) -> None:
+    """The fork's whole life."""
+    from pipeline.errors import run
+
+    code = _BUG
+    try:
+        os.setpgid(0, 0)
+        for stream, end in enumerate(ends, start=1):
+            os.dup2(end, stream)
+        sys.argv = [module, *words]
+        os.chdir(Path("/"))
+        if before:
+            before()
+        run(importlib.import_module(module).main)
+        code = 0
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -1,0 +1,83 @@
+"""What fairseq writes while it trains, on a disk that is full."""
+
+from __future__ import annotations
+
+import logging
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+from pipeline.torch_files import load_torch
+from ulm_prompt.fairseq_files import CurveWriter, LogFile, write_whole_files
+
+LINE = "a line of the log"
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file grows beyond 1,000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    write_whole_files()
+    path = tmp_path / "checkpoint_best.pt"
+    checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
+    return path
+
+
+def test_a_checkpoint_is_whole_or_the_old_one(saved: Path, request) -> None:
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError) as error:
+        checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(saved))
+    assert error.value.filename == str(saved)
+    assert load_torch(saved)["model"].sum() == 0
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_copy_is_whole_or_the_old_one(saved: Path, request) -> None:
+    last = saved.with_name("checkpoint_last.pt")
+    assert checkpoint_utils.PathManager.copy(str(saved), str(last), overwrite=True)
+    old = last.read_bytes()
+    checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(saved))
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError) as error:
+        checkpoint_utils.PathManager.copy(str(saved), str(last), overwrite=True)
+    assert error.value.filename == str(last)
+    assert last.read_bytes() == old and len(list(saved.parent.iterdir())) == 2
+
+
+def test_curves_that_cannot_be_written_are_an_error(tmp_path: Path, full_disk: None) -> None:
+    """And do not wait for a thread that has died."""
+    writer = CurveWriter(str(tmp_path / "valid"))
+    writer.add_text("sys.argv", "train.py")
+    with pytest.raises(OSError) as error:
+        for step in range(200):
+            writer.add_scalar("loss", 0.5, step)
+            writer.flush()
+    assert error.value.filename == str(tmp_path / "valid")
+
+
+def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path, full_disk: None) -> None:
+    log = LogFile(tmp_path / "train.log")
+    with pytest.raises(OSError) as error:
+        for _ in range(100):
+            log.handle(logging.makeLogRecord({"msg": LINE}))
+    assert error.value.filename == str(tmp_path / "train.log")
+
+
+def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "train.log"
+    path.write_text(f"{LINE}\nvalid on 'valid' subset | loss 3.1")
+    log = LogFile(path)
+    log.handle(logging.makeLogRecord({"msg": LINE}))
+    log.close()
+    assert path.read_text() == f"{LINE}\n{LINE}\n"
