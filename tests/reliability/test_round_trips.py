@@ -30,6 +30,10 @@ names = st.text(
     | st.sampled_from("\t|\"' \\\u2028\u0301"),
     max_size=12,
 ).filter(lambda name: not name.startswith("\ufeff"))
+paths = st.lists(names.map(lambda name: name.replace("/", "").replace("\0", "")), min_size=1).map(
+    "/".join
+)
+paths = paths.filter(lambda path: path.strip("/") and path[0] != "/" and ".." not in path)
 numbers = st.lists(st.integers(0, 999_999_999), min_size=1, max_size=5).map(
     lambda values: " ".join(map(str, values))
 )
@@ -42,7 +46,7 @@ values = st.recursive(
 
 
 @few
-@given(names, st.lists(st.builds(Entry, names, count, count, names, numbers), min_size=1))
+@given(names, st.lists(st.builds(Entry, paths, count, count, names, numbers), min_size=1))
 def test_manifests(tmp_path: Path, root: str, entries: list[Entry]) -> None:
     write_manifest(tmp_path / "m.tsv", Path("/", root), entries)
     assert read_manifest(tmp_path / "m.tsv") == (Path("/", root), entries)
