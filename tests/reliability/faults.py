@@ -115,7 +115,8 @@ def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = F
         return 0
     check_error(ended, *words)
     trial.check_kept()
-    left = [path.name for path in temporaries(trial.work) if ".part" not in path.name]
+    resumed = (".part", ".part.json", ".tgz")  # what the next run goes on from
+    left = [p.name for p in temporaries(trial.work) if not p.name.endswith(resumed)]
     if left and not leaves:
         raise Wrong(f"left {', '.join(left)}")
     return 1
