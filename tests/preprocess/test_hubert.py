@@ -177,7 +177,7 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         "fc1.weight .*found nothing": ("model", "encoder.layers.0.fc1.weight", None),
         r"weight .*found \(3,\)": ("model", "encoder.layer_norm.weight", torch.ones(3)),
         "layer_type=conformer is not supported": ("cfg", "layer_type", "conformer"),
-        "encoder_layers='many' is not what fairseq": ("cfg", "encoder_layers", "many"),
+        "encoder_layers=many is not what fairseq": ("cfg", "encoder_layers", "many"),
         "extractor_mode=group is not": ("cfg", "extractor_mode", "group"),
     }
     for message, (part, key, value) in changes.items():
