@@ -15,16 +15,16 @@ from tqdm import tqdm
 
 from pipeline.config import save_config
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256, text_lines, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.provenance import provenance
-from pipeline.rows import SPLITS, Row, check_name, write_rows
+from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.config import Config, fill_in
-from preprocess.manifest import Entry, distinct, inside, read_manifest, write_manifest
+from preprocess.manifest import Entry, distinct, inside, write_manifest
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
-from preprocess.speech2unit.units import merge_runs
+from preprocess.unit_rows import unit_rows
 
 
 class Utterance(NamedTuple):
@@ -241,7 +241,12 @@ class Preprocessor(Generic[ConfigType]):
         """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
         entry.
         """
-        splits = {split: self._rows(split) for split in SPLITS}
+        merge = self.config.taskrc.merge
+        splits = {}
+        for split in SPLITS:
+            splits[split], bad = unit_rows(self.manifest, self.quantized, split, merge)
+            if bad:
+                self.say(f"{split}: {bad} rows left out, their audio is bad")
         labels = read_json(
             self.manifest / "labels.json", "preprocess/runner.py --action generate_manifest"
         )
@@ -251,45 +256,9 @@ class Preprocessor(Generic[ConfigType]):
             mean = sum(row.units.count(" ") + 1 for row in rows) / count
             self.say(f"{split}: {count} rows, {mean:.1f} units a row")
         write_json(self.units / "labels.json", labels)
-        merged = "runs merged" if self.config.taskrc.merge else "runs kept"
+        merged = "runs merged" if merge else "runs kept"
         self.say(f"read {self.quantized}, wrote {self.units} ({merged})")
         self.save_run(self.units)
-
-    def _rows(self, split: str) -> list[Row]:
-        _, entries = read_manifest(self.manifest / f"{split}.tsv")
-        path = self.quantized / split
-        missing = "this split is missing; run preprocess/runner.py --action quantized first"
-        columns = (line.rpartition("|") for line in text_lines(path, missing) if line)
-        units = {file: its_units for file, _, its_units in columns}
-        left_out = self._left_out()
-        files = [entry.file for entry in distinct(entries)]
-        if list(units) != [file for file in files if file not in left_out]:
-            raise UserError(
-                f"{path}: its {len(units)} files are not those of {self.manifest / split}.tsv; "
-                "the manifest has changed: run preprocess/runner.py --action quantized again"
-            )
-        merge = merge_runs if self.config.taskrc.merge else str
-        rows = [
-            Row(entry.file, merge(units[entry.file]), entry.labels)
-            for entry in entries
-            if entry.file in units
-        ]
-        if len(rows) < len(entries):
-            self.say(f"{split}: {len(entries) - len(rows)} rows left out, their audio is bad")
-        if not rows:
-            raise UserError(f"{path}: no usable file in this split; repair its audio")
-        return rows
-
-    def _left_out(self) -> set[str]:
-        """The names whose audio was bad when it was quantised with --skip_bad."""
-        record = self.quantized / "provenance.json"
-        if not record.exists():
-            return set()
-        command = "preprocess/runner.py --action quantized"
-        left_out = read_json(record, command).get("left_out", [])
-        if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
-            raise UserError(f"{record}: left_out is no list of names; run {command} again")
-        return set(left_out)
 
     def save_run(self, folder: Path, **more: object) -> None:
         """Leave the resolved config and what made the output beside it."""
