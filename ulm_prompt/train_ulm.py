@@ -60,7 +60,7 @@ def check_same_run(save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path])
     if (save_dir / "checkpoint_last.pt").exists():
         earlier = read_json(path, "ulm_prompt/train_ulm.py with a new --date")
         for name, value in record.items():
-            if not isinstance(earlier, dict) or earlier.get(name) != value:
+            if earlier.get(name) != value:
                 raise UserError(
                     f"{save_dir}: holds a run with another {name}; choose a new --date, "
                     "or remove the folder"

@@ -153,9 +153,9 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         folder = workspace.datasets(pair.unit_model)
-        labels = read_labelspace(folder / "labelspace.json", pair.task)
-        counts = count_train(train_text(workspace, pair))
         with holding(folder):
+            labels = read_labelspace(folder / "labelspace.json", pair.task)
+            counts = count_train(train_text(workspace, pair))
             names = verbal_map(workspace, pair, args.method, labels, counts, args.seed)
             renamed = {
                 split: rename_split(workspace, pair, names, args.method, split, counts[1])

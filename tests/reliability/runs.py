@@ -44,7 +44,7 @@ class Run:
             fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _ROOM)
         self.process = os.fork()
         if not self.process:
-            _live(module, words, [end for _, end in pipes], before)
+            live(module, words, [end for _, end in pipes], before)
         with contextlib.suppress(OSError):  # the fork does so too: whoever comes first
             os.setpgid(self.process, self.process)
         for _, end in pipes:
@@ -96,10 +96,10 @@ class Run:
         return Ended(os.waitstatus_to_exitcode(self._status), *said)
 
 
-def _live(
-    module: str, words: list[str], ends: list[int], before: Callable[[], None] | None
+def live(
+    module: str, words: list[str], ends: list[int], before: Callable[[], None] | None = None
 ) -> None:
-    """The fork's whole life."""
+    """A fork's whole life: ``module``'s stage, which says what it says into ``ends``."""
     from pipeline.errors import run
 
     code = _BUG
@@ -107,6 +107,8 @@ def _live(
         os.setpgid(0, 0)
         for stream, end in enumerate(ends, start=1):
             os.dup2(end, stream)
+        # pytest may have put its own in their place
+        sys.stdout, sys.stderr = (open(n, "w", closefd=False, buffering=1) for n in (1, 2))
         sys.argv = [module, *words]
         os.chdir(Path("/"))
         if before:

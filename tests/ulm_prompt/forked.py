@@ -4,13 +4,11 @@ torch and fairseq imported already.
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
-import sys
 import tempfile
-import traceback
-from pathlib import Path
+
+from tests.reliability.runs import live
 
 
 def stage(script: str, *args: object, code: int = 0) -> str:
@@ -21,11 +19,12 @@ def stage(script: str, *args: object, code: int = 0) -> str:
 
     import ulm_prompt.prompt_lm  # noqa: F401
 
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    module = script.removesuffix(".py").replace("/", ".")
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         process = os.fork()
         if not process:
-            _run(module.main, [script, *map(str, args)], out.fileno(), errors.fileno())
+            signal.alarm(300)  # a fork that hangs is killed
+            live(module, list(map(str, args)), [out.fileno(), errors.fileno()])
         found = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         said = []
         for stream in (out, errors):
@@ -36,27 +35,3 @@ def stage(script: str, *args: object, code: int = 0) -> str:
     if code == 2:
         assert said[1].count("\n") == 1 and "Traceback" not in printed, printed
     return printed
-
-
-def _run(main: object, words: list[str], out: int, errors: int) -> None:
-    """The fork's whole life."""
-    from pipeline.errors import run
-
-    code = 1
-    signal.alarm(300)  # a fork that hangs is killed
-    try:
-        os.dup2(out, 1)
-        os.dup2(errors, 2)
-        sys.stdout, sys.stderr = (open(n, "w", closefd=False, buffering=1) for n in (1, 2))
-        sys.argv = words
-        os.chdir(Path("/"))
-        run(main)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
