@@ -48,7 +48,7 @@ def task_and_unit_model(path: Path) -> tuple[str, str]:
     folder = path.resolve().parent
     if (folder / RECORD).is_file():
         card = read_json(folder / RECORD, "ulm_prompt/train.py")
-        if isinstance(card, dict) and {"task", "unit_model"} <= card.keys():
+        if {"task", "unit_model"} <= card.keys():
             for name in ("task", "unit_model"):
                 if not is_name(card[name]):  # it takes part in paths
                     found = ascii(card[name])[:60]
@@ -101,4 +101,4 @@ def _is_finished(folder: Path) -> bool:
     if not (folder / RECORD).is_file():
         return True
     card = read_json(folder / RECORD, "ulm_prompt/train.py")
-    return isinstance(card, dict) and bool(card.get("trained_parameters"))
+    return bool(card.get("trained_parameters"))

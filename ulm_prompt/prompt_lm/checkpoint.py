@@ -75,7 +75,7 @@ def read_card(folder: Path) -> Card | None:
         return None
     values = read_json(path, "ulm_prompt/train.py")
     kinds = get_type_hints(Card)
-    if not isinstance(values, dict) or not set(_FIXED) <= values.keys() <= kinds.keys():
+    if not set(_FIXED) <= values.keys() <= kinds.keys():
         raise UserError(f"{path}: not a prompt's card; run ulm_prompt/train.py with a new --date")
     for name, value in values.items():
         kind = get_origin(kinds[name]) or kinds[name]

@@ -92,19 +92,16 @@ def read_record(folder: Path) -> PromptRecord:
     export.py writes it.
     """
     path = folder / RECORD
-    try:
-        if path.is_file() and path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes; expected a prompt's record")
-        values = read_json(path, MADE_BY)
-    except (RecursionError, ValueError):
-        raise UserError(f"{path}: not a prompt's record; run {MADE_BY} again") from None
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes; expected a prompt's record")
+    values = read_json(path, MADE_BY)
     _check(values, path)
     values = {name: value for name, value in values.items() if name != "format"}
     return PromptRecord(**{**values, "units": UnitSettings(**values["units"])})
 
 
 def _check(values: Any, path: Path) -> None:
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if values.get("format") != FORMAT:
         raise UserError(
             f"{path}: expected a prompt's record of format {FORMAT}; export it with {MADE_BY}"
         )
