@@ -11,7 +11,7 @@ import base64
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, sha256
 from pipeline.workspace import Workspace
 from preprocess.audio_run import AudioRun
+from preprocess.left_out import files_left_out
 from preprocess.manifest import Entry, distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.block_store import Line
@@ -81,31 +82,41 @@ class Means(NamedTuple):
 
 
 def means_folder(workspace: Workspace, downstream: str, unit_model: str) -> Path:
-    """Where they lie; ``provenance.json`` is written last."""
+    """Where they lie."""
     return workspace.downstream_data(downstream) / unit_model / "layer_means"
 
 
-def read_record(workspace: Workspace, downstream: str, unit_model: str) -> dict:
-    """What the means were made from, and which files were left out."""
-    path = means_folder(workspace, downstream, unit_model) / "provenance.json"
-    return read_json(path, COMMAND.format(downstream, unit_model))
+def record_of(workspace: Workspace, downstream: str, unit_model: str) -> Path:
+    """The record of what the means were made from; it is written last."""
+    return means_folder(workspace, downstream, unit_model) / "provenance.json"
+
+
+def read_plan(workspace: Workspace, downstream: str, unit_model: str) -> dict[str, Any]:
+    """What the means were made from. Raises ``UserError`` where their record does not say."""
+    record = record_of(workspace, downstream, unit_model)
+    command = COMMAND.format(downstream, unit_model)
+    plan = read_json(record, command).get("plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("manifest"), dict):
+        raise UserError(f"{record}: expected plan -> manifest; run {command} again")
+    return plan
 
 
 def read_means(workspace: Workspace, downstream: str, unit_model: str, split: str) -> Means:
     """Read a split. Raises ``UserError`` where it is missing, or older than its manifest."""
     path = means_folder(workspace, downstream, unit_model) / f"{split}.npy"
     manifest = workspace.downstream_data(downstream) / "manifest" / f"{split}.tsv"
-    again = f"run {COMMAND.format(downstream, unit_model)} again"
-    record = read_record(workspace, downstream, unit_model)
+    command = COMMAND.format(downstream, unit_model)
+    again = f"run {command} again"
+    plan = read_plan(workspace, downstream, unit_model)
     _, entries = read_manifest(manifest)
-    if record["plan"]["manifest"][split] != sha256(manifest):
+    if plan["manifest"].get(split) != sha256(manifest):
         raise UserError(f"{path}: stale, {manifest} has changed; {again}")
-    left_out = set(record["left_out"])
+    left_out = files_left_out(record_of(workspace, downstream, unit_model), command)
     entries = [entry for entry in entries if entry.file not in left_out]
     files = {entry.file: number for number, entry in enumerate(distinct(entries))}
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)  # takes no memory where its shape lies
-        means = np.load(path, allow_pickle=False)
+        # a map first: it takes no memory where the file declares more than it holds
+        means = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {again}") from None
     if means.dtype != np.float32 or means.ndim != 3 or len(means) != len(files):

@@ -18,7 +18,7 @@ from baselines.answers import answers_path, write_answers
 from baselines.downstream_model import DownstreamModel
 from baselines.downstream_training import Settings, Split, load_settings, train
 from baselines.labels import Slots
-from baselines.means import COMMAND, Means, read_means, read_record
+from baselines.means import COMMAND, Means, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, write_json
 from pipeline.locks import holding
@@ -64,7 +64,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         "task": pair.task,
         "unit_model": pair.unit_model,
         "config": dataclasses.asdict(settings),
-        "data": read_record(workspace, pair.config.downstream, pair.unit_model)["plan"],
+        "data": read_plan(workspace, pair.config.downstream, pair.unit_model),
     }
     with holding(folder):
         if is_done(folder, card):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, text_lines
+from pipeline.files import text_lines
 from pipeline.rows import Row
+from preprocess.left_out import files_left_out
 from preprocess.manifest import distinct, read_manifest
 from preprocess.speech2unit.units import merge_runs
 
@@ -24,7 +25,8 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
     columns = (line.rpartition("|") for line in lines if line)
     units = {file: its_units for file, _, its_units in columns}
-    left_out = _left_out(quantized)
+    record = quantized / "provenance.json"
+    left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
     files = [entry.file for entry in distinct(entries)]
     if list(units) != [file for file in files if file not in left_out]:
         raise UserError(
@@ -40,14 +42,3 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     if not rows:
         raise UserError(f"{path}: no usable file in this split; repair its audio")
     return rows, len(entries) - len(rows)
-
-
-def _left_out(quantized: Path) -> set[str]:
-    """The names whose audio was bad when it was quantised with --skip_bad."""
-    record = quantized / "provenance.json"
-    if not record.exists():
-        return set()
-    left_out = read_json(record, QUANTIZE).get("left_out", [])
-    if not isinstance(left_out, list) or not all(isinstance(name, str) for name in left_out):
-        raise UserError(f"{record}: left_out is no list of names; run {QUANTIZE} again")
-    return set(left_out)

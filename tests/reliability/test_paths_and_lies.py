@@ -15,7 +15,9 @@ import pytest
 import soundfile
 import torch
 
+from baselines.means import means_folder, read_means
 from pipeline.errors import UserError
+from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from preprocess.config import FairseqConfig, fill_in
 from preprocess.manifest import Entry, read_manifest, write_manifest
@@ -171,6 +173,59 @@ def test_a_run_that_lies(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     recipe = UnitLMRecipe(*range(19))
     refused(lambda: check_same_run(tmp_path, recipe, {}))
+
+
+@pytest.fixture
+def means(tmp_path: Path) -> Path:
+    """The layer means of one file, with their record."""
+    workspace = Workspace(tmp_path)
+    folder = means_folder(workspace, "corpus", "tiny100")
+    folder.mkdir(parents=True)
+    manifest = workspace.downstream_data("corpus") / "manifest/train.tsv"
+    manifest.parent.mkdir()
+    write_manifest(manifest, tmp_path, [Entry("a.wav", 9, 0, "a.wav", "1")])
+    record = {"plan": {"manifest": {"train": sha256(manifest)}}, "left_out": []}
+    (folder / "provenance.json").write_text(json.dumps(record))
+    np.save(folder / "train.npy", np.ones((1, 2, 3), np.float32))
+    assert read_means(workspace, "corpus", "tiny100", "train").means.tolist() == [[[1] * 3] * 2]
+    return folder
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"plan": None},
+        {"plan": {"manifest": ["train"]}},
+        {"plan": {"manifest": {}}},
+        {"left_out": "a.wav"},
+        {"left_out": [["a.wav"]]},
+        {"left_out": ["a.wav"]},
+    ],
+    ids=str,
+)
+def test_layer_means_whose_record_lies(means: Path, tmp_path: Path, lies: dict) -> None:
+    record = means / "provenance.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | lies))
+    refused(lambda: read_means(Workspace(tmp_path), "corpus", "tiny100", "train"))
+
+
+def test_layer_means_that_are_something_else(means: Path, tmp_path: Path) -> None:
+    def refuses() -> None:
+        refused(lambda: read_means(Workspace(tmp_path), "corpus", "tiny100", "train"))
+
+    path = means / "train.npy"
+    header = {"descr": "<f4", "fortran_order": False, "shape": (1, 5 * 10**6, 5 * 10**6)}
+    with open(path, "wb") as file:  # 100 TB
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(24))
+    refuses()
+    canary = tmp_path / "it-ran"
+    np.save(path, np.array([[[Runs(canary)]]], dtype=object), allow_pickle=True)
+    refuses()
+    assert not canary.exists()
+    for content in (b"", b"\x93NUMPY", path.read_bytes()[:40]):
+        path.write_bytes(content)
+        refuses()
 
 
 @pytest.mark.parametrize("make", [lambda runs: {"model": {"a": runs}}, lambda runs: {"model": [1]}])
