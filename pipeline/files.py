@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -144,14 +145,16 @@ def sha256(path: Path) -> str:
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside ``path``; swap it into place on success, remove it on any
-    error.
+    error. Raises ``PermissionError`` where the folder that lies there takes nothing.
     """
+    _check_writable(path)
     temporary = _temporary(path)
     old = temporary.with_suffix(".old")
     with naming(path, temporary):
         temporary.mkdir(parents=True)
         try:
             yield temporary
+            _check_writable(path)  # it could be moved aside all the same, but not removed
             if path.exists():
                 path.rename(old)
             temporary.rename(path)
@@ -159,3 +162,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_writable(folder: Path) -> None:
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

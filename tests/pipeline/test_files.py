@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import replacing_folder, writing
+from tests.reliability.modes import bow_to_modes
 
 
 def die_in(work: Callable[[], None]) -> None:
@@ -44,6 +45,30 @@ def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None
     with pytest.raises(RuntimeError), replacing_folder(path) as folder:
         (folder / "train.bin").write_text("half of the new")
         raise RuntimeError
+    assert (path / "train.bin").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_nothing_is_not_replaced(tmp_path: Path) -> None:
+    """It could be: a rename asks the folder above alone. What was moved aside would stay."""
+    path = tmp_path / "KS-data-bin"
+    path.mkdir()
+    (path / "train.bin").write_text("old")
+
+    def replaced(while_it_is_made: bool) -> bool:
+        path.chmod(0o755 if while_it_is_made else 0o555)
+        try:
+            with replacing_folder(path):
+                path.chmod(0o555)
+        except PermissionError as error:
+            return error.filename != str(path)
+        return True
+
+    process = os.fork()
+    if not process:
+        bow_to_modes()
+        os._exit(replaced(False) or replaced(True))
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
     assert (path / "train.bin").read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

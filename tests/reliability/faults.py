@@ -6,7 +6,6 @@ python -m tests.reliability.faults --count 20 --seed 1 [--stage train] [--fault 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
@@ -16,13 +15,12 @@ import time
 from pathlib import Path
 
 from tests.reliability.contents import temporaries
+from tests.reliability.modes import bow_to_modes
 from tests.reliability.runs import Ended
 from tests.reliability.trials import Trial, Wrong, check_error, check_success, command
 
 _FULL = ("make room",)
 _FORBIDDEN = ("Permission denied", "is not writable")
-_CAPABILITIES = 0x20080522  # the version of capget's and capset's structures
-_ABOVE_MODES = 0b1110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
 
 def disk_full(trial: Trial) -> int:
@@ -47,7 +45,7 @@ def read_only(trial: Trial) -> int:
     moment on.
     """
     folder = trial.rng.choice(_written(trial))
-    run = trial.start(_bow_to_modes)
+    run = trial.start(bow_to_modes)
     if trial.rng.random() < 0.5:
         time.sleep(trial.moment())
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
@@ -146,21 +144,6 @@ def _stop_at(number: int) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
     sys.addaudithook(hook)
-
-
-def _bow_to_modes() -> None:
-    """Make root heed the modes of files, as the owner of the files that it is."""
-    if os.geteuid():
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
-    if libc.capget(header, sets):
-        raise OSError(ctypes.get_errno(), "capget")
-    sets[0] &= ~_ABOVE_MODES
-    sets[1] &= ~_ABOVE_MODES
-    if libc.capset(header, sets):
-        raise OSError(ctypes.get_errno(), "capset")
 
 
 STRIKES = {
