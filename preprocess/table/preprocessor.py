@@ -6,27 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.characters import normalised
-from preprocess.config import Config, DataConfig
+from preprocess.config import Config
 from preprocess.preprocessor import Preprocessor, Utterance
+from preprocess.table.columns import TableData
 from preprocess.table.reading import Line, read_table
 from preprocess.table.splits import draw_splits
-
-
-@dataclass
-class TableData(DataConfig):
-    table: str = MISSING
-    path: str = MISSING
-    labels: list[str] = field(default_factory=list)
-    text: str | None = None
-    split: str = MISSING
-    speaker: str = MISSING
-    valid: float = MISSING
-    test: float = MISSING
 
 
 @dataclass

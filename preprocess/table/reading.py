@@ -5,15 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.manifest import inside
 from preprocess.preprocessor import Utterance
-
-if TYPE_CHECKING:
-    from preprocess.table.preprocessor import TableData
+from preprocess.table.columns import TableData
 
 
 class Line(NamedTuple):

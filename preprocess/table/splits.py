@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from preprocess.table.preprocessor import TableData
-    from preprocess.table.reading import Line
+from preprocess.table.columns import TableData
+from preprocess.table.reading import Line
 
 
 def draw_splits(lines: Sequence[Line], shares: TableData, seed: int) -> list[str]:

@@ -135,6 +135,25 @@ def test_sample_py_decodes_with_an_export(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pretrained_models/logmel100_km.npz", "k-means of logmel100 not found"),
+        ("preprocess/speech_commands/data/logmel100/labels.json", "labels.json: not found; run"),
+    ],
+)
+def test_what_units_made_here_were_made_with_is_asked_for(
+    spoken_workspace: Workspace, tmp_path: Path, name: str, expected: str
+) -> None:
+    """Units from elsewhere need neither; here the record would be the poorer, and nobody told."""
+    root = tmp_path / "w"
+    shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
+    (root / name).unlink()
+    with pytest.raises(UserError, match=expected):
+        run(Workspace(root), "KS", root / "shared")
+    assert not (root / "shared").exists()
+
+
 @pytest.fixture
 def elsewhere(spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path) -> Path:
     """A workspace with the models alone, and IC's export in it."""

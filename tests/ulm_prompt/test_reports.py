@@ -19,8 +19,8 @@ from tests.ulm_prompt.forked import stage
 from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.scoring.class_report import OTHER, answers, class_report
-from ulm_prompt.scoring.label_names import Label
+from ulm_prompt.scoring.class_report import answers, class_report
+from ulm_prompt.scoring.label_names import OTHER, Label
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),

@@ -84,19 +84,24 @@ class UnitFiles:
                 )
 
     def check_fresh(self) -> None:
-        """Raises ``UserError`` for a k-means other than the one that the downstream was quantised
-        with.
+        """Raises ``UserError`` unless the k-means that the downstream was quantised with is here;
+        nothing where it was quantised elsewhere.
         """
-        if not self.km_path.is_file():
+        if self._quantized is None or not self._quantized.is_file():
             return
-        if self._quantized is not None and self._quantized.is_file():
-            made = read_json(self._quantized, "preprocess/runner.py --action quantized")
-            wanted = (made.get("plan") or {}).get("kmeans")
-            if wanted not in (None, sha256(self.km_path)):
-                raise UserError(
-                    f"{self.km_path}: not the k-means that {self._quantized.parent} was made with; "
-                    "restore it, or quantise and train again"
-                )
+        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
+        wanted = plan.get("kmeans") if isinstance(plan, dict) else None
+        if wanted is None:
+            return
+        here = self.km_path.is_file()
+        if not here or sha256(self.km_path) != wanted:
+            found = (
+                "not the k-means" if here else f"k-means of {self.unit_model} not found, the one"
+            )
+            raise UserError(
+                f"{self.km_path}: {found} that {self._quantized.parent} was made with; "
+                "restore it, or quantise and train again"
+            )
 
     def record(self) -> UnitSettings:
         """The settings, and the k-means by its fingerprint where it is here."""

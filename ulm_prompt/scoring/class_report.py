@@ -12,10 +12,8 @@ from typing import Any
 from pipeline.errors import UserError, one_line
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
-from ulm_prompt.scoring.label_names import Label, label_names
+from ulm_prompt.scoring.label_names import OTHER, Label, label_names
 from ulm_prompt.tasks import pair_of
-
-OTHER = "(other)"  # an answer that is no class of the test split
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.files import replacing
-from ulm_prompt.scoring.class_report import OTHER
+from ulm_prompt.scoring.label_names import OTHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,8 @@ from pipeline.workspace import Workspace
 from ulm_prompt.tasks import Pair
 from ulm_prompt.verbal import load_verbal
 
+OTHER = "(other)"  # an answer that is no class of the test split
+
 
 class Label(NamedTuple):
     """A label: ``kind`` is the slot that it fills (action, character), ``name`` what it says."""
@@ -30,13 +32,14 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
-    """Label number -> label, by labels.json. Rows that were written by hand may have none: their
+    """Label number -> label, by labels.json. Rows that were not made here may have none: their
     labels are called by their numbers.
 
     Raises ``UserError`` where labels.json lacks one.
     """
-    path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-    if not path.exists():
+    folder = workspace.downstream_data(pair.config.downstream) / pair.unit_model
+    path = folder / "labels.json"
+    if not path.exists() and not (folder / "config.yaml").exists():
         return {number: Label("label", number) for number in numbers}
     names = read_json(path, "preprocess/runner.py --action postprocess")
     try:
