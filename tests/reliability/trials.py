@@ -8,6 +8,7 @@ import argparse
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,7 +148,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def command(strikes: Mapping[str, Strike], description: str) -> None:
-    """The command line of kills.py and faults.py: a table, a line a stage and fault."""
+    """The command line of kills.py and faults.py: a table, a line a stage and fault. Exit code 1
+    where a trial went wrong.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,8 +161,11 @@ def command(strikes: Mapping[str, Strike], description: str) -> None:
     args = parser.parse_args()
     print(f"| stage | fault | trials | struck | wrong | a run, s |\n{'|---' * 6}|", flush=True)
     chosen = {name: strikes[name] for name in args.fault}
+    wrongs = 0
     for outcome in trials(chosen, args.count, args.seed, args.stage):
         cells = (*outcome[:4], len(outcome.wrong), f"{outcome.seconds:.2f}")
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
         for wrong in outcome.wrong[:5]:
             print(f"  {wrong}", flush=True)
+        wrongs += len(outcome.wrong)
+    sys.exit(wrongs > 0)
