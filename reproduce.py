@@ -18,7 +18,7 @@ from pipeline.files import writing
 from pipeline.workspace import Workspace
 from reproduction.cells import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table
-from reproduction.figures import Figure, read_figure, write_figures
+from reproduction.figures import Figure, read_figure, read_figures, with_earlier, write_figures
 from reproduction.needs import missing
 from reproduction.stages import Command, to_prepare, to_train
 from reproduction.table import render
@@ -41,9 +41,10 @@ def main() -> None:
     figures = [figure for figure in runs if figure]
     report(paper, cells, figures, lacking, workspace)
     if args.write_docs:
-        write_figures(FIGURES, figures)
+        documented = with_earlier(figures, read_figures(FIGURES))
+        write_figures(FIGURES, documented)
         for path in DOCUMENTS:
-            put_table(path, render(paper, figures))
+            put_table(path, render(paper, documented))
     if failed:
         print(f"error: {'; '.join(failed)}: see the messages above", file=sys.stderr)
         sys.exit(1)
@@ -59,7 +60,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--tables", type=Path, default=PAPER, help="another list of cells")
     parser.add_argument(
-        "--write_docs", action="store_true", help="put the table into README.md and docs/ as well"
+        "--write_docs",
+        action="store_true",
+        help="put these figures into the tables of README.md and docs/; other cells stay",
     )
     add_selection(parser)
     return parser.parse_args()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from baselines.answers import answers_path
 from pipeline.errors import UserError
 from pipeline.files import read_json, writing
 from pipeline.workspace import Workspace
-from reproduction.cells import Cell
+from reproduction.cells import METHODS, Cell
 from reproduction.stages import BASELINES, SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.scoring.scores import score, scores_of
@@ -108,3 +108,16 @@ def read_figures(path: Path) -> list[Figure]:
             ]
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: not a table of figures ({error}); run reproduce.py") from None
+
+
+def with_earlier(figures: Sequence[Figure], earlier: Iterable[Figure]) -> list[Figure]:
+    """``figures``, and those of ``earlier`` whose cell has none among them, in a table's order: a
+    cell is of one workspace, a table may be of several.
+    """
+
+    def cell(figure: Figure) -> tuple[str, str, str]:
+        return figure.method, figure.task, figure.unit_model
+
+    filled = {cell(figure) for figure in figures}
+    every = [*figures, *(figure for figure in earlier if cell(figure) not in filled)]
+    return sorted(every, key=lambda f: (METHODS.index(f.method), f.unit_model, f.task, f.seed))

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from reproduction.cells import PAPER, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table, split_at_marks
-from reproduction.figures import Figure, read_figures, write_figures
+from reproduction.figures import Figure, read_figures, with_earlier, write_figures
 from reproduction.needs import missing
 from reproduction.stages import trained_numbers
 from reproduction.table import millions, render
@@ -89,6 +89,14 @@ def test_the_documents_hold_the_table_of_their_figures(paper):
     table = render(paper, read_figures(FIGURES))
     for path in DOCUMENTS:
         assert split_at_marks(path)[1] == table, f"{path.name}: python reproduce.py --write_docs"
+
+
+def test_the_documents_keep_the_cells_of_other_workspaces():
+    earlier = [Figure("PT", "KS", "hubert100", seed, 90.0) for seed in (1, 2)]
+    earlier += [Figure("PT", "IC", "hubert100", 1, 91.0), Figure("FT-LM", "KS", "cpc100", 1, 92.0)]
+    new = [Figure("n-grams", "KS", "hubert100", 1, 94.0), Figure("PT", "KS", "hubert100", 2, 95.0)]
+    assert [f.value for f in with_earlier(new, earlier)] == [91.0, 95.0, 92.0, 94.0]
+    assert with_earlier(earlier, []) == with_earlier([], earlier)
 
 
 def test_only_what_stands_between_the_marks_changes(tmp_path):
