@@ -51,6 +51,12 @@ def test_a_manifest_counts_samples(tmp_path: Path, numbers: str) -> None:
     assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
 
 
+@pytest.mark.parametrize("line", ['"a"x.wav\t9\t0\ta.wav\t1', '"a.wav\t9\t0\ta.wav\t1'])
+def test_a_manifest_quotes_whole_fields(tmp_path: Path, line: str) -> None:
+    (tmp_path / "train.tsv").write_text(f"{tmp_path}\n{line}\n")
+    assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
+
+
 def test_a_corpus_that_names_files_elsewhere(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     (corpus / "data").mkdir(parents=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, one_line
+from pipeline.locks import holding
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.scoring.label_names import OTHER, Label, label_names
@@ -132,7 +133,8 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     names = label_names(workspace, pair)
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
-    draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
+    with holding(picture):
+        draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
     shortened = dataclasses.replace(report, mistakes=report.mistakes[:mistakes])
     return {**dataclasses.asdict(shortened), "confusion": str(picture)}
 
