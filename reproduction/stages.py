@@ -7,7 +7,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.needs import has_rows
-from ulm_prompt.train_ulm import OURS
+from ulm_prompt.unit_lm_run import OURS
 from ulm_prompt.verbal import check_data_bin, load_verbal
 
 Command = list[str]

@@ -2,15 +2,14 @@
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
 Its text is the train units of every task quantised with this unit model, and any --text files (a
-line of units each). On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
+line of units each). With --begin_from another LM is trained on, a released one for example.
+On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +18,8 @@ if not __package__:  # called as a script
 
 from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
-from pipeline.files import read_json, replacing_folder, sha256, write_json
+from pipeline.files import writing
 from pipeline.locks import holding
-from pipeline.provenance import provenance
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
@@ -29,43 +27,7 @@ from ulm_prompt.recipe import DTYPES
 from ulm_prompt.tasks import CONFIG, add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags
-
-OURS = "ulm.json"  # marks an LM that this script trained, and says how
-
-
-def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
-    """Leave the LM as the released ones lie, without the optimizer's state; return its valid loss
-    in bits.
-    """
-    from pipeline.torch_files import load_torch, save_torch
-
-    state = load_torch(checkpoint)
-    with replacing_folder(folder) as fresh:
-        shutil.copyfile(dictionary, fresh / "dict.txt")
-        save_torch(
-            {"cfg": {"model": state["cfg"]["model"]}, "model": state["model"]},
-            fresh / "checkpoint_best.pt",
-        )
-        write_json(fresh / OURS, {"valid_loss_bits": state["extra_state"]["best"], **provenance()})
-    return state["extra_state"]["best"]
-
-
-def check_same_run(save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path]) -> None:
-    """Record what the run trains on. Raises ``UserError`` when another run lies there."""
-    record = {
-        "recipe": dataclasses.asdict(recipe),
-        "text": {split: sha256(text) for split, text in texts.items()},
-    }
-    path = save_dir / "run.json"
-    if (save_dir / "checkpoint_last.pt").exists():
-        earlier = read_json(path, "ulm_prompt/train_ulm.py with a new --date")
-        for name, value in record.items():
-            if earlier.get(name) != value:
-                raise UserError(
-                    f"{save_dir}: holds a run with another {name}; choose a new --date, "
-                    "or remove the folder"
-                )
-    write_json(path, record)
+from ulm_prompt.unit_lm_run import OURS, check_begins_from, check_same_run, publish
 
 
 def parse() -> argparse.Namespace:
@@ -79,6 +41,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--valid_text", type=Path, nargs="+", default=[], help="the same, for valid"
     )
+    parser.add_argument(
+        "--begin_from", type=Path, metavar="FOLDER",
+        help="an LM's checkpoint_best.pt and dict.txt to train on from, not from random weights",
+    )  # fmt: skip
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
     parser.add_argument("--dtype", choices=DTYPES, help="knob dtype, in short")
     add_workspace(parser)
@@ -98,6 +64,8 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
+    if args.begin_from and args.begin_from.resolve() == folder.resolve():
+        raise UserError(f"--begin_from {folder}: where the new LM will lie; move it away first")
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
     return recipe
 
@@ -106,6 +74,7 @@ def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
 ) -> list[object]:
     """Write the text and its binaries; return fairseq's flags."""
+    begin_from = args.begin_from and args.begin_from.resolve()
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -114,13 +83,18 @@ def prepare(
         recipe.max_valid_utterances,
         recipe.seed,
     )
-    check_same_run(save_dir, recipe, texts)
     dictionary = save_dir / "dict.txt"
-    write_dict(dictionary, texts)
+    if begin_from is None:
+        check_same_run(save_dir, recipe, texts)
+        write_dict(dictionary, texts)
+    else:
+        check_same_run(save_dir, recipe, texts, check_begins_from(begin_from, recipe))
+        with writing(dictionary, "wb") as handle:
+            handle.write((begin_from / "dict.txt").read_bytes())
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return fairseq_flags(recipe, data_bin)
+    return fairseq_flags(recipe, data_bin, begin_from)
 
 
 def main() -> None:

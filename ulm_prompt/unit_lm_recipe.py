@@ -35,11 +35,16 @@ class UnitLMRecipe:
     dtype: str = MISSING
 
 
-def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
-    """The recipe as flags of fairseq-train: the stock model on our block task."""
+def fairseq_flags(
+    recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | None = None
+) -> list[object]:
+    """The recipe as flags of fairseq-train: the stock model on our block task, with random weights
+    or those of the LM in ``begin_from``.
+    """
     schedule: list[object] = ["--lr-scheduler", recipe.lr_schedule]
     if recipe.lr_schedule == "cosine":
         schedule += ["--lr-period-updates", recipe.max_update - recipe.warmup_updates]
+    begin = ["--begin-from", begin_from] if begin_from else []
     width = recipe.decoder_embed_dim
     return [
         data_bin,
@@ -69,4 +74,5 @@ def fairseq_flags(recipe: UnitLMRecipe, data_bin: Path) -> list[object]:
         "--max-update", recipe.max_update,
         "--seed", recipe.seed,
         *half_precision_flags(recipe.dtype),
+        *begin,
     ]  # fmt: skip

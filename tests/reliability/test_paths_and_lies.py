@@ -29,8 +29,8 @@ from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
 from ulm_prompt.studies.cell import RECORD, Place
-from ulm_prompt.train_ulm import check_same_run
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe
+from ulm_prompt.unit_lm_run import check_same_run
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "..", ""]
 

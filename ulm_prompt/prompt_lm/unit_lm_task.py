@@ -1,4 +1,4 @@
-"""The fairseq task that trains a unit LM from scratch, on blocks of consecutive utterances."""
+"""The fairseq task that trains a unit LM on blocks of consecutive utterances."""
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 from dataclasses import dataclass, field
@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
 from .batching import LosslessDataset
-from .frozen_lm import load_dictionary
+from .frozen_lm import load_dictionary, load_unit_lm
 from .indexed_rows import open_rows
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
@@ -27,6 +28,7 @@ class UnitLMConfig(FairseqDataclass):
         default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
     )
     max_target_positions: int = II("task.tokens_per_sample")
+    begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
 
 
 class BlockDataset(LosslessDataset):
@@ -98,6 +100,12 @@ class UnitLMTask(FairseqTask):
     @classmethod
     def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
         return cls(cfg, load_dictionary(Path(cfg.data)))
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.begin_from:  # a run that goes on loads its own weights after this
+            model.load_state_dict(load_unit_lm(Path(self.cfg.begin_from)).model.state_dict())
+        return model
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
         self.datasets[split] = BlockDataset(

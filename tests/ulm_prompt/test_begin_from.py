@@ -1,0 +1,93 @@
+"""``train_ulm.py --begin_from``: another LM, a released one for example, trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.workspace import Workspace
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.forked import stage
+from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+
+UNIT_MODEL = "tiny100"
+SHAPE = {"layers": 2, "width": 16, "heads": 2}
+KNOBS = (
+    "decoder_layers=2", "decoder_embed_dim=16", "decoder_ffn_embed_dim=64",
+    "decoder_attention_heads=2", "tokens_per_sample=64", "max_tokens=512",
+)  # fmt: skip
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Rows, and in ``released/`` an LM whose dict has an order of its own."""
+    tiny.write_corpus(tmp_path, UNIT_MODEL)
+    tiny.write_lm(tmp_path / "released", **SHAPE)
+    names = tmp_path / "released" / "dict.txt"
+    names.write_text("".join(reversed(names.read_text().splitlines(keepends=True))))
+    return tmp_path
+
+
+def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int = 0) -> str:
+    begin = ("--begin_from", begin_from) if begin_from else ()
+    return stage(
+        "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
+        "--config", "tiny", *begin, "--set", *KNOBS, *knobs, code=code,
+    )  # fmt: skip
+
+
+def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> None:
+    """An update at no learning rate to speak of leaves them as they were."""
+    train_ulm(root, "max_update=1", "lr=1e-9", begin_from=root / "released")
+    begun, trained = root / "released", Workspace(root).lm(UNIT_MODEL)
+    assert (trained / "dict.txt").read_bytes() == (begun / "dict.txt").read_bytes()
+    before, after = (load_unit_lm(folder).model.state_dict() for folder in (begun, trained))
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+
+
+def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
+    """Trained on a text of unit 7 alone, it expects 7 by its own dict, not by the usual one."""
+    text = root / "sevens.txt"
+    text.write_text("7 7 7 7 7 7 7 7\n" * 200)
+    for rows in (root / "preprocess").rglob("tiny100/*"):
+        rows.unlink()
+    stage(
+        "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
+        "--config", "tiny", "--text", text, "--valid_text", text,
+        "--begin_from", root / "released",
+        "--set", *KNOBS, "topics=0", "max_update=60", "lr=1e-2",
+    )  # fmt: skip
+    lm = load_unit_lm(Workspace(root).lm(UNIT_MODEL))
+    seven = lm.dictionary.index("7")
+    logits = lm.model(torch.tensor([[lm.dictionary.eos(), seven, seven]]))[0]
+    assert logits[0, -1].argmax() == seven
+
+
+def test_a_run_goes_on_from_the_lm_that_it_began_from(root: Path) -> None:
+    train_ulm(root, "max_update=2", begin_from=root / "released")
+    assert "finished" in train_ulm(root, "max_update=2", begin_from=root / "released")
+    assert "another begin_from" in train_ulm(root, "max_update=2", code=2)
+    tiny.write_lm(root / "released", seed=1, **SHAPE)
+    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
+    assert "another begin_from" in message
+
+
+def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
+    message = train_ulm(root, "decoder_layers=3", begin_from=root / "released", code=2)
+    assert "decoder_layers=2, but the config has 3" in message
+    assert "dict.txt: not found" in train_ulm(root, begin_from=root / "none", code=2)
+    rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "train")
+    rows.write_text(rows.read_text() + "a.wav|1 2 100|1\n")
+    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
+    assert "unit 100 is not in" in message
+    assert not Workspace(root).lm(UNIT_MODEL).exists()
+
+
+def test_an_lm_is_not_begun_from_where_the_new_one_will_lie(root: Path) -> None:
+    train_ulm(root, "max_update=2")
+    message = train_ulm(root, "max_update=2", begin_from=Workspace(root).lm(UNIT_MODEL), code=2)
+    assert "move it away" in message
