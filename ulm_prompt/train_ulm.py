@@ -84,13 +84,14 @@ def prepare(
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    if begin_from is None:
-        check_same_run(save_dir, recipe, texts)
-        write_dict(dictionary, texts)
-    else:
-        check_same_run(save_dir, recipe, texts, check_begins_from(begin_from, recipe))
+    check_same_run(
+        save_dir, recipe, texts, check_begins_from(begin_from, recipe) if begin_from else None
+    )
+    if begin_from:
         with writing(dictionary, "wb") as handle:
             handle.write((begin_from / "dict.txt").read_bytes())
+    else:
+        write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")

@@ -16,8 +16,10 @@ OURS = "ulm.json"  # marks an LM that train_ulm.py made, and says how
 
 def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
     """Fingerprint of the LM in ``folder``. Raises ``UserError`` when it is not of the recipe's
-    size.
+    size, or computes something else with such weights.
     """
+    import torch
+
     from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 
     lm = load_unit_lm(folder)
@@ -34,6 +36,14 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
                 f"--begin_from {folder}: an LM with {knob}={found}, but the config has {expected}; "
                 f"choose its --config, or --set {knob}={found}"
             )
+    decoder = lm.model.decoder
+    for setting, as_ours in {
+        "share_decoder_input_output_embed": decoder.share_input_output_embed,
+        "no_scale_embedding": decoder.embed_scale != 1.0,
+        "activation_fn": layers[0].activation_fn in (torch.nn.functional.relu, torch.relu),
+    }.items():
+        if not as_ours:
+            raise UserError(f"--begin_from {folder}: another {setting} than the LMs trained here")
     return lm.fingerprint
 
 

@@ -87,6 +87,19 @@ def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
     assert not Workspace(root).lm(UNIT_MODEL).exists()
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("no_scale_embedding", True), ("activation_fn", "gelu")]
+)
+def test_an_lm_that_computes_otherwise(root: Path, setting: str, value: object) -> None:
+    """Its weights would fit and mean something else."""
+    path = root / "released" / "checkpoint_best.pt"
+    state = torch.load(path, weights_only=False)
+    setattr(state["args"], setting, value)
+    torch.save(state, path)
+    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
+    assert f"another {setting}" in message
+
+
 def test_an_lm_is_not_begun_from_where_the_new_one_will_lie(root: Path) -> None:
     train_ulm(root, "max_update=2")
     message = train_ulm(root, "max_update=2", begin_from=Workspace(root).lm(UNIT_MODEL), code=2)
