@@ -30,11 +30,18 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int = 0) -> str:
+def train_ulm(
+    root: Path,
+    *knobs: str,
+    begin_from: Path | None = None,
+    text: Path | None = None,
+    code: int = 0,
+) -> str:
     begin = ("--begin_from", begin_from) if begin_from else ()
+    texts = ("--text", text, "--valid_text", text) if text else ()
     return stage(
         "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
-        "--config", "tiny", *begin, "--set", *KNOBS, *knobs, code=code,
+        "--config", "tiny", *begin, *texts, "--set", *KNOBS, *knobs, code=code,
     )  # fmt: skip
 
 
@@ -55,12 +62,8 @@ def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
     text.write_text("7 7 7 7 7 7 7 7\n" * 200)
     for rows in (root / "preprocess").rglob("tiny100/*"):
         rows.unlink()
-    stage(
-        "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
-        "--config", "tiny", "--text", text, "--valid_text", text,
-        "--begin_from", root / "released",
-        "--set", *KNOBS, "topics=0", "max_update=60", "lr=1e-2",
-    )  # fmt: skip
+    knobs = ("topics=0", "max_update=60", "lr=1e-2")
+    train_ulm(root, *knobs, begin_from=root / "released", text=text)
     lm = load_unit_lm(Workspace(root).lm(UNIT_MODEL))
     seven = lm.dictionary.index("7")
     logits = lm.model(torch.tensor([[lm.dictionary.eos(), seven, seven]]))[0]
