@@ -61,10 +61,6 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         raise UserError(f"dtype={recipe.dtype}: expected one of {', '.join(DTYPES)}")
     if recipe.topics and recipe.sample_break_mode != "eos":
         raise UserError(f"topics={recipe.topics}: needs sample_break_mode=eos")
-    if recipe.unit_noise and recipe.sample_break_mode != "eos":
-        raise UserError(f"unit_noise={recipe.unit_noise}: needs sample_break_mode=eos")
-    if not 0 <= recipe.unit_noise < 1:
-        raise UserError(f"unit_noise={recipe.unit_noise}: expected 0 or more, below 1")
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")

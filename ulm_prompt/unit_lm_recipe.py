@@ -30,7 +30,6 @@ class UnitLMRecipe:
     sample_break_mode: str = MISSING
     topics: int = MISSING
     topic_weight: float = MISSING
-    unit_noise: float = MISSING
     max_valid_utterances: int = MISSING
     seed: int = MISSING
     dtype: str = MISSING
@@ -70,7 +69,6 @@ def fairseq_flags(
         "--clip-norm", recipe.clip_norm,
         "--tokens-per-sample", recipe.tokens_per_sample,
         "--sample-break-mode", recipe.sample_break_mode,
-        "--unit-noise", recipe.unit_noise,
         "--max-tokens", recipe.max_tokens,
         "--update-freq", recipe.update_freq,
         "--max-update", recipe.max_update,

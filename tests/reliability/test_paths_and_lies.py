@@ -177,7 +177,7 @@ def test_a_study_that_lies(tmp_path: Path, text: str, monkeypatch: pytest.Monkey
 def test_a_run_that_lies(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoint_last.pt").touch()
     (tmp_path / "run.json").write_text(text)
-    recipe = UnitLMRecipe(*range(20))
+    recipe = UnitLMRecipe(*range(19))
     refused(lambda: check_same_run(tmp_path, recipe, {}))
 
 

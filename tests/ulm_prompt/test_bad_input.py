@@ -124,17 +124,11 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
     assert "another text" in stage(*command, code=2)
 
 
-@pytest.mark.parametrize(
-    ("knobs", "message"),
-    [
-        (["unit_noise=1"], "unit_noise=1.0: expected 0 or more, below 1"),
-        (["unit_noise=0.1", "topics=0", "sample_break_mode=none"], "unit_noise=0.1: needs"),
-        (["sample_break_mode=none"], "topics=4: needs sample_break_mode=eos"),
-    ],
-)
-def test_knobs_of_an_lm_that_do_not_go_together(root: Path, knobs: list[str], message: str) -> None:
+def test_topics_need_whole_utterances(root: Path) -> None:
     command = ("ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL)
-    assert message in stage(*command, "--date", "a", "--config", "tiny", "--set", *knobs, code=2)
+    knobs = ("--set", "sample_break_mode=none")
+    message = stage(*command, "--date", "a", "--config", "tiny", *knobs, code=2)
+    assert "topics=4: needs sample_break_mode=eos" in message
     assert not (root / "checkpoints").exists()
 
 

@@ -11,14 +11,11 @@ from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import data_stages
-from ulm_prompt.binaries import binarize
 from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
 from ulm_prompt.prompt_lm.row_dataset import RowDataset
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
-from ulm_prompt.prompt_lm.unit_lm_task import UnitLMConfig, UnitLMTask
 from ulm_prompt.prompt_lm.unit_noise import UnitNoise
 from ulm_prompt.recipe import load_recipe
-from ulm_prompt.ulm_text import write_dict
 
 
 def test_a_tenth_of_the_units_is_replaced_and_a_tenth_left_out() -> None:
@@ -84,62 +81,3 @@ def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(root: Path)
 def test_a_share_is_no_percentage(share: float) -> None:
     with pytest.raises(UserError, match=f"unit_noise={float(share)}: expected 0 or more, below 1"):
         load_recipe("fast", [f"unit_noise={share}"])
-
-
-@pytest.fixture
-def lm_task(tmp_path: Path) -> UnitLMTask:
-    """Texts of 200 utterances, every other one with its topics; one is longer than a sample."""
-    texts = {}
-    for split in ("train", "valid"):
-        texts[split] = tmp_path / f"{split}.txt"
-        units = " ".join(map(str, range(30)))
-        lines = [units, f"{units} <s> 40 41"] * 100 + [" ".join(["50"] * 100)]
-        texts[split].write_text("".join(f"{line}\n" for line in lines))
-    write_dict(tmp_path / "dict.txt", texts)
-    data_bin = tmp_path / "data-bin"
-    binarize(texts, tmp_path / "dict.txt", data_bin)
-    return UnitLMTask.setup_task(
-        UnitLMConfig(
-            data=str(data_bin), tokens_per_sample=64, sample_break_mode="eos", unit_noise=0.2,
-            max_target_positions=64, seed=1,
-        )
-    )  # fmt: skip
-
-
-def spelled(task: UnitLMTask, split: str, index: int, epoch: int) -> tuple[list[str], list[str]]:
-    task.datasets[split].set_epoch(epoch)
-    sample = task.datasets[split][index]
-    return tuple([task.dictionary[i] for i in sample[key]] for key in ("source", "target"))
-
-
-def test_an_lm_predicts_clean_units_and_topics_from_noisy_units(lm_task: UnitLMTask) -> None:
-    lm_task.load_dataset("train")
-    wrong = left = 0
-    for index in range(200):
-        read, target = spelled(lm_task, "train", index, epoch=1)
-        topics = ["<s>", "40", "41"] if index % 2 else []
-        assert len(read) == len(target)
-        assert read[0] == "</s>" and target[len(target) - len(topics) - 1 :] == [*topics, "</s>"]
-        if topics:
-            assert read[-3:] == topics, "what the loss looks for is read as it stands"
-        places = [int(unit) for unit in target[: len(target) - len(topics) - 1]]
-        assert places == sorted(set(places)) and set(places) <= set(range(30))
-        wrong += sum(int(a) != b for a, b in zip(read[1:], places))
-        left += len(places)
-    assert left / 6000 == pytest.approx(0.8, abs=0.03)
-    assert wrong / left == pytest.approx(0.2, abs=0.03)
-    assert spelled(lm_task, "train", 3, epoch=1) == spelled(lm_task, "train", 3, epoch=1)
-    assert spelled(lm_task, "train", 3, epoch=1) != spelled(lm_task, "train", 3, epoch=2)
-
-
-def test_a_part_of_a_long_utterance_may_end_without_a_mark(lm_task: UnitLMTask) -> None:
-    lm_task.load_dataset("train")
-    parts = [spelled(lm_task, "train", index, epoch=1)[1] for index in (200, 201)]
-    assert "</s>" not in parts[0] and parts[1][-1] == "</s>"
-    assert 60 < sum(map(len, parts)) < 100
-
-
-def test_an_lm_is_judged_on_clean_text(lm_task: UnitLMTask) -> None:
-    lm_task.load_dataset("valid")
-    units = [str(unit) for unit in range(30)]
-    assert spelled(lm_task, "valid", 0, epoch=1) == (["</s>", *units], [*units, "</s>"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
@@ -16,7 +17,7 @@ from pipeline.errors import UserError
 from .frozen_lm import UnitLM, load_dictionary, load_unit_lm
 from .prompt_init import METHODS, initialise
 from .row_dataset import RowDataset
-from .unit_noise import UnitNoise, unit_indices
+from .unit_noise import UnitNoise
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class UnitPromptTask(FairseqTask):
                 f"few-shot: {len(dataset):,} of {whole:,} rows, {self.cfg.shots} of each class"
             )
         if split == "train" and self.cfg.unit_noise:
-            units = unit_indices(dictionary)
+            units = np.array([i for i, s in enumerate(dictionary.symbols) if s.isdecimal()])
             dataset.noise = UnitNoise(self.cfg.unit_noise, units, self.cfg.seed)
         self.datasets[split] = dataset
 

@@ -16,8 +16,6 @@ from omegaconf import II, MISSING
 from .batching import LosslessDataset
 from .frozen_lm import load_dictionary, load_unit_lm
 from .indexed_rows import open_rows
-from .model import SEP
-from .unit_noise import UnitNoise, unit_indices
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 
@@ -30,8 +28,6 @@ class UnitLMConfig(FairseqDataclass):
         default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
     )
     max_target_positions: int = II("task.tokens_per_sample")
-    unit_noise: float = field(default=0.0, metadata={"help": "on what is read in training"})
-    seed: int = II("common.seed")
     begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
 
 
@@ -40,11 +36,7 @@ class BlockDataset(LosslessDataset):
     tokens.
 
     ``break_mode``: ``none`` cuts every ``length`` tokens, ``eos`` after every utterance too.
-    ``noise``, if any, is on the units that the LM reads, and not on those it should predict.
     """
-
-    noise: UnitNoise | None = None
-    epoch = 1
 
     def __init__(
         self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
@@ -65,21 +57,11 @@ class BlockDataset(LosslessDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         start, size = self.starts[index], self.sizes[index]
         before = self.text[start - 1] if start else self.eos
-        read = target = self.text[start : start + size]
-        if self.noise:
-            ends = np.flatnonzero((target == SEP) | (target == self.eos))
-            units, rest = np.split(target, [*ends[:1]] or [size])
-            parts = self.noise.beside_clean(units, int(index), self.epoch)
-            read, target = (np.concatenate([part, rest]) for part in parts)
         return {
             "id": int(index),
-            "source": np.concatenate([[before], read[:-1]]),
-            "target": target,
+            "source": np.concatenate([[before], self.text[start : start + size - 1]]),
+            "target": self.text[start : start + size],
         }
-
-    def set_epoch(self, epoch: int) -> None:
-        """fairseq calls it before each; the noise of a sample is another in every epoch."""
-        self.epoch = epoch
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """``src_tokens`` and ``target``: (B, T), padded on the right. No samples, for a rank
@@ -126,16 +108,13 @@ class UnitLMTask(FairseqTask):
         return model
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        self.datasets[split] = dataset = BlockDataset(
+        self.datasets[split] = BlockDataset(
             Path(self.cfg.data) / split,
             self.dictionary,
             self.cfg.tokens_per_sample,
             str(self.cfg.sample_break_mode),
             shuffle=split == "train",
         )
-        if split == "train" and self.cfg.unit_noise:
-            units = unit_indices(self.dictionary)
-            dataset.noise = UnitNoise(self.cfg.unit_noise, units, self.cfg.seed)
 
     @property
     def source_dictionary(self) -> Dictionary:

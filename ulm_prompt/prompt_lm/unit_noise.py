@@ -1,11 +1,10 @@
-"""Noise on the units that a prompt or a unit LM is trained on: no row comes twice as it stands."""
+"""Noise on the units that a prompt is trained on: no row comes twice as it stands."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from fairseq.data import Dictionary
 
 
 class UnitNoise(NamedTuple):
@@ -21,21 +20,9 @@ class UnitNoise(NamedTuple):
 
     def __call__(self, row: np.ndarray, index: int, epoch: int) -> np.ndarray:
         """``row``, (T,) units, disturbed: at least one of them stays."""
-        return self.beside_clean(row, index, epoch)[0]
-
-    def beside_clean(
-        self, row: np.ndarray, index: int, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """``row``, (T,) units, disturbed, and what stood in the same places before."""
         generator = np.random.default_rng((self.seed, epoch, index))
-        disturbed = row.copy()
+        row = row.copy()
         replaced = generator.random(len(row)) < self.rate
-        disturbed[replaced] = generator.choice(self.units, size=replaced.sum())
+        row[replaced] = generator.choice(self.units, size=replaced.sum())
         kept = generator.random(len(row)) >= self.rate
-        places = np.flatnonzero(kept) if kept.any() else slice(1)
-        return disturbed[places], row[places]
-
-
-def unit_indices(dictionary: Dictionary) -> np.ndarray:
-    """Of the symbols that are units, numbers all."""
-    return np.array([i for i, symbol in enumerate(dictionary.symbols) if symbol.isdecimal()])
+        return row[kept] if kept.any() else row[:1]
