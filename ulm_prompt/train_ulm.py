@@ -75,6 +75,7 @@ def prepare(
 ) -> list[object]:
     """Write the text and its binaries; return fairseq's flags."""
     begin_from = args.begin_from and args.begin_from.resolve()
+    begun = check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -84,9 +85,7 @@ def prepare(
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    check_same_run(
-        save_dir, recipe, texts, check_begins_from(begin_from, recipe) if begin_from else None
-    )
+    check_same_run(save_dir, recipe, texts, begun)
     if begin_from:
         with writing(dictionary, "wb") as handle:
             handle.write((begin_from / "dict.txt").read_bytes())

@@ -83,6 +83,7 @@ def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
     message = train_ulm(root, "decoder_layers=3", begin_from=root / "released", code=2)
     assert "decoder_layers=2, but the config has 3" in message
     assert "dict.txt: not found" in train_ulm(root, begin_from=root / "none", code=2)
+    assert not list((root / "checkpoints").rglob("*.txt")), "found before the text is written"
     rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "train")
     rows.write_text(rows.read_text() + "a.wav|1 2 100|1\n")
     message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
