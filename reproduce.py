@@ -18,7 +18,14 @@ from pipeline.files import writing
 from pipeline.workspace import Workspace
 from reproduction.cells import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table
-from reproduction.figures import Figure, read_figure, read_figures, with_earlier, write_figures
+from reproduction.figures import (
+    Figure,
+    finished,
+    read_figure,
+    read_figures,
+    with_earlier,
+    write_figures,
+)
 from reproduction.needs import missing
 from reproduction.stages import Command, to_prepare, to_train
 from reproduction.table import render
@@ -36,9 +43,11 @@ def main() -> None:
     if not args.list:
         at_hand = [cell for cell in cells if not lacking[str(cell)]]
         failed = make(at_hand, paper, seeds, workspace, args)
-    runs = (read_figure(c, paper.tasks[c.task].metric, s, workspace)
-            for c in paper.cells for s in seeds)  # fmt: skip
-    figures = [figure for figure in runs if figure]
+    figures = [
+        figure
+        for cell in paper.cells
+        for figure in finished(cell, paper.tasks[cell.task].metric, args.seeds, workspace)
+    ]
     report(paper, cells, figures, lacking, workspace)
     if args.write_docs:
         documented = with_earlier(figures, read_figures(FIGURES))
@@ -54,7 +63,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true", help="make nothing: show what there is")
     parser.add_argument("--method", choices=METHODS, help="only this row")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of each cell (default: 1)")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="runs to make of each cell (default: 1)"
+    )
     parser.add_argument(
         "--jobs", type=int, default=1, help="runs at once, a core each (default: 1, all cores)"
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 
 from baselines.answers import answers_path
 from pipeline.errors import UserError
 from pipeline.files import read_json, writing
 from pipeline.workspace import Workspace
-from reproduction.cells import METHODS, Cell
+from reproduction.cells import FIRST_SEED, METHODS, Cell
 from reproduction.stages import BASELINES, SAMPLE_DATE, trained_here
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.scoring.scores import score, scores_of
@@ -31,6 +32,18 @@ class Figure:
     lm_parameters: int = 0
     updates: int = 0  # at the checkpoint that was decoded
     git_revision: str = ""
+
+
+def finished(cell: Cell, metric: str, runs: int, workspace: Workspace) -> Iterator[Figure]:
+    """The figures of a cell's finished runs: of its first ``runs`` seeds, and of those after them
+    as long as none is missing.
+    """
+    for seed in count(FIRST_SEED):
+        figure = read_figure(cell, metric, seed, workspace)
+        if figure:
+            yield figure
+        elif seed >= FIRST_SEED + runs - 1:
+            return
 
 
 def read_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> Figure | None:

@@ -49,15 +49,17 @@ def _published(cell: Cell | None) -> str:
 
 
 def _ours(figures: Sequence[Figure]) -> str:
-    """Mean ± standard deviation over seeds, trained parameters, and the LM that was not the
-    released one.
+    """Mean ± standard deviation over seeds and their number, trained parameters, and the LM that
+    was not the released one.
     """
     if not figures:
         return EMPTY
     values = [figure.value for figure in figures]
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     first = figures[0]
-    notes = [millions(first.trained_parameters)] if first.trained_parameters else []
+    notes = [f"{len(values)} seeds"] if len(values) > 1 else []
+    if first.trained_parameters:
+        notes.append(millions(first.trained_parameters))
     if first.lm == "own" and first.method != "FT-LM":
         notes.append(f"own LM, {millions(first.lm_parameters)}")
     elif first.lm == "own":

@@ -11,9 +11,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from reproduction.cells import PAPER, load_paper
+from reproduction import figures as figures_module
+from reproduction.cells import FIRST_SEED, PAPER, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table, split_at_marks
-from reproduction.figures import Figure, read_figures, with_earlier, write_figures
+from reproduction.figures import Figure, finished, read_figures, with_earlier, write_figures
 from reproduction.needs import missing
 from reproduction.stages import trained_numbers
 from reproduction.table import millions, render
@@ -60,7 +61,7 @@ def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
     *_, published, ours = render(paper, figures).splitlines()[:4]
     assert published.split("|")[2].strip() == "*95.16* (0.08M)"
     assert [entry.strip() for entry in ours.split("|")[2:-1]] == [
-        "**92.00** ± 2.83 (0.08M)", "**1.23** (0.08M; own LM, 151M)", "–", "–",
+        "**92.00** ± 2.83 (2 seeds; 0.08M)", "**1.23** (0.08M; own LM, 151M)", "–", "–",
     ]  # fmt: skip
 
 
@@ -71,6 +72,18 @@ def test_figures_come_back_from_their_file(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not a table of figures"):
         read_figures(tmp_path / "other.csv")
+
+
+def test_every_finished_seed_is_shown_whatever_was_asked_for(paper, monkeypatch, tmp_path):
+    """The first three seeds and the fifth are there."""
+    there = {FIRST_SEED: 1.0, FIRST_SEED + 1: 2.0, FIRST_SEED + 2: 3.0, FIRST_SEED + 4: 5.0}
+    monkeypatch.setattr(
+        figures_module, "read_figure",
+        lambda cell, metric, seed, workspace: figure(value=there[seed]) if seed in there else None,
+    )  # fmt: skip
+    for asked, values in {1: [1, 2, 3], 4: [1, 2, 3], 5: [1, 2, 3, 5], 9: [1, 2, 3, 5]}.items():
+        runs = finished(paper.cells[0], "accuracy", asked, Workspace(tmp_path))
+        assert [run.value for run in runs] == values
 
 
 def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
