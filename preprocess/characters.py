@@ -37,3 +37,9 @@ def normalised(word: str, dropped: Counter[str]) -> str:
     kept = [character for character in letters if character in CHARACTERS and character != " "]
     dropped.update(character for character in letters if character not in kept)
     return "".join(kept)
+
+
+def left_out(dropped: Counter[str]) -> str:
+    """What ``normalised`` left out, for people: how many characters, and the most frequent."""
+    listed = " ".join(f"{character!r} {count:,}" for character, count in dropped.most_common(9))
+    return f"{dropped.total():,} characters left out ({listed})"

@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from preprocess.characters import normalised
+from preprocess.characters import left_out, normalised
 from preprocess.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
 
@@ -81,8 +81,7 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             read = (_parse(line, self.root / TEXT, n, slot_types, dropped) for n, line in lines)
             self._texts = dict(read)
             if dropped:
-                listed = " ".join(f"{character!r} {n:,}" for character, n in dropped.most_common(9))
-                self.say(f"{TEXT}: {dropped.total():,} characters left out ({listed})")
+                self.say(f"{TEXT}: {left_out(dropped)}")
         return self._texts
 
     def _slot_types(self) -> set[str]:

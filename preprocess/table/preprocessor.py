@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
-from preprocess.characters import normalised
+from preprocess.characters import left_out, normalised
 from preprocess.config import Config
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.table.columns import TableData
@@ -46,9 +46,11 @@ class Table(Preprocessor[TableConfig]):
 
     def utterances(self, split: str) -> list[Utterance]:
         """The table's lines of this split, in its order."""
-        lines = self._lines()
+        lines, dropped = self._lines()
         if split == SPLITS[0]:
             self._check_shares()
+            if dropped:
+                self.say(f"{self.config.datarc.table}: {left_out(dropped)}")
         chosen = draw_splits(lines, self.config.datarc, self.config.taskrc.seed)
         return [line.utterance for line, its in zip(lines, chosen) if its == split]
 
@@ -62,10 +64,12 @@ class Table(Preprocessor[TableConfig]):
         if bool(datarc.text) == bool(datarc.labels):
             raise UserError("datarc: name either the columns of the labels, or that of the text")
 
-    def _lines(self) -> list[Line]:
+    def _lines(self) -> tuple[list[Line], Counter[str]]:
+        """The table's lines, and which characters of their texts were left out how often."""
         dropped: Counter[str] = Counter()
 
         def spelled(text: str) -> str:
             return " ".join(filter(None, (normalised(word, dropped) for word in text.split())))
 
-        return read_table(self.root / self.config.datarc.table, self.config.datarc, spelled)
+        path = self.root / self.config.datarc.table
+        return read_table(path, self.config.datarc, spelled), dropped

@@ -47,27 +47,28 @@ def read_table(path: Path, columns: TableData, spelled: Callable[[str], str]) ->
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
+    wanted += [name for name in (columns.split, columns.speaker) if name in found]
     lines: list[Line] = []
     seen: dict[str, int] = {}
     for number, row in rows:
         where = f"{path}, line {number}"
-        for name in wanted:
-            if not (row.get(name) or "").strip():
+        row = {name: (row.get(name) or "").strip() for name in wanted}
+        for name, value in row.items():
+            if not value:
                 raise UserError(f"{where}: nothing in the column {name!r}")
-        name = row[columns.path].strip()
+        name = row[columns.path]
         inside(name, path.parent, where)
         if seen.setdefault(name, number) != number:
             raise UserError(f"{where}: {name} stands in line {seen[name]} already")
         labels = (
             spelled(row[columns.text])
             if columns.text
-            else tuple(row[column].strip() for column in columns.labels)
+            else tuple(row[column] for column in columns.labels)
         )
         if not labels:
             raise UserError(f"{where}: no letter in the text {row[columns.text][:60]!r}")
-        split = row.get(columns.split) if columns.split in found else None
+        split = row.get(columns.split)
         if split is not None and split not in SPLITS:
             raise UserError(f"{where}: split {split!r}; expected {', '.join(SPLITS)}")
-        speaker = row.get(columns.speaker) if columns.speaker in found else None
-        lines.append(Line(Utterance(name, labels), split, speaker))
+        lines.append(Line(Utterance(name, labels), split, row.get(columns.speaker)))
     return lines

@@ -11,12 +11,14 @@ from preprocess.fluent_commands.preprocessor import FluentCommands
 from preprocess.librispeech.preprocessor import LibriSpeech
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech_commands.preprocessor import SpeechCommands
+from preprocess.table.preprocessor import Table
 
 TASKS = {
     "speech_commands": SpeechCommands,
     "fluent_commands": FluentCommands,
     "librispeech": LibriSpeech,
     "audio_snips": AudioSnips,
+    "table": Table,
 }
 
 

@@ -168,13 +168,13 @@ def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
 def test_without_a_name_the_runner_does_what_is_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nobody has all four corpora."""
+    """Nobody has every corpus."""
     tasks = [preprocessor(name, tmp_path) for name in TASKS]
     assert those_at_hand(tasks, after_manifest=False) == tasks, "to be told what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
     (task,) = those_at_hand(tasks, after_manifest=False)
     assert task.downstream == "librispeech"
-    assert capsys.readouterr().out.count("passed over, its corpus is not there") == 3
+    assert capsys.readouterr().out.count("passed over, its corpus is not there") == len(TASKS) - 1
     assert those_at_hand(tasks, after_manifest=True) == tasks
     task.generate_manifest()
     assert those_at_hand(tasks, after_manifest=True) == [task]

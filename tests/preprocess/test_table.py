@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.rows import read_rows
+from pipeline.rows import SPLITS, read_rows
 from preprocess.preprocessor import Utterance
 from preprocess.table.preprocessor import TableData
 from preprocess.table.reading import Line, read_table
 from preprocess.table.splits import draw_splits
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
+from tests.preprocess.tasks import preprocessor
 
 COLUMNS = {"root_path": ".", "table": "t.csv", "path": "path", "labels": ["label"],
            "split": "split", "speaker": "speaker", "valid": 0.1, "test": 0.2}  # fmt: skip
@@ -55,6 +56,8 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         ("path,label\n/etc/passwd,x\n", "expected a path inside"),
         ("path,label\na,x\nb,y\na,y\n", "line 4: a stands in line 2 already"),
         ("path,label,split\na,x,dev\n", "split 'dev'; expected train, valid, test"),
+        ("path,label,split\na,x,test\nb,y\n", "line 3: nothing in the column 'split'"),
+        ("path,speaker,label\na,ann,x\nb, ,y\n", "line 3: nothing in the column 'speaker'"),
         ("path,label\n\udc80a,x\n", "not a table in UTF-8"),
     ],
 )
@@ -92,6 +95,23 @@ def test_drawn_splits(labels, seed, with_speakers):
             if len(splits) >= 3:
                 assert set(splits) == {"train", "valid", "test"}
             assert splits.count("test") <= max(1, 0.2 * len(splits) + 0.5)
+
+
+def test_a_speaker_is_one_person_however_the_spaces_fall(tmp_path):
+    found = read(tmp_path, "path,label,speaker,split\na,x,ann, test\nb,y,ann ,test\n")
+    assert {(line.speaker, line.split) for line in found} == {("ann", "test")}
+
+
+def test_characters_that_are_left_out_of_texts_are_told(tmp_path, capsys):
+    """Once, though each split reads the table."""
+    task = preprocessor("table", tmp_path, "datarc.text=said", "datarc.labels=[]")
+    for split in SPLITS:
+        write(task.root / f"{split}.wav", tone(0.3, 300))
+    lines = (f"{split}.wav,room 42 für ß 2,{split}" for split in SPLITS)
+    (task.root / "table.csv").write_text("\n".join(["path,said,split", *lines]))
+    task.generate_manifest()
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
+    assert "table.csv: 9 characters left out ('2' 6 '4' 3)" in told
 
 
 def test_seeds_draw_other_splits():
