@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pipeline.commands import run_script
@@ -18,15 +19,9 @@ from pipeline.files import writing
 from pipeline.workspace import Workspace
 from reproduction.cells import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table
-from reproduction.figures import (
-    Figure,
-    finished,
-    read_figure,
-    read_figures,
-    with_earlier,
-    write_figures,
-)
+from reproduction.figures import read_figures, with_earlier, write_figures
 from reproduction.needs import missing
+from reproduction.runs import Survey, survey
 from reproduction.stages import Command, to_prepare, to_train
 from reproduction.table import render
 from ulm_prompt.tasks import add_selection
@@ -37,20 +32,15 @@ def main() -> None:
     workspace = Workspace(args.workspace.resolve())
     paper = load_paper(args.tables)
     cells = chosen(paper, args)
-    seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
     failed: list[str] = []
     if not args.list:
         at_hand = [cell for cell in cells if not lacking[str(cell)]]
-        failed = make(at_hand, paper, seeds, workspace, args)
-    figures = [
-        figure
-        for cell in paper.cells
-        for figure in finished(cell, paper.tasks[cell.task].metric, args.seeds, workspace)
-    ]
-    report(paper, cells, figures, lacking, workspace)
+        failed = make(at_hand, paper, workspace, args)
+    found = survey(paper, paper.cells, args.seeds, workspace)
+    report(paper, cells, found, lacking, workspace)
     if args.write_docs:
-        documented = with_earlier(figures, read_figures(FIGURES))
+        documented = with_earlier(found.figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
         for path in DOCUMENTS:
             put_table(path, render(paper, documented))
@@ -92,35 +82,35 @@ def chosen(paper: Paper, args: argparse.Namespace) -> list[Cell]:
 
 
 def make(
-    cells: Sequence[Cell],
-    paper: Paper,
-    seeds: Sequence[int],
-    workspace: Workspace,
-    args: argparse.Namespace,
+    cells: Sequence[Cell], paper: Paper, workspace: Workspace, args: argparse.Namespace
 ) -> list[str]:
     """Run what is not finished; return the names of what failed. The rest goes on without it."""
     environment = {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
     failed: list[str] = []
 
-    def go(name: str, commands: Sequence[Command]) -> None:
+    def go(name: str, commands: Callable[[], Sequence[Command]]) -> None:
         prefix = f"{name} | " if args.jobs > 1 else ""
-        for command in commands:
-            if run_script([*command, "--workspace", workspace.root], prefix, environment):
-                failed.append(name)
-                return
+        try:
+            for command in commands():
+                if run_script([*command, "--workspace", workspace.root], prefix, environment):
+                    failed.append(name)
+                    return
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed.append(name)
 
-    todo = [
-        (cell, seed)
-        for seed in seeds
-        for cell in cells
-        if not read_figure(cell, paper.tasks[cell.task].metric, seed, workspace)
-    ]
-    for name, cell in {str(cell): cell for cell, _ in todo}.items():
-        go(name, to_prepare(cell, workspace))
+    def unfinished() -> list[tuple[Cell, int]]:
+        found = survey(paper, cells, args.seeds, workspace)
+        done = {figure.run_name for figure in found.figures} | found.unusable.keys()
+        seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
+        return [(c, seed) for seed in seeds for c in cells if c.run_name(seed) not in done]
+
+    for name, cell in {str(cell): cell for cell, _ in unfinished()}.items():
+        go(name, partial(to_prepare, cell, workspace))
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = [
-            pool.submit(go, f"{cell} seed {seed}", to_train(cell, seed, workspace))
-            for cell, seed in todo
+            pool.submit(go, cell.run_name(seed), partial(to_train, cell, seed, workspace))
+            for cell, seed in unfinished()  # some were finished, and only their data were missing
             if str(cell) not in failed
         ]
     for done in runs:
@@ -131,11 +121,12 @@ def make(
 def report(
     paper: Paper,
     cells: Sequence[Cell],
-    figures: Sequence[Figure],
+    found: Survey,
     lacking: dict[str, list[str]],
     workspace: Workspace,
 ) -> None:
     """Print the tables and what is missing; leave them under samples/tables/."""
+    figures = found.figures
     folder = workspace.root / "samples" / "tables"
     table = render(paper, figures)
     write_figures(folder / "results.csv", figures)
@@ -149,6 +140,8 @@ def report(
             wanted.setdefault(line, []).append(str(cell))
         if str(cell) not in filled and not lacking[str(cell)]:
             print(f"{cell}: empty, and all that it needs is here")
+    for name, reason in found.unusable.items():
+        print(f"{name}: left out: {reason}")
     for line, needing in wanted.items():
         print(f"missing {line}\n    for {', '.join(needing)}")
     print(f"\nwrote {folder}/results.csv and results.md")

@@ -34,3 +34,9 @@ def answers_path(
 ) -> Path:
     """Beside a prompt's answers of the same date, under a name of its own."""
     return workspace.samples(task, unit_model, f"{baseline}_{date}", date)
+
+
+def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
+    """What a baseline's run leaves last, in the run's folder: what it was made from, and scores."""
+    folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
+    return folder / f"{baseline}.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.answers import answers_path, write_answers
+from baselines.answers import answers_path, card_path, write_answers
 from baselines.downstream_model import DownstreamModel
 from baselines.downstream_training import Settings, Split, load_settings, train
 from baselines.labels import Slots
@@ -29,7 +29,6 @@ from pipeline.workspace import Workspace
 from preprocess.speech2unit.features import best_device
 from ulm_prompt.tasks import Pair, add_selection, load_task, task_names
 
-CARD = "downstream.json"
 MODEL = "checkpoint_best.pt"
 
 
@@ -57,9 +56,8 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
     """Train and decode one task on one speech model."""
     workspace = Workspace(args.workspace)
     name = f"{pair.task} {pair.unit_model}"
-    folder = (
-        workspace.root / "checkpoints" / f"{pair.task}_{pair.unit_model}_downstream_{args.date}"
-    )
+    path = card_path(workspace, pair.task, pair.unit_model, "downstream", args.date)
+    folder = path.parent
     card = {
         "task": pair.task,
         "unit_model": pair.unit_model,
@@ -67,7 +65,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         "data": read_plan(workspace, pair.config.downstream, pair.unit_model),
     }
     with holding(folder):
-        if is_done(folder, card):
+        if is_done(path, card):
             print(f"{name}: {folder} is there already")
             return
         slots = Slots(workspace.downstream_data(pair.config.downstream) / "manifest/labels.json")
@@ -81,29 +79,29 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         model, curve = train(splits["train"], splits["valid"], slots.sizes, settings)
         answers = slots.decode(model.predict(splits["test"].means)[splits["test"].index])
         entries = found["test"].entries
-        path = answers_path(workspace, pair.task, pair.unit_model, "downstream", args.date)
-        right = write_answers(path, *zip(*((e.file, e.labels) for e in entries)), answers)
+        answered = answers_path(workspace, pair.task, pair.unit_model, "downstream", args.date)
+        right = write_answers(answered, *zip(*((e.file, e.labels) for e in entries)), answers)
         save_torch(
             {name: value.cpu() for name, value in model.state_dict().items()}, folder / MODEL
         )
         card |= results(model, curve, right) | {"made_by": provenance()}
-        write_json(folder / CARD, card)
+        write_json(path, card)
     print(
         f"{name}: {model.trained_parameters:,} trained parameters, "
         f"best at update {card['updates']:,}: "
-        f"{card['valid']['accuracy']:.2f} % right on valid, {right:.2f} % on test -> {path}"
+        f"{card['valid']['accuracy']:.2f} % right on valid, {right:.2f} % on test -> {answered}"
     )
 
 
-def is_done(folder: Path, card: dict) -> bool:
+def is_done(path: Path, card: dict) -> bool:
     """Whether that run is finished. Raises ``UserError`` when another one lies there."""
-    if not (folder / CARD).exists():
+    if not path.exists():
         return False
-    earlier = read_json(folder / CARD, "baselines/train_downstream.py")
+    earlier = read_json(path, "baselines/train_downstream.py")
     changed = [key for key, value in card.items() if earlier.get(key) != value]
     if changed:
         raise UserError(
-            f"{folder}: holds a run with other {', '.join(changed)}; choose a new --date"
+            f"{path.parent}: holds a run with other {', '.join(changed)}; choose a new --date"
         )
     return True
 

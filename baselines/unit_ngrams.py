@@ -11,20 +11,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import MISSING
 
-from baselines.answers import answers_path, write_answers
+from baselines.answers import answers_path, card_path, write_answers
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
-from pipeline.rows import Row, read_rows
+from pipeline.files import sha256, write_json
+from pipeline.provenance import provenance
+from pipeline.rows import SPLITS, Row, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 
@@ -50,6 +52,14 @@ class Settings:
     counts: Counts = MISSING
     costs: list[float] = MISSING
     seed: int = MISSING
+
+
+def load_settings(overrides: list[str]) -> Settings:
+    """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
+    settings = load_config(Settings, CONFIG, overrides)
+    if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
+        raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
+    return settings
 
 
 class NgramClassifier:
@@ -85,13 +95,25 @@ class NgramClassifier:
         return counts.log1p() if self._settings.counts is Counts.log else counts
 
 
+def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, Any]:
+    """What a run depends on."""
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    rows = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
+    return {
+        "task": pair.task,
+        "unit_model": unit_model,
+        "config": {**asdict(settings), "counts": settings.counts.value},
+        "rows": {split: sha256(path) for split, path in rows.items()},
+    }
+
+
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Choose C on valid, then answer and score the test split."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
+    card = card_of(workspace, pair, settings)
     train, valid, test = (
-        list(read_rows(workspace.rows(downstream, unit_model, split)))
-        for split in ("train", "valid", "test")
+        list(read_rows(workspace.rows(downstream, unit_model, split))) for split in SPLITS
     )
     if len({row.labels for row in train}) < 2:
         raise UserError(f"{downstream}: train has one class only; nothing to classify")
@@ -109,6 +131,9 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     path = answers_path(workspace, pair.task, unit_model, "ngrams", args.date)
     answers = classifier.predict(best_svm, test)
     accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
+    card |= {"cost": best_svm.C, "valid": {"accuracy": best}, "test": {"accuracy": accuracy}}
+    record = card_path(workspace, pair.task, unit_model, "ngrams", args.date)
+    write_json(record, card | {"made_by": provenance()})
     print(f"{pair.task} {unit_model}: C {best_svm.C:g}, {accuracy:.2f} % right on test -> {path}")
 
 
@@ -122,9 +147,7 @@ def main() -> None:
     )
     add_selection(parser)
     args = parser.parse_args()
-    settings = load_config(Settings, CONFIG, args.set)
-    if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
-        raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
+    settings = load_settings(args.set)
     for pair in find_pairs(args):
         if not pair.config.is_sequence:  # a text is no class
             classify(args, pair, settings)

@@ -43,6 +43,10 @@ class Cell:
     def pair(self) -> Pair:
         return Pair(self.task, self.unit_model, load_task(self.task))
 
+    def run_name(self, seed: int) -> str:
+        """What people know this cell's run by."""
+        return f"{self} seed {seed}"
+
     def date(self, seed: int) -> str:
         """What the stages know this cell's run by."""
         return f"{self.method}-seed{seed}"

@@ -7,6 +7,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from reproduction.cells import Cell
 from reproduction.needs import has_rows
+from reproduction.unit_lms import unit_lm_facts
 from ulm_prompt.unit_lm_run import OURS
 from ulm_prompt.verbal import check_data_bin, load_verbal
 
@@ -67,15 +68,11 @@ def _prompt_length(cell: Cell, workspace: Workspace) -> int:
     """P that gives at most as many trained numbers, those of a learnable verbalizer included, as
     the published P has on the released LM.
     """
-    from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
-
-    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
-    decoder = lm.model.decoder
+    lm = unit_lm_facts(lm_folder(workspace, cell.unit_model))
     budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
     if cell.method == "PT-v2":
-        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
-    width, layers = decoder.embed_tokens.embedding_dim, len(decoder.layers)
-    return max(1, (budget - width) // (width * (1 + 2 * layers)))
+        budget -= len(load_verbal(workspace, cell.pair)[1]) * lm.symbols
+    return max(1, (budget - lm.width) // (lm.width * (1 + 2 * lm.layers)))
 
 
 def trained_numbers(length: int, width: int, layers: int) -> int:

@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
-from reproduction import figures as figures_module
-from reproduction.cells import FIRST_SEED, PAPER, load_paper
+from reproduction.cells import PAPER, load_paper
 from reproduction.documents import DOCUMENTS, FIGURES, put_table, split_at_marks
-from reproduction.figures import Figure, finished, read_figures, with_earlier, write_figures
+from reproduction.figures import Figure, read_figures, with_earlier, write_figures
 from reproduction.needs import missing
 from reproduction.stages import trained_numbers
 from reproduction.table import millions, render
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
-
-TABLES = """
-tasks: {KS: {metric: accuracy, corpus: keywords (from a friend)}}
-methods: {PT: prompt, FT-LM: whole}
-cells:
-  - {method: PT, task: KS, unit_model: tiny100, published: 95.16, parameters: 0.03M, prompt: 1,
-     own_lm: [max_update=60]}
-  - {method: FT-LM, task: KS, unit_model: tiny100, own_lm: [no_such_knob=1]}
-  - {method: PT, task: KS, unit_model: hubert100, prompt: 3}
-"""
 
 
 @pytest.fixture
@@ -74,18 +63,6 @@ def test_figures_come_back_from_their_file(tmp_path):
         read_figures(tmp_path / "other.csv")
 
 
-def test_every_finished_seed_is_shown_whatever_was_asked_for(paper, monkeypatch, tmp_path):
-    """The first three seeds and the fifth are there."""
-    there = {FIRST_SEED: 1.0, FIRST_SEED + 1: 2.0, FIRST_SEED + 2: 3.0, FIRST_SEED + 4: 5.0}
-    monkeypatch.setattr(
-        figures_module, "read_figure",
-        lambda cell, metric, seed, workspace: figure(value=there[seed]) if seed in there else None,
-    )  # fmt: skip
-    for asked, values in {1: [1, 2, 3], 4: [1, 2, 3], 5: [1, 2, 3, 5], 9: [1, 2, 3, 5]}.items():
-        runs = finished(paper.cells[0], "accuracy", asked, Workspace(tmp_path))
-        assert [run.value for run in runs] == values
-
-
 def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
     """Each line names a file that is not there; and no file of the list is named twice."""
     for cell in paper.cells:
@@ -96,6 +73,32 @@ def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
         paths = [Path(line.split(": ", 1)[0]) for line in lines]
         assert paths and len(set(paths)) == len(paths)
         assert all(tmp_path in path.parents and not path.exists() for path in paths), cell
+        assert all(f"--workspace {tmp_path}" in line for line in lines if "python " in line)
+
+
+def test_the_demo_s_speech_is_not_the_corpus(paper, tmp_path):
+    """Not even after it was quantised; units from elsewhere are."""
+    (cell,) = (c for c in paper.cells if str(c) == "n-grams KS hubert100")
+    workspace = Workspace(tmp_path)
+    root = tmp_path / "corpora" / "speech_commands"
+    root.mkdir(parents=True)
+    assert not any(str(root) in line for line in missing(cell, paper, workspace))
+    (root / "spoken.json").write_text("{}")
+    tiny.write_corpus(tmp_path, "hubert100")
+    assert missing(cell, paper, workspace) == []
+    quantized = workspace.rows("speech_commands", "hubert100", "train").with_name("quantized")
+    quantized.mkdir()
+    assert f"{root}: holds the demo's synthetic speech" in missing(cell, paper, workspace)[0]
+
+
+def test_rows_of_texts_need_the_names_of_their_labels(paper, tmp_path):
+    (cell,) = (c for c in paper.cells if str(c) == "PT ASR hubert100")
+    rows = [Row("a.wav", "1 2", "0 1")]
+    for split in SPLITS:
+        write_rows(Workspace(tmp_path).rows("librispeech", "hubert100", split), rows)
+    tiny.write_lm(Workspace(tmp_path).lm("hubert100"))
+    (line,) = missing(cell, paper, Workspace(tmp_path))
+    assert "preprocess/librispeech/data/hubert100/labels.json: what each label" in line
 
 
 def test_the_documents_hold_the_table_of_their_figures(paper):
@@ -123,27 +126,6 @@ def test_only_what_stands_between_the_marks_changes(tmp_path):
     path.write_text("no marks")
     with pytest.raises(UserError, match="expected the marks"):
         put_table(path, table)
-
-
-def test_cells_are_made_once_and_a_failure_does_not_stop_the_rest(tmp_path):
-    tiny.write_corpus(tmp_path)
-    tiny.write_lm(Workspace(tmp_path).lm("tiny100"))
-    (Workspace(tmp_path).lm("tiny100") / "ulm.json").write_text("{}")
-    (tmp_path / "tables.yaml").write_text(TABLES)
-    flags = ("--workspace", tmp_path, "--tables", tmp_path / "tables.yaml")
-    said = stage("reproduce.py", *flags, code=1)
-    assert "no_such_knob" in said and "error: FT-LM KS tiny100 seed 100501" in said
-    assert f"missing {tmp_path}/corpora/speech_commands: keywords (from a friend)" in said
-    (entry,) = read_figures(tmp_path / "samples" / "tables" / "results.csv")
-    assert entry.lm == "own" and 0 < entry.updates <= 60
-    scores = stage("ulm_prompt/cal_acc.py", "--workspace", tmp_path, "--sample_date", "tables")
-    assert re.search(r" accuracy +([\d.]+)", scores)[1] == f"{entry.value:.2f}"
-    published = trained_numbers(1, 1024, 12)
-    assert published - trained_numbers(1, 32, 3) < entry.trained_parameters <= published
-    again = stage("reproduce.py", *flags, "--list")
-    assert f"**{entry.value:.2f}**" in again and "$ python" not in again
-    again = stage("reproduce.py", *flags, "--method", "PT")
-    assert "ulm_prompt/" not in again.split("|", 1)[0]
 
 
 def test_a_cell_that_the_tables_lack_is_named(tmp_path):

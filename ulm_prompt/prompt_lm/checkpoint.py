@@ -98,13 +98,7 @@ def begin(folder: Path, card: Card) -> None:
             f"{folder}: holds a checkpoint that was not trained here; choose a new --date"
         )
     if has_run:
-        changed = [name for name in _FIXED if getattr(earlier, name) != getattr(card, name)]
-        changed += [
-            name
-            for name, value in card.training.items()
-            if name not in _EXTENSIBLE and earlier.training.get(name, _LATER.get(name)) != value
-        ]
-        if changed:
+        if changed := differences(earlier, card):
             raise UserError(
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
@@ -112,6 +106,16 @@ def begin(folder: Path, card: Card) -> None:
         results = ("trained_parameters", "updates", "total_updates", "rounding", "valid")
         card = dataclasses.replace(card, **{name: getattr(earlier, name) for name in results})
     write_json(folder / CARD, dataclasses.asdict(card))
+
+
+def differences(earlier: Card, card: Card) -> list[str]:
+    """In what a run of one card cannot go on as one of the other."""
+    fixed = [name for name in _FIXED if getattr(earlier, name) != getattr(card, name)]
+    return fixed + [
+        name
+        for name, value in card.training.items()
+        if name not in _EXTENSIBLE and earlier.training.get(name, _LATER.get(name)) != value
+    ]
 
 
 def finish(folder: Path, card: Card, curve: dict[int, dict[str, float]], lm: Path) -> Card:

@@ -45,6 +45,11 @@ class UnitLM:
     dictionary: Dictionary
     fingerprint: str
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its weights are."""
+        return sum(weight.numel() for weight in self.model.parameters())
+
 
 def load_dictionary(folder: Path) -> Dictionary:
     """Read ``dict.txt``. Raises ``UserError`` when it is missing or malformed, or holds a symbol

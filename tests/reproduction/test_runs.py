@@ -1,0 +1,186 @@
+"""Which runs count: made once, shown while they are what the table asks for, and no longer."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from baselines.downstream_training import load_settings
+from pipeline.files import read_json, sha256, write_json
+from pipeline.rows import SPLITS, read_rows, write_rows
+from pipeline.workspace import Workspace
+from reproduction.cells import FIRST_SEED, load_paper
+from reproduction.figures import read_figures
+from reproduction.runs import Survey, survey
+from reproduction.stages import trained_numbers
+from tests.conftest import stage
+from tests.ulm_prompt import tiny
+
+TABLES = """
+tasks: {KS: {metric: accuracy, corpus: keywords (from a friend)}}
+methods: {PT: prompt, FT-LM: whole, n-grams: counts}
+cells:
+  - {method: PT, task: KS, unit_model: tiny100, published: 95.16, parameters: 0.03M, prompt: 1,
+     own_lm: [max_update=60]}
+  - {method: FT-LM, task: KS, unit_model: tiny100, own_lm: [no_such_knob=1]}
+  - {method: PT, task: KS, unit_model: hubert100, prompt: 3}
+  - {method: n-grams, task: KS, unit_model: tiny100}
+"""
+PROMPT, COUNTS = (f"{method} KS tiny100 seed {FIRST_SEED}" for method in ("PT", "n-grams"))
+
+
+def flags(root: Path) -> tuple[object, ...]:
+    return ("--workspace", root, "--tables", root / "tables.yaml")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A workspace in which the cells were made, one of which fails, and what was said."""
+    root = tmp_path_factory.mktemp("made")
+    tiny.write_corpus(root)
+    tiny.write_lm(Workspace(root).lm("tiny100"))
+    (Workspace(root).lm("tiny100") / "ulm.json").write_text("{}")
+    (root / "tables.yaml").write_text(TABLES)
+    return root, stage("reproduce.py", *flags(root), code=1)
+
+
+@pytest.fixture
+def root(made: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy to change, times of writing kept."""
+    return Path(shutil.copytree(made[0], tmp_path / "copy"))
+
+
+def look(root: Path, runs: int = 1) -> Survey:
+    paper = load_paper(root / "tables.yaml")
+    return survey(paper, paper.cells, runs, Workspace(root))
+
+
+def shown(root: Path) -> dict[str, float]:
+    return {figure.run_name: figure.value for figure in look(root).figures}
+
+
+def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
+    root, said = made
+    assert "no_such_knob" in said and "error: FT-LM KS tiny100 seed 100501" in said
+    assert f"missing {root}/corpora/speech_commands: keywords (from a friend)" in said
+    prompt, counts = read_figures(root / "samples" / "tables" / "results.csv")
+    assert (prompt.run_name, counts.run_name) == (PROMPT, COUNTS)
+    assert prompt.lm == "own" and len(prompt.lm_fingerprint) == 16 and 0 < prompt.updates <= 60
+    published = trained_numbers(1, 1024, 12)
+    assert published - trained_numbers(1, 32, 3) < prompt.trained_parameters <= published
+    for figure, date in ((prompt, "tables"), (counts, f"n-grams-seed{FIRST_SEED}")):
+        scores = stage("ulm_prompt/cal_acc.py", "--workspace", root, "--sample_date", date)
+        assert re.search(r" accuracy +([\d.]+)", scores)[1] == f"{figure.value:.2f}"
+
+
+def test_what_is_finished_is_not_made_again(root: Path) -> None:
+    again = stage("reproduce.py", *flags(root), "--method", "PT")
+    assert f"**{shown(root)[PROMPT]:.2f}**" in again and "$ python" not in again
+
+
+def test_without_binaries_they_are_made_and_nothing_is_trained(root: Path) -> None:
+    before = shown(root)
+    shutil.rmtree(root / "ulm_prompt")
+    assert shown(root) == {COUNTS: before[COUNTS]}
+    said = stage("reproduce.py", *flags(root), "--method", "PT")
+    assert "fairseq_preprocess.py" in said and "train.py --prompt_task" not in said
+    assert shown(root) == before
+
+
+def another_lm(root: Path) -> None:
+    tiny.write_lm(Workspace(root).lm("tiny100"), tiny.lm(seed=7))
+
+
+def another_recipe(root: Path) -> None:
+    (root / "tables.yaml").write_text(TABLES.replace("max_update=60", "max_update=61"))
+
+
+def another_size(root: Path) -> None:
+    (root / "tables.yaml").write_text(TABLES.replace("prompt: 1", "prompt: 2"))
+
+
+def another_card(root: Path) -> None:
+    (path,) = root.glob("checkpoints/KS_tiny100_checkpoints_PT*/prompt.json")
+    write_json(path, {**read_json(path, ""), "data": {}})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (another_lm, "lm_fingerprint"),
+        (another_recipe, "max_update"),
+        (another_size, "prefix_prompt_length"),
+        (another_card, "data"),
+    ],
+)
+def test_a_run_of_something_else_is_left_out_with_the_reason(
+    root: Path, change: Callable[[Path], None], what: str
+) -> None:
+    change(root)
+    found = look(root)
+    assert [figure.run_name for figure in found.figures] == [COUNTS]
+    assert f"holds a run with another {what} than" in found.unusable[PROMPT]
+
+
+def test_rows_that_changed_make_every_figure_stale(root: Path) -> None:
+    path = Workspace(root).rows("speech_commands", "tiny100", "test")
+    write_rows(path, list(read_rows(path))[:-1])
+    assert shown(root) == {}
+
+
+def test_a_damaged_lm_is_one_cell_s_trouble(root: Path) -> None:
+    (Workspace(root).lm("tiny100") / "checkpoint_best.pt").write_text("not a checkpoint")
+    found = look(root)
+    assert [figure.run_name for figure in found.figures] == [COUNTS]
+    assert "checkpoint_best.pt" in found.unusable[PROMPT]
+
+
+def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
+    (root / "tables.yaml").write_text(TABLES.replace("method: FT-LM", "method: FT-DM")
+                                      .replace("FT-LM: whole", "FT-DM: frozen"))  # fmt: skip
+    manifest = Workspace(root).downstream_data("speech_commands") / "manifest"
+    manifest.mkdir()
+    for split in SPLITS:
+        (manifest / f"{split}.tsv").write_text(split)
+    card = {
+        "config": dataclasses.asdict(load_settings([f"seed={FIRST_SEED}"])),
+        "data": {"manifest": {split: sha256(manifest / f"{split}.tsv") for split in SPLITS}},
+        "test": {"accuracy": 12.5}, "trained_parameters": 3, "updates": 4,
+        "made_by": {"git_revision": "abc"},
+    }  # fmt: skip
+    name = f"FT-DM KS tiny100 seed {FIRST_SEED}"
+    folder = root / "checkpoints" / f"KS_tiny100_downstream_FT-DM-seed{FIRST_SEED}"
+    write_json(folder / "downstream.json", card)
+    assert shown(root)[name] == 12.5
+    (manifest / "test.tsv").write_text("others")
+    assert "another manifest" in look(root).unusable[name]
+    write_json(folder / "downstream.json", {**card, "config": {}})
+    assert "another config" in look(root).unusable[name]
+
+
+def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
+    """Seeds 1 to 3 and 5 are there, copies of the first but for their seed."""
+    for seed in (1, 2, 4):
+        for path in (*root.glob("checkpoints/*PT-seed*501"), *root.glob("samples/*/*PT-seed*501*")):
+            copy = path.with_name(path.name.replace("100501", str(FIRST_SEED + seed)))
+            (shutil.copytree if path.is_dir() else shutil.copy2)(path, copy)
+        card = root / f"checkpoints/KS_tiny100_checkpoints_PT-seed{FIRST_SEED + seed}/prompt.json"
+        values = read_json(card, "")
+        values["training"]["seed"] = FIRST_SEED + seed
+        write_json(card, values)
+    for asked, seeds in {1: [0, 1, 2], 3: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
+        found = [each.seed - FIRST_SEED for each in look(root, asked).figures if each.lm == "own"]
+        assert found == seeds
+
+
+def test_answers_older_than_their_prompt_are_not_shown(root: Path) -> None:
+    (prompt,) = root.glob("checkpoints/KS_tiny100_checkpoints_PT*/checkpoint_best.pt")
+    later = prompt.stat().st_mtime + 1000
+    os.utime(prompt, (later, later))
+    assert list(shown(root)) == [COUNTS]
