@@ -19,7 +19,7 @@ from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.studies.cell import Outcome, Place, complete, place
 from ulm_prompt.studies.plan import cells_of, load_study, stem, study_names
-from ulm_prompt.studies.report import report
+from ulm_prompt.studies.report import TESTS, report
 from ulm_prompt.tasks import add_workspace, find_pairs, load_task
 
 
@@ -57,7 +57,8 @@ def finish(here: Place, test: bool) -> Outcome:
     news = "finished before" if known == outcome else f"best at update {outcome.updates:,}"
     scores = f"valid {outcome.valid['accuracy']:.2f} %"
     if outcome.test:
-        scores += f", test {outcome.test['accuracy']:.2f} %"
+        key = next(key for key in TESTS if key in outcome.test)
+        scores += f", {TESTS[key]} {outcome.test[key]:.2f} %"
     print(f"{cell.name}, seed {cell.seed}: {news}, {scores}", flush=True)
     return outcome
 

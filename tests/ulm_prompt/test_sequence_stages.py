@@ -19,9 +19,11 @@ from pipeline.files import write_json
 from pipeline.rows import Row, write_rows
 from pipeline.workspace import REPOSITORY, Workspace
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call
 from ulm_prompt import cal_acc, cer_by_length, gen_labelspace, make_data, verbalizer
 from ulm_prompt.sample import report_long
 from ulm_prompt.scoring.sequence_scores import score_sequences
+from ulm_prompt.studies import cell as study_cell
 from ulm_prompt.tasks import Pair, load_task, sequence_pair
 
 UNIT_MODEL = "tiny100"
@@ -218,3 +220,18 @@ def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) 
     assert "(15 at most)" in printed
     report_long(rows, answers, limit=6, positions=15, max_units=99)
     assert capsys.readouterr().out == ""
+
+
+def test_a_study_of_texts_has_their_scores(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its table and CSV say WER and CER, not how many texts are right."""
+    monkeypatch.setattr(
+        study_cell, "run_stage", lambda name, workspace, flags: call(name, workspace.root, *flags)
+    )
+    call("study", root, "seeds", "--prompt_task", "ASR", "--unit_model", UNIT_MODEL, "--seeds", 1,
+         "--test", "--set", "max_update=4", "validate_every=2", "warmup_updates=1")  # fmt: skip
+    (row,) = csv.DictReader((root / f"samples/studies/seeds_ASR_{UNIT_MODEL}.csv").open())
+    path = Workspace(root).samples("ASR", UNIT_MODEL, "seeds_fast_seed1", "seeds_fast_seed1")
+    scores = score_sequences(path, Workspace(root), Pair("ASR", UNIT_MODEL, load_task("ASR")))
+    assert float(row["test_WER"]) == scores.wer and float(row["test_CER"]) == scores.cer
+    table = (root / f"samples/studies/seeds_ASR_{UNIT_MODEL}.md").read_text()
+    assert "| test WER | test CER | seeds |" in table and "slot" not in table

@@ -46,7 +46,10 @@ def outcome(accuracies: list[float], trained: int = 100, test: float | None = No
     ]
     best = max(curve, key=lambda each: each["accuracy"])
     score = {"utterances": 9, "accuracy": test, "accuracy_within_labels": test, "invalid": 0.0}
-    return Outcome({}, trained, int(best["num_updates"]), best, curve, score if test else None)
+    made_from = {"recipe": {"shots": 0, "verbalizer": "fixed"}}
+    return Outcome(
+        made_from, trained, int(best["num_updates"]), best, curve, score if test else None
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,7 +179,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def study(root: Path, name: str, *flags: object) -> list[dict[str, str]]:
     """Run study.py with one quick seed; returns its CSV."""
     call("study", root, name, *TASK, "--seeds", 1, "--set", *QUICK, *flags)
-    return list(csv.DictReader((root / f"samples/studies/{name}_KS_tiny100.csv").open()))
+    date = f"_{flags[flags.index('--date') + 1]}" if "--date" in flags else ""
+    return list(csv.DictReader((root / f"samples/studies/{name}{date}_KS_tiny100.csv").open()))
 
 
 def test_a_finished_run_is_not_computed_again(root: Path, stages: list[str]) -> None:
@@ -236,6 +240,14 @@ def test_twins_follow_a_workspace_that_moved(root: Path, stages: list[str]) -> N
 def test_few_shots_by_the_command(root: Path, stages: list[str]) -> None:
     found = study(root, "few_shot", "--only", "k=2")
     assert found[0]["shots"] == "2" and stages == ["train"]
+
+
+def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> None:
+    knobs = [*QUICK, "shots=3", "verbalizer=learnable"]
+    (found,) = study(root, "seeds", "--date", "few", "--set", *knobs)
+    assert (found["shots"], found["verbalizer"]) == ("3", "learnable")
+    with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
+        study(root, "seeds", "--set", "seed=9")
 
 
 def test_fine_tuning_is_a_way(root: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.curves import valid_curve
 from ulm_prompt.recipe import load_recipe
-from ulm_prompt.scoring.scores import score
+from ulm_prompt.scoring.scores import score, scores_of
 from ulm_prompt.studies.plan import LEARNABLE, Cell
 from ulm_prompt.studies.twin import run_stage, twin
 from ulm_prompt.tasks import Pair
@@ -33,7 +33,7 @@ class Outcome:
     updates: int  # at the best checkpoint
     valid: dict[str, float]  # there
     curve: list[dict[str, float]]  # every validation: num_updates, accuracy, label_loss
-    test: dict[str, float] | None = None  # cal_acc's Score, when it was asked for
+    test: dict[str, float] | None = None  # the scores of the test split, when they were asked for
 
 
 @dataclass(frozen=True)
@@ -124,4 +124,6 @@ def _decode(here: Place) -> dict[str, float]:
     flags += ["--prompt_task", pair.task, "--unit_model", pair.unit_model]
     run_stage("sample", here.workspace, flags)
     path = here.workspace.samples(pair.task, pair.unit_model, cell.date, cell.date)
+    if pair.config.is_sequence:
+        return scores_of(path, here.workspace)
     return dataclasses.asdict(score(path))

@@ -47,9 +47,11 @@ def draw(x: str, outcomes: Mapping[Cell, Outcome], title: str, path: Path) -> No
 
 
 def scores(outcomes: Mapping[Cell, Outcome]) -> dict[str, dict[str, list[float]]]:
-    """Split -> way -> accuracy of each seed. Test is there when every run was decoded."""
+    """Split -> way -> accuracy of each seed. Test is there when every run was decoded, and answers
+    are no texts, which have error rates instead.
+    """
     found = {"valid": {}}
-    if all(outcome.test for outcome in outcomes.values()):
+    if all("accuracy" in (outcome.test or {}) for outcome in outcomes.values()):
         found["test"] = {}
     for name, cells in groups(list(outcomes)).items():
         found["valid"][name] = [outcomes[cell].valid["accuracy"] for cell in cells]

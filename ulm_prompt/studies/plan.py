@@ -87,7 +87,11 @@ def stem(args: argparse.Namespace) -> str:
 
 
 def cells_of(study: Study, args: argparse.Namespace, task: TaskConfig) -> list[Cell]:
-    """Every run with every seed. Raises ``UserError`` for a run that the study does not have."""
+    """Every run with every seed. Raises ``UserError`` for a run that the study does not have, or a
+    seed among the knobs.
+    """
+    if any(knob.startswith("seed=") for knob in args.set):
+        raise UserError("--set seed: a study runs the seeds from 1 on, --seeds says how many")
     unknown = set(args.only or []) - study.runs.keys()
     if unknown:
         raise UserError(f"--only {unknown.pop()}: expected one of {', '.join(study.runs)}")

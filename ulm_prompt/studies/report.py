@@ -14,6 +14,15 @@ from ulm_prompt.studies.pictures import draw
 from ulm_prompt.studies.plan import Cell, Study, groups
 
 COLUMNS = 4  # of validations in a table of learning curves
+TESTS = {  # the scores of the test split that a table has, as far as the task has them
+    "accuracy": "test",
+    "accuracy_within_labels": "test, within labels",
+    "invalid": "invalid answers",
+    "WER": "test WER",
+    "CER": "test CER",
+    "slot type F1": "test slot type F1",
+    "slot value CER": "test slot value CER",
+}
 
 
 def report(
@@ -43,8 +52,8 @@ def runs(outcomes: Mapping[Cell, Outcome]) -> list[dict[str, Any]]:
             "run": cell.name,
             "seed": cell.seed,
             "prefix_prompt_length": cell.prefix_prompt_length,
-            "shots": cell.shots,
-            "verbalizer": cell.verbalizer or "",
+            "shots": outcome.made_from["recipe"]["shots"],
+            "verbalizer": cell.verbalizer or outcome.made_from["recipe"]["verbalizer"],
             "trained_parameters": outcome.trained_parameters,
             "updates": outcome.updates,
             "valid_accuracy": outcome.valid["accuracy"],
@@ -72,15 +81,15 @@ def validations(outcomes: Mapping[Cell, Outcome]) -> list[dict[str, Any]]:
 
 def run_table(outcomes: Mapping[Cell, Outcome], title: str) -> list[str]:
     """Markdown, a line for each way: accuracies as mean ± standard deviation over its seeds."""
-    tested = all(outcome.test for outcome in outcomes.values())
-    tests = ["test", "test, within labels", "invalid answers"] if tested else []
+    tested = [key for key in TESTS if all(key in (each.test or {}) for each in outcomes.values())]
+    tests = [TESTS[key] for key in tested]
     lines = [_line([f"{title}: accuracy, %", "trained", "valid", *tests, "seeds"])]
     lines.append("|---" * (4 + len(tests)) + "|")
     for name, cells in groups(list(outcomes)).items():
         found = [outcomes[cell] for cell in cells]
         entries = [name, f"{found[0].trained_parameters:,}"]
         entries.append(spread([outcome.valid["accuracy"] for outcome in found]))
-        for key in ("accuracy", "accuracy_within_labels", "invalid") if tested else ():
+        for key in tested:
             entries.append(spread([outcome.test[key] for outcome in found]))
         lines.append(_line([*entries, str(len(found))]))
     return lines
