@@ -1,6 +1,7 @@
-"""CER against label length (the paper's figure): a PNG and a CSV of one --sample_date's texts.
+"""CER against label length (the paper's figure): a PNG and a CSV in the folder of the (first)
+--sample_date.
 
-A line for each task and unit model; utterances in bins of their number of labels.
+A line for each file of texts; utterances in bins of their number of labels.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
     return found
 
 
+def name_of(path: Path, dates: Sequence[str]) -> str:
+    """What the line of a sample file is called, with its --sample_date where there are several."""
+    name = path.stem.removeprefix("samples_")
+    return f"{path.parent.name.removeprefix('samples_')}: {name}" if len(dates) > 1 else name
+
+
 def draw(runs: dict[str, list[Bin]], path: Path) -> None:
     """Write the PNG: a line a run, each point as large as its bin has utterances."""
     import matplotlib
@@ -88,7 +95,7 @@ def main() -> None:
         pair = sequence_pair(workspace, path)
         if pair is not None:
             answered = read_answers(path, workspace, pair, text_labels(workspace, pair))
-            runs[path.stem.removeprefix("samples_")] = binned(answered, args.width)
+            runs[name_of(path, args.sample_date)] = binned(answered, args.width)
     if not runs:
         raise UserError(
             f"{paths[0].parent}: no samples of a task whose answers are texts; "

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from baselines.answers import write_answers
 from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
@@ -166,6 +167,24 @@ def test_the_report_of_a_sample_file(workspace):
     assert sum(entry["utterances"] for entry in one["classes"]) == one["utterances"] == 29
     said = stage("ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s")
     assert "precision" not in said and said.count("accuracy") == 2
+
+
+def test_a_baseline_s_report_names_its_labels(workspace):
+    """Its answers are label numbers, without probabilities; the prompt's report is there, too."""
+    labels, answers = ["0 4 8", "1 5 9", "0 4 8"], ["0 4 8", "1 5 10", "0 4 8"]
+    path = Workspace(workspace).samples("IC", "tiny100", "ngrams_s", "s")
+    write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, answers)
+    try:
+        flags = ("--workspace", workspace, "--sample_date", "s", "--report", "--json")
+        (prompt, report) = json.loads(stage("ulm_prompt/cal_acc.py", *flags)).values()
+    finally:
+        for left in path.parent.glob("*ngrams*"):
+            left.unlink()
+    assert prompt["mistakes"] and report["mistakes"] == []
+    assert {one["name"]: one["recall"] for one in report["classes"]} == {
+        "n0, n4, n8": 100, "n1, n5, n9": 0,
+    }  # fmt: skip
+    assert report["slots"]["action"] == 100 > report["slots"]["place"]
 
 
 def test_pictures_need_no_window_and_name_what_is_missing(workspace):

@@ -161,6 +161,17 @@ def test_the_figure(root: Path) -> None:
         called(*command, "--prompt_task", "KS")
 
 
+def test_the_figure_of_two_decodings_tells_them_apart(root: Path) -> None:
+    perfect = Workspace(root).samples("ASR", UNIT_MODEL, "d", "right")
+    entries = json.loads(samples(root, "ASR").read_text())
+    write_json(perfect, {n: {**one, "predict": one["label"]} for n, one in entries.items()})
+    called(cer_by_length, "--workspace", root, "--sample_date", "right", "s", "--width", 90)
+    with open(perfect.parent / "cer_by_length.csv", newline="") as handle:
+        found = {row["run"]: float(row["cer"]) for row in csv.DictReader(handle)}
+    assert list(found) == ["right: ASR_tiny100_d", "s: ASR_tiny100_d", "s: SF_tiny100_d"]
+    assert found["right: ASR_tiny100_d"] == 0 < found["s: ASR_tiny100_d"]
+
+
 def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
     workspace = Workspace(root)
     assert sequence_pair(workspace, samples(root, "SF")).task == "SF"

@@ -13,7 +13,7 @@ from pipeline.errors import UserError, one_line
 from pipeline.locks import holding
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
-from ulm_prompt.scoring.label_names import OTHER, Label, label_names
+from ulm_prompt.scoring.label_names import OTHER, Label, is_baseline, names_in
 from ulm_prompt.tasks import pair_of
 
 
@@ -64,7 +64,8 @@ def answers(path: Path, names: Mapping[str, Label]) -> tuple[list[str], list[str
 
 
 def class_report(path: Path, names: Mapping[str, Label]) -> ClassReport:
-    """Report on the free answers in ``path``, and on its twin's mistakes.
+    """Report on the free answers in ``path``, and on its twin's mistakes; a baseline's have no
+    probability and are not listed.
 
     Raises ``UserError`` for a missing or malformed file.
     """
@@ -76,7 +77,8 @@ def class_report(path: Path, names: Mapping[str, Label]) -> ClassReport:
         ClassScore(name, int(count), 100 * precision, 100 * recall, 100 * f1)
         for name, precision, recall, f1, count in zip(classes, *by_class)
     ]
-    return ClassReport(scores, _slots(path, names), _mistakes(path, names))
+    mistakes = [] if is_baseline(path) else _mistakes(path, names)
+    return ClassReport(scores, _slots(path, names), mistakes)
 
 
 def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
@@ -130,7 +132,7 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         return {}
     from ulm_prompt.scoring.confusion import draw_confusion
 
-    names = label_names(workspace, pair)
+    names = names_in(path, workspace, pair)
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):

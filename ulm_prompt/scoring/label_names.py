@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
+from ulm_prompt.sample_file import read_samples
 from ulm_prompt.tasks import Pair
 from ulm_prompt.verbal import load_verbal
 
@@ -29,6 +31,22 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     _, verbal = load_verbal(workspace, pair)
     named = named_labels(workspace, pair, verbal)
     return {unit: named[number] for number, unit in verbal.items()}
+
+
+def names_in(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """What stands in a sample file -> label: label units, or a baseline's label numbers."""
+    if not is_baseline(path):
+        return label_names(workspace, pair)
+    rows = read_samples(path)
+    numbers = {
+        number for row in rows for key in ("label", "predict") for number in row[key].split()
+    }
+    return named_labels(workspace, pair, sorted(numbers))
+
+
+def is_baseline(path: Path) -> bool:
+    """Whether a sample file was written by one: it answers with label numbers, from no units."""
+    return next(read_samples(path)).get("src") == ""
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
