@@ -12,14 +12,16 @@ from omegaconf import MISSING
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from ulm_prompt.knobs import check_knobs
 from ulm_prompt.tasks import CONFIG
 
+SCHEDULES = ("fixed", "cosine", "inverse_sqrt")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES = {
     "space": ("input", "projected"),
     "init": ("normal", "tokens", "quiet"),
     "loss_on": ("published", "answer"),
-    "lr_schedule": ("fixed", "cosine", "inverse_sqrt"),
+    "lr_schedule": SCHEDULES,
     "best_by": ("loss", "accuracy"),
     "verbalizer": ("fixed", "learnable"),
     "dtype": DTYPES,
@@ -75,23 +77,9 @@ def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
     if name not in names:
         raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
     recipe = load_config(Recipe, folder / f"{name}.yaml", overrides)
-    for knob, choices in CHOICES.items():
-        if getattr(recipe, knob) not in choices:
-            found = getattr(recipe, knob)
-            raise UserError(f"recipe, {knob}={found}: expected one of {', '.join(choices)}")
-    for knob, least in AT_LEAST.items():
-        if getattr(recipe, knob) < least:
-            raise UserError(f"recipe, {knob}={getattr(recipe, knob)}: expected at least {least}")
-    for knob in SHARES:
-        if not 0 <= getattr(recipe, knob) < 1:
-            raise UserError(f"recipe, {knob}={getattr(recipe, knob)}: expected 0 or more, below 1")
+    check_knobs(recipe, CHOICES, AT_LEAST, SHARES)
     if not _BETAS.fullmatch(recipe.adam_betas):
         raise UserError(f"recipe, adam_betas={recipe.adam_betas}: expected like (0.9, 0.98)")
-    if recipe.lr_schedule == "cosine" and recipe.max_update <= recipe.warmup_updates:
-        raise UserError(
-            f"recipe, max_update={recipe.max_update}: the cosine schedule ends there, "
-            f"after more than warmup_updates={recipe.warmup_updates}"
-        )
     return recipe
 
 

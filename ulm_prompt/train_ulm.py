@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.config import load_config, save_config
+from pipeline.config import save_config
 from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.locks import holding
@@ -24,9 +24,9 @@ from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
 from ulm_prompt.recipe import DTYPES
-from ulm_prompt.tasks import CONFIG, add_workspace
+from ulm_prompt.tasks import add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
-from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags
+from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags, load_unit_lm_recipe
 from ulm_prompt.unit_lm_run import OURS, check_begins_from, check_same_run, publish
 
 
@@ -56,11 +56,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     from ulm_prompt.prompt_lm.precision import dtype_to_train_in
 
     asked = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{args.config}.yaml", [*args.set, *asked])
-    if recipe.dtype not in DTYPES:
-        raise UserError(f"dtype={recipe.dtype}: expected one of {', '.join(DTYPES)}")
-    if recipe.topics and recipe.sample_break_mode != "eos":
-        raise UserError(f"topics={recipe.topics}: needs sample_break_mode=eos")
+    recipe = load_unit_lm_recipe(args.config, [*args.set, *asked])
     folder = workspace.lm(args.unit_model)
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from ulm_prompt.recipe import half_precision_flags
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from ulm_prompt.knobs import check_knobs
+from ulm_prompt.recipe import DTYPES, SCHEDULES, half_precision_flags
+from ulm_prompt.tasks import CONFIG
 
 
 @dataclass
@@ -33,6 +38,36 @@ class UnitLMRecipe:
     max_valid_utterances: int = MISSING
     seed: int = MISSING
     dtype: str = MISSING
+
+
+CHOICES = {
+    "lr_schedule": SCHEDULES,
+    "sample_break_mode": ("eos", "none"),
+    "dtype": DTYPES,
+}
+AT_LEAST = {
+    "decoder_embed_dim": 4,  # for the sines of the positions
+    **dict.fromkeys(("decoder_layers", "decoder_ffn_embed_dim", "decoder_attention_heads"), 1),
+    **dict.fromkeys(("tokens_per_sample", "max_tokens", "update_freq", "max_update"), 1),
+    **dict.fromkeys(("lr", "warmup_updates", "clip_norm", "topics", "topic_weight"), 0),
+    "max_valid_utterances": 0,
+}
+
+
+def load_unit_lm_recipe(name: str, overrides: Sequence[str]) -> UnitLMRecipe:
+    """Read a recipe; ``overrides`` are ``--set`` flags. Raises ``UserError`` for an unknown recipe,
+    knob or value.
+    """
+    recipe = load_config(UnitLMRecipe, CONFIG / "ulm" / f"{name}.yaml", overrides)
+    check_knobs(recipe, CHOICES, AT_LEAST, ["dropout"])
+    if recipe.decoder_embed_dim % recipe.decoder_attention_heads:
+        raise UserError(
+            f"recipe, decoder_attention_heads={recipe.decoder_attention_heads}: expected a divisor "
+            f"of decoder_embed_dim={recipe.decoder_embed_dim}"
+        )
+    if recipe.topics and recipe.sample_break_mode != "eos":
+        raise UserError(f"recipe, topics={recipe.topics}: needs sample_break_mode=eos")
+    return recipe
 
 
 def fairseq_flags(

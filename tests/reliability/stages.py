@@ -22,7 +22,7 @@ UNIT_MODEL = "logmel100"
 COUNTS = {"train": 61, "valid": 13, "test": 11}
 LM = ("decoder_layers=2", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "max_update=12",
       "decoder_attention_heads=2", "tokens_per_sample=64", "topics=2",
-      "max_tokens=500")  # fmt: skip
+      "max_tokens=500", "warmup_updates=1")  # fmt: skip
 PROMPT = ("max_epoch=5", "patience=0", "batch_size=16", "max_update=9", "validate_every=2")
 SMALL = ("fairseqrc.batch_seconds=0.5", "fairseqrc.km_clusters=20", "fairseqrc.km_starts=1",
          "taskrc.seed=1")  # fmt: skip

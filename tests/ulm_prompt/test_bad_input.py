@@ -124,11 +124,26 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
     assert "another text" in stage(*command, code=2)
 
 
-def test_topics_need_whole_utterances(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ("sample_break_mode=none", "topics=4: needs sample_break_mode=eos"),
+        ("sample_break_mode=line", "sample_break_mode=line: expected one of eos, none"),
+        ("decoder_attention_heads=5", "expected a divisor of decoder_embed_dim=128"),
+        ("lr_schedule=linear", "lr_schedule=linear: expected one of fixed, cosine"),
+        ("dropout=7", "dropout=7.0: expected 0 or more, below 1"),
+        ("lr=nan", "lr=nan: expected at least 0"),
+        ("update_freq=0", "update_freq=0: expected at least 1"),
+        ("max_update=50 warmup_updates=50", "the cosine schedule ends there"),
+        ("dtype=int8", "dtype=int8: expected one of float32"),
+    ],
+)
+def test_an_lm_s_knob_that_cannot_be(root: Path, knobs: str, message: str) -> None:
+    """Told before anything is written, the text of the LM included."""
     command = ("ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL)
-    knobs = ("--set", "sample_break_mode=none")
-    message = stage(*command, "--date", "a", "--config", "tiny", *knobs, code=2)
-    assert "topics=4: needs sample_break_mode=eos" in message
+    knobs = knobs.split()
+    said = stage(*command, "--date", "a", "--config", "tiny", "--set", *knobs, code=2)
+    assert message in said
     assert not (root / "checkpoints").exists()
 
 

@@ -17,6 +17,7 @@ SHAPE = {"layers": 2, "width": 16, "heads": 2}
 KNOBS = (
     "decoder_layers=2", "decoder_embed_dim=16", "decoder_ffn_embed_dim=64",
     "decoder_attention_heads=2", "tokens_per_sample=64", "max_tokens=512",
+    "warmup_updates=0",
 )  # fmt: skip
 
 

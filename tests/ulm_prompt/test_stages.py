@@ -173,7 +173,7 @@ def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> Non
     tiny.write_corpus(tmp_path, UNIT_MODEL)
     shape = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2}
     knobs = [f"decoder_{name}={value}" for name, value in shape.items()]
-    knobs += ["max_update=6", "tokens_per_sample=64", "max_tokens=512"]
+    knobs += ["max_update=6", "warmup_updates=1", "tokens_per_sample=64", "max_tokens=512"]
     command = ("--workspace", tmp_path, "--unit_model", UNIT_MODEL)
     command += ("--date", "a", "--config", "tiny")
     stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs)
