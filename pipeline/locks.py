@@ -46,7 +46,8 @@ def _locked(path: Path, how: int) -> IO[str]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-            handle = stack.enter_context(open(path, "a", encoding="utf-8"))
+            # NFS gives a shared lock only on what is open for reading, too
+            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
             fcntl.flock(handle, how)
             if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                 stack.pop_all()  # it stays open

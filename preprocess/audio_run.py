@@ -90,10 +90,11 @@ class AudioRun:
         own = self.folder / f"shard-{shard.index}-of-{shard.count}"
         with holding(self.folder, shared=True), holding(own):
             self._store.open(discard=False)
-            if self._store.shard_is_finished(*shard):
+            blocks = self._blocks[shard.index :: shard.count]
+            if self._store.shard_is_finished(*shard) and not self._store.missing(blocks):
                 self.task.say(f"shard {shard.index} of {shard.count} is done already")
                 return
-            self._compute(self._blocks[shard.index :: shard.count])
+            self._compute(blocks)
             self._store.finish_shard(*shard)
             self.task.say(f"shard {shard.index} of {shard.count} is done")
 
@@ -117,7 +118,10 @@ class AudioRun:
         made = read_json(record, self._command)
         done = made.get("plan") == self._plan and not made.get("left_out")
         if done:
-            self.task.say(f"{self.folder} is there already, made from the same audio and models")
+            self.task.say(
+                f"{self.folder} is there already, made from these manifests and models; remove it "
+                "where audio was changed under its name"
+            )
         return done
 
     def _go_on(self) -> None:

@@ -62,5 +62,7 @@ def feature_reader(feature_type: str, source: Source) -> FeatureReader:
 def best_device() -> tuple[torch.device, str]:
     """The device to compute on, and why, in words."""
     if torch.cuda.is_available():
-        return torch.device("cuda"), f"GPU {torch.cuda.get_device_name()}"
+        # with its number: other threads than this one take a bare "cuda" for the first GPU
+        device = torch.device("cuda", torch.cuda.current_device())
+        return device, f"GPU {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "CPU, no GPU found"

@@ -16,6 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+from pipeline.threads import torch_threads
 from preprocess.manifest import Entry
 from preprocess.speech2unit.audio import BadAudio, Waveform, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader
@@ -72,24 +73,23 @@ class Encoder(Generic[Result]):
     ) -> None:
         self._reader, self._finish = reader, finish
         self._batch_samples = int(batch_seconds * SAMPLE_RATE)
-        self._computing = 1
-        if device.type == "cpu":
-            self._computing = torch.get_num_threads()
-            torch.set_num_threads(1)
+        self._on_cpu = device.type == "cpu"
         self._reading = min(8, os.cpu_count() or 1)
 
     def __call__(self, blocks: Sequence[Block]) -> Iterator[Encoded[Result]]:
         """Yield each block's results, in the order of ``blocks``; memory holds a few of them."""
         pending: deque[Future[Encoded[Result]]] = deque()
+        at_once = torch.get_num_threads() if self._on_cpu else 1
         with (
+            torch_threads(1 if self._on_cpu else None),
             ThreadPoolExecutor(self._reading) as reading,
-            ThreadPoolExecutor(self._computing) as computing,
+            ThreadPoolExecutor(at_once) as computing,
         ):
             try:
                 for block in blocks:
                     loads = [reading.submit(self._load, block.root, e) for e in block.entries]
                     pending.append(computing.submit(self._encode, block, loads))
-                    if len(pending) > self._computing + 1:
+                    if len(pending) > at_once + 1:
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()

@@ -224,6 +224,25 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
 
 
+def test_a_shard_reads_repaired_audio_again(tmp_path):
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+    task = intents(tmp_path)
+    task.generate_manifest()
+    learn_kmeans([task])
+    bad = root / "wavs/speakers/train/1.wav"
+    kept = bad.read_bytes()
+    soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
+    for shard in (0, 1):
+        quantize_shard(task, Shard(shard, 2))
+    with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
+        merge_shards(task, skip_bad=False)
+    bad.write_bytes(kept)
+    for shard in (0, 1):
+        quantize_shard(task, Shard(shard, 2))
+    merge_shards(task, skip_bad=False)
+    assert "train/1.wav|" in (task.quantized / "train").read_text()
+
+
 def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
     (root / "wavs/speakers/train/2.wav").write_text("not audio")

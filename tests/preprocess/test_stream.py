@@ -1,5 +1,7 @@
 """The stream of audio through features: order, blocks, batches, threads, memory."""
 
+import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 
 from preprocess.manifest import Entry
 from preprocess.speech2unit.audio import BadAudio
-from preprocess.speech2unit.features import Source
+from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel
 from preprocess.speech2unit.stream import BATCHES_A_BLOCK, Block, Encoder, cut_blocks
 from tests.preprocess.corpora import tone, write
@@ -51,6 +53,31 @@ def test_every_entry_gets_its_own_features_in_order(corpus, threads, batch_secon
     for entry, features in zip(entries, together, strict=True):
         (alone,) = encode(reader, root, [entry], batch_seconds)
         torch.testing.assert_close(features, alone, atol=1e-4, rtol=0)
+
+
+def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
+    """Several at once while it works, and afterwards torch's are as before."""
+    root, entries = corpus
+    threads(3)
+    for _ in range(2):
+        workers = set()
+
+        def finish(features, workers=workers):
+            workers.add(threading.get_ident())
+            time.sleep(0.01)
+            assert torch.get_num_threads() == 1
+
+        encoder = Encoder(LogMel(Source()), finish, CPU, 0.05)
+        list(encoder(cut_blocks("all", root, entries, 0.05)))
+        assert len(workers) == 3 == torch.get_num_threads()
+
+
+def test_a_gpu_is_named_with_its_number(monkeypatch):
+    """Each rank computes in threads of its own, for which a bare "cuda" is the first GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
+    assert best_device() == (torch.device("cuda", 1), "GPU G")
 
 
 def test_results_do_not_depend_on_threads(corpus, threads):

@@ -210,6 +210,20 @@ def own_table(workspace: Path, checkpoint: str) -> None:
     )
 
 
+def test_a_file_whose_hash_is_published_comes_once(mirror: Remote, tmp_path: Path) -> None:
+    """By one call, the same again, and one of another unit model that shares it."""
+    published = hashlib.sha256(SPEECH).hexdigest()
+    own_table(tmp_path, f"url: {mirror.url}/mine.pt, sha256: {published}")
+    checkpoint = ("--only", "checkpoint")
+    assert "downloaded and verified" in download(mirror, tmp_path, "one", *checkpoint)
+    for names in (["one"], ["two"], ["one", "two"]):
+        assert "mine.pt: here already" in download(mirror, tmp_path, *names, *checkpoint)
+    assert len(mirror.requests) == 1
+    (tmp_path / "pretrained_models" / "mine.pt").write_bytes(SPEECH[:-1])
+    said = download(mirror, tmp_path, "one", *checkpoint, code=2)
+    assert f"expected sha256 {published}" in said and f"{len(SPEECH) - 1:,} bytes" in said
+
+
 def test_a_file_of_ones_own_is_never_downloaded(mirror: Remote, tmp_path: Path) -> None:
     own_table(tmp_path, "path: elsewhere/mine.pt")
     assert "elsewhere/mine.pt: not found" in download(mirror, tmp_path, "one", code=2)

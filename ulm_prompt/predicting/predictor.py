@@ -7,9 +7,8 @@ answers["KS"][0].names, answers["KS"][0].probability
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.threads import torch_threads
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
@@ -111,7 +111,7 @@ class Predictor:
         with ThreadPoolExecutor(4) as reading:
             loaded = list(reading.map(self._waveform, audio))
         good = [place for place, item in enumerate(loaded) if isinstance(item, Tensor)]
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             units = self._units([loaded[place] for place in good])
         results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
         for place, answers in zip(good, self.answers(units, top)):
@@ -120,7 +120,7 @@ class Predictor:
 
     def answers(self, units: Sequence[str], top: int = 1) -> list[dict[str, list[Prediction]]]:
         """The same for utterances that are units already, ``"71 12 57"`` each."""
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             return self._answered(units, top)
 
     def _answered(self, units: Sequence[str], top: int) -> list[dict[str, list[Prediction]]]:
@@ -183,17 +183,6 @@ class Predictor:
             for place, text in zip(batch, self._speech([waveforms[place] for place in batch])):
                 units[place] = text
         return units
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
-    """So many for one operation while the block runs (None: as they are)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _too_long(seconds: float) -> BadAudio:
