@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -15,16 +16,16 @@ from preprocess.preprocessor import Preprocessor
 from preprocess.progress import Progress
 from preprocess.speech2unit.audio import BadAudio, report_bad_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
-from preprocess.speech2unit.kmeans import fit_kmeans, save_kmeans
+from preprocess.speech2unit.kmeans import fit_kmeans, load_kmeans, save_kmeans
 from preprocess.speech2unit.stream import Encoder, cut_blocks
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
-    ``.npz``.
+    ``.npz``. One that is there stays: units, and the unit LM, belong to it.
 
     The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
-    features.
+    features, and for a speech model whose k-means comes with it.
     """
     first = preprocessors[0]
     settings, task = first.config.fairseqrc, first.config.taskrc
@@ -37,6 +38,15 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     km_path = first.learned_km_path
     if settings.km_clusters is None:
         raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
+    if first.km_path.is_file():
+        _keep(first.km_path, settings.km_clusters)
+        return
+    if first.ckpt_path is not None and first.km_path != km_path:
+        raise UserError(
+            f"{first.km_path}: not here, but {task.unit_model} comes with it (python "
+            f"pretrained_models/download.py {task.unit_model} --only kmeans); to learn one of your "
+            "own, give it a unit model of its own (--unit_model, --set fairseqrc.feature_type)"
+        )
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     manifests = [read_manifest(each.manifest / "train.tsv") for each in preprocessors]
@@ -68,6 +78,17 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     save_config(first.config, km_path.with_suffix(".yaml"))
     write_json(km_path.with_suffix(".json"), provenance())
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
+
+
+def _keep(km_path: Path, clusters: int) -> None:
+    """Say that it is there. Raises ``UserError`` where another number of clusters is asked for."""
+    found = len(load_kmeans(km_path))
+    if found != clusters:
+        raise UserError(
+            f"{km_path}: has {found} clusters, asked for are {clusters}; remove it, or name "
+            "another with --set fairseqrc.km_path=FILE.npz"
+        )
+    print(f"{km_path} is there already: kept; remove it to learn it anew")
 
 
 def _choose(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:

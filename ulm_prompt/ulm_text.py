@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import text_lines, writing
+from pipeline.files import read_json, text_lines, writing
 from pipeline.rows import are_units, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_text import SEPARATOR
@@ -32,13 +32,32 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
     """The distinct utterances of ``split``, by the downstream that was quantised with
     ``unit_model``.
 
-    Distinct, because a class-balanced split draws the same file many times.
+    Distinct, because a class-balanced split draws the same file many times. Raises ``UserError``
+    for downstreams that were quantised with different k-means: one unit would mean two things.
     """
     paths = sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}"))
+    _check_one_kmeans([path.parent for path in paths])
     return {
         path.parents[2].name: list(dict.fromkeys(row.units for row in read_rows(path)))
         for path in paths
     }
+
+
+def _check_one_kmeans(folders: Sequence[Path]) -> None:
+    """Of units that were made here; of others nobody knows."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        record = folder / "quantized" / "provenance.json"
+        if record.is_file():
+            plan = read_json(record, "preprocess/runner.py --action quantized").get("plan")
+            if isinstance(plan, dict) and plan.get("kmeans"):
+                found.setdefault(str(plan["kmeans"]), folder)
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise UserError(
+            f"{one} and {other}: quantised with different k-means; run preprocess/runner.py "
+            "--action quantized and postprocess on both again"
+        )
 
 
 def write_ulm_text(
