@@ -81,7 +81,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         prompt.parent, lm_folder(workspace, pair.unit_model), prompt.name
     )
     dictionary = unit_lm.dictionary
-    lm = CachedLM(model.to(device, dtype), dictionary.pad(), dictionary.eos())
+    lm = CachedLM(model.to(device), dictionary.pad(), dictionary.eos(), dtype)
 
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]

@@ -91,13 +91,13 @@ class Predictor:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         chosen, _ = choose_dtype(dtype, device)
         for model in models:
-            model.to(device, chosen)
+            model.to(device)
         symbols = unit_lm.dictionary
         names = _names([record.task for record in records], prompts)
         return cls(
             dict(zip(names, records)),
             SpeechToUnits(files),
-            CachedLM(models, symbols.pad(), symbols.eos()),
+            CachedLM(models, symbols.pad(), symbols.eos(), chosen),
             [LabelAnswers(record, symbols) for record in records],
             symbols.indices,
         )

@@ -75,10 +75,18 @@ class CachedLM:
     prompts' keys and values are projected here, once.
     """
 
-    @torch.inference_mode()
     def __init__(
-        self, models: PromptLanguageModel | Sequence[PromptLanguageModel], pad: int, eos: int
+        self,
+        models: PromptLanguageModel | Sequence[PromptLanguageModel],
+        pad: int,
+        eos: int,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        """``dtype``: what the LM is to compute in (default: as it is); it stays so.
+
+        The prompts are projected before that: the projections are ill-conditioned, and a vector
+        that is rounded before one is another behind it.
+        """
         models = [models] if isinstance(models, PromptLanguageModel) else list(models)
         self.models, model = models, models[0]
         assert all(other.lm is model.lm for other in models), "prompts over different LMs"
@@ -89,13 +97,20 @@ class CachedLM:
         lengths = [0 if each.prompt is None else each.prompt.length for each in models]
         self.prefix_length = max(lengths)  # P
         self.seps = self.in_use = None  # of several prompts: (N, 1, D) and (N, P)
-        self.prefixes = model.prefixes()
-        if len(models) > 1:
-            self.seps = torch.stack([each.in_lm_dtype(each.prompt.sep) for each in models])
-            places = torch.arange(self.prefix_length, device=self.device)
-            self.in_use = places < torch.tensor(lengths, device=self.device)[:, None]
+        with torch.inference_mode():
             layers = zip(*(each.prefixes() for each in models))
-            self.prefixes = [self._stacked(prefixes) for prefixes in layers]
+            prefixes = [self._stacked(own) for own in layers]
+        if dtype is not None:
+            model.lm.to(dtype)
+        with torch.inference_mode():
+            like = model.lm.decoder.embed_tokens.weight
+            self.prefixes = [
+                own and KeysValues(own.keys.to(like), own.values.to(like)) for own in prefixes
+            ]
+            if len(models) > 1:
+                self.seps = torch.stack([each.in_lm_dtype(each.prompt.sep) for each in models])
+                places = torch.arange(self.prefix_length, device=self.device)
+                self.in_use = places < torch.tensor(lengths, device=self.device)[:, None]
 
     @torch.inference_mode()
     def prefill(
@@ -174,8 +189,12 @@ class CachedLM:
             place=place,
         )
 
-    def _stacked(self, prefixes: Sequence[KeysValues]) -> KeysValues:
-        """One layer's prefixes of all prompts, (N, H, P, D/H) each: zeros behind a shorter one."""
+    def _stacked(self, prefixes: Sequence[KeysValues | None]) -> KeysValues | None:
+        """One layer's prefixes of all prompts, (N, H, P, D/H) each: zeros behind a shorter one.
+        None of an LM without a prompt.
+        """
+        if prefixes[0] is None:
+            return None
         padded = (
             [F.pad(tensor, (0, 0, 0, self.prefix_length - tensor.shape[2])) for tensor in side]
             for side in zip(*prefixes)
