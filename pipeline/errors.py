@@ -38,7 +38,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a stage's ``main`` and turn its outcome into an exit code.
 
     ``UserError``, and a name that is not UTF-8 where it must be written, exit with 2; an
-    operating-system failure (disk full, no permission, no such file) with 1; each prints one line.
+    operating-system failure (disk full, no permission, no such file) and a GPU's full memory with
+    1; each prints one line.
     Anything else is a bug of ours and keeps its traceback.
     """
     try:
@@ -59,6 +60,11 @@ def run(main: Callable[[], None]) -> None:
         remedy = _REMEDIES.get(error.errno)
         what = f"{where}: " if where else "", error.strerror or error, f"; {remedy}" * bool(remedy)
         _leave(1, "".join(map(str, what)))
+    except RuntimeError as error:  # torch's, whose class is only there where torch is
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        first = str(error).split("\n")[0][:200]
+        _leave(1, f"{first}; take smaller batches, or a lower precision, and run it again")
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to go on")
 

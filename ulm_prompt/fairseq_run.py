@@ -30,6 +30,7 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
     is one. Every rank calls this, within ``pipeline.ranks.process_group``; the main one writes.
     """
+    import fairseq.trainer
     import fairseq_cli.train
     from fairseq import checkpoint_utils, options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -42,6 +43,7 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
             (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
         log_dir.mkdir(parents=True, exist_ok=True)
     write_whole_files()
+    fairseq.trainer.Trainer._log_oom = _out_of_memory
     _show_the_essential(log_dir / "train.log" if here.main else None)
     common = [
         "--user-dir", USER_DIR,
@@ -75,6 +77,14 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
         raise UserError(f"training diverged ({error}); lower the learning rate") from None
     finally:
         close_curves()
+
+
+def _out_of_memory(_trainer: object, error: RuntimeError) -> None:
+    """In place of fairseq's note of it, after which it would go on without that batch."""
+    raise UserError(
+        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); take a "
+        "smaller batch_size or max_tokens, and update_freq as much larger, or dtype=bfloat16"
+    ) from None
 
 
 @contextlib.contextmanager

@@ -59,16 +59,18 @@ def by_frequency(counts: Counter[str]) -> list[str]:
 def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
     """``number`` units that lie far apart in the LM's embedding space, most frequent first.
 
-    k-means over the embeddings of ``units``; from each cluster the unit nearest its centre.
+    k-means over the embeddings of ``units``; of each cluster's units the one nearest its centre.
     """
+    import numpy as np
     from sklearn.cluster import KMeans
 
     from ulm_prompt.prompt_lm.frozen_lm import unit_embeddings
 
     embeddings = unit_embeddings(lm, units)  # (U, D)
     clusters = KMeans(number, n_init=10, random_state=0).fit(embeddings)
-    nearest = clusters.transform(embeddings).argmin(axis=0)
-    return [units[index] for index in sorted(nearest)]
+    distances = clusters.transform(embeddings)  # (U, number)
+    distances[clusters.labels_[:, None] != np.arange(number)] = np.inf  # a unit is of one cluster
+    return [units[index] for index in sorted(distances.argmin(axis=0))]
 
 
 def verbal_map(
