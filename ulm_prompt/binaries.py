@@ -17,15 +17,22 @@ def encode_text(text: Path, symbols: Mapping[str, int], dictionary: Path) -> Ite
     that the dict lacks.
     """
     for number, line in enumerate(text_lines(text, "not found"), start=1):
-        words = line.split()
-        try:
-            yield [symbols[word] for word in words]
-        except KeyError:
-            unknown = min(word for word in words if word not in symbols)
-            raise UserError(
-                f"{text}, line {number}: unit {unknown} is not in {dictionary}; "
-                "the units and the LM must come from the same unit model"
-            ) from None
+        yield encode(line, symbols, f"{text}, line {number}", dictionary)
+
+
+def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
+    """The symbols of ``line`` as numbers. Raises ``UserError``, beginning with ``where``, for one
+    that the dict lacks.
+    """
+    words = line.split()
+    try:
+        return [symbols[word] for word in words]
+    except KeyError:
+        unknown = min(word for word in words if word not in symbols)
+        raise UserError(
+            f"{where}: unit {unknown} is not in {dictionary}; the units and the LM must come from "
+            "the same unit model"
+        ) from None
 
 
 def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> dict[str, int]:

@@ -15,8 +15,8 @@ def check_knobs(
     shares: Sequence[str],
 ) -> None:
     """Raises ``UserError`` for a knob of ``recipe`` that is none of its ``choices``, is not
-    ``at_least`` so large, or, one of ``shares``, is not from 0 to below 1; and for a cosine
-    schedule without an end.
+    ``at_least`` so large, or, one of ``shares``, is not from 0 to below 1; and for a
+    schedule that its warm-up does not fit.
     """
     knobs = vars(recipe)
     for knob, known in choices.items():
@@ -28,6 +28,8 @@ def check_knobs(
     for knob in shares:
         if not 0 <= knobs[knob] < 1:
             raise UserError(f"recipe, {knob}={knobs[knob]}: expected 0 or more, below 1")
+    if recipe.lr_schedule == "inverse_sqrt" and recipe.warmup_updates < 1:
+        raise UserError("recipe, warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1")
     if recipe.lr_schedule == "cosine" and recipe.max_update <= recipe.warmup_updates:
         raise UserError(
             f"recipe, max_update={recipe.max_update}: the cosine schedule ends there, "

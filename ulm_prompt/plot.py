@@ -24,6 +24,12 @@ from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import renamed_texts
 
 
+def all_logs(args: argparse.Namespace, pair: Pair) -> bool:
+    """Whether every run of ``--date`` was one of this task and unit model."""
+    logs = (Workspace(args.workspace).logs(pair.task, pair.unit_model, date) for date in args.date)
+    return all((folder / "train.log").is_file() for folder in logs)
+
+
 def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     """Every run of ``--date`` in one picture."""
     workspace = Workspace(args.workspace)
@@ -101,7 +107,10 @@ def main() -> None:
     if args.utterances < 1:
         raise UserError(f"--utterances {args.utterances}: expected at least 1")
     folder = Workspace(args.workspace).root / "samples" / "plots"
-    for pair in find_pairs(args, needs_lm=args.what != "curves"):
+    pairs = find_pairs(args, needs_lm=args.what != "curves")
+    if args.what == "curves":
+        pairs = [pair for pair in pairs if all_logs(args, pair)] or pairs
+    for pair in pairs:
         print(f"{pair.task} {pair.unit_model} -> {PLOTS[args.what](args, pair, folder)}")
 
 

@@ -13,11 +13,15 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import SOURCES
 from ulm_prompt.recipe import Recipe, fairseq_flags, load_recipe
+from ulm_prompt.scoring.label_names import described_labels
 from ulm_prompt.tasks import Pair
 from ulm_prompt.verbal import check_data_bin, load_verbal
 
 if TYPE_CHECKING:
     from ulm_prompt.prompt_lm.checkpoint import Card
+
+
+OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
 
 
 class Run(NamedTuple):
@@ -34,9 +38,17 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
         raise UserError(
             f"--recipe {name}: --fine_tune takes the recipe fine_tune, and only it does"
         )
+    if args.fine_tune:
+        knobs = {knob.split("=", 1)[0] for knob in args.set}
+        given = ["--prefix_prompt_length"] * (args.prefix_prompt_length is not None)
+        given += [f"--set {knob}" for knob in OF_PROMPTS if knob in knobs]
+        if given:
+            raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
     own = [f"{key}={value}" for key, value in pair.config.train.items()]
     asked = [f"dtype={args.dtype}"] if args.dtype else []
     recipe = load_recipe(name, [*own, *args.set, *asked])
+    if recipe.lm_dropout and not args.fine_tune:
+        raise UserError(f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen")
     if recipe.verbalizer == "learnable" and args.fine_tune:
         raise UserError("verbalizer=learnable: stands beside a prompt; leave --fine_tune out")
     if recipe.verbalizer == "learnable" and not pair.config.labels_per_utterance:
@@ -79,6 +91,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
         recipe=recipe_name,
         training=dataclasses.asdict(recipe),
         labels_per_utterance=pair.config.labels_per_utterance,
+        labels=described_labels(workspace, pair, verbal),
         data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
     )
 

@@ -28,7 +28,7 @@ CHOICES = {
 }
 AT_LEAST = {"batch_size": 1, "max_tokens": 1, "update_freq": 1, "max_epoch": 0, "max_update": 0,
             "patience": 0, "warmup_updates": 0, "lr": 0, "clip_norm": 0,
-            "validate_every": 0, "shots": 0}  # fmt: skip
+            "validate_every": 0, "shots": 0, "seed": 0}  # fmt: skip
 SHARES = ("prompt_dropout", "lm_dropout", "unit_noise")
 NEVER = 10**9  # epochs
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")

@@ -23,6 +23,7 @@ from pipeline.locks import holding
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.binaries import encode
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import NO_ANSWER, PartialAnswers, entry, write_samples
 from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
@@ -83,14 +84,21 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     dictionary = unit_lm.dictionary
     lm = CachedLM(model.to(device), dictionary.pad(), dictionary.eos(), dtype)
 
-    def indices(text: str) -> list[int]:
-        return [dictionary.index(symbol) for symbol in text.split()]
+    def numbers(text: str, where: str) -> list[int]:
+        path = lm_folder(workspace, pair.unit_model) / "dict.txt"
+        return encode(text, dictionary.indices, where, path)
 
-    rows = [torch.tensor(indices(f"</s> {source['src']} <s>")) for source in sources()]
-    sequences = [indices(labels) for labels in train_labels]
+    rows = [
+        torch.tensor(numbers(f"</s> {source['src']} <s>", f"{texts['test']}, line {line}"))
+        for line, source in enumerate(sources(), start=1)
+    ]
+    sequences = [numbers(labels, str(texts["train"])) for labels in train_labels]
     within = label_sets(args.within_labels, pair.config.is_sequence)
     labels = LabelSets.build(within, sequences, len(dictionary), dictionary.eos())
-    limit = label_limit(args.max_labels, max(map(len, sequences)))
+    longest = max(map(len, sequences))
+    limit = label_limit(args.max_labels, longest)
+    if limit < longest and not pair.config.is_sequence:
+        raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
     names = [field.name for field in dataclasses.fields(Options)]
     options = Options(**{**{name: getattr(args, name) for name in names}, "max_labels": limit})
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)

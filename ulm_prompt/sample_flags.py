@@ -22,7 +22,7 @@ def add_search(parser: argparse.ArgumentParser) -> None:
     flag(
         "--max_labels",
         type=int,
-        help=f"cut a free answer after so many (default: {MAX_LABELS}, or a quarter more than "
+        help=f"cut an answer after so many (default: {MAX_LABELS}, or a quarter more than "
         "train's longest)",
     )
     flag(
@@ -77,5 +77,5 @@ def label_sets(kind: str | None, is_sequence: bool) -> str:
 
 
 def label_limit(max_labels: int | None, longest: int) -> int:
-    """Where a free answer is cut; ``longest``: the most labels that an utterance of train has."""
+    """Where an answer is cut; ``longest``: the most labels that an utterance of train has."""
     return max_labels or max(MAX_LABELS, longest + longest // 4)

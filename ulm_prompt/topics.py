@@ -33,7 +33,7 @@ def topics(
         sublinear_tf=True, max_features=15_000,
     )  # fmt: skip
     weights = vectorizer.fit_transform(train)
-    width = min(WIDTH, weights.shape[1] - 1, len(train))
+    width = max(1, min(WIDTH, weights.shape[1] - 1, len(train)))
     reduce = TruncatedSVD(width, random_state=seed, n_iter=2)
     places = [_unit_length(reduce.fit_transform(weights))]
     places.append(_unit_length(reduce.transform(vectorizer.transform(valid))))
@@ -42,7 +42,7 @@ def topics(
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
         kmeans = MiniBatchKMeans(
-            min(CLUSTERS, 2 + len(train) // 20),
+            min(CLUSTERS, 2 + len(train) // 20, len(train)),
             random_state=seed + book,
             batch_size=2048,
             n_init=1,

@@ -21,13 +21,14 @@ from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.locks import holding
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
 from ulm_prompt.recipe import DTYPES
 from ulm_prompt.tasks import add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags, load_unit_lm_recipe
-from ulm_prompt.unit_lm_run import OURS, check_begins_from, check_same_run, publish
+from ulm_prompt.unit_lm_run import OURS, begun_in, check_begins_from, check_same_run, publish
 
 
 def parse() -> argparse.Namespace:
@@ -58,10 +59,19 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     asked = [f"dtype={args.dtype}"] if args.dtype else []
     recipe = load_unit_lm_recipe(args.config, [*args.set, *asked])
     folder = workspace.lm(args.unit_model)
+    read_from = lm_folder(workspace, args.unit_model)
+    if read_from != folder:
+        raise UserError(
+            f"{args.unit_model}: its LM is {read_from}, which the other stages read; take away its "
+            "lm: in my_unit_models.yaml, or another --unit_model"
+        )
     if folder.exists() and not (folder / OURS).exists():
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
         raise UserError(f"--begin_from {folder}: where the new LM will lie; move it away first")
+    if recipe.dtype == "auto":  # a run goes on in the dtype it began in
+        save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
+        recipe.dtype = begun_in(save_dir) or "auto"
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
     return recipe
 

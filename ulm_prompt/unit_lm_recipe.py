@@ -50,7 +50,7 @@ AT_LEAST = {
     **dict.fromkeys(("decoder_layers", "decoder_ffn_embed_dim", "decoder_attention_heads"), 1),
     **dict.fromkeys(("tokens_per_sample", "max_tokens", "update_freq", "max_update"), 1),
     **dict.fromkeys(("lr", "warmup_updates", "clip_norm", "topics", "topic_weight"), 0),
-    "max_valid_utterances": 0,
+    **dict.fromkeys(("max_valid_utterances", "seed"), 0),
 }
 
 

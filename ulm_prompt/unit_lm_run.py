@@ -11,6 +11,8 @@ from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.provenance import provenance
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe
 
+RUN = "run.json"  # beside the checkpoints
+NEW_RUN = "ulm_prompt/train_ulm.py with a new --date"
 OURS = "ulm.json"  # marks an LM that train_ulm.py made, and says how
 
 
@@ -47,6 +49,14 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
     return lm.fingerprint
 
 
+def begun_in(save_dir: Path) -> str | None:
+    """The dtype that the run there began in, if there is one."""
+    if not (save_dir / "checkpoint_last.pt").exists():
+        return None
+    recipe = read_json(save_dir / RUN, NEW_RUN).get("recipe")
+    return recipe.get("dtype") if isinstance(recipe, dict) else None
+
+
 def check_same_run(
     save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path], begins_from: str | None = None
 ) -> None:
@@ -58,9 +68,9 @@ def check_same_run(
         "text": {split: sha256(text) for split, text in texts.items()},
         "begin_from": begins_from,
     }
-    path = save_dir / "run.json"
+    path = save_dir / RUN
     if (save_dir / "checkpoint_last.pt").exists():
-        earlier = read_json(path, "ulm_prompt/train_ulm.py with a new --date")
+        earlier = read_json(path, NEW_RUN)
         for name, value in record.items():
             if earlier.get(name) != value:
                 raise UserError(

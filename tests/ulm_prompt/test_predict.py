@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
-from tests.ulm_prompt import spoken, tiny
+from tests.ulm_prompt import spoken
 from ulm_prompt import predict, sample
 from ulm_prompt.predicting.answer_formats import Table
 from ulm_prompt.predicting.audio_list import as_they_arrive
@@ -256,10 +255,7 @@ def test_the_first_path_is_not_kept_waiting() -> None:
     assert rest == [Path(str(number)) for number in range(1, 9)]
 
 
-def test_units_that_the_lm_has_not_seen(predictor: Predictor) -> None:
-    """An unknown unit is <unk>, as in the binaries."""
-    (found,) = predictor.answers(["5 999 7"])
-    rows = torch.tensor([2, 9, 3, 11, 0])
-    symbols = tiny.dictionary()
-    assert [symbols.index(word) for word in ("</s>", "5", "999", "7", "<s>")] == rows.tolist()
-    assert 0 < found["KS"][0].probability < 1
+def test_units_that_the_lm_lacks_are_refused(predictor: Predictor) -> None:
+    """They are of another unit model: <unk> in their place would be answered like anything."""
+    with pytest.raises(UserError, match="unit 999 is not in the LM's dict"):
+        predictor.answers(["5 999 7"])

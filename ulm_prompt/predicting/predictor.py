@@ -23,6 +23,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
+from ulm_prompt.binaries import encode
 from ulm_prompt.predicting.find_prompts import find_prompt, task_and_unit_model
 from ulm_prompt.predicting.speech_units import SpeechToUnits, UnitFiles
 from ulm_prompt.prompt_lm.batching import batches_by_length
@@ -124,9 +125,8 @@ class Predictor:
             return self._answered(units, top)
 
     def _answered(self, units: Sequence[str], top: int) -> list[dict[str, list[Prediction]]]:
-        unknown = self._symbols["<unk>"]
         rows = [
-            torch.tensor([self._symbols.get(unit, unknown) for unit in f"</s> {each} <s>".split()])
+            torch.tensor(encode(f"</s> {each} <s>", self._symbols, "units", "the LM's dict.txt"))
             for each in units
         ]
         found: list[dict[str, list[Prediction]]] = [{} for _ in rows]

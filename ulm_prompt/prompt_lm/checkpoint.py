@@ -43,6 +43,7 @@ class Card:
     data: dict[str, str]  # the hashes of the text that the data-bin was made from
     lm_parameters: int
     labels_per_utterance: int = 0
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)  # label -> its slot and name
     made_by: dict[str, Any] = field(default_factory=provenance)
     trained_parameters: int = 0
     updates: int = 0  # at the best checkpoint

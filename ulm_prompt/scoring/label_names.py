@@ -49,6 +49,14 @@ def is_baseline(path: Path) -> bool:
     return next(read_samples(path)).get("src") == ""
 
 
+def described_labels(
+    workspace: Workspace, pair: Pair, numbers: Iterable[str]
+) -> dict[str, dict[str, str]]:
+    """``named_labels`` as a prompt's card and record hold them."""
+    named = named_labels(workspace, pair, numbers)
+    return {number: {"slot": label.kind, "name": label.name} for number, label in named.items()}
+
+
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
     """Label number -> label, by labels.json. Rows that were not made here may have none: their
     labels are called by their numbers.

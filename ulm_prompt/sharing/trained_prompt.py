@@ -13,7 +13,7 @@ from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm.checkpoint import Card, read_card
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.scoring.label_names import named_labels
+from ulm_prompt.scoring.label_names import described_labels
 from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.sharing.prompt_record import MOST_SEQUENCES, PromptRecord
 from ulm_prompt.tasks import Pair, load_task
@@ -48,10 +48,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         task=task,
         unit_model=unit_model,
         units=units.record(),
-        labels={
-            number: {"slot": label.kind, "name": label.name}
-            for number, label in named_labels(workspace, pair, verbal).items()
-        },
+        # as they were in training: labels of rows made anew may have other numbers
+        labels=(card.labels if card else None) or described_labels(workspace, pair, verbal),
         labels_per_utterance=config.labels_per_utterance,
         most_labels=most,
         label_sequences=sequences if few else None,

@@ -106,8 +106,9 @@ def complete(here: Place, test: bool) -> Outcome:
 def _train(here: Place) -> Outcome:
     cell, pair = here.cell, here.pair
     flags = ["--date", cell.date, "--prompt_task", pair.task, "--unit_model", pair.unit_model]
-    flags += ["--recipe", cell.recipe, "--prefix_prompt_length", cell.prefix_prompt_length]
-    flags += ["--fine_tune"] if cell.fine_tune else []
+    flags += ["--recipe", cell.recipe]
+    length = ["--prefix_prompt_length", cell.prefix_prompt_length]
+    flags += ["--fine_tune"] if cell.fine_tune else length
     run_stage("train", here.workspace, [*flags, "--set", *cell.knobs])
     card = read_json(here.folder / "prompt.json", "ulm_prompt/train.py")
     log = here.workspace.logs(pair.task, pair.unit_model, cell.date) / "train.log"
