@@ -62,7 +62,7 @@ def gather(args: argparse.Namespace, checkpoint: Path) -> tuple[PromptRecord, di
         prefix_prompt_length=prompt.length,
         trained_parameters=sum(tensor.numel() for tensor in tensors.values()),
         lm_fingerprint=unit_lm.fingerprint,
-        lm_parameters=sum(weight.numel() for weight in unit_lm.model.parameters()),
+        lm_parameters=unit_lm.parameters,
         test=scores_on_test(
             workspace, args.prompt_task, args.unit_model, args.model_date, checkpoint
         ),

@@ -18,14 +18,14 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.locks import holding
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import encode
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sample_file import NO_ANSWER, PartialAnswers, entry, write_samples
+from ulm_prompt.sample_file import NO_ANSWER, PartialAnswers, entry, origin_path, write_samples
 from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
@@ -119,6 +119,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
                 partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
                 bar.update(len(batch))
         partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
+        write_json(origin_path(target), made_from)
         write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
         report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)

@@ -132,6 +132,11 @@ def write_samples(
             add_within(str(row), {**source, **answer["within"]})
 
 
+def origin_path(samples: Path) -> Path:
+    """Beside a sample file: what it was made from."""
+    return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
+
+
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
     """Stream what a sample file says of each utterance, in its order.
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.torch_files import load_safetensors, save_safetensors
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken, tiny
@@ -24,6 +24,7 @@ from ulm_prompt import export, sample
 from ulm_prompt.predicting.predictor import Predictor
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.sample_file import origin_path
 from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, read_record
 
 
@@ -102,24 +103,50 @@ def test_answers_are_those_of_the_checkpoint(
         assert shared(files, top=3) == at_home(files, top=3)
 
 
-def test_test_accuracy_of_the_newest_samples(
+def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
     spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only of samples that are younger than the checkpoint."""
-    path = spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", "accuracy")
-    path.parent.mkdir(parents=True)
-    entries = {str(n): {"label": "1 2", "predict": "1 2" if n else "2 2"} for n in range(4)}
-    for name in (path, path.with_stem(path.stem + "_within_labels")):
-        name.write_text(json.dumps(entries))
-    run(spoken_workspace, "IC", tmp_path / "new")
-    assert read_record(tmp_path / "new").test["accuracy"] == 75.0
+    """Newer sample files of the same name, of another checkpoint or of draws, are passed over, and
+    so is one that does not say what it is of.
+    """
+    checkpoint = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "checkpoint_best.pt"
+    greedy = {"beam": 1, "sampling": False}
+    runs = {
+        "best": (1, {"prompt": sha256(checkpoint), "options": greedy}),
+        "last": (2, {"prompt": "0" * 64, "options": greedy}),
+        "drawn": (3, {"prompt": sha256(checkpoint), "options": {**greedy, "sampling": True}}),
+        "unknown": (4, None),
+    }
+    for date, (right, origin) in runs.items():
+        path = spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date)
+        entries = {str(n): {"label": "1 2", "predict": "1 2" if n < right else "2 2"}
+                   for n in range(4)}  # fmt: skip
+        for name in (path, path.with_stem(path.stem + "_within_labels")):
+            write_json(name, entries)
+        if origin:
+            write_json(origin_path(path), origin)
+    run(spoken_workspace, "IC", tmp_path / "one")
+    assert read_record(tmp_path / "one").test["accuracy"] == 25.0
     assert "no licence" in capsys.readouterr().out
-    for name in path.parents[1].rglob("samples_IC*.json"):
-        os.utime(name, (1, 1))
-    run(spoken_workspace, "IC", tmp_path / "old")
-    assert read_record(tmp_path / "old").test == {}
+    origin_path(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", "best")).unlink()
+    run(spoken_workspace, "IC", tmp_path / "none")
+    assert read_record(tmp_path / "none").test == {}
     assert "no test accuracy" in capsys.readouterr().out
-    shutil.rmtree(path.parent)
+    for date in runs:
+        shutil.rmtree(path.parent.with_name(f"samples_{date}"))
+
+
+def test_labels_are_called_as_in_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    """Though rows that were made anew have numbered them otherwise."""
+    card = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "prompt.json"
+    before = card.read_text()
+    labels = {
+        number: {"slot": "s", "name": f"n{number}"} for number in read_json(card, "")["verbal"]
+    }
+    write_json(card, {**json.loads(before), "labels": labels})
+    run(spoken_workspace, "IC", tmp_path / "out")
+    card.write_text(before)
+    assert read_record(tmp_path / "out").labels == labels
 
 
 def test_sample_py_decodes_with_an_export(
@@ -133,6 +160,9 @@ def test_sample_py_decodes_with_an_export(
         sample.main()
         files.append(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date))
     assert files[0].read_bytes() == files[1].read_bytes()
+    prompts = [read_json(origin_path(path), "")["prompt"] for path in files]
+    folder = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
+    assert prompts == [sha256(folder / "checkpoint_best.pt"), sha256(exported["IC"] / TENSORS)]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import sha256
+from pipeline.files import read_json, sha256
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm.checkpoint import Card, read_card
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
 from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.sample_file import origin_path
 from ulm_prompt.scoring.label_names import described_labels
 from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.sharing.prompt_record import MOST_SEQUENCES, PromptRecord
@@ -66,20 +67,32 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
 def scores_on_test(
     workspace: Workspace, task: str, unit_model: str, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """The scores of the newest sample file of that run, in % but for ``utterances``; none where
-    there is no file, or only ones that are older than the checkpoint.
+    """The scores of the newest sample file that ``checkpoint`` gave by greedy decoding, in % but
+    for ``utterances``; none where there is no such file.
     """
     name = workspace.samples(task, unit_model, model_date, "*")
     folder = workspace.root / "samples"
+    prompt = sha256(checkpoint)
     files = [
         path
         for path in folder.glob(f"{name.parent.name}/{name.name}")
-        if path.stat().st_mtime >= checkpoint.stat().st_mtime
+        if _is_greedy_answer_of(path, prompt)
     ]
     if not files:
         return {}
     scores = scores_of(max(files, key=lambda path: path.stat().st_mtime), workspace)
     return {name: round(value, 2) for name, value in scores.items()}
+
+
+def _is_greedy_answer_of(samples: Path, prompt: str) -> bool:
+    """Whether the file was decoded greedily with the prompt of that SHA-256, by its record."""
+    path = origin_path(samples)
+    if not path.is_file():
+        return False
+    origin = read_json(path, "ulm_prompt/sample.py")
+    options = origin.get("options")
+    greedy = isinstance(options, dict) and options.get("beam") == 1 and not options.get("sampling")
+    return greedy and origin.get("prompt") == prompt
 
 
 def _label_sequences(
