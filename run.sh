@@ -26,13 +26,16 @@ while (($#)); do
     shift 2
 done
 [[ $downstream && $unit_model ]] || fail "give --downstream and --unit_model; ./run.sh --help"
-[[ $stage$stop_stage =~ ^[1-6][1-6]$ ]] || fail "--stage $stage --stop-stage $stop_stage: expected 1 to 6"
+[[ $stage$stop_stage =~ ^[1-6][1-6]$ ]] && ((stage <= stop_stage)) ||
+    fail "--stage $stage --stop-stage $stop_stage: expected 1 to 6, the first not after the last"
 config=$(grep -lE "^downstream: +$downstream( |\$)" "$here"/ulm_prompt/config/*.yaml) ||
     fail "--downstream $downstream: no task in ulm_prompt/config/ reads it"
 [[ $config != *$'\n'* ]] || fail "--downstream $downstream: several tasks read it; type the stages instead"
 task=$(basename "$config" .yaml)
-workspace=$(realpath -m "$workspace")
-[[ $root_path ]] && root_path=$(realpath -m "$root_path")
+real() { cd "$1" 2> /dev/null && pwd -P; }
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; } # a Mac has no realpath -m
+workspace=$(absolute "$workspace")
+[[ $root_path ]] && root_path=$(absolute "$root_path")
 python=${PYTHON:-python}
 data=$workspace/preprocess/$downstream/data
 datasets=$workspace/ulm_prompt/datasets/$unit_model
@@ -49,12 +52,19 @@ newer() { [[ -e $1 && ! $2 -nt $1 ]]; } # the first file is there and was made a
 if wanted 1; then
     audio=(--downstream "$downstream" --unit_model "$unit_model")
     [[ $root_path ]] && audio+=(--set "datarc.root_path=$root_path")
-    if [[ -e $data/$unit_model/test ]]; then done_already 1; else
-        [[ -e $data/manifest/labels.json ]] || run preprocess/runner.py --action generate_manifest "${audio[@]}"
+    rows=$data/$unit_model
+    if [[ -e $rows/test && ! -e $rows/quantized ]]; then done_already 1; else # they were quantised elsewhere
+        if [[ -e $data/manifest/labels.json ]]; then
+            read -r corpus < "$data/manifest/train.tsv"
+            [[ ! $root_path || $(real "$root_path") == "$(real "$corpus")" ]] ||
+                fail "--root_path $root_path: the manifests in $data/manifest are of $corpus; take another --workspace, or remove them"
+        else
+            run preprocess/runner.py --action generate_manifest "${audio[@]}"
+        fi
         km=$workspace/pretrained_models/${unit_model}_km
         [[ -e $km.npz || -e $km.bin ]] || run preprocess/runner.py --action learn_kmeans "${audio[@]}"
-        run preprocess/runner.py --action quantized "${audio[@]}"
-        run preprocess/runner.py --action postprocess "${audio[@]}"
+        run preprocess/runner.py --action quantized "${audio[@]}" # itself knows what is done
+        newer "$rows/test" "$rows/quantized/provenance.json" || run preprocess/runner.py --action postprocess "${audio[@]}"
     fi
 fi
 if wanted 2; then

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
+from tests.preprocess import corpora
+from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
 
 TASK = ("--downstream", "speech_commands", "--unit_model", "tiny100")
@@ -49,4 +51,22 @@ def test_the_first_failure_ends_it_with_its_message(tmp_path: Path) -> None:
     assert "corpus folder of speech_commands not found" in said or "not in pretrained" in said
     assert said.count("$ python") == 1
     assert "expected 1 to 6" in run(tmp_path, "--stage", "7", code=2)
+    assert "not after the last" in run(tmp_path, "--stage", "5", "--stop-stage", "2", code=2)
     assert "--color: unknown" in run(tmp_path, "--color", "red", code=2)
+
+
+def test_another_corpus_is_not_taken_for_the_one_of_the_manifests(tmp_path: Path) -> None:
+    """Its own may be named, by a link too."""
+    corpora.speech_commands(tmp_path / "spoken")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("spoken")
+    model = ("--unit_model", "logmel50", "--stop-stage", "1", "--root_path")
+    preprocessor(
+        "speech_commands", tmp_path, f"datarc.root_path={tmp_path}/spoken"
+    ).generate_manifest()
+    (tmp_path / "pretrained_models").mkdir()
+    (tmp_path / "pretrained_models" / "logmel50_km.npz").write_bytes(b"no k-means")
+    said = run(tmp_path, *model, str(tmp_path / "real"), code=2)
+    assert f"--root_path {tmp_path}/real: the manifests in" in said and "$ python" not in said
+    said = run(tmp_path, *model, str(tmp_path / "link"), code=2)
+    assert "--action quantized" in said and "generate_manifest" not in said
