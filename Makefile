@@ -5,6 +5,8 @@ PYTHON_IN_VENV := .venv/bin/python
 .PHONY: setup demo test bench lint lock
 
 setup: .venv/.ready
+	@if [ -n "$${PYTHON-}" ] && [ "$$(cat .venv/.python)" != "$$(command -v "$$PYTHON")" ]; then \
+		echo "error: .venv was made with $$(cat .venv/.python), not $$PYTHON; rm -r .venv, then make setup" >&2; exit 2; fi
 
 .venv/.ready: setup.sh $(wildcard locks/*.txt)
 	./setup.sh

@@ -7,18 +7,19 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 find_python() {
-    for python in "${PYTHON:-python3}" python3.12 python3.11; do
+    for python in ${PYTHON:-python3 python3.12 python3.11}; do
         if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             echo "$python"
             return
         fi
     done
-    echo "error: Python 3.11 or 3.12 not found; install one, or set PYTHON=/path/to/python" >&2
+    echo "error: ${PYTHON:+PYTHON=$PYTHON: }Python 3.11 or 3.12 not found; install one, or set PYTHON=/path/to/python" >&2
     exit 2
 }
 
 python=$(find_python)
 "$python" -m venv --clear .venv
+command -v "$python" > .venv/.python
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
 hashed() { pip install --no-compile --require-hashes "$@"; }
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, write_json
 from pipeline.rows import SPLITS
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """What a flag is read by: an integer that is no less."""
+
+    def integer(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, found {text}")
+        return int(text)
+
+    return integer
 
 
 @contextlib.contextmanager

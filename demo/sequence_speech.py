@@ -21,7 +21,7 @@ if not __package__:  # called as a script
 
 import numpy as np
 
-from demo.new_corpus import new_corpus
+from demo.new_corpus import at_least, new_corpus
 from demo.sequence_texts import VALUES, Command, commands, sentences
 from demo.speech import Clip, jobs_of, speak
 from demo.voices import ACCENT, Speaker, speakers
@@ -47,12 +47,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the two corpora")
-    sizes = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
+    sizes = {"type": at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
     parser.add_argument("--sentences", default=[6000, 300, 400], help="utterances", **sizes)
     parser.add_argument("--commands", default=[5000, 300, 400], help="utterances", **sizes)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1)
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="does not change the result"
+        "--workers", type=at_least(1), default=os.cpu_count(), help="does not change the result"
     )
     arguments = parser.parse_args()
     start = time.monotonic()

@@ -28,7 +28,7 @@ import soxr
 from tqdm import tqdm
 
 from demo.espeak import Espeak
-from demo.new_corpus import new_corpus
+from demo.new_corpus import at_least, new_corpus
 from demo.sound import (
     NOISE_COLOURS,
     SAMPLE_RATE,
@@ -83,14 +83,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the two corpora")
-    sizes = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
+    sizes = {"type": at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
     parser.add_argument(
         "--keywords", default=[4000, 300, 480], help="utterances in 12 classes", **sizes
     )
     parser.add_argument("--commands", default=[8000, 250, 400], help="utterances", **sizes)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=at_least(0), default=1)
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="does not change the result"
+        "--workers", type=at_least(1), default=os.cpu_count(), help="does not change the result"
     )
     arguments = parser.parse_args()
     voices = speakers(arguments.seed)

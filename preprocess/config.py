@@ -65,7 +65,8 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
         )
     if known is not None:
         settings.feature_type = settings.feature_type or known.feature_type
-        settings.km_clusters = settings.km_clusters or known.clusters
+        if settings.km_clusters is None:
+            settings.km_clusters = known.clusters
         if settings.ckpt_path is None and known.ckpt_path is not None:
             settings.ckpt_path = str(known.ckpt_path)
         if settings.layer is None:
@@ -77,3 +78,17 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
             f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "
             "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
         )
+
+
+def check_numbers(config: Config) -> None:
+    """Raises ``UserError`` for a number that nothing can be done with."""
+    settings = config.fairseqrc
+    for key, value, least in (
+        ("taskrc.seed", config.taskrc.seed, 0),
+        ("fairseqrc.km_clusters", settings.km_clusters, 1),
+        ("fairseqrc.km_frames", settings.km_frames, 1),
+        ("fairseqrc.km_starts", settings.km_starts, 1),
+        ("fairseqrc.batch_seconds", settings.batch_seconds, 0.001),
+    ):
+        if value is not None and not value >= least:  # nor nan
+            raise UserError(f"{key}={value}: expected at least {least}")

@@ -27,7 +27,11 @@ def downstreams() -> list[str]:
 
 def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
     """The downstreams that are named, else those at hand."""
-    every = [load_downstream(name, arguments) for name in arguments.downstream or downstreams()]
+    names = arguments.downstream or downstreams()
+    roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
+    if roots and len(names) > 1:
+        raise UserError(f"--set {roots[-1]}: one corpus' folder; name its --downstream, it alone")
+    every = [load_downstream(name, arguments) for name in names]
     return every if arguments.downstream else those_at_hand(every, after_manifest)
 
 
@@ -38,7 +42,8 @@ def those_at_hand(every: list[Preprocessor], after_manifest: bool) -> list[Prepr
     found = [task for task in every if (task.manifest if after_manifest else task.root).is_dir()]
     for task in every:
         if found and task not in found:
-            task.say("passed over, its corpus is not there")
+            what = "manifest" if after_manifest else "corpus"
+            task.say(f"passed over, its {what} is not there")
     return found or every
 
 

@@ -20,7 +20,7 @@ from pipeline.provenance import provenance
 from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.config import Config, fill_in
+from preprocess.config import Config, check_numbers, fill_in
 from preprocess.manifest import Entry, distinct, inside, write_manifest
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
@@ -68,6 +68,7 @@ class Preprocessor(Generic[ConfigType]):
         self.quantized = self.units / "quantized"
         self._known = find_unit_model(config.taskrc.unit_model, workspace)
         fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
+        check_numbers(config)
 
     @property
     def km_path(self) -> Path:

@@ -19,6 +19,9 @@ LEAST_RATE, MOST_RATE = 1_000, 1_000_000  # Hz
 MOST_SAMPLES = 1 << 29  # read at once, of all channels: 9 hours at 16 kHz, 2 GiB
 
 
+HEADERLESS = "has no header that says its rate and format; convert it to wav or flac"
+
+
 class BadAudio(Exception):
     """A file that cannot become units; its text is the reason."""
 
@@ -31,6 +34,8 @@ def length_and_rate(path: Path) -> tuple[int, int]:
         header = soundfile.info(path)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_reason(path, error)) from None
+    except TypeError:  # of a name that ends with .raw
+        raise BadAudio(HEADERLESS) from None
     if header.frames == 0:
         raise BadAudio("holds no samples")
     _check_header(header.frames, header.channels, header.samplerate)
@@ -68,6 +73,8 @@ def read_audio(path: Path, start: int, frames: int) -> Waveform:
             samples = file.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise BadAudio(_reason(path, error)) from None
+    except TypeError:
+        raise BadAudio(HEADERLESS) from None
     except MemoryError:
         raise BadAudio(f"declares {frames} samples, more than fit into memory") from None
     if len(samples) < frames:

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.audio import BadAudio, read_audio, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio, report_bad_audio
 from tests.preprocess.corpora import tone, write
 
 KINDS = {  # format and subtype, as people have them; the error that each may make
@@ -77,3 +77,11 @@ def test_bad_audio_is_listed_and_an_old_list_removed(tmp_path):
     assert len(report.read_text().splitlines()) == 5
     report_bad_audio({}, report)
     assert not report.exists()
+
+
+@pytest.mark.parametrize("name", ["a.raw", "A.RAW"])
+def test_samples_without_a_header(tmp_path, name):
+    (tmp_path / name).write_bytes(bytes(3200))
+    for read in (lambda path: read_audio(path, 0, 1600), length_and_rate):
+        with pytest.raises(BadAudio, match="has no header that says its rate"):
+            read(tmp_path / name)

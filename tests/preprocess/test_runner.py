@@ -212,7 +212,7 @@ def test_missing_class_is_named(keywords, missing):
             ["--downstream", "whale_song"],
             "unknown; there is audio_snips, fluent_commands, librispeech, speech_commands",
         ),
-        (["--set", "datarc.root_path=nowhere"], "nowhere: corpus folder of audio_snips"),
+        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
         (["--set", "taskrc.merg=true"], "merg"),
         (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
     ],
@@ -291,3 +291,41 @@ def test_a_unit_model_of_ones_own(intents):
     shutil.rmtree(task.quantized)
     with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
         quantize(task, Ranks(), skip_bad=False)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["taskrc.seed=-1", "fairseqrc.km_clusters=0", "fairseqrc.km_frames=-5", "fairseqrc.km_starts=0",
+     "fairseqrc.batch_seconds=nan"],
+)  # fmt: skip
+def test_numbers_that_cannot_be(tmp_path, override):
+    key, _, value = override.partition("=")
+    with pytest.raises(UserError, match=f"{key}={value}: expected at least"):
+        preprocessor("speech_commands", tmp_path, override)
+
+
+def test_two_corpora_are_not_in_one_folder(tmp_path):
+    flags = ("--action", "generate_manifest", "--set", "datarc.root_path=/corpora")
+    for downstreams in ((), ("--downstream", "speech_commands", "fluent_commands")):
+        result = run_stage(*downstreams, *flags, "--workspace", str(tmp_path), cwd=tmp_path)
+        assert result.returncode == 2 and "one corpus' folder" in result.stderr
+
+
+def test_a_kmeans_that_is_there_stays(intents, capsys):
+    """Units and LMs belong to it; another number of clusters is told apart."""
+    task = preprocessor("fluent_commands", intents)
+    task.generate_manifest()
+    learn_kmeans([task])
+    before = task.km_path.read_bytes()
+    learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.seed=7")])
+    assert task.km_path.read_bytes() == before
+    assert "is there already: kept" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
+        learn_kmeans([preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")])
+
+
+def test_a_speech_model_s_kmeans_is_not_learned_unasked(intents):
+    task = preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")
+    task.generate_manifest()
+    with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
+        learn_kmeans([task])
