@@ -118,6 +118,7 @@ class AudioRun:
         made = read_json(record, self._command)
         done = made.get("plan") == self._plan and not made.get("left_out")
         if done:
+            self._store.remove()  # what a run left that ended between its record and this
             self.task.say(
                 f"{self.folder} is there already, made from these manifests and models; remove it "
                 "where audio was changed under its name"

@@ -95,8 +95,9 @@ class BlockStore:
             yield from self.read(block)
 
     def remove(self) -> None:
-        """Remove the folder; what it held has been written elsewhere."""
-        shutil.rmtree(self.folder)
+        """Remove the folder, if it is there; what it held has been written elsewhere."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
 
     def finish_shard(self, shard: int, shards: int) -> None:
         """Note that shard ``shard`` of ``shards`` has computed all of its blocks."""

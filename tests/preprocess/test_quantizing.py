@@ -224,6 +224,22 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
 
 
+def test_blocks_of_a_run_that_could_not_remove_them(workspace, expected, monkeypatch):
+    """Its record was written; the next run takes them away."""
+    task = intents(workspace)
+
+    def forbidden(_path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", forbidden)
+        with pytest.raises(PermissionError):
+            quantize(task, Ranks(), skip_bad=False)
+    assert blocks(workspace).exists()
+    quantize(task, Ranks(), skip_bad=False)
+    assert quantized(workspace) == expected and not blocks(workspace).exists()
+
+
 def test_a_shard_reads_repaired_audio_again(tmp_path):
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
     task = intents(tmp_path)
