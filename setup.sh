@@ -7,7 +7,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 find_python() {
-    for python in ${PYTHON:-python3 python3.12 python3.11}; do
+    local candidates=(python3 python3.12 python3.11)
+    [[ -z ${PYTHON-} ]] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
         if "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
             echo "$python"
             return
