@@ -113,17 +113,6 @@ def test_fluent_commands_numbers_labels_by_first_appearance(intents):
     assert lengths == [48, 58, 68]  # runs kept: 1 + (T - 400) // 160
 
 
-def test_both_tasks_share_a_kmeans(keywords, intents):
-    tasks = [preprocessor(name, keywords) for name in ("speech_commands", "fluent_commands")]
-    for task in tasks:
-        task.generate_manifest()
-    learn_kmeans(tasks)
-    assert tasks[0].km_path == tasks[1].km_path and tasks[0].km_path.exists()
-    tasks[1].config.fairseqrc.km_clusters = 9
-    with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
-        learn_kmeans(tasks)
-
-
 def test_label_never_seen_in_train(tmp_path):
     splits = corpora.FLUENT | {"valid": [("start", "piano", "none")]}
     corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands", splits)
@@ -309,23 +298,3 @@ def test_two_corpora_are_not_in_one_folder(tmp_path):
     for downstreams in ((), ("--downstream", "speech_commands", "fluent_commands")):
         result = run_stage(*downstreams, *flags, "--workspace", str(tmp_path), cwd=tmp_path)
         assert result.returncode == 2 and "one corpus' folder" in result.stderr
-
-
-def test_a_kmeans_that_is_there_stays(intents, capsys):
-    """Units and LMs belong to it; another number of clusters is told apart."""
-    task = preprocessor("fluent_commands", intents)
-    task.generate_manifest()
-    learn_kmeans([task])
-    before = task.km_path.read_bytes()
-    learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.seed=7")])
-    assert task.km_path.read_bytes() == before
-    assert "is there already: kept" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
-        learn_kmeans([preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")])
-
-
-def test_a_speech_model_s_kmeans_is_not_learned_unasked(intents):
-    task = preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")
-    task.generate_manifest()
-    with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
-        learn_kmeans([task])
