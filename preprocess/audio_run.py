@@ -110,7 +110,7 @@ class AudioRun:
 
     def _is_done(self) -> bool:
         """Whether the splits are there, from the same plan, and no file was left out of them (it
-        may be repaired by now); says so.
+        may be repaired by now); says so, and takes away what is left of the way there.
         """
         record = self.folder / "provenance.json"
         if not all(path.exists() for path in (record, *map(self.output, SPLITS))):

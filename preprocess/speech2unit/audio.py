@@ -17,8 +17,6 @@ from preprocess.speech2unit.features import SAMPLE_RATE
 
 LEAST_RATE, MOST_RATE = 1_000, 1_000_000  # Hz
 MOST_SAMPLES = 1 << 29  # read at once, of all channels: 9 hours at 16 kHz, 2 GiB
-
-
 HEADERLESS = "has no header that says its rate and format; convert it to wav or flac"
 
 
