@@ -62,14 +62,16 @@ def save_torch(value: Any, path: Path) -> None:
 def load_torch(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
+    The tensors stay in the file until somebody computes with them: of a checkpoint with optimizer
+    state only the weights take memory. (torch wrote another format before 1.6; it is read whole.)
     Raises ``UserError`` when it is missing, is no torch file, would run code, or declares more than
     it holds: what is returned is no larger than a few times the file, also when it is copied.
     """
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        is_archive = _check_archive(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         _check_contents(state, path.stat().st_size)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -87,15 +89,18 @@ def _reason(error: Exception) -> str:
     return ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
 
 
-def _check_archive(path: Path) -> None:
-    """Raises ``ValueError`` for a zip bomb. torch never compresses what it writes."""
+def _check_archive(path: Path) -> bool:
+    """Whether it is a zip archive, as torch writes since 1.6. Raises ``ValueError`` for a zip bomb:
+    torch never compresses what it writes.
+    """
     with open(path, "rb") as handle:
         if handle.read(2) != b"PK":
-            return
+            return False
     with zipfile.ZipFile(path) as archive:
         declared = sum(entry.file_size for entry in archive.infolist())
     if declared > path.stat().st_size:
         raise ValueError(f"declares {declared:,} bytes, the file has {path.stat().st_size:,}")
+    return True
 
 
 def _check_contents(state: Any, size: int) -> None:

@@ -25,7 +25,14 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import encode
 from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sample_file import NO_ANSWER, PartialAnswers, entry, origin_path, write_samples
+from ulm_prompt.sample_file import (
+    BOS,
+    NO_ANSWER,
+    PartialAnswers,
+    entry,
+    origin_path,
+    write_samples,
+)
 from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
 from ulm_prompt.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.verbal import load_verbal, renamed_texts
@@ -43,7 +50,7 @@ def read_test(workspace: Workspace, pair: Pair, text: Path) -> Iterator[dict[str
                 f"{text if renamed is None else source}: ends before line {number}, other than "
                 f"{source if renamed is None else text}; run ulm_prompt/make_data.py again"
             )
-        yield {"file_name": row.file, "src": renamed[0], "label": renamed[1]}
+        yield {"file_name": row.file, "src": f"{renamed[0]} {BOS}", "label": renamed[1]}
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
@@ -89,7 +96,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         return encode(text, dictionary.indices, where, path)
 
     rows = [
-        torch.tensor(numbers(f"</s> {source['src']} <s>", f"{texts['test']}, line {line}"))
+        torch.tensor(numbers(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
         for line, source in enumerate(sources(), start=1)
     ]
     sequences = [numbers(labels, str(texts["train"])) for labels in train_labels]
@@ -152,17 +159,17 @@ def report_long(
             f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
             "most): not answered, which is scored as wrong (--max_units)"
         )
-    labels = {row: len(answer["free"]["predict"].split()) for row, answer in answers.items()}
-    cut = sum(count >= limit for count in labels.values())
+    symbols = {row: answer["symbols"] for row, answer in answers.items()}
+    cut = sum(count >= limit for count in symbols.values())
     if cut:
         print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
     beyond = [
         row
-        for row, count in labels.items()
+        for row, count in symbols.items()
         if positions < len(rows[row]) + count and len(rows[row]) - 2 <= max_units
     ]
     if beyond:
-        longest = max(len(rows[row]) + labels[row] for row in beyond)
+        longest = max(len(rows[row]) + symbols[row] for row in beyond)
         print(
             f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
             f"that the LM has learned ({longest:,} at most): their answers are worth less"

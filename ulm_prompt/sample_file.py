@@ -20,11 +20,14 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
     from ulm_prompt.prompt_lm.decoding import Decoded
 
+BOS = "<s>"
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
+FORMAT = 2  # of a partial file; 1 kept every ``<s>`` in an answer
 # to a row that is too long for the LM; it has no probability
-NO_ANSWER = {
-    kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")
+NO_ANSWER: dict[str, Any] = {
+    **{kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")},
+    "symbols": 0,
 }
 
 
@@ -38,7 +41,7 @@ class PartialAnswers(Mapping[int, dict[str, Any]]):
         """
         self.path = path
         self.done: dict[int, int] = {}  # row -> where its line begins
-        header = (json.dumps(made_from) + "\n").encode()
+        header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = open(path, "r+b" if path.exists() else "w+b")
         self._end = self._read(header)
@@ -98,18 +101,22 @@ def _row(line: bytes) -> int | None:
     return row if type(row) is int else None
 
 
-def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, dict[str, Any]]:
+def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
     """Both answers to a row as they are stored: label units, the log-probability that the LM gives
-    them, and each one's share of it.
+    them, and each one's share of it. ``symbols``: how many the free answer had.
+
+    As published, ``<s>`` is no part of an answer: ``<s> 53`` is ``53``.
     """
-    return {
-        kind: {
-            "predict": " ".join(dictionary[symbol] for symbol in answer.symbols),
-            "score": round(sum(answer.scores), DIGITS),
-            "label_scores": [round(score, DIGITS) for score in answer.scores],
+    stored: dict[str, Any] = {"symbols": len(decoded.free.symbols)}
+    for kind, answer in (("free", decoded.free), ("within", decoded.within)):
+        scored = zip(answer.symbols, answer.scores)
+        labels = [(symbol, score) for symbol, score in scored if symbol != dictionary.bos()]
+        stored[kind] = {
+            "predict": " ".join(dictionary[symbol] for symbol, _ in labels),
+            "score": round(sum(score for _, score in labels), DIGITS),
+            "label_scores": [round(score, DIGITS) for _, score in labels],
         }
-        for kind, answer in (("free", decoded.free), ("within", decoded.within))
-    }
+    return stored
 
 
 def write_samples(
@@ -120,8 +127,9 @@ def write_samples(
 ) -> None:
     """Write the free answers to ``path`` and those within the label set beside it.
 
-    ``sources``: file_name, src and label of each row. ``answers``: row -> its ``entry``. The free
-    file has the published four keys; its scores come after them only when ``scored``.
+    ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
+    ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
+    after them only when ``scored``.
     """
     twin = path.with_stem(path.stem + WITHIN)
     with writing_members(twin) as add_within, writing_members(path) as add_free:
@@ -138,7 +146,8 @@ def origin_path(samples: Path) -> Path:
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream what a sample file says of each utterance, in its order.
+    """Stream what a sample file says of each utterance, in its order. ``<s>`` is no part of an
+    answer, also in files that were written when it was kept.
 
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
@@ -150,6 +159,8 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
             isinstance(said.get(key), str) for key in ("label", "predict")
         ):
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
+        if BOS in said["predict"]:
+            said["predict"] = " ".join(word for word in said["predict"].split() if word != BOS)
         yield said
     if empty:
         raise UserError(f"{path}: no utterance in it; {expected}")

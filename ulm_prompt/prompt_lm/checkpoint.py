@@ -16,11 +16,11 @@ from pipeline.provenance import provenance
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
 from ulm_prompt.sharing.prompt_record import TENSORS, is_export, read_record
 
-from .frozen_lm import UnitLM, are_weights, check_weights, dict_fingerprint, load_unit_lm
+from .frozen_lm import UnitLM, are_weights, dict_fingerprint, load_unit_lm, load_weights
 from .label_map import WEIGHT, LabelMap
 from .model import PromptLanguageModel
 from .projection import KEYS, VALUES, in_input_space, rounding
-from .prompt import Prompt
+from .prompt import Prompt, is_fine_tuned, without_prompt
 
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"
@@ -200,11 +200,12 @@ def prompted(
     if path.name == TENSORS:
         _check_its_dict(path.parent, unit_lm, lm_folder)
     if card is not None and card.fine_tune:
-        check_weights(unit_lm.model, state, path)
-        unit_lm.model.load_state_dict(state, strict=True)
+        load_weights(unit_lm.model, state, path)
         model = PromptLanguageModel(unit_lm.model, None)
     else:
-        if card is None:
+        if card is None and is_fine_tuned(state):
+            load_weights(unit_lm.model, without_prompt(state), path)
+        elif card is None:
             _check_its_own_lm(state, unit_lm, path, lm_folder)
         layers = len(unit_lm.model.decoder.layers)
         prompt = Prompt.from_published_state(state, layers, str(path))
@@ -252,9 +253,11 @@ def _check_its_own_lm(
 ) -> None:
     """A published checkpoint holds its LM too: that must be the one at hand."""
     for name, weight in unit_lm.model.state_dict().items():
-        other = state.get(name)
-        if other is not None and not (
-            other.shape == weight.shape and torch.allclose(other.float(), weight, atol=1e-6)
+        other = state.get(name, weight)
+        # --fp16 stored it in half precision: equal but for the rounding
+        eps = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
+        if other.shape != weight.shape or not torch.allclose(
+            other.float(), weight, rtol=eps, atol=1e-6
         ):
             raise UserError(
                 f"{path}: its own LM differs from {lm_folder} in {name}; put that there"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ _SIZES = {
 }
 _SWITCHES = ("share_decoder_input_output_embed", "no_scale_embedding")
 _FIRST = "decoder.embed_tokens.weight"
+_FINAL_NORM, _VERSION = "decoder.layer_norm.weight", "decoder.version"
+# fairseq stored these until 2023, and a table of sines before that: they are computed, not learned
+_OF_POSITIONS = re.compile(r"\.embed_positions\.(_float_tensor|weights)$")
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,7 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     source = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     _check_sizes(settings, weights, path)
     model = TransformerLanguageModel.build_model(settings, source)
-    weights = dict(weights)
-    model.upgrade_state_dict(weights)
-    check_weights(model, weights, path)
-    model.load_state_dict(weights, strict=True)
+    load_weights(model, weights, path)
     return UnitLM(model.eval(), dictionary, fingerprint(model))
 
 
@@ -204,8 +205,24 @@ def _check_sizes(
             raise UserError(f"{path}: {problem}, {found} for {shape}; {HOW_TO_GET}")
 
 
-def check_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Raises ``UserError`` unless ``weights`` are those of ``model``, by name and shape."""
+def load_weights(
+    model: TransformerLanguageModel, weights: dict[str, torch.Tensor], path: Path
+) -> None:
+    """Load the weights of any fairseq version, read from ``path``, into ``model``.
+
+    Raises ``UserError`` unless they are those of ``model``, by name and shape.
+    """
+    weights = {name: value for name, value in weights.items() if not _OF_POSITIONS.search(name)}
+    if _FINAL_NORM in weights:  # with which version 3 began; fairseq takes none for version 1
+        weights[_VERSION] = torch.tensor([3.0])
+    model.upgrade_state_dict(weights)  # fairseq's own: from old names to today's
+    if model.decoder.layer_norm is None:
+        raise UserError(f"{path}: is missing {_FINAL_NORM}; {HOW_TO_GET}")
+    _check_weights(model, weights, path)
+    model.load_state_dict(weights, strict=True)
+
+
+def _check_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     expected = model.state_dict()
     missing = sorted(expected.keys() - weights.keys())
     unexpected = sorted(weights.keys() - expected.keys())

@@ -13,6 +13,7 @@ _INFIX = _PREFIX + "infix_embed_prompts.weight"
 _SEP = _PREFIX + "sep_embed.weight"
 _KEY = _PREFIX + "deep_key_embed_prompts.{}.weight"
 _VALUE = _PREFIX + "deep_value_embed_prompts.{}.weight"
+_TOKENS = _PREFIX + "embed_tokens.weight"  # of an LM beside the prompt
 
 
 class Prompt(nn.Module):
@@ -62,14 +63,24 @@ class Prompt(nn.Module):
         _check(state, len(self.keys), *self.inputs.shape, source)
         self.inputs.copy_(state[_INPUT])
         self.sep.copy_(state[_SEP])
-        for layer in range(len(self.keys)):
+        for layer in range(len(self.keys) if self.length else 0):
             self.keys[layer] = state[_KEY.format(layer)]
             self.values[layer] = state[_VALUE.format(layer)]
 
     @classmethod
     def from_published_state(cls, state: dict[str, Tensor], layers: int, source: str) -> Prompt:
-        """A prompt of the size that the checkpoint holds."""
-        if _INPUT not in state or state[_INPUT].ndim != 2 or not state[_INPUT].numel():
+        """A prompt of the size that the checkpoint holds; beside a fine-tuned LM, ``<s>`` alone.
+
+        Raises ``UserError``, as ``load_published_state`` does, also for an infix prompt.
+        """
+        infix = state.get(_INFIX)
+        if infix is not None and len(infix):
+            raise UserError(
+                f"{source}: an infix prompt of length {len(infix)} (--infix_prompt_length); only "
+                "prefix prompts can be decoded, train one with --prefix_prompt_length"
+            )
+        empty = _INPUT in state and not state[_INPUT].numel() and not is_fine_tuned(state)
+        if _INPUT not in state or state[_INPUT].ndim != 2 or empty:
             raise UserError(f"{source}: no prompt in it ({_INPUT} is missing)")
         length, width = state[_INPUT].shape
         _check(state, layers, length, width, source)  # before memory is taken for it
@@ -78,9 +89,20 @@ class Prompt(nn.Module):
         return prompt
 
 
+def is_fine_tuned(state: dict[str, Tensor]) -> bool:
+    """Whether a published checkpoint is one of ``--fine_tune``: an LM, and prompts of length 0."""
+    return _TOKENS in state and _INPUT in state and not len(state[_INPUT])
+
+
+def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The LM's part of a published checkpoint."""
+    names = (name for name in state if "_embed_prompts." not in name and name != _SEP)
+    return {name: state[name] for name in names}
+
+
 def _check(state: dict[str, Tensor], layers: int, length: int, width: int, source: str) -> None:
     shapes = {_INPUT: (length, width), _SEP: (1, width)}
-    for layer in range(layers):
+    for layer in range(layers if length else 0):
         shapes[_KEY.format(layer)] = shapes[_VALUE.format(layer)] = (length, width)
     extra = [name for name in state if "_embed_prompts." in name and name not in shapes]
     for name in extra:
