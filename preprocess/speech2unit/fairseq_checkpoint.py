@@ -39,6 +39,17 @@ _REFUSED: dict[str, Any] = {
     "quantize_input": False,
     "activation_fn": "gelu",
 }
+# a recogniser trained on from the model: its own settings and weights lie inside
+_FINE_TUNED = {
+    "hubert": ("hubert_ctc", "hubert_seq2seq"),
+    "wav2vec2": ("wav2vec_ctc", "wav2vec_seq2seq"),
+}
+_INSIDE = "w2v_encoder.w2v_model."
+# what torch >= 2.1 calls the two parts of a weight norm
+_WEIGHT_NORM = {
+    "pos_conv.0.parametrizations.weight.original0": "pos_conv.0.weight_g",
+    "pos_conv.0.parametrizations.weight.original1": "pos_conv.0.weight_v",
+}
 _CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
 _CONV_LAYER = re.compile(r"\((\d+),(\d+),(\d+)\)")
 _MOST_CONV_LAYERS = 32
@@ -64,7 +75,8 @@ class Settings:
 def load_fairseq_checkpoint(
     path: Path | None, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a checkpoint whose model is one of ``models`` (fairseq's registered names).
+    """Read a checkpoint whose model is one of ``models`` (fairseq's registered names), or a speech
+    recogniser that was trained on from one.
 
     Raises ``UserError`` for a missing or damaged file, one that would run code, another model, or
     settings that our forward pass does not know.
@@ -75,6 +87,11 @@ def load_fairseq_checkpoint(
     state = load_torch(path)
     model, task = _stored(state, "model", path), _stored(state, "task", path)
     name = model.get("_name") or model.get("arch")
+    fine_tuned = name in [other for kind in models for other in _FINE_TUNED[kind]]
+    if fine_tuned:
+        inner = _inner(model, path)
+        model, task = _stored(inner, "model", path), _stored(inner, "task", path)
+        name = model.get("_name") or model.get("arch")
     if name not in models:
         raise UserError(f"{path}: its model is {_shown(name)}; expected {' or '.join(models)}")
     for key, expected in _REFUSED.items():
@@ -84,7 +101,8 @@ def load_fairseq_checkpoint(
     if task.get("sample_rate", 16_000) != 16_000:
         rate = _shown(task["sample_rate"])
         raise UserError(f"{path}: trained on {rate} Hz; expected 16000 Hz")
-    if not isinstance(state.get("model"), dict):
+    weights = state.get("model")
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{path}: no weights in it; get the file again")
     values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
@@ -101,7 +119,35 @@ def load_fairseq_checkpoint(
         normalize=bool(task.get("normalize", False)),
         **values,
     )
-    return settings, Weights(state["model"], path, device)
+    return settings, Weights(_renamed(weights, fine_tuned), path, device)
+
+
+def _renamed(weights: dict[str, Any], fine_tuned: bool) -> dict[str, Any]:
+    """The weights by the names of the model itself; what is beside it in a recogniser is left."""
+    if fine_tuned:
+        weights = {
+            name.removeprefix(_INSIDE): weight
+            for name, weight in weights.items()
+            if name.startswith(_INSIDE)
+        }
+    for new, old in _WEIGHT_NORM.items():
+        if f"encoder.{new}" in weights:
+            weights = {**weights, f"encoder.{old}": weights[f"encoder.{new}"]}
+    return weights
+
+
+def _inner(model: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of the model that a recogniser was trained on from, as its own file has them."""
+    stored = model.get("w2v_args")
+    if isinstance(stored, argparse.Namespace):
+        return {"args": stored}
+    try:
+        return {"cfg": dict(stored)}
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{path}: a fine-tuned recogniser without the settings of its model (w2v_args); "
+            "take the checkpoint that it was trained on from"
+        ) from None
 
 
 def _shown(value: Any) -> str:
