@@ -1,0 +1,168 @@
+"""LMs and prompts that the original software wrote (../shared/data/old_formats), through the
+stages.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.files import read_json
+from pipeline.workspace import Workspace
+from tests.ulm_prompt import spoken
+from tests.ulm_prompt.forked import stage
+from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+
+LMS = {  # and the knobs of their size
+    "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},
+    "lm_fairseq_0.10.2": {"layers": 2, "embed_dim": 64, "ffn_embed_dim": 128, "heads": 2},
+}
+UNIT_MODEL = "hubert100"
+SAMPLED = ("--sample_date", "d", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def old(data: Path) -> Path:
+    """The files of the original software."""
+    return data / "old_formats"
+
+
+@pytest.fixture(scope="module")
+def published(old: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The published rows of KS after the data stages, and the LM of the published prompts."""
+    workspace = Workspace(tmp_path_factory.mktemp("published"))
+    rows = workspace.rows("speech_commands", UNIT_MODEL, "train").parent
+    shutil.copytree(data / "units" / UNIT_MODEL / "speech_commands", rows, copy_function=_copy)
+    lm = workspace.lm(UNIT_MODEL)
+    lm.mkdir(parents=True)
+    _copy(old / "published_prompts" / "lm_checkpoint_best.pt", lm / "checkpoint_best.pt")
+    _copy(data / "golden" / UNIT_MODEL / "dict.txt", lm / "dict.txt")
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        stage(f"ulm_prompt/{name}.py", "--workspace", workspace.root)
+    return workspace
+
+
+def _copy(source: Path | str, target: Path | str) -> None:
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def sample(workspace: Workspace, checkpoint: Path, date: str, code: int = 0) -> dict | str:
+    """Put the checkpoint where a user does, and decode all of test."""
+    folder = workspace.checkpoints("KS", UNIT_MODEL, date)
+    _copy(checkpoint, folder / "checkpoint_best.pt")
+    printed = stage(
+        "ulm_prompt/sample.py", "--workspace", workspace.root, "--model_date", date, *SAMPLED,
+        code=code,
+    )  # fmt: skip
+    if code:
+        return printed
+    return json.loads(workspace.samples("KS", UNIT_MODEL, date, "d").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "most_others"),
+    [("pubL/checkpoint_best.pt", 0), ("prompt_and_lm.pt", 0), ("prompt_and_lm_half.pt", 5)],
+)
+def test_a_published_prompt_gives_the_published_answers(
+    published: Workspace, old: Path, name: str, most_others: int
+) -> None:
+    """The prompt alone, and with its LM in one file; in half precision, but for its rounding."""
+    expected = json.loads((old / "published_prompts" / "pubL" / "samples.json").read_text())
+    found = sample(published, old / "published_prompts" / name, name.replace("/", "_"))
+    assert len(found) == len(expected) == 3081
+    for key in ("file_name", "src", "label"):
+        assert [row[key] for row in found.values()] == [row[key] for row in expected.values()]
+    others = sum(found[row]["predict"] != expected[row]["predict"] for row in expected)
+    assert others <= most_others
+
+
+def test_a_published_fine_tuned_checkpoint_decodes_with_its_own_weights(
+    published: Workspace, old: Path
+) -> None:
+    """Against the stock model over the whole row, ``<s>`` replaced before the embedding is
+    scaled.
+    """
+    checkpoint = old / "published_prompts" / "pubft" / "checkpoint_best.pt"
+    found = sample(published, checkpoint, "fine_tuned")
+    state = torch.load(checkpoint, weights_only=False)["model"]
+    unit_lm = load_unit_lm(published.lm(UNIT_MODEL))
+    model, symbols = unit_lm.model, unit_lm.dictionary
+    frozen = model.decoder.embed_tokens.weight.clone()
+    own = {name: value for name, value in state.items() if name in model.state_dict()}
+    model.load_state_dict(own, strict=True)
+    assert not torch.equal(frozen, model.decoder.embed_tokens.weight)
+    sep = state["decoder.sep_embed.weight"][0]
+    model.decoder.embed_tokens.register_forward_hook(
+        lambda _, tokens, out: torch.where((tokens[0] == 0).unsqueeze(-1), sep, out)
+    )
+    for row in list(found.values())[::60]:
+        tokens = [symbols.eos()] + [symbols.index(word) for word in row["src"].split()]
+        answer = []
+        with torch.inference_mode():
+            while len(answer) < 5:
+                logits = model(torch.tensor([tokens + answer]))[0][0, -1]
+                logits[symbols.pad()] = -torch.inf
+                answer.append(int(logits.argmax()))
+        units = answer[: answer.index(symbols.eos())]
+        assert row["predict"] == " ".join(symbols[unit] for unit in units)
+    right = sum(row["label"] == row["predict"] for row in found.values())
+    assert right > 0.6 * len(found)
+
+
+def test_a_published_infix_prompt_is_named_for_what_it_is(published: Workspace, old: Path) -> None:
+    checkpoint = old / "published_prompts" / "pubinf" / "checkpoint_best.pt"
+    assert "an infix prompt of length 5" in sample(published, checkpoint, "infix", code=2)
+
+
+@pytest.fixture(scope="module")
+def heard(spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A copy of the spoken workspace, without its LM."""
+    root = tmp_path_factory.mktemp("heard")
+    shutil.copytree(spoken_workspace.root, root, dirs_exist_ok=True)
+    shutil.rmtree(root / "checkpoints")
+    return Workspace(root)
+
+
+@pytest.mark.parametrize("name", LMS)
+def test_an_old_lm_through_all_stages(heard: Workspace, old: Path, name: str) -> None:
+    """Training, decoding, prediction, another LM that begins from it, the k-means verbalizer."""
+    lm = heard.lm(spoken.UNIT_MODEL)
+    shutil.rmtree(lm)
+    for file in ("checkpoint_best.pt", "dict.txt"):
+        _copy(old / name / file, lm / file)
+    run = ("--workspace", heard.root, "--unit_model", spoken.UNIT_MODEL)
+    ks = (*run, "--prompt_task", "KS")
+    stage("ulm_prompt/fairseq_preprocess.py", *ks)
+    stage(
+        "ulm_prompt/train.py", *ks, "--date", name, "--prefix_prompt_length", 2,
+        "--set", "max_update=2",
+    )  # fmt: skip
+    stage("ulm_prompt/sample.py", *ks, "--model_date", name, *SAMPLED)
+    assert read_json(heard.samples("KS", spoken.UNIT_MODEL, name, "d"), "")["0"]["predict"]
+    clip = next((heard.root / "corpora" / "speech_commands").rglob("yes/*.wav"))
+    folder = heard.checkpoints("KS", spoken.UNIT_MODEL, name)
+    predicted = stage(
+        "ulm_prompt/predict.py", clip, "--workspace", heard.root, "--prompt", folder,
+        "--format", "jsonl",
+    )  # fmt: skip
+    assert clip.name in predicted
+    stage("ulm_prompt/verbalizer.py", *ks, "--method", "kmeans")
+    knobs = [f"decoder_{key}={value}" for key, value in LMS[name].items() if key != "heads"]
+    knobs += [f"decoder_attention_heads={LMS[name]['heads']}", "max_update=1", "lr=1e-9"]
+    began = load_unit_lm(lm)
+    target = "of_" + name.replace(".", "_")
+    rows = heard.rows("speech_commands", target, "train").parent
+    shutil.copytree(heard.rows("speech_commands", spoken.UNIT_MODEL, "train").parent, rows)
+    stage(
+        "ulm_prompt/train_ulm.py", "--workspace", heard.root, "--unit_model", target, "--date", "d",
+        "--config", "tiny", "--begin_from", lm, "--set", *knobs, "warmup_updates=0",
+    )  # fmt: skip
+    trained = load_unit_lm(heard.lm(target)).model.state_dict()
+    for weight, value in began.model.state_dict().items():
+        torch.testing.assert_close(trained[weight], value, atol=1e-6, rtol=0)
+    stage("ulm_prompt/verbalizer.py", *ks)
