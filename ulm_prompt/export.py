@@ -37,14 +37,14 @@ def check_out(out: Path) -> None:
 
 def gather(args: argparse.Namespace, checkpoint: Path) -> tuple[PromptRecord, dict]:
     """The record of the prompt at ``checkpoint`` and its tensors, held to the LM that is here."""
-    from ulm_prompt.prompt_lm.checkpoint import prompted, read_weights
+    from ulm_prompt.prompt_lm.checkpoint import prompted
     from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
     from ulm_prompt.prompt_lm.projection import KEYS, VALUES
-    from ulm_prompt.sharing.trained_prompt import record_of, scores_on_test
+    from ulm_prompt.sharing.trained_prompt import read_prompt, record_of, scores_on_test
 
     workspace = Workspace(args.workspace)
     record = record_of(checkpoint, args.prompt_task, args.unit_model, workspace)
-    state = read_weights(checkpoint)
+    state = read_prompt(checkpoint)
     folder = lm_folder(workspace, args.unit_model)
     unit_lm = load_unit_lm(folder)
     prompt = prompted(checkpoint, state, unit_lm, folder).prompt

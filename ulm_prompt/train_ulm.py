@@ -28,7 +28,14 @@ from ulm_prompt.recipe import DTYPES
 from ulm_prompt.tasks import add_workspace
 from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags, load_unit_lm_recipe
-from ulm_prompt.unit_lm_run import OURS, begun_in, check_begins_from, check_same_run, publish
+from ulm_prompt.unit_lm_run import (
+    LAST,
+    OURS,
+    begun_in,
+    check_begins_from,
+    check_same_run,
+    publish,
+)
 
 
 def parse() -> argparse.Namespace:
@@ -65,7 +72,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; take away its "
             "lm: in my_unit_models.yaml, or another --unit_model"
         )
-    if folder.exists() and not (folder / OURS).exists():
+    if not ((folder / OURS).exists() or has_no_lm(folder)):
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
         raise UserError(f"--begin_from {folder}: where the new LM will lie; move it away first")
@@ -74,6 +81,12 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         recipe.dtype = begun_in(save_dir) or "auto"
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
     return recipe
+
+
+def has_no_lm(folder: Path) -> bool:
+    """Whether ``folder`` is missing, empty, or holds dict.txt alone: enough for stages 2 and 3."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return names <= {"dict.txt"}
 
 
 def prepare(
@@ -92,10 +105,14 @@ def prepare(
     )
     dictionary = save_dir / "dict.txt"
     check_same_run(save_dir, recipe, texts, begun)
-    if begin_from:
+    given, folder = begin_from, workspace.lm(args.unit_model)
+    if begin_from is None and has_no_lm(folder) and (folder / "dict.txt").is_file():
+        given = folder  # stages 2 and 3 were run with it
+        print(f"{folder / 'dict.txt'}: the LM takes its symbols from there")
+    if given:
         with writing(dictionary, "wb") as handle:
-            handle.write((begin_from / "dict.txt").read_bytes())
-    else:
+            handle.write((given / "dict.txt").read_bytes())
+    elif not (save_dir / LAST).exists():  # a run keeps the symbols that it began with
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)

@@ -11,7 +11,7 @@ from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.provenance import provenance
 from ulm_prompt.unit_lm_recipe import UnitLMRecipe
 
-RUN = "run.json"  # beside the checkpoints
+RUN, LAST = "run.json", "checkpoint_last.pt"  # beside each other
 NEW_RUN = "ulm_prompt/train_ulm.py with a new --date"
 OURS = "ulm.json"  # marks an LM that train_ulm.py made, and says how
 
@@ -51,7 +51,7 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
 
 def begun_in(save_dir: Path) -> str | None:
     """The dtype that the run there began in, if there is one."""
-    if not (save_dir / "checkpoint_last.pt").exists():
+    if not (save_dir / LAST).exists():
         return None
     recipe = read_json(save_dir / RUN, NEW_RUN).get("recipe")
     return recipe.get("dtype") if isinstance(recipe, dict) else None
@@ -69,7 +69,7 @@ def check_same_run(
         "begin_from": begins_from,
     }
     path = save_dir / RUN
-    if (save_dir / "checkpoint_last.pt").exists():
+    if (save_dir / LAST).exists():
         earlier = read_json(path, NEW_RUN)
         for name, value in record.items():
             if earlier.get(name) != value:

@@ -109,3 +109,22 @@ def test_an_lm_is_not_begun_from_where_the_new_one_will_lie(root: Path) -> None:
     train_ulm(root, "max_update=2")
     message = train_ulm(root, "max_update=2", begin_from=Workspace(root).lm(UNIT_MODEL), code=2)
     assert "move it away" in message
+
+
+def test_a_dict_alone_gives_the_new_lm_its_symbols(root: Path) -> None:
+    """It is what stages 2 and 3 were run with: their binaries stay right, also when training
+    resumes.
+    """
+    lm = Workspace(root).lm(UNIT_MODEL)
+    lm.mkdir(parents=True)
+    names = (root / "released" / "dict.txt").read_bytes()
+    (lm / "dict.txt").write_bytes(names)
+    for name in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
+        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+    assert "takes its symbols from there" in train_ulm(root, "max_update=1")
+    assert "finished" in train_ulm(root, "max_update=1")
+    assert (lm / "dict.txt").read_bytes() == names
+    stage(
+        "ulm_prompt/train.py", "--workspace", root, "--date", "a", "--prefix_prompt_length", 2,
+        "--set", "max_update=1",
+    )  # fmt: skip

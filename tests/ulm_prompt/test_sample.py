@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
-from ulm_prompt import sample
+from ulm_prompt import sample, sample_file
 from ulm_prompt.prompt_lm import precision
-from ulm_prompt.sample_file import PartialAnswers
+from ulm_prompt.prompt_lm.decoding import Decoded
+from ulm_prompt.prompt_lm.search import Answer
+from ulm_prompt.sample_file import PartialAnswers, read_samples
 from ulm_prompt.sample_flags import label_limit
+from ulm_prompt.scoring.scores import score
 
 PUBLISHED = ["file_name", "src", "label", "predict"]
 SCORES = ["score", "label_scores"]
@@ -202,3 +206,31 @@ def test_auto_takes_bfloat16_only_where_it_is_much_faster(
     dtype, reason = precision.choose_dtype("auto", torch.device("cpu"))
     assert dtype == expected and "GFLOP/s" in reason
     assert ("--dtype float32" in reason) == (expected == torch.bfloat16)
+
+
+def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    """As published: ``<s> 53`` is ``53``, and right, also in files that were written before."""
+    symbols = tiny.dictionary()
+    given = Answer([symbols.bos(), symbols.index("53"), symbols.bos()], [-1.0, -0.5, -2.0])
+    stored = sample_file.entry(Decoded(0, given, Answer([symbols.index("7")], [-0.25])), symbols)
+    assert stored == {
+        "symbols": 3,
+        "free": {"predict": "53", "score": -0.5, "label_scores": [-0.5]},
+        "within": {"predict": "7", "score": -0.25, "label_scores": [-0.25]},
+    }
+    path = tmp_path / "samples_KS_tiny100_d.json"
+    row = {"file_name": "a.wav", "src": "71 12 <s>", "label": "53"}
+    answers = ["<s> 53", "53", "<s>", "53 <s> <s>"]
+    write_json(path, {str(n): {**row, "predict": text} for n, text in enumerate(answers)})
+    write_json(twin(path), {str(n): {**row, "predict": "53"} for n in range(4)})
+    assert [said["predict"] for said in read_samples(path)] == ["53", "53", "", "53"]
+    assert score(path).accuracy == 75.0
+
+
+def test_the_row_is_written_as_published(root: Path) -> None:
+    """``src``: units and ``<s>``, the very text that was read."""
+    found = [row["src"] for row in entries(run(root, "src"))]
+    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "test")
+    assert found == [
+        line.split("<s>")[0] + "<s>" for line in text.read_text(encoding="utf-8").splitlines()
+    ]

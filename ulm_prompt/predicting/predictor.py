@@ -28,12 +28,12 @@ from ulm_prompt.predicting.find_prompts import find_prompt, task_and_unit_model
 from ulm_prompt.predicting.speech_units import SpeechToUnits, UnitFiles
 from ulm_prompt.prompt_lm.batching import batches_by_length
 from ulm_prompt.prompt_lm.cached_lm import CachedLM
-from ulm_prompt.prompt_lm.checkpoint import prompted, read_weights
+from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
 from ulm_prompt.prompt_lm.label_answers import Answer, LabelAnswers
 from ulm_prompt.prompt_lm.precision import choose_dtype
 from ulm_prompt.sharing.prompt_record import TENSORS, PromptRecord, read_record
-from ulm_prompt.sharing.trained_prompt import record_of
+from ulm_prompt.sharing.trained_prompt import read_prompt, record_of
 from ulm_prompt.tasks import load_task, task_names
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
@@ -86,7 +86,7 @@ class Predictor:
         records = [_record(path, home) for path in paths]
         files = _common_units(records, home)
         folder = lm_folder(home, records[0].unit_model)
-        weights = [read_weights(path) for path in paths]
+        weights = [read_prompt(path) for path in paths]
         unit_lm = load_unit_lm(folder)
         models = [prompted(path, state, unit_lm, folder) for path, state in zip(paths, weights)]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.predicting.speech_units import UnitFiles
-from ulm_prompt.prompt_lm.checkpoint import Card, read_card
+from ulm_prompt.prompt_lm.checkpoint import Card, read_card, read_weights
 from ulm_prompt.prompt_lm.frozen_lm import dict_fingerprint, load_dictionary
+from ulm_prompt.prompt_lm.prompt import is_fine_tuned
 from ulm_prompt.prompt_text import read_prompt_text
 from ulm_prompt.sample_file import origin_path
 from ulm_prompt.scoring.label_names import described_labels
@@ -21,6 +24,7 @@ from ulm_prompt.tasks import Pair, load_task
 from ulm_prompt.verbal import load_verbal
 
 MADE_TEXT = "ulm_prompt/verbalizer.py"
+FINE_TUNED = "{}: a whole fine-tuned LM, no prompt; decode it with sample.py"
 
 
 def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
@@ -30,7 +34,7 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     """
     card = read_card(path.parent)
     if card is not None and card.fine_tune:
-        raise UserError(f"{path}: a whole fine-tuned LM, no prompt; decode it with sample.py")
+        raise UserError(FINE_TUNED.format(path))
     config = load_task(task)
     pair = Pair(task, unit_model, config)
     method, verbal = (
@@ -62,6 +66,14 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         license=None,
         **facts,
     )
+
+
+def read_prompt(path: Path) -> dict[str, Tensor]:
+    """The tensors of the prompt at ``path``. Raises ``UserError`` for a published fine-tuned LM."""
+    state = read_weights(path)
+    if is_fine_tuned(state):
+        raise UserError(FINE_TUNED.format(path))
+    return state
 
 
 def scores_on_test(
