@@ -206,9 +206,8 @@ def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int
     """Everything, in a new ``workspace``."""
     server = workspace / "server"
     apart(write_lm_archive, server, layers, width)
-    print(
-        f"LM archive: {(server / ARCHIVE).stat().st_size / 1e9:.2f} GB\n\n| | s | GiB |\n|---|---|---|"
-    )
+    print(f"LM archive: {(server / ARCHIVE).stat().st_size / 1e9:.2f} GB\n")
+    print("| | s | GiB |\n|---|---|---|")
     example = REPOSITORY / "preprocess" / "speech_commands" / "data" / "example100"
     shutil.copytree(example, workspace / "preprocess/speech_commands/data/hubert100")
     lm = ("hubert100", "--only", "lm", "--base_url", serve(server))
@@ -217,7 +216,8 @@ def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int
         step(f"ulm_prompt/{name}.py", workspace, "--prompt_task", "KS")
     run = ("--prompt_task", "KS", "--unit_model", "hubert100")
     step("ulm_prompt/train.py", workspace, "--date", "d", *run, "--set", "max_update=2")
-    step("ulm_prompt/sample.py", workspace, "--model_date", "d", "--sample_date", "d", *run)
+    sampled = ("--model_date", "d", "--sample_date", "d", "--max_labels", 3)  # none would end
+    step("ulm_prompt/sample.py", workspace, *sampled, *run)
     base = workspace / "pretrained_models" / "base.pt"
     apart(write_hubert, base, layers, width * 3 // 4, channels)
     print(f"HuBERT: {base.stat().st_size / 1e9:.2f} GB")
