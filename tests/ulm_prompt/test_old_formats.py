@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
@@ -49,6 +50,79 @@ def published(old: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -
 def _copy(source: Path | str, target: Path | str) -> None:
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+def without_version(state: dict) -> None:
+    del state["model"]["decoder.version"]
+
+
+def with_a_table_of_sines(state: dict) -> None:
+    state["model"]["decoder.embed_positions.weights"] = torch.randn(258, 128)
+
+
+def without_output_projection(state: dict) -> None:
+    """As before it had a name of its own (2019)."""
+    del state["model"]["decoder.output_projection.weight"]
+
+
+def with_ema_beside(state: dict) -> None:
+    state["extra_state"]["ema"] = {"decoder.version": torch.zeros(1)}
+
+
+def in_one_projection(state: dict) -> None:
+    """Queries, keys and values as one weight (2018)."""
+    for layer in range(3):
+        name = f"decoder.layers.{layer}.self_attn."
+        for kind in ("weight", "bias"):
+            parts = [state["model"].pop(f"{name}{part}_proj.{kind}") for part in "qkv"]
+            state["model"][f"{name}in_proj_{kind}"] = torch.cat(parts)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_version, with_a_table_of_sines, without_output_projection, with_ema_beside,
+        in_one_projection,
+    ],
+)  # fmt: skip
+def test_an_lm_of_any_age_is_the_same(old: Path, tmp_path: Path, change, is_zip: bool) -> None:
+    folder = old / "lm_fairseq_e55e094"
+    state = torch.load(folder / "checkpoint_best.pt", weights_only=False)
+    change(state)
+    _copy(folder / "dict.txt", tmp_path / "dict.txt")
+    target = tmp_path / "checkpoint_best.pt"
+    torch.save(state, target, _use_new_zipfile_serialization=is_zip)
+    assert load_unit_lm(tmp_path).fingerprint == load_unit_lm(folder).fingerprint
+
+
+def test_an_lm_in_half_precision_is_the_same_but_for_rounding(old: Path, tmp_path: Path) -> None:
+    """``--fp16`` stores it so."""
+    folder = old / "lm_fairseq_e55e094"
+    state = torch.load(folder / "checkpoint_best.pt", weights_only=False)
+    state["model"] = {name: weight.half() for name, weight in state["model"].items()}
+    torch.save(state, tmp_path / "checkpoint_best.pt")
+    _copy(folder / "dict.txt", tmp_path / "dict.txt")
+    whole = load_unit_lm(folder).model.state_dict()
+    for name, weight in load_unit_lm(tmp_path).model.state_dict().items():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, whole[name], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layers.1.fc2.bias", "layer_norm.weight", "layer_norm.bias"])
+@pytest.mark.parametrize("shape", [None, (7,)])
+def test_a_missing_or_misshapen_weight_is_named(
+    old: Path, tmp_path: Path, name: str, shape: tuple[int, ...] | None
+) -> None:
+    folder = old / "lm_fairseq_e55e094"
+    state = torch.load(folder / "checkpoint_best.pt", weights_only=False)
+    del state["model"][f"decoder.{name}"]
+    if shape:
+        state["model"][f"decoder.{name}"] = torch.zeros(shape)
+    torch.save(state, tmp_path / "checkpoint_best.pt")
+    _copy(folder / "dict.txt", tmp_path / "dict.txt")
+    with pytest.raises(UserError, match=f"decoder.{name}"):
+        load_unit_lm(tmp_path)
 
 
 def sample(workspace: Workspace, checkpoint: Path, date: str, code: int = 0) -> dict | str:
