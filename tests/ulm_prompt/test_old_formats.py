@@ -155,6 +155,18 @@ def test_a_published_prompt_gives_the_published_answers(
     assert others <= most_others
 
 
+def test_the_published_sample_file_is_scored(published: Workspace, old: Path) -> None:
+    """It has no twin decoded within the label set."""
+    path = published.samples("KS", UNIT_MODEL, "theirs", "published")
+    _copy(old / "published_prompts" / "pubL" / "samples.json", path)
+    rows = json.loads(path.read_text()).values()
+    right = 100 * sum(row["label"] == row["predict"] for row in rows) / len(rows)
+    command = ("--workspace", published.root, "--sample_date", "published")
+    printed = stage("ulm_prompt/cal_acc.py", *command)
+    assert f"{right:.2f} %" in printed and "within labels" not in printed
+    assert "confusion matrix" in stage("ulm_prompt/cal_acc.py", *command, "--report")
+
+
 def test_a_published_fine_tuned_checkpoint_decodes_with_its_own_weights(
     published: Workspace, old: Path
 ) -> None:

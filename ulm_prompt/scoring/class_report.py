@@ -98,6 +98,8 @@ def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
 
 def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
     twin = path.with_stem(path.stem + WITHIN)
+    if not twin.exists():  # the published code wrote none: no probabilities
+        return []
     wrong = [row for row in read_samples(twin) if row["label"] != row["predict"]]
     try:
         found = [

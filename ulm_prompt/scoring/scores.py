@@ -16,13 +16,14 @@ COUNTS = ("utterances", "too long to answer")
 
 @dataclass(frozen=True)
 class Score:
-    """Percentages over one sample file and its twin decoded within the label set. ``unanswered``:
-    how many utterances were too long for the LM; they are wrong, and invalid.
+    """Percentages over one sample file and its twin decoded within the label set (None where there
+    is no twin: the published code wrote none). ``unanswered``: how many utterances were too long
+    for the LM; they are wrong, and invalid.
     """
 
     utterances: int
     accuracy: float
-    accuracy_within_labels: float
+    accuracy_within_labels: float | None
     invalid: float
     unanswered: int = 0
 
@@ -33,16 +34,21 @@ def score(path: Path) -> Score:
     Raises ``UserError`` for a missing or malformed file.
     """
     twin = path.with_stem(path.stem + WITHIN)
-    (labels, free, right), (_, within, right_within) = (_count(each) for each in (path, twin))
+    labels, free, right = _count(path)
     total = free.total()
-    if within.total() != total:
-        raise UserError(
-            f"{twin}: {within.total()} utterances, {path.name} has {total}; run sample.py again"
-        )
+    within, right_within = Counter(), None
+    if twin.exists():
+        _, within, right_within = _count(twin)
+        if within.total() != total:
+            raise UserError(
+                f"{twin}: {within.total()} utterances, {path.name} has {total}; run sample.py again"
+            )
     in_use = [*labels, *(answer for answer in within if answer)]
     known = [set(slot) for slot in zip(*(text.split() for text in in_use))]
     invalid = sum(n for answer, n in free.items() if not _is_label(answer.split(), known))
-    shares = (100 * count / total for count in (right, right_within, invalid))
+    shares = (
+        None if count is None else 100 * count / total for count in (right, right_within, invalid)
+    )
     return Score(total, *shares, within[""])
 
 
@@ -67,12 +73,10 @@ def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
     pair = sequence_pair(workspace, path)
     if pair is None:
         result = score(path)
-        found = {
-            "utterances": result.utterances,
-            "accuracy": result.accuracy,
-            "accuracy within labels": result.accuracy_within_labels,
-            "invalid answers": result.invalid,
-        }
+        found = {"utterances": result.utterances, "accuracy": result.accuracy}
+        if result.accuracy_within_labels is not None:
+            found["accuracy within labels"] = result.accuracy_within_labels
+        found["invalid answers"] = result.invalid
         return found | ({"too long to answer": result.unanswered} if result.unanswered else {})
     from ulm_prompt.scoring.sequence_scores import score_sequences
 
