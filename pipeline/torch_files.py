@@ -59,11 +59,12 @@ def save_torch(value: Any, path: Path) -> None:
         torch.save(value, handle)
 
 
-def load_torch(path: Path) -> dict[str, Any]:
+def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    The tensors stay in the file until somebody computes with them: of a checkpoint with optimizer
-    state only the weights take memory. (torch wrote another format before 1.6; it is read whole.)
+    ``mapped``: leave the tensors in the file until they are copied, so that an optimizer's state
+    takes no memory; the file must not be written over until then. (Before 1.6 torch wrote another
+    format, which is read whole.)
     Raises ``UserError`` when it is missing, is no torch file, would run code, or declares more than
     it holds: what is returned is no larger than a few times the file, also when it is copied.
     """
@@ -71,7 +72,7 @@ def load_torch(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: checkpoint not found")
     try:
         is_archive = _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_archive)
         _check_contents(state, path.stat().st_size)
     except pickle.UnpicklingError as error:
         raise UserError(

@@ -191,7 +191,7 @@ def _read_checkpoint(
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """
-    state = load_torch(path)
+    state = load_torch(path, mapped=True)
     weights, config = state.get("weights"), state.get("config")
     config = config if isinstance(config, dict) else getattr(config, "__dict__", None)
     if not isinstance(weights, dict) or config is None:

@@ -84,7 +84,7 @@ def load_fairseq_checkpoint(
     if path is None:
         raise UserError(f"fairseqrc.ckpt_path: empty; name the {models[0]} checkpoint")
     allow_fairseq()
-    state = load_torch(path)
+    state = load_torch(path, mapped=True)
     model, task = _stored(state, "model", path), _stored(state, "task", path)
     name = model.get("_name") or model.get("arch")
     fine_tuned = name in [other for kind in models for other in _FINE_TUNED[kind]]

@@ -30,7 +30,7 @@ class Weights:
                 f"{self._path}: expected the weight {name} {shape}, found {found}; "
                 "the file is damaged or another model's, get it again"
             )
-        return tensor.detach().to(self._device, torch.float32)
+        return tensor.detach().to(self._device, torch.float32, copy=True)
 
     def take_all(
         self, prefix: str, shapes: Mapping[str, tuple[int, ...]]

@@ -177,7 +177,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint or a shared prompt. Raises ``UserError`` where there are none."""
     if path.suffix == ".safetensors":
         return load_safetensors(path)
-    state = load_torch(path).get("model")
+    state = load_torch(path, mapped=True).get("model")
     if not are_weights(state):
         raise UserError(f"{path}: no model in it; expected a prompt checkpoint")
     return state

@@ -89,7 +89,7 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     path = folder / "checkpoint_best.pt"
     if not path.is_file():
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
-    state = load_torch(path)
+    state = load_torch(path, mapped=True)
     weights = state.get("model")
     if not are_weights(weights) or _FIRST not in weights or weights[_FIRST].ndim != 2:
         raise UserError(f"{path}: no language model in it; {HOW_TO_GET}")
