@@ -1,5 +1,5 @@
-"""MFCCs, which HuBERT's first iteration clusters (arXiv 2106.07447), by Kaldi's own code; normalised
-and stacked, so that their units tell words of new speakers apart.
+"""MFCCs, which HuBERT's first iteration clusters (arXiv 2106.07447), by Kaldi's own code;
+normalised and stacked, so that their units tell words of new speakers apart.
 """
 
 from __future__ import annotations
