@@ -78,7 +78,7 @@ class Moonshine:
         count = _frames(len(samples))
         if len(samples) <= _LONGEST:
             return self._encode(samples)
-        longest = _LONGEST // _HOP - 2 * _CONTEXT
+        longest = _LONGEST // _HOP - 2 * _CONTEXT - 2  # what a piece hears stays under 30 s
         pieces = -(-count // longest)
         features = []
         for piece in range(pieces):
