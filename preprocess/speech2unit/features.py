@@ -18,6 +18,8 @@ FEATURE_TYPES = {
     "cpc": "preprocess.speech2unit.cpc.Cpc",
     "hubert": "preprocess.speech2unit.hubert.Hubert",
     "logmel": "preprocess.speech2unit.logmel.LogMel",
+    "mfcc": "preprocess.speech2unit.mfcc.Mfcc",
+    "moonshine": "preprocess.speech2unit.moonshine.Moonshine",
     "w2v2": "preprocess.speech2unit.w2v2.Wav2Vec2",
 }
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.unit_models import OWN, REGISTRY, find_unit_model, unit_model, unit_models
+from pipeline.unit_models import OWN, REGISTRY, Registry, find_unit_model, unit_model, unit_models
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 
@@ -40,15 +41,17 @@ def published_urls() -> set[str]:
 
 
 def test_every_address_is_a_published_one_and_none_is_missing(workspace: Workspace) -> None:
-    found = {file.url for model in unit_models(workspace).values() for file in model.files.values()}
+    models = unit_models(workspace).values()
+    found = {file.url for model in models for file in model.files.values() if not file.wheel}
     assert found == published_urls()
 
 
 def test_what_belongs_together(workspace: Workspace) -> None:
     models = unit_models(workspace)
     folder = workspace.root / "pretrained_models"
-    assert len(models) == 12
-    for name, model in models.items():
+    released = {name: model for name, model in models.items() if model.lm}
+    assert len(released) == 12
+    for name, model in released.items():
         clusters = int(re.search(r"(50|100|200)$", name)[1])
         assert model.clusters == clusters
         assert f"/km{clusters}/" in model.kmeans.url
@@ -62,6 +65,29 @@ def test_what_belongs_together(workspace: Workspace) -> None:
     w2v2 = models["w2v2_50"]
     assert (w2v2.feature_type, w2v2.layer, w2v2.normalize) == ("w2v2", 14, False)
     assert (models["logmel100"].ckpt_path, models["logmel100"].layer) == (None, None)
+    learned = {name: model for name, model in models.items() if name not in released}
+    assert list(learned) == [*(f"moonshine{size}" for size in (50, 100, 200, 500)), "mfcc100"]
+    for name, model in learned.items():
+        assert name == f"{model.feature_type}{model.clusters}"
+        assert model.km_path == folder / f"{name}_km.npz"
+        encoder = folder / "moonshine_tiny_en.ort"
+        assert model.ckpt_path == (None if name == "mfcc100" else encoder)
+
+
+def test_a_kmeans_that_ships_with_the_repository(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path in the registry starts at the repository; one learned here is preferred."""
+    registry = tmp_path / "registry.yaml"
+    registry.write_text(
+        "unit_models: {a: {feature_type: mfcc, clusters: 9, kmeans: {path: shipped/a_km.npz}}}"
+    )
+    monkeypatch.setattr("pipeline.unit_models.REGISTRY", registry)
+    monkeypatch.setattr("pipeline.unit_models._released", lambda: load_config(Registry, registry))
+    model = unit_model("a", workspace)
+    assert model.km_path == REPOSITORY / "shipped" / "a_km.npz"
+    model.learned_kmeans.touch()
+    assert model.km_path == model.learned_kmeans
 
 
 def test_a_kmeans_made_here_comes_before_the_released_one(workspace: Workspace) -> None:
@@ -131,6 +157,9 @@ unit_models:
         ("unit_models: {a: {MODEL, lm: {url: 'http://x/a b'}}}", "http or https address"),
         ("checkpoints: {a: {url: 'http://x/a.pt', sha256: 12}}", "64 digits"),
         ("checkpoints: {a: {path: x, sha256: SHA}}", "belong to a url"),
+        ("checkpoints: {a: {wheel: {file: b-1-py3-none-any.whl, member: c}}}", "wheel.sha256"),
+        ("checkpoints: {a: {wheel: {file: b.zip, sha256: SHA, member: c}}}", "wheel must have"),
+        ("checkpoints: {a: {path: x, wheel: {file: b, sha256: c, member: d}}}", "path or wheel"),
         ("checkpoints: {a: {url: 'http://x/..'}}", "must end in a file name"),
         ("checkpoints: {a: {url: 'http://x/%2e%2e%2fa.pt'}}", "must end in a file name"),
         ("checkpoints: {a: {url: 'http://x/.a.pt'}}", "must end in a file name"),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.features import Source
@@ -68,3 +69,20 @@ def test_merging_collapses_runs(units):
     merged = merge_runs(" ".join(map(str, units)))
     assert merged.split(" ") == [str(unit) for unit, _ in groupby(units)]
     assert merge_runs(merged) == merged
+
+
+def test_learning_gives_every_cluster_its_centre():
+    """However unequal: GSLM's reassignment_ratio throws centres of small clusters away."""
+    rng = np.random.default_rng(0)
+    true = np.arange(30)[:, None] * 100.0
+    sizes = np.geomspace(100, 8000, 30).astype(int)
+    frames = np.concatenate([at + rng.standard_normal((n, 1)) for at, n in zip(true, sizes)])
+    centres = fit_kmeans(frames.astype(np.float32), 30, 20, seed=0)
+    empty = [at for at in true if np.abs(centres - at).min() > 10]
+    assert len(empty) <= 2, empty
+
+
+def test_units_do_not_depend_on_the_number_of_threads(frames):
+    """numpy's products round differently with another number of threads."""
+    KMeans(frames[:10], CPU)
+    assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {1}

@@ -1,0 +1,101 @@
+"""Features of Moonshine tiny, a supervised English speech recogniser (arXiv 2410.15608): the output
+of its encoder, run by ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+import torch
+
+from pipeline.errors import UserError
+from preprocess.speech2unit.features import SAMPLE_RATE, Source
+
+_HOP, _FIELD = 384, 895  # samples from frame to frame, and those that one frame sees (three convs)
+_SILENCE = 21  # frames of zeros before and after, 0.5 s: measured in docs/speech_to_units.md
+_LONGEST = 30 * SAMPLE_RATE  # the model was trained on at most half a minute
+_CONTEXT = 104  # frames that a piece hears of each neighbour, 2.5 s
+
+
+class Moonshine:
+    """A frame every 24 ms; a waveform of T samples has 1 + (T - 895) // 384 frames.
+
+    The encoder hears half a second of zeros before and after; their frames are dropped. A waveform
+    over 30 s is read in equal pieces of at most 25 s. A piece also hears 2.5 s of its neighbours,
+    whose frames are dropped.
+
+    Waveforms are encoded one by one. The encoder's matrix products are in 8 bits, and one scale
+    serves the whole input, so that a batch would change every feature (an attention mask too).
+    """
+
+    frame_rate = SAMPLE_RATE / _HOP
+    min_samples = _FIELD
+
+    def __init__(self, source: Source) -> None:
+        """Raises ``UserError`` for a missing or foreign encoder, and for a layer."""
+        path = source.ckpt_path
+        if path is None or (source.layer, source.normalize) != (None, None):
+            raise UserError(
+                "fairseqrc: moonshine needs its encoder in ckpt_path; leave layer and normalize "
+                "empty"
+            )
+        if not path.is_file():
+            raise UserError(
+                f"{path}: not found; get it by python pretrained_models/download.py moonshine100"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
+        options.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+            names = {each.name for each in self._session.get_inputs()}
+            (output,) = self._session.get_outputs()
+        except Exception as error:  # it has no class of its own for a file that is not a model's
+            reason = str(error).split("\n")[0][:200]
+            raise UserError(f"{path}: not an ONNX Runtime model ({reason}); get it again") from None
+        if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
+            raise UserError(
+                f"{path}: expected Moonshine's encoder, of input_values and attention_mask, found "
+                f"a model of {', '.join(sorted(names))}; get it again"
+            )
+        self.dim = output.shape[-1]
+        self._device = source.device
+        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
+
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Map waveforms (T_i,) to features (frames_i, D), or (frames_i, 1, D)."""
+        features = [self._features(waveform.numpy()) for waveform in waveforms]
+        return [
+            torch.from_numpy(frames).to(self._device).view(-1, *self._frame) for frames in features
+        ]
+
+    def _features(self, samples: np.ndarray) -> np.ndarray:
+        """Map (T,) to (frames, D), piece by piece."""
+        count = _frames(len(samples))
+        if len(samples) <= _LONGEST:
+            return self._encode(samples)
+        longest = _LONGEST // _HOP - 2 * _CONTEXT - 2  # what a piece hears stays under 30 s
+        pieces = -(-count // longest)
+        features = []
+        for piece in range(pieces):
+            start, end = count * piece // pieces, count * (piece + 1) // pieces
+            heard = max(0, start - _CONTEXT)
+            last = min(count, end + _CONTEXT)
+            frames = self._encode(samples[heard * _HOP : (last - 1) * _HOP + _FIELD])
+            features.append(frames[start - heard : end - heard])
+        return np.concatenate(features)
+
+    def _encode(self, samples: np.ndarray) -> np.ndarray:
+        """Map (T,) to (frames, D) with silence around."""
+        heard = np.pad(samples, _SILENCE * _HOP)[None]  # (1, N)
+        inputs = {"input_values": heard, "attention_mask": np.ones(heard.shape, np.int64)}
+        (frames,) = self._session.run(None, inputs)  # (1, frames + 2 * _SILENCE, D)
+        return frames[0, _SILENCE : _SILENCE + _frames(len(samples))]
+
+
+def _frames(samples: int) -> int:
+    return 1 + (samples - _FIELD) // _HOP

@@ -1,0 +1,128 @@
+"""A file that is a member of a wheel: by the real pip, from a folder instead of the network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.unit_models import unit_model
+from pipeline.workspace import Workspace
+from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.test_download import download, here
+
+WHEEL = "tiny_speech-1.2-py3-none-win_amd64.whl"  # of another system than this one
+MEMBER = "tiny_speech/encoder.ort"
+ENCODER = b"an encoder" * 5000
+TABLE = """
+checkpoints:
+  tiny:
+    wheel: {file: %s, sha256: %s, member: %s}
+    sha256: %s
+    note: a test's encoder
+unit_models:
+  tiny9: {feature_type: moonshine, checkpoint: tiny, clusters: 9}
+  tiny99: {feature_type: moonshine, checkpoint: tiny, clusters: 99}
+"""
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel in a folder, which is all that pip knows."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    info = "tiny_speech-1.2.dist-info"
+    with zipfile.ZipFile(folder / WHEEL, "w") as archive:
+        archive.writestr(MEMBER, ENCODER)
+        archive.writestr("tiny_speech/__init__.py", "raise SystemExit('code of the package ran')")
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-speech\nVersion: 1.2"
+        )
+        tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-win_amd64"
+        archive.writestr(f"{info}/WHEEL", tags)
+        archive.writestr(f"{info}/RECORD", "")
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(folder),
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_CONSTRAINT": "",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return folder / WHEEL
+
+
+def table(workspace: Path, wheel: Path, member: str = MEMBER, content: bytes = ENCODER) -> None:
+    """Expect this wheel, as it is now, and that content of the member."""
+    (workspace / "pretrained_models").mkdir(exist_ok=True)
+    hashes = [hashlib.sha256(data).hexdigest() for data in (wheel.read_bytes(), content)]
+    (workspace / "pretrained_models" / "my_unit_models.yaml").write_text(
+        TABLE % (wheel.name, hashes[0], member, hashes[1])
+    )
+
+
+def only_the_table(workspace: Path) -> bool:
+    names = [path.name for path in (workspace / "pretrained_models").iterdir()]
+    return [name for name in names if not name.endswith(".lock")] == ["my_unit_models.yaml"]
+
+
+def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    table(tmp_path, wheel)
+    assert "tiny9        missing tiny.ort" in download(remote, tmp_path, "--list")
+    printed = download(remote, tmp_path, "tiny9", "tiny99")
+    assert f"tiny.ort: pip gets {WHEEL}" in printed
+    assert printed.count("tiny.ort: downloaded and verified (a test's encoder)") == 1
+    assert {name for name in here(tmp_path) if not name.endswith(".lock")} == {
+        "tiny.ort",
+        "my_unit_models.yaml",
+    }
+    path = unit_model("tiny9", Workspace(tmp_path)).ckpt_path
+    assert path.read_bytes() == ENCODER
+    wheel.unlink()
+    assert "tiny.ort: here already" in download(remote, tmp_path, "tiny99")
+    assert "tiny.ort: verified" in download(remote, tmp_path, "--verify")
+    path.write_bytes(ENCODER.swapcase())
+    assert str(path) in download(remote, tmp_path, "--verify", code=2)
+    assert not remote.requests
+
+
+def test_pip_without_a_network_is_one_line(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    table(tmp_path, wheel)
+    wheel.unlink()
+    (tmp_path / "pretrained_models" / ".tiny.ort.wheel").mkdir()  # of a run that was killed
+    *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
+    assert last.startswith(f"error: {WHEEL}: pip cannot get it (ERROR: No matching distribution")
+    assert "PIP_FIND_LINKS=FOLDER" in last
+    assert only_the_table(tmp_path)
+
+
+def test_both_hashes_are_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    table(tmp_path, wheel)
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("more", "")
+    assert f"{WHEEL} has sha256" in download(remote, tmp_path, "tiny9", code=1)
+    assert only_the_table(tmp_path)
+    table(tmp_path, wheel, content=b"another")
+    assert f"{WHEEL}: {MEMBER} has sha256" in download(remote, tmp_path, "tiny9", code=1)
+    assert only_the_table(tmp_path)
+    table(tmp_path, wheel, member="tiny_speech/decoder.ort")
+    printed = download(remote, tmp_path, "tiny9", code=1)
+    assert f"{WHEEL}: cannot read tiny_speech/decoder.ort" in printed
+    assert only_the_table(tmp_path)
+
+
+def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    table(tmp_path, wheel)
+    path = tmp_path / "pretrained_models" / "tiny.ort"
+    path.write_bytes(b"something")
+    assert "expected sha256" in download(remote, tmp_path, "tiny9", code=2)
+    path.write_bytes(ENCODER)
+    assert "was here, verified and recorded" in download(remote, tmp_path, "tiny9")
+    records = json.loads((tmp_path / "pretrained_models" / "downloaded.json").read_text())
+    assert records["tiny.ort"]["size"] == len(ENCODER)
+
+
+def test_a_unit_model_without_files(remote: Remote, tmp_path: Path) -> None:
+    assert "mfcc100: nothing to download" in download(remote, tmp_path, "mfcc100")
