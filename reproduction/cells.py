@@ -22,6 +22,7 @@ class TaskEntry:
 
     metric: str = MISSING
     corpus: str = MISSING
+    test_utterances: int | None = None
 
 
 @dataclass

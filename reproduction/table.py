@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 from reproduction.cells import Cell, Paper
 from reproduction.figures import Figure
+from ulm_prompt.scoring.scores import wilson
 
 EMPTY = "–"
 
@@ -34,7 +35,9 @@ def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str
         if any(cell.published for cell in cells.values()):
             lines.append(_row(f"*{method}, paper*", (_published(cells.get(c)) for c in columns)))
         if cells:
-            lines.append(_row(f"**{method}** ({what})", (_ours(ours[c]) for c in columns)))
+            sizes = {column: paper.tasks[column[1]].test_utterances for column in columns}
+            cells_of_ours = (_ours(ours[c], sizes[c]) for c in columns)
+            lines.append(_row(f"**{method}** ({what})", cells_of_ours))
     return "\n".join(lines) + "\n"
 
 
@@ -48,15 +51,18 @@ def _published(cell: Cell | None) -> str:
     return f"*{cell.published:.2f}* ({cell.parameters})"
 
 
-def _ours(figures: Sequence[Figure]) -> str:
-    """Mean ± standard deviation over seeds and their number, trained parameters, and the LM that
-    was not the released one.
+def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
+    """Mean ± standard deviation over seeds, its 95 % interval over ``utterances``, the number
+    of seeds, trained parameters, and the LM that was not the released one.
     """
     if not figures:
         return EMPTY
     values = [figure.value for figure in figures]
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
     first = figures[0]
+    if utterances:
+        low, high = wilson(mean(values), utterances)
+        spread += f" [{low:.1f}, {high:.1f}]"
     notes = [f"{len(values)} seeds"] if len(values) > 1 else []
     if first.trained_parameters:
         notes.append(millions(first.trained_parameters))

@@ -15,13 +15,21 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN
-from ulm_prompt.scoring.scores import COUNTS, scores_of
+from ulm_prompt.scoring.scores import COUNTS, SHARES, scores_of, wilson
 from ulm_prompt.tasks import add_workspace
 
 
 def written(name: str, value: float) -> str:
     """A score as it is printed."""
     return f"{value:,}" if name in COUNTS else f"{value:.2f} %"
+
+
+def interval(name: str, scores: dict[str, float]) -> str:
+    """The 95 % interval of a share, as it is printed; nothing for other scores."""
+    if name not in SHARES:
+        return ""
+    low, high = wilson(scores[name], int(scores["utterances"]))
+    return f"  (95 %: {low:.2f} to {high:.2f})"
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:
@@ -81,14 +89,18 @@ def main() -> None:
 
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
     if args.json:
-        whole = {str(path): by_file[path] | reports.get(path, {}) for path in by_file}
+        whole = {}
+        for path, scores in by_file.items():
+            count = int(scores["utterances"])
+            shares = {name: wilson(scores[name], count) for name in SHARES if name in scores}
+            whole[str(path)] = scores | {"intervals": shares} | reports.get(path, {})
         print(json.dumps(whole, indent=2, ensure_ascii=False))
         return
     for path, scores in by_file.items():
         print(path)
         width = max(map(len, scores))
         for name, value in scores.items():
-            print(f"  {name:<{width}}  {written(name, value)}")
+            print(f"  {name:<{width}}  {written(name, value)}{interval(name, scores)}")
         if args.report:
             from ulm_prompt.scoring.class_report import print_report
 

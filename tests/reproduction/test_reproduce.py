@@ -50,7 +50,8 @@ def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
     *_, published, ours = render(paper, figures).splitlines()[:4]
     assert published.split("|")[2].strip() == "*95.16* (0.08M)"
     assert [entry.strip() for entry in ours.split("|")[2:-1]] == [
-        "**92.00** ± 2.83 (2 seeds; 0.08M)", "**1.23** (0.08M; own LM, 151M)", "–", "–",
+        "**92.00** ± 2.83 [91.0, 92.9] (2 seeds; 0.08M)",
+        "**1.23** [0.9, 1.6] (0.08M; own LM, 151M)", "–", "–",
     ]  # fmt: skip
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, one_line
+from pipeline.files import read_json, sha256
 from pipeline.locks import holding
 from pipeline.workspace import Workspace
 from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.scoring.label_names import OTHER, Label, is_baseline, names_in
-from ulm_prompt.tasks import pair_of
+from ulm_prompt.tasks import Pair, pair_of
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,24 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     with holding(picture):
         draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
     shortened = dataclasses.replace(report, mistakes=report.mistakes[:mistakes])
-    return {**dataclasses.asdict(shortened), "confusion": str(picture)}
+    beside = {"without_a_prompt": without_a_prompt(path, workspace, pair)}
+    return {**dataclasses.asdict(shortened), **beside, "confusion": str(picture)}
+
+
+def without_a_prompt(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
+    """What simpler answers to the same rows reach, in %: the most frequent label for all, and the
+    linear classifier on unit n-grams where it was trained on these rows.
+    """
+    labels = Counter(row["label"] for row in read_samples(path))
+    found = {"the most frequent label": 100 * max(labels.values()) / labels.total()}
+    rows = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    pattern = f"{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json"  # of baselines/unit_ngrams.py
+    cards = sorted(workspace.root.glob(f"checkpoints/{pattern}"), key=lambda p: p.stat().st_mtime)
+    for card in cards if rows.is_file() else ():
+        said = read_json(card, "baselines/unit_ngrams.py")
+        if said.get("rows", {}).get("test") == sha256(rows):
+            found["unit n-grams, linear"] = said["test"]["accuracy"]
+    return found
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -149,6 +168,8 @@ def print_report(report: dict[str, Any]) -> None:
         return
     for slot, accuracy in report["slots"].items():
         print(f"  accuracy of {slot:<12}{accuracy:.2f} %")
+    for name, accuracy in report["without_a_prompt"].items():
+        print(f"  without a prompt: {name}, {accuracy:.2f} %")
     width = max(len(one["name"]) for one in report["classes"])
     print(f"\n  {'class':<{width}}  utterances  precision  recall      F1")
     for one in report["classes"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from ulm_prompt.sample_file import WITHIN, read_samples
 from ulm_prompt.tasks import sequence_pair
 
 COUNTS = ("utterances", "too long to answer")
+# shares of the utterances: each has an interval
+SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
+          "all right within labels")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,17 @@ def _count(path: Path) -> tuple[set[str], Counter[str], int]:
 
 def _is_label(units: list[str], known: list[set[str]]) -> bool:
     return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
+
+
+def wilson(percent: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share of ``count`` utterances, in % (Wilson, JASA 22, 1927).
+
+    It says what another test set of that size would give, not what another seed would.
+    """
+    share, z2 = percent / 100, 1.959964**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * count)) / count) / (1 + z2 / count)
+    return 100 * max(0.0, centre - spread), 100 * min(1.0, centre + spread)
 
 
 def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
