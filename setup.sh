@@ -56,3 +56,6 @@ import torch
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 print(f"ready: Python {sys.version.split()[0]}, torch {torch.__version__} on {device}")
 PYTHON
+# the speech encoder of the default unit model, so that predict.py answers at once; without a network mfcc100 serves
+.venv/bin/python pretrained_models/download.py moonshine100 --only checkpoint ||
+    echo "moonshine100 is not here: units are made by mfcc100 until the line above is put right"

@@ -136,8 +136,14 @@ class UnitModel:
 
     @property
     def lm_folder(self) -> Path:
-        """The unit LM's folder: checkpoint_best.pt and dict.txt."""
-        return self.lm.path if self.lm else self.workspace.lm(self.name)
+        """The unit LM's folder: checkpoint_best.pt and dict.txt. One that ships with the repository
+        serves until another is trained here, or another k-means is used.
+        """
+        own = self.workspace.lm(self.name)
+        if self.lm is None:
+            return own
+        shipped = self.kmeans.path if self.kmeans else None
+        return own if self.lm.ships and (own.exists() or self.km_path != shipped) else self.lm.path
 
     @property
     def files(self) -> dict[str, PretrainedFile]:
@@ -278,6 +284,8 @@ class _Reader:
             return PretrainedFile(local, None, None, None, is_lm, note=entry.note, ships=ships)
         if entry.wheel is not None:
             self._check_wheel(name, entry.wheel)
+            kept = _folder(Workspace(REPOSITORY)) / local.name  # one copy serves all workspaces
+            local = kept if kept.exists() and not local.exists() else local
         url = self._address(name, entry.url) if entry.url else None
         return PretrainedFile(local, url, entry.sha256, entry.size, is_lm, entry.wheel, entry.note)
 

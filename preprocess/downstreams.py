@@ -13,11 +13,14 @@ from pathlib import Path
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.ranks import Ranks
+from pipeline.unit_models import find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.audio_run import Shard
+from preprocess.config import Config
 from preprocess.preprocessor import Preprocessor
 
 HERE = Path(__file__).resolve().parent
+OFFLINE = "mfcc100"  # a unit model that needs no download
 
 
 def downstreams() -> list[str]:
@@ -69,7 +72,23 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
         overrides.append(f"taskrc.unit_model={arguments.unit_model}")
     path = arguments.config or HERE / name / "config.yaml"
     config = load_config(classes[0].config_class, path, overrides)
-    return classes[0](name, config, Workspace(arguments.workspace.resolve()), arguments.skip_bad)
+    workspace = Workspace(arguments.workspace.resolve())
+    if not any(override.startswith("taskrc.unit_model=") for override in overrides):
+        use_what_is_here(config, workspace)
+    return classes[0](name, config, workspace, arguments.skip_bad)
+
+
+def use_what_is_here(config: Config, workspace: Workspace) -> None:
+    """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
+    known = find_unit_model(config.taskrc.unit_model, workspace)
+    encoder = known.checkpoint if known else None
+    if encoder and encoder.wheel and not encoder.path.is_file():
+        print(
+            f"{known.name}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
+            "understands far less; get it by python pretrained_models/download.py "
+            f"{known.name}, or choose with --unit_model"
+        )
+        config.taskrc.unit_model = OFFLINE
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.locks import holding
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
-from pipeline.unit_models import lm_folder
+from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from ulm_prompt.binaries import binarize
 from ulm_prompt.recipe import DTYPES
@@ -66,8 +66,9 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     asked = [f"dtype={args.dtype}"] if args.dtype else []
     recipe = load_unit_lm_recipe(args.config, [*args.set, *asked])
     folder = workspace.lm(args.unit_model)
-    read_from = lm_folder(workspace, args.unit_model)
-    if read_from != folder:
+    known = find_unit_model(args.unit_model, workspace)
+    read_from = known.lm_folder if known else folder
+    if read_from != folder and not known.lm.ships:
         raise UserError(
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; take away its "
             "lm: in my_unit_models.yaml, or another --unit_model"

@@ -132,7 +132,7 @@ def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkey
     for shard in (1, 0):
         LayerMeans(task_of(workspace)).run_shard(Shard(shard, 2))
     run_script(layer_means, monkeypatch, workspace, "--downstream", NAME, "--merge_shards",
-               "--set", "fairseqrc.batch_seconds=0.3")  # fmt: skip
+               "--unit_model", "logmel100", "--set", "fairseqrc.batch_seconds=0.3")  # fmt: skip
     assert written(task_of(workspace)) == expected
 
 
@@ -153,7 +153,8 @@ def test_rows_of_bad_audio_are_left_out(workspace):
 
 
 def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
-    printed = stage("baselines/layer_means.py", "--downstream", NAME, "--workspace", workspace)
+    printed = stage("baselines/layer_means.py", "--downstream", NAME, "--workspace", workspace,
+                    "--unit_model", "logmel100")  # fmt: skip
     assert "train: 24 files" in printed and "next: baselines/train_downstream.py" in printed
     flags = ("--date", "d", "--set", "max_update=60", "validate_every=20", "lr=1e-2")
     run_script(train_downstream, monkeypatch, workspace, *flags)

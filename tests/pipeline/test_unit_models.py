@@ -42,14 +42,14 @@ def published_urls() -> set[str]:
 
 def test_every_address_is_a_published_one_and_none_is_missing(workspace: Workspace) -> None:
     models = unit_models(workspace).values()
-    found = {file.url for model in models for file in model.files.values() if not file.wheel}
-    assert found == published_urls()
+    urls = {file.url for model in models for file in model.files.values()} - {None}
+    assert urls == published_urls()
 
 
 def test_what_belongs_together(workspace: Workspace) -> None:
     models = unit_models(workspace)
     folder = workspace.root / "pretrained_models"
-    released = {name: model for name, model in models.items() if model.lm}
+    released = {name: model for name, model in models.items() if model.lm and model.lm.url}
     assert len(released) == 12
     for name, model in released.items():
         clusters = int(re.search(r"(50|100|200)$", name)[1])
@@ -67,11 +67,30 @@ def test_what_belongs_together(workspace: Workspace) -> None:
     assert (models["logmel100"].ckpt_path, models["logmel100"].layer) == (None, None)
     learned = {name: model for name, model in models.items() if name not in released}
     assert list(learned) == [*(f"moonshine{size}" for size in (50, 100, 200, 500)), "mfcc100"]
+    shipped = REPOSITORY / "pretrained_models" / "shipped"
     for name, model in learned.items():
         assert name == f"{model.feature_type}{model.clusters}"
-        assert model.km_path == folder / f"{name}_km.npz"
-        encoder = folder / "moonshine_tiny_en.ort"
-        assert model.ckpt_path == (None if name == "mfcc100" else encoder)
+        home = shipped if name == "moonshine100" else folder
+        assert model.km_path == home / f"{name}_km.npz"
+        assert model.lm_folder == home / f"{name}_lm"
+        assert name == "mfcc100" or model.ckpt_path.name == "moonshine_tiny_en.ort"
+
+
+def test_an_encoder_in_the_workspace_before_the_repositorys(workspace: Workspace) -> None:
+    encoder = workspace.root / "pretrained_models" / "moonshine_tiny_en.ort"
+    encoder.touch()
+    assert unit_model("moonshine50", workspace).ckpt_path == encoder
+
+
+@pytest.mark.parametrize("made", ["moonshine100_lm", "moonshine100_km.npz"])
+def test_the_lm_that_ships_serves_its_own_kmeans_until_another_is_trained(
+    workspace: Workspace, made: str
+) -> None:
+    shipped = REPOSITORY / "pretrained_models" / "shipped"
+    model = unit_model("moonshine100", workspace)
+    assert (model.lm_folder, model.km_path.parent) == (shipped / "moonshine100_lm", shipped)
+    (workspace.root / "pretrained_models" / made).mkdir()
+    assert model.lm_folder == workspace.lm("moonshine100")
 
 
 def test_a_kmeans_that_ships_with_the_repository(

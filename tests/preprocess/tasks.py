@@ -23,10 +23,11 @@ TASKS = {
 
 
 def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
-    """The task with its own config.yaml, 8 clusters, corpora under ``<workspace>/corpora``."""
+    """The task with its own config.yaml, ``logmel100`` with 8 clusters, corpora under
+    ``<workspace>/corpora``.
+    """
     task = TASKS[downstream]
     path = REPOSITORY / "preprocess" / downstream / "config.yaml"
-    config = load_config(
-        task.config_class, path, ["fairseqrc.km_clusters=8", "fairseqrc.km_starts=2", *overrides]
-    )
+    small = ("taskrc.unit_model=logmel100", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=2")
+    config = load_config(task.config_class, path, [*small, *overrides])
     return task(downstream, config, Workspace(workspace))

@@ -39,6 +39,7 @@ def command(workspace: Path) -> list[str]:
     """The same quantising as a command line, less the interpreter."""
     runner = str(REPOSITORY / "preprocess" / "runner.py")
     options = ["--downstream", "fluent_commands", "--workspace", str(workspace)]
+    options += ["--unit_model", "logmel100"]
     return [runner, *options, "--action", "quantized", "--set", *SMALL_BLOCKS]
 
 

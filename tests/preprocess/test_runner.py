@@ -17,6 +17,8 @@ from pipeline.errors import UserError
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
+from preprocess import runner
+from preprocess.downstreams import load_downstreams
 from preprocess.learning import learn_kmeans
 from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
@@ -298,3 +300,24 @@ def test_two_corpora_are_not_in_one_folder(tmp_path):
     for downstreams in ((), ("--downstream", "speech_commands", "fluent_commands")):
         result = run_stage(*downstreams, *flags, "--workspace", str(tmp_path), cwd=tmp_path)
         assert result.returncode == 2 and "one corpus' folder" in result.stderr
+
+
+def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the default: a unit model that was asked for is not replaced."""
+    monkeypatch.setattr("pipeline.unit_models.REPOSITORY", tmp_path / "nothing")
+    asked = ["--action", "quantized", "--downstream", "table", "--workspace", str(tmp_path)]
+
+    def loaded(*more: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["runner.py", *asked, *more])
+        (task,) = load_downstreams(runner.parse_arguments(), after_manifest=True)
+        return task.config.taskrc.unit_model, capsys.readouterr().out
+
+    name, printed = loaded()
+    assert name == "mfcc100" and "download.py moonshine100" in printed
+    assert loaded("--unit_model", "moonshine100") == ("moonshine100", "")
+    assert loaded("--set", "taskrc.unit_model=moonshine50") == ("moonshine50", "")
+    (tmp_path / "pretrained_models").mkdir()
+    (tmp_path / "pretrained_models" / "moonshine_tiny_en.ort").touch()
+    assert loaded() == ("moonshine100", "")

@@ -130,7 +130,8 @@ def test_a_folder_of_recordings_becomes_rows_without_python(tmp_path):
             name = f"clips/{'owl|2' if number % 2 else 'kite ö'}/{number}.wav"
             write(root / name, tone(0.3, 100 + 300 * (number % 2) + number))
             table.writerow([name, ("owl", "kite")[number % 2]])
-    flags = ("--workspace", tmp_path, "--set", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
+    flags = ("--workspace", tmp_path, "--unit_model", "logmel100",
+             "--set", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")  # fmt: skip
     for action in ("generate_manifest", "learn_kmeans", "quantized", "postprocess"):
         stage("preprocess/runner.py", "--action", action, *flags)
     data = tmp_path / "preprocess" / "table" / "data" / "logmel100"

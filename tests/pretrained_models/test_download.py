@@ -100,7 +100,7 @@ def test_a_unit_model_comes_whole_and_once(mirror: Remote, tmp_path: Path) -> No
     assert "logmel50     none                             here       here" in download(
         mirror, tmp_path, "--list"
     )
-    assert download(mirror, tmp_path, "--verify").count("verified") == 2
+    assert download(mirror, tmp_path, "logmel50", "--verify").count("verified") == 2
 
 
 def test_only_what_is_asked_for(mirror: Remote, tmp_path: Path) -> None:

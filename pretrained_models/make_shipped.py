@@ -1,0 +1,92 @@
+"""Make pretrained_models/shipped/ again: what answers right after ``make setup``.
+
+A k-means of ``moonshine100``, a tiny unit LM over its units, and a prompt that knows ten commands,
+_unknown_ and _silence_. All are trained on the train and valid speakers of one corpus in the layout
+of Speech Commands v0.01; its test speakers give the accuracy on the prompt's page.
+
+The stages are those that a user types. The same corpus gives the same numbers on one kind of
+processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+if not __package__:  # called as a script
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.commands import run_script
+from pipeline.errors import UserError, run
+from pipeline.files import replacing_folder
+from pipeline.workspace import Workspace
+
+UNIT_MODEL, DATE, LICENCE = "moonshine100", "shipped", "CC-BY-4.0"
+SHIPPED = Path(__file__).resolve().parent / "shipped"
+PROMPT = f"commands_{UNIT_MODEL}"
+RECIPE = "max_update=1000 batch_size=32 unit_noise=0.2 best_by=loss"
+STAGES = (
+    "preprocess/runner.py --downstream speech_commands --action generate_manifest",
+    "preprocess/runner.py --downstream speech_commands --action learn_kmeans",
+    "preprocess/runner.py --downstream speech_commands --action quantized",
+    "preprocess/runner.py --downstream speech_commands --action postprocess",
+    "ulm_prompt/make_data.py",
+    "ulm_prompt/gen_labelspace.py",
+    "ulm_prompt/verbalizer.py",
+    f"ulm_prompt/train_ulm.py --date {DATE} --config tiny --set max_update=300",
+    "ulm_prompt/fairseq_preprocess.py",
+    f"ulm_prompt/train.py --date {DATE} --prompt_task KS --recipe fast --prefix_prompt_length 20 "
+    f"--set {RECIPE}",
+    f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE} --dtype float32",
+    f"ulm_prompt/export.py --prompt_task KS --model_date {DATE} --license {LICENCE}",
+)
+
+
+def make(corpus: Path, encoder: Path, workspace: Workspace) -> None:
+    """Run all stages in ``workspace``, a new folder, and put what they leave into SHIPPED."""
+    models = workspace.root / "pretrained_models"
+    models.mkdir(parents=True)
+    shutil.copyfile(encoder, models / encoder.name)
+    kmeans, prompt = models / f"{UNIT_MODEL}_km.npz", workspace.root / PROMPT
+    common = ["--unit_model", UNIT_MODEL, "--workspace", workspace.root]
+    for stage in STAGES:
+        words = stage.split()
+        if "preprocess/runner.py" in words:
+            words += ["--set", f"datarc.root_path={corpus}", f"fairseqrc.km_path={kmeans}"]
+            words += ["datarc.train=each_once", "datarc.valid=each_once"]
+        if "ulm_prompt/export.py" in words:
+            words += ["--out", prompt]
+        if run_script([*words, *common]):
+            raise SystemExit(1)
+    with replacing_folder(SHIPPED) as folder:
+        shutil.copyfile(SHIPPED / "LICENSE.md", folder / "LICENSE.md")
+        shutil.copyfile(kmeans, folder / kmeans.name)
+        shutil.copytree(workspace.lm(UNIT_MODEL), folder / f"{UNIT_MODEL}_lm")
+        shutil.copytree(prompt, folder / PROMPT)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--corpus", type=Path, required=True,
+        help="holds speech_commands_v0.01/ and speech_commands_test_set_v0.01/",
+    )  # fmt: skip
+    args = parser.parse_args()
+    encoder = Path(__file__).with_name("moonshine_tiny_en.ort")
+    if not encoder.is_file():
+        raise UserError(
+            f"{encoder}: not found; get it by python pretrained_models/download.py {UNIT_MODEL}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        make(args.corpus.resolve(), encoder, Workspace(Path(folder) / "workspace"))
+    size = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    print(f"wrote {SHIPPED}: {size:,} bytes")
+
+
+if __name__ == "__main__":
+    run(main)
