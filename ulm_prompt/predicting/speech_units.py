@@ -49,8 +49,15 @@ def _read_saved(path: Path) -> Config:
 class UnitFiles:
     """What a unit model's units are made with here. Nothing is loaded yet."""
 
-    def __init__(self, workspace: Workspace, unit_model: str, downstream: str | None) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        unit_model: str,
+        downstream: str | None,
+        shipped: bool = False,
+    ) -> None:
         """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
+        ``shipped``: the k-means of the registry, though another was learned in the workspace.
 
         Raises ``UserError`` for a unit model that neither tells of.
         """
@@ -70,6 +77,8 @@ class UnitFiles:
             self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
         elif known is not None:
             self.km_path = known.km_path
+            if shipped and known.kmeans is not None and known.kmeans.ships:
+                self.km_path = known.kmeans.path
         self.ckpt_path = None
         if self.settings.ckpt_path is not None:
             self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
