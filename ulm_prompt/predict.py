@@ -23,7 +23,7 @@ from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.predicting.answer_formats import FORMATS
 from ulm_prompt.predicting.audio_list import as_they_arrive, check_sources, count_files, stream
-from ulm_prompt.predicting.find_prompts import SHIPPED, find_prompt, shipped_prompt
+from ulm_prompt.predicting.find_prompts import find_prompt, shipped_prompt
 from ulm_prompt.tasks import add_workspace
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def main() -> None:
     if not args.prompt:
         for record in predictor.records.values():
             names = " ".join(record.name(label) for label in record.labels)
-            print(f"prompt {SHIPPED.name}, which knows {names}", file=sys.stderr)
+            print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
@@ -142,7 +142,7 @@ def main() -> None:
     print(
         f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
         f"by {', '.join(predictor.records)}"
-        + (f"; {bad:,} files without an answer" if bad else ""),
+        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else ""),
         file=sys.stderr,
     )
     if bad:

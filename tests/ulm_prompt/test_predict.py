@@ -107,7 +107,7 @@ def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None
     (tmp_path / "text.wav").write_text("no audio")
     audio = [tmp_path / f"{name}.wav" for name in ("short", "long", "empty", "text", "absent")]
     audio += [tmp_path, "no\0name", "x" * 5000, np.full(9000, np.nan), np.zeros((2, 9000))]
-    expected = ["one frame", "cut it", "is an empty file", "not readable", "does not exist",
+    expected = ["one frame", "--segments", "is an empty file", "not readable", "does not exist",
                 "not readable", "", "", "finite", "(T,)"]  # fmt: skip
     found = predictor([*audio, tmp_path / "good.wav"])
     assert set(found[-1]) == {"KS", "IC"}

@@ -26,7 +26,6 @@ from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.binaries import encode
 from ulm_prompt.predicting.find_prompts import (
-    SHIPPED,
     find_prompt,
     is_shipped,
     shipped_prompt,
@@ -104,7 +103,7 @@ class Predictor:
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
         if shipped:  # its LM, k-means and speech model lie beside it
-            home = Workspace(SHIPPED.parents[1])
+            home = Workspace(shipped_prompt().parents[1])
         records = [_record(path, home) for path in paths]
         files = _common_units(records, home, shipped)
         folder = lm_folder(home, records[0].unit_model)
@@ -156,7 +155,10 @@ class Predictor:
             recording = torch.as_tensor(audio, dtype=torch.float32, device="cpu").numpy()
             if recording.ndim != 1:
                 raise BadAudio(f"expected samples (T,), found {recording.shape}")
-        pieces = find_pieces(recording, longest or LONGEST)
+        try:
+            pieces = find_pieces(recording, longest or LONGEST)
+        except (OSError, ValueError) as error:  # what is no file name at all
+            raise BadAudio(str(error)) from None
         for first in range(0, len(pieces), PIECES):
             some = pieces[first : first + PIECES]
             results = self([samples_of(recording, piece) for piece in some], top)
@@ -232,7 +234,9 @@ class Predictor:
 
 
 def _too_long(seconds: float) -> BadAudio:
-    return BadAudio(f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}: cut it")
+    return BadAudio(
+        f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, or use --segments"
+    )
 
 
 def _named(answer: Answer, record: PromptRecord) -> Prediction:

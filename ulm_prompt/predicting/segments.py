@@ -16,7 +16,7 @@ from preprocess.speech2unit.features import SAMPLE_RATE
 FRAME = 0.01  # s: one period of a low voice, so that a level does not ripple
 SMOOTH = 3  # frames of a mean power: white noise then varies by less than 2 dB
 SILENT = 1e-8  # power, -80 dB of full scale: rounding and dither are no sound
-NEAR = 10.0  # s: the noise floor is that of 10 s and of 10 s on both sides, since noise changes
+NEAR = 10.0  # s of one noise floor, which comes from them and 10 s before or after: noise changes
 QUIET_SHARE = 10  # % of those frames lie below the noise floor: speech has that much pause
 ABOVE = 10.0  # dB over the noise floor: steady noise never rises so far, a spoken word does
 RANGE = 40.0  # dB under the loudest frame: breath and echo of a clean recording are no sound
@@ -84,11 +84,11 @@ def _levels(powers: np.ndarray) -> np.ndarray:
 def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
     """The level above which a frame is sound, (F,), for levels (F,) every ``hop`` seconds."""
     near = round(NEAR / hop)
-    starts = range(0, len(levels), near)
-    floors = [
-        np.percentile(levels[max(0, start - near) : start + 2 * near], QUIET_SHARE)
-        for start in starts
+    pairs = [  # the floor of block i and block i + 1
+        np.percentile(levels[start : start + 2 * near], QUIET_SHARE)
+        for start in range(0, max(1, len(levels) - near), near)
     ]
+    floors = np.maximum([pairs[0], *pairs], [*pairs, pairs[-1]])  # of block i, with either side
     floor = np.repeat(floors, near)[: len(levels)]
     return np.maximum(floor + ABOVE, levels.max() - RANGE)
 
