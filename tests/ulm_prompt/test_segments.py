@@ -80,11 +80,18 @@ def test_a_waveform_is_cut_like_its_file(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "samples",
-    [np.zeros(48_000, np.float32), noise(3, -20), noise(3, -85), noise(0.5, -40), noise(60, -50)],
-    ids=["silence", "loud noise", "dither", "short noise", "a minute of noise"],
-)
+WAVES = (1 + 0.4 * np.sin(np.arange(160_000) / 5000)).astype(np.float32)  # 7 dB up and down
+NO_SOUND = {
+    "silence": np.zeros(48_000, np.float32),
+    "loud noise": noise(3, -20),
+    "short noise": noise(0.5, -40),
+    "a minute of noise": noise(60, -50),
+    "noise in waves": noise(10, -40) * WAVES,
+    "dither after zeros": np.concatenate([np.zeros(48_000, np.float32), noise(1, -85)]),
+}
+
+
+@pytest.mark.parametrize("samples", NO_SOUND.values(), ids=NO_SOUND)
 def test_no_sound(samples: np.ndarray) -> None:
     with pytest.raises(BadAudio, match="no sound that rises above its noise floor"):
         find_pieces(samples)
@@ -105,6 +112,19 @@ def test_audio_that_cannot_be_cut(tmp_path: Path) -> None:
     for name in ("cut.flac", "absent.wav"):
         with pytest.raises(BadAudio):
             find_pieces(tmp_path / name)
+
+
+def test_a_breath_in_a_clean_recording_is_no_word() -> None:
+    samples = recording(-120, sounds=[(1.0, 1.5)])
+    samples[40_000:48_000] += noise(0.5, -66)
+    assert_near(times(find_pieces(samples)), [(1.0, 1.5)])
+
+
+def test_times_do_not_drift(tmp_path: Path) -> None:
+    """A frame at 11,025 Hz is not quite 10 ms."""
+    corpora.write(tmp_path / "a.wav", np.tile(recording(-60, 11_025), 60), 11_025)
+    last = times(find_pieces(tmp_path / "a.wav"))[-1]
+    np.testing.assert_allclose(last, (59 * LASTS + 4.3, 59 * LASTS + 4.6), atol=0.05)
 
 
 def test_short_gaps_and_clicks() -> None:
