@@ -1,5 +1,7 @@
 """Answer what audio says, by one trained prompt or by several at once over one frozen LM.
 
+predict.py clip.wav                                     (the prompt that comes with the repository)
+predict.py --segments meeting.wav                       (cut at pauses, answered piece by piece)
 predict.py --prompt KS --prompt IC clip.wav folder/ -   (-: a list of files on standard input)
 """
 
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,8 +23,11 @@ from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.predicting.answer_formats import FORMATS
 from ulm_prompt.predicting.audio_list import as_they_arrive, check_sources, count_files, stream
-from ulm_prompt.predicting.find_prompts import find_prompt
+from ulm_prompt.predicting.find_prompts import find_prompt, shipped_prompt
 from ulm_prompt.tasks import add_workspace
+
+if TYPE_CHECKING:
+    from ulm_prompt.predicting.predictor import Predictor
 
 BATCH = 32  # files at a time
 
@@ -35,12 +41,21 @@ def parse() -> argparse.Namespace:
     flag(
         "--prompt",
         action="append",
-        required=True,
+        default=[],
         help="a task (its only trained prompt), a checkpoints folder, an exported folder or a "
-        "file; give it again for more tasks",
+        "file; give it again for more tasks (default: the prompt that comes with the repository)",
     )
     flag("--unit_model", help="choose among a task's prompts")
     flag("--model_date", help="choose among a task's prompts: the --date of training")
+    flag(
+        "--segments", action="store_true", help="cut recordings at pauses and answer every segment"
+    )
+    flag(
+        "--longest",
+        type=float,
+        metavar="SECONDS",
+        help="of a segment; a longer one is slid over (default: 2, for single words)",
+    )
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
     flag(
@@ -53,6 +68,12 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.top < 1:
         raise UserError(f"--top {args.top}: expected at least 1")
+    if args.longest is not None and not (args.segments and 0.2 <= args.longest <= 60):
+        raise UserError(f"--longest {args.longest:g}: expected 0.2 to 60 seconds, with --segments")
+    if not args.prompt and (args.unit_model or args.model_date):
+        raise UserError(
+            "--unit_model and --model_date choose among a task's prompts: name it with --prompt"
+        )
     return args
 
 
@@ -64,11 +85,31 @@ def shown(batches: Iterator[list[Path]], total: int | None) -> Iterator[list[Pat
             bar.update(len(batch))
 
 
+def answered(predictor: Predictor, batch: list[Path], args: argparse.Namespace) -> Iterator[tuple]:
+    """Every file's answers, (path, start and end in seconds or None, answers or ``BadAudio``): one
+    a file, or one a segment.
+    """
+    from ulm_prompt.predicting.predictor import BadAudio
+
+    if not args.segments:
+        results = predictor(batch, args.top)
+        yield from ((path, None, result) for path, result in zip(batch, results))
+        return
+    for path in batch:
+        try:
+            for start, end, answers in predictor.segments(path, args.top, args.longest):
+                yield path, (start, end), answers
+        except BadAudio as error:
+            yield path, None, error
+
+
 def main() -> None:
     args = parse()
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     sources = check_sources(args.audio)
+    if not args.prompt:
+        shipped_prompt()
     for word in args.prompt:
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
@@ -77,26 +118,31 @@ def main() -> None:
     predictor = Predictor.load(
         args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype
     )
+    if not args.prompt:
+        for record in predictor.records.values():
+            names = " ".join(record.name(label) for label in record.labels)
+            print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
-    writer = FORMATS[form](sys.stdout, predictor.records)
+    writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
     batches = as_they_arrive(stream(sources), BATCH)
     for batch in shown(batches, count_files(sources)):
-        results = predictor(batch, args.top)
-        with tqdm.external_write_mode(file=sys.stdout):
-            for path, result in zip(batch, results):
+        for path, times, result in answered(predictor, batch, args):
+            with tqdm.external_write_mode(file=sys.stdout):
                 if isinstance(result, BadAudio):
                     bad += 1
-                    print(f"bad audio: {path}: {result}", file=sys.stderr)
+                    print(f"no answer: {path}: {result}", file=sys.stderr)
                     continue
                 good += 1
-                writer.write(path, result)
-            sys.stdout.flush()
+                writer.write(path, result, times)
+                sys.stdout.flush()
     seconds = time.perf_counter() - start
+    what = "segments" if args.segments else "utterances"
     print(
-        f"{good:,} utterances in {seconds:.1f} s, {good / seconds:.1f} a second, "
-        f"by {', '.join(predictor.records)}" + (f"; {bad:,} bad files left out" if bad else ""),
+        f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
+        f"by {', '.join(predictor.records)}"
+        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else ""),
         file=sys.stderr,
     )
     if bad:

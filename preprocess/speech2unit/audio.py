@@ -4,6 +4,7 @@ read is said why.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +25,9 @@ class BadAudio(Exception):
     """A file that cannot become units; its text is the reason."""
 
 
-def length_and_rate(path: Path) -> tuple[int, int]:
+def length_and_rate(path: Path, at_once: bool = True) -> tuple[int, int]:
     """Samples a channel and samples a second, from the header. Raises ``BadAudio`` (missing, empty,
-    not audio).
+    not audio; too long to be read ``at_once``).
     """
     try:
         header = soundfile.info(path)
@@ -36,7 +37,7 @@ def length_and_rate(path: Path) -> tuple[int, int]:
         raise BadAudio(HEADERLESS) from None
     if header.frames == 0:
         raise BadAudio("holds no samples")
-    _check_header(header.frames, header.channels, header.samplerate)
+    _check_header(header.frames if at_once else 1, header.channels, header.samplerate)
     return header.frames, header.samplerate
 
 
@@ -87,6 +88,23 @@ def read_audio(path: Path, start: int, frames: int) -> Waveform:
         notes.append(f"{rate} Hz resampled to {SAMPLE_RATE} Hz")
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
     return Waveform(mono, tuple(notes))
+
+
+def mono_blocks(path: Path, size: int) -> Iterator[np.ndarray]:
+    """Read a file of any length as (``size``,) float32 at its own rate, mixed to one channel; the
+    last block may be shorter. Raises ``BadAudio``: unreadable, or shorter than its header says.
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            left = file.frames
+            while left:
+                samples = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, C)
+                if len(samples) < min(size, left):
+                    raise BadAudio(f"ends {left - len(samples):,} samples before its header says")
+                left -= len(samples)
+                yield samples.mean(axis=1)
+    except soundfile.LibsndfileError as error:
+        raise BadAudio(_reason(path, error)) from None
 
 
 def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:

@@ -109,7 +109,10 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
     """Newer sample files of the same name, of another checkpoint or of draws, are passed over, and
     so is one that does not say what it is of.
     """
-    checkpoint = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "checkpoint_best.pt"
+    workspace = Workspace(tmp_path / "copy")  # other tests leave sample files in the shared one
+    leave = shutil.ignore_patterns("corpora", "samples")
+    shutil.copytree(spoken_workspace.root, workspace.root, ignore=leave)
+    checkpoint = workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "checkpoint_best.pt"
     greedy = {"beam": 1, "sampling": False}
     runs = {
         "best": (1, {"prompt": sha256(checkpoint), "options": greedy}),
@@ -118,18 +121,18 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
         "unknown": (4, None),
     }
     for date, (right, origin) in runs.items():
-        path = spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date)
+        path = workspace.samples("IC", spoken.UNIT_MODEL, "d", date)
         entries = {str(n): {"label": "1 2", "predict": "1 2" if n < right else "2 2"}
                    for n in range(4)}  # fmt: skip
         for name in (path, path.with_stem(path.stem + "_within_labels")):
             write_json(name, entries)
         if origin:
             write_json(origin_path(path), origin)
-    run(spoken_workspace, "IC", tmp_path / "one")
+    run(workspace, "IC", tmp_path / "one")
     assert read_record(tmp_path / "one").test["accuracy"] == 25.0
     assert "no licence" in capsys.readouterr().out
-    origin_path(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", "best")).unlink()
-    run(spoken_workspace, "IC", tmp_path / "none")
+    origin_path(workspace.samples("IC", spoken.UNIT_MODEL, "d", "best")).unlink()
+    run(workspace, "IC", tmp_path / "none")
     assert read_record(tmp_path / "none").test == {}
     assert "no test accuracy" in capsys.readouterr().out
     for date in runs:

@@ -107,7 +107,7 @@ def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None
     (tmp_path / "text.wav").write_text("no audio")
     audio = [tmp_path / f"{name}.wav" for name in ("short", "long", "empty", "text", "absent")]
     audio += [tmp_path, "no\0name", "x" * 5000, np.full(9000, np.nan), np.zeros((2, 9000))]
-    expected = ["one frame", "cut it", "is an empty file", "not readable", "does not exist",
+    expected = ["one frame", "--segments", "is an empty file", "not readable", "does not exist",
                 "not readable", "", "", "finite", "(T,)"]  # fmt: skip
     found = predictor([*audio, tmp_path / "good.wav"])
     assert set(found[-1]) == {"KS", "IC"}
@@ -146,9 +146,12 @@ def test_folders_lists_formats_and_the_exit_code(
     )
     errors = result.stderr.decode(errors="surrogateescape")
     assert result.returncode == 1, errors
-    assert errors.splitlines()[0].startswith("bad audio: /caf\udce9.wav: ")
-    assert errors.splitlines()[1].endswith("absent.wav: does not exist")
-    assert "3 utterances in" in errors and "a second, by KS, IC; 2 bad files left out" in errors
+    named = errors.splitlines()
+    assert named[0].startswith(f"no answer: {tmp_path / 'in' / 'notes.txt'}: is not readable audio")
+    assert named[1].startswith("no answer: /caf\udce9.wav: ")
+    assert named[2].endswith("absent.wav: does not exist")
+    assert "3 utterances in" in errors
+    assert "a second, by KS, IC; 3 files without an answer" in errors
     lines = result.stdout.decode(errors="surrogateescape").splitlines()
     entries = [json.loads(line) for line in lines]
     assert [(Path(entry["file"]).name, entry["task"]) for entry in entries] == [
@@ -158,6 +161,36 @@ def test_folders_lists_formats_and_the_exit_code(
     assert entries[0]["labels"] == entries[4]["labels"]
     assert list(entries[1]["slots"]) == ["action", "object", "location"]
     assert 0 < entries[1]["probability"] <= min(entries[1]["label_probabilities"])
+
+
+def test_all_that_decodes_is_answered(
+    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder's files by what they hold, not by their names; what does not decode is named."""
+    kinds = {
+        "opus": ("OGG", "OPUS"), "ogg": ("OGG", "VORBIS"), "mp3": ("MP3", "MPEG_LAYER_III"),
+        "aiff": ("AIFF", None), "au": ("AU", None), "caf": ("CAF", None), "w64": ("W64", None),
+        "flac": ("FLAC", None), "wav": ("WAV", "ULAW"), "no_suffix": ("WAV", None),
+    }  # fmt: skip
+    samples = spoken.melody(3)
+    for name, (form, kind) in kinds.items():
+        name = name if name == "no_suffix" else f"a.{name}"
+        soundfile.write(tmp_path / name, samples, 16_000, format=form, subtype=kind)
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0")
+    (tmp_path / "b.raw").write_bytes(bytes(32_000))
+    (tmp_path / ".c.wav").write_bytes(b"what a copy left")
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SystemExit) as end:
+        run(spoken_workspace, "--prompt", "KS", "--format", "jsonl", tmp_path)
+    assert end.value.code == 1
+    out, errors = capsys.readouterr()
+    answers = {Path(entry["file"]).name: entry for entry in map(json.loads, out.splitlines())}
+    assert len(answers) == len(kinds)
+    for name in ("no_suffix", "a.flac", "a.aiff"):
+        assert answers[name]["labels"] == answers["a.caf"]["labels"]
+    assert "a.m4a: is not readable audio" in errors and "b.raw: has no header" in errors
+    assert "gone.wav: does not exist" in errors
+    assert "10 utterances in" in errors and "; 3 files without an answer" in errors
 
 
 def test_csv_and_table(spoken_workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +232,8 @@ def test_the_table_cuts_long_names_and_hides_control_characters(predictor: Predi
         (["--prompt", "XY", "{clip}"], "--prompt XY: no such task"),
         (["--prompt", "KS", "{clip}", "--unit_model", "cpc100"], "no trained prompt at"),
         (["--prompt", "KS", "{root}/nowhere"], "nowhere: no such file or folder"),
-        (["--prompt", "KS", "{root}/pretrained_models"], "no audio in this folder"),
+        (["--prompt", "KS", "{root}/empty"], "no files in this folder"),
+        (["--model_date", "d", "{clip}"], "name it with --prompt"),
         (["--prompt", "{root}/corpora", "{clip}"], "neither prompt.safetensors nor"),
         (["--prompt", "{clip}", "{clip}"], "no such task"),
         (["--prompt", "KS", "{clip}", "--top", "0"], "--top 0: expected at least 1"),
@@ -212,6 +246,7 @@ def test_mistakes_on_the_command_line(
 ) -> None:
     root = spoken_workspace.root
     clip = next((root / "corpora").rglob("*.wav"))
+    (root / "empty").mkdir(exist_ok=True)
     with pytest.raises(UserError, match=expected) as error:
         run(spoken_workspace, *(word.format(root=root, clip=clip) for word in words))
     assert "\n" not in str(error.value)

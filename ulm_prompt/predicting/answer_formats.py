@@ -14,17 +14,28 @@ if TYPE_CHECKING:
     from ulm_prompt.predicting.predictor import Prediction
 
 DIGITS = 6  # that count, of a written probability
+Times = tuple[float, float]  # start and end of a segment, seconds
 WIDEST = 40  # of the table's column of files
 
 
 class Writer:
-    """Writes one utterance after another to ``out``."""
+    """Writes one utterance after another to ``out``: files, or segments of files."""
 
-    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
-        self.out, self.records = out, records
+    def __init__(
+        self, out: IO[str], records: Mapping[str, PromptRecord], segments: bool = False
+    ) -> None:
+        self.out, self.records, self.segments = out, records, segments
+        self.times: Times | None = None  # of the segment that is written
+        self.begin()
 
-    def write(self, file: Path, answers: Mapping[str, Sequence[Prediction]]) -> None:
-        """Write the answers of all tasks to ``file``, best first."""
+    def begin(self) -> None:
+        """Write what stands before the first answer."""
+
+    def write(
+        self, file: Path, answers: Mapping[str, Sequence[Prediction]], times: Times | None = None
+    ) -> None:
+        """Write the answers of all tasks to ``file``, or to its segment, best first."""
+        self.times = times
         for task, of_task in answers.items():
             for rank, answer in enumerate(of_task, start=1):
                 self.line(str(file), task, rank, answer)
@@ -40,6 +51,7 @@ class JsonLines(Writer):
     def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
         entry = {
             "file": file,
+            **(dict(zip(("start", "end"), _rounded_times(self.times))) if self.times else {}),
             "task": task,
             "rank": rank,
             "labels": list(answer.names),
@@ -53,32 +65,37 @@ class JsonLines(Writer):
 class Csv(Writer):
     """A header and a line an answer; several labels are separated by ``|``."""
 
-    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
-        super().__init__(out, records)
-        self._table = csv.writer(out, lineterminator="\n")
+    def begin(self) -> None:
+        times = ["start", "end"] if self.segments else []
+        self._table = csv.writer(self.out, lineterminator="\n")
         self._table.writerow(
-            ["file", "task", "rank", "labels", "probability", "label_probabilities"]
+            ["file", *times, "task", "rank", "labels", "probability", "label_probabilities"]
         )
 
     def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
         shares = "|".join(str(_rounded(each)) for each in answer.label_probabilities)
         names = "|".join(answer.names)
-        self._table.writerow([file, task, rank, names, _rounded(answer.probability), shares])
+        times = _rounded_times(self.times) if self.times else ()
+        probability = _rounded(answer.probability)
+        self._table.writerow([file, *times, task, rank, names, probability, shares])
 
 
 class Table(Writer):
     """Aligned columns; the answer with its probability, and each label with its own."""
 
-    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord]) -> None:
-        super().__init__(out, records)
+    def begin(self) -> None:
         self._file = 0  # the column's width, once the first name is known
-        self._task = max(len("task"), *map(len, records))
+        self._task = max(len("task"), *map(len, self.records))
 
-    def write(self, file: Path, answers: Mapping[str, Sequence[Prediction]]) -> None:
+    def write(
+        self, file: Path, answers: Mapping[str, Sequence[Prediction]], times: Times | None = None
+    ) -> None:
         if not self._file:
             self._file = min(WIDEST, max(len("file") + 8, len(str(file)) + 4))
-            self.out.write(f"{'file':{self._file}}  {'task':{self._task}}  {'%':>5}  answer\n")
-        super().write(file, answers)
+            head = f"{'start':>8}  {'end':>8}  " if self.segments else ""
+            head += f"{'task':{self._task}}  {'%':>5}  answer"
+            self.out.write(f"{'file':{self._file}}  {head}\n")
+        super().write(file, answers, times)
 
     def line(self, file: str, task: str, rank: int, answer: Prediction) -> None:
         first = "".join(each if each.isprintable() else "?" for each in file) * (rank == 1)
@@ -86,11 +103,16 @@ class Table(Writer):
             first = "…" + first[1 - self._file :]
         shown = text_of(answer, self.records[task])
         percent = f"{100 * answer.probability:5.1f}"
-        self.out.write(f"{first:{self._file}}  {task:{self._task}}  {percent}  {shown}\n")
+        seconds = "".join(f"{time:8.2f}  " for time in self.times or ())
+        self.out.write(f"{first:{self._file}}  {seconds}{task:{self._task}}  {percent}  {shown}\n")
 
 
 def _rounded(probability: float) -> float:
     return float(f"{probability:.{DIGITS}g}")
+
+
+def _rounded_times(times: Times) -> list[float]:
+    return [round(time, 3) for time in times]
 
 
 def text_of(answer: Prediction, record: PromptRecord) -> str:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 
-SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".oga", ".mp3", ".aiff", ".aif"))
 STDIN = "-"
 
 
@@ -31,8 +30,8 @@ def check_sources(words: Sequence[str]) -> list[str]:
     for word in words:
         if word != STDIN and not Path(word).exists():
             raise UserError(f"{word}: no such file or folder")
-        if word != STDIN and Path(word).is_dir() and next(audio_in(Path(word)), None) is None:
-            raise UserError(f"{word}: no audio in this folder ({' '.join(sorted(SUFFIXES))})")
+        if word != STDIN and Path(word).is_dir() and next(files_in(Path(word)), None) is None:
+            raise UserError(f"{word}: no files in this folder, but for hidden ones")
     return words
 
 
@@ -55,17 +54,19 @@ def _files(word: str) -> Iterator[Path]:
         with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
             yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
     elif Path(word).is_dir():
-        yield from audio_in(Path(word))
+        yield from files_in(Path(word))
     else:
         yield Path(word)
 
 
-def audio_in(folder: Path) -> Iterator[Path]:
-    """The audio files under ``folder``, by name, hidden ones left out."""
+def files_in(folder: Path) -> Iterator[Path]:
+    """The files under ``folder``, by name, hidden ones left out. Reading tells which are audio: a
+    name does not.
+    """
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith("."):
                 yield Path(root) / name
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.workspace import Workspace
+from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, is_export, is_name
 from ulm_prompt.tasks import task_names
 
 BEST = "checkpoint_best.pt"
+# the prompt that comes with the repository, beside its LM and k-means
+SHIPPED = REPOSITORY / "pretrained_models" / "commands_moonshine100"
 _FOLDER = re.compile(r"(?P<task>.+?)_(?P<unit_model>.+)_checkpoints_(?P<date>.+)")
 
 
@@ -41,6 +43,22 @@ def find_prompt(
     raise UserError(
         f"--prompt {word}: no such task ({known}), checkpoints folder, exported folder or .pt file"
     )
+
+
+def shipped_prompt() -> Path:
+    """The prompt that comes with the repository. Raises ``UserError`` where it is missing."""
+    if not is_export(SHIPPED):
+        raise UserError(
+            f"{SHIPPED}: the prompt of the repository is missing; restore it (git checkout "
+            "pretrained_models) and run python pretrained_models/download.py moonshine100, or "
+            "name another prompt with --prompt"
+        )
+    return SHIPPED
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether ``path`` holds the tensors of the repository's prompt."""
+    return path.resolve() == (SHIPPED / TENSORS).resolve()
 
 
 def task_and_unit_model(path: Path) -> tuple[str, str]:

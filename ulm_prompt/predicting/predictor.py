@@ -3,12 +3,13 @@
 predictor = Predictor.load(["KS", "IC"], Path("workspace"))
 (answers,) = predictor(["clip.wav"])
 answers["KS"][0].names, answers["KS"][0].probability
+for start, end, answers in predictor.segments("meeting.wav"): ...
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,13 @@ from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.binaries import encode
-from ulm_prompt.predicting.find_prompts import find_prompt, task_and_unit_model
+from ulm_prompt.predicting.find_prompts import (
+    find_prompt,
+    is_shipped,
+    shipped_prompt,
+    task_and_unit_model,
+)
+from ulm_prompt.predicting.segments import LONGEST, find_pieces, samples_of
 from ulm_prompt.predicting.speech_units import SpeechToUnits, UnitFiles
 from ulm_prompt.prompt_lm.batching import batches_by_length
 from ulm_prompt.prompt_lm.cached_lm import CachedLM
@@ -39,6 +46,7 @@ from ulm_prompt.tasks import load_task, task_names
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
 BATCH_SECONDS = 60.0  # of audio that is encoded together
 SMALL = 10_000_000  # LM parameters up to which threads wait for each other more than they compute
+PIECES = 32  # of a recording that are answered together
 BATCH_ROWS, BATCH_TOKENS = 64, 16_384  # that the LM reads together
 
 Audio = Path | str | np.ndarray | Tensor
@@ -53,6 +61,14 @@ class Prediction(NamedTuple):
     slots: tuple[str, ...]
     probability: float
     label_probabilities: tuple[float, ...]
+
+
+class Segment(NamedTuple):
+    """A piece of a recording, ``start`` to ``end`` seconds, and the answers of every task to it."""
+
+    start: float
+    end: float
+    answers: dict[str, list[Prediction]]
 
 
 class Predictor:
@@ -70,21 +86,26 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        prompts: Sequence[str | Path],
+        prompts: Sequence[str | Path] = (),
         workspace: Path = REPOSITORY,
         unit_model: str | None = None,
         model_date: str | None = None,
         dtype: str = "auto",
     ) -> Predictor:
-        """Find the ``prompts`` (tasks, folders or files) and load what they share, once.
+        """Find the ``prompts`` (tasks, folders or files) and load what they share, once. With none,
+        the prompt that comes with the repository answers.
 
         Raises ``UserError``, before anything large is loaded, for a prompt that is not to be found
         or does not go with the others, and for a missing LM, k-means or speech model.
         """
+        prompts = prompts or [shipped_prompt()]
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
+        shipped = all(map(is_shipped, paths))
+        if shipped:  # its LM, k-means and speech model lie beside it
+            home = Workspace(shipped_prompt().parents[1])
         records = [_record(path, home) for path in paths]
-        files = _common_units(records, home)
+        files = _common_units(records, home, shipped)
         folder = lm_folder(home, records[0].unit_model)
         weights = [read_prompt(path) for path in paths]
         unit_lm = load_unit_lm(folder)
@@ -118,6 +139,33 @@ class Predictor:
         for place, answers in zip(good, self.answers(units, top)):
             results[place] = answers
         return results
+
+    def segments(
+        self, audio: Audio, top: int = 1, longest: float | None = None
+    ) -> Iterator[Segment]:
+        """The same for the pieces of a recording of any length: it is cut at pauses, and slid over
+        where a piece would last more than ``longest`` seconds (default: 2, a slow word). Memory
+        holds 32 pieces at a time.
+
+        Raises ``BadAudio`` for a recording that cannot be used, or that holds no sound.
+        """
+        if isinstance(audio, (str, Path)):
+            recording = Path(audio)
+        else:
+            recording = torch.as_tensor(audio, dtype=torch.float32, device="cpu").numpy()
+            if recording.ndim != 1:
+                raise BadAudio(f"expected samples (T,), found {recording.shape}")
+        try:
+            pieces = find_pieces(recording, longest or LONGEST)
+        except (OSError, ValueError) as error:  # what is no file name at all
+            raise BadAudio(str(error)) from None
+        for first in range(0, len(pieces), PIECES):
+            some = pieces[first : first + PIECES]
+            results = self([samples_of(recording, piece) for piece in some], top)
+            for piece, answers in zip(some, results):
+                if isinstance(answers, BadAudio):
+                    raise answers
+                yield Segment(piece.start, piece.end, answers)
 
     def answers(self, units: Sequence[str], top: int = 1) -> list[dict[str, list[Prediction]]]:
         """The same for utterances that are units already, ``"71 12 57"`` each."""
@@ -186,7 +234,9 @@ class Predictor:
 
 
 def _too_long(seconds: float) -> BadAudio:
-    return BadAudio(f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}: cut it")
+    return BadAudio(
+        f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, or use --segments"
+    )
 
 
 def _named(answer: Answer, record: PromptRecord) -> Prediction:
@@ -212,7 +262,9 @@ def _record(path: Path, workspace: Workspace) -> PromptRecord:
     return record_of(path, *task_and_unit_model(path), workspace)
 
 
-def _common_units(records: Sequence[PromptRecord], workspace: Workspace) -> UnitFiles:
+def _common_units(
+    records: Sequence[PromptRecord], workspace: Workspace, shipped: bool
+) -> UnitFiles:
     """The unit model that all prompts share. Raises ``UserError`` naming two that differ, or what
     is another one here.
     """
@@ -227,9 +279,9 @@ def _common_units(records: Sequence[PromptRecord], workspace: Workspace) -> Unit
                     f"--prompt: {first.task} and {other.task} differ in {what}: {one} and {two}; "
                     "answer them one at a time"
                 )
-    here = task_names()
-    downstream = load_task(first.task).downstream if first.task in here else None
-    files = UnitFiles(workspace, first.unit_model, downstream)
+    own_data = first.task in task_names() and not shipped
+    downstream = load_task(first.task).downstream if own_data else None
+    files = UnitFiles(workspace, first.unit_model, downstream, shipped)
     files.check_here()
     found = files.record()
     for name, wanted in vars(first.units).items():

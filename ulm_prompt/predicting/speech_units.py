@@ -15,7 +15,7 @@ from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.unit_models import find_unit_model
-from pipeline.workspace import Workspace
+from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.config import Config, FairseqConfig, fill_in
 from ulm_prompt.sharing.prompt_record import UnitSettings
 
@@ -49,12 +49,19 @@ def _read_saved(path: Path) -> Config:
 class UnitFiles:
     """What a unit model's units are made with here. Nothing is loaded yet."""
 
-    def __init__(self, workspace: Workspace, unit_model: str, downstream: str | None) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        unit_model: str,
+        downstream: str | None,
+        shipped: bool = False,
+    ) -> None:
         """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
+        ``shipped``: the k-means of the registry, though another was learned in the workspace.
 
         Raises ``UserError`` for a unit model that neither tells of.
         """
-        self.unit_model = unit_model
+        self.unit_model, self._root = unit_model, workspace.root
         self.settings, self.merge = FairseqConfig(), True
         self._quantized: Path | None = None
         if downstream is not None:
@@ -70,17 +77,21 @@ class UnitFiles:
             self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
         elif known is not None:
             self.km_path = known.km_path
+            if shipped and known.kmeans is not None and known.kmeans.ships:
+                self.km_path = known.kmeans.path
         self.ckpt_path = None
         if self.settings.ckpt_path is not None:
             self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
 
     def check_here(self) -> None:
         """Raises ``UserError`` for a file that is missing."""
+        there = "" if self._root == REPOSITORY else f" --workspace {self._root}"
         for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
             if path is not None and not path.is_file():
                 raise UserError(
                     f"{path}: {what} of {self.unit_model} not found; get it by "
-                    f"python pretrained_models/download.py {self.unit_model}, or put it there"
+                    f"python pretrained_models/download.py {self.unit_model}{there}, or put it "
+                    "there"
                 )
 
     def check_fresh(self) -> None:

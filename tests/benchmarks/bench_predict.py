@@ -1,0 +1,111 @@
+"""predict.py: seconds to an answer, and times real time, by the prompt of the repository.
+
+python -m tests.benchmarks predict, or
+python -m tests.benchmarks.bench_predict [--prompt P --workspace W] [--clips N] FOLDER
+
+Cold: a process for one clip. Warm: one clip a call from Python. Many: one process for N clips, less
+its loading. Long: the same clips as one recording, half a second apart, with --segments. Right:
+clips whose answer is their folder's name, alone, and as segments of recordings of 60 clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import soundfile
+
+from tests.conftest import DATA, REPOSITORY
+from tests.preprocess.corpora import write
+from ulm_prompt.predicting.predictor import Predictor
+
+CLIPS = DATA / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
+
+
+def process(args: argparse.Namespace, *words: object) -> tuple[float, str]:
+    """Seconds of a predict.py, and its last line on standard error."""
+    command = [sys.executable, str(REPOSITORY / "ulm_prompt" / "predict.py"), *map(str, words)]
+    for prompt in args.prompt:
+        command += ["--prompt", prompt]
+    start = time.perf_counter()
+    result = subprocess.run(
+        [*command, "--workspace", str(args.workspace)], capture_output=True, text=True, check=True
+    )
+    return time.perf_counter() - start, result.stderr.splitlines()[-1]
+
+
+def print_right(predictor: Predictor, clips: Sequence[Path]) -> None:
+    """How many clips with words are answered right alone and in recordings, by the first task."""
+    task = next(iter(predictor.records))
+    clips = [clip for clip in clips if clip.parent.name != "_silence_"]
+    clips = [clips[place] for place in np.random.default_rng(0).permutation(len(clips))]
+    labels = [clip.parent.name for clip in clips]
+    waves = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    alone = [answers[task][0].names[0] for answers in predictor(waves)]
+    shares = [f"{100 * np.mean(np.array(alone) == labels):.1f} % alone"]
+    for gap in (1.0, 0.3, 0.0):
+        right = missed = 0
+        for first in range(0, len(waves), 60):
+            parts = [part for wave in waves[first : first + 60]
+                     for part in (np.zeros(int(gap * 16_000), np.float32), wave)]  # fmt: skip
+            ends = np.cumsum([len(part) / 16_000 for part in parts])
+            segments = list(predictor.segments(np.concatenate(parts)))
+            for start, end, label in zip(ends[::2], ends[1::2], labels[first:]):
+                names = [segment.answers[task][0].names[0] for segment in segments
+                         if start <= (segment.start + segment.end) / 2 <= end]  # fmt: skip
+                missed += not names
+                right += label in names
+        shares.append(
+            f"{100 * right / len(waves):.1f} % {gap} s apart ({missed} words are in no segment)"
+        )
+    print(f"right of {len(waves)} clips with a word: {'; '.join(shares)}")
+
+
+def main(words: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=CLIPS)
+    parser.add_argument("--prompt", action="append", default=[])
+    parser.add_argument("--workspace", type=Path, default=REPOSITORY)
+    parser.add_argument("--clips", type=int, default=500)
+    args = parser.parse_args(words)
+    clips = sorted(args.folder.rglob("*.wav"))
+    if not clips:
+        sys.exit(f"error: no wav files in {args.folder}; name a folder")
+    count = min(args.clips, len(clips))
+    clips = [clips[number * len(clips) // count] for number in range(count)]
+    audio = sum(soundfile.info(clip).duration for clip in clips)
+    cold = median(process(args, clips[0])[0] for _ in range(3))
+    print(f"cold   {cold:6.2f} s from the command to the answer to one clip (median of 3)")
+    predictor = Predictor.load(args.prompt, args.workspace)
+    seconds = []
+    for clip in [*clips[:5], *clips[:100]]:  # the first five warm it up
+        start = time.perf_counter()
+        predictor([clip])
+        seconds.append(time.perf_counter() - start)
+    low, middle, high = np.percentile(seconds[5:], [5, 50, 95]) * 1000
+    print(f"warm   {middle:6.1f} ms a clip (median of 100; 5 to 95 %: {low:.1f} to {high:.1f})")
+    with tempfile.TemporaryDirectory() as folder:
+        for number, clip in enumerate(clips):
+            (Path(folder) / f"{number}.wav").symlink_to(clip.resolve())
+        wall, said = process(args, folder)
+    taken = float(said.split(" in ")[1].split(" s,")[0])
+    print(f"many   {audio / taken:6.1f} times real time: {said} ({wall:.1f} s with loading)")
+    parts = [part for clip in clips for part in (np.zeros(8000), soundfile.read(clip)[0])]
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "long.wav", np.concatenate(parts))
+        wall, said = process(args, "--segments", folder)
+    taken = float(said.split(" in ")[1].split(" s,")[0])
+    lasts = audio + 0.5 * len(clips)
+    print(f"long   {lasts / taken:6.1f} times real time: {said} ({wall:.1f} s with loading)")
+    print_right(predictor, clips)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,273 @@
+"""Recordings cut at pauses: where, what is heard, and what predict.py --segments prints of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from preprocess.speech2unit import audio
+from preprocess.speech2unit.audio import BadAudio
+from tests.preprocess import corpora
+from tests.ulm_prompt.spoken import melody
+from tests.ulm_prompt.test_predict import predictor, run  # noqa: F401 (a fixture)
+from ulm_prompt.predicting.predictor import Predictor
+from ulm_prompt.predicting.segments import AROUND, find_pieces, samples_of
+
+SOUNDS = [(0.5, 1.1), (1.5, 1.8), (2.6, 3.9), (4.3, 4.6)]  # seconds
+LASTS = 5.0
+
+
+def noise(seconds: float, level: float, rate: int = 16_000) -> np.ndarray:
+    """(T,) white noise of a level in dB of full scale."""
+    samples = np.random.default_rng(3).standard_normal(round(seconds * rate))
+    return (10 ** (level / 20) * samples).astype(np.float32)
+
+
+def recording(
+    level: float, rate: int = 16_000, sounds: list[tuple[float, float]] = SOUNDS
+) -> np.ndarray:
+    """(T,) 5 s of noise with tones at ``sounds``."""
+    samples = noise(LASTS, level, rate)
+    for start, end in sounds:
+        tone = corpora.tone(end - start, 200, rate).astype(np.float32)
+        samples[round(start * rate) :][: len(tone)] += tone
+    return samples
+
+
+def times(pieces: list) -> list[tuple[float, float]]:
+    return [(piece.start, piece.end) for piece in pieces]
+
+
+def assert_near(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> None:
+    assert len(found) == len(expected), found
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
+@pytest.mark.parametrize("level", [-120.0, -60.0, -36.0])
+def test_tones_between_pauses(tmp_path: Path, rate: int, level: float) -> None:
+    """Over silence and over constant noise, at any rate; two channels and an offset."""
+    samples = recording(level, rate)
+    path = tmp_path / "a.wav"
+    corpora.write(path, np.stack([samples, 0.5 * samples + 0.1], axis=1), rate)
+    pieces = find_pieces(path)
+    assert_near(times(pieces), SOUNDS)
+    heard = [(piece.first / rate, piece.last / rate) for piece in pieces]
+    around = [(0.25, 1.3), (1.3, 2.05), (2.35, 4.1), (4.1, 4.85)]  # never over a pause's middle
+    assert_near(heard, around)
+    for piece, (start, end) in zip(pieces, around):
+        seconds = len(samples_of(path, piece)) / 16_000
+        assert seconds == pytest.approx(end - start, abs=0.1)
+
+
+def test_a_waveform_is_cut_like_its_file(tmp_path: Path) -> None:
+    samples = recording(-60)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    pieces = find_pieces(tmp_path / "a.wav")
+    assert find_pieces(samples) == pieces
+    for piece in pieces:
+        np.testing.assert_array_equal(
+            samples_of(samples, piece), samples_of(tmp_path / "a.wav", piece)
+        )
+
+
+WAVES = (1 + 0.4 * np.sin(np.arange(160_000) / 5000)).astype(np.float32)  # 7 dB up and down
+NO_SOUND = {
+    "silence": np.zeros(48_000, np.float32),
+    "loud noise": noise(3, -20),
+    "short noise": noise(0.5, -40),
+    "a minute of noise": noise(60, -50),
+    "noise in waves": noise(10, -40) * WAVES,
+    "dither after zeros": np.concatenate([np.zeros(48_000, np.float32), noise(1, -85)]),
+}
+
+
+@pytest.mark.parametrize("samples", NO_SOUND.values(), ids=NO_SOUND)
+def test_no_sound(samples: np.ndarray) -> None:
+    with pytest.raises(BadAudio, match="no sound that rises above its noise floor"):
+        find_pieces(samples)
+
+
+def test_audio_that_cannot_be_cut(tmp_path: Path) -> None:
+    for samples, words in (
+        (np.zeros(100, np.float32), "shorter than 10 ms"),
+        (np.full(48_000, np.nan, np.float32), "not finite"),
+    ):
+        with pytest.raises(BadAudio, match=words):
+            find_pieces(samples)
+    corpora.write(tmp_path / "cut.wav", recording(-60))
+    whole = (tmp_path / "cut.wav").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(b"")
+    soundfile.write(tmp_path / "cut.flac", recording(-30), 16_000)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[: len(whole) // 4])
+    for name in ("cut.flac", "absent.wav"):
+        with pytest.raises(BadAudio):
+            find_pieces(tmp_path / name)
+
+
+def test_a_breath_in_a_clean_recording_is_no_word() -> None:
+    samples = recording(-120, sounds=[(1.0, 1.5)])
+    samples[40_000:48_000] += noise(0.5, -66)
+    assert_near(times(find_pieces(samples)), [(1.0, 1.5)])
+
+
+def test_times_do_not_drift(tmp_path: Path) -> None:
+    """A frame at 11,025 Hz is not quite 10 ms."""
+    corpora.write(tmp_path / "a.wav", np.tile(recording(-60, 11_025), 60), 11_025)
+    last = times(find_pieces(tmp_path / "a.wav"))[-1]
+    np.testing.assert_allclose(last, (59 * LASTS + 4.3, 59 * LASTS + 4.6), atol=0.05)
+
+
+def test_short_gaps_and_clicks() -> None:
+    """The closure of a "stop" does not cut it; a click is no word."""
+    assert_near(times(find_pieces(recording(-60, sounds=[(1.0, 1.3), (1.5, 1.8)]))), [(1.0, 1.8)])
+    sounds = [(1.0, 1.4), (3.0, 3.03)]
+    assert_near(times(find_pieces(recording(-60, sounds=sounds))), [(1.0, 1.4)])
+
+
+@pytest.mark.parametrize(("longest", "window"), [(2.0, 1.0), (3.0, 1.5), (10.0, None)])
+def test_without_pauses_it_is_slid_over(longest: float, window: float | None) -> None:
+    """Windows from the first sound to the last, overlapping by half, none left over."""
+    samples = noise(10, -60)
+    sound = np.concatenate([melody(seed) for seed in range(20)])[: 8 * 16_000]
+    samples[16_000 : 9 * 16_000] += sound.astype(np.float32)
+    found = times(find_pieces(samples, longest))
+    assert found[0][0] == pytest.approx(1, abs=0.05)
+    assert found[-1][1] == pytest.approx(9, abs=0.05)
+    if window is None:
+        assert len(found) == 1
+        return
+    assert len(found) > 8 / window
+    for (start, end), (following, _) in zip(found, found[1:]):
+        assert end - start == pytest.approx(window)
+        assert start < following <= end - window / 2 + 0.01
+
+
+def test_the_noise_may_change() -> None:
+    """A fan that is turned on after half of the recording is not taken for one long sound."""
+    quiet, loud = recording(-70), recording(-32)
+    samples = np.concatenate([np.tile(quiet, 8), np.tile(loud, 8)])
+    pieces = times(find_pieces(samples))
+    expected = [(a + LASTS * turn, b + LASTS * turn) for turn in range(16) for a, b in SOUNDS]
+    right = sum(
+        any(abs(a - start) + abs(b - end) < 0.1 for start, end in pieces) for a, b in expected
+    )
+    assert right >= len(expected) - 4, "but near the change, where both are heard"
+
+
+def test_memory_does_not_grow_with_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten minutes are 38 MB of float32. What is too much to be read at once is cut all the same."""
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 1_000_000)
+    corpora.write(tmp_path / "long.wav", np.tile(recording(-60), 120))
+    with pytest.raises(BadAudio, match="cut it"):
+        audio.length_and_rate(tmp_path / "long.wav")
+    tracemalloc.start()
+    pieces = find_pieces(tmp_path / "long.wav")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(pieces) == 120 * len(SOUNDS)
+    assert peak < 6e6
+
+
+def test_a_compressed_recording(tmp_path: Path) -> None:
+    """A piece is read where it was heard, also where samples have to be decoded to get there."""
+    for name, kind in (("a.opus", ("OGG", "OPUS")), ("a.mp3", ("MP3", "MPEG_LAYER_III"))):
+        path = tmp_path / name
+        soundfile.write(path, np.tile(recording(-50), 4), 16_000, format=kind[0], subtype=kind[1])
+        pieces = find_pieces(path)
+        assert len(pieces) == 4 * len(SOUNDS), name
+        for piece in pieces[-4:]:
+            heard = samples_of(path, piece)
+            before = heard[: int(16_000 * (piece.start - piece.first / 16_000 - 0.05))]
+            within = heard[len(before) + 1600 :][:2000]
+            assert within.std() > 10 * before.std(), name
+
+
+def test_real_words_with_pauses(data: Path) -> None:
+    """Sixty words of sixty recordings, half a second apart: nearly every one is a piece."""
+    root = data / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
+    if not root.is_dir():
+        pytest.skip(f"the real clips are not at hand ({root})")
+    clips = [path for path in sorted(root.glob("*/*.wav")) if path.parent.name != "_silence_"]
+    clips = clips[:: len(clips) // 60][:60]
+    parts, spans, length = [], [], 0
+    for clip in clips:
+        samples, _ = soundfile.read(clip, dtype="float32")
+        parts += [np.zeros(8000, np.float32), samples]
+        spans.append((length + 8000, length + 8000 + len(samples)))
+        length = spans[-1][1]
+    middles = [16_000 * (piece.start + piece.end) / 2 for piece in find_pieces(np.hstack(parts))]
+    counts = [sum(start <= middle <= end for middle in middles) for start, end in spans]
+    assert counts.count(0) <= 1 and counts.count(1) >= 57
+
+
+def test_answers_are_those_of_what_is_heard(predictor: Predictor) -> None:  # noqa: F811
+    parts = [np.zeros(8000), melody(1), np.zeros(8000), melody(2), np.zeros(8000)]
+    samples = np.hstack(parts).astype(np.float32)
+    segments = list(predictor.segments(samples, top=2))
+    pieces = find_pieces(samples)
+    assert times(pieces) == times(segments) and len(pieces) == 2
+    for piece, segment in zip(pieces, segments):
+        (alone,) = predictor([samples[piece.first : piece.last]], top=2)
+        assert [one.names for one in alone["IC"]] == [one.names for one in segment.answers["IC"]]
+        assert segment.answers["KS"][0].probability == pytest.approx(
+            alone["KS"][0].probability, rel=1e-4
+        )
+    for bad in ("no\0name", "x" * 5000, np.zeros((2, 9000)), np.zeros(9000)):
+        with pytest.raises(BadAudio):
+            list(predictor.segments(bad))
+
+
+def test_what_predict_py_prints(
+    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recording over the two minutes of one utterance, and one of silence, in every format."""
+    corpora.write(tmp_path / "in" / "long.wav", np.tile(recording(-60), 25))
+    corpora.write(tmp_path / "in" / "mute.wav", np.zeros(32_000))
+    expected = [(a + LASTS * turn, b + LASTS * turn) for turn in range(25) for a, b in SOUNDS]
+    printed = {}
+    for form in ("jsonl", "csv", "table"):
+        flags = ("--prompt", "IC", "--segments", "--format", form, tmp_path / "in")
+        with pytest.raises(SystemExit) as end:
+            run(spoken_workspace, *flags)
+        assert end.value.code == 1
+        out, errors = capsys.readouterr()
+        assert f"no answer: {tmp_path / 'in' / 'mute.wav'}: holds no sound that" in errors
+        assert "100 segments in" in errors and "; 1 file without an answer" in errors
+        printed[form] = out
+    entries = [json.loads(line) for line in printed["jsonl"].splitlines()]
+    assert_near([(entry["start"], entry["end"]) for entry in entries], expected)
+    rows = list(csv.DictReader(io.StringIO(printed["csv"])))
+    assert [(float(row["start"]), float(row["end"])) for row in rows] == [
+        (entry["start"], entry["end"]) for entry in entries
+    ]
+    assert [row["labels"].split("|") for row in rows] == [entry["labels"] for entry in entries]
+    head, *lines = printed["table"].splitlines()
+    assert len(lines) == 100 and head.split() == ["file", "start", "end", "task", "%", "answer"]
+    place = head.index("start") + len("start")
+    assert [float(line[:place].split()[-1]) for line in lines] == [
+        pytest.approx(entry["start"], abs=0.006) for entry in entries
+    ]
+
+
+@pytest.mark.parametrize("words", [["--segments", "--longest", "0"], ["--longest", "3"]])
+def test_longest_is_checked(spoken_workspace: Workspace, tmp_path: Path, words: list[str]) -> None:
+    with pytest.raises(UserError, match="expected 0.2 to 60 seconds, with --segments"):
+        run(spoken_workspace, "--prompt", "IC", *words, tmp_path)
+
+
+def test_what_is_heard_reaches_over_the_sound() -> None:
+    (piece,) = find_pieces(recording(-60, sounds=[(2.0, 2.5)]))
+    assert piece.first / 16_000 == pytest.approx(piece.start - AROUND)
+    assert piece.last / 16_000 == pytest.approx(piece.end + AROUND)
