@@ -173,9 +173,13 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
     return known[name]
 
 
-def lm_folder(workspace: Workspace, name: str) -> Path:
-    """The folder of that unit model's LM, also for one that no table names."""
+def lm_folder(workspace: Workspace, name: str, shipped: bool = False) -> Path:
+    """The folder of that unit model's LM, also for one that no table names. ``shipped``: the one
+    that ships with the repository, though another was trained in the workspace.
+    """
     known = find_unit_model(name, workspace)
+    if shipped and known and known.lm and known.lm.ships:
+        return known.lm.path
     return known.lm_folder if known else workspace.lm(name)
 
 

@@ -22,7 +22,8 @@ from preprocess.speech2unit.stream import Encoder, cut_blocks
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
-    ``.npz``. One that is there stays: units, and the unit LM, belong to it.
+    ``.npz``. One that is there stays: units, and the unit LM, belong to it. One that ships with the
+    repository gives way to the new one, which knows the corpus better.
 
     The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
     features, and for a speech model whose k-means comes with it.
@@ -38,10 +39,10 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     km_path = first.learned_km_path
     if settings.km_clusters is None:
         raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
-    if first.km_path.is_file():
+    if first.km_path.is_file() and not first.km_ships:
         _keep(first.km_path, settings.km_clusters)
         return
-    if first.ckpt_path is not None and first.km_path != km_path:
+    if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
         raise UserError(
             f"{first.km_path}: not here, but {task.unit_model} comes with it (python "
             f"pretrained_models/download.py {task.unit_model} --only kmeans); to learn one of your "

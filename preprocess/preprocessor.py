@@ -78,6 +78,12 @@ class Preprocessor(Generic[ConfigType]):
         return self.learned_km_path
 
     @property
+    def km_ships(self) -> bool:
+        """Whether the k-means to use is one that ships with the repository."""
+        shipped = self._known.kmeans if self._known else None
+        return bool(shipped and shipped.ships and self.km_path == shipped.path)
+
+    @property
     def learned_km_path(self) -> Path:
         """Where ``learn_kmeans`` writes."""
         name = f"pretrained_models/{self.config.taskrc.unit_model}_km.npz"

@@ -47,7 +47,10 @@ class _Quantizing(AudioRun):
                 f"{task.km_path}: its centres have {centres.shape[1]} numbers, a feature frame has "
                 f"{reader.dim}; k-means and features do not belong together"
             )
-        task.say(f"{len(centres)} clusters of {task.km_path}")
+        more = ""
+        if task.km_ships:
+            more = ", which ships for a few commands; learn_kmeans makes a better one"
+        task.say(f"{len(centres)} clusters of {task.km_path}{more}")
         kmeans = KMeans(centres, device)
         seconds = task.config.fairseqrc.batch_seconds
         return Encoder(reader, lambda features: written(kmeans(features)), device, seconds)

@@ -14,7 +14,7 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.conftest import stage
-from tests.ulm_prompt import spoken
+from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.test_predict import run
 from ulm_prompt.predicting import find_prompts
 from ulm_prompt.predicting.predictor import Predictor
@@ -24,8 +24,8 @@ REGISTRY = """unit_models:
   logmel100:
     feature_type: logmel
     clusters: 60
-    kmeans: {path: REPOSITORY/pretrained_models/logmel100/km.npz}
-    lm: {path: REPOSITORY/pretrained_models/logmel100_lm}
+    kmeans: {path: REPOSITORY/pretrained_models/shipped/km.npz}
+    lm: {path: REPOSITORY/pretrained_models/shipped/lm}
 """
 
 
@@ -35,11 +35,11 @@ def repository(
 ) -> Iterator[Path]:
     """A folder as a repository has it: an exported prompt beside its k-means and LM."""
     root = tmp_path / "repository"
-    shipped = root / "pretrained_models" / "commands"
+    folder = root / "pretrained_models" / "shipped"
+    shipped = folder / "commands"
     models = spoken_workspace.root / "pretrained_models"
-    shutil.copytree(models / "logmel100_lm", root / "pretrained_models" / "logmel100_lm")
-    (root / "pretrained_models" / "logmel100").mkdir()
-    shutil.copy(models / "logmel100_km.npz", root / "pretrained_models" / "logmel100" / "km.npz")
+    shutil.copytree(models / "logmel100_lm", folder / "lm")
+    shutil.copy(models / "logmel100_km.npz", folder / "km.npz")
     stage(
         "ulm_prompt/export.py",
         *("--workspace", spoken_workspace.root, "--prompt_task", "IC", "--unit_model"),
@@ -71,7 +71,7 @@ def test_it_answers_and_says_what_it_knows(
     assert out.splitlines()[1].split()[1] == "IC"
     first = errors.splitlines()[0]
     assert first.startswith("prompt commands, which knows ")
-    known = read_json(repository / "pretrained_models" / "commands" / RECORD, "")["labels"]
+    known = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
     assert all(entry["name"] in first for entry in known.values())
     assert not (tmp_path / "elsewhere").exists()
     (by_default,) = Predictor.load(dtype="float32")([clip])
@@ -82,11 +82,12 @@ def test_it_answers_and_says_what_it_knows(
 def test_another_kmeans_of_ones_own_is_left_alone(
     repository: Path, spoken_workspace: Workspace
 ) -> None:
-    """The stages may have learned one in the repository; the prompt's own units stay."""
+    """The stages may have learned one in the repository, and an LM; the prompt keeps its own."""
     clip = clip_of(spoken_workspace)
     (before,) = Predictor.load()([clip])
     models = repository / "pretrained_models"
-    save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "logmel100" / "km.npz") + 1)
+    save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "shipped" / "km.npz") + 1)
+    tiny.write_lm(models / "logmel100_lm", seed=5)
     data = Workspace(repository).downstream_data("fluent_commands") / spoken.UNIT_MODEL
     data.mkdir(parents=True)
     (data / "config.yaml").write_text("fairseqrc:\n  km_path: pretrained_models/other.npz\n")
@@ -104,12 +105,13 @@ def test_what_is_missing_is_said(
     with monkeypatch.context() as patch:
         patch.setattr(unit_models, "REGISTRY", Path(unit_models.__file__).parents[1]
                       / "pretrained_models" / "registry.yaml")  # fmt: skip
+        patch.setattr(unit_models, "REPOSITORY", repository)
         record = read_json(find_prompts.SHIPPED / RECORD, "")
         record["unit_model"] = "moonshine100"
         record["units"] |= {"feature_type": "moonshine", "kmeans": None}
         write_json(find_prompts.SHIPPED / RECORD, record)
         models = repository / "pretrained_models"
-        shutil.copy(models / "logmel100" / "km.npz", models / "moonshine100_km.npz")
+        shutil.copy(models / "shipped" / "km.npz", models / "moonshine100_km.npz")
         with pytest.raises(UserError, match="python pretrained_models/download.py moonshine100"):
             run(Workspace(tmp_path), clip)
     unit_models._released.cache_clear()

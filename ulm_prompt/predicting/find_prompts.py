@@ -15,7 +15,7 @@ from ulm_prompt.tasks import task_names
 
 BEST = "checkpoint_best.pt"
 # the prompt that comes with the repository, beside its LM and k-means
-SHIPPED = REPOSITORY / "pretrained_models" / "commands_moonshine100"
+SHIPPED = REPOSITORY / "pretrained_models" / "shipped" / "commands_moonshine100"
 _FOLDER = re.compile(r"(?P<task>.+?)_(?P<unit_model>.+)_checkpoints_(?P<date>.+)")
 
 

@@ -102,11 +102,11 @@ class Predictor:
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
-        if shipped:  # its LM, k-means and speech model lie beside it
-            home = Workspace(shipped_prompt().parents[1])
+        if shipped:  # its LM and k-means ship too, the speech model is in the repository
+            home = Workspace(shipped_prompt().parents[2])
         records = [_record(path, home) for path in paths]
         files = _common_units(records, home, shipped)
-        folder = lm_folder(home, records[0].unit_model)
+        folder = lm_folder(home, records[0].unit_model, shipped)
         weights = [read_prompt(path) for path in paths]
         unit_lm = load_unit_lm(folder)
         models = [prompted(path, state, unit_lm, folder) for path, state in zip(paths, weights)]
