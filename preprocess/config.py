@@ -38,6 +38,7 @@ class FairseqConfig:
     km_clusters: int | None = None
     km_frames: int = MISSING
     km_starts: int = MISSING
+    km_reassign: float = 0.01  # configs saved by earlier versions lack it
     batch_seconds: float = MISSING
 
 
@@ -88,6 +89,7 @@ def check_numbers(config: Config) -> None:
         ("fairseqrc.km_clusters", settings.km_clusters, 1),
         ("fairseqrc.km_frames", settings.km_frames, 1),
         ("fairseqrc.km_starts", settings.km_starts, 1),
+        ("fairseqrc.km_reassign", settings.km_reassign, 0),
         ("fairseqrc.batch_seconds", settings.batch_seconds, 0.001),
     ):
         if value is not None and not value >= least:  # nor nan

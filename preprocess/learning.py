@@ -75,7 +75,8 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     print(progress.summary())
     report_bad_audio(bad, km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
     sample = sample[:filled]
-    save_kmeans(km_path, fit_kmeans(sample, settings.km_clusters, settings.km_starts, task.seed))
+    shape = settings.km_clusters, settings.km_starts, task.seed, settings.km_reassign
+    save_kmeans(km_path, fit_kmeans(sample, *shape))
     save_config(first.config, km_path.with_suffix(".yaml"))
     write_json(km_path.with_suffix(".json"), provenance())
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(sample)} frames")
