@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from demo.new_corpus import new_corpus
-from demo.sound import SAMPLE_RATE, write_wav
+from demo.sound import SAMPLE_RATE, write_audio
 from pipeline.errors import UserError, run
 from pipeline.files import replacing
 from preprocess.speech_commands.corpus import (
@@ -66,7 +66,8 @@ def pack(corpus: Path, packed: Path) -> None:
     A clip of neither split is left out (``which_split``); test speakers are among these.
     """
     paths = sorted(corpus.glob(f"{TRAIN_FOLDER}/*/*.wav"))
-    kept = [path for path in paths if _is_noise(path) or which_split(path.name)]
+    noise = corpus / NOISE_FOLDER
+    kept = [path for path in paths if path.parent == noise or which_split(path.name)]
     print(f"{corpus}: {len(paths) - len(kept)} clips are in neither train nor valid: left out")
     kept += sorted(corpus.glob(f"{TEST_FOLDER}/*/*.wav"))
     if not kept:
@@ -78,31 +79,23 @@ def pack(corpus: Path, packed: Path) -> None:
         clips += [Clip(name, clip, len(samples)) for clip, samples in waveforms.items()]
         target = packed / f"{name}.opus"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary:
+        samples = np.concatenate(list(waveforms.values()))
+        with replacing(target) as temporary, open(temporary, "wb") as handle:
             soundfile.write(
-                temporary,
-                np.concatenate(list(waveforms.values())),
-                SAMPLE_RATE,
-                format="OGG",
-                subtype="OPUS",
-                compression_level=COMPRESSION,
+                handle, samples, SAMPLE_RATE, "OPUS", format="OGG", compression_level=COMPRESSION
             )
         size += target.stat().st_size
-    with (
-        replacing(packed / INDEX) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        table = csv.writer(handle, lineterminator="\n")
-        table.writerows([Clip._fields, *clips])
+    lines = [",".join(map(str, line)) + "\n" for line in (Clip._fields, *clips)]
+    with replacing(packed / INDEX) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
     print(f"wrote {packed}: {len(clips)} clips, {size:,} bytes of Opus")
 
 
 def unpack(packed: Path, corpus: Path) -> None:
     """Write every clip of the index as a wav file under ``corpus``."""
     with open(packed / INDEX, encoding="utf-8", newline="") as handle:
-        clips = [
-            Clip(row["folder"], row["name"], int(row["samples"])) for row in csv.DictReader(handle)
-        ]
+        rows = list(csv.DictReader(handle))
+    clips = [Clip(row["folder"], row["name"], int(row["samples"])) for row in rows]
     with new_corpus(corpus, {"clips": len(clips)}) as unfinished:
         for folder, group in groupby(clips, lambda clip: clip.folder):
             (unfinished / folder).mkdir(parents=True)
@@ -110,15 +103,9 @@ def unpack(packed: Path, corpus: Path) -> None:
                 for clip in group:
                     samples = file.read(clip.samples, dtype="float32")
                     if len(samples) < clip.samples:
-                        raise UserError(
-                            f"{file.name}: ends before {clip.name}, which {INDEX} names; "
-                            "restore both from git"
-                        )
-                    write_wav(unfinished / folder / clip.name, samples)
-
-
-def _is_noise(path: Path) -> bool:
-    return path.parent.name == Path(NOISE_FOLDER).name
+                        missing = f"ends before {clip.name}, which {INDEX} names"
+                        raise UserError(f"{file.name}: {missing}; restore both from git")
+                    write_audio(unfinished / folder / clip.name, samples)
 
 
 def _read(path: Path) -> np.ndarray:
