@@ -60,7 +60,7 @@ def pipeline(
     """
     runner = "preprocess/runner.py --unit_model {unit_model} --downstream"
     downstreams = " ".join(manifest.split()[0] for manifest in manifests.values())
-    kmeans = "--set fairseqrc.km_frames=60000 fairseqrc.km_starts=3"
+    kmeans = "--set fairseqrc.km_frames=100000 fairseqrc.km_starts=5"
     ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
     listed = {
         task: f"{runner} {manifest} --action generate_manifest"
