@@ -30,7 +30,7 @@ from ulm_prompt.scoring.scores import score
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
 UNIT_MODEL, OFFLINE_UNIT_MODEL = "moonshine100", "mfcc100"
 DATE = "demo"
-TASKS = {"KS": "speech_commands", "IC": "fluent_commands"}
+TASKS = ("KS", "IC")
 
 
 class Stage(NamedTuple):
@@ -44,11 +44,12 @@ def both(name: str, command: str) -> Stage:
     return Stage(name, {"": command})
 
 
-def train(task: str, updates: int) -> str:
+def train(task: str, updates: int, unit_noise: float) -> str:
     """The command that trains a task's prompt."""
     return (
         f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 20 "
-        f"--date {DATE} --set max_update={updates} batch_size=32 unit_noise=0.2 best_by=loss"
+        f"--date {DATE} --set max_update={updates} batch_size=32 unit_noise={unit_noise} "
+        "best_by=loss"
     )
 
 
@@ -60,7 +61,7 @@ def pipeline(
     """
     runner = "preprocess/runner.py --unit_model {unit_model} --downstream"
     downstreams = " ".join(manifest.split()[0] for manifest in manifests.values())
-    kmeans = "--set fairseqrc.km_frames=100000 fairseqrc.km_starts=5"
+    kmeans = "--set fairseqrc.km_frames=200000 fairseqrc.km_starts=5"
     ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
     listed = {
         task: f"{runner} {manifest} --action generate_manifest"
@@ -95,7 +96,7 @@ STAGES = pipeline(
     ),
     {"KS": f"speech_commands {EACH_ONCE}", "IC": "fluent_commands"},
     300,
-    {"KS": train("KS", 1000), "IC": train("IC", 1000)},
+    {"KS": train("KS", 1500, 0.2), "IC": train("IC", 2200, 0.1)},
 )
 
 

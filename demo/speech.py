@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the corpus")
     sizes = {"type": at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
-    parser.add_argument("--commands", default=[2400, 250, 600], help="utterances", **sizes)
+    parser.add_argument("--commands", default=[2000, 250, 600], help="utterances", **sizes)
     parser.add_argument("--seed", type=at_least(0), default=1)
     parser.add_argument(
         "--workers", type=at_least(1), default=os.cpu_count(), help="does not change the result"
