@@ -1,15 +1,14 @@
-"""A corpus that the demo speaks: whole or not at all."""
+"""A corpus that the demo speaks or unpacks: whole or not at all."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, write_json
-from pipeline.rows import SPLITS
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -24,15 +23,15 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 @contextlib.contextmanager
-def new_corpus(folder: Path, seed: int, counts: Sequence[int]) -> Iterator[Path]:
-    """Yield a folder to speak into, which becomes ``folder`` at the end. ``counts``: utterances of
-    each split, recorded with the ``seed`` in spoken.json.
+def new_corpus(folder: Path, about: dict[str, object]) -> Iterator[Path]:
+    """Yield a folder to write into, which becomes ``folder`` at the end. ``about``: what
+    demo.json there says of it.
 
-    Raises ``UserError`` when the corpus is there already.
+    Raises ``UserError`` when the corpus exists already.
     """
     if folder.exists():
         raise UserError(f"{folder}: is there already; remove it or choose another --out")
     with replacing_folder(folder) as unfinished:
         yield unfinished
-        write_json(unfinished / "spoken.json", {"seed": seed, "utterances": counts})
-    print(f"wrote {folder}: {' / '.join(map(str, counts))} utterances for {' / '.join(SPLITS)}")
+        write_json(unfinished / "demo.json", about)
+    print(f"wrote {folder}: " + ", ".join(f"{key} {value}" for key, value in about.items()))

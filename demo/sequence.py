@@ -16,7 +16,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from demo.run import DATE, UNIT_MODEL, both, pipeline, run_stages
+from demo.run import DATE, both, pipeline, run_stages
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
@@ -42,8 +42,9 @@ def train(task: str, updates: int) -> str:
 
 STAGES = [
     *pipeline(
-        "demo/sequence_speech.py",
-        "librispeech audio_snips",
+        both("corpora", "demo/sequence_speech.py --out {workspace}/corpora"),
+        {"ASR": "librispeech", "SF": "audio_snips"},
+        700,
         {"ASR": train("ASR", 2500), "SF": train("SF", 1800)},
     ),
     both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),
@@ -66,13 +67,14 @@ def constant_answer(path: Path, pair: Pair) -> SequenceScores:
 
 def main() -> None:
     start = time.monotonic()
-    seconds = run_stages(STAGES, WORKSPACE.root)
+    unit_model, seconds = run_stages(STAGES, WORKSPACE)
     summary = {}
     for task in TASKS:
-        pair = Pair(task, UNIT_MODEL, load_task(task))
-        path = WORKSPACE.samples(task, UNIT_MODEL, DATE, DATE)
-        card = WORKSPACE.checkpoints(task, UNIT_MODEL, DATE) / "prompt.json"
+        pair = Pair(task, unit_model, load_task(task))
+        path = WORKSPACE.samples(task, unit_model, DATE, DATE)
+        card = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
         summary[task] = {
+            "unit_model": unit_model,
             "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
             "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
             "train's most frequent answer": dataclasses.asdict(constant_answer(path, pair)),

@@ -10,7 +10,6 @@ arguments give the same bytes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 import time
@@ -60,7 +59,8 @@ def main() -> None:
         ("librispeech", speak_sentences, arguments.sentences),
         ("audio_snips", speak_slots, arguments.commands),
     ):
-        with new_corpus(arguments.out / corpus, arguments.seed, counts) as folder:
+        about = {"seed": arguments.seed, "utterances": counts}
+        with new_corpus(arguments.out / corpus, about) as folder:
             by_split = dict(zip(SPLITS, counts, strict=True))
             write(folder, by_split, arguments.seed, arguments.workers)
     print(
@@ -89,7 +89,7 @@ def speak_sentences(out: Path, counts: dict[str, int], seed: int, workers: int) 
                 folder = Path(FOLDERS[split], str(reader), str(chapter + 1))
                 name = f"{reader}-{chapter + 1}-{line:04d}"
                 text = str(own[split][turn % len(own[split])])
-                clips[speaker].append(Clip(str(folder / f"{name}.flac"), text, None))
+                clips[speaker].append(Clip(str(folder / f"{name}.flac"), text))
                 path = out / folder / f"{reader}-{chapter + 1}.trans.txt"
                 transcripts.setdefault(path, []).append(f"{name} {text.upper()}\n")
         _write_texts(transcripts)
@@ -102,30 +102,25 @@ def speak_slots(out: Path, counts: dict[str, int], seed: int, workers: int) -> N
     lines = []
     for index, (split, voices) in enumerate(VOICES.items()):
         rng = np.random.default_rng((seed, 7, index))
-        own = [snips_speaker(split, name, variant, rng) for name, variant in voices.items()]
+        own = [snips_speaker(name, variant, rng) for name, variant in voices.items()]
         clips: dict[Speaker, list[Clip]] = {speaker: [] for speaker in own}
         for number in range(counts[split]):
             pattern = patterns[number % len(patterns)]
             command = pattern[rng.integers(len(pattern))]
             speaker = own[rng.integers(len(own))]
-            name = f"{speaker.intent_id}-snips-{split}-{number}"
-            path = f"{split}/{speaker.intent_id}/{name}.wav"
-            clips[speaker].append(Clip(path, " ".join(command.words), None))
+            name = f"{speaker.name}-snips-{split}-{number}"
+            path = f"{split}/{speaker.name}/{name}.wav"
+            clips[speaker].append(Clip(path, " ".join(command.words)))
             lines.append(iob_line(name, command))
         speak(jobs_of(out, clips, (seed, 6)), f"commands, {split}", workers)
     slots = [f"{name}\n" for name in ("O", *VALUES)]
     _write_texts({out / "all.iob.snips.txt": lines, out / "slots.txt": slots})
 
 
-def snips_speaker(split: str, name: str, variant: str, rng: np.random.Generator) -> Speaker:
-    """One of Audio SNIPS' speakers; ``intent_id`` is the name."""
+def snips_speaker(name: str, variant: str, rng: np.random.Generator) -> Speaker:
+    """One of Audio SNIPS' speakers."""
     return Speaker(
-        split,
-        f"{ACCENT}+{variant}",
-        int(rng.integers(185, 216)),
-        int(rng.integers(46, 55)),
-        hashlib.sha1(name.encode()).hexdigest()[:8],
-        name,
+        name, f"{ACCENT}+{variant}", int(rng.integers(185, 216)), int(rng.integers(46, 55))
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -42,17 +41,7 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
 
 
 def write_audio(path: Path, samples: np.ndarray) -> None:
-    """Write (T,) samples in [-1, 1] as 16-bit mono at ``SAMPLE_RATE``: FLAC by its name, or WAV."""
-    if path.suffix == ".flac":
-        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-    else:
-        write_wav(path, samples)
-
-
-def write_wav(path: Path, samples: np.ndarray) -> None:
-    """Write (T,) samples in [-1, 1] as 16-bit mono at ``SAMPLE_RATE``; louder ones are clipped."""
-    with wave.open(str(path), "wb") as handle:
-        handle.setnchannels(1)
-        handle.setsampwidth(2)
-        handle.setframerate(SAMPLE_RATE)
-        handle.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    """Write (T,) samples in [-1, 1] as 16-bit mono at ``SAMPLE_RATE``: WAV or FLAC by the name;
+    louder ones are clipped.
+    """
+    soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")

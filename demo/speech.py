@@ -1,5 +1,4 @@
-"""Speak the demo's two corpora with espeak-ng, in the folder layout of Speech Commands and Fluent
-Speech Commands.
+"""Speak the demo's commands with espeak-ng, in the folder layout of Fluent Speech Commands.
 
 python demo/speech.py --out demo/workspace/corpora
 
@@ -15,7 +14,6 @@ import multiprocessing
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,40 +30,25 @@ from demo.new_corpus import at_least, new_corpus
 from demo.sound import (
     NOISE_COLOURS,
     SAMPLE_RATE,
-    amplitude,
     at_level,
     coloured_noise,
     trimmed,
     write_audio,
-    write_wav,
 )
-from demo.texts import OTHER_WORDS, commands
+from demo.texts import commands
 from demo.voices import Speaker, speakers
 from pipeline.errors import run
 from pipeline.rows import SPLITS
-from preprocess.speech_commands.corpus import (
-    KEYWORDS,
-    NOISE_FOLDER,
-    SILENCE,
-    TEST_FOLDER,
-    TRAIN_FOLDER,
-    UNKNOWN,
-)
 
 SPEECH_LEVEL = (-22.0, -18.0)  # dB relative to full scale
 NOISE_BELOW_SPEECH = (44.0, 48.0)  # dB
-NOISE_LEVEL = (-68.0, -62.0)  # dB relative to full scale, of background noise and test silence
-NOISE_SECONDS = 60
 
 
 class Clip(NamedTuple):
-    """One file to speak. ``seconds``: the clip's fixed length, or None for the sentence with short
-    pauses.
-    """
+    """One file to speak."""
 
     path: str
     text: str
-    seconds: float | None
 
 
 class Job(NamedTuple):
@@ -78,88 +61,37 @@ class Job(NamedTuple):
 
 
 def main() -> None:
-    """Speak both corpora."""
+    """Speak the corpus."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the two corpora")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the corpus")
     sizes = {"type": at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
-    parser.add_argument(
-        "--keywords", default=[4000, 300, 480], help="utterances in 12 classes", **sizes
-    )
-    parser.add_argument("--commands", default=[8000, 250, 400], help="utterances", **sizes)
+    parser.add_argument("--commands", default=[2000, 250, 600], help="utterances", **sizes)
     parser.add_argument("--seed", type=at_least(0), default=1)
     parser.add_argument(
         "--workers", type=at_least(1), default=os.cpu_count(), help="does not change the result"
     )
     arguments = parser.parse_args()
-    voices = speakers(arguments.seed)
     start = time.monotonic()
-    for corpus, write, counts in (
-        ("speech_commands", speak_keywords, arguments.keywords),
-        ("fluent_commands", speak_commands, arguments.commands),
-    ):
-        with new_corpus(arguments.out / corpus, arguments.seed, counts) as folder:
-            by_split = dict(zip(SPLITS, counts, strict=True))
-            write(folder, voices, by_split, arguments.seed, arguments.workers)
+    about = {"seed": arguments.seed, "utterances": arguments.commands}
+    with new_corpus(arguments.out / "fluent_commands", about) as folder:
+        by_split = dict(zip(SPLITS, arguments.commands, strict=True))
+        speak_commands(folder, by_split, arguments.seed, arguments.workers)
     print(
         f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
     )
 
 
-def speak_keywords(
-    out: Path, voices: dict[str, list[Speaker]], counts: dict[str, int], seed: int, workers: int
-) -> None:
-    """Write Speech Commands v0.01's folders. One in twelve is silence: crops in train and valid,
-    files in test.
-    """
-    jobs = []
-    for split, count in counts.items():
-        clips: dict[Speaker, list[Clip]] = {speaker: [] for speaker in voices[split]}
-        spoken: Counter[tuple[Speaker, str]] = Counter()
-        classes = len(KEYWORDS) + 1
-        for number in range(count * classes // (classes + 1)):
-            turn, kind = divmod(number, classes)
-            speaker = voices[split][turn % len(voices[split])]
-            word = KEYWORDS[kind] if kind < len(KEYWORDS) else OTHER_WORDS[turn % len(OTHER_WORDS)]
-            name = f"{speaker.keyword_id}_nohash_{spoken[speaker, word]}.wav"
-            spoken[speaker, word] += 1
-            path = f"{TRAIN_FOLDER}/{word}/{name}"
-            if split == "test":
-                unknown = f"{TEST_FOLDER}/{UNKNOWN}/{word}_{name}"
-                path = f"{TEST_FOLDER}/{word}/{name}" if word in KEYWORDS else unknown
-            clips[speaker].append(Clip(path, word, 1.0))
-        jobs += jobs_of(out, clips, (seed, 0))
-    write_noise(out, counts["test"] // 12, seed)
-    speak(jobs, "keywords", workers)
-
-
-def write_noise(out: Path, silences: int, seed: int) -> None:
-    """Background noise to crop, and the test split's silences, which are noise of their own."""
-    rng = np.random.default_rng((seed, 2))
-    (out / NOISE_FOLDER).mkdir(parents=True)
-    (out / TEST_FOLDER / SILENCE).mkdir(parents=True)
-    samples = NOISE_SECONDS * SAMPLE_RATE
-    swelling = amplitude(np.linspace(*NOISE_LEVEL, samples))  # crops find every level
-    for colour in NOISE_COLOURS:
-        noise = coloured_noise(rng, colour, samples)
-        write_wav(out / NOISE_FOLDER / f"{colour}_noise.wav", noise * swelling)
-    for number in range(silences):
-        noise = coloured_noise(rng, rng.choice(list(NOISE_COLOURS)), SAMPLE_RATE)
-        path = out / TEST_FOLDER / SILENCE / f"{number}.wav"
-        write_wav(path, at_level(noise, rng.uniform(*NOISE_LEVEL)))
-
-
-def speak_commands(
-    out: Path, voices: dict[str, list[Speaker]], counts: dict[str, int], seed: int, workers: int
-) -> None:
-    """Write Fluent Speech Commands' csv files and wavs. Triples are equally frequent, as are their
-    phrasings.
+def speak_commands(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:
+    """Write Fluent Speech Commands' csv files and wavs. Triples are equally frequent, and so are
+    their phrasings and the split's speakers.
     """
     by_triple: dict[tuple[str, ...], list] = {}
     for command in commands():
         by_triple.setdefault(command[1:], []).append(command)
     jobs = []
+    voices = speakers(seed)
     (out / "data").mkdir(parents=True)
     for index, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng((seed, 3, index))
@@ -173,10 +105,10 @@ def speak_commands(
             for number, turn in enumerate(rng.permutation(count)):
                 phrasings = by_triple[triples[turn]]
                 command = phrasings[turn // len(by_triple) % len(phrasings)]
-                speaker = voices[split][rng.integers(len(voices[split]))]
-                path = f"wavs/speakers/{speaker.intent_id}/{split}-{number:05d}.wav"
-                clips[speaker].append(Clip(path, command.text, None))
-                table.writerow([number, path, speaker.intent_id, *command])
+                speaker = voices[split][number % len(voices[split])]
+                path = f"wavs/speakers/{speaker.name}/{split}-{number:05d}.wav"
+                clips[speaker].append(Clip(path, command.text))
+                table.writerow([number, path, speaker.name, *command])
         jobs += jobs_of(out, clips, (seed, 1))
     speak(jobs, "commands", workers)
 
@@ -184,9 +116,14 @@ def speak_commands(
 def jobs_of(out: Path, clips: dict[Speaker, list[Clip]], seed: tuple[int, int]) -> list[Job]:
     """A job for each speaker who has something to say."""
     return [
-        Job(out, speaker, own, (*seed, int(speaker.keyword_id, 16)))
-        for speaker, own in clips.items()
-        if own
+        Job(
+            out,
+            speaker,
+            said,
+            (*seed, *speaker.name.encode()),
+        )
+        for speaker, said in clips.items()
+        if said
     ]
 
 
@@ -216,20 +153,14 @@ def _run(job: Job) -> None:
             pitch_range=int(rng.integers(20, 46)),
         )
         speech = soxr.resample(trimmed(spoken), espeak.sample_rate, SAMPLE_RATE)
-        write_audio(job.folder / clip.path, recorded(speech, clip.seconds, rng))
+        write_audio(job.folder / clip.path, recorded(speech, rng))
 
 
-def recorded(speech: np.ndarray, seconds: float | None, rng: np.random.Generator) -> np.ndarray:
-    """Place ``speech`` at a random level between two pauses, over noise of a random colour and
-    level.
+def recorded(speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return ``speech`` at a random level between two short pauses, over noise of a random colour
+    and level.
     """
-    if seconds is None:
-        before, after = (int(rng.uniform(0.03, 0.12) * SAMPLE_RATE) for _ in range(2))
-    else:
-        room = int(seconds * SAMPLE_RATE)
-        speech = speech[:room]
-        before = int(rng.integers(room - len(speech) + 1))
-        after = room - len(speech) - before
+    before, after = (int(rng.uniform(0.03, 0.12) * SAMPLE_RATE) for _ in range(2))
     decibels = rng.uniform(*SPEECH_LEVEL)
     noise = coloured_noise(rng, rng.choice(list(NOISE_COLOURS)), before + len(speech) + after)
     noise = at_level(noise, decibels - rng.uniform(*NOISE_BELOW_SPEECH))

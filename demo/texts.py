@@ -1,5 +1,4 @@
-"""What the demo's voices say: twelve keyword classes, and commands with an action, an object and a
-location.
+"""What the demo's voices say: commands with an action, an object and a location.
 
 The wording of the commands is ours; the label scheme (6 actions, 14 objects, 4 locations, 31
 triples that make sense) is that of the Fluent Speech Commands corpus.
@@ -8,8 +7,6 @@ triples that make sense) is that of the Fluent Speech Commands corpus.
 from __future__ import annotations
 
 from typing import NamedTuple
-
-OTHER_WORDS = ("bed", "bird", "cat", "five", "happy", "house", "marvin", "seven", "sheila", "zero")
 
 
 class Command(NamedTuple):

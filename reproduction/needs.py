@@ -11,7 +11,7 @@ from pipeline.workspace import REPOSITORY, Workspace
 from reproduction.cells import Cell, Paper
 
 LABELS = "labels.json"  # what stage 1 leaves beside the rows
-SPOKEN = "spoken.json"  # the demo leaves it in the corpora that it speaks
+DEMO = "demo.json"  # the demo leaves it in its corpora
 
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
@@ -34,11 +34,11 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
-    """Whether the corpus is quantised already. What the demo spoke is not the corpus."""
+    """Whether the corpus is quantised already. The demo's is not the corpus."""
     downstream = cell.pair.config.downstream
     rows = [workspace.rows(downstream, cell.unit_model, split) for split in SPLITS]
     quantised_here = (rows[0].parent / "quantized").is_dir()
-    if quantised_here and (_root(cell, workspace) / SPOKEN).is_file():
+    if quantised_here and (_root(cell, workspace) / DEMO).is_file():
         return False
     return all(path.is_file() for path in rows)
 
@@ -59,9 +59,9 @@ def _corpus(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     root = _root(cell, workspace)
     if not root.is_dir():
         return [f"{root}: {paper.tasks[cell.task].corpus}"]
-    if (root / SPOKEN).is_file():
+    if (root / DEMO).is_file():
         return [
-            f"{root}: holds the demo's synthetic speech; take another --workspace for "
+            f"{root}: holds the demo's corpus; take another --workspace for "
             f"{paper.tasks[cell.task].corpus}"
         ]
     return []

@@ -77,19 +77,19 @@ def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
         assert all(f"--workspace {tmp_path}" in line for line in lines if "python " in line)
 
 
-def test_the_demo_s_speech_is_not_the_corpus(paper, tmp_path):
+def test_the_demo_s_corpus_is_not_the_paper_s(paper, tmp_path):
     """Not even after it was quantised; units from elsewhere are."""
     (cell,) = (c for c in paper.cells if str(c) == "n-grams KS hubert100")
     workspace = Workspace(tmp_path)
     root = tmp_path / "corpora" / "speech_commands"
     root.mkdir(parents=True)
     assert not any(str(root) in line for line in missing(cell, paper, workspace))
-    (root / "spoken.json").write_text("{}")
+    (root / "demo.json").write_text("{}")
     tiny.write_corpus(tmp_path, "hubert100")
     assert missing(cell, paper, workspace) == []
     quantized = workspace.rows("speech_commands", "hubert100", "train").with_name("quantized")
     quantized.mkdir()
-    assert f"{root}: holds the demo's synthetic speech" in missing(cell, paper, workspace)[0]
+    assert f"{root}: holds the demo's corpus" in missing(cell, paper, workspace)[0]
 
 
 def test_rows_of_texts_need_the_names_of_their_labels(paper, tmp_path):
