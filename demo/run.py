@@ -23,7 +23,6 @@ from demo.picture import draw
 from pipeline.commands import run_script
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
-from pipeline.unit_models import unit_model as unit_model_named
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.scoring.scores import score
 
@@ -109,7 +108,7 @@ def run_stages(
     shutil.rmtree(workspace.root, ignore_errors=True)
     start = time.monotonic()
     print(f"\n[0/{len(stages)}] unit model", flush=True)
-    unit_model = get_unit_model(workspace)
+    unit_model = get_unit_model()
     seconds = {"unit model": {"": time.monotonic() - start}}
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.name}", flush=True)
@@ -117,9 +116,9 @@ def run_stages(
     return unit_model, seconds
 
 
-def get_unit_model(workspace: Workspace) -> str:
-    """Download the encoder of ``UNIT_MODEL`` into the repository, where later runs use it again,
-    and link it into the workspace. Without a network, return ``OFFLINE_UNIT_MODEL`` and say so.
+def get_unit_model() -> str:
+    """Download the encoder of ``UNIT_MODEL`` into the repository, where every workspace uses it.
+    Without a network, return ``OFFLINE_UNIT_MODEL`` and say so.
     """
     code = run_script(["pretrained_models/download.py", UNIT_MODEL, "--only", "checkpoint"])
     if code == 1:  # 2: a file is there, but another than expected
@@ -131,9 +130,6 @@ def get_unit_model(workspace: Workspace) -> str:
         return OFFLINE_UNIT_MODEL
     if code:
         raise SystemExit(code)
-    link = unit_model_named(UNIT_MODEL, workspace).ckpt_path
-    link.parent.mkdir(parents=True)
-    link.symlink_to(unit_model_named(UNIT_MODEL, Workspace(REPOSITORY)).ckpt_path)
     return UNIT_MODEL
 
 
