@@ -56,7 +56,8 @@ class Stage(NamedTuple):
 
 
 def _audio(action: str, *reads: str) -> Stage:
-    words = ("--downstream", "fluent_commands", "--action", action, "--set", *SMALL)
+    words = ("--downstream", "fluent_commands", "--unit_model", UNIT_MODEL, "--action", action,
+             "--set", *SMALL)  # fmt: skip
     return Stage(action, "preprocess.runner", words, reads)
 
 
