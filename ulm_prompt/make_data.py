@@ -34,7 +34,8 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
             if expected and found != expected:
                 raise UserError(
                     f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
-                    f"found {found} ({row.labels})"
+                    f"found {found} ({row.labels}); set labels_per_utterance in "
+                    f"ulm_prompt/config/{pair.task}.yaml"
                 )
             handle.write(f"{row.units} <s> {row.labels}\n")
     return count
