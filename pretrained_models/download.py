@@ -86,12 +86,13 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
     print(f"{'unit model':12} {'checkpoint':32} {'k-means':10} unit LM")
     for model in models:
         state = {kind: pretrained.state(file) for kind, file in model.files.items()}
+        # what no table offers is learned here; a k-means of ones own is used instead of an offered one
+        own = {"kmeans": model.learned_kmeans, "lm": model.lm_folder}
+        for kind, path in own.items():
+            if kind not in state or (kind == "kmeans" and path.exists()):
+                state[kind] = "own" if path.exists() else "to learn"
         checkpoint = f"{state['checkpoint']:8}{model.ckpt_path.name}" if model.ckpt_path else "none"
-        kmeans = "own" if model.km_path.suffix == ".npz" and model.km_path.exists() else None
-        print(
-            f"{model.name:12} {checkpoint:32} {kmeans or state.get('kmeans', 'missing'):10} "
-            f"{state.get('lm', 'missing')}"
-        )
+        print(f"{model.name:12} {checkpoint:32} {state['kmeans']:10} {state['lm']}")
 
 
 def explain(model: UnitModel, kinds: tuple[str, ...]) -> None:
