@@ -86,7 +86,7 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
     print(f"{'unit model':12} {'checkpoint':32} {'k-means':10} unit LM")
     for model in models:
         state = {kind: pretrained.state(file) for kind, file in model.files.items()}
-        # what no table offers is learned here; a k-means that was learned comes before an offered one
+        # what no table offers is learned here; a learned k-means comes before an offered one
         own = {"kmeans": model.learned_kmeans, "lm": model.lm_folder}
         for kind, path in own.items():
             if kind not in state or (kind == "kmeans" and path.exists()):
