@@ -205,6 +205,15 @@ def test_a_published_infix_prompt_is_named_for_what_it_is(published: Workspace, 
     assert "an infix prompt of length 5" in sample(published, checkpoint, "infix", code=2)
 
 
+@pytest.mark.parametrize("name", ["prefix_embed_prompts", "infix_embed_prompts"])
+def test_a_prompt_that_is_no_table_is_one_line(published: Workspace, old: Path, name: str) -> None:
+    state = torch.load(old / "published_prompts" / "prompt_and_lm.pt", weights_only=False)
+    state["model"][f"decoder.{name}.weight"] = torch.tensor(1.0)
+    path = published.root / f"{name}.pt"
+    torch.save(state, path)
+    assert name in sample(published, path, name, code=2)
+
+
 @pytest.fixture(scope="module")
 def heard(spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A copy of the spoken workspace, without its LM."""

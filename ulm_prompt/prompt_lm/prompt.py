@@ -74,15 +74,15 @@ class Prompt(nn.Module):
         Raises ``UserError``, as ``load_published_state`` does, also for an infix prompt.
         """
         infix = state.get(_INFIX)
-        if infix is not None and len(infix):
+        if infix is not None and infix.ndim == 2 and len(infix):
             raise UserError(
                 f"{source}: an infix prompt of length {len(infix)} (--infix_prompt_length); only "
                 "prefix prompts can be decoded, train one with --prefix_prompt_length"
             )
-        empty = _INPUT in state and not state[_INPUT].numel() and not is_fine_tuned(state)
-        if _INPUT not in state or state[_INPUT].ndim != 2 or empty:
+        inputs = state.get(_INPUT)
+        if inputs is None or inputs.ndim != 2 or not (inputs.numel() or is_fine_tuned(state)):
             raise UserError(f"{source}: no prompt in it ({_INPUT} is missing)")
-        length, width = state[_INPUT].shape
+        length, width = inputs.shape
         _check(state, layers, length, width, source)  # before memory is taken for it
         prompt = cls(layers, length, width)
         prompt.load_published_state(state, source)
@@ -91,7 +91,8 @@ class Prompt(nn.Module):
 
 def is_fine_tuned(state: dict[str, Tensor]) -> bool:
     """Whether a published checkpoint is one of ``--fine_tune``: an LM, and prompts of length 0."""
-    return _TOKENS in state and _INPUT in state and not len(state[_INPUT])
+    inputs = state.get(_INPUT)
+    return _TOKENS in state and inputs is not None and inputs.ndim == 2 and not len(inputs)
 
 
 def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
