@@ -24,8 +24,9 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.commands import run_script
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.files import read_json, replacing_folder, write_json
+from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
 from ulm_prompt.unit_lm_run import OURS
 
@@ -50,17 +51,15 @@ STAGES = (
 )
 
 
-def make(corpus: Path, encoder: Path, workspace: Workspace) -> None:
+def make(corpus: Path, workspace: Workspace) -> None:
     """Run all stages in ``workspace``, a new folder, and put what they leave into SHIPPED."""
-    models = workspace.root / "pretrained_models"
-    models.mkdir(parents=True)
-    shutil.copyfile(encoder, models / encoder.name)
-    kmeans, prompt = models / f"{UNIT_MODEL}_km.npz", workspace.root / PROMPT
+    kmeans = unit_model(UNIT_MODEL, workspace).learned_kmeans
+    prompt = workspace.root / PROMPT
     common = ["--unit_model", UNIT_MODEL, "--workspace", workspace.root]
     for stage in STAGES:
         words = stage.split()
         if "preprocess/runner.py" in words:
-            words += ["--set", f"datarc.root_path={corpus}", f"fairseqrc.km_path={kmeans}"]
+            words += ["--set", f"datarc.root_path={corpus}"]
             words += ["datarc.train=each_once", "datarc.valid=each_once"]
         if "ulm_prompt/export.py" in words:
             words += ["--out", prompt]
@@ -85,13 +84,8 @@ def main() -> None:
         help="holds speech_commands_v0.01/ and speech_commands_test_set_v0.01/",
     )  # fmt: skip
     args = parser.parse_args()
-    encoder = Path(__file__).with_name("moonshine_tiny_en.ort")
-    if not encoder.is_file():
-        raise UserError(
-            f"{encoder}: not found; get it by python pretrained_models/download.py {UNIT_MODEL}"
-        )
     with tempfile.TemporaryDirectory() as folder:
-        make(args.corpus.resolve(), encoder, Workspace(Path(folder) / "workspace"))
+        make(args.corpus.resolve(), Workspace(Path(folder) / "workspace"))
     size = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
     print(f"wrote {SHIPPED}: {size:,} bytes")
 
