@@ -60,7 +60,8 @@ def to_train(cell: Cell, seed: int, workspace: Workspace) -> list[Command]:
         train += ["--prefix_prompt_length", str(_prompt_length(cell, workspace))]
     learnable = ["verbalizer=learnable"] * (cell.method == "PT-v2")
     train += ["--set", *(cell.own_lm if own else []), *learnable, f"seed={seed}"]
-    sample = ["ulm_prompt/sample.py", *selection, "--model_date", date]
+    # a published figure must not depend on which number format the machine is fast in
+    sample = ["ulm_prompt/sample.py", *selection, "--model_date", date, "--dtype", "float32"]
     return [train, [*sample, "--sample_date", SAMPLE_DATE]]
 
 
