@@ -13,18 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pipeline.commands import run_script
+from experiments.paper import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper, missing
+from experiments.runs import Survey, survey
+from experiments.stages import Command, to_prepare, to_train
+from experiments.tables import (
+    DOCUMENTS,
+    FIGURES,
+    put_table,
+    read_figures,
+    render,
+    with_earlier,
+    write_figures,
+)
 from pipeline.errors import UserError, run
 from pipeline.files import writing
+from pipeline.runs import run_script
 from pipeline.workspace import Workspace
-from reproduction.cells import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper
-from reproduction.documents import DOCUMENTS, FIGURES, put_table
-from reproduction.figures import read_figures, with_earlier, write_figures
-from reproduction.needs import missing
-from reproduction.runs import Survey, survey
-from reproduction.stages import Command, to_prepare, to_train
-from reproduction.table import render
-from ulm_prompt.tasks import add_selection
+from ulm_prompt.prompt_data.tasks import add_selection
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.means import LayerMeans
+from baselines.classifiers.means import LayerMeans
 from pipeline.errors import UserError, run
 from pipeline.ranks import process_group, ranks, speak_on_main_alone
-from preprocess.downstreams import add_flags, load_downstreams, shard_of
+from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
 
 
 def main() -> None:

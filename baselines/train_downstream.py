@@ -14,20 +14,17 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.answers import answers_path, card_path, write_answers
-from baselines.downstream_model import DownstreamModel
-from baselines.downstream_training import Settings, Split, load_settings, train
-from baselines.labels import Slots
-from baselines.means import COMMAND, Means, read_means, read_plan
+from baselines.classifiers.answers import Slots, answers_path, card_path, write_answers
+from baselines.classifiers.downstream import DownstreamModel, Settings, Split, load_settings, train
+from baselines.classifiers.means import COMMAND, Means, read_means, read_plan
 from pipeline.errors import UserError, run
-from pipeline.files import read_json, write_json
-from pipeline.locks import holding
-from pipeline.provenance import provenance
+from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS
+from pipeline.runs import provenance
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.features import best_device
-from ulm_prompt.tasks import Pair, add_selection, load_task, task_names
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, load_task, task_names
 
 MODEL = "checkpoint_best.pt"
 

@@ -21,14 +21,14 @@ if not __package__:  # called as a script
 
 from omegaconf import MISSING
 
-from baselines.answers import answers_path, card_path, write_answers
+from baselines.classifiers.answers import answers_path, card_path, write_answers
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.files import sha256, write_json
-from pipeline.provenance import provenance
 from pipeline.rows import SPLITS, Row, read_rows
+from pipeline.runs import provenance
 from pipeline.workspace import Workspace
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

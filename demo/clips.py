@@ -21,11 +21,10 @@ if not __package__:  # called as a script
 import numpy as np
 import soundfile
 
-from demo.new_corpus import new_corpus
-from demo.sound import SAMPLE_RATE, write_audio
+from demo.speaking.espeak import SAMPLE_RATE, new_corpus, write_audio
 from pipeline.errors import UserError, run
 from pipeline.files import replacing
-from preprocess.speech_commands.corpus import (
+from preprocess.speech_commands.preprocessor import (
     NOISE_FOLDER,
     TEST_FOLDER,
     TRAIN_FOLDER,

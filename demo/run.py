@@ -11,20 +11,64 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
+import matplotlib.pyplot as plt
+
+from baselines.classifiers.answers import card_path
+from pipeline.errors import run
+from pipeline.files import read_json, replacing, write_json
+from pipeline.runs import run_script
+from pipeline.workspace import REPOSITORY, Workspace
+from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.scoring.class_report import answers, confusion_on
+from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import label_names, score
+
+# The demo's picture: each task's learning curve and confusion matrix.
+
+
+matplotlib.use("Agg")
+
+
+def draw(
+    workspace: Workspace, tasks: Iterable[str], unit_model: str, date: str, path: Path
+) -> None:
+    """Write one PNG with a row per task."""
+    tasks = list(tasks)
+    figure, axes = plt.subplots(
+        len(tasks), 2, figsize=(15, 7 * len(tasks)), width_ratios=(1, 1.5), layout="constrained"
+    )
+    for (curve_axis, matrix_axis), task in zip(axes, tasks):
+        _curve(curve_axis, workspace.logs(task, unit_model, date) / "train.log", task)
+        names = label_names(workspace, Pair(task, unit_model, load_task(task)))
+        samples = workspace.samples(task, unit_model, date, date)
+        confusion_on(matrix_axis, *answers(samples, names), task)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    plt.close(figure)
+
+
+def _curve(axis: plt.Axes, log: Path, task: str) -> None:
+    curve = valid_curve(log)
+    updates = list(curve)
+    axis.plot(updates, [scores["accuracy"] for scores in curve.values()], color="tab:blue")
+    axis.set(title=f"{task}: learning curve on valid", xlabel="updates", ylim=(0, 102))
+    axis.set_ylabel("accuracy, % (labels before it given)", color="tab:blue")
+    axis.grid(alpha=0.3)
+    loss = axis.twinx()
+    loss.plot(updates, [scores["label_loss"] for scores in curve.values()], color="tab:orange")
+    loss.set_ylabel("loss, nats a label", color="tab:orange")
+    loss.set_ylim(bottom=0)
+
+
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.answers import card_path
-from demo.picture import draw
-from pipeline.commands import run_script
-from pipeline.errors import run
-from pipeline.files import read_json, write_json
-from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.scoring.scores import score
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
 UNIT_MODEL, OFFLINE_UNIT_MODEL = "moonshine100", "mfcc100"

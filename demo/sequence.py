@@ -20,13 +20,12 @@ from demo.run import DATE, both, pipeline, run_stages
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_text import read_prompt_text
+from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sequence_scores import (
     SequenceScores,
     score_sequences,
 )
-from ulm_prompt.tasks import Pair, load_task
-from ulm_prompt.verbal import renamed_texts
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
 TASKS = ("ASR", "SF")

@@ -20,10 +20,9 @@ if not __package__:  # called as a script
 
 import numpy as np
 
-from demo.new_corpus import at_least, new_corpus
-from demo.sequence_texts import VALUES, Command, commands, sentences
+from demo.speaking.espeak import ACCENT, Speaker, at_least, new_corpus, speakers
+from demo.speaking.sequence_texts import VALUES, Command, commands, sentences
 from demo.speech import Clip, jobs_of, speak
-from demo.voices import ACCENT, Speaker, speakers
 from pipeline.errors import run
 from pipeline.rows import SPLITS
 

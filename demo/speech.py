@@ -25,18 +25,20 @@ import numpy as np
 import soxr
 from tqdm import tqdm
 
-from demo.espeak import Espeak
-from demo.new_corpus import at_least, new_corpus
-from demo.sound import (
+from demo.speaking.espeak import (
     NOISE_COLOURS,
     SAMPLE_RATE,
+    Espeak,
+    Speaker,
+    at_least,
     at_level,
     coloured_noise,
+    new_corpus,
+    speakers,
     trimmed,
     write_audio,
 )
-from demo.texts import commands
-from demo.voices import Speaker, speakers
+from demo.speaking.texts import commands
 from pipeline.errors import run
 from pipeline.rows import SPLITS
 

@@ -16,15 +16,14 @@ from tqdm import tqdm
 from pipeline.config import save_config
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
-from pipeline.provenance import provenance
 from pipeline.rows import SPLITS, check_name, write_rows
+from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.config import Config, check_numbers, fill_in
-from preprocess.manifest import Entry, distinct, inside, write_manifest
+from preprocess.actions.config import Config, check_numbers, fill_in
+from preprocess.actions.manifest import Entry, distinct, inside, unit_rows, write_manifest
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
-from preprocess.unit_rows import unit_rows
 
 
 class Utterance(NamedTuple):

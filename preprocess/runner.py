@@ -19,11 +19,11 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.locks import holding
+from pipeline.files import holding
 from pipeline.ranks import process_group, ranks, speak_on_main_alone
-from preprocess.downstreams import add_flags, load_downstreams, shard_of
-from preprocess.learning import learn_kmeans
-from preprocess.quantizing import merge_shards, quantize, quantize_shard
+from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
+from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.quantize import merge_shards, quantize, quantize_shard
 
 NEXT = {
     "generate_manifest": "--action learn_kmeans (or quantized, where the k-means is there already)",

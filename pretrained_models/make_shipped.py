@@ -23,12 +23,12 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.commands import run_script
 from pipeline.errors import run
 from pipeline.files import read_json, replacing_folder, write_json
+from pipeline.runs import run_script
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.unit_lm_run import OURS
+from ulm_prompt.training.unit_lm import OURS
 
 UNIT_MODEL, DATE, LICENCE = "moonshine100", "shipped", "CC-BY-4.0"
 SHIPPED = Path(__file__).resolve().parent / "shipped"

@@ -14,9 +14,9 @@ if not __package__:  # called as a script
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.sample_file import WITHIN
+from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.scoring.sample_file import WITHIN
 from ulm_prompt.scoring.scores import COUNTS, SHARES, scores_of, wilson
-from ulm_prompt.tasks import add_workspace
 
 
 def written(name: str, value: float) -> str:

@@ -20,13 +20,13 @@ from pipeline.errors import UserError, run
 from pipeline.files import replacing, writing
 from pipeline.workspace import Workspace
 from ulm_prompt.cal_acc import add_sample_files, sample_files
+from ulm_prompt.prompt_data.tasks import sequence_pair
 from ulm_prompt.scoring.sequence_scores import (
     Answered,
     character_error_rate,
     read_answers,
     text_labels,
 )
-from ulm_prompt.tasks import sequence_pair
 
 
 class Bin(NamedTuple):

@@ -15,15 +15,14 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import replacing_folder, sha256, writing
-from pipeline.locks import holding
-from pipeline.provenance import provenance
+from pipeline.files import holding, replacing_folder, sha256, writing
+from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.predicting.find_prompts import BEST
-from ulm_prompt.sharing.prompt_page import page
-from ulm_prompt.sharing.prompt_record import README, RECORD, TENSORS, PromptRecord, write_record
-from ulm_prompt.tasks import add_workspace
+from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.using.find_prompts import BEST
+from ulm_prompt.using.prompt_record import README, RECORD, TENSORS, PromptRecord, write_record
+from ulm_prompt.using.share import page
 
 
 def check_out(out: Path) -> None:
@@ -38,9 +37,9 @@ def check_out(out: Path) -> None:
 def gather(args: argparse.Namespace, checkpoint: Path) -> tuple[PromptRecord, dict]:
     """The record of the prompt at ``checkpoint`` and its tensors, held to the LM that is here."""
     from ulm_prompt.prompt_lm.checkpoint import prompted
-    from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
-    from ulm_prompt.prompt_lm.projection import KEYS, VALUES
-    from ulm_prompt.sharing.trained_prompt import read_prompt, record_of, scores_on_test
+    from ulm_prompt.prompt_lm.lm import load_unit_lm
+    from ulm_prompt.prompt_lm.prompt import KEYS, VALUES
+    from ulm_prompt.using.share import read_prompt, record_of, scores_on_test
 
     workspace = Workspace(args.workspace)
     record = record_of(checkpoint, args.prompt_task, args.unit_model, workspace)

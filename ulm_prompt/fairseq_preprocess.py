@@ -10,12 +10,12 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
-from pipeline.locks import holding
+from pipeline.files import holding
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.binaries import binarize
-from ulm_prompt.tasks import add_selection, find_pairs
-from ulm_prompt.verbal import renamed_texts
+from ulm_prompt.prompt_data.binaries import binarize
+from ulm_prompt.prompt_data.tasks import add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import renamed_texts
 
 
 def main() -> None:

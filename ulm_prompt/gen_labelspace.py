@@ -10,12 +10,11 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
-from pipeline.files import read_json, write_json
-from pipeline.locks import holding
+from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.tasks import Pair, add_selection, find_pairs, in_paper_order
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, in_paper_order
+from ulm_prompt.prompt_data.verbal import read_prompt_text
 
 
 def labels_of(workspace: Workspace, pair: Pair) -> list[str]:

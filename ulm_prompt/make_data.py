@@ -10,12 +10,11 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import writing
-from pipeline.locks import holding
+from pipeline.files import holding, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.verbal import record_rows
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import record_rows
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:

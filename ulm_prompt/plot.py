@@ -17,11 +17,10 @@ if not __package__:  # called as a script
 from pipeline.errors import UserError, run
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.curves import valid_curve
-from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.scoring.label_names import label_names
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.verbal import renamed_texts
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import label_names
 
 
 def all_logs(args: argparse.Namespace, pair: Pair) -> bool:
@@ -33,7 +32,7 @@ def all_logs(args: argparse.Namespace, pair: Pair) -> bool:
 def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     """Every run of ``--date`` in one picture."""
     workspace = Workspace(args.workspace)
-    from ulm_prompt.pictures import draw_curves
+    from ulm_prompt.scoring.pictures import draw_curves
 
     runs = {}
     for date in args.date:
@@ -51,8 +50,8 @@ def plot_verbalizer(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     workspace = Workspace(args.workspace)
     names = label_names(workspace, pair)
 
-    from ulm_prompt.pictures import draw_verbalizer
-    from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+    from ulm_prompt.prompt_lm.lm import load_unit_lm
+    from ulm_prompt.scoring.pictures import draw_verbalizer
 
     lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
@@ -75,9 +74,9 @@ def plot_attention(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
 
     import torch
 
-    from ulm_prompt.pictures import draw_attention
     from ulm_prompt.prompt_lm import checkpoint
-    from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
+    from ulm_prompt.prompt_lm.model import attention_on_prompt
+    from ulm_prompt.scoring.pictures import draw_attention
 
     model, lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
     if model.prompt is None:

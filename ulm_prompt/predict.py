@@ -21,13 +21,13 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.predicting.answer_formats import FORMATS
-from ulm_prompt.predicting.audio_list import as_they_arrive, check_sources, count_files, stream
-from ulm_prompt.predicting.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.tasks import add_workspace
+from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.using.answer_formats import FORMATS
+from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
+from ulm_prompt.using.recordings import as_they_arrive, check_sources, count_files, stream
 
 if TYPE_CHECKING:
-    from ulm_prompt.predicting.predictor import Predictor
+    from ulm_prompt.using.predictor import Predictor
 
 BATCH = 32  # files at a time
 
@@ -89,7 +89,7 @@ def answered(predictor: Predictor, batch: list[Path], args: argparse.Namespace) 
     """Every file's answers, (path, start and end in seconds or None, answers or ``BadAudio``): one
     a file, or one a segment.
     """
-    from ulm_prompt.predicting.predictor import BadAudio
+    from ulm_prompt.using.predictor import BadAudio
 
     if not args.segments:
         results = predictor(batch, args.top)
@@ -113,7 +113,7 @@ def main() -> None:
     for word in args.prompt:
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
-    from ulm_prompt.predicting.predictor import BadAudio, Predictor  # seconds: checked first
+    from ulm_prompt.using.predictor import BadAudio, Predictor
 
     predictor = Predictor.load(
         args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype

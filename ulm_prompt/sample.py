@@ -18,14 +18,14 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import sha256, write_json
-from pipeline.locks import holding
+from pipeline.files import holding, sha256, write_json
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.binaries import encode
-from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sample_file import (
+from ulm_prompt.prompt_data.binaries import encode
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.scoring.sample_file import (
     BOS,
     NO_ANSWER,
     PartialAnswers,
@@ -33,9 +33,7 @@ from ulm_prompt.sample_file import (
     origin_path,
     write_samples,
 )
-from ulm_prompt.sample_flags import add_search, check_search, label_limit, label_sets
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.verbal import load_verbal, renamed_texts
+from ulm_prompt.scoring.sample_flags import add_search, check_search, label_limit, label_sets
 
 TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
@@ -74,9 +72,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from tqdm import tqdm
 
     from ulm_prompt.prompt_lm import checkpoint
-    from ulm_prompt.prompt_lm.cached_lm import CachedLM
+    from ulm_prompt.prompt_lm.cache import CachedLM
     from ulm_prompt.prompt_lm.decoding import Options, decode
-    from ulm_prompt.prompt_lm.label_sets import LabelSets
+    from ulm_prompt.prompt_lm.labels import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
     card = checkpoint.read_card(prompt.parent)

@@ -15,12 +15,12 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from experiments.study_cell import Outcome, Place, complete, place
+from experiments.study_plan import cells_of, load_study, stem, study_names
+from experiments.study_report import TESTS, report
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.studies.cell import Outcome, Place, complete, place
-from ulm_prompt.studies.plan import cells_of, load_study, stem, study_names
-from ulm_prompt.studies.report import TESTS, report
-from ulm_prompt.tasks import add_workspace, find_pairs, load_task
+from ulm_prompt.prompt_data.tasks import add_workspace, find_pairs, load_task
 
 
 def parse() -> argparse.Namespace:

@@ -17,14 +17,14 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
-from pipeline.locks import holding
+from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.curves import valid_curve
-from ulm_prompt.prompt_run import prepare
-from ulm_prompt.recipe import DTYPES
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.training.prompt_run import prepare
+from ulm_prompt.training.recipe import DTYPES
 
 if TYPE_CHECKING:
     from ulm_prompt.prompt_lm.checkpoint import Card
@@ -63,7 +63,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
         on_main(here, lambda: begin(run.card, save_dir))
 
-        from ulm_prompt.fairseq_run import train
+        from ulm_prompt.training.fairseq_run import train
 
         train(run.flags, save_dir, logs, here)
         on_main(

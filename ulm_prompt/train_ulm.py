@@ -18,22 +18,23 @@ if not __package__:  # called as a script
 
 from pipeline.config import save_config
 from pipeline.errors import UserError, run
-from pipeline.files import writing
-from pipeline.locks import holding
+from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.binaries import binarize
-from ulm_prompt.recipe import DTYPES
-from ulm_prompt.tasks import add_workspace
-from ulm_prompt.ulm_text import task_units, write_dict, write_ulm_text
-from ulm_prompt.unit_lm_recipe import UnitLMRecipe, fairseq_flags, load_unit_lm_recipe
-from ulm_prompt.unit_lm_run import (
+from ulm_prompt.prompt_data.binaries import binarize
+from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
+from ulm_prompt.training.recipe import DTYPES
+from ulm_prompt.training.unit_lm import (
     LAST,
     OURS,
+    UnitLMRecipe,
     begun_in,
     check_begins_from,
     check_same_run,
+    fairseq_flags,
+    load_unit_lm_recipe,
     publish,
 )
 
@@ -134,7 +135,7 @@ def main() -> None:
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
         flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
-        from ulm_prompt.fairseq_run import train
+        from ulm_prompt.training.fairseq_run import train
 
         train(flags, save_dir, workspace.logs("ulm", args.unit_model, args.date), here)
         best = save_dir / "checkpoint_best.pt"

@@ -15,14 +15,12 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.files import read_json, writing
-from pipeline.locks import holding
+from pipeline.files import holding, read_json, writing
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_text import SEPARATOR, read_prompt_text
-from ulm_prompt.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.verbal import record_verbal
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import SEPARATOR, read_prompt_text, record_verbal
 
 METHODS = ("freq", "kmeans", "random")
 
@@ -64,7 +62,7 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
     import numpy as np
     from sklearn.cluster import KMeans
 
-    from ulm_prompt.prompt_lm.frozen_lm import unit_embeddings
+    from ulm_prompt.prompt_lm.lm import unit_embeddings
 
     embeddings = unit_embeddings(lm, units)  # (U, D)
     clusters = KMeans(number, n_init=10, random_state=0).fit(embeddings)

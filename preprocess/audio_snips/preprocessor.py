@@ -16,8 +16,8 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from preprocess.characters import left_out, normalised
-from preprocess.config import Config, DataConfig
+from preprocess.actions.characters import left_out, normalised
+from preprocess.actions.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
 
 TEXT, SLOTS = "all.iob.snips.txt", "slots.txt"

@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 
 from pipeline.errors import UserError
-from preprocess.config import Config
+from preprocess.actions.config import Config
 from preprocess.preprocessor import Preprocessor, Utterance
 
 

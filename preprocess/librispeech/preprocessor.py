@@ -10,8 +10,8 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from preprocess.characters import checked
-from preprocess.config import Config, DataConfig
+from preprocess.actions.characters import checked
+from preprocess.actions.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
 
 

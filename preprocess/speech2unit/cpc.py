@@ -15,8 +15,8 @@ from torch import nn
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from preprocess.speech2unit.cpc_encoder import HOP, KERNELS, ConvEncoder, Stretch, frames_in
+from preprocess.speech2unit.fairseq_checkpoint import Weights
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
-from preprocess.speech2unit.weights import Weights
 
 _PIECE = 64_000  # samples of a piece; each piece starts from a fresh LSTM state
 _PIECE_FRAMES = _PIECE // HOP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ FEATURE_TYPES = {
     "logmel": "preprocess.speech2unit.logmel.LogMel",
     "mfcc": "preprocess.speech2unit.mfcc.Mfcc",
     "moonshine": "preprocess.speech2unit.moonshine.Moonshine",
-    "w2v2": "preprocess.speech2unit.w2v2.Wav2Vec2",
+    "w2v2": "preprocess.speech2unit.hubert.Wav2Vec2",
 }
 
 
@@ -68,3 +69,16 @@ def best_device() -> tuple[torch.device, str]:
         device = torch.device("cuda", torch.cuda.current_device())
         return device, f"GPU {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "CPU, no GPU found"
+
+
+# Units as text: integers and spaces.
+
+
+def written(units: torch.Tensor) -> str:
+    """Map (T,) units to ``"71 71 12"``."""
+    return " ".join(map(str, units.tolist()))
+
+
+def merge_runs(units: str) -> str:
+    """Collapse runs of one unit: ``"71 71 12 12 71"`` becomes ``"71 12 71"`` (``taskrc.merge``)."""
+    return " ".join(unit for unit, _ in groupby(units.split(" ")))

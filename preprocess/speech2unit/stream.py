@@ -16,8 +16,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
-from pipeline.threads import torch_threads
-from preprocess.manifest import Entry
+from pipeline.runs import torch_threads
+from preprocess.actions.manifest import Entry
 from preprocess.speech2unit.audio import BadAudio, Waveform, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader
 

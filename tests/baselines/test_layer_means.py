@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from baselines import layer_means, train_downstream
-from baselines.downstream_training import Split, accuracy, load_settings, train
-from baselines.labels import Slots
-from baselines.means import LayerMeans, means_folder, read_means
+from baselines.classifiers.answers import Slots
+from baselines.classifiers.downstream import Split, accuracy, load_settings, train
+from baselines.classifiers.means import LayerMeans, means_folder, read_means
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
-from preprocess.audio_run import Shard
-from preprocess.manifest import distinct, read_manifest
+from preprocess.actions.manifest import distinct, read_manifest
+from preprocess.actions.quantize import Shard
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import read_audio
 from preprocess.speech2unit.block_store import BlockStore

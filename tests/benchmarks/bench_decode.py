@@ -22,9 +22,9 @@ from pipeline.workspace import Workspace
 from tests.benchmarks.published_decoding import decode_as_published
 from tests.conftest import DATA, REPOSITORY, stage
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Options, decode
-from ulm_prompt.prompt_lm.label_sets import LabelSets
+from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second
 from ulm_prompt.prompt_lm.prompt import Prompt

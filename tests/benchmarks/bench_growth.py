@@ -16,9 +16,9 @@ from statistics import median
 import torch
 
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Options, decode
-from ulm_prompt.prompt_lm.label_sets import LabelSets
+from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt
 

@@ -24,7 +24,7 @@ import soundfile
 
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess.corpora import write
-from ulm_prompt.predicting.predictor import Predictor
+from ulm_prompt.using.predictor import Predictor
 
 CLIPS = DATA / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
 

@@ -23,12 +23,12 @@ from pipeline.rows import read_rows
 from tests.benchmarks.published_training import PAD, published_loss
 from tests.conftest import DATA, REPOSITORY
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.batching import batches_by_length
-from ulm_prompt.prompt_lm.criterion import LabelCrossEntropy
+from ulm_prompt.prompt_lm.batches import batches_by_length
+from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.prompt_lm.row_dataset import RowDataset
 
 SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
 KS = "speech_commands"

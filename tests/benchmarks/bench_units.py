@@ -28,11 +28,10 @@ import soundfile
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from preprocess.manifest import Entry
-from preprocess.speech2unit.features import Source, best_device, feature_reader
+from preprocess.actions.manifest import Entry
+from preprocess.speech2unit.features import Source, best_device, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
 from preprocess.speech2unit.stream import Encoder, cut_blocks
-from preprocess.speech2unit.units import written
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess import ssl_checkpoints
 from tests.preprocess.corpora import tone, write

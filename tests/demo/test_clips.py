@@ -11,7 +11,7 @@ import soundfile
 
 from demo.clips import INDEX, PACKED, pack, unpack
 from pipeline.errors import UserError
-from preprocess.speech_commands.corpus import CLASSES, TEST_FOLDER, which_split
+from preprocess.speech_commands.preprocessor import CLASSES, TEST_FOLDER, which_split
 from tests.preprocess.tasks import preprocessor
 
 

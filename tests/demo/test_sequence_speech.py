@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from demo.sequence_speech import FOLDERS, VOICES, iob_line
-from demo.sequence_texts import PATTERNS, VALUES, commands, sentences
-from demo.voices import variants
+from demo.speaking.espeak import variants
+from demo.speaking.sequence_texts import PATTERNS, VALUES, commands, sentences
 from pipeline.rows import SPLITS
 from pipeline.workspace import REPOSITORY
 from tests.demo.test_speech import digests

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.texts import commands
-from demo.voices import LEFT_OUT, speakers, variants
+from demo.speaking.espeak import LEFT_OUT, speakers, variants
+from demo.speaking.texts import commands
 from pipeline.rows import SPLITS
 from pipeline.workspace import REPOSITORY
 

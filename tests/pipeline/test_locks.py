@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.locks import holding
+from pipeline.files import holding
 
 
 def in_fork(output: Path, **how: bool) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from preprocess.speech_commands.corpus import CLASSES, NOISE_FOLDER, TEST_FOLDER, TRAIN_FOLDER
+from preprocess.speech_commands.preprocessor import CLASSES, NOISE_FOLDER, TEST_FOLDER, TRAIN_FOLDER
 
 SPEAKERS = {"train": "024d32b9", "valid": "a6d586b7"}  # where the dataset's rule sends them
 

@@ -15,9 +15,8 @@ from pipeline.errors import UserError
 from preprocess.speech2unit import hubert as hubert_module
 from preprocess.speech2unit.fairseq_checkpoint import parse_conv_layers
 from preprocess.speech2unit.features import Source
-from preprocess.speech2unit.hubert import Hubert
+from preprocess.speech2unit.hubert import Hubert, Wav2Vec2
 from preprocess.speech2unit.kmeans import KMeans
-from preprocess.speech2unit.w2v2 import Wav2Vec2
 from tests.preprocess import ssl_checkpoints
 from tests.preprocess.ssl_checkpoints import LARGE
 

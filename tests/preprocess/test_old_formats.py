@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from preprocess.speech2unit.features import Source
-from preprocess.speech2unit.hubert import Hubert
+from preprocess.speech2unit.hubert import Hubert, Wav2Vec2
 from preprocess.speech2unit.kmeans import KMeans
-from preprocess.speech2unit.w2v2 import Wav2Vec2
 from tests.conftest import stage
 from tests.preprocess import ssl_checkpoints
 

@@ -14,14 +14,13 @@ import pytest
 import soundfile
 
 from pipeline.errors import UserError
-from pipeline.locks import holding
+from pipeline.files import holding
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
-from preprocess.audio_run import Shard
-from preprocess.learning import learn_kmeans
+from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.quantize import Shard, merge_shards, quantize, quantize_shard
 from preprocess.preprocessor import Preprocessor
-from preprocess.quantizing import merge_shards, quantize, quantize_shard
 from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor

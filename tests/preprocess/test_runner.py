@@ -18,13 +18,13 @@ from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess import runner
-from preprocess.downstreams import load_downstreams
-from preprocess.learning import learn_kmeans
-from preprocess.manifest import read_manifest
+from preprocess.actions.downstreams import load_downstreams
+from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.manifest import read_manifest
+from preprocess.actions.quantize import quantize
 from preprocess.preprocessor import Preprocessor
-from preprocess.quantizing import quantize
 from preprocess.speech2unit.kmeans import load_kmeans
-from preprocess.speech_commands.corpus import TRAIN_FOLDER
+from preprocess.speech_commands.preprocessor import TRAIN_FOLDER
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import preprocessor
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
+from preprocess.actions.characters import CHARACTERS
+from preprocess.actions.downstreams import those_at_hand
+from preprocess.actions.manifest import read_manifest
 from preprocess.audio_snips.preprocessor import labels_of
-from preprocess.characters import CHARACTERS
-from preprocess.downstreams import those_at_hand
-from preprocess.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess import corpora
 from tests.preprocess.tasks import TASKS, preprocessor

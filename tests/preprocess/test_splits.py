@@ -7,8 +7,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
-from preprocess.manifest import Entry, distinct, read_manifest
-from preprocess.speech_commands.corpus import which_split
+from preprocess.actions.manifest import Entry, distinct, read_manifest
+from preprocess.speech_commands.preprocessor import which_split
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from preprocess.manifest import Entry
+from preprocess.actions.manifest import Entry
 from preprocess.speech2unit.audio import BadAudio
 from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
 from preprocess.preprocessor import Utterance
-from preprocess.table.preprocessor import TableData
-from preprocess.table.reading import Line, read_table
-from preprocess.table.splits import draw_splits
+from preprocess.table.preprocessor import Line, TableData, draw_splits, read_table
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
 from tests.preprocess.tasks import preprocessor

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.features import Source
+from preprocess.speech2unit.features import Source, merge_runs
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 from preprocess.speech2unit.logmel import LogMel
-from preprocess.speech2unit.units import merge_runs
 from tests.preprocess.corpora import tone
 
 CPU = torch.device("cpu")

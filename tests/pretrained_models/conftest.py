@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pretrained_models import fetch
+from pretrained_models.fetching import fetch
 from tests.pretrained_models.remote import Remote
 
 

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pretrained_models.archives import unpack_lm
+from pretrained_models.fetching.archives import unpack_lm
 
 LM = {"checkpoint_best.pt": b"weights" * 5000, "dict.txt": b"0 1\n1 1\n"}
 

@@ -16,9 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pretrained_models import fetch as module
-from pretrained_models.fetch import DownloadError, Expected, fetch
-from pretrained_models.partial import Partial
+from pretrained_models.fetching import fetch as module
+from pretrained_models.fetching.fetch import DownloadError, Expected, Partial, fetch
 from tests.pretrained_models.remote import Remote
 
 CONTENT = random.Random(1).randbytes(600_000)

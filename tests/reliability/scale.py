@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pipeline.rows import Row, read_rows, write_rows
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.sample_file import PartialAnswers, write_samples
+from ulm_prompt.scoring.sample_file import PartialAnswers, write_samples
 
 UNIT_MODEL, DOWNSTREAM = "hubert100", "fluent_commands"
 UNITS = [str(unit) for unit in range(100)]

@@ -17,27 +17,24 @@ from pipeline.json_members import read_members
 from pipeline.rows import SPLITS, read_rows
 from pipeline.unit_models import Registry
 from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.manifest import Entry, read_manifest, write_manifest
-from preprocess.table.preprocessor import TableConfig
-from preprocess.table.reading import read_table
+from preprocess.actions.manifest import Entry, read_manifest, write_manifest
+from preprocess.table.preprocessor import TableConfig, read_table
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.preprocess.test_table import columns
 from tests.reliability.any_bytes import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.binaries import encode_text
+from ulm_prompt.prompt_data.binaries import encode_text
+from ulm_prompt.prompt_data.tasks import Pair, TaskConfig, load_task
+from ulm_prompt.prompt_data.ulm_text import read_unit_text
+from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal, read_prompt_text
 from ulm_prompt.prompt_lm.checkpoint import read_card
-from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
-from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.recipe import Recipe
-from ulm_prompt.sample_file import PartialAnswers
+from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.class_report import class_report
-from ulm_prompt.scoring.label_names import label_names
-from ulm_prompt.scoring.scores import score
-from ulm_prompt.tasks import Pair, TaskConfig, load_task
-from ulm_prompt.ulm_text import read_unit_text
-from ulm_prompt.verbal import check_data_bin, load_verbal
+from ulm_prompt.scoring.sample_file import PartialAnswers
+from ulm_prompt.scoring.scores import label_names, score
+from ulm_prompt.training.recipe import Recipe
 from ulm_prompt.verbalizer import read_labelspace
 
 CONFIG = REPOSITORY / "ulm_prompt" / "config"

@@ -24,7 +24,7 @@ from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.kmeans import load_kmeans
 from tests.reliability.hostile import Calls, refused
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.indexed_rows import open_rows
+from ulm_prompt.prompt_lm.data import open_rows
 from ulm_prompt.prompt_lm.prompt import Prompt
 
 HUGE = 25 * 10**12  # float32: 100 TB

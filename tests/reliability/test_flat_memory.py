@@ -13,12 +13,12 @@ from pipeline.files import write_json
 from pipeline.rows import read_rows, write_rows
 from pipeline.workspace import Workspace
 from tests.reliability.scale import DOWNSTREAM, UNIT_MODEL, synthetic
-from ulm_prompt.binaries import encode_text
 from ulm_prompt.gen_labelspace import labels_of
 from ulm_prompt.make_data import make_split
-from ulm_prompt.sample_file import WITHIN, write_samples
+from ulm_prompt.prompt_data.binaries import encode_text
+from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.scoring.sample_file import WITHIN, write_samples
 from ulm_prompt.scoring.scores import score
-from ulm_prompt.tasks import Pair, load_task
 from ulm_prompt.verbalizer import count_train, rename_split, train_text
 
 PAIR = Pair("IC", UNIT_MODEL, load_task("IC"))

@@ -13,7 +13,7 @@ from preprocess.speech2unit.hubert import Hubert
 from tests.preprocess import ssl_checkpoints
 from tests.reliability.hostile import refused
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 CPU = torch.device("cpu")
 

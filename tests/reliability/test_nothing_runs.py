@@ -26,7 +26,7 @@ from tests.reliability.hostile import Runs, refused
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
 from ulm_prompt.prompt_lm.checkpoint import read_weights
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 CPU = torch.device("cpu")
 
@@ -178,7 +178,7 @@ def test_fairseqs_own_reader_is_held_to_weights(
 ) -> None:
     from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 
-    from ulm_prompt.fairseq_run import _weights_only
+    from ulm_prompt.training.fairseq_run import _weights_only
 
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")

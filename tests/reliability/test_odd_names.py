@@ -14,8 +14,8 @@ import soundfile
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
-from preprocess.learning import learn_kmeans
-from preprocess.quantizing import quantize
+from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.quantize import quantize
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.any_bytes import windows

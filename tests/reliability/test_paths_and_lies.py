@@ -15,22 +15,21 @@ import pytest
 import soundfile
 import torch
 
-from baselines.means import means_folder, read_means
+from baselines.classifiers.means import means_folder, read_means
+from experiments.study_cell import RECORD, Place
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.workspace import Workspace
-from preprocess.config import FairseqConfig, fill_in
-from preprocess.manifest import Entry, read_manifest, write_manifest
+from preprocess.actions.config import FairseqConfig, fill_in
+from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.conftest import stage
 from tests.reliability.hostile import Runs, refused
 from tests.ulm_prompt import tiny
-from ulm_prompt.predicting.find_prompts import task_and_unit_model
-from ulm_prompt.predicting.speech_units import UnitFiles
 from ulm_prompt.prompt_lm import checkpoint
-from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
-from ulm_prompt.studies.cell import RECORD, Place
-from ulm_prompt.unit_lm_recipe import UnitLMRecipe
-from ulm_prompt.unit_lm_run import check_same_run
+from ulm_prompt.prompt_lm.lm import load_dictionary
+from ulm_prompt.training.unit_lm import UnitLMRecipe, check_same_run
+from ulm_prompt.using.find_prompts import task_and_unit_model
+from ulm_prompt.using.speech_units import UnitFiles
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "..", ""]
 

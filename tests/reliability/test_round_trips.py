@@ -15,14 +15,14 @@ from pipeline.errors import UserError, run
 from pipeline.files import write_json
 from pipeline.json_members import read_members, writing_members
 from pipeline.rows import Row, write_rows
-from preprocess.manifest import Entry, read_manifest, write_manifest
+from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.any_bytes import few
-from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
-from ulm_prompt.recipe import Recipe, load_recipe
-from ulm_prompt.sample_file import WITHIN, read_samples, write_samples
-from ulm_prompt.ulm_text import write_dict
+from ulm_prompt.prompt_data.ulm_text import write_dict
+from ulm_prompt.prompt_lm.lm import load_dictionary
+from ulm_prompt.scoring.sample_file import WITHIN, read_samples, write_samples
+from ulm_prompt.training.recipe import Recipe, load_recipe
 
 # every name of a file but those with line breaks: tabs, bars, quotes, controls, any alphabet
 names = st.text(

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from experiments.paper import PAPER, load_paper, missing
+from experiments.stages import trained_numbers
+from experiments.tables import (
+    DOCUMENTS,
+    FIGURES,
+    Figure,
+    millions,
+    put_table,
+    read_figures,
+    render,
+    split_at_marks,
+    with_earlier,
+    write_figures,
+)
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
-from reproduction.cells import PAPER, load_paper
-from reproduction.documents import DOCUMENTS, FIGURES, put_table, split_at_marks
-from reproduction.figures import Figure, read_figures, with_earlier, write_figures
-from reproduction.needs import missing
-from reproduction.stages import trained_numbers
-from reproduction.table import millions, render
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
 

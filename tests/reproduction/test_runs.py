@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from baselines.downstream_training import load_settings
+from baselines.classifiers.downstream import load_settings
+from experiments.paper import FIRST_SEED, load_paper
+from experiments.runs import Survey, survey
+from experiments.stages import trained_numbers
+from experiments.tables import read_figures
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
 from pipeline.workspace import Workspace
-from reproduction.cells import FIRST_SEED, load_paper
-from reproduction.figures import read_figures
-from reproduction.runs import Survey, survey
-from reproduction.stages import trained_numbers
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
 

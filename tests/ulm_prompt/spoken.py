@@ -12,17 +12,17 @@ from pipeline.files import sha256, write_json
 from pipeline.ranks import Ranks
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
-from preprocess.learning import learn_kmeans
-from preprocess.quantizing import quantize
+from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.quantize import quantize
 from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_data.verbal import load_verbal, renamed_texts
 from ulm_prompt.prompt_lm.checkpoint import Card
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.tasks import Pair, load_task
-from ulm_prompt.verbal import load_verbal, renamed_texts
 
 UNIT_MODEL = "logmel100"
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}

@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 UNIT_MODEL = "tiny100"
 TEXT_STAGES = ("make_data", "gen_labelspace", "verbalizer")

@@ -10,7 +10,7 @@ import torch
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 UNIT_MODEL = "tiny100"
 SHAPE = {"layers": 2, "width": 16, "heads": 2}

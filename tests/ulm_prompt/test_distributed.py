@@ -16,8 +16,8 @@ import torch
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
-from ulm_prompt.curves import valid_curve
 from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.scoring.pictures import valid_curve
 
 UNIT_MODEL = "tiny100"
 TUNED = ("lm_dropout=0.0", "warmup_updates=1", "batch_size=27")
@@ -165,7 +165,7 @@ def test_half_precision_learns_as_float32(
 
 
 def test_one_run_at_a_time_on_one_output(trained: Path) -> None:
-    from pipeline.locks import holding
+    from pipeline.files import holding
 
     folder = Workspace(trained).checkpoints("KS", UNIT_MODEL, "one")
     with holding(folder):

@@ -21,11 +21,11 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.test_prompt_record import a_record
 from ulm_prompt import export, sample
-from ulm_prompt.predicting.predictor import Predictor
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.sample_file import origin_path
-from ulm_prompt.sharing.prompt_record import RECORD, TENSORS, read_record
+from ulm_prompt.scoring.sample_file import origin_path
+from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.prompt_record import RECORD, TENSORS, read_record
 
 
 def run(workspace: Workspace, task: str, out: Path, *words: object) -> None:

@@ -12,7 +12,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from pipeline.torch_files import load_torch
-from ulm_prompt.fairseq_files import CurveWriter, LogFile, write_whole_files
+from ulm_prompt.training.fairseq_patches import CurveWriter, LogFile, write_whole_files
 
 LINE = "a line of the log"
 

@@ -15,11 +15,11 @@ from pipeline.rows import Row, read_rows, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from ulm_prompt.curves import valid_curve
-from ulm_prompt.prompt_lm.few_shot import draw_shots
-from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
-from ulm_prompt.prompt_lm.row_dataset import RowDataset
-from ulm_prompt.tasks import load_task
+from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.prompt_lm.batches import draw_shots
+from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.lm import load_dictionary
+from ulm_prompt.scoring.pictures import valid_curve
 
 # four classes of which one has three distinct rows; all are drawn several times
 ROWS = [((each, each % 7), (each % 4, 9)) for each in range(40) if each % 4 or each < 12]

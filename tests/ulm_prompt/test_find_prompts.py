@@ -12,9 +12,9 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
-from ulm_prompt.predicting.find_prompts import find_prompt, task_and_unit_model
-from ulm_prompt.predicting.predictor import Predictor
 from ulm_prompt.prompt_lm.checkpoint import read_card
+from ulm_prompt.using.find_prompts import find_prompt, task_and_unit_model
+from ulm_prompt.using.predictor import Predictor
 
 
 def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from tests.ulm_prompt.test_decoding import some_rows
 from tests.ulm_prompt.test_model import published_logits
 from tests.ulm_prompt.test_training_step import a_sample, criterion
 from ulm_prompt.prompt_lm import checkpoint
-from ulm_prompt.prompt_lm.cached_lm import CachedLM
+from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.label_sets import LabelSets
+from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import LabelMap
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels

@@ -7,10 +7,9 @@ import torch
 
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_decoding import EOS, PAD, SYMBOLS, some_rows, uncached
-from ulm_prompt.prompt_lm.cached_lm import CachedLM, State
-from ulm_prompt.prompt_lm.label_map import LabelMap
+from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import LabelMap, Prompt
 from ulm_prompt.prompt_lm.search import Search, follow
 
 LIMIT = 4

@@ -7,8 +7,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.projection import rounding
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import Prompt, rounding
 
 
 class PublishedAttention(torch.nn.Module):

@@ -16,7 +16,7 @@ from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.forked import stage
-from ulm_prompt.prompt_lm.frozen_lm import load_unit_lm
+from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 LMS = {  # and the knobs of their size
     "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},

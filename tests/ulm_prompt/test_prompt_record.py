@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from ulm_prompt.sharing.prompt_page import page
-from ulm_prompt.sharing.prompt_record import (
+from ulm_prompt.using.prompt_record import (
     RECORD,
     PromptRecord,
     UnitSettings,
     read_record,
     write_record,
 )
+from ulm_prompt.using.share import page
 
 
 def a_record(**changes: Any) -> PromptRecord:

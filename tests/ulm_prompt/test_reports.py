@@ -12,18 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from baselines.answers import write_answers
+from baselines.classifiers.answers import write_answers
 from pipeline.files import sha256, write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from ulm_prompt.prompt_lm.attention_mass import attention_on_prompt
-from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.class_report import answers, class_report, without_a_prompt
-from ulm_prompt.scoring.label_names import OTHER, Label
-from ulm_prompt.scoring.scores import wilson
-from ulm_prompt.tasks import Pair, load_task
+from ulm_prompt.scoring.scores import OTHER, Label, wilson
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),

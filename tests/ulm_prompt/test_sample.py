@@ -17,12 +17,13 @@ from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
-from ulm_prompt import sample, sample_file
+from ulm_prompt import sample
 from ulm_prompt.prompt_lm import precision
 from ulm_prompt.prompt_lm.decoding import Decoded
 from ulm_prompt.prompt_lm.search import Answer
-from ulm_prompt.sample_file import PartialAnswers, read_samples
-from ulm_prompt.sample_flags import label_limit
+from ulm_prompt.scoring import sample_file
+from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
+from ulm_prompt.scoring.sample_flags import label_limit
 from ulm_prompt.scoring.scores import score
 
 PUBLISHED = ["file_name", "src", "label", "predict"]

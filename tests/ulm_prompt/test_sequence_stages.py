@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 
+from experiments import study_cell
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.rows import Row, write_rows
@@ -21,10 +22,9 @@ from pipeline.workspace import REPOSITORY, Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from ulm_prompt import cal_acc, cer_by_length, gen_labelspace, make_data, verbalizer
+from ulm_prompt.prompt_data.tasks import Pair, load_task, sequence_pair
 from ulm_prompt.sample import report_long
 from ulm_prompt.scoring.sequence_scores import score_sequences
-from ulm_prompt.studies import cell as study_cell
-from ulm_prompt.tasks import Pair, load_task, sequence_pair
 
 UNIT_MODEL = "tiny100"
 WORDS = ("AB", "BAB", "A", "AAB")

@@ -16,9 +16,9 @@ from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.conftest import stage
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.test_predict import run
-from ulm_prompt.predicting import find_prompts
-from ulm_prompt.predicting.predictor import Predictor
-from ulm_prompt.sharing.prompt_record import RECORD
+from ulm_prompt.using import find_prompts
+from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.prompt_record import RECORD
 
 REGISTRY = """unit_models:
   logmel100:

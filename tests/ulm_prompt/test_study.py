@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from experiments import study_cell, study_plan
+from experiments import study_plan as twin
+from experiments.pictures import draw
+from experiments.study_cell import Outcome
+from experiments.study_plan import Cell, Study, Way, cells_of, load_study, study_names
+from experiments.study_report import columns_of, report, spread
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt.in_process import call, prepare
-from ulm_prompt.curves import valid_curve
-from ulm_prompt.recipe import load_recipe
-from ulm_prompt.studies import cell as study_cell
-from ulm_prompt.studies import plan as study_plan
-from ulm_prompt.studies import twin
-from ulm_prompt.studies.cell import Outcome
-from ulm_prompt.studies.pictures import draw
-from ulm_prompt.studies.plan import Cell, Study, Way, cells_of, load_study, study_names
-from ulm_prompt.studies.report import columns_of, report, spread
-from ulm_prompt.tasks import load_task
+from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.training.recipe import load_recipe
 
 NAMES = ["few_shot", "prompt_length", "recipe", "seeds", "verbalizer"]
 TASK = ("--prompt_task", "KS", "--unit_model", "tiny100")

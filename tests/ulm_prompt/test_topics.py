@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import normalized_mutual_info_score
 
-from ulm_prompt.topics import topics
-from ulm_prompt.ulm_text import write_ulm_text
+from ulm_prompt.prompt_data.ulm_text import topics, write_ulm_text
 
 KINDS = 4
 

@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.rows import read_rows
 from pipeline.torch_files import save_torch
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm import checkpoint, gradient_scale
-from ulm_prompt.prompt_lm.batching import batches_by_length
-from ulm_prompt.prompt_lm.criterion import LabelCrossEntropy
+from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_lm import model as gradient_scale
+from ulm_prompt.prompt_lm.batches import batches_by_length
+from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.prompt_lm.row_dataset import RowDataset
 
 LAYERS, WIDTH, LENGTH, SYMBOLS = 3, 32, 5, 104
 

@@ -11,11 +11,10 @@ from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import data_stages
-from ulm_prompt.prompt_lm.frozen_lm import load_dictionary
-from ulm_prompt.prompt_lm.row_dataset import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, UnitNoise
+from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
-from ulm_prompt.prompt_lm.unit_noise import UnitNoise
-from ulm_prompt.recipe import load_recipe
+from ulm_prompt.training.recipe import load_recipe
 
 
 def test_a_tenth_of_the_units_is_replaced_and_a_tenth_left_out() -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .cached_lm import CachedLM, State
-from .label_sets import LabelSets
-from .search import KEEP, Answer, log_probabilities
+from ulm_prompt.prompt_lm.cache import CachedLM, State
+from ulm_prompt.prompt_lm.labels import LabelSets
+from ulm_prompt.prompt_lm.search import KEEP, Answer, log_probabilities
 
 
 @dataclass

@@ -12,15 +12,28 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.provenance import provenance
+from pipeline.runs import provenance
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
-from ulm_prompt.sharing.prompt_record import TENSORS, is_export, read_record
-
-from .frozen_lm import UnitLM, are_weights, dict_fingerprint, load_unit_lm, load_weights
-from .label_map import WEIGHT, LabelMap
-from .model import PromptLanguageModel
-from .projection import KEYS, VALUES, in_input_space, rounding
-from .prompt import Prompt, is_fine_tuned, without_prompt
+from ulm_prompt.prompt_lm.lm import (
+    UnitLM,
+    are_weights,
+    dict_fingerprint,
+    load_unit_lm,
+    load_weights,
+)
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import (
+    KEYS,
+    VALUES,
+    WEIGHT,
+    LabelMap,
+    Prompt,
+    in_input_space,
+    is_fine_tuned,
+    rounding,
+    without_prompt,
+)
+from ulm_prompt.using.prompt_record import TENSORS, is_export, read_record
 
 CARD = "prompt.json"
 BEST = "checkpoint_best.pt"

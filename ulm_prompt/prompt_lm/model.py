@@ -6,8 +6,8 @@ values in every layer. Here only those keys and values exist: the same numbers, 
 the prefix positions.
 """
 
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -20,11 +20,10 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
-from .gradient_scale import FLOAT16_SCALE, scale_gradient
-from .label_map import LabelMap
-from .lean_relu import activate
-from .projection import KEYS, VALUES, in_input_space
-from .prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, LabelMap, Prompt, in_input_space
+
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
@@ -280,3 +279,84 @@ def _label_map(cfg: PromptLanguageModelConfig, dictionary: Dictionary) -> LabelM
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, H, T, D/H)."""
     return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)
+
+
+# ReLU that keeps for the way back what it needs: which numbers were positive, a byte each.
+
+
+class _LeanReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x.relu_())
+        ctx.save_for_backward(x > 0)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        return gradient * positive
+
+
+def activate(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
+    """The layer's own activation of ``x``, its widest tensor, which may be overwritten."""
+    frozen = not layer.fc2.weight.requires_grad  # else fc2 keeps the activation itself
+    if frozen and layer.activation_fn is F.relu and torch.is_grad_enabled() and x.requires_grad:
+        return _LeanReLU.apply(x)
+    return layer.activation_fn(x)
+
+
+# How much of its attention the LM spends on the prompt.
+
+
+@torch.inference_mode()
+def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
+    """The share of attention that falls on each prefix position where the answer is read, at the
+    rows' last symbol, averaged over rows: (L, H, P). What remains of 1 falls on the tokens.
+
+    ``rows``: symbols ``</s> units <s>``, of any lengths. ``model`` has a prompt.
+    """
+    total = 0
+    for row in rows:
+        total = total + torch.stack(
+            _of_one(model, row.to(model.lm.decoder.embed_tokens.weight.device))
+        )
+    return (total / len(rows)).float().cpu()
+
+
+def _of_one(model: PromptLanguageModel, row: Tensor) -> list[Tensor]:
+    x = model.embed(row[None], model.positions(len(row)))  # (1, T, D)
+    mask = model.causal_mask(len(row))  # (T, P + T)
+    shares = []
+    for layer, prefix in zip(model.lm.decoder.layers, model.prefixes()):
+        attention = layer.self_attn
+        normed = layer.self_attn_layer_norm(x)
+        query = heads_of(layer, attention.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
+        own = heads_of(layer, attention.k_proj(normed))
+        keys, _ = prefix.join(own, own)  # (1, H, P + T, D/H)
+        scores = query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
+        shares.append(scores.float().softmax(-1)[0, :, 0, : prefix.keys.shape[2]])  # (H, P)
+        x = model.block(layer, x, prefix, mask)
+    return shares
+
+
+# Gradients kept within float16's range on their way through a half-precision LM.
+
+
+# float16 holds 6e-8 to 65,504; the loss is a sum, so a target's gradient at its logits is up to 1
+FLOAT16_SCALE = 256.0
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
+    return x if factor == 1 else _ScaleGradient.apply(x, factor)

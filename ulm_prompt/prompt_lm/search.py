@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cached_lm import CachedLM, State
-from .label_sets import LabelSets
+from ulm_prompt.prompt_lm.cache import CachedLM, State
+from ulm_prompt.prompt_lm.labels import LabelSets
 
 # (log-probabilities (B, V), row numbers, step) -> symbols (B,)
 Choose = Callable[[Tensor, Sequence[int], int], Tensor]

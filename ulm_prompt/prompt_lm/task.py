@@ -1,7 +1,7 @@
 """The fairseq task: prompt rows of one data-bin, and the frozen LM that they were written for."""
 
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 from fairseq.data import Dictionary
 from fairseq.dataclass import FairseqDataclass
+from fairseq.distributed import LegacyDistributedDataParallel
+from fairseq.optim import register_optimizer
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
+from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_lm.data import RowDataset, UnitNoise
+from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
+from ulm_prompt.prompt_lm.prompt import METHODS, initialise
 
-from .frozen_lm import UnitLM, load_dictionary, load_unit_lm
-from .prompt_init import METHODS, initialise
-from .row_dataset import RowDataset
-from .unit_noise import UnitNoise
+# no postponed annotations here: fairseq reads the types of a dataclass's fields
+
 
 logger = logging.getLogger(__name__)
 
@@ -132,3 +137,32 @@ class UnitPromptTask(FairseqTask):
         from fairseq_cli.train import should_stop_early
 
         vars(should_stop_early).update(state)
+
+
+# Adam in which a parameter may move at a rate of its own.
+
+
+@register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
+class PromptAdam(FairseqAdam):
+    """fairseq's Adam; the scheduler's rate is multiplied by a parameter's ``lr_scale`` where it has
+    one.
+    """
+
+    def __init__(self, cfg: FairseqAdamConfig, params: Sequence[Parameter]) -> None:
+        scales: dict[float, list[Parameter]] = {}
+        for parameter in params:
+            scales.setdefault(getattr(parameter, "lr_scale", 1.0), []).append(parameter)
+        groups = [{"params": group, "lr_scale": scale} for scale, group in scales.items()]
+        super().__init__(cfg, groups)
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+
+    def all_reduce_grads(self, module: Module) -> None:
+        """As fairseq does, with a buffer for what trains; it would make one for the frozen LM."""
+        wrapped = getattr(module, "module", None)
+        if isinstance(wrapped, LegacyDistributedDataParallel):
+            trained = sum(parameter.numel() for parameter in self.params)
+            wrapped.buffer_size = min(wrapped.buffer_size, trained)
+        super().all_reduce_grads(module)

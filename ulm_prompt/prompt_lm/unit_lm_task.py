@@ -13,9 +13,9 @@ from fairseq.models import BaseFairseqModel
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING
 
-from .batching import LosslessDataset
-from .frozen_lm import load_dictionary, load_unit_lm
-from .indexed_rows import open_rows
+from ulm_prompt.prompt_lm.batches import LosslessDataset
+from ulm_prompt.prompt_lm.data import open_rows
+from ulm_prompt.prompt_lm.lm import load_dictionary, load_unit_lm
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipeline.errors import UserError, one_line
-from pipeline.files import read_json, sha256
-from pipeline.locks import holding
+from pipeline.files import holding, read_json, replacing, sha256
 from pipeline.workspace import Workspace
-from ulm_prompt.sample_file import WITHIN, read_samples
-from ulm_prompt.scoring.label_names import OTHER, Label, is_baseline, names_in
-from ulm_prompt.tasks import Pair, pair_of
+from ulm_prompt.prompt_data.tasks import Pair, pair_of
+from ulm_prompt.scoring.sample_file import WITHIN, read_samples
+from ulm_prompt.scoring.scores import OTHER, Label, is_baseline, names_in
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,6 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         )
     if pair.config.is_sequence:
         return {}
-    from ulm_prompt.scoring.confusion import draw_confusion
 
     names = names_in(path, workspace, pair)
     report = class_report(path, names)
@@ -183,3 +186,53 @@ def print_report(report: dict[str, Any]) -> None:
         file = one_line(one["file_name"])
         print(f"  {one['probability']:.3f}  {file}  {one['label']} -> {one['predict']}")
     print(f"\n  confusion matrix: {report['confusion']}")
+
+
+# A confusion matrix as a picture.
+
+
+MOST_NAMED = 40  # classes beyond which the axes stay bare
+MOST_COUNTED = 15  # classes beyond which the squares hold no numbers
+
+
+def draw_confusion(
+    spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str, path: Path
+) -> None:
+    """Write a PNG with the matrix alone."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    side = 4 + 0.28 * min(len(classes), MOST_NAMED)
+    figure, axis = plt.subplots(figsize=(side + 2, side), layout="constrained")
+    confusion_on(axis, spoken, answered, classes, title)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def confusion_on(
+    axis: Axes, spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str
+) -> None:
+    """Draw rows of what was spoken and columns of what was answered; the last is ``OTHER``."""
+    columns = [*classes, OTHER]
+    index = {name: place for place, name in enumerate(columns)}
+    counts = np.zeros((len(classes), len(columns)))
+    for label, answer in zip(spoken, answered, strict=True):
+        counts[index[label], index[answer]] += 1
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    right = 100 * np.trace(counts) / counts.sum()
+    axis.set(title=f"{title}: {right:.1f} % of {len(spoken):,} test utterances")
+    axis.set(xlabel="answered", ylabel="spoken")
+    size = 9 if len(classes) <= MOST_COUNTED else 6
+    if len(classes) <= MOST_NAMED:
+        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    if len(classes) <= MOST_COUNTED:
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+            axis.text(column, row, f"{counts[row, column]:.0f}", **text)
+    axis.figure.colorbar(image, ax=axis, label="share of the class", shrink=0.6)

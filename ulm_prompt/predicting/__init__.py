@@ -1,1 +1,0 @@
-"""Prompts put to use: from audio to answers."""

@@ -1,1 +1,0 @@
-"""Prompts as things to share: their records and pages."""

@@ -1,0 +1,1 @@
+"""Recipes, and the call of fairseq's trainer."""

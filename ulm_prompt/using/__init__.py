@@ -1,0 +1,1 @@
+"""Find a prompt, answer audio with it, share it."""
