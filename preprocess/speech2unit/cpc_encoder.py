@@ -85,8 +85,8 @@ class ConvEncoder:
         for start, (waveform, first, count) in zip(starts, stretches, strict=True):
             begin = first * HOP - _LEAD
             seen = waveform[max(begin, 0) : begin + (count + _MARGIN) * HOP]
-            place = start * HOP + max(-begin, 0)
-            sequence[place : place + len(seen)] = seen
+            at = start * HOP + max(-begin, 0)
+            sequence[at : at + len(seen)] = seen
         hidden = sequence.to(self._device).unsqueeze(1)  # (samples, 1)
         lengths = [len(stretch.waveform) + 1 for stretch in stretches]
         for layer, stride, rate, lead in zip(self._layers, STRIDES, _RATES, _LEADS, strict=True):

@@ -1,8 +1,8 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Our files are ``.npz`` with one array, ``centres`` (K, D). The released files are joblib pickles of a
-scikit-learn model. A pickle is a program that can run anything, so ours is read without running
-any of it: the names that it imports become ``_Kept`` objects, which only remember their values.
+Our files are ``.npz`` with one array, ``centres`` (K, D). The released files are joblib pickles of
+a scikit-learn model. A pickle is a program that can run anything. Reading one here runs none of it:
+the names that it imports become ``_Kept`` objects, which only remember their values.
 """
 
 from __future__ import annotations
