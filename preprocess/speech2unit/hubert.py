@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.fairseq_checkpoint import load_fairseq_checkpoint
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped
 from preprocess.speech2unit.wav2vec_encoder import Wav2VecEncoder
 
 _PIECE = 1_600_000  # samples
@@ -54,34 +54,22 @@ class Hubert:
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms (samples_i,) to B features (T_i, D), or (T_i, L, D)."""
         features: list[list[torch.Tensor]] = [[] for _ in waveforms]
-        for group in self._groups(waveforms):
+        # together no longer than the longest piece: an hour takes no more memory than 100 s
+        for group in grouped(self._pieces(waveforms), lambda piece: len(piece[1]), _PIECE):
             encoded = self._encoder([piece for _, piece in group])
             for (index, _), frames in zip(group, encoded, strict=True):
                 features[index].append(frames)
         return [torch.cat(parts) for parts in features]
 
-    def _groups(
-        self, waveforms: Sequence[torch.Tensor]
-    ) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """The waveforms' pieces, with the waveform's index. A group is no longer than the longest
-        piece, so that an hour takes no more memory than 100 s.
-        """
-        group: list[tuple[int, torch.Tensor]] = []
-        room = _PIECE
+    def _pieces(self, waveforms: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The waveforms' pieces, each with its waveform's index."""
         for index, waveform in enumerate(waveforms):
             waveform = waveform.to(self._device)
             if self._normalize:
                 waveform = F.layer_norm(waveform, waveform.shape)
             for piece in waveform.split(_PIECE):
-                if len(piece) < self.min_samples:
-                    continue
-                if group and len(piece) > room:
-                    yield group
-                    group, room = [], _PIECE
-                group.append((index, piece))
-                room -= len(piece)
-        if group:
-            yield group
+                if len(piece) >= self.min_samples:
+                    yield index, piece
 
 
 class Wav2Vec2(Hubert):

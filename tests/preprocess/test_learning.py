@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from preprocess.actions.learn_kmeans import learn_kmeans
+from preprocess.actions.quantize import learn_kmeans
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 

@@ -19,9 +19,8 @@ from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess import runner
 from preprocess.actions.downstreams import load_downstreams
-from preprocess.actions.learn_kmeans import learn_kmeans
 from preprocess.actions.manifest import read_manifest
-from preprocess.actions.quantize import quantize
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.kmeans import load_kmeans
 from preprocess.speech_commands.preprocessor import TRAIN_FOLDER
@@ -34,7 +33,7 @@ REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
 def all_actions(task: Preprocessor) -> None:
     task.generate_manifest()
     learn_kmeans([task])
-    quantize(task, Ranks(), skip_bad=False)
+    Quantizing(task).run(Ranks(), skip_bad=False)
     task.postprocess()
 
 
@@ -147,7 +146,7 @@ def test_wav_that_went_bad_later_stops_quantising(intents):
     learn_kmeans([task])
     corpora.write(task.root / "wavs/speakers/test/0.wav", corpora.tone(0.01, 100))
     with pytest.raises(UserError, match=r"test/0\.wav \(ends early"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
     assert not (task.quantized / "test").exists()
     assert "test/0.wav" in (task.quantized / "bad_audio.txt").read_text()
 
@@ -159,7 +158,7 @@ def test_too_short_wav(tmp_path):
     task.generate_manifest()
     learn_kmeans([task])
     with pytest.raises(UserError, match=r"shorter than one frame \(25 ms\)"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
 
 
 def test_conversion_is_noted(intents, capsys):
@@ -184,7 +183,7 @@ def test_foreign_kmeans_is_refused(intents):
     task.generate_manifest()
     save_kmeans(task.km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
     with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
 
 
 @pytest.mark.parametrize("missing", ["yes", "_background_noise_"])
@@ -231,7 +230,7 @@ def test_a_full_disk_leaves_nothing_half_written(intents, monkeypatch):
     task = preprocessor("fluent_commands", intents)
     task.generate_manifest()
     learn_kmeans([task])
-    quantize(task, Ranks(), skip_bad=False)
+    Quantizing(task).run(Ranks(), skip_bad=False)
 
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -281,7 +280,7 @@ def test_a_unit_model_of_ones_own(intents):
     (folder / "mine.pt").unlink()
     shutil.rmtree(task.quantized)
     with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
-from preprocess.actions.characters import CHARACTERS
-from preprocess.actions.downstreams import those_at_hand
+from preprocess.actions.downstreams import with_input
 from preprocess.actions.manifest import read_manifest
 from preprocess.audio_snips.preprocessor import labels_of
+from preprocess.librispeech.preprocessor import CHARACTERS
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess import corpora
 from tests.preprocess.tasks import TASKS, preprocessor
@@ -170,14 +170,14 @@ def test_without_a_name_the_runner_does_what_is_there(
 ) -> None:
     """Nobody has every corpus."""
     tasks = [preprocessor(name, tmp_path) for name in TASKS]
-    assert those_at_hand(tasks, after_manifest=False) == tasks, "to be told what is missing"
+    assert with_input(tasks, after_manifest=False) == tasks, "to be told what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
-    (task,) = those_at_hand(tasks, after_manifest=False)
+    (task,) = with_input(tasks, after_manifest=False)
     assert task.downstream == "librispeech"
-    assert capsys.readouterr().out.count("passed over, its corpus is not there") == len(TASKS) - 1
-    assert those_at_hand(tasks, after_manifest=True) == tasks
+    assert capsys.readouterr().out.count("left out, its corpus does not exist") == len(TASKS) - 1
+    assert with_input(tasks, after_manifest=True) == tasks
     task.generate_manifest()
-    assert those_at_hand(tasks, after_manifest=True) == [task]
+    assert with_input(tasks, after_manifest=True) == [task]
 
 
 words = st.lists(

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from preprocess.actions.manifest import Entry
+from preprocess.actions.stream import BATCHES_A_BLOCK, Block, Encoder, cut_blocks
 from preprocess.speech2unit.audio import BadAudio
 from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel
-from preprocess.speech2unit.stream import BATCHES_A_BLOCK, Block, Encoder, cut_blocks
 from tests.preprocess.corpora import tone, write
 
 CPU = torch.device("cpu")

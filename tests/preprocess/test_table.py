@@ -52,7 +52,7 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         ("path,label\n,x\n", "line 2: nothing in the column 'path'"),
         ("path,label\n../a.wav,x\n", "expected a path inside"),
         ("path,label\n/etc/passwd,x\n", "expected a path inside"),
-        ("path,label\na,x\nb,y\na,y\n", "line 4: a stands in line 2 already"),
+        ("path,label\na,x\nb,y\na,y\n", "line 4: a is already in line 2"),
         ("path,label,split\na,x,dev\n", "split 'dev'; expected train, valid, test"),
         ("path,label,split\na,x,test\nb,y\n", "line 3: nothing in the column 'split'"),
         ("path,speaker,label\na,ann,x\nb, ,y\n", "line 3: nothing in the column 'speaker'"),
