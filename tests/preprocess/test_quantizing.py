@@ -142,30 +142,25 @@ def test_torchrun_gives_the_same_bytes(workspace, expected):
 
 
 def test_shards_and_their_merge(workspace, expected, capsys):
-    task = intents(workspace)
+    run = Quantizing(intents(workspace))
 
     def merge_fails(message: str) -> None:
         with pytest.raises(UserError, match=message):
-            Quantizing(task).merge_shards(skip_bad=False)
+            run.merge_shards(skip_bad=False)
 
-    merge_fails("no shard is finished")
-    Quantizing(task).run_shard(Shard(2, 3))
-    merge_fails("of 3 shards, 0, 1 missing")
-    Quantizing(task).run_shard(Shard(0, 3))
-    Quantizing(task).run_shard(Shard(0, 3))
-    assert "done already" in capsys.readouterr().out
-    Quantizing(task).run_shard(Shard(0, 2))
-    merge_fails("work was done twice")
-    (blocks(workspace) / "shard-0-of-2.json").unlink()
-    Quantizing(task).run_shard(Shard(1, 3))
-    lost = blocks(workspace) / "valid-000001.jsonl"
-    content = lost.read_bytes()
-    lost.unlink()
-    merge_fails("valid-000001 is missing")
-    lost.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
+    merge_fails("blocks are missing, the first is train-000000")
+    run.run_shard(Shard(2, 3))
+    run.run_shard(Shard(0, 3))
+    merge_fails("blocks are missing, the first is train-000001; run the shards")
+    run.run_shard(Shard(0, 3))
+    assert "shard 0 of 3 is done already" in capsys.readouterr().out
+    run.run_shard(Shard(1, 3))
+    other = blocks(workspace) / "valid-000001.jsonl"
+    content = other.read_bytes()
+    other.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
     merge_fails("valid-000001.jsonl: not what")
-    lost.write_bytes(content)
-    Quantizing(task).merge_shards(skip_bad=False)
+    other.write_bytes(content)
+    run.merge_shards(skip_bad=False)
     assert quantized(workspace) == expected
 
 
@@ -222,22 +217,6 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     Quantizing(task).run(Ranks(), skip_bad=True)
     task.postprocess()
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
-
-
-def test_blocks_of_a_run_that_could_not_remove_them(workspace, expected, monkeypatch):
-    """Its record was written; the next run takes them away."""
-    task = intents(workspace)
-
-    def forbidden(_path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", forbidden)
-        with pytest.raises(PermissionError):
-            Quantizing(task).run(Ranks(), skip_bad=False)
-    assert blocks(workspace).exists()
-    Quantizing(task).run(Ranks(), skip_bad=False)
-    assert quantized(workspace) == expected and not blocks(workspace).exists()
 
 
 def test_a_shard_reads_repaired_audio_again(tmp_path):

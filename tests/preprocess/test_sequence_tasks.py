@@ -64,15 +64,6 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
     ]
 
 
-def test_librispeech_folders_are_chosen_in_the_config(tmp_path: Path) -> None:
-    task = librispeech(tmp_path, "datarc.test=dev-clean")
-    task.generate_manifest()
-    assert [text.words for text in read_back(task, "test").values()] == ["THE HAT"]
-    task = preprocessor("librispeech", tmp_path, "datarc.valid=dev-other")
-    with pytest.raises(UserError, match=r"dev-other: no .*datarc\.valid"):
-        task.generate_manifest()
-
-
 @pytest.mark.parametrize(
     ("folder", "text", "message"),
     [
