@@ -11,7 +11,8 @@ from pipeline.workspace import REPOSITORY
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
 
-PAGE = (REPOSITORY / "docs" / "own_task.md").read_text().split("## With a preprocessor of your own")[1]
+PAGE = (REPOSITORY / "docs" / "own_task.md").read_text()
+PAGE = PAGE.split("## With a preprocessor of your own")[1]
 
 
 def block(language: str) -> str:
