@@ -49,7 +49,10 @@ class Cpc:
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        convs, self._lstms = _read_checkpoint(source.ckpt_path, layers, source.device)
+        # as one operation, or layer by layer where every layer's output is wanted
+        convs, self._lstms = _read_checkpoint(
+            source.ckpt_path, layers, source.all_layers, source.device
+        )
         self._encoder = ConvEncoder(convs, source.device)
         self._device = source.device
         self._all_layers = source.all_layers
@@ -60,7 +63,7 @@ class Cpc:
         """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
         (frames_i, L, D).
         """
-        layers = len(self._lstms)
+        layers = sum(lstm.num_layers for lstm in self._lstms)
         frame = (layers + self._with_input, self.dim) if self._all_layers else (self.dim,)
         fresh = torch.zeros(2, layers, self.dim, device=self._device)
         tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
@@ -84,7 +87,8 @@ class Cpc:
         state = torch.stack(states, dim=2)  # (2, layers, rows, D)
         frames = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
         kept, after = [frames] if self._with_input else [], []
-        for lstm, (hidden, cell) in zip(self._lstms, state.split(1, dim=1), strict=True):
+        parts = state.split([lstm.num_layers for lstm in self._lstms], dim=1)
+        for lstm, (hidden, cell) in zip(self._lstms, parts, strict=True):
             frames, ended = lstm(frames, (hidden, cell))  # (T, rows, D)
             kept.append(frames)
             after.append(torch.stack(ended))
@@ -148,9 +152,10 @@ class _Track:
 
 
 def _read_checkpoint(
-    path: Path, layers: int | None, device: torch.device
+    path: Path, layers: int | None, apart: bool, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], list[nn.LSTM]]:
-    """Return the convolutions' weights by name, and the first (or all) ``layers`` of the LSTM.
+    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``,
+    ``apart`` as an LSTM for each of them.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """
@@ -183,12 +188,14 @@ def _read_checkpoint(
         }
     convs = {name: stored.take(f"gEncoder.{name}", *shape) for name, shape in convs.items()}
     lstms = []
-    for index in range(layers):
-        lstm = nn.LSTM(hidden if index else channels, hidden, device="meta")
-        state = {
-            name: stored.take(f"gAR.baseNet.{name.replace('_l0', f'_l{index}')}", *value.shape)
-            for name, value in lstm.state_dict().items()
-        }
+    for start in range(0, layers, 1 if apart else layers):
+        width = hidden if start else channels
+        lstm = nn.LSTM(width, hidden, 1 if apart else layers, device="meta")
+        state = {}
+        for name, value in lstm.state_dict().items():
+            kind, _, layer = name.rpartition("_l")  # weight_ih, 0
+            stored_name = f"gAR.baseNet.{kind}_l{start + int(layer)}"
+            state[name] = stored.take(stored_name, *value.shape)
         lstm.load_state_dict(state, assign=True)
         lstm.flatten_parameters()  # side by side in memory, as cuDNN wants them
         lstms.append(lstm.eval().requires_grad_(False))
