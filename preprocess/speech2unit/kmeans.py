@@ -219,7 +219,7 @@ class _Unpickler(pickle.Unpickler):
         self._names = _NAMES | {(module, "NumpyArrayWrapper"): wrapper for module in modules}
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """What stands for a name. Raises ``UserError`` for one that no k-means needs."""
+        """The stand-in for a name. Raises ``UserError`` for a name that no k-means needs."""
         known = self._names.get((module.replace("numpy._core.", "numpy.core."), name))
         if known is not None:
             return known
