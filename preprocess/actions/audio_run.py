@@ -77,71 +77,6 @@ class Progress:
         return f"{self._seconds / 3600:.2f} h of audio, {speed:.0f}x real time"
 
 
-class BlockStore:
-    """The folder of one run's blocks. ``plan`` is all that the results depend on."""
-
-    def __init__(self, folder: Path, plan: dict[str, Any], command: str) -> None:
-        self.folder = folder
-        self._plan = plan
-        self._command = command  # that makes blocks
-
-    def open(self, discard: bool) -> int:
-        """Make the folder ready and return how many blocks it holds.
-
-        Blocks of another plan are removed (``discard``) or raise ``UserError``: other shards may be
-        at work on them.
-        """
-        path = self.folder / "plan.json"
-        if path.exists() and read_json(path, self._command) != self._plan:
-            if not discard:
-                raise UserError(
-                    f"{path}: the blocks there were made with other settings or another manifest; "
-                    f"remove {self.folder} and run every shard again"
-                )
-            self.remove()
-        if not path.exists():
-            write_json(path, self._plan)
-        return sum(1 for _ in self.folder.glob("*.jsonl"))
-
-    def path(self, block: Block) -> Path:
-        """The file of a block."""
-        return self.folder / f"{block.name}.jsonl"
-
-    def missing(self, blocks: Sequence[Block]) -> list[Block]:
-        """The blocks without a file, and those with bad audio (it may be repaired by now)."""
-        return [
-            block
-            for block in blocks
-            if not self.path(block).exists() or any(line.bad for line in self.read(block))
-        ]
-
-    def write(self, encoded: Encoded[str]) -> None:
-        """Store a finished block."""
-        block = encoded.block
-        with writing(self.path(block)) as handle:
-            for entry, result in zip(block.entries, encoded.results, strict=True):
-                bad = isinstance(result, BadAudio)
-                outcome = (None, str(result)) if bad else (result, None)
-                line = Line(entry.file, str(block.root / entry.path), *outcome)
-                handle.write(json.dumps(line) + "\n")
-
-    def read(self, block: Block) -> list[Line]:
-        """Read a finished block. Raises ``UserError`` for one that is not of this manifest."""
-        path = self.path(block)
-        try:
-            lines = [Line(*json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-        except (ValueError, TypeError):
-            lines = []
-        if [line.file for line in lines] != [entry.file for entry in block.entries]:
-            raise UserError(f"{path}: not what {self._command} wrote; remove it and run that again")
-        return lines
-
-    def remove(self) -> None:
-        """Remove the folder, where there is one."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-
-
 class AudioRun:
     """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
     ``made_from``. ``command`` is what a user types to compute them.
@@ -168,7 +103,7 @@ class AudioRun:
             "batch_seconds": seconds,
             "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
         }
-        self._store = BlockStore(folder / "blocks", self._plan, command)
+        self._block_folder = folder / "blocks"
 
     def encoder(self) -> Encoder[str]:
         """What maps audio to the text that is stored of it. Loads models, so only when needed."""
@@ -202,7 +137,7 @@ class AudioRun:
         name = f"shard {shard.index} of {shard.count}"
         lock = self.folder / f"shard-{shard.index}-of-{shard.count}"
         with holding(self.folder, shared=True), holding(lock):
-            self._store.open(discard=False)
+            self._open_blocks(discard=False)
             computed = self._compute(self._blocks[shard.index :: shard.count])
             self.task.say(f"{name} is done" if computed else f"{name} is done already")
 
@@ -210,7 +145,7 @@ class AudioRun:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
         with holding(self.folder):
             if not self._is_done():
-                self._store.open(discard=False)
+                self._open_blocks(discard=False)
                 self._write(skip_bad)
 
     def _is_done(self) -> bool:
@@ -223,7 +158,7 @@ class AudioRun:
         made = read_json(record, self._command)
         done = made.get("plan") == self._plan and not made.get("left_out")
         if done:
-            self._store.remove()  # of a run that ended between its record and this
+            self._remove_blocks()  # of a run that ended between its record and this
             self.task.say(
                 f"{self.folder} already exists, made from these manifests and models; remove it if "
                 "audio files have changed"
@@ -231,23 +166,47 @@ class AudioRun:
         return done
 
     def _resume(self) -> None:
-        """Open the store, without the blocks of other runs."""
-        stored = self._store.open(discard=True)
+        """Remove the blocks of other runs, and print how many there are of this."""
+        self._open_blocks(discard=True)
+        stored = sum(1 for _ in self._block_folder.glob("*.jsonl"))
         if stored:
             total = len(self._blocks)
             self.task.say(f"resumes an earlier run: {stored} of {total} blocks done")
 
-    def _compute(self, blocks: Sequence[Block]) -> bool:
-        """Compute the missing ones of ``blocks``. With none missing, no model is loaded and the
-        answer is False.
+    def _open_blocks(self, discard: bool) -> None:
+        """Make the folder ready. Blocks of another plan are removed (``discard``) or raise
+        ``UserError``: other shards may be at work on them.
         """
-        blocks = self._store.missing(blocks)
+        path = self._block_folder / "plan.json"
+        if path.exists() and read_json(path, self._command) != self._plan:
+            if not discard:
+                raise UserError(
+                    f"{path}: the blocks there were made with other settings or another manifest; "
+                    f"remove {self._block_folder} and run every shard again"
+                )
+            self._remove_blocks()
+        if not path.exists():
+            write_json(path, self._plan)
+
+    def _remove_blocks(self) -> None:
+        if self._block_folder.exists():
+            shutil.rmtree(self._block_folder)
+
+    def _compute(self, blocks: Sequence[Block]) -> bool:
+        """Compute those of ``blocks`` that are missing or hold bad audio (it may be repaired by
+        now). Without any, no model is loaded and the answer is False.
+        """
+        blocks = [
+            block
+            for block in blocks
+            if not self._path(block).exists() or any(line.bad for line in self._read(block))
+        ]
         if not blocks:
             return False
         encoder = self.encoder()
         progress = Progress(self.task.downstream, sum(len(block.entries) for block in blocks))
         for encoded in progress(encoder(blocks)):
-            self._store.write(encoded)
+            self.store(encoded)
         self.task.say(progress.summary())
         for note, count in progress.notes.items():
             self.task.say(f"note: {count} files: {note}")
@@ -255,10 +214,10 @@ class AudioRun:
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
-        absent = [block.name for block in self._blocks if not self._store.path(block).exists()]
+        absent = [block.name for block in self._blocks if not self._path(block).exists()]
         if absent:
             raise UserError(
-                f"{self._store.folder}: {len(absent)} of {len(self._blocks)} blocks are missing, "
+                f"{self._block_folder}: {len(absent)} of {len(self._blocks)} blocks are missing, "
                 f"the first is {absent[0]}; run the shards that have not finished"
             )
         bad: list[Line] = []
@@ -277,8 +236,32 @@ class AudioRun:
         left_out = [line.file for line in bad]
         self.task.save_run(self.folder, plan=self._plan, left_out=left_out)
         if not bad:
-            self._store.remove()
+            self._remove_blocks()
+
+    def store(self, encoded: Encoded[str]) -> None:
+        """Write a finished block's file."""
+        block = encoded.block
+        with writing(self._path(block)) as handle:
+            for entry, result in zip(block.entries, encoded.results, strict=True):
+                bad = isinstance(result, BadAudio)
+                outcome = (None, str(result)) if bad else (result, None)
+                line = Line(entry.file, str(block.root / entry.path), *outcome)
+                handle.write(json.dumps(line) + "\n")
+
+    def _path(self, block: Block) -> Path:
+        return self._block_folder / f"{block.name}.jsonl"
+
+    def _read(self, block: Block) -> list[Line]:
+        """Read a finished block. Raises ``UserError`` for one that is not of this manifest."""
+        path = self._path(block)
+        try:
+            lines = [Line(*json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        except (ValueError, TypeError):
+            lines = []
+        if [line.file for line in lines] != [entry.file for entry in block.entries]:
+            raise UserError(f"{path}: not what {self._command} wrote; remove it and run that again")
+        return lines
 
     def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
         for block in blocks:
-            yield from self._store.read(block)
+            yield from self._read(block)

@@ -20,7 +20,7 @@ from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
-from preprocess.actions.audio_run import BlockStore, Shard
+from preprocess.actions.audio_run import AudioRun, Shard
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import read_audio
@@ -112,7 +112,7 @@ def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkey
     assert "already exists" in capsys.readouterr().out
     for split in SPLITS:
         (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
-    write, stored = BlockStore.write, []
+    write, stored = AudioRun.store, []
 
     def interrupted(store, encoded):
         if len(stored) == 3:
@@ -121,7 +121,7 @@ def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkey
         write(store, encoded)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(BlockStore, "write", interrupted)
+        patch.setattr(AudioRun, "store", interrupted)
         compute(workspace)
     assert compute(workspace) == expected
     assert "resumes an earlier run: 3 of" in capsys.readouterr().out

@@ -84,15 +84,15 @@ def blocks(workspace: Path) -> Path:
 # what a call of runner.py becomes that kills itself when it has stored so many blocks
 DYING = """
 import os, runpy, signal, sys
-from preprocess.actions.audio_run import BlockStore
-left, write = int(sys.argv.pop(1)), BlockStore.write
-def write_and_die(store, encoded):
+from preprocess.actions.audio_run import AudioRun
+left, store = int(sys.argv.pop(1)), AudioRun.store
+def store_and_die(run, encoded):
     global left
-    write(store, encoded)
+    store(run, encoded)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-BlockStore.write = write_and_die
+AudioRun.store = store_and_die
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
