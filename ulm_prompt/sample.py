@@ -23,7 +23,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import (
     BOS,
@@ -184,6 +184,7 @@ def main() -> None:
         help="file to decode with; a path may name a shared prompt's prompt.safetensors",
     )
     add_search(parser)
+    add_verbalizer(parser)
     add_selection(parser)
     args = parser.parse_args()
     check_search(args)

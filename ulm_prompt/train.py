@@ -21,7 +21,7 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
@@ -41,6 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="knob dtype of the recipe, in short")
+    add_verbalizer(parser)
     add_selection(parser)
     return parser.parse_args(words)
 

@@ -72,7 +72,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
         raise UserError(f"--prefix_prompt_length {length}: expected at least 1")
     method, verbal = load_verbal(workspace, pair)
     check_data_bin(workspace, pair)
-    data_bin = workspace.data_bin(pair.unit_model, pair.task)
+    data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
 
     from ulm_prompt.prompt_lm import checkpoint
 
@@ -115,7 +115,7 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         training=dataclasses.asdict(recipe),
     )
     flags = [
-        str(workspace.data_bin(pair.unit_model, pair.task)),
+        str(workspace.data_bin(pair.unit_model, pair.data_name)),
         "--task", "unit_prompt",
         "--lm", lm,
         "--arch", "prompt_lm",
