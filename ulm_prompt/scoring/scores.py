@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +87,10 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - spread), 100 * min(1.0, centre + spread)
 
 
-def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
-    """Every score of a sample file by its name, in % but for ``COUNTS``."""
+def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
+    """Every score of a sample file by its name, in % but for ``COUNTS``. ``verbalizer``: the name
+    of the map that its texts are read by.
+    """
     pair = sequence_pair(workspace, path)
     if pair is None:
         result = score(path)
@@ -99,6 +101,7 @@ def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
         return found | ({"too long to answer": result.unanswered} if result.unanswered else {})
     from ulm_prompt.scoring.sequence_scores import score_sequences
 
+    pair = replace(pair, verbalizer=verbalizer)
     files = (path, path.with_stem(path.stem + WITHIN))
     free, within = (score_sequences(file, workspace, pair) for file in files)
     found: dict[str, float | None] = {"utterances": free.utterances}
