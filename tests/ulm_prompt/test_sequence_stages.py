@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from experiments import study_cell
+from experiments import runs
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.rows import Row, write_rows
@@ -236,7 +236,7 @@ def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) 
 def test_a_study_of_texts_has_their_scores(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its table and CSV say WER and CER, not how many texts are right."""
     monkeypatch.setattr(
-        study_cell, "run_stage", lambda name, workspace, flags: call(name, workspace.root, *flags)
+        runs, "run_script", lambda words, *_: bool(not call(Path(words[0]).stem, root, *words[1:]))
     )
     call("study", root, "seeds", "--prompt_task", "ASR", "--unit_model", UNIT_MODEL, "--seeds", 1,
          "--test", "--set", "max_update=4", "validate_every=2", "warmup_updates=1")  # fmt: skip
