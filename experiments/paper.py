@@ -202,23 +202,36 @@ def has_rows(cell: Cell, workspace: Workspace) -> bool:
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     """A line for each missing file, ``path: how to get it``; none when the cell can be made."""
-    if cell.method == "FT-DM" and cell.pair.config.is_sequence:
+    is_sequence, on_features = cell.pair.config.is_sequence, cell.method == "FT-DM"
+    if on_features and is_sequence:
         return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
-    lines = []
-    rows = workspace.rows(cell.pair.config.downstream, cell.unit_model, "train").parent
-    if cell.method == "FT-DM" or not has_rows(cell, workspace):
-        lines += _missing_audio(cell, paper, workspace)
-        if lines and cell.method != "FT-DM":
-            lines.append(f"{rows}: or units that were quantised elsewhere, instead of these")
-    elif cell.pair.config.is_sequence and not (rows / LABELS).is_file():
-        lines.append(f"{rows / LABELS}: what each label number of these rows stands for")
+    flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
+    download = f"python pretrained_models/download.py {flags} --only"
+    needed: dict[Path, str] = {}
+    if on_features or not has_rows(cell, workspace):
+        corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
+        if not root.is_dir():
+            needed[root] = corpus
+        elif (root / DEMO).is_file():
+            needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
+        if known := find_unit_model(cell.unit_model, workspace):
+            parts = known.checkpoint.parts if known.checkpoint else ()
+            needed |= {part: f"{download} checkpoint" for part in parts if not part.is_file()}
+            if not (on_features or known.km_path.is_file()):
+                needed[known.km_path] = f"{download} kmeans"
+        else:
+            needed[Path(cell.unit_model)] = "describe it in pretrained_models/my_unit_models.yaml"
+        if needed and not on_features:
+            rows = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
+            needed[rows] = "or units that were quantised elsewhere, instead of these"
+    elif is_sequence:
+        labels = workspace.rows(cell.pair.config.downstream, cell.unit_model, LABELS)
+        if not labels.is_file():
+            needed[labels] = "what each label number of these rows stands for"
     if cell.method not in BASELINES and not has_lm(workspace, cell.unit_model):
-        lines.append(
-            f"{lm_folder(workspace, cell.unit_model)}: {_download(cell, workspace, 'lm')}, or "
-            f"python ulm_prompt/train_ulm.py --unit_model {cell.unit_model} --date tables "
-            f"--config medium{_flag(workspace)}"
-        )
-    return lines
+        train = f"python ulm_prompt/train_ulm.py --date tables --config medium --unit_model {flags}"
+        needed[lm_folder(workspace, cell.unit_model)] = f"{download} lm, or {train}"
+    return [f"{path}: {how}" for path, how in needed.items()]
 
 
 def trained_numbers(length: int, width: int, layers: int) -> int:
@@ -226,37 +239,9 @@ def trained_numbers(length: int, width: int, layers: int) -> int:
     return length * width * (1 + 2 * layers) + width
 
 
-def _missing_audio(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    """What of the corpus, the encoder and (but for FT-DM) the k-means is missing."""
-    lines = []
-    corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
-    if not root.is_dir():
-        lines.append(f"{root}: {corpus}")
-    elif (root / DEMO).is_file():
-        lines.append(f"{root}: holds the demo's corpus; take another --workspace for {corpus}")
-    known = find_unit_model(cell.unit_model, workspace)
-    if known is None:
-        return [*lines, f"{cell.unit_model}: describe it in pretrained_models/my_unit_models.yaml"]
-    parts = known.checkpoint.parts if known.checkpoint else ()
-    download = _download(cell, workspace, "checkpoint")
-    lines += [f"{part}: {download}" for part in parts if not part.is_file()]
-    if cell.method != "FT-DM" and not known.km_path.is_file():
-        lines.append(f"{known.km_path}: {_download(cell, workspace, 'kmeans')}")
-    return lines
-
-
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
     return workspace.root / Path(config.datarc.root_path).expanduser()
-
-
-def _download(cell: Cell, workspace: Workspace, kind: str) -> str:
-    script = "python pretrained_models/download.py"
-    return f"{script} {cell.unit_model} --only {kind}{_flag(workspace)}"
-
-
-def _flag(workspace: Workspace) -> str:
-    return "" if workspace.root == REPOSITORY else f" --workspace {workspace.root}"
 
 
 def _trained_here(workspace: Workspace, unit_model: str) -> bool:

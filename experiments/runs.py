@@ -223,8 +223,11 @@ def _card(run: Run, workspace: Workspace) -> Card | None:
     card = checkpoint.read_card(folder)
     if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    longer = any(card.training.get(k) != wanted.training[k] for k in ("max_epoch", "patience"))
-    return card if card.trained_parameters and not longer else None
+    if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
+        return None
+    last, record = folder / "checkpoint_last.pt", folder / checkpoint.CARD
+    resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
+    return card if card.trained_parameters and not resumed else None
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
