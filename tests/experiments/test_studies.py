@@ -214,19 +214,14 @@ def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[st
     assert study(root, "verbalizer", "--test") == rows and stages == ran
 
 
-def test_few_shots_by_the_command(root: Path, stages: list[str]) -> None:
-    rows = study(root, "few_shot", "--only", "k=2")
-    assert rows[0]["shots"] == "2" and stages == ["train"]
-    with pytest.raises(UserError, match="--only slow: expected one of k=1"):
-        study(root, "few_shot", "--only", "slow")
-
-
 def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> None:
-    knobs = [*QUICK, "shots=3", "verbalizer=learnable"]
-    (row,) = study(root, "seeds", "--date", "few", "--set", *knobs)
-    assert (row["shots"], row["verbalizer"]) == ("3", "learnable")
+    knobs = [*QUICK, "verbalizer=learnable"]
+    (row,) = study(root, "few_shot", "--date", "few", "--only", "k=2", "--set", *knobs)
+    assert (row["shots"], row["verbalizer"]) == ("2", "learnable") and stages == ["train"]
     with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
         study(root, "seeds", "--set", "seed=9")
+    with pytest.raises(UserError, match="--only slow: expected one of k=1"):
+        study(root, "few_shot", "--only", "slow")
 
 
 def test_fine_tuning_is_a_way() -> None:
