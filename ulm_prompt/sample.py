@@ -79,7 +79,10 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     card = checkpoint.read_card(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
-        raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
+        raise UserError(
+            f"{folder}: trained with another verbal.json; train again, restore it, or give the "
+            "--verbalizer that it was trained with"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, reason = choose_dtype(args.dtype, device)
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
