@@ -23,8 +23,8 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
-from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
+from ulm_prompt.training.runs import prepare
 
 if TYPE_CHECKING:
     from ulm_prompt.prompt_lm.checkpoint import Card
@@ -65,7 +65,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
 
         from ulm_prompt.training.fairseq_run import train
 
-        train(run.flags, save_dir, logs, here)
+        train(run.card.training, run.settings, save_dir, logs, here)
         on_main(
             here, lambda: complete(run.card, save_dir, logs, lm_folder(workspace, pair.unit_model))
         )

@@ -25,17 +25,16 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import binarize
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
-from ulm_prompt.training.recipe import DTYPES
-from ulm_prompt.training.unit_lm import (
+from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
+from ulm_prompt.training.runs import (
     LAST,
     OURS,
-    UnitLMRecipe,
+    Settings,
     begun_in,
     check_begins_from,
     check_same_run,
-    fairseq_flags,
-    load_unit_lm_recipe,
     publish,
+    unit_lm_settings,
 )
 
 
@@ -93,8 +92,8 @@ def has_no_lm(folder: Path) -> bool:
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
-) -> list[object]:
-    """Write the text and its binaries; return fairseq's flags."""
+) -> Settings:
+    """Write the text and its binaries; return fairseq's settings."""
     begin_from = args.begin_from and args.begin_from.resolve()
     begun = check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
@@ -119,7 +118,7 @@ def prepare(
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return fairseq_flags(recipe, data_bin, begin_from)
+    return unit_lm_settings(recipe, data_bin, begin_from)
 
 
 def main() -> None:
@@ -133,11 +132,12 @@ def main() -> None:
         recipe = on_main(here, lambda: choose_recipe(args, workspace))
         for output in (save_dir, folder):  # all runs of a unit model leave the same LM
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
-        flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
+        settings = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.training.fairseq_run import train
 
-        train(flags, save_dir, workspace.logs("ulm", args.unit_model, args.date), here)
+        logs = workspace.logs("ulm", args.unit_model, args.date)
+        train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
         loss = on_main(here, lambda: publish(best, save_dir / "dict.txt", folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
