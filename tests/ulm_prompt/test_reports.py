@@ -21,7 +21,8 @@ from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.class_report import answers, class_report, without_a_prompt
-from ulm_prompt.scoring.scores import OTHER, Label, wilson
+from ulm_prompt.scoring.pictures import OTHER
+from ulm_prompt.scoring.scores import Label, wilson
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulm_prompt.cer_by_length import binned
 from ulm_prompt.scoring.sequence_scores import (
     NO_LABEL,
     Answered,
     Label,
     Text,
+    binned,
     read_text,
     score_texts,
     slot_type_f1,

@@ -21,9 +21,9 @@ from pipeline.rows import Row, write_rows
 from pipeline.workspace import REPOSITORY, Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
-from ulm_prompt import cal_acc, cer_by_length, gen_labelspace, make_data, verbalizer
+from ulm_prompt import cal_acc, gen_labelspace, make_data, plot, verbalizer
 from ulm_prompt.prompt_data.tasks import Pair, load_task, sequence_pair
-from ulm_prompt.sample import report_long
+from ulm_prompt.scoring.sample_file import report_long
 from ulm_prompt.scoring.sequence_scores import score_sequences
 
 UNIT_MODEL = "tiny100"
@@ -149,7 +149,7 @@ def test_stale_samples_are_refused(root: Path, tmp_path: Path) -> None:
 
 def test_the_figure(root: Path) -> None:
     """Every utterance of both texts in one bin; KS is no text."""
-    command = (cer_by_length, "--workspace", root, "--sample_date", "s")
+    command = (plot, "cer_by_length", "--workspace", root, "--sample_date", "s")
     called(*command, "--width", 3)
     folder = samples(root, "ASR").parent
     with open(folder / "cer_by_length.csv", newline="") as handle:
@@ -165,7 +165,7 @@ def test_the_figure_of_two_decodings_tells_them_apart(root: Path) -> None:
     perfect = Workspace(root).samples("ASR", UNIT_MODEL, "d", "right")
     entries = json.loads(samples(root, "ASR").read_text())
     write_json(perfect, {n: {**one, "predict": one["label"]} for n, one in entries.items()})
-    called(cer_by_length, "--workspace", root, "--sample_date", "right", "s", "--width", 90)
+    called(plot, "cer_by_length", "--workspace", root, "--sample_date", "right", "s", "--width", 90)
     with open(perfect.parent / "cer_by_length.csv", newline="") as handle:
         found = {row["run"]: float(row["cer"]) for row in csv.DictReader(handle)}
     assert list(found) == ["right: ASR_tiny100_d", "s: ASR_tiny100_d", "s: SF_tiny100_d"]
