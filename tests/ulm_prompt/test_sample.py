@@ -69,6 +69,9 @@ def test_the_published_form(root: Path) -> None:
     """Four keys when greedy, as published; scores in the twin, one for each label."""
     path = run(root, "greedy")
     assert all(list(entry) == PUBLISHED for entry in entries(path))
+    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "test")
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert [row["src"] for row in entries(path)] == [line.split("<s>")[0] + "<s>" for line in lines]
     for entry in entries(twin(path)):
         assert list(entry) == PUBLISHED + SCORES
         assert len(entry["label_scores"]) == len(entry["predict"].split()) == 3
@@ -221,12 +224,3 @@ def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
     write_json(twin(path), {str(n): {**row, "predict": "53"} for n in range(4)})
     assert [said["predict"] for said in read_samples(path)] == ["53", "53", "", "53"]
     assert score(path).accuracy == 75.0
-
-
-def test_the_row_is_written_as_published(root: Path) -> None:
-    """``src``: units and ``<s>``, the very text that was read."""
-    found = [row["src"] for row in entries(run(root, "src"))]
-    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "test")
-    assert found == [
-        line.split("<s>")[0] + "<s>" for line in text.read_text(encoding="utf-8").splitlines()
-    ]
