@@ -104,33 +104,39 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
 def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
     """Every score of a sample file by its name, in % but for ``COUNTS``."""
     pair = sequence_pair(workspace, path)
-    if pair is None:
+    if pair is not None:
+        named = _text_scores(path, workspace, pair)
+    else:
         result = score(path)
-        found = {"utterances": result.utterances, "accuracy": result.accuracy}
-        if result.accuracy_within_labels is not None:
-            found["accuracy within labels"] = result.accuracy_within_labels
-        found["invalid answers"] = result.invalid
-        return found | ({"too long to answer": result.unanswered} if result.unanswered else {})
+        named = {
+            "utterances": result.utterances,
+            "accuracy": result.accuracy,
+            "accuracy within labels": result.accuracy_within_labels,
+            "invalid answers": result.invalid,
+            "too long to answer": result.unanswered or None,
+        }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _text_scores(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float | None]:
     from ulm_prompt.scoring.sequence_scores import score_sequences
 
-    files = (path, within_path(path))
-    free, within = (score_sequences(file, workspace, pair) for file in files)
-    found: dict[str, float | None] = {"utterances": free.utterances}
+    twin = within_path(path)
+    free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
+    named: dict[str, float | None] = {"utterances": free.utterances}
     for result, where in ((free, ""), (within, " within labels")):
-        found |= {
+        named |= {
             f"WER{where}": result.wer,
             f"CER{where}": result.cer,
             f"slot type F1{where}": result.slot_type_f1,
             f"slot value CER{where}": result.slot_value_cer,
             f"all right{where}": result.right,
         }
-    found["invalid answers"] = free.invalid
-    if unanswered := _count(files[1])[1][""]:
-        found["too long to answer"] = unanswered
-    return {name: value for name, value in found.items() if value is not None}
+    unanswered = _count(twin)[1][""]
+    return {**named, "invalid answers": free.invalid, "too long to answer": unanswered or None}
 
 
-# What a task's label units say to people.
+# What a task's label units mean.
 
 
 class Label(NamedTuple):

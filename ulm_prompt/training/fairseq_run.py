@@ -66,30 +66,23 @@ def fairseq_config(
     """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
     of that group.
     """
-    settings = {
-        **settings,
-        "common": {
-            **settings.get("common", {}),
-            "cpu": not torch.cuda.is_available(),
-            "tensorboard_logdir": str(log_dir),
+    settings = OmegaConf.merge(
+        settings,
+        {
+            "common": {"cpu": not torch.cuda.is_available(), "tensorboard_logdir": str(log_dir)},
+            "checkpoint": {"save_dir": str(save_dir), "no_epoch_checkpoints": True},
+            "dataset": {"num_workers": 0, "data_buffer_size": 2},
+            "optimization": {},
+            "distributed_training": _distributed(here),
         },
-        "checkpoint": {
-            **settings.get("checkpoint", {}),
-            "save_dir": str(save_dir),
-            "no_epoch_checkpoints": True,
-        },
-        "dataset": {**settings.get("dataset", {}), "num_workers": 0, "data_buffer_size": 2},
-        "optimization": settings.get("optimization", {}),
-        "distributed_training": _distributed(here),
-    }
+    )
     knobs = {**knobs, "lr": [knobs["lr"]], "update_freq": [knobs["update_freq"]]}
     config = OmegaConf.structured(FairseqConfig)
     for group, values in settings.items():
         schema = OmegaConf.structured(_schema(group, values.get("_name")))
         taken = {name: knobs[name] for name in schema if name in knobs}
         config[group] = OmegaConf.merge(schema, taken, values)
-    resolved = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
-    config = OmegaConf.create(resolved)
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
     OmegaConf.set_struct(config, True)
     return config
 
