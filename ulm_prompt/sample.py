@@ -23,7 +23,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import (
     BOS,
@@ -33,7 +33,7 @@ from ulm_prompt.scoring.sample_file import (
     origin_path,
     write_samples,
 )
-from ulm_prompt.scoring.sample_flags import add_search, check_search, label_limit, label_sets
+from ulm_prompt.scoring.sample_flags import add_search, check_search, label_sets
 
 TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
@@ -81,11 +81,11 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
         raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, reason = choose_dtype(args.dtype, device)
-    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     model, unit_lm = checkpoint.load(
         prompt.parent, lm_folder(workspace, pair.unit_model), prompt.name
     )
+    dtype, reason = choose_dtype(args.dtype, device, unit_lm.parameters)
+    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     dictionary = unit_lm.dictionary
     lm = CachedLM(model.to(device), dictionary.pad(), dictionary.eos(), dtype)
 

@@ -18,12 +18,11 @@ from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
 from ulm_prompt import sample
-from ulm_prompt.prompt_lm import precision
+from ulm_prompt.prompt_data.tasks import label_limit
 from ulm_prompt.prompt_lm.decoding import Decoded
 from ulm_prompt.prompt_lm.search import Answer
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
-from ulm_prompt.scoring.sample_flags import label_limit
 from ulm_prompt.scoring.scores import score
 
 PUBLISHED = ["file_name", "src", "label", "predict"]
@@ -191,22 +190,6 @@ def test_half_precision_from_the_command_line(
     same = sum(one["predict"] == other["predict"] for one, other in zip(full, half))
     assert same >= 24
     assert half != full, "the scores are not float32's"
-
-
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [((1e9, 0.5e9), torch.float32), ((1e9, 1.5e9), torch.float32), ((1e9, 6e9), torch.bfloat16)],
-)
-def test_auto_takes_bfloat16_only_where_it_is_much_faster(
-    monkeypatch: pytest.MonkeyPatch, rates: tuple[float, float], expected: torch.dtype
-) -> None:
-    by_dtype = dict(zip((torch.float32, torch.bfloat16), rates))
-    monkeypatch.setattr(
-        precision, "multiplications_per_second", lambda dtype, device: by_dtype[dtype]
-    )
-    dtype, reason = precision.choose_dtype("auto", torch.device("cpu"))
-    assert dtype == expected and "GFLOP/s" in reason
-    assert ("--dtype float32" in reason) == (expected == torch.bfloat16)
 
 
 def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:

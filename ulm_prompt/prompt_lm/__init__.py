@@ -9,4 +9,4 @@ sys.modules.setdefault("prompt_lm", sys.modules[__name__])
 from pipeline.torch_files import allow_fairseq  # noqa: E402
 
 allow_fairseq()
-from . import losses, model, task, unit_lm_task  # noqa: E402, F401  (they register themselves)
+from . import losses, model, task  # noqa: E402, F401  (they register themselves)

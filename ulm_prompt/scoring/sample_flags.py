@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import UserError
-
-MAX_LABELS = 200  # as fairseq; the published script cuts at 1,500 symbols, the row among them
+from ulm_prompt.prompt_data.tasks import MAX_LABELS
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,3 @@ def check_search(args: argparse.Namespace) -> None:
 def label_sets(kind: str | None, is_sequence: bool) -> str:
     """What the second answers are held to: what was asked for, or the task's own default."""
     return kind or ("set" if is_sequence else "slots")
-
-
-def label_limit(max_labels: int | None, longest: int) -> int:
-    """Where an answer is cut; ``longest``: the most labels that an utterance of train has."""
-    return max_labels or max(MAX_LABELS, longest + longest // 4)

@@ -105,9 +105,9 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
     from ulm_prompt.prompt_lm.precision import dtype_to_train_in
 
     recipe = Recipe(**card.training)
-    recipe.dtype = dtype_to_train_in(recipe.dtype, args.fine_tune)
     lm = lm_folder(workspace, pair.unit_model)
     unit_lm = load_unit_lm(lm)
+    recipe.dtype = dtype_to_train_in(recipe.dtype, args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
         lm_fingerprint=unit_lm.fingerprint,
