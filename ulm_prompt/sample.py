@@ -77,12 +77,12 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
-    dtype, reason = choose_dtype(begun or args.dtype, device)
-    reason = f"as in {part.name}" if begun else reason
-    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     lm = lm_folder(workspace, pair.unit_model)
     model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
+    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
+    dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
+    reason = f"as in {part.name}" if begun else reason
+    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     symbols = unit_lm.dictionary
 
     def encoded(text: str, where: object) -> list[int]:

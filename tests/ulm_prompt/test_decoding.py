@@ -12,11 +12,11 @@ from tests.benchmarks.published_decoding import decode_as_published, hypotheses
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm import labels as label_sets_module
-from ulm_prompt.prompt_lm.beam import beam_search
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode, sampler
+from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.search import beam_search, sampler
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6

@@ -117,7 +117,7 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
 
     lm = lm_folder(workspace, pair.unit_model)
     unit_lm = load_unit_lm(lm)
-    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune)
+    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
         lm_fingerprint=unit_lm.fingerprint,

@@ -26,10 +26,10 @@ from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.tasks import load_task, task_names
-from ulm_prompt.prompt_lm.batches import batches_by_length
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.checkpoint import prompted
-from ulm_prompt.prompt_lm.label_answers import Answer, LabelAnswers
+from ulm_prompt.prompt_lm.data import batches_by_length
+from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.prompt_lm.precision import choose_dtype
 from ulm_prompt.using.find_prompts import (
@@ -75,12 +75,12 @@ class Predictor:
     """Answers of several tasks to speech, over one frozen LM and one speech model."""
 
     def __init__(
-        self, records: dict[str, PromptRecord], speech: SpeechToUnits, lm: CachedLM,
+        self, records: dict[str, PromptRecord], speech: SpeechToUnits, lms: Sequence[CachedLM],
         answers: Sequence[LabelAnswers], symbols: dict[str, int],
     ) -> None:  # fmt: skip
         self.records = records  # by name, in the order of the LM's prompts
-        self._speech, self._lm, self._answers, self._symbols = speech, lm, answers, symbols
-        parameters = sum(weight.numel() for weight in lm.model.lm.parameters())
+        self._speech, self._lms, self._answers, self._symbols = speech, lms, answers, symbols
+        parameters = sum(weight.numel() for weight in lms[0].model.lm.parameters())
         self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
@@ -111,15 +111,16 @@ class Predictor:
         unit_lm = load_unit_lm(folder)
         models = [prompted(path, state, unit_lm, folder) for path, state in zip(paths, weights)]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, _ = choose_dtype(dtype, device)
-        for model in models:
-            model.to(device)
+        chosen, _ = choose_dtype(dtype, device, unit_lm.parameters)
         symbols = unit_lm.dictionary
+        lms = [CachedLM(model.to(device), symbols.pad(), symbols.eos()) for model in models]
+        for lm in lms:  # after all prompts are projected in float32
+            lm.to(chosen)
         names = _names([record.task for record in records], prompts)
         return cls(
             dict(zip(names, records)),
             SpeechToUnits(files),
-            CachedLM(models, symbols.pad(), symbols.eos(), chosen),
+            lms,
             [LabelAnswers(record, symbols) for record in records],
             symbols.indices,
         )
@@ -178,25 +179,15 @@ class Predictor:
             for each in units
         ]
         found: list[dict[str, list[Prediction]]] = [{} for _ in rows]
-        count = len(self.records)
-        pairs = [(row, which) for row in range(len(rows)) for which in range(count)]
-        sizes = np.array([len(rows[row]) for row, _ in pairs], dtype=np.int64)
-        order = sizes.argsort(kind="mergesort")
-        tokens = max(BATCH_TOKENS, *sizes) if pairs else 1
-        for batch in batches_by_length(order, sizes, tokens, BATCH_ROWS) if pairs else ():
-            chosen = [pairs[place] for place in batch]
-            which = [prompt for _, prompt in chosen]
-            state = self._lm.prefill(
-                [rows[row] for row, _ in chosen], which=which if count > 1 else None
-            )
-            for prompt, (name, record) in enumerate(self.records.items()):
-                places = [place for place, own in enumerate(which) if own == prompt]
-                if places:
-                    own = state if len(places) == len(which) else state.select(places)
-                    answers = self._answers[prompt](self._lm, own, top)
-                    for place, of_row in zip(places, answers):
-                        found[chosen[place][0]][name] = [_named(one, record) for one in of_row]
-        return [{name: each[name] for name in self.records} for each in found]
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        tokens = max(BATCH_TOKENS, *sizes) if rows else 1
+        for batch in batches_by_length(sizes.argsort(kind="mergesort"), sizes, tokens, BATCH_ROWS):
+            tasks = zip(self.records.items(), self._lms, self._answers)
+            for (name, record), lm, answers in tasks:
+                state = lm.prefill([rows[row] for row in batch])
+                for row, of_row in zip(batch, answers(lm, state, top)):
+                    found[row][name] = [_named(answer, record) for answer in of_row]
+        return found
 
     def _waveform(self, audio: Audio) -> Tensor | BadAudio:
         try:
