@@ -23,6 +23,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import (
@@ -77,7 +78,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.labels import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
-    card = checkpoint.read_card(prompt.parent)
+    card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
         raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

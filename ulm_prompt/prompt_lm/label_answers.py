@@ -12,12 +12,12 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_lm.beam import beam_search
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.search import log_probabilities
 from ulm_prompt.scoring.sample_flags import label_limit
-from ulm_prompt.using.prompt_record import PromptRecord
 
 MOST_SCORED = 3_000  # labels in sequences that are all scored; of more, a beam finds the likeliest
 

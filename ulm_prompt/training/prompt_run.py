@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import SOURCES
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal
 from ulm_prompt.scoring.scores import described_labels
 from ulm_prompt.training.recipe import Recipe, fairseq_flags, load_recipe
-
-if TYPE_CHECKING:
-    from ulm_prompt.prompt_lm.checkpoint import Card
-
 
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
 
@@ -28,7 +25,7 @@ class Run(NamedTuple):
     """A checked run: what fairseq is told, and what its card will say."""
 
     flags: list[object]
-    card: Card
+    card: PromptRecord
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
@@ -59,7 +56,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     return name, recipe
 
 
-def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
+def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
     """What the run that these flags ask for would say of itself, its LM left out. Raises
     ``UserError`` for flags, text or binaries that cannot be trained on.
     """
@@ -74,12 +71,12 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
     check_data_bin(workspace, pair)
     data_bin = workspace.data_bin(pair.unit_model, pair.task)
 
-    from ulm_prompt.prompt_lm import checkpoint
+    from pipeline.runs import provenance
 
-    earlier = checkpoint.read_card(save_dir)
+    earlier = read_record(save_dir)
     if recipe.dtype == "auto" and earlier is not None:  # a run goes on in the dtype it began in
         recipe.dtype = earlier.training.get("dtype", "auto")
-    return checkpoint.Card(
+    return PromptRecord(
         task=pair.task,
         unit_model=pair.unit_model,
         prefix_prompt_length=0 if args.fine_tune else length,
@@ -92,7 +89,8 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
         training=dataclasses.asdict(recipe),
         labels_per_utterance=pair.config.labels_per_utterance,
         labels=described_labels(workspace, pair, verbal),
-        data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
+        made_by=provenance(),
+        run=TrainingRun(data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py")),
     )
 
 
