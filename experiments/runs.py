@@ -19,6 +19,7 @@ from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt import train
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.verbal import check_data_bin
 from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.training.runs import plan
@@ -97,7 +98,7 @@ def _prompt_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> 
     lm = unit_lm_facts(lm_folder(workspace, cell.unit_model))
     wanted = plan(args, cell.pair, folder)
     wanted = dataclasses.replace(wanted, lm_fingerprint=lm.fingerprint)
-    card = checkpoint.read_card(folder)
+    card = read_record(folder)
     if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
     if samples.stat().st_mtime < prompt.stat().st_mtime:
@@ -109,7 +110,7 @@ def _prompt_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> 
         lm="own" if trained_here(workspace, cell.unit_model) else "released",
         lm_parameters=card.lm_parameters,
         lm_fingerprint=card.lm_fingerprint,
-        updates=card.updates,
+        updates=card.run.updates,
         git_revision=card.made_by["git_revision"],
     )  # fmt: skip
 

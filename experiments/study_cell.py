@@ -114,7 +114,7 @@ def _train(here: Place) -> Outcome:
     names = ("num_updates", "accuracy", "label_loss")
     curve = [{name: scores[name] for name in names} for scores in valid_curve(log).values()]
     return Outcome(
-        here.made_from, card["trained_parameters"], card["updates"], card["valid"], curve
+        here.made_from, card["trained_parameters"], card["run"]["updates"], card["valid"], curve
     )
 
 

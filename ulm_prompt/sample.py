@@ -21,6 +21,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
@@ -69,7 +70,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.labels import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
-    card = checkpoint.read_card(prompt.parent)
+    card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
         raise UserError(
             f"{prompt.parent}: trained with another verbal.json; train again, or restore it"
