@@ -22,7 +22,13 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
+from ulm_prompt.prompt_data.tasks import (
+    Pair,
+    add_selection,
+    add_verbalizer,
+    find_pairs,
+    label_limit,
+)
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
@@ -139,6 +145,7 @@ def main() -> None:
         help="file to decode with; a path may name a shared prompt's prompt.safetensors",
     )
     sample_file.add_search(parser)
+    add_verbalizer(parser)
     add_selection(parser)
     args = parser.parse_args()
     sample_file.check_search(args)

@@ -21,7 +21,7 @@ from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_a
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
@@ -38,6 +38,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    add_verbalizer(parser)
     add_selection(parser)
     return parser.parse_args(words)
 

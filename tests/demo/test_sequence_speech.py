@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from demo.sequence_speech import FOLDERS, VOICES, iob_line
-from demo.speaking.espeak import variants
-from demo.speaking.sequence_texts import PATTERNS, VALUES, commands, sentences
+from demo.speaking.texts import PATTERNS, VALUES, sentences, slot_commands
+from demo.speaking.voices import variants
 from pipeline.rows import SPLITS
 from pipeline.workspace import REPOSITORY
 from tests.demo.test_speech import digests
@@ -68,10 +68,10 @@ def test_every_snips_voice_is_a_variant_of_its_own() -> None:
 
 
 def test_commands_and_their_tags() -> None:
-    everything = [command for pattern in commands() for command in pattern]
-    assert len(commands()) == sum(map(len, PATTERNS.values()))
+    everything = [command for pattern in slot_commands() for command in pattern]
+    assert len(slot_commands()) == sum(map(len, PATTERNS.values()))
     assert all(len(command.words) == len(command.tags) for command in everything)
-    line = iob_line("Ivy-snips-train-0", commands()[1][1])
+    line = iob_line("Ivy-snips-train-0", slot_commands()[1][1])
     assert line == (
         "Ivy-snips-train-0 BOS listen to the Beatles EOS\tO O O B-artist I-artist PlayMusic\n"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.speaking.espeak import LEFT_OUT, speakers, variants
-from demo.speaking.texts import commands
+from demo.speaking.texts import intent_commands
+from demo.speaking.voices import LEFT_OUT, speakers, variants
 from pipeline.rows import SPLITS
 from pipeline.workspace import REPOSITORY
 
@@ -77,7 +77,7 @@ def test_every_variant_is_heard_in_one_split_only():
 
 
 def test_commands_cover_the_label_scheme(spoken):
-    triples = {command[1:] for command in commands()}
+    triples = {command[1:] for command in intent_commands()}
     assert len(triples) == 31
     assert [len({triple[slot] for triple in triples}) for slot in range(3)] == [6, 14, 4]
     with open(spoken / "fluent_commands" / "data" / "train_data.csv", newline="") as handle:

@@ -16,7 +16,6 @@ import soundfile
 import torch
 
 from baselines.classifiers.means import means_folder, read_means
-from experiments.study_cell import RECORD, Place
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.workspace import Workspace
@@ -162,13 +161,6 @@ def test_a_card_names_no_path(prompt: Path, tmp_path: Path, name: Any) -> None:
         card.write_text(json.dumps(values | {key: name}))
         message = refused(lambda: task_and_unit_model(tmp_path / "p" / checkpoint.BEST))
         assert f"{key}: expected" in message
-
-
-@pytest.mark.parametrize("text", ["[]", "1", '{"made_from": 1, "run": "rm"}', "{}", "{"])
-def test_a_study_that_lies(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / RECORD).write_text(text)
-    monkeypatch.setattr(Place, "folder", tmp_path)
-    refused(Place(None, None, Workspace(tmp_path), {}).recorded)
 
 
 @pytest.mark.parametrize("text", ["[]", "1", '{"recipe": {}, "text": {}}', "{"])

@@ -81,7 +81,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         raise UserError(f"--prefix_prompt_length {length}: expected at least 1")
     method, verbal = load_verbal(workspace, pair)
     check_data_bin(workspace, pair)
-    data_bin = workspace.data_bin(pair.unit_model, pair.task)
+    data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
 
     earlier = read_record(save_dir)
     if recipe.dtype == "auto" and earlier is not None:  # a run resumes in the dtype it began in
@@ -121,7 +121,9 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         lm_parameters=unit_lm.parameters,
         training={**card.training, "dtype": dtype},
     )
-    return Run(_prompt_settings(card, workspace.data_bin(pair.unit_model, pair.task), lm), card)
+    return Run(
+        _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm), card
+    )
 
 
 def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:

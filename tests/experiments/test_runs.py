@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from baselines.classifiers.downstream import load_settings
-from experiments.paper import FIRST_SEED, load_paper
-from experiments.runs import Survey, survey
-from experiments.stages import trained_numbers
+from experiments.paper import FIRST_SEED, Survey, load_paper, survey, trained_numbers
 from experiments.tables import read_figures
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
@@ -159,7 +157,7 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     write_json(folder / "downstream.json", card)
     assert shown(root)[name] == 12.5
     (manifest / "test.tsv").write_text("others")
-    assert "another manifest" in look(root).unusable[name]
+    assert "another data" in look(root).unusable[name]
     write_json(folder / "downstream.json", {**card, "config": {}})
     assert "another config" in look(root).unusable[name]
 
