@@ -56,28 +56,28 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "samples_X_u_d.json"
     rows = write_samples(path)
     report = class_report(path, NAMES)
-    assert sum(score.utterances for score in report.classes) == 60
-    for score in report.classes:
-        units = next(r["label"] for r in rows if score.name == spoken_class(r["label"]))
+    assert sum(score["utterances"] for score in report["classes"]) == 60
+    for score in report["classes"]:
+        units = next(r["label"] for r in rows if score["name"] == spoken_class(r["label"]))
         spoken = [row for row in rows if row["label"] == units]
         answered = [row for row in rows if row["predict"] == units]
         right = sum(row["predict"] == units for row in spoken)
-        assert score.utterances == len(spoken)
-        assert score.recall == pytest.approx(100 * right / len(spoken))
-        assert score.precision == pytest.approx(100 * right / max(1, len(answered)))
-        assert score.f1 == pytest.approx(200 * right / (len(spoken) + len(answered)))
+        assert score["utterances"] == len(spoken)
+        assert score["recall"] == pytest.approx(100 * right / len(spoken))
+        assert score["precision"] == pytest.approx(100 * right / max(1, len(answered)))
+        assert score["f1"] == pytest.approx(200 * right / (len(spoken) + len(answered)))
     for index, slot in enumerate(("action", "object")):
         right = [
             r["predict"].split()[index : index + 1] == [r["label"].split()[index]] for r in rows
         ]
-        assert report.slots[slot] == pytest.approx(100 * sum(right) / 60)
+        assert report["slots"][slot] == pytest.approx(100 * sum(right) / 60)
     _, answered, classes = answers(path, NAMES)
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
     twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
     wrong = [row for row in twin.values() if row["label"] != row["predict"]]
     wrong.sort(key=lambda row: row["score"], reverse=True)
-    assert [m.file_name for m in report.mistakes] == [row["file_name"] for row in wrong]
-    assert report.mistakes[0].probability == pytest.approx(math.exp(wrong[0]["score"]))
+    assert [m["file_name"] for m in report["mistakes"]] == [row["file_name"] for row in wrong]
+    assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(wrong[0]["score"]))
 
 
 def test_attention_on_the_prompt_is_what_a_full_computation_finds():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +15,6 @@ from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.pictures import OTHER, draw_confusion
 from ulm_prompt.scoring.sample_file import read_samples, within_path
 from ulm_prompt.scoring.scores import Label, is_baseline, names_in
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class, scores in %. ``utterances`` of it are in the test split."""
-
-    name: str
-    utterances: int
-    precision: float
-    recall: float
-    f1: float
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong answer within the label set, with the probability that the LM gave it."""
-
-    file_name: str
-    label: str
-    predict: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class ClassReport:
-    """``slots``: slot -> accuracy in %, where a row has several labels. ``mistakes``: the most
-    confident first.
-    """
-
-    classes: list[ClassScore]
-    slots: dict[str, float]
-    mistakes: list[Mistake]
 
 
 def label_text(units: str, names: Mapping[str, Label]) -> str:
@@ -65,11 +31,13 @@ def answers(path: Path, names: Mapping[str, Label]) -> tuple[list[str], list[str
     return spoken, [name if name in classes else OTHER for name in answered], classes
 
 
-def class_report(path: Path, names: Mapping[str, Label]) -> ClassReport:
-    """Report on the free answers in ``path``, and on the mistakes within the label set; a
-    baseline's have no probability and are not listed.
+def class_report(path: Path, names: Mapping[str, Label]) -> dict[str, Any]:
+    """Report on the free answers in ``path``, and on the mistakes within the label set.
 
-    Raises ``UserError`` for a missing or malformed file.
+    classes: name, utterances, and precision, recall, f1 in %. slots: slot -> accuracy in %, where a
+    row has several labels. mistakes: file_name, label, predict and the probability that the LM gave
+    the answer, the most confident first; none of a baseline. Raises ``UserError`` for a missing or
+    malformed file.
     """
     spoken, answered, classes = answers(path, names)
     times_spoken, times_answered = Counter(spoken), Counter(answered)
@@ -77,10 +45,11 @@ def class_report(path: Path, names: Mapping[str, Label]) -> ClassReport:
     scores = []
     for name in classes:
         count, given, right = times_spoken[name], times_answered[name], 100 * times_right[name]
+        shares = {"precision": right / max(1, given), "recall": right / count}
         f1 = 2 * right / (count + given)
-        scores.append(ClassScore(name, count, right / max(1, given), right / count, f1))
+        scores.append({"name": name, "utterances": count, **shares, "f1": f1})
     mistakes = [] if is_baseline(path) else _mistakes(path, names)
-    return ClassReport(scores, _slots(path, names), mistakes)
+    return {"classes": scores, "slots": _slots(path, names), "mistakes": mistakes}
 
 
 def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
@@ -96,18 +65,18 @@ def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
     return shares
 
 
-def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
+def _mistakes(path: Path, names: Mapping[str, Label]) -> list[dict[str, Any]]:
     twin = within_path(path)
     if not twin.exists():  # the published code wrote none: no probabilities
         return []
     try:
         mistakes = [
-            Mistake(
-                row["file_name"],
-                label_text(row["label"], names),
-                label_text(row["predict"], names),
-                0.0 if row["score"] is None else math.exp(row["score"]),
-            )
+            {
+                "file_name": row["file_name"],
+                "label": label_text(row["label"], names),
+                "predict": label_text(row["predict"], names),
+                "probability": 0.0 if row["score"] is None else math.exp(row["score"]),
+            }
             for row in read_samples(twin)
             if row["label"] != row["predict"]
         ]
@@ -115,7 +84,7 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[Mistake]:
         raise UserError(
             f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
         ) from None
-    return sorted(mistakes, key=lambda mistake: -mistake.probability)
+    return sorted(mistakes, key=lambda mistake: -mistake["probability"])
 
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
@@ -137,9 +106,9 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):
         draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
-    shortened = dataclasses.replace(report, mistakes=report.mistakes[:mistakes])
-    beside = {"without_a_prompt": without_a_prompt(path, workspace, pair)}
-    return {**dataclasses.asdict(shortened), **beside, "confusion": str(picture)}
+    report["mistakes"] = report["mistakes"][:mistakes]
+    simpler = without_a_prompt(path, workspace, pair)
+    return {**report, "without_a_prompt": simpler, "confusion": str(picture)}
 
 
 def without_a_prompt(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
