@@ -1,4 +1,4 @@
-"""prompt.json: what is written is read back, a stranger's is checked, earlier versions' are read."""
+"""prompt.json: written and read back, checked when a stranger wrote it, read in its old forms."""
 
 from __future__ import annotations
 

@@ -34,9 +34,10 @@ def find_prompt(
     if path.name in (RECORD, README):
         path = path.parent
     if path.is_dir():
-        if (tensors := _tensors(path)) is None:
-            raise UserError(f"--prompt {word}: neither {TENSORS} nor {BEST} in this folder")
-        return tensors
+        for tensors in (path / TENSORS, path / BEST):
+            if tensors.is_file():
+                return tensors
+        raise UserError(f"--prompt {word}: neither {TENSORS} nor {BEST} in this folder")
     if path.is_file() and path.suffix in (".pt", ".safetensors"):
         return path
     raise UserError(
@@ -99,17 +100,12 @@ def _only_prompt(
             f"--prompt {task}: {len(finished)} prompts: {names}; choose one with --unit_model or "
             "--model_date, or name its folder"
         )
-    return _tensors(finished[0])
+    return find_prompt(str(finished[0]), workspace)
 
 
 def _is_finished(folder: Path) -> bool:
     """Whether training has ended: the record then counts what was trained."""
-    if _tensors(folder) is None:
+    if not (is_export(folder) or (folder / BEST).is_file()):
         return False
     record = read_record(folder)
     return record is None or record.trained_parameters > 0  # a published one has no record
-
-
-def _tensors(folder: Path) -> Path | None:
-    paths = (folder / TENSORS, folder / BEST)
-    return next((path for path in paths if path.is_file()), None)

@@ -127,19 +127,12 @@ class Writer:
                 self.line(entry)
 
     def line(self, entry: dict[str, Any]) -> None:
-        """Write one answer."""
-        raise NotImplementedError
+        """Write one answer: here an object a line."""
+        self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def _rounded(probability: float) -> float:
     return float(f"{probability:.{DIGITS}g}")
-
-
-class JsonLines(Writer):
-    """An object a line."""
-
-    def line(self, entry: dict[str, Any]) -> None:
-        self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 class Csv(Writer):
@@ -197,4 +190,4 @@ def _text(entry: dict[str, Any], record: PromptRecord) -> str:
     return "  ".join(f"{name} ({100 * share:.1f})" for name, share in shares)
 
 
-FORMATS: dict[str, type[Writer]] = {"table": Table, "jsonl": JsonLines, "csv": Csv}
+FORMATS: dict[str, type[Writer]] = {"table": Table, "jsonl": Writer, "csv": Csv}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -114,16 +113,12 @@ def gather(
         lm_fingerprint=unit_lm.fingerprint,
         lm_parameters=unit_lm.parameters,
         made_by={
-            "trained": _without_paths(record.made_by),
-            "exported": _without_paths(provenance()),
+            stage: {name: value for name, value in made_by.items() if name != "command"}  # paths
+            for stage, made_by in (("trained", record.made_by), ("exported", provenance()))
         },
         run=None,
     )
     return record, tensors
-
-
-def _without_paths(made_by: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in made_by.items() if name != "command"}
 
 
 def write_shared(record: PromptRecord, tensors: dict[str, Tensor], out: Path) -> None:
@@ -143,26 +138,18 @@ def scores_on_test(
     """
     name = workspace.samples(task, unit_model, model_date, "*")
     prompt = sha256(checkpoint)
-    files = [
-        path
-        for path in (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")
-        if _is_greedy_answer_of(path, prompt)
-    ]
+    files = []
+    for path in (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}"):
+        origin = origin_path(path)
+        made_from = read_json(origin, "ulm_prompt/sample.py") if origin.is_file() else {}
+        options = made_from.get("options") or {}
+        is_greedy = options.get("beam") == 1 and not options.get("sampling")
+        if is_greedy and made_from.get("prompt") == prompt:
+            files.append(path)
     if not files:
         return {}
     scores = scores_of(max(files, key=lambda path: path.stat().st_mtime), workspace)
     return {name: round(value, 2) for name, value in scores.items()}
-
-
-def _is_greedy_answer_of(samples: Path, prompt: str) -> bool:
-    """Whether the file was decoded greedily with the prompt of that SHA-256, by its record."""
-    path = origin_path(samples)
-    if not path.is_file():
-        return False
-    origin = read_json(path, "ulm_prompt/sample.py")
-    options = origin.get("options")
-    greedy = isinstance(options, dict) and options.get("beam") == 1 and not options.get("sampling")
-    return greedy and origin.get("prompt") == prompt
 
 
 def page(record: PromptRecord, name: str, digest: str) -> str:
