@@ -1,7 +1,7 @@
 """The sequence tasks on a laptop: small spoken corpora in LibriSpeech's and Audio SNIPS' layouts,
 and every stage on them, by the same scripts a researcher types.
 
-Everything lies under demo/sequence_workspace/ (made anew each time); the figures go to
+The output is under demo/sequence_workspace/, which is emptied first; the figures go to
 samples/sequence_summary.json.
 """
 

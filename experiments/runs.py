@@ -103,7 +103,7 @@ def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
 
 
 def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]:
-    """What is still to be typed for the run; each command resumes where it was stopped."""
+    """What is still to be typed for the run; a command resumes where it was stopped."""
     flags = [*selection(run.pair, workspace), "--set", *run.knobs]
     if run.baseline:
         done = outcome(run, workspace) is not None

@@ -14,7 +14,6 @@ from experiments import runs, studies
 from experiments.pictures import draw_study
 from experiments.runs import Outcome, Run
 from experiments.studies import Study, Way, load_study, report, runs_of, study_names
-from experiments.tables import spread
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call, prepare
@@ -116,11 +115,6 @@ def test_learning_curves_in_a_table_and_all_of_them_in_the_csv(
     assert paths[2].stat().st_size > 1000
 
 
-def test_mean_and_sample_standard_deviation() -> None:
-    assert spread([1.0, 2.0, 6.0]) == "3.00 ± 2.65"
-    assert (spread([4.0]), spread([])) == ("4.00", "")
-
-
 @pytest.mark.parametrize(
     ("name", "test"),
     [("prompt_length", None), ("few_shot", 88.0), ("verbalizer", 88.0), ("seeds", None)],
@@ -134,11 +128,7 @@ def test_every_picture_and_table(name: str, test: float | None, tmp_path: Path) 
     assert (" | test | " in paths[1].read_text()) == (test is not None)
     assert "| 1,000,000 | 91.50 ± 0.71 |" in paths[1].read_text()
     assert paths[2].stat().st_size > 1000
-
-
-def test_a_picture_of_one_run(tmp_path: Path) -> None:
-    for axis in ("shots", "run"):
-        draw_study(axis, {planned("few_shot")[-1]: outcome([90.0])}, "all", tmp_path / "all.png")
+    draw_study(load_study(name).x, dict([outcomes.popitem()]), "one run", tmp_path / "one.png")
 
 
 @pytest.fixture(scope="module")
