@@ -25,8 +25,8 @@ from pipeline.files import read_json, replacing, write_json
 from pipeline.runs import run_script
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.scoring.class_report import answers, confusion_on
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.class_report import answers
+from ulm_prompt.scoring.pictures import confusion_on, valid_curve
 from ulm_prompt.scoring.scores import label_names, score
 
 # The demo's picture: each task's learning curve and confusion matrix.

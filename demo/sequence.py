@@ -46,7 +46,7 @@ STAGES = [
         700,
         {"ASR": train("ASR", 2500), "SF": train("SF", 1800)},
     ),
-    both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),
+    both("figure", f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"),
 ]
 
 

@@ -21,7 +21,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt import train
 from ulm_prompt.prompt_data.verbal import check_data_bin
 from ulm_prompt.scoring.scores import scores_of
-from ulm_prompt.training.prompt_run import plan
+from ulm_prompt.training.runs import plan
 
 
 class Survey(NamedTuple):

@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal
-from ulm_prompt.training.unit_lm import OURS
+from ulm_prompt.training.runs import OURS
 
 Command = list[str]
 SAMPLE_DATE = "tables"

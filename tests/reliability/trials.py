@@ -93,7 +93,7 @@ Strike = Callable[[Trial], int]  # how often it struck: a run may end before its
 
 
 class Outcome(NamedTuple):
-    """What ``count`` trials of a stage came to."""
+    """What the trials of a stage came to."""
 
     stage: str
     fault: str
@@ -148,8 +148,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def command(strikes: Mapping[str, Strike], description: str) -> None:
-    """The command line of kills.py and faults.py: a table, a line a stage and fault. Exit code 1
-    where a trial went wrong.
+    """The command line of faults.py: a table, a line a stage and fault. Exit code 1 where a trial
+    went wrong.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

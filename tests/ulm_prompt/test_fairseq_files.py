@@ -12,7 +12,8 @@ import torch
 from fairseq import checkpoint_utils
 
 from pipeline.torch_files import load_torch
-from ulm_prompt.training.fairseq_patches import CurveWriter, LogFile, write_whole_files
+from ulm_prompt.training.fairseq_patches import CurveWriter, patched
+from ulm_prompt.training.fairseq_run import LogFile
 
 LINE = "a line of the log"
 
@@ -27,11 +28,11 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    write_whole_files()
+def saved(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "checkpoint_best.pt"
-    checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
-    return path
+    with patched():
+        checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
+        yield path
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(saved: Path, request) -> None:
