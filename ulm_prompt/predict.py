@@ -1,4 +1,4 @@
-"""Answer what audio says, by one trained prompt or by several at once over one frozen LM.
+"""Answer what audio says, by one trained prompt or by several over one frozen LM.
 
 predict.py clip.wav                                     (the prompt that comes with the repository)
 predict.py --segments meeting.wav                       (cut at pauses, answered piece by piece)
@@ -22,9 +22,14 @@ from tqdm import tqdm
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_workspace
-from ulm_prompt.using.answer_formats import FORMATS
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.recordings import as_they_arrive, check_sources, count_files, stream
+from ulm_prompt.using.input_output import (
+    FORMATS,
+    as_they_arrive,
+    check_sources,
+    count_files,
+    stream,
+)
 
 if TYPE_CHECKING:
     from ulm_prompt.using.predictor import Predictor
@@ -77,23 +82,15 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def shown(batches: Iterator[list[Path]], total: int | None) -> Iterator[list[Path]]:
-    """The batches, their files counted on a bar that lets other lines through."""
-    with tqdm(total=total, unit="file", disable=None, file=sys.stderr) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
-
-
 def answered(predictor: Predictor, batch: list[Path], args: argparse.Namespace) -> Iterator[tuple]:
-    """Every file's answers, (path, start and end in seconds or None, answers or ``BadAudio``): one
-    a file, or one a segment.
+    """The answers to every file, or to every segment of it: (path, start and end in seconds or
+    None, answers or ``BadAudio``).
     """
     from ulm_prompt.using.predictor import BadAudio
 
     if not args.segments:
-        results = predictor(batch, args.top)
-        yield from ((path, None, result) for path, result in zip(batch, results))
+        for path, answers in zip(batch, predictor(batch, args.top)):
+            yield path, None, answers
         return
     for path in batch:
         try:
@@ -110,7 +107,7 @@ def main() -> None:
     sources = check_sources(args.audio)
     if not args.prompt:
         shipped_prompt()
-    for word in args.prompt:
+    for word in args.prompt:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
     from ulm_prompt.using.predictor import BadAudio, Predictor
@@ -126,17 +123,18 @@ def main() -> None:
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
-    batches = as_they_arrive(stream(sources), BATCH)
-    for batch in shown(batches, count_files(sources)):
-        for path, times, result in answered(predictor, batch, args):
-            with tqdm.external_write_mode(file=sys.stdout):
-                if isinstance(result, BadAudio):
-                    bad += 1
-                    print(f"no answer: {path}: {result}", file=sys.stderr)
-                    continue
-                good += 1
-                writer.write(path, result, times)
-                sys.stdout.flush()
+    with tqdm(total=count_files(sources), unit="file", disable=None, file=sys.stderr) as bar:
+        for batch in as_they_arrive(stream(sources), BATCH):
+            for path, times, result in answered(predictor, batch, args):
+                with tqdm.external_write_mode(file=sys.stdout):
+                    if isinstance(result, BadAudio):
+                        bad += 1
+                        print(f"no answer: {path}: {result}", file=sys.stderr)
+                        continue
+                    good += 1
+                    writer.write(path, result, times)
+                    sys.stdout.flush()
+            bar.update(len(batch))
     seconds = time.perf_counter() - start
     what = "segments" if args.segments else "utterances"
     print(

@@ -1,6 +1,12 @@
-"""CPC features (Riviere et al. 2020, arXiv 2002.02848) as the GSLM reader computes them, batched.
+"""CPC features (Riviere et al. 2020, arXiv 2002.02848) as GSLM's reader computes them, for batches.
 
-Five convolutions (``cpc_encoder``), then an LSTM, cut to the layers asked for.
+Five convolutions (``cpc_encoder``), then an LSTM, cut to the layers asked for. The published reader
+encodes each piece of 64,000 samples by itself. For a remainder it encodes the *whole* file again
+and takes the last frames. Units must match it, so both are computed here, but together:
+
+- Whole-file run and piece share all convolution outputs except the two frames at a piece's ends.
+- All files of the batch advance together, a piece at a time, so the LSTM sees many rows at once and
+  memory beside the features does not grow with a file's length.
 """
 
 from __future__ import annotations
@@ -52,15 +58,10 @@ class Cpc:
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
         (frames_i, L, D).
-
-        Memory beside the features does not grow with T: all waveforms move on together, a piece at
-        a time.
         """
         frame = self._lstm.frame
-        tracks = [_Track(waveform, frame, self._device) for waveform in waveforms]
         fresh = torch.zeros(2, self._lstm.layers, self.dim, device=self._device)
-        for track in tracks:
-            track.state = fresh
+        tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
         # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for piece in range(max(track.blocks for track in tracks)):
@@ -83,20 +84,22 @@ class Cpc:
         output, state = self._lstm(padded, state)  # (T, rows, D)
         for row, (track, whole) in enumerate(owners):
             track.keep(output[: len(rows[row]), row], whole, piece)
-            if whole:  # a row that goes on fills the piece, so no padding is in its state
+            if whole:  # unless it ends here, it fills the piece: no padding is in its state
                 track.state = state[:, :, row]
 
 
 class _Lstm:
-    """The LSTM as one operation, or layer by layer where each one's output is wanted."""
+    """The LSTM as one operation, or layer by layer where every layer's output is wanted."""
 
     def __init__(self, lstm: nn.LSTM, all_layers: bool) -> None:
-        self._parts = _apart(lstm) if all_layers else [lstm]
+        self._parts = [lstm]
         self._all_layers = all_layers
         self._with_input = lstm.input_size == lstm.hidden_size
         self.layers = lstm.num_layers
-        outputs = self.layers + self._with_input
-        self.frame = (outputs, lstm.hidden_size) if all_layers else (lstm.hidden_size,)
+        self.frame: tuple[int, ...] = (lstm.hidden_size,)  # the shape of a frame's features
+        if all_layers:
+            self._parts = [_one_layer(lstm, index) for index in range(self.layers)]
+            self.frame = (self.layers + self._with_input, lstm.hidden_size)
 
     def __call__(
         self, frames: torch.Tensor, state: torch.Tensor
@@ -114,31 +117,22 @@ class _Lstm:
         return output, torch.cat(states, dim=1)
 
 
-def _apart(lstm: nn.LSTM) -> list[nn.LSTM]:
-    """An LSTM of one layer for each of its layers, with the same weights."""
-    layers = []
-    for weights in lstm.all_weights:
-        layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, device=weights[0].device)
-        layer.eval().requires_grad_(False)
-        for own, weight in zip(layer.all_weights[0], weights):
-            own.copy_(weight)
-        layers.append(layer)
-    return layers
+def _one_layer(lstm: nn.LSTM, index: int) -> nn.LSTM:
+    """Layer ``index`` as an LSTM of its own, with the same weights."""
+    weights = lstm.all_weights[index]
+    layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, device=weights[0].device)
+    layer.eval().requires_grad_(False)
+    for target, weight in zip(layer.all_weights[0], weights):
+        target.copy_(weight)
+    return layer
 
 
 class _Track:
-    """A waveform on its way: which frames are computed, and which are kept.
+    """A waveform on its way: which frames are computed, and which are kept."""
 
-    As the published reader has it, pieces of 64,000 samples are encoded each by itself, and for a
-    remainder the *whole* waveform is encoded and its last frames are taken.
-    """
-
-    state: torch.Tensor  # (2, layers, D) of the whole-file run
-
-    def __init__(
-        self, waveform: torch.Tensor, frame: tuple[int, ...], device: torch.device
-    ) -> None:
+    def __init__(self, waveform: torch.Tensor, frame: tuple[int, ...], state: torch.Tensor) -> None:
         self._waveform = waveform
+        self.state = state  # (2, layers, D), of the whole-file run
         self._pieces, remainder = divmod(len(waveform), _PIECE)
         self._total = frames_in(len(waveform)) if remainder else 0  # of the whole-file run
         taken = remainder // (len(waveform) // self._total) if remainder else 0
@@ -147,7 +141,7 @@ class _Track:
         self._first = max(self._total - taken, 0)  # of the whole-file run that is kept
         self.blocks = max(self._pieces, -(-self._total // _PIECE_FRAMES))
         kept = self._pieces * _PIECE_FRAMES + self._total - self._first
-        self.features = torch.empty(kept, *frame, device=device)
+        self.features = torch.empty(kept, *frame, device=state.device)
 
     def stretches(self, piece: int) -> list[Stretch]:
         """What to encode for this piece: frames of the whole, and those that differ for the
@@ -179,9 +173,9 @@ class _Track:
             self.features[first : first + _PIECE_FRAMES] = output
             return
         skipped = max(self._first - first, 0)
-        place = self._pieces * _PIECE_FRAMES + first + skipped - self._first
+        start = self._pieces * _PIECE_FRAMES + first + skipped - self._first
         kept = output[skipped:]
-        self.features[place : place + len(kept)] = kept
+        self.features[start : start + len(kept)] = kept
 
 
 def _read_checkpoint(
@@ -199,23 +193,31 @@ def _read_checkpoint(
             f"{path}: expected a CPC checkpoint {{weights, config}}, found "
             f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
         )
-    channels, hidden, there = (
+    channels, hidden, levels = (
         _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
     )
-    layers = layers or there
-    if layers > there:
+    layers = layers or levels
+    if layers > levels:
         raise UserError(
-            f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"
+            f"fairseqrc.layer={layers}: {path} has {levels} LSTM layer(s); ask for 1 to {levels}"
         )
     if layers > len(weights):
         raise UserError(f"{path}: says {layers} LSTM layers and has {len(weights)} weights")
     lstm = nn.LSTM(channels, hidden, layers, device="meta")  # no memory before its weights are seen
-    taker = Weights(weights, path, device)
-    convs = taker.take_all("gEncoder.", _conv_shapes(channels))
-    shapes = {name: tuple(value.shape) for name, value in lstm.state_dict().items()}
-    found = taker.take_all("gAR.baseNet.", shapes)
+    stored = Weights(weights, path, device)
+    convs = {}
+    for index, kernel in enumerate(KERNELS):
+        convs |= {
+            f"conv{index}.weight": (channels, channels if index else 1, kernel),
+            f"conv{index}.bias": (channels,),
+            f"batchNorm{index}.weight": (1, channels, 1),
+            f"batchNorm{index}.bias": (1, channels, 1),
+        }
+    convs = {name: stored.take(f"gEncoder.{name}", *shape) for name, shape in convs.items()}
+    shapes = {name: value.shape for name, value in lstm.state_dict().items()}
+    state = {name: stored.take(f"gAR.baseNet.{name}", *shape) for name, shape in shapes.items()}
     lstm = lstm.to_empty(device=device)
-    lstm.load_state_dict(found)
+    lstm.load_state_dict(state)
     return convs, lstm
 
 
@@ -227,13 +229,3 @@ def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
             "name a CPC checkpoint in fairseqrc.ckpt_path"
         )
     return value
-
-
-def _conv_shapes(channels: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, kernel in enumerate(KERNELS):
-        shapes[f"conv{index}.weight"] = (channels, channels if index else 1, kernel)
-        shapes[f"conv{index}.bias"] = (channels,)
-        shapes[f"batchNorm{index}.weight"] = (1, channels, 1)
-        shapes[f"batchNorm{index}.bias"] = (1, channels, 1)
-    return shapes

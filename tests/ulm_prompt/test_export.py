@@ -21,11 +21,12 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.test_prompt_record import a_record
 from ulm_prompt import export, sample
+from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, read_record
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.sample_file import origin_path
 from ulm_prompt.using.predictor import Predictor
-from ulm_prompt.using.prompt_record import RECORD, TENSORS, read_record
+from ulm_prompt.using.share import write_shared
 
 
 def run(workspace: Workspace, task: str, out: Path, *words: object) -> None:
@@ -55,7 +56,7 @@ def test_tensors_are_bit_equal(
     torch.manual_seed(seed)
     state = Prompt(layers, length, width).published_state()
     record = a_record(prefix_prompt_length=length)
-    export.export(record, state, folder)
+    write_shared(record, state, folder)
     found = load_safetensors(folder / TENSORS)
     assert found.keys() == state.keys()
     for name, tensor in state.items():
@@ -284,5 +285,5 @@ def test_what_is_not_there_to_export(spoken_workspace: Workspace, tmp_path: Path
         run(spoken_workspace, "IC", tmp_path / "out", "--checkpoint", "checkpoint_7.pt")
     record = dataclasses.replace(a_record(), labels={})
     with pytest.raises(UserError, match="labels: expected"):
-        export.export(record, {}, tmp_path / "out")
+        write_shared(record, {}, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

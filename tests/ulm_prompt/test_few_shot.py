@@ -91,7 +91,7 @@ def test_an_epoch_of_one_update(root: Path) -> None:
     card = json.loads((folder / "prompt.json").read_text())
     assert card["training"]["shots"] == 3
     best = max(scores["accuracy"] for scores in curve.values())
-    assert card["valid"]["accuracy"] == best == curve[card["updates"]]["accuracy"]
+    assert card["valid"]["accuracy"] == best == curve[card["run"]["updates"]]["accuracy"]
     kept = {path.name for path in folder.glob("*.pt")}
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
     with pytest.raises(UserError, match="another shots"):

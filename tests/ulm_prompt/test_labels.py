@@ -12,9 +12,9 @@ from pipeline.errors import UserError
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_decoding import EOS, a_model, cached, some_rows, uncached
 from tests.ulm_prompt.test_prompt_record import a_record
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.labels import LabelAnswers, score_sequences
-from ulm_prompt.using.prompt_record import PromptRecord
 
 SEQUENCES = [(7,), (7, 20), (9, 22), (9, 20, 7, 7), (9, 22, 5), (30,)]
 BEGINS_ANOTHER = {0, 2}  # </s> is one of several symbols that may follow

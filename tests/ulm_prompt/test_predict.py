@@ -24,9 +24,8 @@ from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.ulm_prompt import spoken
 from ulm_prompt import predict, sample
-from ulm_prompt.using.answer_formats import Table
+from ulm_prompt.using.input_output import Table, as_they_arrive
 from ulm_prompt.using.predictor import BadAudio, Prediction, Predictor
-from ulm_prompt.using.recordings import as_they_arrive
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from tests.preprocess import corpora
 from tests.ulm_prompt.spoken import melody
 from tests.ulm_prompt.test_predict import predictor, run  # noqa: F401 (a fixture)
 from ulm_prompt.using.predictor import Predictor
-from ulm_prompt.using.recordings import AROUND, find_pieces, samples_of
+from ulm_prompt.using.speech import AROUND, find_pieces, samples_of
 
 SOUNDS = [(0.5, 1.1), (1.5, 1.8), (2.6, 3.9), (4.3, 4.6)]  # seconds
 LASTS = 5.0
