@@ -32,6 +32,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--date", required=True, help="names the run, for example 20221122")
     parser.add_argument("--prefix_prompt_length", type=int, help="P (default: the task's config)")
+    parser.add_argument(
+        "--infix_prompt_length", type=int, default=0,
+        help="vectors that stand where <s> is, in place of the prefix (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--fine_tune", action="store_true", help="train the whole LM, no prompt")
     parser.add_argument("--recipe", help="a file in config/recipes/ (default: the task's config)")
     parser.add_argument(

@@ -64,6 +64,12 @@ class Prompt(nn.Module):
         """P."""
         return self.inputs.shape[0]
 
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The lengths as flags and records name them."""
+        names = "prefix_prompt_length", "infix_prompt_length"
+        return {name: self.length * (index == self.infix) for index, name in enumerate(names)}
+
     def published_state(self) -> dict[str, Tensor]:
         """The tensors under the names of the published checkpoints."""
         state = dict.fromkeys(_INPUTS, self.inputs[:0])

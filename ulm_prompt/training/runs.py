@@ -48,6 +48,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     if args.fine_tune:
         knobs = {knob.split("=", 1)[0] for knob in args.set}
         given = ["--prefix_prompt_length"] * (args.prefix_prompt_length is not None)
+        given += ["--infix_prompt_length"] * (args.infix_prompt_length != 0)
         given += [f"--set {knob}" for knob in OF_PROMPTS if knob in knobs]
         if given:
             raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
@@ -74,11 +75,18 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
     """
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
-    length = args.prefix_prompt_length
-    if length is None:
-        length = pair.config.prefix_prompt_length
-    if length < 1:
-        raise UserError(f"--prefix_prompt_length {length}: expected at least 1")
+    prefix, infix = args.prefix_prompt_length, args.infix_prompt_length
+    if prefix is None:
+        prefix = 0 if infix else pair.config.prefix_prompt_length
+    if infix < 0:
+        raise UserError(f"--infix_prompt_length {infix}: expected 0 or more")
+    if prefix < 1 and not infix:
+        raise UserError(f"--prefix_prompt_length {prefix}: expected at least 1")
+    if prefix and infix:
+        raise UserError(
+            f"--infix_prompt_length {infix}: a prefix and an infix together are, as published, "
+            "input vectors only; leave one of them out"
+        )
     method, verbal = load_verbal(workspace, pair)
     check_data_bin(workspace, pair)
     data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
@@ -89,7 +97,8 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
     return PromptRecord(
         task=pair.task,
         unit_model=pair.unit_model,
-        prefix_prompt_length=0 if args.fine_tune else length,
+        prefix_prompt_length=0 if args.fine_tune else prefix,
+        infix_prompt_length=infix,
         fine_tune=args.fine_tune,
         lm_fingerprint="",
         lm_parameters=0,
@@ -135,6 +144,7 @@ def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
         "model": {
             "_name": "prompt_lm",
             "prefix_prompt_length": card.prefix_prompt_length,
+            "infix_prompt_length": card.infix_prompt_length,
             "fine_tune": card.fine_tune,
             "projected": knobs.space == "projected",
             "lm_dtype": "float32" if card.fine_tune else knobs.dtype,
