@@ -175,19 +175,23 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
 
 
 def preparation(cell: Cell, workspace: Workspace) -> Iterator[Command]:
-    """The commands of stages 1 to 3, as far as they are not done."""
-    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
-    data = [*names, "--workspace", str(workspace.root)]
+    """The commands of stages 1 to 3, as far as they are not done; FT-DM needs none."""
     if cell.method == "FT-DM":
-        yield ["preprocess/runner.py", "--action", "generate_manifest", *data]
-        yield ["baselines/layer_means.py", *data]
         return
     if not has_rows(cell, workspace):
         for action in ("generate_manifest", "quantized", "postprocess"):
-            yield ["preprocess/runner.py", "--action", action, *data]
+            yield ["preprocess/runner.py", "--action", action, *_data_flags(cell, workspace)]
     if cell.method != "n-grams" and not has_data(workspace, cell.pair):
         for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
             yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
+
+
+def features(cell: Cell, workspace: Workspace) -> Iterator[Command]:
+    """The commands that make the features of FT-DM."""
+    if cell.method == "FT-DM":
+        flags = _data_flags(cell, workspace)
+        yield ["preprocess/runner.py", "--action", "generate_manifest", *flags]
+        yield ["baselines/layer_means.py", *flags]
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
@@ -237,6 +241,11 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
 def trained_numbers(length: int, width: int, layers: int) -> int:
     """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
     return length * width * (1 + 2 * layers) + width
+
+
+def _data_flags(cell: Cell, workspace: Workspace) -> Command:
+    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
+    return [*names, "--workspace", str(workspace.root)]
 
 
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:

@@ -91,7 +91,9 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
         return None
     scores = _scores(samples, workspace, run.pair) if test else {}
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
-    return Outcome(dataclasses.asdict(card), scores, valid_curve(log) if log.is_file() else {})
+    facts = dataclasses.asdict(card)
+    facts |= facts.pop("run", None) or {}
+    return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
 def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
@@ -223,7 +225,7 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         raise _other_run(folder, changed[0])
     if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
         return None
-    last, record = folder / "checkpoint_last.pt", folder / checkpoint.CARD
+    last, record = folder / "checkpoint_last.pt", folder / "prompt.json"
     resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
     return card if card.trained_parameters and not resumed else None
 
