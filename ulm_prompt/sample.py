@@ -28,17 +28,15 @@ from ulm_prompt.prompt_data.tasks import (
     find_pairs,
     label_limit,
 )
-from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
-
-TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
 
 def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
     """What the output says of each test row beside its answer: file_name, src, label."""
     path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    rows, renamed = list(read_rows(path)), list(read_prompt_text(text, TEXT_STAGE))
+    rows, renamed = list(read_rows(path)), list(read_prompt_text(text, MADE_BY))
     if len(rows) != len(renamed):
         raise UserError(
             f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
@@ -61,7 +59,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         )
     texts = renamed_texts(workspace, pair)
     sources = read_test(workspace, pair, texts["test"])
-    train = read_prompt_text(texts["train"], TEXT_STAGE)
+    train = read_prompt_text(texts["train"], MADE_BY)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
 
     import torch

@@ -45,7 +45,7 @@ def check_error(ended: Ended, *words: str) -> None:
 @dataclass
 class Trial:
     """One trial of a stage in the folder ``work``, and what is known of an uninterrupted run:
-    its ``seconds``, what the workspace holds after it (``expected``) and the bytes of what it ``made``.
+    its ``seconds``, what ``work`` holds after it (``expected``), the bytes of what it ``made``.
     """
 
     stage: Stage
