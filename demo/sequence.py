@@ -34,7 +34,7 @@ STAGES = demo_stages(
         "ASR": train_command("ASR", 60, 2500, "validate_every=250"),
         "SF": train_command("SF", 60, 1800, "validate_every=250"),
     },
-) | {"figure": {"": f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"}}
+) | {"figure": {"": f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"}}
 NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
          "slot_value_cer": "slot value CER"}  # fmt: skip
 

@@ -18,7 +18,6 @@ from experiments.runs import (
     has_lm,
     outcome,
     selection,
-    unit_lm_facts,
 )
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
@@ -28,7 +27,7 @@ from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import load_verbal
-from ulm_prompt.training.unit_lm import OURS
+from ulm_prompt.training.runs import OURS
 
 PAPER = Path(__file__).with_name("paper.yaml")
 METHODS = ("PT", "PT-v2", "FT-LM", "FT-DM", "n-grams")
@@ -262,8 +261,11 @@ def _prompt_length(cell: Cell, workspace: Workspace) -> int:
     """P that gives at most as many trained numbers, including a learnable verbalizer's, as the
     published P has on the released LM.
     """
-    lm = unit_lm_facts(lm_folder(workspace, cell.unit_model))
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
+
+    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
+    width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
     budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
     if cell.method == "PT-v2":
-        budget -= len(load_verbal(workspace, cell.pair)[1]) * lm.symbols
-    return max(1, (budget - lm.width) // (lm.width * (1 + 2 * lm.layers)))
+        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
+    return max(1, (budget - width) // (width * (1 + 2 * layers)))

@@ -15,8 +15,8 @@ from experiments.runs import Outcome, Run, by_row
 from pipeline.files import replacing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.scoring.class_report import answers, confusion_on
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.class_report import answers
+from ulm_prompt.scoring.pictures import confusion_on, valid_curve
 from ulm_prompt.scoring.scores import label_names
 
 matplotlib.use("Agg")

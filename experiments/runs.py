@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from baselines.classifiers.answers import card_path
 from pipeline.config import load_yaml
@@ -25,14 +24,12 @@ from pipeline.rows import SPLITS
 from pipeline.runs import run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import check_data_bin
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.scoring.scores import score, scores_of
-from ulm_prompt.training.prompt_run import plan
-
-if TYPE_CHECKING:
-    from ulm_prompt.prompt_lm.checkpoint import Card
+from ulm_prompt.training.runs import plan
 
 Command = list[str]
 BEST = "checkpoint_best.pt"
@@ -179,34 +176,10 @@ def has_data(workspace: Workspace, pair: Pair) -> bool:
     return True
 
 
-class UnitLMFacts(NamedTuple):
-    """What runs are tied to, and what a prompt's size depends on."""
-
-    fingerprint: str
-    symbols: int
-    width: int
-    layers: int
-
-
-def unit_lm_facts(folder: Path) -> UnitLMFacts:
-    """Of the LM in ``folder``, read once. Raises ``UserError`` when it cannot be used."""
-    files = (folder / name for name in ("checkpoint_best.pt", "dict.txt"))
-    return _read_facts(folder, tuple(file.stat().st_mtime_ns for file in files if file.is_file()))
-
-
-@functools.cache
-def _read_facts(folder: Path, _times: tuple[int, ...]) -> UnitLMFacts:
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
-
-    lm = load_unit_lm(folder)
-    decoder = lm.model.decoder
-    width = decoder.embed_tokens.embedding_dim
-    return UnitLMFacts(lm.fingerprint, len(lm.dictionary), width, len(decoder.layers))
-
-
-def _card(run: Run, workspace: Workspace) -> Card | None:
+def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
     from ulm_prompt.prompt_lm import checkpoint  # imports fairseq, which takes seconds
+    from ulm_prompt.prompt_lm.lm import load_unit_lm
 
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
@@ -217,12 +190,13 @@ def _card(run: Run, workspace: Workspace) -> Card | None:
         recipe=run.recipe,
         fine_tune=run.fine_tune,
         prefix_prompt_length=run.prefix_prompt_length,
+        infix_prompt_length=0,
         set=list(run.knobs),
         dtype=None,
     )
-    lm = unit_lm_facts(lm_folder(workspace, pair.unit_model))
+    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     wanted = dataclasses.replace(plan(args, pair, folder), lm_fingerprint=lm.fingerprint)
-    card = checkpoint.read_card(folder)
+    card = read_record(folder)
     if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
     if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):

@@ -23,8 +23,7 @@ from pipeline.rows import read_rows
 from tests.benchmarks.published_training import PAD, published_loss
 from tests.conftest import DATA, REPOSITORY
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.batches import batches_by_length
-from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second

@@ -18,6 +18,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 
 CONFIG = REPOSITORY / "ulm_prompt" / "config"
+MAX_LABELS = 200  # as fairseq; the published script cuts at 1,500 symbols, the row among them
 PAPER_ORDER = ("KS", "IC", "ASR", "SF")  # the columns of the paper's tables; other tasks follow
 
 
@@ -35,6 +36,11 @@ class TaskConfig:
     def is_sequence(self) -> bool:
         """Whether an utterance has any number of labels: a text, not a class."""
         return self.labels_per_utterance == 0
+
+
+def label_limit(max_labels: int | None, longest: int) -> int:
+    """Where an answer is cut; ``longest``: the most labels that an utterance of train has."""
+    return max_labels or max(MAX_LABELS, longest + longest // 4)
 
 
 def task_names() -> list[str]:
