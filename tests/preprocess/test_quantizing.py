@@ -99,7 +99,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
-    """Random moments, of every stage: tests/reliability/kills.py."""
+    """Random moments, of every stage: tests/reliability/faults.py."""
     rng = random.Random(1)
     stored = 0
     for _ in range(3):
