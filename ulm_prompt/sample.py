@@ -20,7 +20,14 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
+from ulm_prompt.prompt_data.prompt_record import read_record
+from ulm_prompt.prompt_data.tasks import (
+    Pair,
+    add_selection,
+    add_verbalizer,
+    find_pairs,
+    label_limit,
+)
 from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
@@ -64,18 +71,18 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.labels import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
-    card = checkpoint.read_card(prompt.parent)
+    card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
-        raise UserError(f"{prompt}: trained with another verbal.json; train again, or restore it")
+        raise UserError(f"{prompt}: trained with another verbal.json; restore it or --verbalizer")
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
-    dtype, reason = choose_dtype(begun or args.dtype, device)
-    reason = f"as in {part.name}" if begun else reason
-    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     lm = lm_folder(workspace, pair.unit_model)
     model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
+    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
+    dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
+    reason = f"as in {part.name}" if begun else reason
+    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     symbols = unit_lm.dictionary
 
     def encoded(text: str, where: object) -> list[int]:
@@ -130,6 +137,7 @@ def main() -> None:
         help="file to decode with; a path may name a shared prompt's prompt.safetensors",
     )
     sample_file.add_search(parser)
+    add_verbalizer(parser)
     add_selection(parser)
     args = parser.parse_args()
     sample_file.check_search(args)

@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,13 +20,11 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
-
-if TYPE_CHECKING:
-    from ulm_prompt.prompt_lm.checkpoint import Card
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,12 +32,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--date", required=True, help="names the run, for example 20221122")
     parser.add_argument("--prefix_prompt_length", type=int, help="P (default: the task's config)")
+    parser.add_argument(
+        "--infix_prompt_length", type=int, default=0,
+        help="vectors that stand where <s> is, in place of the prefix (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--fine_tune", action="store_true", help="train the whole LM, no prompt")
     parser.add_argument("--recipe", help="a file in config/recipes/ (default: the task's config)")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
     )
     parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    add_verbalizer(parser)
     add_selection(parser)
     return parser.parse_args(words)
 
@@ -64,15 +66,15 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
         on_main(here, lambda: complete(run.card, save_dir, logs, lm))
 
 
-def complete(card: Card, save_dir: Path, logs: Path, lm: Path) -> None:
+def complete(card: PromptRecord, save_dir: Path, logs: Path, lm: Path) -> None:
     """Reduce the best checkpoint to the prompt and say how good it is."""
     from ulm_prompt.prompt_lm import checkpoint
 
     card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), lm)
     scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
-        f"{card.task} {card.unit_model}: best at update {card.updates:,} of "
-        f"{card.total_updates:,}; on valid, with the labels before it given: {scores}"
+        f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
+        f"{card.run.total_updates:,}; on valid, with the labels before it given: {scores}"
     )
 
 

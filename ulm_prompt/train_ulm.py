@@ -80,7 +80,9 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
         recipe.dtype = begun_in(save_dir) or "auto"
-    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
+    width = recipe.decoder_embed_dim
+    weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
+    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
     return recipe
 
 

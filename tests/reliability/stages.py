@@ -151,7 +151,7 @@ def warm_up(stages: Sequence[Stage]) -> None:
 
 
 def _warm_up_fairseq() -> None:
-    for module in ("checkpoint", "cache", "decoding", "precision", "task", "unit_lm_task"):
+    for module in ("checkpoint", "cache", "decoding", "precision", "task"):
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
     for module in ("training.fairseq_patches", "using.share", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")

@@ -26,10 +26,10 @@ from tests.reliability.any_bytes import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.binaries import encode_text
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, TaskConfig, load_task
 from ulm_prompt.prompt_data.ulm_text import read_unit_text
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal, read_prompt_text
-from ulm_prompt.prompt_lm.checkpoint import read_card
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.class_report import class_report
 from ulm_prompt.scoring.sample_file import PartialAnswers
@@ -76,7 +76,7 @@ TEXTS = [
 JSONS = [
     Reader("labelspace.json", b'{"KS": ["0", "1"]}', lambda path: read_labelspace(path, "KS")),
     Reader("prompt.json", b'{"task": "KS", "verbal": {"0": "7"}, "data": {}}',
-           lambda path: read_card(path.parent)),
+           lambda path: read_record(path.parent)),
 ]  # fmt: skip
 
 

@@ -3,4 +3,4 @@
 from pipeline.torch_files import allow_fairseq
 
 allow_fairseq()
-from . import losses, model, task, unit_lm_task  # noqa: E402, F401  (they register themselves)
+from . import losses, model, task  # noqa: E402, F401  (they register themselves)

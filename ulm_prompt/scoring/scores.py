@@ -6,7 +6,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,11 +101,13 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - spread), 100 * min(1.0, centre + spread)
 
 
-def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
-    """Every score of a sample file by its name, in % but for ``COUNTS``."""
+def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
+    """Every score of a sample file by its name, in % but for ``COUNTS``. ``verbalizer``: the name
+    of the map that its texts are read by.
+    """
     pair = sequence_pair(workspace, path)
     if pair is not None:
-        named = _text_scores(path, workspace, pair)
+        named = _text_scores(path, workspace, replace(pair, verbalizer=verbalizer))
     else:
         result = score(path)
         named = {

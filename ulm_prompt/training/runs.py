@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, write_json
@@ -16,13 +16,11 @@ from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import SOURCES
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal
 from ulm_prompt.scoring.scores import described_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
-
-if TYPE_CHECKING:
-    from ulm_prompt.prompt_lm.checkpoint import Card
 
 LAST = "checkpoint_last.pt"  # a run that has it resumes
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
@@ -34,7 +32,7 @@ class Run(NamedTuple):
     """A checked run of a prompt: what fairseq is told beside the recipe, and the card."""
 
     settings: Settings
-    card: Card
+    card: PromptRecord
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
@@ -50,6 +48,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     if args.fine_tune:
         knobs = {knob.split("=", 1)[0] for knob in args.set}
         given = ["--prefix_prompt_length"] * (args.prefix_prompt_length is not None)
+        given += ["--infix_prompt_length"] * (args.infix_prompt_length != 0)
         given += [f"--set {knob}" for knob in OF_PROMPTS if knob in knobs]
         if given:
             raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
@@ -69,31 +68,37 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     return name, recipe
 
 
-def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
+def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
     """The card of the run that these flags ask for, without its LM.
 
     Raises ``UserError`` for flags, text or binaries that cannot be trained on.
     """
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
-    length = args.prefix_prompt_length
-    if length is None:
-        length = pair.config.prefix_prompt_length
-    if length < 1:
-        raise UserError(f"--prefix_prompt_length {length}: expected at least 1")
+    prefix, infix = args.prefix_prompt_length, args.infix_prompt_length
+    if prefix is None:
+        prefix = 0 if infix else pair.config.prefix_prompt_length
+    if infix < 0:
+        raise UserError(f"--infix_prompt_length {infix}: expected 0 or more")
+    if prefix < 1 and not infix:
+        raise UserError(f"--prefix_prompt_length {prefix}: expected at least 1")
+    if prefix and infix:
+        raise UserError(
+            f"--infix_prompt_length {infix}: a prefix and an infix together are, as published, "
+            "input vectors only; leave one of them out"
+        )
     method, verbal = load_verbal(workspace, pair)
     check_data_bin(workspace, pair)
-    data_bin = workspace.data_bin(pair.unit_model, pair.task)
+    data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
 
-    from ulm_prompt.prompt_lm import checkpoint
-
-    earlier = checkpoint.read_card(save_dir)
+    earlier = read_record(save_dir)
     if recipe.dtype == "auto" and earlier is not None:  # a run resumes in the dtype it began in
         recipe.dtype = earlier.training.get("dtype", "auto")
-    return checkpoint.Card(
+    return PromptRecord(
         task=pair.task,
         unit_model=pair.unit_model,
-        prefix_prompt_length=0 if args.fine_tune else length,
+        prefix_prompt_length=0 if args.fine_tune else prefix,
+        infix_prompt_length=infix,
         fine_tune=args.fine_tune,
         lm_fingerprint="",
         lm_parameters=0,
@@ -103,7 +108,8 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Card:
         training=vars(recipe),
         labels_per_utterance=pair.config.labels_per_utterance,
         labels=described_labels(workspace, pair, verbal),
-        data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py"),
+        made_by=provenance(),
+        run=TrainingRun(data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py")),
     )
 
 
@@ -117,17 +123,19 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
 
     lm = lm_folder(workspace, pair.unit_model)
     unit_lm = load_unit_lm(lm)
-    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune)
+    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
         lm_fingerprint=unit_lm.fingerprint,
         lm_parameters=unit_lm.parameters,
         training={**card.training, "dtype": dtype},
     )
-    return Run(_prompt_settings(card, workspace.data_bin(pair.unit_model, pair.task), lm), card)
+    return Run(
+        _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm), card
+    )
 
 
-def _prompt_settings(card: Card, data_bin: Path, lm: Path) -> Settings:
+def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
     """What fairseq is told of a prompt's run beside the knobs that it knows by name."""
     knobs = Recipe(**card.training)
     settings = {
@@ -136,6 +144,7 @@ def _prompt_settings(card: Card, data_bin: Path, lm: Path) -> Settings:
         "model": {
             "_name": "prompt_lm",
             "prefix_prompt_length": card.prefix_prompt_length,
+            "infix_prompt_length": card.infix_prompt_length,
             "fine_tune": card.fine_tune,
             "projected": knobs.space == "projected",
             "lm_dtype": "float32" if card.fine_tune else knobs.dtype,
