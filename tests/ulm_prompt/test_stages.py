@@ -15,6 +15,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
 from ulm_prompt.training import recipe
+from ulm_prompt.verbalizer import spread_units
 
 UNIT_MODEL = "tiny100"
 DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
@@ -191,3 +192,18 @@ def test_every_task_has_curves_of_its_own(prepared: Path) -> None:
     for task in ("KS", "IC"):
         logs = Workspace(prepared).logs(task, UNIT_MODEL, "curves")
         assert list(logs.glob("*/events.out.tfevents.*")), task
+
+
+def test_every_label_has_a_unit_of_its_own(tmp_path: Path) -> None:
+    """Also where some embeddings are much longer than others, so that the unit nearest to a
+    cluster's centre may belong to another.
+    """
+    units = [str(unit) for unit in range(tiny.UNITS)]
+    for seed in range(4):
+        model = tiny.lm(width=64, seed=seed)
+        with torch.no_grad():
+            weight = model.decoder.embed_tokens.weight
+            weight *= torch.exp(torch.randn(len(weight), 1) / 2)
+        tiny.write_lm(tmp_path / str(seed), model, width=64)
+        for number in (12, 30):
+            assert len(set(spread_units(tmp_path / str(seed), units, number))) == number
