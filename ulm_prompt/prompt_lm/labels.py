@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from fairseq.data import Dictionary
 from torch import Tensor
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import label_limit
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
@@ -79,18 +80,6 @@ class LabelSets:
         return scores.masked_fill(~self.allowed[states], -torch.inf)
 
 
-class Labelled(Protocol):
-    """What a prompt's record says of its labels."""
-
-    task: str
-    unit_model: str
-    labels: dict[str, dict[str, str]]  # label -> its slot and name
-    labels_per_utterance: int  # 0: texts
-    most_labels: int
-    label_sequences: list[list[str]] | None  # those of train; None: not known
-    verbal: dict[str, str]  # label -> unit
-
-
 class Answer(NamedTuple):
     """Label units, the LM's natural-log probability of them all, and of each after those before."""
 
@@ -107,7 +96,7 @@ class LabelAnswers:
     ``MOST_SCORED`` labels: then a beam as wide as the number of wanted answers searches among them.
     """
 
-    def __init__(self, record: Labelled, dictionary: Dictionary) -> None:
+    def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
         """Raises ``UserError`` for a label unit that ``dictionary`` lacks."""
         for unit in record.verbal.values():
             if dictionary.index(unit) == dictionary.unk():
@@ -121,15 +110,14 @@ class LabelAnswers:
         slots = _labels_by_position(record)
         known = record.label_sequences
         count = math.prod(map(len, slots)) if known is None else len(known)
-        is_text = record.labels_per_utterance == 0
         self._sets, self._sequences = None, []
-        if not is_text and count * record.most_labels <= MOST_SCORED:
+        if not record.is_text and count * record.most_labels <= MOST_SCORED:
             candidates = itertools.product(*slots) if known is None else map(tuple, known)
             self._sequences = [
                 tuple(symbol_of[label] for label in labels) for labels in dict.fromkeys(candidates)
             ]
             return
-        kind = "set" if is_text else "slots" if known is None else "trie"
+        kind = "set" if record.is_text else "slots" if known is None else "trie"
         if known is None:  # as many as show every label at each of its positions
             longest = max(map(len, slots))
             known = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
@@ -158,7 +146,7 @@ class LabelAnswers:
         return Answer(labels, score, tuple(parts[: len(symbols)]))
 
 
-def _labels_by_position(record: Labelled) -> list[list[str]]:
+def _labels_by_position(record: PromptRecord) -> list[list[str]]:
     """The labels that may stand at each position: those of its slot, or all of them."""
     slots: dict[str, list[str]] = {}
     for label, entry in record.labels.items():

@@ -1,8 +1,8 @@
 """The prompted LM: a frozen stock LM with trainable keys and values beside those of the tokens.
 
-The published arrangement puts P prefix positions before the tokens (or I infix positions before
-``<s>``) and replaces their keys and values in every layer. Here only those keys and values exist:
-the same numbers, no computation for the prompt's positions.
+The published arrangement puts P positions before the tokens (a prefix) or before ``<s>`` (an infix)
+and replaces their keys and values in every layer. Here only those keys and values exist: the same
+numbers, and no computation for the prompt's positions.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
 from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, LabelMap, Prompt, in_input_space
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
-
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
@@ -76,10 +75,9 @@ class PromptLanguageModel(BaseFairseqModel):
         lm, symbols = task.unit_lm.model, task.unit_lm.dictionary
         if cfg.fine_tune:
             return cls(lm, None)
-        layers, width = len(lm.decoder.layers), lm.decoder.embed_dim
-        length = cfg.infix_prompt_length or cfg.prefix_prompt_length
-        infix = cfg.infix_prompt_length > 0
-        prompt = Prompt(layers, length, width, cfg.prompt_dropout, cfg.projected, infix)
+        length, infix = cfg.infix_prompt_length or cfg.prefix_prompt_length, cfg.infix_prompt_length
+        shape = len(lm.decoder.layers), length, lm.decoder.embed_dim
+        prompt = Prompt(*shape, cfg.prompt_dropout, cfg.projected, infix > 0)
         prompt.values.lr_scale = cfg.value_lr_scale
         label_map = None
         if cfg.label_units:
@@ -101,7 +99,6 @@ class PromptLanguageModel(BaseFairseqModel):
         the positions whose next symbol is asked for. Returns (B, Q, V). The last layer computes
         those positions alone.
         """
-        assert tokens.ndim == 2 and read_at.ndim == 2
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
         mask = self.mask(tokens)  # (1 or B, T, P + T)
@@ -170,9 +167,8 @@ class PromptLanguageModel(BaseFairseqModel):
     def causal_mask(self, length: int) -> Tensor:
         """True where a token may look: the prefix, itself and what is before it: (T, P + T)."""
         prefix = 0 if self.prompt is None else self.prompt.length
-        device = self.lm.decoder.embed_tokens.weight.device
-        mask = torch.ones(length, prefix + length, dtype=torch.bool, device=device)
-        return mask.tril(diagonal=prefix)
+        ones = self.lm.decoder.embed_tokens.weight.new_ones(length, prefix + length)
+        return ones.bool().tril(diagonal=prefix)
 
     def mask(self, tokens: Tensor) -> Tensor:
         """True where a token of ``tokens``, (B, T), may look: (1, T, P + T). Tokens before ``<s>``
@@ -284,24 +280,20 @@ def activate(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
-    """The share of attention on each prompt position where the answer is read, at the rows' last
-    symbol, averaged over rows: (L, H, P). The rest of 1 falls on the tokens.
-
-    ``rows``: symbols ``</s> units <s>``, of any lengths. ``model`` has a prompt.
+    """The share of attention on each prompt position at the end of ``rows``, ``</s> units <s>``
+    each, where the answer is read: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
     """
     layers = model.lm.decoder.layers
     shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)
     for row in rows:
         tokens = row[None].to(model.lm.decoder.embed_tokens.weight.device)
         x = model.embed(tokens, model.positions(len(row)))  # (1, T, D)
-        mask = model.mask(tokens).unsqueeze(1)
         for index, (layer, prefix) in enumerate(zip(layers, model.prefixes())):
-            attention = layer.self_attn
             normed = layer.self_attn_layer_norm(x)
-            query = heads_of(layer, attention.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
-            keys = heads_of(layer, attention.k_proj(normed))
+            query = heads_of(layer, layer.self_attn.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
+            keys = heads_of(layer, layer.self_attn.k_proj(normed))
             keys, _ = prefix.join(keys, keys)  # (1, H, P + T, D/H)
             logits = (query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5).float()
             shares[index] += logits.softmax(-1)[0, :, 0, : model.prompt.length].cpu()  # (H, P)
-            x = model.block(layer, x, prefix, mask)
+            x = model.block(layer, x, prefix, model.mask(tokens).unsqueeze(1))
     return shares / len(rows)

@@ -56,13 +56,9 @@ class Prompt(nn.Module):
         self.values = nn.Parameter(torch.empty(layers, length, width))
         self.sep = nn.Parameter(torch.empty(1, width))
         self.dropout = nn.Dropout(dropout)  # one mask a step, shared by the batch
+        self.length = length  # P
         for parameter in self.parameters():
             nn.init.normal_(parameter)  # as published: N(0, 1)
-
-    @property
-    def length(self) -> int:
-        """P."""
-        return self.inputs.shape[0]
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -133,12 +129,8 @@ def _table_shape(state: dict[str, Tensor], name: str) -> tuple[int, int]:
 
 def is_fine_tuned(state: dict[str, Tensor]) -> bool:
     """Whether a published checkpoint is one of ``--fine_tune``: an LM, and prompts of length 0."""
-    return (
-        _TOKENS in state
-        and _INPUTS[0] in state
-        and state[_INPUTS[0]].ndim == 2
-        and not any(_table_shape(state, name)[0] for name in _INPUTS)
-    )
+    no_prefix = _INPUTS[0] in state and state[_INPUTS[0]].shape[:1] == (0,)
+    return _TOKENS in state and no_prefix and not _table_shape(state, _INPUTS[1])[0]
 
 
 def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -296,11 +288,10 @@ class LabelMap(nn.Module):
         """Copy the weight from a checkpoint. Raises ``UserError`` naming ``source`` when it is
         missing or has another shape.
         """
-        expected = tuple(self.weight.shape)
-        shape = tuple(state[WEIGHT].shape) if WEIGHT in state else "none"
-        if shape != expected:
+        shapes = tuple(self.weight.shape), tuple(state[WEIGHT].shape) if WEIGHT in state else None
+        if shapes[0] != shapes[1]:
             raise UserError(
-                f"{source}: expected {WEIGHT} of shape {expected}, found {shape}; it belongs to "
-                "another task or LM"
+                f"{source}: expected {WEIGHT} of shape {shapes[0]}, found {shapes[1]}; it belongs "
+                "to another task or LM"
             )
         self.weight.copy_(state[WEIGHT])
