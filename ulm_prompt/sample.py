@@ -73,7 +73,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
-        raise UserError(f"{prompt}: trained with another verbal.json; restore it or --verbalizer")
+        raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
