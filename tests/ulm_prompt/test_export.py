@@ -239,7 +239,7 @@ def change(root: Path, **values: object) -> None:
 
 def test_refuses_tensors_of_another_prompt(elsewhere: Path) -> None:
     change(elsewhere, prefix_prompt_length=4)
-    assert "a prompt of length 3, but prompt.json beside it says 4" in refusal(elsewhere)
+    assert "prefix_prompt_length 3, but prompt.json beside it says 4" in refusal(elsewhere)
     path = elsewhere / "shared" / TENSORS
     save_safetensors(Prompt(3, 4, 16).published_state(), path)
     assert "this prompt belongs to another LM" in refusal(elsewhere)
