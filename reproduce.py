@@ -17,6 +17,7 @@ from experiments.paper import (
     Cell,
     Paper,
     Survey,
+    features,
     load_paper,
     missing,
     preparation,
@@ -45,9 +46,8 @@ def main() -> None:
     paper = load_paper(args.tables)
     cells = chosen(paper, args)
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
-    failed: list[str] = []
-    if not args.list:
-        failed = make([c for c in cells if not lacking[str(c)]], paper, workspace, args)
+    at_hand = [cell for cell in cells if not lacking[str(cell)]]
+    failed = [] if args.list else make(at_hand, workspace, args)
     result = survey(paper, paper.cells, args.seeds, workspace)
     report(paper, result, lacking, workspace)
     if args.write_docs:
@@ -90,30 +90,23 @@ def chosen(paper: Paper, args: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def make(
-    cells: Sequence[Cell], paper: Paper, workspace: Workspace, args: argparse.Namespace
-) -> list[str]:
+def make(cells: Sequence[Cell], workspace: Workspace, args: argparse.Namespace) -> list[str]:
     """Run what is not finished; return the names of what failed."""
 
-    def unfinished() -> list[tuple[Cell, int]]:
-        result = survey(paper, cells, args.seeds, workspace)
-        done = {figure.run_name for figure in result.figures} | result.unusable.keys()
-        seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-        return [(c, seed) for seed in seeds for c in cells if f"{c} seed {seed}" not in done]
-
     def training(cell: Cell, seed: int) -> Iterator[Command]:
-        yield from commands(run_of(cell, seed, workspace), workspace)
+        if todo := commands(run_of(cell, seed, workspace), workspace):
+            yield from features(cell, workspace)
+            yield from todo
 
-    to_prepare = {str(cell): preparation(cell, workspace) for cell, _ in unfinished()}
-    prepared = run_all(to_prepare, 1)
-    failed = [name for name in to_prepare if name not in prepared]
+    prepared = run_all({str(cell): preparation(cell, workspace) for cell in cells}, 1)
     runs = {
         f"{cell} seed {seed}": training(cell, seed)
-        for cell, seed in unfinished()  # some were finished, and only their data were missing
-        if str(cell) not in failed
+        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds)
+        for cell in cells
+        if str(cell) in prepared
     }
     made = run_all(runs, args.jobs)
-    return [*failed, *(name for name in runs if name not in made)]
+    return [name for name in (*map(str, cells), *runs) if name not in prepared | made]
 
 
 def report(

@@ -18,7 +18,6 @@ from experiments.runs import (
     has_lm,
     outcome,
     selection,
-    unit_lm_facts,
 )
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
@@ -175,19 +174,23 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
 
 
 def preparation(cell: Cell, workspace: Workspace) -> Iterator[Command]:
-    """The commands of stages 1 to 3, as far as they are not done."""
-    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
-    data = [*names, "--workspace", str(workspace.root)]
+    """The commands of stages 1 to 3, as far as they are not done; FT-DM needs none."""
     if cell.method == "FT-DM":
-        yield ["preprocess/runner.py", "--action", "generate_manifest", *data]
-        yield ["baselines/layer_means.py", *data]
         return
     if not has_rows(cell, workspace):
         for action in ("generate_manifest", "quantized", "postprocess"):
-            yield ["preprocess/runner.py", "--action", action, *data]
+            yield ["preprocess/runner.py", "--action", action, *_data_flags(cell, workspace)]
     if cell.method != "n-grams" and not has_data(workspace, cell.pair):
         for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
             yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
+
+
+def features(cell: Cell, workspace: Workspace) -> Iterator[Command]:
+    """The commands that make the features of FT-DM."""
+    if cell.method == "FT-DM":
+        flags = _data_flags(cell, workspace)
+        yield ["preprocess/runner.py", "--action", "generate_manifest", *flags]
+        yield ["baselines/layer_means.py", *flags]
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
@@ -239,6 +242,11 @@ def trained_numbers(length: int, width: int, layers: int) -> int:
     return length * width * (1 + 2 * layers) + width
 
 
+def _data_flags(cell: Cell, workspace: Workspace) -> Command:
+    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
+    return [*names, "--workspace", str(workspace.root)]
+
+
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
     return workspace.root / Path(config.datarc.root_path).expanduser()
@@ -253,8 +261,11 @@ def _prompt_length(cell: Cell, workspace: Workspace) -> int:
     """P that gives at most as many trained numbers, including a learnable verbalizer's, as the
     published P has on the released LM.
     """
-    lm = unit_lm_facts(lm_folder(workspace, cell.unit_model))
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
+
+    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
+    width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
     budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
     if cell.method == "PT-v2":
-        budget -= len(load_verbal(workspace, cell.pair)[1]) * lm.symbols
-    return max(1, (budget - lm.width) // (lm.width * (1 + 2 * lm.layers)))
+        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
+    return max(1, (budget - width) // (width * (1 + 2 * layers)))

@@ -118,7 +118,9 @@ def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
 def _over_a_number(axis: Axes, outcomes: Mapping[Run, Outcome], x: str) -> None:
     """Accuracy over a number of the run, on a log axis; 0 shots are all, at its right end."""
     numbers = {
-        run.row: run.prefix_prompt_length if x != "shots" else outcome.card["training"]["shots"]
+        run.row: run.prefix_prompt_length
+        if x != "shots"
+        else outcome.card["training"].get("shots", 0)
         for run, outcome in outcomes.items()
     }
     whole = 3 * max(numbers.values(), default=1) or 1

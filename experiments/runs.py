@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -91,7 +90,9 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
         return None
     scores = _scores(samples, workspace, run.pair) if test else {}
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
-    return Outcome(dataclasses.asdict(card), scores, valid_curve(log) if log.is_file() else {})
+    facts = dataclasses.asdict(card)
+    facts |= facts.pop("run", None) or {}
+    return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
 def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
@@ -175,34 +176,10 @@ def has_data(workspace: Workspace, pair: Pair) -> bool:
     return True
 
 
-class UnitLMFacts(NamedTuple):
-    """What runs are tied to, and what a prompt's size depends on."""
-
-    fingerprint: str
-    symbols: int
-    width: int
-    layers: int
-
-
-def unit_lm_facts(folder: Path) -> UnitLMFacts:
-    """Of the LM in ``folder``, read once. Raises ``UserError`` when it cannot be used."""
-    files = (folder / name for name in ("checkpoint_best.pt", "dict.txt"))
-    return _read_facts(folder, tuple(file.stat().st_mtime_ns for file in files if file.is_file()))
-
-
-@functools.cache
-def _read_facts(folder: Path, _times: tuple[int, ...]) -> UnitLMFacts:
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
-
-    lm = load_unit_lm(folder)
-    decoder = lm.model.decoder
-    width = decoder.embed_tokens.embedding_dim
-    return UnitLMFacts(lm.fingerprint, len(lm.dictionary), width, len(decoder.layers))
-
-
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
     from ulm_prompt.prompt_lm import checkpoint  # imports fairseq, which takes seconds
+    from ulm_prompt.prompt_lm.lm import load_unit_lm
 
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
@@ -213,17 +190,18 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         recipe=run.recipe,
         fine_tune=run.fine_tune,
         prefix_prompt_length=run.prefix_prompt_length,
+        infix_prompt_length=0,
         set=list(run.knobs),
         dtype=None,
     )
-    lm = unit_lm_facts(lm_folder(workspace, pair.unit_model))
+    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     wanted = dataclasses.replace(plan(args, pair, folder), lm_fingerprint=lm.fingerprint)
     card = read_record(folder)
     if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
     if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
         return None
-    last, record = folder / "checkpoint_last.pt", folder / checkpoint.CARD
+    last, record = folder / "checkpoint_last.pt", folder / "prompt.json"
     resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
     return card if card.trained_parameters and not resumed else None
 

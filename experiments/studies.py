@@ -162,6 +162,13 @@ def _verbalizer_name(way: Way, seed: int) -> str:
     return "freq" if way.verbalizer == LEARNABLE else way.verbalizer or ""
 
 
+def _verbalizer_kind(run: Run, knob: str | None) -> str:
+    """What the CSV calls a run's verbalizer: a method of verbalizer.py, or the recipe's knob."""
+    if knob == LEARNABLE or not run.pair.verbalizer:
+        return knob or "fixed"
+    return run.pair.verbalizer.partition("_")[0]
+
+
 def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     """A line for each run: what it was and how it scored, at its best checkpoint."""
     return [
@@ -169,8 +176,8 @@ def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
             "run": run.row,
             "seed": run.seed,
             "prefix_prompt_length": run.prefix_prompt_length,
-            "shots": outcome.card["training"]["shots"],
-            "verbalizer": _verbalizer(run, outcome),
+            "shots": outcome.card["training"].get("shots", 0),
+            "verbalizer": _verbalizer_kind(run, outcome.card["training"].get("verbalizer")),
             "trained_parameters": outcome.card["trained_parameters"],
             "updates": outcome.card["updates"],
             "valid_accuracy": outcome.card["valid"]["accuracy"],
@@ -179,12 +186,6 @@ def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
         }
         for run, outcome in outcomes.items()
     ]
-
-
-def _verbalizer(run: Run, outcome: Outcome) -> str:
-    if outcome.card["training"]["verbalizer"] == LEARNABLE or not run.pair.verbalizer:
-        return outcome.card["training"]["verbalizer"]
-    return run.pair.verbalizer.partition("_")[0]
 
 
 def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:

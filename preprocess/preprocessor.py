@@ -205,14 +205,14 @@ class Preprocessor(Generic[ConfigType]):
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:
-        """What the features of all layers depend on beside the audio."""
+        """What the features of all layers depend on, apart from the audio."""
         return {
             "feature_type": self.config.fairseqrc.feature_type,
             "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
         }
 
     def unit_model_record(self) -> dict[str, object]:
-        """What the units depend on beside the audio."""
+        """What the units depend on, apart from the audio."""
         settings = self.config.fairseqrc
         return {
             **self.speech_model_record(),

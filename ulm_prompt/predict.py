@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,9 +28,6 @@ from ulm_prompt.using.input_output import (
     count_files,
     stream,
 )
-
-if TYPE_CHECKING:
-    from ulm_prompt.using.predictor import Predictor
 
 BATCH = 32  # files at a time
 
@@ -52,15 +47,9 @@ def parse() -> argparse.Namespace:
     )
     flag("--unit_model", help="choose among a task's prompts")
     flag("--model_date", help="choose among a task's prompts: the --date of training")
-    flag(
-        "--segments", action="store_true", help="cut recordings at pauses and answer every segment"
-    )
-    flag(
-        "--longest",
-        type=float,
-        metavar="SECONDS",
-        help="of a segment; a longer one is slid over (default: 2, for single words)",
-    )
+    flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
+    longest = "of a segment; a longer one is slid over (default: 2, for single words)"
+    flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
     flag(
@@ -82,32 +71,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def answered(predictor: Predictor, batch: list[Path], args: argparse.Namespace) -> Iterator[tuple]:
-    """The answers to every file, or to every segment of it: (path, start and end in seconds or
-    None, answers or ``BadAudio``).
-    """
-    from ulm_prompt.using.predictor import BadAudio
-
-    if not args.segments:
-        for path, answers in zip(batch, predictor(batch, args.top)):
-            yield path, None, answers
-        return
-    for path in batch:
-        try:
-            for start, end, answers in predictor.segments(path, args.top, args.longest):
-                yield path, (start, end), answers
-        except BadAudio as error:
-            yield path, None, error
-
-
 def main() -> None:
     args = parse()
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     sources = check_sources(args.audio)
-    if not args.prompt:
-        shipped_prompt()
-    for word in args.prompt:  # before torch is imported
+    for word in args.prompt or [str(shipped_prompt())]:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
     from ulm_prompt.using.predictor import BadAudio, Predictor
@@ -117,7 +86,7 @@ def main() -> None:
     )
     if not args.prompt:
         for record in predictor.records.values():
-            names = " ".join(record.name(label) for label in record.labels)
+            names = " ".join(label["name"] for label in record.labels.values())
             print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
@@ -125,7 +94,8 @@ def main() -> None:
     start = time.perf_counter()
     with tqdm(total=count_files(sources), unit="file", disable=None, file=sys.stderr) as bar:
         for batch in as_they_arrive(stream(sources), BATCH):
-            for path, times, result in answered(predictor, batch, args):
+            answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
+            for path, times, result in answers:
                 with tqdm.external_write_mode(file=sys.stdout):
                     if isinstance(result, BadAudio):
                         bad += 1

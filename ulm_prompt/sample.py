@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from itertools import zip_longest
 from pathlib import Path
 
 if not __package__:  # called as a script
@@ -29,28 +28,24 @@ from ulm_prompt.prompt_data.tasks import (
     find_pairs,
     label_limit,
 )
-from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
-
-TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
 
 def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
     """What the output says of each test row beside its answer: file_name, src, label."""
     path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    sources = []
-    both = zip_longest(read_rows(path), read_prompt_text(text, TEXT_STAGE))
-    for number, (row, renamed) in enumerate(both, start=1):
-        if row is None or renamed is None:
-            ends, other = (text, path) if renamed is None else (path, text)
-            raise UserError(
-                f"{ends}: ends before line {number}, other than {other}; "
-                "run ulm_prompt/make_data.py again"
-            )
-        units, label = renamed
-        sources.append({"file_name": row.file, "src": f"{units} {BOS}", "label": label})
-    return sources
+    rows, renamed = list(read_rows(path)), list(read_prompt_text(text, MADE_BY))
+    if len(rows) != len(renamed):
+        raise UserError(
+            f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
+            "run ulm_prompt/make_data.py again, then the stages after it"
+        )
+    return [
+        {"file_name": row.file, "src": f"{units} {BOS}", "label": label}
+        for row, (units, label) in zip(rows, renamed)
+    ]
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
@@ -64,7 +59,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         )
     texts = renamed_texts(workspace, pair)
     sources = read_test(workspace, pair, texts["test"])
-    train = read_prompt_text(texts["train"], TEXT_STAGE)
+    train = read_prompt_text(texts["train"], MADE_BY)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
 
     import torch
@@ -78,9 +73,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
-        raise UserError(
-            f"{prompt.parent}: trained with another verbal.json; train again, or restore it"
-        )
+        raise UserError(f"{prompt}: trained with another verbal.json; restore it or --verbalizer")
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -106,8 +99,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     limit = label_limit(args.max_labels, longest)
     if limit < longest and not pair.config.is_sequence:
         raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
-    names = [field.name for field in dataclasses.fields(Options)]
-    options = Options(**{**{name: getattr(args, name) for name in names}, "max_labels": limit})
+    flags = {**vars(args), "max_labels": limit}
+    options = Options(**{name: flags[name] for name in Options.__dataclass_fields__})
     made_from = {
         "prompt": sha256(prompt),
         "lm": unit_lm.fingerprint,
@@ -129,8 +122,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         scored = options.beam > 1 or options.sampling
         sample_file.write_samples(target, sources, answers, scored)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
-        positions = unit_lm.model.max_positions()
-        sample_file.report_long(rows, answers, limit, positions, args.max_units)
+        sample_file.report_long(rows, answers, options, unit_lm.model.max_positions())
         answers.remove()
     sample_file.report_unseen((source["label"] for source in sources), train_labels)
 

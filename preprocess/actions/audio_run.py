@@ -143,8 +143,8 @@ class BlockStore:
 
 
 class AudioRun:
-    """One task's audio, from its manifests to ``folder``. ``made_from`` is what the results depend
-    on beside the audio, ``command`` what a user types to compute them.
+    """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
+    ``made_from``. ``command`` is what a user types to compute them.
 
     A subclass says what is computed, and how the splits are written.
     """
@@ -215,7 +215,7 @@ class AudioRun:
 
     def _is_done(self) -> bool:
         """Whether the splits exist, from the same plan, with no file left out (it may be repaired
-        by now). Says so, and removes what an earlier run left behind.
+        by now). If so, prints it and removes what an earlier run left behind.
         """
         record = self.folder / "provenance.json"
         if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
@@ -225,8 +225,8 @@ class AudioRun:
         if done:
             self._store.remove()  # of a run that ended between its record and this
             self.task.say(
-                f"{self.folder} is there already, made from these manifests and models; remove it "
-                "where audio was changed under its name"
+                f"{self.folder} already exists, made from these manifests and models; remove it if "
+                "audio files have changed"
             )
         return done
 

@@ -45,8 +45,8 @@ class FairseqConfig:
 
 @dataclass
 class Config:
-    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its
-    own type.
+    """A task's config.yaml. A task with more data keys subclasses it and changes the type of
+    ``datarc``.
     """
 
     taskrc: TaskConfig = field(default_factory=TaskConfig)

@@ -77,7 +77,7 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
 
 def inside(name: str, root: Path, where: str) -> str:
     """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
-    of ``root``. What is a link in the corpus is its owner's.
+    of ``root``. Links inside the corpus are followed.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:

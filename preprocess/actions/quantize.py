@@ -24,8 +24,8 @@ from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
-    ``.npz``. An existing file stays: units, and the unit LM, belong to it. Only one that ships with
-    the repository gives way to the new one, which knows the corpus better.
+    ``.npz``. An existing file stays, because units and the unit LM depend on it. Only the one that
+    ships with the repository is replaced: the new one fits the corpus better.
 
     The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
     features, and for a speech model whose k-means comes with it.
@@ -48,7 +48,7 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
                 f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}; "
                 "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
             )
-        print(f"{first.km_path} is there already: kept; remove it to learn it anew")
+        print(f"{first.km_path} already exists: kept; remove it to learn it again")
         return
     if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
         raise UserError(
@@ -102,8 +102,8 @@ def _sample(preprocessors: Sequence[Preprocessor]) -> np.ndarray:
 
 
 def _draw(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:
-    """Draw files from all pools together until they last ``seconds``; each pool's share, in its own
-    order.
+    """Draw files from all pools together until they last ``seconds``. Returns the drawn files of
+    each pool, in the pool's order.
     """
     files = [(pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))]
     drawn: set[tuple[int, int]] = set()

@@ -101,7 +101,7 @@ def _parse(
     """Utterance and labels of ``<utterance> BOS words EOS<TAB>O tags intent``."""
     text, _, tagged = line.partition("\t")
     name, *words = text.split()
-    tags = tagged.split()[:-1]  # the intent stands last
+    tags = tagged.split()[:-1]  # the intent is last
     if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
         raise UserError(
             f"{path}, line {number}: expected '<utterance> BOS words EOS', a tab, 'O', a tag for "

@@ -49,18 +49,23 @@ class Cpc:
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        convs, lstm = _read_checkpoint(source.ckpt_path, layers, source.device)
+        # as one operation, or layer by layer where every layer's output is wanted
+        convs, self._lstms = _read_checkpoint(
+            source.ckpt_path, layers, source.all_layers, source.device
+        )
         self._encoder = ConvEncoder(convs, source.device)
-        self._lstm = _Lstm(lstm.to(source.device).eval().requires_grad_(False), source.all_layers)
         self._device = source.device
-        self.dim = lstm.hidden_size
+        self._all_layers = source.all_layers
+        self.dim = self._lstms[0].hidden_size
+        self._with_input = self._lstms[0].input_size == self.dim
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
         (frames_i, L, D).
         """
-        frame = self._lstm.frame
-        fresh = torch.zeros(2, self._lstm.layers, self.dim, device=self._device)
+        layers = sum(lstm.num_layers for lstm in self._lstms)
+        frame = (layers + self._with_input, self.dim) if self._all_layers else (self.dim,)
+        fresh = torch.zeros(2, layers, self.dim, device=self._device)
         tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
         # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -80,51 +85,19 @@ class Cpc:
                 states.append(track.state if whole else fresh)
                 owners.append((track, whole))
         state = torch.stack(states, dim=2)  # (2, layers, rows, D)
-        padded = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
-        output, state = self._lstm(padded, state)  # (T, rows, D)
+        frames = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
+        kept, after = [frames] if self._with_input else [], []
+        parts = state.split([lstm.num_layers for lstm in self._lstms], dim=1)
+        for lstm, (hidden, cell) in zip(self._lstms, parts, strict=True):
+            frames, ended = lstm(frames, (hidden, cell))  # (T, rows, D)
+            kept.append(frames)
+            after.append(torch.stack(ended))
+        output = torch.stack(kept, dim=2) if self._all_layers else frames
+        state = torch.cat(after, dim=1)
         for row, (track, whole) in enumerate(owners):
             track.keep(output[: len(rows[row]), row], whole, piece)
             if whole:  # unless it ends here, it fills the piece: no padding is in its state
                 track.state = state[:, :, row]
-
-
-class _Lstm:
-    """The LSTM as one operation, or layer by layer where every layer's output is wanted."""
-
-    def __init__(self, lstm: nn.LSTM, all_layers: bool) -> None:
-        self._parts = [lstm]
-        self._all_layers = all_layers
-        self._with_input = lstm.input_size == lstm.hidden_size
-        self.layers = lstm.num_layers
-        self.frame: tuple[int, ...] = (lstm.hidden_size,)  # the shape of a frame's features
-        if all_layers:
-            self._parts = [_one_layer(lstm, index) for index in range(self.layers)]
-            self.frame = (self.layers + self._with_input, lstm.hidden_size)
-
-    def __call__(
-        self, frames: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (T, rows, C) and the state (2, layers, rows, D) before it to (T, rows, D), or
-        (T, rows, L, D), and the state after it.
-        """
-        kept = [frames] if self._with_input else []
-        states = []
-        for part, (hidden, cell) in zip(self._parts, state.split(self._parts[0].num_layers, 1)):
-            frames, after = part(frames, (hidden, cell))
-            kept.append(frames)
-            states.append(torch.stack(after))
-        output = torch.stack(kept, dim=2) if self._all_layers else frames
-        return output, torch.cat(states, dim=1)
-
-
-def _one_layer(lstm: nn.LSTM, index: int) -> nn.LSTM:
-    """Layer ``index`` as an LSTM of its own, with the same weights."""
-    weights = lstm.all_weights[index]
-    layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, device=weights[0].device)
-    layer.eval().requires_grad_(False)
-    for target, weight in zip(layer.all_weights[0], weights):
-        target.copy_(weight)
-    return layer
 
 
 class _Track:
@@ -179,9 +152,10 @@ class _Track:
 
 
 def _read_checkpoint(
-    path: Path, layers: int | None, device: torch.device
-) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
-    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``.
+    path: Path, layers: int | None, apart: bool, device: torch.device
+) -> tuple[dict[str, torch.Tensor], list[nn.LSTM]]:
+    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``,
+    ``apart`` as an LSTM for each of them.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """
@@ -203,7 +177,6 @@ def _read_checkpoint(
         )
     if layers > len(weights):
         raise UserError(f"{path}: says {layers} LSTM layers and has {len(weights)} weights")
-    lstm = nn.LSTM(channels, hidden, layers, device="meta")  # no memory before its weights are seen
     stored = Weights(weights, path, device)
     convs = {}
     for index, kernel in enumerate(KERNELS):
@@ -214,11 +187,19 @@ def _read_checkpoint(
             f"batchNorm{index}.bias": (1, channels, 1),
         }
     convs = {name: stored.take(f"gEncoder.{name}", *shape) for name, shape in convs.items()}
-    shapes = {name: value.shape for name, value in lstm.state_dict().items()}
-    state = {name: stored.take(f"gAR.baseNet.{name}", *shape) for name, shape in shapes.items()}
-    lstm = lstm.to_empty(device=device)
-    lstm.load_state_dict(state)
-    return convs, lstm
+    lstms = []
+    for start in range(0, layers, 1 if apart else layers):
+        width = hidden if start else channels
+        lstm = nn.LSTM(width, hidden, 1 if apart else layers, device="meta")
+        state = {}
+        for name, value in lstm.state_dict().items():
+            kind, _, layer = name.rpartition("_l")  # weight_ih, 0
+            stored_name = f"gAR.baseNet.{kind}_l{start + int(layer)}"
+            state[name] = stored.take(stored_name, *value.shape)
+        lstm.load_state_dict(state, assign=True)
+        lstm.flatten_parameters()  # side by side in memory, as cuDNN wants them
+        lstms.append(lstm.eval().requires_grad_(False))
+    return convs, lstms
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str) -> int:

@@ -30,8 +30,8 @@ _MOST_FRAMES = {"cpu": 200, "cuda": 20_000}  # at once; the first layer holds 64
 
 
 class Stretch(NamedTuple):
-    """``count`` frames from frame ``first`` of ``waveform`` (T,), beyond whose ends lies silence
-    (in every layer, as padding).
+    """``count`` frames from frame ``first`` of ``waveform`` (T,), with silence beyond its ends (in
+    every layer, as padding).
     """
 
     waveform: torch.Tensor

@@ -214,20 +214,17 @@ class _Unpickler(pickle.Unpickler):
         # an io.BytesIO cannot peek, so the unpickler reads no byte of an array before its wrapper
         super().__init__(stream)
         self._path = path
-        self._wrapper = type("_Wrapper", (_Wrapper,), {"stream": stream})
+        wrapper = type("_Wrapper", (_Wrapper,), {"stream": stream})
+        modules = "joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"
+        self._names = _NAMES | {(module, "NumpyArrayWrapper"): wrapper for module in modules}
 
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """What stands for a name. Raises ``UserError`` for one that no k-means needs."""
-        known = _NAMES.get((module.replace("numpy._core.", "numpy.core."), name))
+        """The stand-in for a name. Raises ``UserError`` for a name that no k-means needs."""
+        known = self._names.get((module.replace("numpy._core.", "numpy.core."), name))
         if known is not None:
             return known
         if module.startswith("numpy.random"):  # a random state, left by partial_fit
             return _Kept
-        if (module.removeprefix("sklearn.externals."), name) == (
-            "joblib.numpy_pickle",
-            "NumpyArrayWrapper",
-        ):
-            return self._wrapper
         raise UserError(
             f"{self._path}: refused, it holds code or an unknown class "
             f"({f'{module}.{name}'[:100]}); expected a scikit-learn k-means saved by joblib; get "
@@ -244,6 +241,5 @@ def _dtype(kept: _Dtype) -> np.dtype:
 
 
 def _array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    order = "F" if fortran else "C"
-    array = np.frombuffer(data, _dtype(dtype)).reshape(shape, order=order)
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    array = np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")

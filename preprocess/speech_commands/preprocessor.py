@@ -30,7 +30,7 @@ MAX_WAVS_PER_CLASS = 2**27 - 1
 def which_split(file_name: str) -> str | None:
     """The dataset's own rule, which keeps a speaker in one split. None: in neither train nor valid.
 
-    ``file_name`` is like ``a6d586b7_nohash_4.wav``; what stands before ``_nohash_`` is the speaker.
+    ``file_name`` is like ``a6d586b7_nohash_4.wav``; the part before ``_nohash_`` is the speaker.
     """
     speaker = re.sub(r"_nohash_.*$", "", file_name)
     digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)

@@ -109,7 +109,7 @@ def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
 def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkeypatch, capsys):
     expected = compute(workspace)
     compute(workspace)
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     for split in SPLITS:
         (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
     write, stored = BlockStore.write, []

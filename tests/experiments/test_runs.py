@@ -105,7 +105,9 @@ def another_size(root: Path) -> None:
 
 def another_card(root: Path) -> None:
     (path,) = root.glob("checkpoints/KS_tiny100_checkpoints_PT*/prompt.json")
-    write_json(path, {**read_json(path, ""), "data": {}})
+    values = read_json(path, "")
+    values["run"]["data"] = {}
+    write_json(path, values)
 
 
 @pytest.mark.parametrize(

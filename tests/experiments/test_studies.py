@@ -15,6 +15,7 @@ from experiments.pictures import draw_study
 from experiments.runs import Outcome, Run
 from experiments.studies import Study, Way, load_study, report, runs_of, study_names
 from pipeline.errors import UserError
+from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.tasks import Pair, load_task
@@ -200,6 +201,11 @@ def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[st
     assert len(set(maps.values())) == 3 and all(len(set(units)) == 4 for units in maps.values())
     default = json.loads((datasets / "verbal.json").read_text())
     assert tuple(default["KS"].values()) == maps["freq"]
+    for name in maps:
+        date = f"verbalizer_{name.split('_')[0]}_seed1"
+        card = read_json(Workspace(root).checkpoints("KS", "tiny100", date) / "prompt.json", "")
+        text = datasets / "speech_commands" / "verbalizers" / name / "train.txt"
+        assert sha256(text) in json.dumps(card), "trained on another text"
     sizes = [int(row["trained_parameters"]) for row in rows]
     assert sizes[:3] == [3 * 32 * 7 + 32] * 3 and sizes[3] == sizes[0] + 4 * 104
     assert rows[3]["test_invalid"] == "0.0"
@@ -208,19 +214,14 @@ def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[st
     assert study(root, "verbalizer", "--test") == rows and stages == ran
 
 
-def test_few_shots_by_the_command(root: Path, stages: list[str]) -> None:
-    rows = study(root, "few_shot", "--only", "k=2")
-    assert rows[0]["shots"] == "2" and stages == ["train"]
-    with pytest.raises(UserError, match="--only slow: expected one of k=1"):
-        study(root, "few_shot", "--only", "slow")
-
-
 def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> None:
-    knobs = [*QUICK, "shots=3", "verbalizer=learnable"]
-    (row,) = study(root, "seeds", "--date", "few", "--set", *knobs)
-    assert (row["shots"], row["verbalizer"]) == ("3", "learnable")
+    knobs = [*QUICK, "verbalizer=learnable"]
+    (row,) = study(root, "few_shot", "--date", "few", "--only", "k=2", "--set", *knobs)
+    assert (row["shots"], row["verbalizer"]) == ("2", "learnable") and stages == ["train"]
     with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
         study(root, "seeds", "--set", "seed=9")
+    with pytest.raises(UserError, match="--only slow: expected one of k=1"):
+        study(root, "few_shot", "--only", "slow")
 
 
 def test_fine_tuning_is_a_way() -> None:

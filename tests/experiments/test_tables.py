@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import shutil
 from pathlib import Path
@@ -24,7 +25,7 @@ from experiments.tables import (
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
-from tests.conftest import stage
+from reproduce import chosen
 from tests.ulm_prompt import tiny
 
 
@@ -136,6 +137,7 @@ def test_only_what_stands_between_the_marks_changes(tmp_path):
         put_table(path, table)
 
 
-def test_a_cell_that_the_tables_lack_is_named(tmp_path):
-    said = stage("reproduce.py", "--workspace", tmp_path, "--unit_model", "logmel100", code=2)
-    assert "no cell with logmel100" in said
+def test_a_cell_that_the_tables_lack_is_named(paper):
+    flags = {"method": "PT", "prompt_task": None, "unit_model": "logmel100"}
+    with pytest.raises(UserError, match="no cell with PT logmel100"):
+        chosen(paper, argparse.Namespace(**flags))

@@ -266,7 +266,7 @@ def test_a_kmeans_that_is_there_stays(intents, capsys):
     before = task.km_path.read_bytes()
     learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.seed=7")])
     assert task.km_path.read_bytes() == before
-    assert "is there already: kept" in capsys.readouterr().out
+    assert "already exists: kept" in capsys.readouterr().out
     with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
         learn_kmeans([preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")])
 

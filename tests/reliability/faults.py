@@ -94,7 +94,7 @@ def vanishing(trial: Trial) -> int:
 def two_runs(trial: Trial) -> int:
     """While a run stands still, at a drawn moment or at a drawn file that it opens after it took
     its lock, another begins and ends: it is refused, where the first holds the output. Then the
-    first goes on.
+    first resumes.
     """
     if trial.rng.random() < 0.5:
         first = trial.start()
@@ -122,7 +122,7 @@ def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = F
         return 0
     check_error(ended, *words)
     trial.check_kept()
-    resumed = (".part", ".part.json", ".tgz")  # what the next run goes on from
+    resumed = (".part", ".part.json", ".tgz")  # what the next run resumes from
     left = [p.name for p in temporaries(trial.work) if not p.name.endswith(resumed)]
     if left and not leaves:
         raise Wrong(f"left {', '.join(left)}")
@@ -130,7 +130,7 @@ def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = F
 
 
 def _written(trial: Trial) -> list[Path]:
-    """The folders there in which the stage makes something, or the nearest above them."""
+    """The folders in which the stage makes something, or the nearest existing ones above."""
     folders = (trial.work.joinpath(name).parent for name in trial.made)
     existing = (next(path for path in (f, *f.parents) if path.exists()) for f in folders)
     return sorted(set(existing))

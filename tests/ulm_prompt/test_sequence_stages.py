@@ -18,6 +18,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import Pair, load_task, sequence_pair
+from ulm_prompt.prompt_lm.decoding import Options
 from ulm_prompt.scoring.sample_file import report_long
 from ulm_prompt.scoring.sequence_scores import score_sequences
 
@@ -182,10 +183,10 @@ def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) 
     """Cut at the limit, or longer with their row than the LM's positions: how many of each."""
     rows = [range(10), range(10), range(4)]
     answers = {row: {"symbols": count} for row, count in enumerate((5, 3, 5))}
-    report_long(rows, answers, limit=5, positions=12, max_units=99)
+    report_long(rows, answers, Options(max_labels=5, max_units=99), positions=12)
     printed = capsys.readouterr().out
     assert "2 free answers were cut after 5 labels" in printed
     assert "2 rows are longer with their answer than the 12 positions" in printed
     assert "(15 at most)" in printed
-    report_long(rows, answers, limit=6, positions=15, max_units=99)
+    report_long(rows, answers, Options(max_labels=6, max_units=99), positions=15)
     assert capsys.readouterr().out == ""

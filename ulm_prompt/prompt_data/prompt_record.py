@@ -75,10 +75,6 @@ class PromptRecord:
     test: dict[str, float] = field(default_factory=dict)
     license: str | None = None
 
-    def name(self, label: str) -> str:
-        """A label as people call it."""
-        return self.labels[label]["name"]
-
     @property
     def is_text(self) -> bool:
         """Whether an answer has any number of labels."""
@@ -167,22 +163,17 @@ def _check(record: PromptRecord, path: Path) -> None:
     if record.units is None:
         return  # export.py has still to complete it
     labels, units = record.labels, record.verbal
-    texts = [text for entry in labels.values() for text in entry.values()]
-    if not labels or any(entry.keys() != {"slot", "name"} for entry in labels.values()):
-        raise _wrong(path, "labels", 'label: {"slot": ..., "name": ...}', labels)
-    if not all(text and text.isprintable() for text in (*labels, *texts, *units.values())):
-        raise _wrong(path, "labels", "names and units on one line", labels)
+    texts = [*units.values(), *(text for entry in labels.values() for text in entry.values())]
+    has_names = labels and all(entry.keys() == {"slot", "name"} for entry in labels.values())
+    if not (has_names and all(text and text.isprintable() for text in texts)):
+        raise _wrong(path, "labels", "a slot and a name for each, on one line", labels)
     if units.keys() != labels.keys() or len(set(units.values())) != len(units):
         raise _wrong(path, "verbal", "a unit for each of labels", units)
     if record.most_labels < max(1, record.labels_per_utterance):
         raise _wrong(path, "most_labels", "at least labels_per_utterance", record.most_labels)
-    for sequence in record.label_sequences or []:
-        if not (sequence and set(sequence) <= labels.keys()):
-            raise _wrong(path, "label_sequences", "labels in each", sequence)
-        if len(sequence) > record.most_labels:
-            raise _wrong(path, "label_sequences", "at most most_labels in each", sequence)
-    if record.label_sequences == []:
-        raise _wrong(path, "label_sequences", "sequences or null", [])
+    for sequence in [[]] if record.label_sequences == [] else record.label_sequences or []:
+        if not (0 < len(sequence) <= record.most_labels and set(sequence) <= labels.keys()):
+            raise _wrong(path, "label_sequences", "1 to most_labels of labels", sequence)
     if record.license is not None and not record.license.isprintable():
         raise _wrong(path, "license", "one line", record.license)
 

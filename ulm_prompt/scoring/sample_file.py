@@ -20,7 +20,7 @@ from ulm_prompt.prompt_data.tasks import MAX_LABELS
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
 
-    from ulm_prompt.prompt_lm.decoding import Decoded
+    from ulm_prompt.prompt_lm.decoding import Decoded, Options
 
 
 BOS = "<s>"
@@ -245,13 +245,14 @@ def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
 def report_long(
     rows: Sequence[Sized],
     answers: Mapping[int, dict[str, Any]],
-    limit: int,
+    options: Options,
     positions: int,
-    max_units: int,
 ) -> None:
     """Print how many rows of more than ``max_units`` were not answered, how many free answers were
-    cut at ``limit``, and how many rows with their answer are longer than the LM's ``positions``.
+    cut after ``max_labels``, and how many rows with their answer are longer than the LM's
+    ``positions``.
     """
+    limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
     too_long = [count for count in units if count > max_units]
     if too_long:

@@ -37,14 +37,15 @@ BELOW_ONE = ("prompt_dropout", "lm_dropout", "dropout", "unit_noise")
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
-def _schema(path: Path) -> type:
-    """A dataclass of the knobs in ``path``; the values there are the defaults and the types."""
-    knobs = load_yaml(path).items()
-    return make_dataclass("Recipe", [(name, type(value), value) for name, value in knobs])
+def _schema(name: str, path: Path) -> type:
+    """The dataclass ``name`` of the knobs in ``path``; the values there are defaults and types."""
+    knobs = [(knob, type(value), value) for knob, value in load_yaml(path).items()]
+    # its module: where ranks that are sent a recipe look for the class
+    return make_dataclass(name, knobs, namespace={"__module__": __name__})
 
 
-Recipe = _schema(CONFIG / "recipes" / "published.yaml")
-UnitLMRecipe = _schema(CONFIG / "ulm" / "gslm.yaml")
+Recipe = _schema("Recipe", CONFIG / "recipes" / "published.yaml")
+UnitLMRecipe = _schema("UnitLMRecipe", CONFIG / "ulm" / "gslm.yaml")
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:

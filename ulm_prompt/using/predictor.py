@@ -161,6 +161,26 @@ class Predictor:
                     raise answers
                 yield Segment(piece.start, piece.end, answers)
 
+    def answer_files(
+        self,
+        paths: Sequence[Path],
+        top: int = 1,
+        segments: bool = False,
+        longest: float | None = None,
+    ) -> Iterator[tuple[Path, tuple[float, float] | None, dict[str, list[Prediction]] | BadAudio]]:
+        """The answers to every file, or to its ``segments``: path, start and end of the segment in
+        seconds, and the answers or why there are none.
+        """
+        if not segments:
+            yield from ((path, None, answers) for path, answers in zip(paths, self(paths, top)))
+            return
+        for path in paths:
+            try:
+                for start, end, answers in self.segments(path, top, longest):
+                    yield path, (start, end), answers
+            except BadAudio as error:
+                yield path, None, error
+
     def answers(self, units: Sequence[str], top: int = 1) -> list[dict[str, list[Prediction]]]:
         """The same for utterances that are units already, ``"71 12 57"`` each."""
         rows = [
