@@ -132,18 +132,6 @@ def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.M
         assert torch.equal(tensor, models[1][name]), name
 
 
-def test_a_run_of_an_earlier_version_goes_on(root: Path) -> None:
-    """Its card has no such knob."""
-    train(root, "old", "max_update=6", "warmup_updates=2")
-    path = Workspace(root).checkpoints("KS", "tiny100", "old") / "prompt.json"
-    card = json.loads(path.read_text())
-    for knob in ("shots", "verbalizer", "unit_noise"):
-        del card["training"][knob]
-    del card["labels_per_utterance"]
-    path.write_text(json.dumps(card))
-    assert "has finished" in train(root, "old", "max_update=6", "warmup_updates=2")
-
-
 @pytest.mark.parametrize("downstream", ["speech_commands", "fluent_commands"])
 def test_the_published_rows(data: Path, downstream: str) -> None:
     """KS's train split is balanced by drawing with replacement; each class still gives k."""

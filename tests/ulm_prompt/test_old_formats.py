@@ -4,6 +4,7 @@ stages.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,16 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.forked import stage
 from tests.ulm_prompt.test_model import published_logits
+from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.checkpoint import load
+from ulm_prompt.prompt_lm.decoding import Options, decode
+from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.lm import load_unit_lm
-from ulm_prompt.prompt_lm.prompt import Prompt
 
 LMS = {  # and the knobs of their size
     "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},
@@ -203,23 +208,24 @@ def test_a_published_fine_tuned_checkpoint_decodes_with_its_own_weights(
 
 
 def test_a_published_infix_prompt_decodes_as_published(published: Workspace, old: Path) -> None:
-    """Against the stock layers with the infix positions really inserted, symbol by symbol."""
-    checkpoint = old / "published_prompts" / "pubinf" / "checkpoint_best.pt"
-    answers = sample(published, checkpoint, "infix")
-    unit_lm = load_unit_lm(published.lm(UNIT_MODEL))
-    symbols = unit_lm.dictionary
-    state = torch.load(checkpoint, weights_only=False)["model"]
-    prompt = Prompt.from_published_state(state, len(unit_lm.model.decoder.layers), "infix")
+    """Against the stock layers with the infix positions really inserted, symbol by symbol. (It was
+    hardly trained: its answers are long and wrong.)
+    """
+    folder = old / "published_prompts" / "pubinf"
+    model, unit_lm = load(folder, published.lm(UNIT_MODEL))
+    symbols, prompt = unit_lm.dictionary, model.prompt
     assert prompt.infix and prompt.length == 5
-    for row in list(answers.values())[::60]:
-        text = f"</s> {row['src']} {row['predict']}".split()
-        tokens = torch.tensor([[symbols.index(word) for word in text]])
-        logits = published_logits(unit_lm.model, prompt, tokens, prompt.inputs)[0]
+    test = read_rows(published.rows("speech_commands", UNIT_MODEL, "test"))
+    texts = [f"</s> {row.units} <s>".split() for row in list(test)[::100]]
+    rows = [torch.tensor([symbols.index(word) for word in text]) for text in texts]
+    sets = LabelSets.build("set", [[4]], len(symbols), symbols.eos())
+    lm = CachedLM(model, symbols.pad(), symbols.eos())
+    for decoded in itertools.chain(*decode(lm, rows, sets, Options(max_labels=8))):
+        row, answer = rows[decoded.row], decoded.free.symbols
+        tokens = torch.cat([row, torch.tensor(answer)])
+        logits = published_logits(model.lm, prompt, tokens[None], prompt.inputs)[0]
         logits[:, symbols.pad()] = -torch.inf
-        likeliest = [symbols[index] for index in logits.argmax(-1)[text.index("<s>") :]]
-        assert likeliest == [*row["predict"].split(), "</s>"]
-    right = sum(row["label"] == row["predict"] for row in answers.values())
-    assert right > 0.5 * len(answers)
+        assert logits.argmax(-1)[len(row) - 1 : -1].tolist() == answer
 
 
 @pytest.mark.parametrize("name", ["prefix_embed_prompts", "infix_embed_prompts"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +11,11 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.rows import read_rows
-from pipeline.torch_files import save_torch
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm import model as gradient_scale
-from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
+from ulm_prompt.prompt_lm.data import RowDataset
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import Prompt
 
 LAYERS, WIDTH, LENGTH, SYMBOLS = 3, 32, 5, 104
 
@@ -181,26 +176,3 @@ def test_small_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> Non
         return ((found[1] - found[0]).norm() / found[0].norm()).item()
 
     assert error(gradient_scale.FLOAT16_SCALE) < 0.02 < error(1.0)
-
-
-def test_a_task_s_checkpoint_is_small(tmp_path: Path) -> None:
-    """IC's prompt on the released LM's shape: under 1 MB."""
-    state = Prompt(layers=12, length=6, width=1024).published_state()
-    best = {**checkpoint._prompt_alone(state, tmp_path), "updates": 1}
-    save_torch(best, tmp_path / "checkpoint_best.pt")
-    assert (tmp_path / "checkpoint_best.pt").stat().st_size < 700_000
-
-
-@pytest.mark.parametrize("downstream", ["speech_commands", "fluent_commands"])
-def test_padding_on_the_published_units(downstream: str, data: Path) -> None:
-    """Under 5 % in every epoch, and each epoch has batches of its own."""
-    rows = read_rows(data / "units" / "hubert100" / downstream / "train")
-    sizes = np.array([len(row.units.split()) + len(row.labels.split()) + 2 for row in rows])
-    epochs = []
-    for seed in range(2):
-        order = np.random.default_rng(seed).permutation(len(sizes))
-        batches = list(batches_by_length(order, sizes, 4096, 32))
-        padded = sum(len(batch) * sizes[batch].max() for batch in batches)
-        assert sizes.sum() / padded > 0.95
-        epochs.append({frozenset(batch.tolist()) for batch in batches})
-    assert len(epochs[0] & epochs[1]) < 10
