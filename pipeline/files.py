@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -15,7 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from pipeline.errors import UserError
+
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 def _temporary(path: Path) -> Path:
@@ -170,47 +173,48 @@ def _check_writable(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
-# One run at a time on one output.
-
-
 @contextlib.contextmanager
-def holding(output: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the file or folder ``output``, alone or (``shared``) with others that share it, by a
-    lock file beside it, ``.NAME.lock``. The one that holds it alone takes that away again, and the
-    folders that were made for it alone.
+def holding(output: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the file or folder ``output`` against other processes, by a lock file beside it,
+    ``.NAME.lock``. At the end it is removed, with the folders that were made for it alone.
 
-    The operating system lets go of it when the process ends, however that happens. Raises
-    ``UserError`` when another process holds it, unless it is to ``wait``.
+    ``wait``: seconds to wait for another process; -1: as long as it takes. A killed process holds
+    nothing. Raises ``UserError`` when another process holds the output, and on a file system
+    without locks.
     """
     absent = [folder for folder in output.parents if not folder.exists()]
     path = output.with_name(f".{output.name}.lock")
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    lock = _acquired(path, wait)
     try:
-        handle = _locked(path, how)
-    except BlockingIOError:
-        raise UserError(
-            f"{output}: another process is writing there; wait for it or stop it first"
-        ) from None
-    with handle:
-        try:
-            yield
-        finally:
-            if not shared:
-                with contextlib.suppress(OSError):  # gone, or not ours to remove any more
-                    path.unlink()
-                    for folder in absent:  # the innermost first; one with something in it stays
-                        folder.rmdir()
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # already removed, or no longer ours to remove
+            path.unlink()  # while it is held: who waits for it sees that, and makes a new one
+        lock.release()
+        with contextlib.suppress(OSError):
+            for folder in absent:  # the innermost first; one with something in it stays
+                folder.rmdir()
 
 
-def _locked(path: Path, how: int) -> IO[str]:
-    """The lock file, open and locked."""
+def _acquired(path: Path, wait: float) -> FileLock:
+    lock = FileLock(path, thread_local=False)
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-            # NFS gives a shared lock only on what is open for reading, too
-            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
-            fcntl.flock(handle, how)
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                stack.pop_all()  # it stays open
-                return handle
-        # its holder took it away when it was done, its folder perhaps too: it locks nothing
+        try:
+            # a process that ends just now needs a moment to let go
+            lock.acquire(timeout=wait or 0.2, poll_interval=0.05)
+            return lock
+        except FileNotFoundError:  # a process that ended just now removed the folder
+            continue
+        except Timeout:
+            output = path.with_name(path.name[1:].removesuffix(".lock"))
+            raise UserError(
+                f"{output}: another process is writing there; wait for it or stop it first"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{path}: this file system has no locks ({error.strerror}); put --workspace on "
+                "another one"
+            ) from None

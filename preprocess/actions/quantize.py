@@ -117,7 +117,7 @@ class AudioRun:
         for the next call) unless ``skip_bad``, and for another run at work on the same output.
         """
         with contextlib.ExitStack() as stack:
-            on_main(here, lambda: stack.enter_context(holding(self.folder)))
+            on_main(here, lambda: stack.enter_context(self._holding_all()))
             if on_main(here, self._is_done):
                 return
             on_main(here, self._go_on)
@@ -128,7 +128,9 @@ class AudioRun:
     def run_shard(self, shard: Shard) -> None:
         """Compute one shard and note that it is done; ``merge_shards`` follows the last."""
         own = self.folder / f"shard-{shard.index}-of-{shard.count}"
-        with holding(self.folder, shared=True), holding(own):
+        with contextlib.ExitStack() as stack:
+            with holding(self.folder, wait=5):  # other shards hold it for a moment, too
+                stack.enter_context(holding(own))
             self._store.open(discard=False)
             blocks = self._blocks[shard.index :: shard.count]
             if self._store.shard_is_finished(*shard) and not self._store.missing(blocks):
@@ -140,13 +142,22 @@ class AudioRun:
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` for a missing or a double one."""
-        with holding(self.folder):
+        with self._holding_all():
             if self._is_done():
                 return
             self._store.open(discard=False)
             shards = self._store.check_shards()
             self._write(skip_bad)
             self.task.say(f"merged {shards} shards")
+
+    @contextlib.contextmanager
+    def _holding_all(self) -> Iterator[None]:
+        """Hold the output; raises ``UserError`` while a shard is being computed."""
+        with holding(self.folder):
+            for lock in self.folder.glob(".shard-*.lock"):
+                with holding(self.folder / lock.name[1:].removesuffix(".lock")):
+                    pass
+            yield
 
     def _is_done(self) -> bool:
         """Whether the splits are there, from the same plan, and no file was left out of them (it

@@ -178,7 +178,7 @@ class PretrainedModels:
         return records
 
     def _record(self, path: Path, record: Record) -> None:
-        with holding(self.records, wait=True):
+        with holding(self.records, wait=-1):
             write_json(self.records, self._read() | {self._key(path): record})
 
 

@@ -184,14 +184,20 @@ def test_bad_shards_on_the_command_line(tmp_path, options, message):
 
 def test_a_second_run_at_the_same_time_is_refused(workspace):
     task = intents(workspace)
+
+    def refused(work, *arguments) -> None:
+        with pytest.raises(UserError, match="another process is writing there"):
+            work(task, *arguments)
+
     with holding(task.quantized):
-        for again in (
-            lambda: quantize(task, Ranks(), skip_bad=False),
-            lambda: quantize_shard(task, Shard(0, 2)),
-            lambda: merge_shards(task, skip_bad=False),
-        ):
-            with pytest.raises(UserError, match="another process is writing there"):
-                again()
+        refused(quantize, Ranks(), False)
+        refused(quantize_shard, Shard(0, 2))
+        refused(merge_shards, False)
+    with holding(task.quantized / "shard-0-of-2"):
+        refused(quantize, Ranks(), False)
+        refused(quantize_shard, Shard(0, 2))
+        refused(merge_shards, False)
+        quantize_shard(task, Shard(1, 2))
 
 
 def test_bad_audio_loses_nothing_good(tmp_path, capsys):

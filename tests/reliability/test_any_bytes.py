@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.json_members import read_members
 from pipeline.rows import SPLITS, read_rows
 from pipeline.unit_models import Registry
 from pipeline.workspace import REPOSITORY, Workspace
@@ -182,24 +181,6 @@ def test_samples(tmp_path: Path, content: bytes, twin: bool) -> None:
             raise UserError(f"{changed}: {error}") from None
 
     check(read, files[twin], content)
-
-
-@few
-@given(contents(b'{"a": [1, {"b": null}], "c": -1.5e3, "d": "\\u00e9"}'), st.integers(1, 9))
-def test_members_are_what_json_reads(tmp_path: Path, content: bytes, piece: int) -> None:
-    path = tmp_path / "members.json"
-    path.write_bytes(content)
-    try:
-        expected = json.loads(content.decode("utf-8-sig"))
-    except ValueError:
-        expected = None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.json_members.PIECE", piece)
-        try:
-            found = dict(read_members(path, "x"))
-        except UserError:
-            found = None
-    assert repr(found) == repr(expected if isinstance(expected, dict) else None)
 
 
 @few

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming
-from pipeline.json_members import read_members, writing_members
+from pipeline.files import naming, read_json, write_json
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -132,13 +131,15 @@ def write_samples(
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
     after them only when ``scored``.
     """
-    twin = path.with_stem(path.stem + WITHIN)
-    with writing_members(twin) as add_within, writing_members(path) as add_free:
-        for row, source in enumerate(sources):
-            answer = answers[row]
-            free = answer["free"] if scored else {"predict": answer["free"]["predict"]}
-            add_free(str(row), {**source, **free})
-            add_within(str(row), {**source, **answer["within"]})
+    samples: dict[str, dict[str, Any]] = {}
+    within: dict[str, dict[str, Any]] = {}
+    for row, source in enumerate(sources):
+        answer = answers[row]
+        free = answer["free"] if scored else {"predict": answer["free"]["predict"]}
+        samples[str(row)] = {**source, **free}
+        within[str(row)] = {**source, **answer["within"]}
+    write_json(path.with_stem(path.stem + WITHIN), within)
+    write_json(path, samples)
 
 
 def origin_path(samples: Path) -> Path:
@@ -147,21 +148,20 @@ def origin_path(samples: Path) -> Path:
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream what a sample file says of each utterance, in its order. ``<s>`` is no part of an
+    """Yield what a sample file says of each utterance, in its order. ``<s>`` is no part of an
     answer, also in files that were written when it was kept.
 
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
     expected = "expected id -> file_name, src, label, predict; run sample.py again"
-    empty = True
-    for name, said in read_members(path, "ulm_prompt/sample.py"):
-        empty = False
-        if not isinstance(said, dict) or not all(
-            isinstance(said.get(key), str) for key in ("label", "predict")
+    samples = read_json(path, "ulm_prompt/sample.py")
+    if not samples:
+        raise UserError(f"{path}: no utterance in it; {expected}")
+    for name, sample in samples.items():
+        if not isinstance(sample, dict) or not all(
+            isinstance(sample.get(key), str) for key in ("label", "predict")
         ):
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
-        if BOS in said["predict"]:
-            said["predict"] = " ".join(word for word in said["predict"].split() if word != BOS)
-        yield said
-    if empty:
-        raise UserError(f"{path}: no utterance in it; {expected}")
+        if BOS in sample["predict"]:
+            sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
+        yield sample
