@@ -142,7 +142,7 @@ def _corpus(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
 
 def _speech_model(cell: Cell, workspace: Workspace, kmeans: bool) -> list[str]:
     known = find_unit_model(cell.unit_model, workspace)
-    if known is None:
+    if not known.is_described:
         return [f"{cell.unit_model}: describe it in pretrained_models/my_unit_models.yaml"]
     lines = []
     if known.checkpoint is not None:

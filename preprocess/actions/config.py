@@ -53,7 +53,7 @@ class Config:
     fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
 
 
-def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -> None:
+def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     """Take from the registry's entry what the config leaves empty.
 
     Raises ``UserError`` for a unit model without an entry whose features the config leaves open,
@@ -64,16 +64,15 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
             f"taskrc.unit_model={unit_model[:80]!r}: a name is letters, digits, and _ . - after "
             "the first"
         )
-    if known is not None:
-        settings.feature_type = settings.feature_type or known.feature_type
-        if settings.km_clusters is None:
-            settings.km_clusters = known.clusters
-        if settings.ckpt_path is None and known.ckpt_path is not None:
-            settings.ckpt_path = str(known.ckpt_path)
-        if settings.layer is None:
-            settings.layer = known.layer
-        if settings.normalize is None:
-            settings.normalize = known.normalize
+    settings.feature_type = settings.feature_type or known.feature_type
+    if settings.km_clusters is None:
+        settings.km_clusters = known.clusters
+    if settings.ckpt_path is None and known.ckpt_path is not None:
+        settings.ckpt_path = str(known.ckpt_path)
+    if settings.layer is None:
+        settings.layer = known.layer
+    if settings.normalize is None:
+        settings.normalize = known.normalize
     if settings.feature_type is None:
         raise UserError(
             f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "

@@ -117,7 +117,9 @@ def test_a_kmeans_made_here_comes_before_the_released_one(workspace: Workspace) 
 
 
 def test_names(workspace: Workspace) -> None:
-    assert find_unit_model("mine", workspace) is None
+    units_made_elsewhere = find_unit_model("mine", workspace)
+    assert not units_made_elsewhere.is_described
+    assert units_made_elsewhere.lm_folder == workspace.lm("mine")
     with pytest.raises(UserError, match="unit model mine: unknown; there is hubert50, .*w2v2_200"):
         unit_model("mine", workspace)
 
@@ -176,8 +178,8 @@ unit_models:
         ("unit_models: {a: {MODEL, lm: {url: 'http://x/a b'}}}", "http or https address"),
         ("checkpoints: {a: {url: 'http://x/a.pt', sha256: 12}}", "64 digits"),
         ("checkpoints: {a: {path: x, sha256: SHA}}", "belong to a url"),
-        ("checkpoints: {a: {wheel: {file: b-1-py3-none-any.whl, member: c}}}", "wheel.sha256"),
-        ("checkpoints: {a: {wheel: {file: b.zip, sha256: SHA, member: c}}}", "wheel must have"),
+        ("checkpoints: {a: {wheel: {file: b-1-py3-none-any.whl, member: c}}}", "sha256"),
+        ("checkpoints: {a: {wheel: {file: b.zip, sha256: SHA, member: c}}}", "a wheel is"),
         ("checkpoints: {a: {path: x, wheel: {file: b, sha256: c, member: d}}}", "path or wheel"),
         ("checkpoints: {a: {url: 'http://x/..'}}", "must end in a file name"),
         ("checkpoints: {a: {url: 'http://x/%2e%2e%2fa.pt'}}", "must end in a file name"),

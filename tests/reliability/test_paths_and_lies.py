@@ -19,6 +19,7 @@ from baselines.classifiers.means import means_folder, read_means
 from experiments.study_cell import RECORD, Place
 from pipeline.errors import UserError
 from pipeline.files import sha256
+from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import FairseqConfig, fill_in
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
@@ -74,7 +75,7 @@ def test_a_corpus_that_names_files_elsewhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "", ".hidden", "a\n"])
 def test_a_unit_model_is_a_name(name: str) -> None:
-    refused(lambda: fill_in(FairseqConfig(), name, None))
+    refused(lambda: fill_in(FairseqConfig(), name, find_unit_model("a", Workspace(Path()))))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,8 @@ def test_the_config_beside_units(tmp_path: Path, text: str) -> None:
     folder = Workspace(tmp_path).downstream_data("speech_commands") / "logmel100"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(text)
-    message = refused(lambda: UnitFiles(Workspace(tmp_path), "logmel100", "speech_commands"))
+    known = find_unit_model("logmel100", Workspace(tmp_path))
+    message = refused(lambda: UnitFiles(known, "speech_commands"))
     assert "config.yaml" in message
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.runs import torch_threads
-from pipeline.unit_models import lm_folder
+from pipeline.unit_models import UnitModel, find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
@@ -105,8 +105,11 @@ class Predictor:
         if shipped:  # its LM and k-means ship too, the speech model is in the repository
             home = Workspace(shipped_prompt().parents[2])
         records = [_record(path, home) for path in paths]
-        files = _common_units(records, home, shipped)
-        folder = lm_folder(home, records[0].unit_model, shipped)
+        unit_model = find_unit_model(records[0].unit_model, home)
+        if shipped:
+            unit_model = unit_model.shipped
+        files = _common_units(records, unit_model)
+        folder = unit_model.lm_folder
         weights = [read_prompt(path) for path in paths]
         unit_lm = load_unit_lm(folder)
         models = [prompted(path, state, unit_lm, folder) for path, state in zip(paths, weights)]
@@ -262,9 +265,7 @@ def _record(path: Path, workspace: Workspace) -> PromptRecord:
     return record_of(path, *task_and_unit_model(path), workspace)
 
 
-def _common_units(
-    records: Sequence[PromptRecord], workspace: Workspace, shipped: bool
-) -> UnitFiles:
+def _common_units(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:
     """The unit model that all prompts share. Raises ``UserError`` naming two that differ, or what
     is another one here.
     """
@@ -279,9 +280,9 @@ def _common_units(
                     f"--prompt: {first.task} and {other.task} differ in {what}: {one} and {two}; "
                     "answer them one at a time"
                 )
-    own_data = first.task in task_names() and not shipped
+    own_data = first.task in task_names() and not unit_model.shipped_first
     downstream = load_task(first.task).downstream if own_data else None
-    files = UnitFiles(workspace, first.unit_model, downstream, shipped)
+    files = UnitFiles(unit_model, downstream)
     files.check_here()
     found = files.record()
     for name, wanted in vars(first.units).items():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
-from pipeline.unit_models import lm_folder
+from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text
@@ -126,7 +126,7 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     if card is not None:
         facts = {name: getattr(card, name) for name in facts}
         facts["made_by"] = {k: v for k, v in card.made_by.items() if k != "command"}  # has paths
-    units = UnitFiles(workspace, unit_model, config.downstream)
+    units = UnitFiles(find_unit_model(unit_model, workspace), config.downstream)
     units.check_fresh()
     return PromptRecord(
         task=task,
