@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from unittest import mock
 import pytest
 
 from pipeline.errors import run
+from pipeline.files import holding
 from pretrained_models.download import main
 from tests.conftest import REPOSITORY, stage
 from tests.pretrained_models.remote import Remote
@@ -239,9 +239,16 @@ def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path) -> None:
     assert not mirror.requests, "names are checked first"
     records = tmp_path / "pretrained_models" / "downloaded.json"
     records.parent.mkdir()
-    for damage in ("{", "[]", '{"a": {"size": 3}}', json.dumps({"a": {"sha256": "x", "size": 1}})):
+    for damage in ("{", "[]", '{"a": {"size": 3}}'):
         records.write_text(damage)
         assert str(records) in download(mirror, tmp_path, "logmel50", code=2)
+
+
+def test_two_processes_do_not_get_one_file(mirror: Remote, tmp_path: Path) -> None:
+    with holding(tmp_path / "pretrained_models" / "logmel50_km.bin"):
+        printed = download(mirror, tmp_path, "logmel50", code=2)
+    assert "another process is writing there" in printed
+    assert not mirror.requests
 
 
 def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
 from pretrained_models.fetching import fetch as module
-from pretrained_models.fetching.fetch import DownloadError, Expected, Partial, fetch
+from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 from tests.pretrained_models.remote import Remote
 
 CONTENT = random.Random(1).randbytes(600_000)
@@ -60,7 +59,7 @@ def test_a_later_call_goes_on_too(
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     remote.always = {"status": 503}
     remote.plan = [{"status": 200, "cut": 200_000}]
-    with pytest.raises(DownloadError, match="goes on from here"):
+    with pytest.raises(DownloadError, match="resumes here"):
         get()
     assert not (tmp_path / "model.pt").exists()
     remote.always = {}
@@ -142,8 +141,7 @@ def test_two_halves_that_only_the_hash_tells_apart_are_fetched_again(remote: Rem
     "always, expected, message",
     [
         ({"promise": 1000}, UNKNOWN, r"gave up after 6 attempts"),
-        ({"promise": -1000}, UNKNOWN, r"more than the 599,000 bytes"),
-        ({"promise": -1000}, KNOWN, r"more than the 599,000 bytes"),
+        ({"empty": True}, UNKNOWN, r"is empty"),
         ({"kind": "text/html; charset=utf-8"}, UNKNOWN, r"web page"),
         ({"nameless": True}, UNKNOWN, r"does not say how long"),
         ({}, Expected(size=599_999), r"has 600,000 bytes, .* says 599,999"),
@@ -151,7 +149,7 @@ def test_two_halves_that_only_the_hash_tells_apart_are_fetched_again(remote: Rem
         ({"status": 404}, UNKNOWN, r"answers 404 .* put it at \S+/model.pt"),
         ({"status": 503}, UNKNOWN, r"503 .*gave up after 6 attempts"),
         ({"status": 302, "location": "file:///etc/passwd"}, UNKNOWN, r"not allowed"),
-        ({"status": 302, "location": "ftp://127.0.0.1/model.pt"}, UNKNOWN, r"unknown url type"),
+        ({"status": 302, "location": "ftp://127.0.0.1/model.pt"}, UNKNOWN, r"not allowed"),
     ],
 )
 def test_what_is_wrong_leaves_nothing_that_looks_right(
@@ -164,14 +162,6 @@ def test_what_is_wrong_leaves_nothing_that_looks_right(
     assert not (tmp_path / "model.pt").exists()
     if always != {"promise": 1000}:  # a cut file stays, hidden, to go on with
         assert not list(tmp_path.iterdir())
-
-
-def test_an_empty_file_is_no_file(remote: Remote, get, tmp_path: Path) -> None:
-    remote.files["/model.pt"] = b""
-    remote.always = {"ranges": False}
-    with pytest.raises(DownloadError):
-        get()
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("fault", [{"shift": -10}, {"earlier": 10}])
@@ -211,7 +201,7 @@ def test_redirects_are_followed_but_not_from_https_to_http(remote: Remote, get) 
     request = Request("https://example.org/model.pt")
     redirect = module._Redirects().redirect_request
     assert redirect(request, None, 302, "", {}, "https://example.org/b").full_url.endswith("/b")
-    with pytest.raises(OSError, match="not https"):
+    with pytest.raises(OSError, match="not allowed"):
         redirect(request, None, 302, "", {}, "http://example.org/b")
 
 
@@ -219,12 +209,6 @@ def test_a_chunked_answer_ends_where_it_says(remote: Remote, get) -> None:
     remote.always = {"chunked": True}
     remote.plan = [{"cut": 200_000}]
     assert get() == CONTENT
-
-
-def test_a_server_that_keeps_the_connection_costs_a_wait_only(remote: Remote, get) -> None:
-    remote.always = {"keep": True}
-    assert get(timeout=0.3) == CONTENT
-    assert len(remote.requests) == 1
 
 
 def test_a_full_disk_keeps_what_came(remote: Remote, get, tmp_path: Path) -> None:
@@ -251,15 +235,6 @@ def test_too_little_room_is_said_before_a_byte_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_two_processes_do_not_write_one_file(remote: Remote, get, tmp_path: Path) -> None:
-    with (
-        Partial.locked(tmp_path / "model.pt", "http://elsewhere/model.pt"),
-        pytest.raises(UserError, match="another process"),
-    ):
-        get()
-    assert get() == CONTENT
-
-
 @pytest.mark.parametrize("notes", ["", "[]", '{"url": 3}', "null", "\x00"])
 def test_a_part_without_readable_notes_is_not_trusted(
     remote: Remote, get, tmp_path: Path, notes: str
@@ -273,7 +248,7 @@ FAULTS = st.one_of(
     st.fixed_dictionaries({"cut": st.integers(0, 600_000)}),
     st.fixed_dictionaries({"reset": st.integers(0, 600_000)}),
     st.fixed_dictionaries({"cut": st.integers(0, 600_000), "etag": st.sampled_from([None, '"x"'])}),
-    st.fixed_dictionaries({"promise": st.integers(-5, 5)}),
+    st.fixed_dictionaries({"promise": st.integers(0, 5)}),
     st.fixed_dictionaries({"shift": st.integers(-5, 5)}),
     st.fixed_dictionaries({"cut": st.integers(0, 600_000), "chunked": st.just(True)}),
     st.sampled_from([{"status": 503}, {"status": 416}, {"ranges": False}, {"kind": "text/html"}]),

