@@ -14,12 +14,14 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import MISSING
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.svm import LinearSVC
 
 from baselines.classifiers.answers import answers_path, card_path, write_answers
 from pipeline.config import load_config
@@ -29,10 +31,6 @@ from pipeline.rows import SPLITS, Row, read_rows
 from pipeline.runs import provenance
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-    from sklearn.svm import LinearSVC
 
 CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
 
@@ -67,8 +65,6 @@ class NgramClassifier:
 
     def __init__(self, settings: Settings, train: list[Row]) -> None:
         """Count the n-grams of ``train``; others are unknown later."""
-        from sklearn.feature_extraction.text import CountVectorizer
-
         self._settings = settings
         weights = Counter((row.units, row.labels) for row in train)
         units, self._labels = zip(*weights)
@@ -81,8 +77,6 @@ class NgramClassifier:
 
     def fit(self, cost: float) -> LinearSVC:
         """Train with one C."""
-        from sklearn.svm import LinearSVC
-
         svm = LinearSVC(C=cost, dual=True, random_state=self._settings.seed)
         return svm.fit(self._train, self._labels, self._weights)
 
@@ -95,26 +89,12 @@ class NgramClassifier:
         return counts.log1p() if self._settings.counts is Counts.log else counts
 
 
-def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, Any]:
-    """What a run depends on."""
-    downstream, unit_model = pair.config.downstream, pair.unit_model
-    rows = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
-    return {
-        "task": pair.task,
-        "unit_model": unit_model,
-        "config": {**asdict(settings), "counts": settings.counts.value},
-        "rows": {split: sha256(path) for split, path in rows.items()},
-    }
-
-
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Choose C on valid, then answer and score the test split."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
-    card = card_of(workspace, pair, settings)
-    train, valid, test = (
-        list(read_rows(workspace.rows(downstream, unit_model, split))) for split in SPLITS
-    )
+    paths = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
+    train, valid, test = (list(read_rows(path)) for path in paths.values())
     if len({row.labels for row in train}) < 2:
         raise UserError(f"{downstream}: train has one class only; nothing to classify")
     classifier = NgramClassifier(settings, train)
@@ -128,12 +108,21 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
         print(f"  C {cost:g}: {score:.2f} % right on valid", flush=True)
         if score > best:
             best, best_svm = score, svm
-    path = answers_path(workspace, pair.task, unit_model, "ngrams", args.date)
-    answers = classifier.predict(best_svm, test)
-    accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
-    card |= {"cost": best_svm.C, "valid": {"accuracy": best}, "test": {"accuracy": accuracy}}
-    record = card_path(workspace, pair.task, unit_model, "ngrams", args.date)
-    write_json(record, card | {"made_by": provenance()})
+    run_name = workspace, pair.task, unit_model, "ngrams", args.date
+    path = answers_path(*run_name)
+    files, labels = zip(*((row.file, row.labels) for row in test))
+    accuracy = write_answers(path, files, labels, classifier.predict(best_svm, test))
+    card = {
+        "task": pair.task,
+        "unit_model": unit_model,
+        "config": {**asdict(settings), "counts": settings.counts.value},
+        "rows": {split: sha256(rows) for split, rows in paths.items()},
+        "cost": best_svm.C,
+        "valid": {"accuracy": best},
+        "test": {"accuracy": accuracy},
+        "made_by": provenance(),
+    }
+    write_json(card_path(*run_name), card)
     print(f"{pair.task} {unit_model}: C {best_svm.C:g}, {accuracy:.2f} % right on test -> {path}")
 
 
