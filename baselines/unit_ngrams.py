@@ -12,7 +12,6 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
 
 if not __package__:  # called as a script
@@ -35,19 +34,12 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
 
 
-class Counts(Enum):
-    """What a count becomes."""
-
-    log = "log"
-    raw = "raw"
-
-
 @dataclass
 class Settings:
     """config/unit_ngrams.yaml, which says what each means."""
 
     ngrams: int = MISSING
-    counts: Counts = MISSING
+    counts: str = MISSING
     costs: list[float] = MISSING
     seed: int = MISSING
 
@@ -57,6 +49,8 @@ def load_settings(overrides: list[str]) -> Settings:
     settings = load_config(Settings, CONFIG, overrides)
     if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
         raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
+    if settings.counts not in ("log", "raw"):
+        raise UserError(f"--set counts={settings.counts}: expected log or raw")
     return settings
 
 
@@ -86,7 +80,7 @@ class NgramClassifier:
 
     def _features(self, units: list[str] | tuple[str, ...]) -> csr_matrix:
         counts = self._vectorizer.transform(units)
-        return counts.log1p() if self._settings.counts is Counts.log else counts
+        return counts.log1p() if self._settings.counts == "log" else counts
 
 
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
@@ -115,7 +109,7 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     card = {
         "task": pair.task,
         "unit_model": unit_model,
-        "config": {**asdict(settings), "counts": settings.counts.value},
+        "config": asdict(settings),
         "rows": {split: sha256(rows) for split, rows in paths.items()},
         "cost": best_svm.C,
         "valid": {"accuracy": best},

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
 from pipeline.rows import Row, write_rows
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
@@ -20,7 +19,6 @@ from tests.reliability.any_bytes import few
 from ulm_prompt.prompt_data.ulm_text import write_dict
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.sample_file import WITHIN, read_samples, write_samples
-from ulm_prompt.training.recipe import Recipe, load_recipe
 
 # every name of a file but those with line breaks: tabs, bars, quotes, controls, any alphabet
 names = st.text(
@@ -84,13 +82,6 @@ def test_a_unit_beyond_any_kmeans(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("1 2\n3 999999999\n")
     with pytest.raises(UserError, match="unit 999999999; expected a k-means cluster"):
         write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
-
-
-@pytest.mark.parametrize("name", ["published", "fast"])
-def test_recipes(tmp_path: Path, name: str) -> None:
-    recipe = load_recipe(name, ["skip_long=true", "lr=1e-7"])
-    save_config(recipe, tmp_path / "config.yaml")
-    assert load_config(Recipe, tmp_path / "config.yaml") == recipe
 
 
 @pytest.mark.parametrize(
