@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -138,7 +137,7 @@ class UnitModel:
     @property
     def learned_kmeans(self) -> Path:
         """The path of a k-means that is learned or converted in the workspace."""
-        return _folder(self.workspace) / f"{self.name}_km.npz"
+        return self.workspace.pretrained / f"{self.name}_km.npz"
 
     @property
     def km_path(self) -> Path:
@@ -165,8 +164,8 @@ class UnitModel:
     @property
     def files(self) -> dict[str, PretrainedFile]:
         """The listed files among ``checkpoint``, ``kmeans`` and ``lm``."""
-        listed = {"checkpoint": self.checkpoint, "kmeans": self.kmeans, "lm": self.lm}
-        return {kind: file for kind, file in listed.items() if file is not None}
+        kinds = ("checkpoint", "kmeans", "lm")
+        return {kind: file for kind in kinds if (file := getattr(self, kind)) is not None}
 
 
 def find_unit_model(name: str, workspace: Workspace) -> UnitModel:
@@ -183,7 +182,7 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
     if name not in known:
         raise UserError(
             f"unit model {name}: unknown; there is {', '.join(known)}; "
-            f"describe your own in {_folder(workspace) / OWN}"
+            f"describe your own in {workspace.pretrained / OWN}"
         )
     return known[name]
 
@@ -198,7 +197,7 @@ def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, 
 
     Raises ``UserError``, with table and entry, for anything that is not as registry.yaml says.
     """
-    own_path = _folder(workspace) / OWN
+    own_path = workspace.pretrained / OWN
     tables = {REGISTRY: _released()}
     if own_path.exists():
         tables[own_path] = load_config(Registry, own_path)
@@ -227,10 +226,6 @@ def _released() -> Registry:
     return load_config(Registry, REGISTRY)
 
 
-def _folder(workspace: Workspace) -> Path:
-    return workspace.root / "pretrained_models"
-
-
 @dataclass(frozen=True)
 class _Reader:
     """Checks one table's entries and turns them into local paths."""
@@ -240,7 +235,7 @@ class _Reader:
     base_url: str | None
 
     def check_name(self, name: str, taken: dict[str, object]) -> None:
-        self._check(NAME.fullmatch(name), name, "a name is letters, digits, and _ . - after them")
+        self._check(NAME.fullmatch(name), name, "a name is letters, digits, and _ . - after the first")
         self._check(name not in taken, name, f"the name is taken by {REGISTRY}; choose another")
 
     def checkpoint(self, name: str, entry: FileEntry) -> PretrainedFile:
@@ -251,7 +246,7 @@ class _Reader:
             is_model = NAME.fullmatch(file_name) and file_name.endswith(".pt")
             what = f"url must end in a file name like model.pt, found {entry.url}"
             self._check(is_model, name, what)
-        return self._file(name, entry, _folder(self.workspace) / file_name)
+        return self._file(name, entry, self.workspace.pretrained / file_name)
 
     def unit_model(
         self, name: str, entry: UnitModelEntry, checkpoints: dict[str, PretrainedFile]
@@ -261,7 +256,7 @@ class _Reader:
         self._check(entry.checkpoint in known, name, what)
         what = f"clusters must be positive, found {entry.clusters}"
         self._check(entry.clusters > 0, name, what)
-        km_path = _folder(self.workspace) / f"{name}_km.bin"
+        km_path = self.workspace.pretrained / f"{name}_km.bin"
         kmeans = self._file(f"{name}.kmeans", entry.kmeans, km_path)
         lm = self._file(f"{name}.lm", entry.lm, self.workspace.lm(name), is_lm=True)
         sound = entry.feature_type, entry.layer, entry.normalize, entry.clusters
@@ -289,7 +284,7 @@ class _Reader:
         if entry.wheel:
             what = f"a wheel is NAME-VERSION-py3-none-PLATFORM.whl, found {entry.wheel.file}"
             self._check(_WHEEL.fullmatch(entry.wheel.file), name, what)
-            shared = _folder(Workspace(REPOSITORY)) / local.name  # one copy serves all workspaces
+            shared = Workspace(REPOSITORY).pretrained / local.name  # one copy serves all workspaces
             local = shared if shared.exists() and not local.exists() else local
         elif "://" not in url:
             what = f"{url} is relative; give base_url, or a whole address"
@@ -302,9 +297,3 @@ class _Reader:
     def _check(self, is_right: object, name: str, reason: str) -> None:
         if not is_right:
             raise UserError(f"{self.table}: {name}: {reason}")
-
-
-def distinct_files(models: list[UnitModel], kinds: tuple[str, ...]) -> Iterator[PretrainedFile]:
-    """The files of these kinds; one that several unit models share comes once."""
-    files = (file for model in models for kind, file in model.files.items() if kind in kinds)
-    yield from dict.fromkeys(files)

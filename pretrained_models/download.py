@@ -14,7 +14,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.unit_models import UnitModel, distinct_files, unit_model, unit_models
+from pipeline.unit_models import UnitModel, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
 from pretrained_models.fetching.pretrained import PretrainedModels
 
@@ -35,7 +35,9 @@ def main() -> None:
         return
     if not (models or args.verify):
         raise UserError(f"name the unit models to download, of {', '.join(known)}")
-    for file in distinct_files(models or list(known.values()), args.only):
+    listed = [model.files for model in models or known.values()]
+    wanted = [files[kind] for files in listed for kind in args.only if kind in files]
+    for file in dict.fromkeys(wanted):  # one that several unit models share comes once
         outcome = pretrained.verify(file) if args.verify else pretrained.get(file, args.timeout)
         if models or outcome != "not here":
             note = f" ({file.note})" if file.note else ""

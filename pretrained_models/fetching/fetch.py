@@ -47,6 +47,7 @@ class Partial:
         self.final, self.url = final, url
         self.name = final.name.removeprefix(".")
         self.path = final.with_name(f".{self.name}.part")
+        self.reached = False  # whether the server has answered yet
         self.resumed = False  # whether it has parts of several answers
         self._notes = self.path.with_name(f"{self.path.name}.json")
         try:
@@ -114,36 +115,25 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
 
 def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
     """Repeat attempts until the partial file is as long as it should be."""
-    left, best, reached = ATTEMPTS, partial.length, False
+    left, best = ATTEMPTS, partial.length
     while partial.total is None or partial.length != partial.total:
         try:
             _attempt(partial, expected, timeout)
-        except URLError as error:
-            reason = f"no connection to {partial.url} ({error.reason})"
-            if not reached:
+        except _Interrupted as reason:
+            left = ATTEMPTS if partial.length > best else left - 1
+            best = max(best, partial.length)
+            if not left:
                 raise DownloadError(
-                    f"{partial.name}: {reason}; check the network, or {_by_hand(partial)}"
+                    f"{partial.name}: {partial.url}: {reason}; gave up after {ATTEMPTS} attempts. "
+                    "The same command resumes here"
                 ) from None
-        except _Interrupted as error:
-            reason = f"{partial.url}: {error}"
-        else:
-            return
-        reached = True
-        left = ATTEMPTS if partial.length > best else left - 1
-        best = max(best, partial.length)
-        if not left:
-            raise DownloadError(
-                f"{partial.name}: {reason}; gave up after {ATTEMPTS} attempts. "
-                "The same command resumes here"
-            )
-        print(f"{partial.name}: {reason}; trying again", flush=True)
-        time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
+            print(f"{partial.name}: {reason}; trying again", flush=True)
+            time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
 
 
 def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
-    """Ask for the file, or for the rest of it, and append what comes.
-
-    Raises ``_Interrupted`` or ``URLError`` where another attempt may help.
+    """Ask for the file, or for the rest of it, and append what comes. Raises ``_Interrupted`` where
+    another attempt may help.
     """
     headers = {"User-Agent": "SpeechPrompt", "Accept-Encoding": "identity"}
     if not (partial.validator or expected.sha256):
@@ -155,17 +145,26 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
     request = http.Request(partial.url, headers=headers)
     try:
         with http.build_opener(_Redirects).open(request, timeout=timeout) as response:
+            partial.reached = True
             _check_head(response, partial, expected)
             _receive(response, partial)
     except HTTPError as error:
         error.close()
+        partial.reached = True
         said = f"the server answers {error.code} {error.reason}"
         if error.code == 416:
             partial.start(None, None)
         if error.code in _PASSING:
             raise _Interrupted(said) from None
         raise DownloadError(f"{partial.name}: {partial.url}: {said}; {_by_hand(partial)}") from None
-    except (DownloadError, URLError):
+    except URLError as error:
+        if partial.reached:
+            raise _Interrupted(f"no connection ({error.reason})") from None
+        raise DownloadError(
+            f"{partial.name}: no connection to {partial.url} ({error.reason}); check the network, "
+            f"or {_by_hand(partial)}"
+        ) from None
+    except DownloadError:
         raise
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__

@@ -33,7 +33,7 @@ class PretrainedModels:
     """The folder and its records."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.folder = workspace.root / "pretrained_models"
+        self.folder = workspace.pretrained
         self.records = self.folder / RECORDS
 
     def state(self, file: PretrainedFile) -> str:
