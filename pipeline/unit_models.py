@@ -235,7 +235,9 @@ class _Reader:
     base_url: str | None
 
     def check_name(self, name: str, taken: dict[str, object]) -> None:
-        self._check(NAME.fullmatch(name), name, "a name is letters, digits, and _ . - after the first")
+        self._check(
+            NAME.fullmatch(name), name, "a name is letters, digits, and _ . - after the first"
+        )
         self._check(name not in taken, name, f"the name is taken by {REGISTRY}; choose another")
 
     def checkpoint(self, name: str, entry: FileEntry) -> PretrainedFile:

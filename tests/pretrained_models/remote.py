@@ -41,8 +41,7 @@ class Remote(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
     Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut=N, reset=N,
-    stall=N (after N bytes), chunked, empty, kind (Content-Type), nameless (no length), keep (the
-    connection stays open).
+    stall=N (after N bytes), chunked, empty, kind (Content-Type), nameless (no length).
     """
 
     server: Remote
@@ -107,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         except OSError:  # the client has left
             pass
-        if "stall" in fault or fault.get("keep"):
+        if "stall" in fault:
             self.server.stalled.set()
             self.server.go_on.wait(20)
         if "reset" in fault:

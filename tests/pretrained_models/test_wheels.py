@@ -121,7 +121,3 @@ def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_pa
     assert "was here, verified and recorded" in download(remote, tmp_path, "tiny9")
     records = json.loads((tmp_path / "pretrained_models" / "downloaded.json").read_text())
     assert records["tiny.ort"]["size"] == len(ENCODER)
-
-
-def test_a_unit_model_without_files(remote: Remote, tmp_path: Path) -> None:
-    assert "mfcc100: nothing to download" in download(remote, tmp_path, "mfcc100")
