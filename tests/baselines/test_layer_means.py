@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from baselines import layer_means, train_downstream
-from baselines.classifiers.answers import Slots
 from baselines.classifiers.downstream import Split, accuracy, load_settings, train
 from baselines.classifiers.means import LayerMeans, means_folder, read_means
 from pipeline.errors import UserError
@@ -223,18 +222,3 @@ def test_what_cannot_be_trained_is_refused(workspace, monkeypatch):
     with open(manifest / "valid.tsv", "a", encoding="utf-8") as handle:
         handle.write((manifest / "valid.tsv").read_text().splitlines()[1] + "\n")
     fails("valid.npy: stale")
-
-
-def test_slots_count_their_labels_from_their_first(tmp_path):
-    names = [("action", "a"), ("action", "b"), ("object", "a"), ("object", "c"), ("object", "d")]
-    table = {str(i): {"slot": slot, "name": name} for i, (slot, name) in enumerate(names)}
-    write_json(tmp_path / "labels.json", table)
-    slots = Slots(tmp_path / "labels.json")
-    assert slots.sizes == [2, 3]
-    texts = ["0 2", "1 4", "0 3"]
-    encoded = slots.encode(texts)
-    assert encoded.tolist() == [[0, 0], [1, 2], [0, 1]]
-    assert slots.decode(encoded) == texts
-    for wrong in ("0", "2 0", "0 2 3", "0 5"):
-        with pytest.raises(UserError, match="for classification"):
-            slots.encode([wrong])
