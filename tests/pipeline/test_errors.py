@@ -45,6 +45,17 @@ def test_each_says_what_to_do(code: int, remedy: str, capsys: pytest.CaptureFixt
     assert line.count("\n") == 1
 
 
+def test_a_write_names_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The system says of a write only that it failed."""
+
+    def main() -> None:
+        with writing(tmp_path / "verbal.json"):
+            fail(errno.ENOSPC)
+
+    assert f"error: {tmp_path}/verbal.json: it failed; make room" in told(main, capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_copy_names_its_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """shutil names both, the source first; the target is a temporary."""
 
