@@ -83,12 +83,22 @@ class NgramClassifier:
         return counts.log1p() if self._settings.counts == "log" else counts
 
 
+def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, object]:
+    """What a run is made from."""
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    rows = {split: sha256(workspace.rows(downstream, unit_model, split)) for split in SPLITS}
+    config = asdict(settings)
+    return {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
+
+
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Choose C on valid, then answer and score the test split."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
-    paths = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
-    train, valid, test = (list(read_rows(path)) for path in paths.values())
+    card = card_of(workspace, pair, settings)
+    train, valid, test = (
+        list(read_rows(workspace.rows(downstream, unit_model, split))) for split in SPLITS
+    )
     if len({row.labels for row in train}) < 2:
         raise UserError(f"{downstream}: train has one class only; nothing to classify")
     classifier = NgramClassifier(settings, train)
@@ -106,17 +116,8 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     path = answers_path(*run_name)
     files, labels = zip(*((row.file, row.labels) for row in test))
     accuracy = write_answers(path, files, labels, classifier.predict(best_svm, test))
-    card = {
-        "task": pair.task,
-        "unit_model": unit_model,
-        "config": asdict(settings),
-        "rows": {split: sha256(rows) for split, rows in paths.items()},
-        "cost": best_svm.C,
-        "valid": {"accuracy": best},
-        "test": {"accuracy": accuracy},
-        "made_by": provenance(),
-    }
-    write_json(card_path(*run_name), card)
+    card |= {"cost": best_svm.C, "valid": {"accuracy": best}, "test": {"accuracy": accuracy}}
+    write_json(card_path(*run_name), card | {"made_by": provenance()})
     print(f"{pair.task} {unit_model}: C {best_svm.C:g}, {accuracy:.2f} % right on test -> {path}")
 
 

@@ -57,13 +57,13 @@ class Partial:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             is_same = False
         if not is_same:
-            self.start(None, None)
+            self.start()
 
     @property
     def length(self) -> int:
         return self.path.stat().st_size
 
-    def start(self, validator: str | None, total: int | None) -> None:
+    def start(self, validator: str | None = None, total: int | None = None) -> None:
         """Begin the file anew; ``validator`` is the server's mark of this version of it."""
         self.path.write_bytes(b"")
         self.resumed = False
@@ -98,11 +98,11 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
         digest = sha256(partial.path)
         if partial.resumed and expected.sha256 not in (None, digest):
             print(f"{path.name}: its parts are of different files; from the start", flush=True)
-            partial.start(None, None)
+            partial.start()
             _complete(partial, expected, timeout)
             digest = sha256(partial.path)
         if expected.sha256 not in (None, digest):
-            partial.start(None, None)
+            partial.start()
             raise DownloadError(
                 f"{path.name}: {url} has sha256 {digest}, but {expected.source} says "
                 f"{expected.sha256}; what came is removed"
@@ -137,7 +137,7 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
     """
     headers = {"User-Agent": "SpeechPrompt", "Accept-Encoding": "identity"}
     if not (partial.validator or expected.sha256):
-        partial.start(None, None)  # nothing would show that the rest belongs to another version
+        partial.start()  # nothing would show that the rest belongs to another version
     if partial.length:
         headers["Range"] = f"bytes={partial.length}-"
         if partial.validator:
@@ -153,7 +153,7 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
         partial.reached = True
         said = f"the server answers {error.code} {error.reason}"
         if error.code == 416:
-            partial.start(None, None)
+            partial.start()
         if error.code in _PASSING:
             raise _Interrupted(said) from None
         raise DownloadError(f"{partial.name}: {partial.url}: {said}; {_by_hand(partial)}") from None
@@ -185,7 +185,7 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
         is_rest = start == partial.length and partial.total in (None, total)
         is_rest = is_rest and response.length in (None, total - start)
         if not (is_rest and validator in (None, partial.validator)):
-            partial.start(None, None)
+            partial.start()
             raise _Interrupted("the server's part does not fit what is here: from the start")
         partial.resumed, partial.total = True, total
     total = partial.total
@@ -194,7 +194,7 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
     if total is None and not (response.chunked or expected.sha256):
         raise _refusal(partial, "does not say how long it is: nothing to check")
     if None not in (total, expected.size) and total != expected.size:
-        partial.start(None, None)
+        partial.start()
         raise _refusal(
             partial, f"has {total:,} bytes, but {expected.source} says {expected.size:,}"
         )
@@ -230,7 +230,7 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
     elif total is None or partial.length < total:
         raise _Interrupted(f"cut after {partial.length:,} of {total or 0:,} bytes")
     elif partial.length > total:
-        partial.start(None, None)
+        partial.start()
         raise _Interrupted(f"more than the {total:,} bytes that it promised")
 
 
