@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import UserError
 
+logging.getLogger("filelock").setLevel(logging.WARNING)  # it logs every lock
 _NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
