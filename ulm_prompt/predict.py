@@ -1,4 +1,4 @@
-"""Answer what audio says, by one trained prompt or by several at once over one frozen LM.
+"""Answer what audio says, by one trained prompt or by several over one frozen LM.
 
 predict.py clip.wav                                     (the prompt that comes with the repository)
 predict.py --segments meeting.wav                       (cut at pauses, answered piece by piece)
@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,12 +20,14 @@ from tqdm import tqdm
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_workspace
-from ulm_prompt.using.answer_formats import FORMATS
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.recordings import as_they_arrive, check_sources, count_files, stream
-
-if TYPE_CHECKING:
-    from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.input_output import (
+    FORMATS,
+    as_they_arrive,
+    check_sources,
+    count_files,
+    stream,
+)
 
 BATCH = 32  # files at a time
 
@@ -47,15 +47,9 @@ def parse() -> argparse.Namespace:
     )
     flag("--unit_model", help="choose among a task's prompts")
     flag("--model_date", help="choose among a task's prompts: the --date of training")
-    flag(
-        "--segments", action="store_true", help="cut recordings at pauses and answer every segment"
-    )
-    flag(
-        "--longest",
-        type=float,
-        metavar="SECONDS",
-        help="of a segment; a longer one is slid over (default: 2, for single words)",
-    )
+    flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
+    longest = "of a segment; a longer one is slid over (default: 2, for single words)"
+    flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
     flag(
@@ -77,40 +71,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def shown(batches: Iterator[list[Path]], total: int | None) -> Iterator[list[Path]]:
-    """The batches, their files counted on a bar that lets other lines through."""
-    with tqdm(total=total, unit="file", disable=None, file=sys.stderr) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
-
-
-def answered(predictor: Predictor, batch: list[Path], args: argparse.Namespace) -> Iterator[tuple]:
-    """Every file's answers, (path, start and end in seconds or None, answers or ``BadAudio``): one
-    a file, or one a segment.
-    """
-    from ulm_prompt.using.predictor import BadAudio
-
-    if not args.segments:
-        results = predictor(batch, args.top)
-        yield from ((path, None, result) for path, result in zip(batch, results))
-        return
-    for path in batch:
-        try:
-            for start, end, answers in predictor.segments(path, args.top, args.longest):
-                yield path, (start, end), answers
-        except BadAudio as error:
-            yield path, None, error
-
-
 def main() -> None:
     args = parse()
     for out in (sys.stdout, sys.stderr):
         out.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     sources = check_sources(args.audio)
-    if not args.prompt:
-        shipped_prompt()
-    for word in args.prompt:
+    for word in args.prompt or [str(shipped_prompt())]:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
     from ulm_prompt.using.predictor import BadAudio, Predictor
@@ -120,23 +86,25 @@ def main() -> None:
     )
     if not args.prompt:
         for record in predictor.records.values():
-            names = " ".join(record.name(label) for label in record.labels)
+            names = " ".join(label["name"] for label in record.labels.values())
             print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
-    batches = as_they_arrive(stream(sources), BATCH)
-    for batch in shown(batches, count_files(sources)):
-        for path, times, result in answered(predictor, batch, args):
-            with tqdm.external_write_mode(file=sys.stdout):
-                if isinstance(result, BadAudio):
-                    bad += 1
-                    print(f"no answer: {path}: {result}", file=sys.stderr)
-                    continue
-                good += 1
-                writer.write(path, result, times)
-                sys.stdout.flush()
+    with tqdm(total=count_files(sources), unit="file", disable=None, file=sys.stderr) as bar:
+        for batch in as_they_arrive(stream(sources), BATCH):
+            answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
+            for path, times, result in answers:
+                with tqdm.external_write_mode(file=sys.stdout):
+                    if isinstance(result, BadAudio):
+                        bad += 1
+                        print(f"no answer: {path}: {result}", file=sys.stderr)
+                        continue
+                    good += 1
+                    writer.write(path, result, times)
+                    sys.stdout.flush()
+            bar.update(len(batch))
     seconds = time.perf_counter() - start
     what = "segments" if args.segments else "utterances"
     print(

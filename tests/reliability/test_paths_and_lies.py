@@ -21,7 +21,7 @@ from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.conftest import stage
 from tests.reliability.hostile import Runs, refused
 from ulm_prompt.prompt_lm.lm import load_dictionary
-from ulm_prompt.using.speech_units import UnitFiles
+from ulm_prompt.using.speech import UnitFiles
 
 OUTSIDE = ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "..", ""]
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.files import sha256, write_json
+from pipeline.files import sha256
 from pipeline.ranks import Ranks
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
-from preprocess.actions.learn_kmeans import learn_kmeans
-from preprocess.actions.quantize import quantize
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import load_verbal, renamed_texts
-from ulm_prompt.prompt_lm.checkpoint import Card
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.prompt_lm.prompt import Prompt
 
@@ -49,7 +47,7 @@ def write_workspace(root: Path) -> Workspace:
         task.generate_manifest()
     learn_kmeans(tasks)
     for task in tasks:
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
         task.postprocess()
     tiny.write_lm(workspace.lm(UNIT_MODEL))
     for name in ("make_data", "gen_labelspace", "verbalizer"):
@@ -71,20 +69,21 @@ def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
     save_torch({"model": state, "updates": 7, "rounding": 0.0}, path)
     pair = Pair(task, UNIT_MODEL, load_task(task))
     method, verbal = load_verbal(workspace, pair)
-    card = Card(
+    record = PromptRecord(
         task=task,
         unit_model=UNIT_MODEL,
         prefix_prompt_length=LENGTHS[task],
-        fine_tune=False,
         lm_fingerprint=load_unit_lm(workspace.lm(UNIT_MODEL)).fingerprint,
         verbalizer=method,
         verbal=verbal,
         recipe="fast",
         training={"seed": 5, "lr": 0.02},
-        data={split: sha256(text) for split, text in renamed_texts(workspace, pair).items()},
+        run=TrainingRun(
+            {split: sha256(text) for split, text in renamed_texts(workspace, pair).items()}
+        ),
         lm_parameters=1,
         trained_parameters=sum(tensor.numel() for tensor in state.values()),
         valid={"accuracy": 61.5},
     )
-    write_json(path.parent / "prompt.json", dataclasses.asdict(card))
+    write_record(path.parent, record)
     return path

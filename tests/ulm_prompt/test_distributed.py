@@ -16,7 +16,7 @@ import torch
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.scoring.pictures import valid_curve
 
 UNIT_MODEL = "tiny100"
@@ -160,7 +160,7 @@ def test_half_precision_learns_as_float32(
     ]
     assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
     if task == "KS":
-        card = checkpoint.read_card(Workspace(trained).checkpoints(task, unit_model, second))
+        card = read_record(Workspace(trained).checkpoints(task, unit_model, second))
         assert card.training["dtype"] in second
 
 

@@ -16,8 +16,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import load_task
-from ulm_prompt.prompt_lm.batches import draw_shots
-from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.pictures import valid_curve
 
@@ -92,7 +91,7 @@ def test_an_epoch_of_one_update(root: Path) -> None:
     card = json.loads((folder / "prompt.json").read_text())
     assert card["training"]["shots"] == 3
     best = max(scores["accuracy"] for scores in curve.values())
-    assert card["valid"]["accuracy"] == best == curve[card["updates"]]["accuracy"]
+    assert card["valid"]["accuracy"] == best == curve[card["run"]["updates"]]["accuracy"]
     kept = {path.name for path in folder.glob("*.pt")}
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
     with pytest.raises(UserError, match="another shots"):

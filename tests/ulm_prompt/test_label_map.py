@@ -16,7 +16,7 @@ from tests.ulm_prompt.in_process import call, prepare
 from tests.ulm_prompt.test_decoding import some_rows
 from tests.ulm_prompt.test_model import published_logits
 from tests.ulm_prompt.test_training_step import a_sample, criterion
-from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
@@ -174,7 +174,7 @@ def test_it_is_saved_with_the_prompt_and_resumed(trained: Path) -> None:
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
     folder = Workspace(trained).checkpoints("IC", "tiny100", "whole")
-    card = checkpoint.read_card(folder)
+    card = read_record(folder)
     assert card.training["verbalizer"] == "learnable" and card.labels_per_utterance == 3
     assert card.trained_parameters == sum(tensor.numel() for tensor in whole.values())
 

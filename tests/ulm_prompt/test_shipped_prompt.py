@@ -16,9 +16,9 @@ from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.conftest import stage
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.test_predict import run
+from ulm_prompt.prompt_data.prompt_record import RECORD
 from ulm_prompt.using import find_prompts
 from ulm_prompt.using.predictor import Predictor
-from ulm_prompt.using.prompt_record import RECORD
 
 REGISTRY = """unit_models:
   logmel100:
@@ -84,14 +84,14 @@ def test_another_kmeans_of_ones_own_is_left_alone(
 ) -> None:
     """The stages may have learned one in the repository, and an LM; the prompt keeps its own."""
     clip = clip_of(spoken_workspace)
-    (before,) = Predictor.load()([clip])
+    (before,) = Predictor.load(dtype="float32")([clip])
     models = repository / "pretrained_models"
     save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "shipped" / "km.npz") + 1)
     tiny.write_lm(models / "logmel100_lm", seed=5)
     data = Workspace(repository).downstream_data("fluent_commands") / spoken.UNIT_MODEL
     data.mkdir(parents=True)
     (data / "config.yaml").write_text("fairseqrc:\n  km_path: pretrained_models/other.npz\n")
-    assert Predictor.load()([clip]) == [before]
+    assert Predictor.load(dtype="float32")([clip]) == [before]
 
 
 def test_what_is_missing_is_said(

@@ -1,22 +1,23 @@
-"""Which prompt a ``--prompt`` means: a task's name, a checkpoints folder, an exported folder or a
-file of either.
-"""
+"""Which prompt a word means: a task's name, or the path of a folder or file with its tensors."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.workspace import REPOSITORY, Workspace
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    README,
+    RECORD,
+    TENSORS,
+    is_export,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import task_names
-from ulm_prompt.using.prompt_record import RECORD, TENSORS, is_export, is_name
 
-BEST = "checkpoint_best.pt"
 # the prompt that comes with the repository, beside its LM and k-means
 SHIPPED = REPOSITORY / "pretrained_models" / "shipped" / "commands_moonshine100"
-_FOLDER = re.compile(r"(?P<task>.+?)_(?P<unit_model>.+)_checkpoints_(?P<date>.+)")
 
 
 def find_prompt(
@@ -24,24 +25,24 @@ def find_prompt(
 ) -> Path:
     """The file with the prompt's tensors.
 
-    A task's name stands for its only finished checkpoint in the workspace; ``unit_model`` and
-    ``model_date`` narrow the search. Raises ``UserError`` where there is none, or several.
+    A task's name means its only finished prompt in the workspace; ``unit_model`` and ``model_date``
+    narrow the search. Any other word is a path. Raises ``UserError`` for no prompt, or several.
     """
     if word in task_names():
-        return _of_task(word, workspace, unit_model, model_date)
+        return _only_prompt(word, workspace, unit_model, model_date)
     path = Path(word).expanduser()
+    if path.name in (RECORD, README):
+        path = path.parent
     if path.is_dir():
-        for name in (TENSORS, BEST):
-            if (path / name).is_file():
-                return path / name
+        for tensors in (path / TENSORS, path / BEST):
+            if tensors.is_file():
+                return tensors
         raise UserError(f"--prompt {word}: neither {TENSORS} nor {BEST} in this folder")
-    if path.name in (RECORD, "README.md") and is_export(path.parent):
-        return path.parent / TENSORS
     if path.is_file() and path.suffix in (".pt", ".safetensors"):
         return path
-    known = ", ".join(task_names())
     raise UserError(
-        f"--prompt {word}: no such task ({known}), checkpoints folder, exported folder or .pt file"
+        f"--prompt {word}: no such task ({', '.join(task_names())}), checkpoints folder, exported "
+        "folder or .pt file"
     )
 
 
@@ -62,61 +63,49 @@ def is_shipped(path: Path) -> bool:
 
 
 def task_and_unit_model(path: Path) -> tuple[str, str]:
-    """What the checkpoint at ``path`` was trained for, by its card or the name of its folder."""
+    """What the prompt at ``path`` was trained for, by its record or the name of its folder."""
     folder = path.resolve().parent
-    if (folder / RECORD).is_file():
-        card = read_json(folder / RECORD, "ulm_prompt/train.py")
-        if {"task", "unit_model"} <= card.keys():
-            for name in ("task", "unit_model"):
-                if not is_name(card[name]):  # it takes part in paths
-                    found = ascii(card[name])[:60]
-                    raise UserError(f"{folder / RECORD}: {name}: expected a name, found {found}")
-            return card["task"], card["unit_model"]
-    match = _FOLDER.fullmatch(folder.name)
-    if match is None:
+    if record := read_record(folder):
+        return record.task, record.unit_model
+    tasks = [task for task in task_names() if folder.name.startswith(f"{task}_")]
+    task = max(tasks, key=len, default="")
+    unit_model = folder.name.removeprefix(f"{task}_").rpartition("_checkpoints_")[0]
+    if not (task and unit_model):
         raise UserError(
             f"{path}: nothing says which task it is for; expected a folder like "
             "KS_hubert100_checkpoints_DATE, or export it first with ulm_prompt/export.py"
         )
-    tasks = [task for task in task_names() if folder.name.startswith(f"{task}_")]
-    if not tasks:
-        return match["task"], match["unit_model"]
-    task = max(tasks, key=len)
-    return task, folder.name.removeprefix(f"{task}_").rsplit("_checkpoints_", 1)[0]
+    return task, unit_model
 
 
-def _of_task(
+def _only_prompt(
     task: str, workspace: Workspace, unit_model: str | None, model_date: str | None
 ) -> Path:
     pattern = workspace.checkpoints(task, unit_model or "*", model_date or "*")
     folders = sorted(pattern.parent.glob(pattern.name))
-    found = [
+    finished = [
         folder
         for folder in folders
         if _is_finished(folder) and task_and_unit_model(folder / BEST)[0] == task
     ]
-    if not found:
+    if not finished:
         running = f"; {folders[0].name} is not finished" if folders else ""
         raise UserError(
             f"--prompt {task}: no trained prompt at {pattern}{running}; train one with "
             "ulm_prompt/train.py, or name a folder"
         )
-    if len(found) > 1:
-        names = ", ".join(folder.name for folder in found)
+    if len(finished) > 1:
+        names = ", ".join(folder.name for folder in finished)
         raise UserError(
-            f"--prompt {task}: {len(found)} prompts: {names}; choose one with --unit_model or "
+            f"--prompt {task}: {len(finished)} prompts: {names}; choose one with --unit_model or "
             "--model_date, or name its folder"
         )
-    return found[0] / (TENSORS if is_export(found[0]) else BEST)
+    return find_prompt(str(finished[0]), workspace)
 
 
 def _is_finished(folder: Path) -> bool:
-    """Training has ended: the card then counts what was trained. A published one has no card."""
-    if is_export(folder):
-        return True
-    if not (folder / BEST).is_file():
+    """Whether training has ended: the record then counts what was trained."""
+    if not (is_export(folder) or (folder / BEST).is_file()):
         return False
-    if not (folder / RECORD).is_file():
-        return True
-    card = read_json(folder / RECORD, "ulm_prompt/train.py")
-    return bool(card.get("trained_parameters"))
+    record = read_record(folder)
+    return record is None or record.trained_parameters > 0  # a published one has no record

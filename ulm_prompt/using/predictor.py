@@ -25,11 +25,11 @@ from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.prompt_data.binaries import encode
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
-from ulm_prompt.prompt_lm.batches import batches_by_length
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.checkpoint import prompted
-from ulm_prompt.prompt_lm.label_answers import Answer, LabelAnswers
+from ulm_prompt.prompt_lm.data import batches_by_length
+from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.prompt_lm.precision import choose_dtype
 from ulm_prompt.using.find_prompts import (
@@ -38,10 +38,8 @@ from ulm_prompt.using.find_prompts import (
     shipped_prompt,
     task_and_unit_model,
 )
-from ulm_prompt.using.prompt_record import TENSORS, PromptRecord, read_record
-from ulm_prompt.using.recordings import LONGEST, find_pieces, samples_of
-from ulm_prompt.using.share import read_prompt, record_of
-from ulm_prompt.using.speech_units import SpeechToUnits, UnitFiles
+from ulm_prompt.using.share import load_prompt, record_of
+from ulm_prompt.using.speech import LONGEST, SpeechToUnits, UnitFiles, find_pieces, samples_of
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
 BATCH_SECONDS = 60.0  # of audio that is encoded together
@@ -71,16 +69,21 @@ class Segment(NamedTuple):
     answers: dict[str, list[Prediction]]
 
 
+class _Prompt(NamedTuple):
+    record: PromptRecord
+    lm: CachedLM  # the shared LM with this prompt's keys and values
+    label_answers: LabelAnswers
+
+
 class Predictor:
     """Answers of several tasks to speech, over one frozen LM and one speech model."""
 
     def __init__(
-        self, records: dict[str, PromptRecord], speech: SpeechToUnits, lm: CachedLM,
-        answers: Sequence[LabelAnswers], symbols: dict[str, int],
+        self, prompts: dict[str, _Prompt], speech: SpeechToUnits, symbols: dict[str, int],
+        parameters: int,
     ) -> None:  # fmt: skip
-        self.records = records  # by name, in the order of the LM's prompts
-        self._speech, self._lm, self._answers, self._symbols = speech, lm, answers, symbols
-        parameters = sum(weight.numel() for weight in lm.model.lm.parameters())
+        self.records = {name: prompt.record for name, prompt in prompts.items()}
+        self._prompts, self._speech, self._symbols = prompts, speech, symbols
         self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
@@ -95,8 +98,8 @@ class Predictor:
         """Find the ``prompts`` (tasks, folders or files) and load what they share, once. With none,
         the prompt that comes with the repository answers.
 
-        Raises ``UserError``, before anything large is loaded, for a prompt that is not to be found
-        or does not go with the others, and for a missing LM, k-means or speech model.
+        Raises ``UserError``, before anything large is loaded, for a prompt that does not exist or
+        does not go with the others, and for a missing LM, k-means or speech model.
         """
         prompts = prompts or [shipped_prompt()]
         home = Workspace(workspace)
@@ -104,28 +107,23 @@ class Predictor:
         shipped = all(map(is_shipped, paths))
         if shipped:  # its LM and k-means ship too, the speech model is in the repository
             home = Workspace(shipped_prompt().parents[2])
-        records = [_record(path, home) for path in paths]
-        unit_model = find_unit_model(records[0].unit_model, home)
-        if shipped:
-            unit_model = unit_model.shipped
-        files = _common_units(records, unit_model)
-        folder = unit_model.lm_folder
-        weights = [read_prompt(path) for path in paths]
-        unit_lm = load_unit_lm(folder)
-        models = [prompted(path, state, unit_lm, folder) for path, state in zip(paths, weights)]
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, _ = choose_dtype(dtype, device)
-        for model in models:
-            model.to(device)
-        symbols = unit_lm.dictionary
+        records = [record_of(path, *task_and_unit_model(path), home) for path in paths]
         names = _names([record.task for record in records], prompts)
-        return cls(
-            dict(zip(names, records)),
-            SpeechToUnits(files),
-            CachedLM(models, symbols.pad(), symbols.eos(), chosen),
-            [LabelAnswers(record, symbols) for record in records],
-            symbols.indices,
-        )
+        unit_model = find_unit_model(records[0].unit_model, home)
+        files = _unit_files(records, unit_model.shipped if shipped else unit_model)
+        unit_lm = load_unit_lm(files.lm_folder)
+        models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
+        symbols = unit_lm.dictionary
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        chosen, _ = choose_dtype(dtype, device, unit_lm.parameters)
+        lms = [CachedLM(model.to(device), symbols.pad(), symbols.eos()) for model in models]
+        for lm in lms:  # every prompt is projected by now, in float32
+            lm.to(chosen)
+        loaded = {
+            name: _Prompt(record, lm, LabelAnswers(record, symbols))
+            for name, record, lm in zip(names, records, lms)
+        }
+        return cls(loaded, SpeechToUnits(files), symbols.indices, unit_lm.parameters)
 
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
@@ -135,12 +133,12 @@ class Predictor:
         """
         with ThreadPoolExecutor(4) as reading:
             loaded = list(reading.map(self._waveform, audio))
-        good = [place for place, item in enumerate(loaded) if isinstance(item, Tensor)]
+        good = [number for number, item in enumerate(loaded) if isinstance(item, Tensor)]
         with torch_threads(self._threads):
-            units = self._units([loaded[place] for place in good])
+            units = self._units([loaded[number] for number in good])
         results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
-        for place, answers in zip(good, self.answers(units, top)):
-            results[place] = answers
+        for number, answers in zip(good, self.answers(units, top)):
+            results[number] = answers
         return results
 
     def segments(
@@ -152,72 +150,70 @@ class Predictor:
 
         Raises ``BadAudio`` for a recording that cannot be used, or that holds no sound.
         """
-        if isinstance(audio, (str, Path)):
-            recording = Path(audio)
-        else:
-            recording = torch.as_tensor(audio, dtype=torch.float32, device="cpu").numpy()
-            if recording.ndim != 1:
-                raise BadAudio(f"expected samples (T,), found {recording.shape}")
+        recording = Path(audio) if isinstance(audio, (str, Path)) else _samples(audio).numpy()
         try:
             pieces = find_pieces(recording, longest or LONGEST)
         except (OSError, ValueError) as error:  # what is no file name at all
             raise BadAudio(str(error)) from None
         for first in range(0, len(pieces), PIECES):
-            some = pieces[first : first + PIECES]
-            results = self([samples_of(recording, piece) for piece in some], top)
-            for piece, answers in zip(some, results):
+            batch = pieces[first : first + PIECES]
+            results = self([samples_of(recording, piece) for piece in batch], top)
+            for piece, answers in zip(batch, results):
                 if isinstance(answers, BadAudio):
                     raise answers
                 yield Segment(piece.start, piece.end, answers)
 
+    def answer_files(
+        self,
+        paths: Sequence[Path],
+        top: int = 1,
+        segments: bool = False,
+        longest: float | None = None,
+    ) -> Iterator[tuple[Path, tuple[float, float] | None, dict[str, list[Prediction]] | BadAudio]]:
+        """The answers to every file, or to its ``segments``: path, start and end of the segment in
+        seconds, and the answers or why there are none.
+        """
+        if not segments:
+            yield from ((path, None, answers) for path, answers in zip(paths, self(paths, top)))
+            return
+        for path in paths:
+            try:
+                for start, end, answers in self.segments(path, top, longest):
+                    yield path, (start, end), answers
+            except BadAudio as error:
+                yield path, None, error
+
     def answers(self, units: Sequence[str], top: int = 1) -> list[dict[str, list[Prediction]]]:
         """The same for utterances that are units already, ``"71 12 57"`` each."""
-        with torch_threads(self._threads):
-            return self._answered(units, top)
-
-    def _answered(self, units: Sequence[str], top: int) -> list[dict[str, list[Prediction]]]:
         rows = [
-            torch.tensor(encode(f"</s> {each} <s>", self._symbols, "units", "the LM's dict.txt"))
-            for each in units
+            torch.tensor(encode(f"</s> {text} <s>", self._symbols, "units", "the LM's dict.txt"))
+            for text in units
         ]
-        found: list[dict[str, list[Prediction]]] = [{} for _ in rows]
-        count = len(self.records)
-        pairs = [(row, which) for row in range(len(rows)) for which in range(count)]
-        sizes = np.array([len(rows[row]) for row, _ in pairs], dtype=np.int64)
-        order = sizes.argsort(kind="mergesort")
-        tokens = max(BATCH_TOKENS, *sizes) if pairs else 1
-        for batch in batches_by_length(order, sizes, tokens, BATCH_ROWS) if pairs else ():
-            chosen = [pairs[place] for place in batch]
-            which = [prompt for _, prompt in chosen]
-            state = self._lm.prefill(
-                [rows[row] for row, _ in chosen], which=which if count > 1 else None
-            )
-            for prompt, (name, record) in enumerate(self.records.items()):
-                places = [place for place, own in enumerate(which) if own == prompt]
-                if places:
-                    own = state if len(places) == len(which) else state.select(places)
-                    answers = self._answers[prompt](self._lm, own, top)
-                    for place, of_row in zip(places, answers):
-                        found[chosen[place][0]][name] = [_named(one, record) for one in of_row]
-        return [{name: each[name] for name in self.records} for each in found]
+        answers: list[dict[str, list[Prediction]]] = [{} for _ in rows]
+        batches = list(_batches([len(row) for row in rows], BATCH_TOKENS, BATCH_ROWS))
+        with torch_threads(self._threads):
+            for name, (record, lm, label_answers) in self._prompts.items():
+                for batch in batches:
+                    state = lm.prefill([rows[number] for number in batch])
+                    for number, ranked in zip(batch, label_answers(lm, state, top)):
+                        answers[number][name] = [_named(answer, record) for answer in ranked]
+        return answers
 
     def _waveform(self, audio: Audio) -> Tensor | BadAudio:
         try:
             if isinstance(audio, (str, Path)):
                 frames, rate = length_and_rate(Path(audio))
-                if frames > MOST_SECONDS * rate:
-                    return _too_long(frames / rate)
+                _check_length(frames / rate)
                 samples = torch.from_numpy(read_audio(Path(audio), 0, frames).samples)
             else:
-                samples = torch.as_tensor(audio, dtype=torch.float32, device="cpu")
+                samples = _samples(audio)
+                _check_length(len(samples) / SAMPLE_RATE)
         except BadAudio as error:
             return error
         except (OSError, ValueError) as error:  # what is no file name at all
             return BadAudio(str(error))
-        if samples.ndim != 1 or not samples.isfinite().all():
-            return BadAudio(f"expected finite samples (T,), found {tuple(samples.shape)}")
-        if len(samples) > MOST_SECONDS * SAMPLE_RATE:
-            return _too_long(len(samples) / SAMPLE_RATE)
+        if not samples.isfinite().all():
+            return BadAudio("holds values that are not finite (NaN or infinity)")
         if len(samples) < self._speech.reader.min_samples:
             shortest = 1000 * self._speech.reader.min_samples / SAMPLE_RATE
             return BadAudio(f"is shorter than one frame ({shortest:.0f} ms)")
@@ -225,21 +221,36 @@ class Predictor:
 
     def _units(self, waveforms: Sequence[Tensor]) -> list[str]:
         """Units of each waveform; similar lengths are encoded together."""
-        if not waveforms:
-            return []
-        sizes = np.array([len(waveform) for waveform in waveforms], dtype=np.int64)
-        most = max(int(BATCH_SECONDS * SAMPLE_RATE), *sizes)
         units = [""] * len(waveforms)
-        for batch in batches_by_length(sizes.argsort(kind="mergesort"), sizes, most, None):
-            for place, text in zip(batch, self._speech([waveforms[place] for place in batch])):
-                units[place] = text
+        sizes = [len(waveform) for waveform in waveforms]
+        for batch in _batches(sizes, int(BATCH_SECONDS * SAMPLE_RATE)):
+            for number, text in zip(batch, self._speech([waveforms[n] for n in batch])):
+                units[number] = text
         return units
 
 
-def _too_long(seconds: float) -> BadAudio:
-    return BadAudio(
-        f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, or use --segments"
-    )
+def _batches(sizes: Sequence[int], most: int, rows: int | None = None) -> Iterator[np.ndarray]:
+    """Numbers of rows of these ``sizes``, similar lengths together: at most ``rows`` rows and
+    ``most`` padded tokens or samples in a batch, more only where one row is longer.
+    """
+    if sizes:
+        yield from batches_by_length(range(len(sizes)), np.array(sizes), max(most, *sizes), rows)
+
+
+def _samples(audio: np.ndarray | Tensor) -> Tensor:
+    """(T,) float32. Raises ``BadAudio`` for another shape."""
+    samples = torch.as_tensor(audio, dtype=torch.float32, device="cpu")
+    if samples.ndim != 1:
+        raise BadAudio(f"expected samples (T,), found {tuple(samples.shape)}")
+    return samples
+
+
+def _check_length(seconds: float) -> None:
+    if seconds > MOST_SECONDS:
+        raise BadAudio(
+            f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, or use "
+            "--segments"
+        )
 
 
 def _named(answer: Answer, record: PromptRecord) -> Prediction:
@@ -259,36 +270,26 @@ def _names(tasks: Sequence[str], prompts: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _record(path: Path, workspace: Workspace) -> PromptRecord:
-    if path.name == TENSORS:
-        return read_record(path.parent)
-    return record_of(path, *task_and_unit_model(path), workspace)
-
-
-def _common_units(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:
-    """The unit model that all prompts share. Raises ``UserError`` naming two that differ, or what
-    is another one here.
+def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:
+    """The unit model of all prompts, in this workspace. Raises ``UserError`` where prompts have
+    different ones, or were trained on units that were made in another way.
     """
     first = records[0]
-    for other in records[1:]:
-        facts = [{**vars(record), **vars(record.units)} for record in (first, other)]
-        for what in ("unit_model", "lm_fingerprint", *vars(first.units)):
-            one, two = (each[what] for each in facts)
-            unknown = what in ("lm_fingerprint", "kmeans") and not (one and two)
-            if one != two and not unknown:  # an unknown LM is compared when it is loaded
-                raise UserError(
-                    f"--prompt: {first.task} and {other.task} differ in {what}: {one} and {two}; "
-                    "answer them one at a time"
-                )
-    own_data = first.task in task_names() and not unit_model.shipped_first
-    downstream = load_task(first.task).downstream if own_data else None
+    has_data = first.task in task_names() and not unit_model.shipped_first
+    downstream = load_task(first.task).downstream if has_data else None
     files = UnitFiles(unit_model, downstream)
     files.check_here()
-    found = files.record()
-    for name, wanted in vars(first.units).items():
-        if wanted != getattr(found, name) and not (name == "kmeans" and wanted is None):
+    here = vars(files.unit_settings())
+    for record in records:
+        if record.unit_model != first.unit_model:
             raise UserError(
-                f"--prompt {first.task}: its {first.unit_model} has {name} {wanted}, here it is "
-                f"{getattr(found, name)}; use the unit model that the prompt was trained with"
+                f"--prompt: {first.task} and {record.task} differ in unit_model: "
+                f"{first.unit_model} and {record.unit_model}; answer them one at a time"
             )
+        for name, wanted in vars(record.units).items():
+            if wanted != here[name] and not (name == "kmeans" and wanted is None):
+                raise UserError(
+                    f"--prompt {record.task}: its {record.unit_model} has {name} {wanted}, here "
+                    f"it is {here[name]}; use the unit model that the prompt was trained with"
+                )
     return files

@@ -1,0 +1,188 @@
+"""prompt.json: what a trained prompt is, what it belongs to and how good it is.
+
+train.py begins the record beside its checkpoints; export.py completes it beside the tensors to
+share. A shared file may come from a stranger, so every value is checked and none becomes a path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+
+FORMAT = 2  # 1: an export by an earlier version; without a number: a run's card by one
+RECORD, TENSORS, README = "prompt.json", "prompt.safetensors", "README.md"
+BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # names take part in paths
+_REMEDY = "take the file from its source again, or train with a new --date"
+
+Part = TypeVar("Part")
+
+
+@dataclass(frozen=True)
+class UnitSettings:
+    """How audio became the units that a prompt was trained on."""
+
+    feature_type: str
+    layer: int | None
+    normalize: bool | None
+    merge: bool
+    kmeans: str | None  # fingerprint of the centres; None: units that were made elsewhere
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What a run needs to resume, and how far it came."""
+
+    data: dict[str, str]  # split -> SHA-256 of the text that the data-bin was made from
+    updates: int = 0  # at the best checkpoint
+    total_updates: int = 0
+    rounding: float = 0.0  # see prompt.rounding
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """A trained prompt. A run's record has ``run``; a shared one has what follows it."""
+
+    task: str
+    unit_model: str
+    prefix_prompt_length: int
+    verbalizer: str
+    verbal: dict[str, str]  # label -> unit
+    lm_fingerprint: str  # "": not known before the LM is loaded (a published checkpoint)
+    lm_parameters: int = 0
+    infix_prompt_length: int = 0  # vectors where <s> is, in place of a prefix
+    fine_tune: bool = False  # the whole LM was trained, and there is no prompt
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)  # label -> its slot and name
+    labels_per_utterance: int = 0  # 0: texts
+    recipe: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)  # the recipe's knobs
+    trained_parameters: int = 0  # 0: training has not finished
+    valid: dict[str, float] = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
+    run: TrainingRun | None = None
+    units: UnitSettings | None = None
+    dict_fingerprint: str = ""
+    most_labels: int = 0  # of an utterance of train
+    label_sequences: list[list[str]] | None = None  # train's; None: not known, or too many
+    test: dict[str, float] = field(default_factory=dict)
+    license: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether an answer has any number of labels."""
+        return self.labels_per_utterance == 0
+
+
+def is_export(folder: Path) -> bool:
+    """Whether ``folder`` holds a shared prompt."""
+    return (folder / TENSORS).is_file()
+
+
+def write_record(folder: Path, record: PromptRecord) -> None:
+    """Write prompt.json. Raises ``UserError`` where it would not be read back."""
+    _check(record, folder / RECORD)
+    values = {"format": FORMAT, **dataclasses.asdict(record)}
+    write_json(folder / RECORD, values, indent=1)
+
+
+def read_record(folder: Path) -> PromptRecord | None:
+    """Read and check the folder's prompt.json; None where there is none (a published checkpoint).
+
+    Raises ``UserError``, one line, for a shared prompt without a record, and for a record that
+    neither train.py nor export.py would write.
+    """
+    path = folder / RECORD
+    if not path.exists() and not is_export(folder):
+        return None
+    values = read_json(path, "ulm_prompt/export.py" if is_export(folder) else "ulm_prompt/train.py")
+    version = values.pop("format", None)
+    if version not in (None, 1, FORMAT):
+        raise UserError(f"{path}: format {_shown(version)}; this version reads up to {FORMAT}")
+    if version is None:  # a card held the facts of its run beside the others
+        names = [entry.name for entry in dataclasses.fields(TrainingRun)]
+        values["run"] = {name: values.pop(name) for name in names if name in values}
+    for name, part in (("units", UnitSettings), ("run", TrainingRun)):
+        if isinstance(values.get(name), dict):
+            values[name] = _build(part, values[name], path, f"{name}.")
+    record = _build(PromptRecord, values, path)
+    if is_export(folder) and record.units is None:
+        raise UserError(f"{path}: the record of a run, not of a shared prompt; {_REMEDY}")
+    _check(record, path)
+    return record
+
+
+def _build(kind: type[Part], values: dict[str, Any], path: Path, prefix: str = "") -> Part:
+    """The dataclass ``kind`` of JSON values. Raises ``UserError`` where name or type is wrong."""
+    hints = get_type_hints(kind)
+    optional = (dataclasses.MISSING,) * 2
+    needed = {
+        entry.name
+        for entry in dataclasses.fields(kind)
+        if (entry.default, entry.default_factory) == optional
+    }
+    if wrong := (needed - values.keys()) | (values.keys() - hints.keys()):
+        name = min(wrong)
+        problem = "is missing" if name in needed else "is not known here"
+        raise UserError(f"{path}: {_shown(prefix + name)} {problem}; {_REMEDY}")
+    for name, value in values.items():
+        if not _is_of(hints[name], value):
+            expected = getattr(hints[name], "__name__", str(hints[name]))
+            raise _wrong(path, prefix + name, expected, value)
+    return kind(**values)
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a JSON value has the type that a field declares."""
+    inner = get_args(kind)
+    if kind is Any:
+        return True
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(option, value) for option in inner)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is_of(inner[1], item) for item in value.values())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(inner[0], item) for item in value)
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    return fits and isinstance(value, bool) == (kind is bool)
+
+
+def _check(record: PromptRecord, path: Path) -> None:
+    """Raises ``UserError`` for values that do not go together, or that cannot be shown."""
+    for name in ("task", "unit_model", "verbalizer"):
+        if not _NAME.fullmatch(getattr(record, name)):
+            expected = "a name of letters, digits, and _ . -"
+            raise _wrong(path, name, expected, getattr(record, name))
+    if record.units is None:
+        return  # export.py has still to complete it
+    labels, units = record.labels, record.verbal
+    texts = [*units.values(), *(text for entry in labels.values() for text in entry.values())]
+    has_names = labels and all(entry.keys() == {"slot", "name"} for entry in labels.values())
+    if not (has_names and all(text and text.isprintable() for text in texts)):
+        raise _wrong(path, "labels", "a slot and a name for each, on one line", labels)
+    if units.keys() != labels.keys() or len(set(units.values())) != len(units):
+        raise _wrong(path, "verbal", "a unit for each of labels", units)
+    if record.most_labels < max(1, record.labels_per_utterance):
+        raise _wrong(path, "most_labels", "at least labels_per_utterance", record.most_labels)
+    for sequence in [[]] if record.label_sequences == [] else record.label_sequences or []:
+        if not (0 < len(sequence) <= record.most_labels and set(sequence) <= labels.keys()):
+            raise _wrong(path, "label_sequences", "1 to most_labels of labels", sequence)
+    if record.license is not None and not record.license.isprintable():
+        raise _wrong(path, "license", "one line", record.license)
+
+
+def _wrong(path: Path, name: str, expected: str, value: Any) -> UserError:
+    return UserError(f"{path}: {name}: expected {expected}, found {_shown(value)}; {_REMEDY}")
+
+
+def _shown(value: Any) -> str:
+    """A value of the file on one short line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,252 @@
+"""Speech as a prompt gets it: a recording's pieces, and the units of a workspace's unit model.
+
+A long recording is cut at pauses, and slid over where it has none. A frame is sound when it is
+louder than the noise around it. A pause is a stretch without sound.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config import load_config
+from pipeline.errors import UserError
+from pipeline.files import read_json, sha256
+from pipeline.unit_models import UnitModel
+from pipeline.workspace import REPOSITORY
+from preprocess.actions.config import FairseqConfig, TaskConfig, fill_in
+from preprocess.speech2unit.audio import BadAudio, length_and_rate, mono_blocks, read_audio
+from preprocess.speech2unit.features import (
+    SAMPLE_RATE,
+    Source,
+    best_device,
+    feature_reader,
+    merge_runs,
+    written,
+)
+from preprocess.speech2unit.kmeans import KMeans, load_kmeans
+from ulm_prompt.prompt_data.prompt_record import UnitSettings
+
+FRAME = 0.01  # s: one period of a low voice, so that a level does not ripple
+SMOOTH = 3  # frames of a mean power: white noise then varies by less than 2 dB
+SILENT = 1e-8  # power, -80 dB of full scale: rounding and dither are no sound
+NEAR = 10.0  # s of one noise floor, which comes from them and 10 s before or after: noise changes
+QUIET_SHARE = 10  # % of those frames lie below the noise floor: speech has that much pause
+ABOVE = 10.0  # dB over the noise floor: steady noise never rises so far, a spoken word does
+RANGE = 40.0  # dB under the loudest frame: breath and echo of a clean recording are no sound
+PAUSE = 0.25  # s without sound: the closure inside "stop" or "eight" is shorter
+LEAST = 0.1  # s with sound: shorter ones are clicks
+LONGEST = 2.0  # s of one piece: a slow word; a longer piece is slid over
+AROUND = 0.25  # s that are heard before and after: weak first and last consonants
+
+
+class Piece(NamedTuple):
+    """A piece of a recording. ``start`` and ``end`` of its sound are in seconds; samples ``first``
+    to ``last``, at the recording's own rate, are what a prompt hears.
+    """
+
+    start: float
+    end: float
+    first: int
+    last: int
+
+
+def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piece]:
+    """The pieces of a file, or of a waveform (T,) at 16 kHz, in order. A file is read in blocks:
+    four bytes a frame are kept.
+
+    Sound of more than ``longest`` seconds without a pause becomes windows of half that length,
+    which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
+    """
+    if isinstance(audio, Path):
+        _, rate = length_and_rate(audio, at_once=False)
+        hop = round(rate * FRAME)
+        blocks = mono_blocks(audio, 1000 * hop)
+    else:
+        rate, hop, blocks = SAMPLE_RATE, round(SAMPLE_RATE * FRAME), [audio]
+    total, powers = 0, []
+    for samples in blocks:  # (T,)
+        if not np.isfinite(samples).all():
+            raise BadAudio("holds values that are not finite (NaN or infinity)")
+        total += len(samples)
+        whole = samples[: len(samples) // hop * hop]
+        powers.append(whole.reshape(-1, hop).var(axis=1, dtype=np.float32))  # without the offset
+    if total < hop:
+        raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
+    levels = _levels(np.concatenate(powers))
+    runs = _runs(levels > _thresholds(levels, hop / rate)) * (hop / rate)
+    pieces = _cut(runs, total / rate, longest)
+    if not pieces:
+        raise BadAudio("holds no sound that rises above its noise floor")
+    return [Piece(*times[:2], *(round(time * rate) for time in times[2:])) for times in pieces]
+
+
+def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
+    """What a prompt hears of a piece: (T,) float32 at 16 kHz. Raises ``BadAudio``."""
+    if isinstance(audio, Path):
+        return read_audio(audio, piece.first, piece.last - piece.first).samples
+    return audio[piece.first : piece.last]
+
+
+def _levels(powers: np.ndarray) -> np.ndarray:
+    """Map the power of frames (F,) to their smoothed level (F,), dB of full scale."""
+    padded = np.pad(powers, SMOOTH // 2, mode="edge")
+    mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")
+    return 10 * np.log10(np.maximum(mean, SILENT))
+
+
+def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
+    """The level above which a frame is sound, (F,), for levels (F,) every ``hop`` seconds."""
+    near = round(NEAR / hop)
+    pairs = [  # the floor of block i and block i + 1
+        np.percentile(levels[start : start + 2 * near], QUIET_SHARE)
+        for start in range(0, max(1, len(levels) - near), near)
+    ]
+    floors = np.maximum([pairs[0], *pairs], [*pairs, pairs[-1]])  # of block i, with either side
+    floor = np.repeat(floors, near)[: len(levels)]
+    return np.maximum(floor + ABOVE, levels.max() - RANGE)
+
+
+def _runs(is_sound: np.ndarray) -> np.ndarray:
+    """First frames of the sounds and first frames after them, (runs, 2), of a mask (F,)."""
+    edges = np.diff(is_sound.astype(np.int8), prepend=0, append=0)
+    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
+
+
+def _cut(runs: np.ndarray, seconds: float, longest: float) -> list[tuple[float, ...]]:
+    """Start and end of each piece and of what is heard of it, in seconds."""
+    sounds: list[list[float]] = []
+    for start, end in runs:
+        if sounds and start - sounds[-1][1] < PAUSE:
+            sounds[-1][1] = end
+        else:
+            sounds.append([start, end])
+    sounds = [[start, end] for start, end in sounds if end - start >= LEAST]
+    edges = [0.0, *((one[1] + two[0]) / 2 for one, two in zip(sounds, sounds[1:])), seconds]
+    pieces = []
+    for (start, end), earliest, latest in zip(sounds, edges, edges[1:]):
+        length = end - start if end - start <= longest else longest / 2
+        count = 1 + int(np.ceil((end - start - length) / (length / 2)))
+        for begin in np.linspace(start, end - length, count):
+            heard = max(earliest, begin - AROUND), min(latest, begin + length + AROUND)
+            pieces.append((float(begin), float(begin + length), *heard))
+    return pieces
+
+
+@dataclass
+class SavedConfig:
+    """The config that a downstream was quantised with; ``datarc`` has its task's keys."""
+
+    taskrc: TaskConfig
+    fairseqrc: FairseqConfig
+    datarc: dict[str, Any]
+
+
+class UnitFiles:
+    """A unit model's settings and files in a workspace. Nothing is loaded yet."""
+
+    def __init__(self, unit_model: UnitModel, downstream: str | None) -> None:
+        """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
+
+        Raises ``UserError`` for a unit model that neither describes.
+        """
+        workspace = unit_model.workspace
+        self.unit_model, self._root = unit_model.name, workspace.root
+        self.settings, self.merge = FairseqConfig(), True
+        self._quantized: Path | None = None
+        if downstream is not None:
+            folder = workspace.downstream_data(downstream) / unit_model.name
+            self._quantized = folder / "quantized" / "provenance.json"
+            if (folder / "config.yaml").is_file():
+                saved = load_config(SavedConfig, folder / "config.yaml")
+                self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
+        fill_in(self.settings, unit_model.name, unit_model)
+        self.lm_folder, self.km_path = unit_model.lm_folder, unit_model.km_path
+        if self.settings.km_path is not None:
+            self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
+        self.ckpt_path = None
+        if self.settings.ckpt_path is not None:
+            self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
+
+    def check_here(self) -> None:
+        """Raises ``UserError`` for a missing k-means or speech model."""
+        option = "" if self._root == REPOSITORY else f" --workspace {self._root}"
+        for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
+            if path is not None and not path.is_file():
+                raise UserError(
+                    f"{path}: {what} of {self.unit_model} not found; get it by "
+                    f"python pretrained_models/download.py {self.unit_model}{option}, or put it "
+                    "there"
+                )
+
+    def check_fresh(self) -> None:
+        """Raises ``UserError`` unless the k-means is the one that the downstream was quantised
+        with; nothing is checked for units that were made elsewhere.
+        """
+        if self._quantized is None or not self._quantized.is_file():
+            return
+        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
+        wanted = plan.get("kmeans") if isinstance(plan, dict) else None
+        here = self.km_path.is_file()
+        if wanted is None or (here and sha256(self.km_path) == wanted):
+            return
+        problem = "not the k-means" if here else f"k-means of {self.unit_model} not found, the one"
+        raise UserError(
+            f"{self.km_path}: {problem} that {self._quantized.parent} was made with; "
+            "restore it, or quantise and train again"
+        )
+
+    @functools.cached_property
+    def centres(self) -> np.ndarray:
+        """The k-means, (K, D)."""
+        return load_kmeans(self.km_path)
+
+    def unit_settings(self) -> UnitSettings:
+        """The settings, with the k-means' fingerprint where its file exists."""
+        kmeans = kmeans_fingerprint(self.centres) if self.km_path.is_file() else None
+        settings = self.settings
+        return UnitSettings(
+            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans
+        )
+
+
+def kmeans_fingerprint(centres: np.ndarray) -> str:
+    """SHA-256 over the centres as float64, 16 hexadecimal digits: the same for a released file and
+    its conversion.
+    """
+    digest = hashlib.sha256(repr(centres.shape).encode())
+    digest.update(np.ascontiguousarray(centres, dtype="<f8").data)
+    return digest.hexdigest()[:16]
+
+
+class SpeechToUnits:
+    """Waveforms to units, the models loaded."""
+
+    def __init__(self, files: UnitFiles) -> None:
+        """Raises ``UserError`` for a broken model, or one that does not fit its k-means."""
+        settings = files.settings
+        device, _ = best_device()
+        source = Source(files.ckpt_path, settings.layer, settings.normalize, device)
+        self.reader = feature_reader(settings.feature_type, source)
+        if files.centres.shape[1] != self.reader.dim:
+            raise UserError(
+                f"{files.km_path}: its centres have {files.centres.shape[1]} numbers, a feature "
+                f"frame has {self.reader.dim}; k-means and features do not belong together"
+            )
+        self._kmeans = KMeans(files.centres, device)
+        self.has_model = files.ckpt_path is not None
+        self._finish = merge_runs if files.merge else str  # as the prompt's rows were made
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[Tensor]) -> list[str]:
+        """Map (T_i,) float32 at 16 kHz to units as text, ``"71 12 57"``."""
+        frames = self.reader(waveforms)  # (F_i, D)
+        return [self._finish(written(self._kmeans(features))) for features in frames]
