@@ -174,7 +174,7 @@ def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
     assert sum(value.numel() for value in state.values()) == card["trained_parameters"] + 1
     before = path.read_bytes(), state
     run_script(train_downstream, monkeypatch, workspace, *flags)
-    assert "is there already" in capsys.readouterr().out
+    assert "already" in capsys.readouterr().out
     with pytest.raises(UserError, match="other config; choose a new --date"):
         run_script(train_downstream, monkeypatch, workspace, *flags, "seed=2")
     (folder / "downstream.json").unlink()
