@@ -1,6 +1,6 @@
 """Audio -> the mean over time of every layer of the speech model, what train_downstream.py reads.
 
-One pass over the audio of the manifests, with no k-means. A killed run goes on, torchrun shares the
+One pass over the audio of the manifests, with no k-means. A killed run resumes. torchrun shares the
 work over processes, --num_shards and --shard over jobs that --merge_shards joins, as for units.
 """
 

@@ -15,8 +15,8 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from baselines.classifiers.answers import Slots, answers_path, card_path, write_answers
-from baselines.classifiers.downstream import DownstreamModel, Settings, Split, load_settings, train
-from baselines.classifiers.means import COMMAND, Means, read_means, read_plan
+from baselines.classifiers.downstream import Settings, Split, load_settings, train
+from baselines.classifiers.means import COMMAND, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS
@@ -30,7 +30,7 @@ MODEL = "checkpoint_best.pt"
 
 
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The tasks and unit models whose layer means lie in the workspace, narrowed by the flags."""
+    """The tasks and unit models with layer means in the workspace, narrowed by the flags."""
     workspace = Workspace(args.workspace)
     pairs = []
     for task in [args.prompt_task] if args.prompt_task else task_names():
@@ -52,72 +52,63 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
 def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Train and decode one task on one speech model."""
     workspace = Workspace(args.workspace)
-    name = f"{pair.task} {pair.unit_model}"
-    path = card_path(workspace, pair.task, pair.unit_model, "downstream", args.date)
-    folder = path.parent
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    run_name = workspace, pair.task, unit_model, "downstream", args.date
+    card_file, answers_file = card_path(*run_name), answers_path(*run_name)
     card = {
         "task": pair.task,
-        "unit_model": pair.unit_model,
+        "unit_model": unit_model,
         "config": dataclasses.asdict(settings),
-        "data": read_plan(workspace, pair.config.downstream, pair.unit_model),
+        "data": read_plan(workspace, downstream, unit_model),
     }
-    with holding(folder):
-        if is_done(path, card):
-            print(f"{name}: {folder} is there already")
+    with holding(card_file.parent):
+        if is_done(card_file, card):
+            print(f"{pair.task} {unit_model}: {card_file.parent} exists already")
             return
-        slots = Slots(workspace.downstream_data(pair.config.downstream) / "manifest/labels.json")
-        found = {
-            split: read_means(workspace, pair.config.downstream, pair.unit_model, split)
-            for split in SPLITS
-        }
+        slots = Slots(workspace.downstream_data(downstream) / "manifest/labels.json")
         device, why = best_device()
-        splits = {key: as_split(means, slots).to(device) for key, means in found.items()}
-        print(f"{name}: training on {why}")
+        splits = {}
+        for split in SPLITS:
+            means, entries, index = read_means(workspace, downstream, unit_model, split)
+            labels = slots.encode(entry.labels for entry in entries)
+            splits[split] = Split(means, index, labels).to(device)
+        print(f"{pair.task} {unit_model}: training on {why}")
         model, curve = train(splits["train"], splits["valid"], slots.sizes, settings)
-        answers = slots.decode(model.predict(splits["test"].means)[splits["test"].index])
-        entries = found["test"].entries
-        answered = answers_path(workspace, pair.task, pair.unit_model, "downstream", args.date)
-        right = write_answers(answered, *zip(*((e.file, e.labels) for e in entries)), answers)
-        save_torch(
-            {name: value.cpu() for name, value in model.state_dict().items()}, folder / MODEL
-        )
-        card |= results(model, curve, right) | {"made_by": provenance()}
-        write_json(path, card)
+        test = splits["test"]
+        answers = slots.decode(model.predict(test.means)[test.index])
+        files, labels = zip(*((entry.file, entry.labels) for entry in entries))  # of test
+        accuracy = write_answers(answers_file, files, labels, answers)
+        weights = {name: value.cpu() for name, value in model.state_dict().items()}
+        save_torch(weights, card_file.parent / MODEL)
+        best = max(curve.values())
+        card |= {
+            "trained_parameters": model.trained_parameters,
+            "layer_weights": model.layer_weights.softmax(dim=0).tolist(),
+            "updates": min(update for update, value in curve.items() if value == best),
+            "valid": {"accuracy": best},
+            "test": {"accuracy": accuracy},
+            "valid_curve": curve,
+            "made_by": provenance(),
+        }
+        write_json(card_file, card)
     print(
-        f"{name}: {model.trained_parameters:,} trained parameters, "
-        f"best at update {card['updates']:,}: "
-        f"{card['valid']['accuracy']:.2f} % right on valid, {right:.2f} % on test -> {answered}"
+        f"{pair.task} {unit_model}: {model.trained_parameters:,} trained parameters, best at "
+        f"update {card['updates']:,}: {best:.2f} % right on valid, {accuracy:.2f} % on test "
+        f"-> {answers_file}"
     )
 
 
-def is_done(path: Path, card: dict) -> bool:
-    """Whether that run is finished. Raises ``UserError`` when another one lies there."""
-    if not path.exists():
+def is_done(card_file: Path, card: dict) -> bool:
+    """Whether that run is finished. Raises ``UserError`` when the folder holds another run."""
+    if not card_file.exists():
         return False
-    earlier = read_json(path, "baselines/train_downstream.py")
+    earlier = read_json(card_file, "baselines/train_downstream.py")
     changed = [key for key, value in card.items() if earlier.get(key) != value]
     if changed:
         raise UserError(
-            f"{path.parent}: holds a run with other {', '.join(changed)}; choose a new --date"
+            f"{card_file.parent}: holds a run with other {', '.join(changed)}; choose a new --date"
         )
     return True
-
-
-def as_split(means: Means, slots: Slots) -> Split:
-    return Split(means.means, means.index, slots.encode(entry.labels for entry in means.entries))
-
-
-def results(model: DownstreamModel, curve: dict[int, float], test: float) -> dict:
-    """What the card says of a finished run."""
-    best = max(curve.values())
-    return {
-        "trained_parameters": model.trained_parameters,
-        "layer_weights": model.layer_weights.softmax(dim=0).tolist(),
-        "updates": min(update for update, value in curve.items() if value == best),
-        "valid": {"accuracy": best},
-        "test": {"accuracy": test},
-        "valid_curve": curve,
-    }
 
 
 def main() -> None:

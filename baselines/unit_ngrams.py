@@ -12,14 +12,15 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import MISSING
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.svm import LinearSVC
 
 from baselines.classifiers.answers import answers_path, card_path, write_answers
 from pipeline.config import load_config
@@ -30,18 +31,7 @@ from pipeline.runs import provenance
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-    from sklearn.svm import LinearSVC
-
 CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
-
-
-class Counts(Enum):
-    """What a count becomes."""
-
-    log = "log"
-    raw = "raw"
 
 
 @dataclass
@@ -49,7 +39,7 @@ class Settings:
     """config/unit_ngrams.yaml, which says what each means."""
 
     ngrams: int = MISSING
-    counts: Counts = MISSING
+    counts: str = MISSING
     costs: list[float] = MISSING
     seed: int = MISSING
 
@@ -59,6 +49,8 @@ def load_settings(overrides: list[str]) -> Settings:
     settings = load_config(Settings, CONFIG, overrides)
     if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
         raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
+    if settings.counts not in ("log", "raw"):
+        raise UserError(f"--set counts={settings.counts}: expected log or raw")
     return settings
 
 
@@ -67,8 +59,6 @@ class NgramClassifier:
 
     def __init__(self, settings: Settings, train: list[Row]) -> None:
         """Count the n-grams of ``train``; others are unknown later."""
-        from sklearn.feature_extraction.text import CountVectorizer
-
         self._settings = settings
         weights = Counter((row.units, row.labels) for row in train)
         units, self._labels = zip(*weights)
@@ -81,8 +71,6 @@ class NgramClassifier:
 
     def fit(self, cost: float) -> LinearSVC:
         """Train with one C."""
-        from sklearn.svm import LinearSVC
-
         svm = LinearSVC(C=cost, dual=True, random_state=self._settings.seed)
         return svm.fit(self._train, self._labels, self._weights)
 
@@ -92,19 +80,15 @@ class NgramClassifier:
 
     def _features(self, units: list[str] | tuple[str, ...]) -> csr_matrix:
         counts = self._vectorizer.transform(units)
-        return counts.log1p() if self._settings.counts is Counts.log else counts
+        return counts.log1p() if self._settings.counts == "log" else counts
 
 
-def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, Any]:
-    """What a run depends on."""
+def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, object]:
+    """What a run is made from."""
     downstream, unit_model = pair.config.downstream, pair.unit_model
-    rows = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
-    return {
-        "task": pair.task,
-        "unit_model": unit_model,
-        "config": {**asdict(settings), "counts": settings.counts.value},
-        "rows": {split: sha256(path) for split, path in rows.items()},
-    }
+    rows = {split: sha256(workspace.rows(downstream, unit_model, split)) for split in SPLITS}
+    config = asdict(settings)
+    return {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
 
 
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
@@ -128,12 +112,12 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
         print(f"  C {cost:g}: {score:.2f} % right on valid", flush=True)
         if score > best:
             best, best_svm = score, svm
-    path = answers_path(workspace, pair.task, unit_model, "ngrams", args.date)
-    answers = classifier.predict(best_svm, test)
-    accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
+    run_name = workspace, pair.task, unit_model, "ngrams", args.date
+    path = answers_path(*run_name)
+    files, labels = zip(*((row.file, row.labels) for row in test))
+    accuracy = write_answers(path, files, labels, classifier.predict(best_svm, test))
     card |= {"cost": best_svm.C, "valid": {"accuracy": best}, "test": {"accuracy": accuracy}}
-    record = card_path(workspace, pair.task, unit_model, "ngrams", args.date)
-    write_json(record, card | {"made_by": provenance()})
+    write_json(card_path(*run_name), card | {"made_by": provenance()})
     print(f"{pair.task} {unit_model}: C {best_svm.C:g}, {accuracy:.2f} % right on test -> {path}")
 
 

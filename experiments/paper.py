@@ -217,7 +217,8 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
             needed[root] = corpus
         elif (root / DEMO).is_file():
             needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
-        if known := find_unit_model(cell.unit_model, workspace):
+        known = find_unit_model(cell.unit_model, workspace)
+        if known.is_described:
             parts = known.checkpoint.parts if known.checkpoint else ()
             needed |= {part: f"{download} checkpoint" for part in parts if not part.is_file()}
             if not (on_features or known.km_path.is_file()):

@@ -19,8 +19,8 @@ _REMEDIES = {
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text names the file or flag, what was expected, what was
-    found, what to do; it is one line, whatever the names in it hold.
+    """Something the user can mend. Its text is one line: the file or flag, what was expected, what
+    was found, and what to do.
     """
 
     def __init__(self, text: str) -> None:
@@ -28,55 +28,43 @@ class UserError(Exception):
 
 
 def one_line(text: str) -> str:
-    """``text`` with line breaks, terminal controls and bytes that are no UTF-8 as escapes."""
+    """``text`` with line breaks, terminal controls and bytes that are not UTF-8 as escapes."""
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage's ``main`` and turn its outcome into an exit code.
 
-    ``UserError``, and a name that is not UTF-8 where it must be written, exit with 2; an
-    operating-system failure (disk full, no permission, no such file) and a GPU's full memory with
-    1; each prints one line.
-    Anything else is a bug of ours and keeps its traceback.
+    ``UserError``, and a name that is not UTF-8 where it must be written, exit with 2; an error of
+    the operating system (disk full, no permission, no such file) and a GPU's full memory with 1;
+    each prints one line. Anything else is a bug of ours and keeps its traceback.
     """
     try:
         main()
-        sys.stdout.flush()  # at the interpreter's end an error would have no words
+        sys.stdout.flush()  # a full disk would go unnoticed at the interpreter's end
     except UserError as error:
         _leave(2, str(error))
-    except BrokenPipeError:  # `stage | head`: the reader has gone, nobody is left to tell
+    except BrokenPipeError:  # `stage | head`: the reader has ended
         _print_no_more()
         sys.exit(1)
     except UnicodeEncodeError as error:
-        if "surrogates" not in error.reason:  # how Python holds the bytes of such a name
+        if "surrogates" not in error.reason:  # Python's form of such a name's bytes
             raise
         near = error.object[max(0, error.start - 60) : error.end + 60]
         _leave(2, f"{near}: a name that is not UTF-8 text; rename it")
     except OSError as error:
-        where = error.filename or ("standard output" if _cannot_print(error) else None)
-        remedy = _REMEDIES.get(error.errno)
-        what = f"{where}: " if where else "", error.strerror or error, f"; {remedy}" * bool(remedy)
-        _leave(1, "".join(map(str, what)))
-    except RuntimeError as error:  # torch's, whose class is only there where torch is
+        path = f"{error.filename}: " if error.filename else ""
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        _leave(1, f"{path}{error.strerror or error}{remedy}")
+    except RuntimeError as error:  # torch's own class: this module must not import torch
         if type(error).__name__ != "OutOfMemoryError":
             raise
         first = str(error).split("\n")[0][:200]
         _leave(1, f"{first}; take smaller batches, or a lower precision, and run it again")
     except KeyboardInterrupt:
-        _leave(130, "interrupted; run the same command again to go on")
-
-
-def _cannot_print(error: OSError) -> bool:
-    """Whether standard output can be what a nameless error speaks of."""
-    try:
-        if error.errno is not None:
-            print(flush=True)  # something new: a flush that has failed need not fail again
-    except OSError:
-        return True
-    return False
+        _leave(130, "interrupted; run the same command again to resume")
 
 
 def _print_no_more() -> None:

@@ -1,14 +1,14 @@
-"""Writing files so that a reader only ever sees a complete one."""
+"""Whole files: a reader only ever sees a complete one, and two runs never write the same output."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import glob
 import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -16,12 +16,71 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from pipeline.errors import UserError
+
+logging.getLogger("filelock").setLevel(logging.WARNING)  # it logs every lock
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+@contextlib.contextmanager
+def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open ``path`` for writing; it appears, whole, when the block ends without an error."""
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with replacing(path) as temporary, open(temporary, mode, **text) as handle:
+        yield handle
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any
+    error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    with naming(path, temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside ``path``; swap the two on success, remove it on any
+    error. Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
+    """
+    _check_writable(path)
+    temporary = _temporary(path)
+    old = temporary.with_suffix(".old")
+    with naming(path, temporary):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            _check_writable(path)  # it could still be moved aside, but not removed
+            if path.exists():
+                path.rename(old)
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_writable(folder: Path) -> None:
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside ``path`` for this process alone. What a killed one of this machine left there
-    is removed, or put back where it was moved away.
+    """A name beside ``path`` for this process alone. Leftovers of killed processes of this machine
+    are removed, or moved back where they came from.
     """
     begin = f".{path.name}.{platform.node()}."
     for left in path.parent.glob(f"{glob.escape(begin)}*"):
@@ -49,8 +108,8 @@ def _is_alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def naming(path: Path, *instead_of: Path) -> Iterator[None]:
-    """Let an ``OSError`` say ``path``, which the user knows, where it names nothing (a write says
-    not where it failed) or something in one of ``instead_of``.
+    """Make an ``OSError`` name ``path``, which the user knows, if it names no file (as that of a
+    write does) or one in ``instead_of``.
     """
     try:
         yield
@@ -63,30 +122,44 @@ def naming(path: Path, *instead_of: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it into place on success, remove it on any
-    error.
+def holding(output: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the file or folder ``output`` against other processes, by a lock file beside it,
+    ``.NAME.lock``. At the end it is removed, with the folders that were made for it alone.
+
+    ``wait``: seconds to wait for another process; -1: as long as it takes. A killed process holds
+    nothing. Raises ``UserError`` when another process holds the output, and on a file system
+    without locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with naming(path, temporary):
+    absent = [folder for folder in output.parents if not folder.exists()]
+    path = output.with_name(f".{output.name}.lock")
+    lock = FileLock(path, thread_local=False)
+    while not lock.is_locked:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            yield temporary
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-@contextlib.contextmanager
-def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open ``path`` for writing; it appears, whole, when the block ends without an error."""
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with replacing(path) as temporary, open(temporary, mode, **text) as handle:
-        yield handle
-        handle.flush()
-        os.fsync(handle.fileno())
+            # a process that ends just now needs a moment to let go
+            lock.acquire(timeout=wait or 0.2, poll_interval=0.05)
+        except FileNotFoundError:  # one that ended just now removed the folder
+            continue
+        except Timeout:
+            raise UserError(
+                f"{output}: another process is writing there; wait for it or stop it first"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UserError(
+                f"{path}: this file system has no locks ({error.strerror}); "
+                "put --workspace on another one"
+            ) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # already removed, or no longer ours to remove
+            path.unlink()  # while it is held: a process that waits for it then makes a new one
+        lock.release()
+        with contextlib.suppress(OSError):
+            for folder in absent:  # the innermost first; one with something in it stays
+                folder.rmdir()
 
 
 def write_json(path: Path, value: Any, indent: int = 4) -> None:
@@ -98,14 +171,14 @@ def write_json(path: Path, value: Any, indent: int = 4) -> None:
 
 
 def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object; ``made_by`` is the command that makes it, told when it
-    is missing or broken.
+    """Read a JSON file that holds an object. Raises ``UserError`` if it is missing or broken, with
+    ``made_by``, the command that makes it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run {made_by} first") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 brackets
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
     if not isinstance(value, dict):
         raise UserError(
@@ -115,11 +188,11 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
 
 
 def text_lines(path: Path, missing: str) -> Iterator[str]:
-    """Stream the lines of a text that people may have edited, without their ends: those of Unix or
-    Windows, a byte order mark before the first or not.
+    """Stream the lines of a text that people may have edited, without their ends (Unix or Windows)
+    and without a byte order mark.
 
-    Raises ``UserError``, naming the line, for anything but UTF-8, and with ``missing`` for a file
-    that is not there.
+    Raises ``UserError``, with the line's number, for anything but UTF-8, and with ``missing`` if
+    there is no such file.
     """
     try:
         handle = open(path, encoding="utf-8-sig", newline="\n")
@@ -145,76 +218,3 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, *_version: int) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside ``path``; swap it into place on success, remove it on any
-    error. Raises ``PermissionError`` where the folder that lies there takes nothing.
-    """
-    _check_writable(path)
-    temporary = _temporary(path)
-    old = temporary.with_suffix(".old")
-    with naming(path, temporary):
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            _check_writable(path)  # it could be moved aside all the same, but not removed
-            if path.exists():
-                path.rename(old)
-            temporary.rename(path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _check_writable(folder: Path) -> None:
-    if folder.exists() and not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
-# One run at a time on one output.
-
-
-@contextlib.contextmanager
-def holding(output: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the file or folder ``output``, alone or (``shared``) with others that share it, by a
-    lock file beside it, ``.NAME.lock``. The one that holds it alone takes that away again, and the
-    folders that were made for it alone.
-
-    The operating system lets go of it when the process ends, however that happens. Raises
-    ``UserError`` when another process holds it, unless it is to ``wait``.
-    """
-    absent = [folder for folder in output.parents if not folder.exists()]
-    path = output.with_name(f".{output.name}.lock")
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    try:
-        handle = _locked(path, how)
-    except BlockingIOError:
-        raise UserError(
-            f"{output}: another process is writing there; wait for it or stop it first"
-        ) from None
-    with handle:
-        try:
-            yield
-        finally:
-            if not shared:
-                with contextlib.suppress(OSError):  # gone, or not ours to remove any more
-                    path.unlink()
-                    for folder in absent:  # the innermost first; one with something in it stays
-                        folder.rmdir()
-
-
-def _locked(path: Path, how: int) -> IO[str]:
-    """The lock file, open and locked."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack, contextlib.suppress(FileNotFoundError):
-            # NFS gives a shared lock only on what is open for reading, too
-            handle = stack.enter_context(open(path, "a+", encoding="utf-8"))
-            fcntl.flock(handle, how)
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                stack.pop_all()  # it stays open
-                return handle
-        # its holder took it away when it was done, its folder perhaps too: it locks nothing

@@ -1,4 +1,4 @@
-"""This process among those that share a run: what torchrun tells each through its environment."""
+"""This process among those that share a run, as torchrun's environment variables say."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Ranks(NamedTuple):
 
 
 def ranks() -> Ranks:
-    """Read RANK, WORLD_SIZE and LOCAL_RANK; alone where torchrun has not set them."""
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; without torchrun this is the only process."""
     values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
     if values[0] is None and values[1] in (None, "1"):
         return Ranks()
@@ -43,7 +43,7 @@ def ranks() -> Ranks:
 
 @contextlib.contextmanager
 def process_group(here: Ranks) -> Iterator[None]:
-    """Join the group of all ranks (nccl on GPUs, gloo on CPUs); nothing to join where alone."""
+    """Join the group of all ranks (nccl on GPUs, gloo on CPUs), if there are several."""
     if here.world == 1:
         yield
         return
@@ -53,7 +53,7 @@ def process_group(here: Ranks) -> Iterator[None]:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(here.local)
-    # a rank may wait for a slower one as long as the work takes
+    # a rank may have to wait for a slower one as long as the work takes
     distributed.init_process_group("nccl" if gpu else "gloo", timeout=datetime.timedelta(days=7))
     try:
         yield
@@ -62,7 +62,7 @@ def process_group(here: Ranks) -> Iterator[None]:
 
 
 def wait_for_all(here: Ranks) -> None:
-    """Return when every rank has come here."""
+    """Return when every rank has called this."""
     if here.world > 1:
         from torch import distributed
 
@@ -70,10 +70,9 @@ def wait_for_all(here: Ranks) -> None:
 
 
 def on_main(here: Ranks, work: Callable[[], T]) -> T:
-    """Do ``work`` on the main rank while the others wait; every rank returns what it returned.
+    """Do ``work`` on the main rank while the others wait; every rank returns its result.
 
-    Where it raises, the main rank raises that, and the others exit with code 1 and no word of
-    their own.
+    If it raises, the main rank raises that, and the others exit with code 1 and print nothing.
     """
     if here.world == 1:
         return work()
@@ -91,6 +90,6 @@ def on_main(here: Ranks, work: Callable[[], T]) -> T:
 
 
 def speak_on_main_alone(here: Ranks) -> None:
-    """From here on what other ranks print goes nowhere; their errors still go to stderr."""
+    """From here on other ranks print nothing; their errors still go to stderr."""
     if not here.main:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

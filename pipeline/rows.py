@@ -1,4 +1,4 @@
-"""The row format between the two packages: one utterance a line, ``file|units|labels``.
+"""The row format of preprocessed data: one utterance a line, ``file|units|labels``.
 
 ``units`` and ``labels`` are non-negative integers separated by single spaces. The file name is any
 UTF-8 text on one line; it may itself hold ``|``: the last two bars are the separators.
@@ -47,19 +47,17 @@ def _parse(line: str, path: Path, number: int) -> Row:
     columns = line.rsplit("|", 2)
     if len(columns) != 3:
         raise UserError(f"{path}, line {number}: expected file|units|labels, found {line[:60]!r}")
-    for name, text, are_right in zip(("units", "labels"), columns[1:], (are_units, are_labels)):
-        if are_right(text):
-            continue
-        if not text:
-            raise UserError(
-                f"{path}, line {number}: no {name} ({columns[0]}); "
-                "remove the row or quantise it again"
-            )
-        raise UserError(
-            f"{path}, line {number}: {name} must be integers separated by single spaces, "
-            f"found {text[:60]!r}"
-        )
-    return Row(*columns)
+    row = Row(*columns)
+    for name, text, is_right in (
+        ("units", row.units, are_units(row.units)),
+        ("labels", row.labels, are_labels(row.labels)),
+    ):
+        if not is_right:
+            what = f"{name} must be integers separated by single spaces, found {text[:60]!r}"
+            if not text:
+                what = f"no {name} ({row.file}); remove the row or quantise it again"
+            raise UserError(f"{path}, line {number}: {what}")
+    return row
 
 
 def are_units(text: str) -> bool:
@@ -73,21 +71,21 @@ def are_labels(text: str) -> bool:
 
 
 def check_name(name: str) -> str:
-    """``name`` itself. Raises ``UserError`` for one that no row can hold: a row is a line, a file
-    of rows is UTF-8, and a byte order mark before the first name would be the file's.
+    """Return ``name``. Raises ``UserError`` for one that no row can hold: a row is one line of
+    UTF-8, and a byte order mark before the first name would be the file's.
     """
     if "\n" in name or "\r" in name:
         raise UserError(f"{name}: a name with a line break cannot stand in a row; rename it")
     if not name.isprintable():  # most are, and need no more looking at
         if name.startswith("\ufeff"):
             raise UserError(f"{name}: a name cannot begin with a byte order mark; rename it")
-        if any("\ud800" <= each <= "\udfff" for each in name):
+        if any("\ud800" <= char <= "\udfff" for char in name):
             raise UserError(f"{name}: a name that is not UTF-8 text; rename it")
     return name
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write ``rows`` to ``path`` atomically and return how many there were. Raises ``UserError`` as
+    """Write ``rows`` to ``path`` atomically and return their number. Raises ``UserError`` as
     ``check_name`` does.
     """
     count = 0

@@ -1,4 +1,4 @@
-"""Calling a stage script from another, so that it could have been typed."""
+"""A run of a script: calling it from another, what it was made with, its threads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
-
 from pipeline.workspace import REPOSITORY
+
+PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 
 
 def run_script(
     words: Sequence[object], prefix: str = "", environment: Mapping[str, str] | None = None
 ) -> int:
-    """Announce a script and its flags, run it from the repository's root and show its lines, each
-    after ``prefix``, as they come. ``environment``: variables to change. Returns its exit code.
+    """Print a script's command line, run it from the repository's root, print its lines as they
+    come, each after ``prefix``, and return its exit code. ``environment``: variables to change.
     """
     words = [str(word) for word in words]
     print(f"{prefix}$ python {shlex.join(words)}", flush=True)
@@ -37,14 +37,10 @@ def run_script(
     return process.returncode
 
 
-# What made an output: versions, git revision, command line.
-
-
-PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
-
-
 def provenance() -> dict[str, object]:
-    """The record saved with each run. The git revision is "unknown" outside a clone."""
+    """The record saved with each output: command line, versions, git revision ("unknown" outside a
+    clone).
+    """
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -63,12 +59,11 @@ def _git_revision() -> str:
     return result.stdout.strip()
 
 
-# How many threads torch takes.
-
-
 @contextlib.contextmanager
 def torch_threads(count: int | None) -> Iterator[None]:
-    """So many for one operation while the block runs (None: as they are)."""
+    """While the block runs, torch uses ``count`` threads for one operation (None: no change)."""
+    import torch  # not at the top: scripts that only call others start without it
+
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

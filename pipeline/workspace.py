@@ -1,6 +1,4 @@
-"""Where everything lies under ``--workspace`` (default: the repository), and which pairs of task
-and unit model exist.
-"""
+"""Where everything is under ``--workspace`` (default: the repository)."""
 
 from __future__ import annotations
 
@@ -38,9 +36,14 @@ class Workspace:
         """fairseq's binaries of one task."""
         return self.root / "ulm_prompt" / "data-bins" / unit_model / f"{task}-data-bin"
 
+    @property
+    def pretrained(self) -> Path:
+        """Speech models, k-means and unit LMs."""
+        return self.root / "pretrained_models"
+
     def lm(self, unit_model: str) -> Path:
         """The unit LM: checkpoint_best.pt and dict.txt, as the released archives hold them."""
-        return self.root / "pretrained_models" / f"{unit_model}_lm"
+        return self.pretrained / f"{unit_model}_lm"
 
     def checkpoints(self, task: str, unit_model: str, date: str) -> Path:
         return self.root / "checkpoints" / f"{task}_{unit_model}_checkpoints_{date}"

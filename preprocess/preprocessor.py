@@ -68,21 +68,20 @@ class Preprocessor(Generic[ConfigType]):
     @property
     def km_path(self) -> Path:
         """The k-means to use."""
-        if self.config.fairseqrc.km_path is None and self._known is not None:
-            return self._known.km_path
-        return self.learned_km_path
+        configured = self.config.fairseqrc.km_path
+        return self._known.km_path if configured is None else self.in_workspace(configured)
 
     @property
     def km_ships(self) -> bool:
         """Whether the k-means to use is one that ships with the repository."""
-        shipped = self._known.kmeans if self._known else None
+        shipped = self._known.kmeans
         return bool(shipped and shipped.ships and self.km_path == shipped.path)
 
     @property
     def learned_km_path(self) -> Path:
         """Where ``learn_kmeans`` writes."""
-        name = f"pretrained_models/{self.config.taskrc.unit_model}_km.npz"
-        return self.in_workspace(self.config.fairseqrc.km_path or name)
+        configured = self.config.fairseqrc.km_path
+        return self.in_workspace(configured) if configured else self._known.learned_kmeans
 
     @property
     def ckpt_path(self) -> Path | None:

@@ -1,6 +1,6 @@
 """Download released unit models: speech checkpoint, k-means and unit LM of each name.
 
-A file that is here already stays; a transfer that was cut goes on where it stopped. Each file is
+A file that is here already stays; a transfer that was cut resumes where it stopped. Each file is
 checked before it gets its name: see pretrained_models/registry.yaml.
 """
 
@@ -14,7 +14,7 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
-from pipeline.unit_models import UnitModel, distinct_files, unit_model, unit_models
+from pipeline.unit_models import UnitModel, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
 from pretrained_models.fetching.pretrained import PretrainedModels
 
@@ -28,18 +28,22 @@ def main() -> None:
     known = unit_models(workspace, args.base_url)
     models = [unit_model(name, workspace, args.base_url) for name in args.unit_model]
     pretrained = PretrainedModels(workspace)
+    if not args.timeout > 0:
+        raise UserError(f"--timeout {args.timeout}: expected more than 0 seconds")
     if args.list:
         print_table(models or list(known.values()), pretrained)
         return
     if not (models or args.verify):
         raise UserError(f"name the unit models to download, of {', '.join(known)}")
-    for file in distinct_files(models or list(known.values()), args.only):
+    listed = [model.files for model in models or known.values()]
+    wanted = [files[kind] for files in listed for kind in args.only if kind in files]
+    for file in dict.fromkeys(wanted):  # one that several unit models share comes once
         outcome = pretrained.verify(file) if args.verify else pretrained.get(file, args.timeout)
         if models or outcome != "not here":
             note = f" ({file.note})" if file.note else ""
             print(f"{file.path.name}: {outcome}{note}", flush=True)
     for model in models:
-        explain(model, args.only)
+        explain(model)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,36 +52,23 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("unit_model", nargs="*", help="for example hubert100 cpc100")
-    parser.add_argument("--list", action="store_true", help="say what is here and what is missing")
     parser.add_argument(
-        "--verify", action="store_true", help="read what is here again, against its sha256"
+        "--list", action="store_true", help="print what is here and what is missing"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="check what is here against its sha256"
     )
     parser.add_argument(
         "--only", nargs="+", choices=KINDS, default=KINDS, help="default: all three"
     )
-    parser.add_argument("--base_url", type=address, help="a mirror with the same paths")
+    parser.add_argument("--base_url", help="a mirror with the same paths")
     parser.add_argument(
-        "--timeout", type=seconds, default=60.0, help="a silence this long is a cut (seconds)"
+        "--timeout", type=float, default=60.0, help="seconds of silence that count as a cut"
     )
     parser.add_argument(
         "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
     )
     return parser.parse_args()
-
-
-def address(text: str) -> str:
-    """An http or https address."""
-    if not text.startswith(("https://", "http://")):
-        raise argparse.ArgumentTypeError(f"expected https://..., found {text}")
-    return text
-
-
-def seconds(text: str) -> float:
-    """A positive number."""
-    value = float(text)
-    if not 0 < value < 86_400:
-        raise argparse.ArgumentTypeError(f"expected seconds, found {text}")
-    return value
 
 
 def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
@@ -95,12 +86,12 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
         print(f"{model.name:12} {checkpoint:32} {state['kmeans']:10} {state['lm']}")
 
 
-def explain(model: UnitModel, kinds: tuple[str, ...]) -> None:
-    """Say which k-means is used where there are two, and the next command."""
+def explain(model: UnitModel) -> None:
+    """Print which k-means is used if there are two, and the next command."""
     if not model.files:
         print(f"{model.name}: nothing to download; its k-means and unit LM are learned here")
     if model.kmeans and model.kmeans.path.exists() and model.km_path != model.kmeans.path:
-        print(f"note: {model.km_path.name} is there too, and is used instead of the released one")
+        print(f"note: {model.km_path.name} exists too, and is used instead of the released one")
     print(f"next: python preprocess/runner.py --unit_model {model.name} --action generate_manifest")
 
 

@@ -65,7 +65,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     recipe = load_unit_lm_recipe(args.config, [*args.set, *asked])
     folder = workspace.lm(args.unit_model)
     known = find_unit_model(args.unit_model, workspace)
-    read_from = known.lm_folder if known else folder
+    read_from = known.lm_folder
     if read_from != folder and not known.lm.ships:
         raise UserError(
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "

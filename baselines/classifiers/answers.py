@@ -1,4 +1,6 @@
-"""A baseline's answers in the published form, which ulm_prompt/cal_acc.py scores."""
+"""Labels as a classifier's classes, and its answers in the published form, which
+ulm_prompt/cal_acc.py scores.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,40 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from ulm_prompt.scoring.sample_file import write_samples
+
+
+class Slots:
+    """The task's label numbers, slot after slot: which of an utterance's labels answers which
+    question. ``sizes``: how many labels each slot has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read ``labels.json``, whose numbers run on through the slots."""
+        names = read_json(path, "preprocess/runner.py --action generate_manifest")
+        self._path = path
+        self._slot_of = [names[str(number)]["slot"] for number in range(len(names))]
+        self._names = list(dict.fromkeys(self._slot_of))
+        self.sizes = list(Counter(self._slot_of).values())
+        self._first = torch.tensor([self._slot_of.index(name) for name in self._names])
+
+    def encode(self, labels: Iterable[str]) -> torch.Tensor:
+        """Map label texts such as ``"1 7 20"`` to (N, slots), counted from each slot's first.
+
+        Raises ``UserError`` for an utterance that has not one label of each slot.
+        """
+        numbers = [[int(number) for number in text.split()] for text in labels]
+        slot_of = dict(enumerate(self._slot_of))
+        for row in numbers:
+            if [slot_of.get(number) for number in row] != self._names:
+                raise UserError(
+                    f"{self._path}: expected one label of each of {', '.join(self._names)} an "
+                    f"utterance, found {row}; this baseline is for classification"
+                )
+        return torch.tensor(numbers) - self._first
+
+    def decode(self, labels: torch.Tensor) -> list[str]:
+        """Map (N, slots) back to texts."""
+        return [" ".join(map(str, row)) for row in (labels.cpu() + self._first).tolist()]
 
 
 def write_answers(
@@ -37,48 +73,11 @@ def write_answers(
 def answers_path(
     workspace: Workspace, task: str, unit_model: str, baseline: str, date: str
 ) -> Path:
-    """Beside a prompt's answers of the same date, under a name of its own."""
+    """The answers are beside a prompt's of the same date, under a name of their own."""
     return workspace.samples(task, unit_model, f"{baseline}_{date}", date)
 
 
 def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
-    """What a baseline's run leaves last, in the run's folder: what it was made from, and scores."""
+    """The card says what a run was made from and its scores; it is written last."""
     folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
     return folder / f"{baseline}.json"
-
-
-# The labels of a classification task as slots: which of an utterance's labels answers which
-# question.
-
-
-class Slots:
-    """The task's label numbers, slot after slot; ``sizes`` says how many each slot has."""
-
-    def __init__(self, path: Path) -> None:
-        """Read ``labels.json``, whose numbers run on through the slots."""
-        names = read_json(path, "preprocess/runner.py --action generate_manifest")
-        self._path = path
-        self._slot_of = [names[str(number)]["slot"] for number in range(len(names))]
-        self.sizes = list(Counter(self._slot_of).values())
-        self._names = list(dict.fromkeys(self._slot_of))
-        self._first = torch.tensor([self._slot_of.index(name) for name in self._names])
-
-    def encode(self, labels: Iterable[str]) -> torch.Tensor:
-        """Map label texts such as ``"1 7 20"`` to (N, slots), counted from each slot's first.
-
-        Raises ``UserError`` for an utterance that has not one label of each slot.
-        """
-        found = [[int(number) for number in text.split()] for text in labels]
-        for numbers in found:
-            in_range = all(number < len(self._slot_of) for number in numbers)
-            if not in_range or [self._slot_of[number] for number in numbers] != self._names:
-                raise UserError(
-                    f"{self._path}: expected one label of each of {', '.join(self._names)} an "
-                    f"utterance, found {numbers}; this baseline is for classification"
-                )
-        return torch.tensor(found) - self._first
-
-    def decode(self, labels: torch.Tensor) -> list[str]:
-        """Map (N, slots) back to texts."""
-        numbers = (labels.cpu() + self._first).tolist()
-        return [" ".join(map(str, row)) for row in numbers]

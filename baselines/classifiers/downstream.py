@@ -16,6 +16,8 @@ from tqdm import tqdm
 from pipeline.config import load_config
 from pipeline.errors import UserError
 
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
+
 
 class DownstreamModel(nn.Module):
     """Weighted sum of layers, projector, mean over time, linear classifier.
@@ -23,8 +25,8 @@ class DownstreamModel(nn.Module):
     The order is that of SUPERB's toolkit s3prl (0.4.18): ``Featurizer``'s softmax-weighted sum with
     all weights equal at the start, the task's ``projector``, then ``UtteranceLevel``: mean pooling
     over the utterance's own frames and one linear layer. There is no nonlinearity in it, so the
-    mean is taken first here (``baselines/means.py``), for the same output and the same gradient.
-    The classifier has one group of outputs a slot (IC: action, object, location).
+    mean is taken first here (``means.py``), for the same output and the same gradient. The
+    classifier has one group of outputs for each slot (IC: action, object, location).
     """
 
     def __init__(self, layers: int, dim: int, slots: Sequence[int], projector_dim: int) -> None:
@@ -62,12 +64,6 @@ class DownstreamModel(nn.Module):
             for part in means.split(batch)
         ]
         return torch.cat(parts)
-
-
-# Training the downstream model on the layers' means.
-
-
-CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
 
 
 @dataclass

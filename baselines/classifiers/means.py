@@ -40,7 +40,7 @@ class LayerMeans(AudioRun):
 
     def encoder(self) -> Encoder[str]:
         reader, device = self.task.feature_reader(all_layers=True)
-        return Encoder(reader, written_mean, device, self.task.config.fairseqrc.batch_seconds)
+        return Encoder(reader, _written_mean, device, self.task.config.fairseqrc.batch_seconds)
 
     def output(self, split: str) -> Path:
         return self.folder / f"{split}.npy"
@@ -48,27 +48,23 @@ class LayerMeans(AudioRun):
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         if count == 0:
             raise UserError(f"{path}: no usable file in this split; repair its audio")
-        means = map(read_mean, (line.result for line in lines))
-        first = next(means)  # (L, D)
+        array = None
         with replacing(path) as temporary:
-            shape = (count, *first.shape)
-            array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            array[0] = first
-            for number, mean in enumerate(means, start=1):
+            for number, line in enumerate(lines):
+                content = io.BytesIO(base64.b64decode(line.result))
+                mean = np.load(content, allow_pickle=False)  # (L, D)
+                if array is None:
+                    shape = (count, *mean.shape)
+                    array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
                 array[number] = mean
             array.flush()
 
 
-def written_mean(features: torch.Tensor) -> str:
+def _written_mean(features: torch.Tensor) -> str:
     """Map (T, L, D) to its mean (L, D) as text: a .npy file in base 64."""
     buffer = io.BytesIO()
     np.save(buffer, features.mean(dim=0).cpu().numpy())
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def read_mean(text: str) -> np.ndarray:
-    """The (L, D) that ``written_mean`` wrote."""
-    return np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False)
 
 
 class Means(NamedTuple):
@@ -80,47 +76,37 @@ class Means(NamedTuple):
 
 
 def means_folder(workspace: Workspace, downstream: str, unit_model: str) -> Path:
-    """Where they lie."""
+    """The folder of one downstream's means."""
     return workspace.downstream_data(downstream) / unit_model / "layer_means"
 
 
-def record_of(workspace: Workspace, downstream: str, unit_model: str) -> Path:
-    """The record of what the means were made from; it is written last."""
-    return means_folder(workspace, downstream, unit_model) / "provenance.json"
-
-
 def read_plan(workspace: Workspace, downstream: str, unit_model: str) -> dict[str, Any]:
-    """What the means were made from. Raises ``UserError`` where their record does not say."""
-    record = record_of(workspace, downstream, unit_model)
-    command = COMMAND.format(downstream, unit_model)
-    plan = read_json(record, command).get("plan")
-    if not isinstance(plan, dict) or not isinstance(plan.get("manifest"), dict):
-        raise UserError(f"{record}: expected plan -> manifest; run {command} again")
-    return plan
+    """What the means were made from. Raises ``UserError`` if they have no record."""
+    record = means_folder(workspace, downstream, unit_model) / "provenance.json"
+    return read_json(record, COMMAND.format(downstream, unit_model))["plan"]
 
 
 def read_means(workspace: Workspace, downstream: str, unit_model: str, split: str) -> Means:
-    """Read a split. Raises ``UserError`` where it is missing, or older than its manifest."""
-    path = means_folder(workspace, downstream, unit_model) / f"{split}.npy"
+    """Read a split. Raises ``UserError`` if it is missing, or older than its manifest."""
+    folder = means_folder(workspace, downstream, unit_model)
+    path = folder / f"{split}.npy"
     manifest = workspace.downstream_data(downstream) / "manifest" / f"{split}.tsv"
     command = COMMAND.format(downstream, unit_model)
-    again = f"run {command} again"
     plan = read_plan(workspace, downstream, unit_model)
     _, entries = read_manifest(manifest)
     if plan["manifest"].get(split) != sha256(manifest):
-        raise UserError(f"{path}: stale, {manifest} has changed; {again}")
-    left_out = files_left_out(record_of(workspace, downstream, unit_model), command)
+        raise UserError(f"{path}: stale, {manifest} has changed; run {command} again")
+    left_out = files_left_out(folder / "provenance.json", command)
     entries = [entry for entry in entries if entry.file not in left_out]
     files = {entry.file: number for number, entry in enumerate(distinct(entries))}
     try:
-        # a map first: it takes no memory where the file declares more than it holds
-        means = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError, OverflowError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {again}") from None
+        means = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run {command} again") from None
     if means.dtype != np.float32 or means.ndim != 3 or len(means) != len(files):
         raise UserError(
             f"{path}: expected float32 ({len(files)}, layers, D), found {means.dtype} "
-            f"{means.shape}; {again}"
+            f"{means.shape}; run {command} again"
         )
     index = torch.tensor([files[entry.file] for entry in entries])
     return Means(torch.from_numpy(means), entries, index)

@@ -124,7 +124,7 @@ class AudioRun:
         output, what is good is kept for the next call), and where another run writes the output.
         """
         with contextlib.ExitStack() as stack:
-            on_main(here, lambda: stack.enter_context(holding(self.folder)))
+            on_main(here, lambda: stack.enter_context(self._holding_all()))
             if on_main(here, self._is_done):
                 return
             on_main(here, self._resume)
@@ -136,17 +136,28 @@ class AudioRun:
         """Compute one shard's blocks; ``merge_shards`` follows the last."""
         name = f"shard {shard.index} of {shard.count}"
         lock = self.folder / f"shard-{shard.index}-of-{shard.count}"
-        with holding(self.folder, shared=True), holding(lock):
+        with contextlib.ExitStack() as stack:
+            with holding(self.folder, wait=5):  # other shards hold it for a moment, too
+                stack.enter_context(holding(lock))
             self._open_blocks(discard=False)
             computed = self._compute(self._blocks[shard.index :: shard.count])
             self.task.say(f"{name} is done" if computed else f"{name} is done already")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
-        with holding(self.folder):
+        with self._holding_all():
             if not self._is_done():
                 self._open_blocks(discard=False)
                 self._write(skip_bad)
+
+    @contextlib.contextmanager
+    def _holding_all(self) -> Iterator[None]:
+        """Hold the output; raises ``UserError`` while a shard is being computed."""
+        with holding(self.folder):
+            for lock in self.folder.glob(".shard-*.lock"):
+                with holding(self.folder / lock.name[1:].removesuffix(".lock")):
+                    pass
+            yield
 
     def _is_done(self) -> bool:
         """Whether the splits exist, from the same plan, with no file left out (it may be repaired

@@ -54,7 +54,7 @@ class Config:
     fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
 
 
-def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -> None:
+def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     """Take from the registry's entry what the config leaves empty.
 
     Raises ``UserError`` for a unit model without an entry whose features the config leaves open,
@@ -65,13 +65,12 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
             f"taskrc.unit_model={unit_model[:80]!r}: a name is letters, digits, and _ . - after "
             "the first"
         )
-    if known is not None:
-        for key in ("feature_type", "ckpt_path", "layer", "normalize"):
-            if getattr(settings, key) in (None, ""):
-                value = getattr(known, key)
-                setattr(settings, key, str(value) if isinstance(value, Path) else value)
-        if settings.km_clusters is None:
-            settings.km_clusters = known.clusters
+    for key in ("feature_type", "ckpt_path", "layer", "normalize"):
+        if getattr(settings, key) in (None, ""):
+            value = getattr(known, key)
+            setattr(settings, key, str(value) if isinstance(value, Path) else value)
+    if settings.km_clusters is None:
+        settings.km_clusters = known.clusters
     if settings.feature_type is None:
         raise UserError(
             f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "

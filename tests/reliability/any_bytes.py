@@ -19,14 +19,13 @@ few = settings(
 )
 
 _ODD = (
-    b"", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xff\xfe", b"\xed\xa0\x80", "\u2028".encode(),
-    b"\x1b[2J", b"\r", b"\n", b"\r\n", b"\n\n", b"\t", b" ", b"  ", b"|", b"||", b",", b'"', b"'",
-    b"{", b"}", b"[", b"]", b"[[[[", b":", b"null", b"true", b"-1", b"1.5", b"1e999", b"NaN",
-    b"\\ud800", b"9" * 5000, b"- ", b"? ", b"&a ", b"*a", b"${a}", b"!!int ''", b"!!float x",
-    b"!!timestamp x", b"!!set {a}", b"!!python/name:os.system ", b"#", b" <s> ", b"</s>",
+    b"", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", "\u2028".encode(), b"\x1b[2J", b"\r",
+    b"\n", b"\n\n", b"\t", b"  ", b"|", b",", b'"', b"'", b"{", b"}", b"[", b"]", b":", b"null",
+    b"-1", b"1.5", b"NaN", b"\\ud800", b"- ", b"${a}", b"!!int ''", b"!!python/name:os.system ",
+    b"#", b" <s> ", b"</s>",
 )  # fmt: skip
 _JSON = st.recursive(
-    st.sampled_from([None, True, -1, 0, 1.5, "", "0", "\ud800", "a\nb", "9" * 5000]),
+    st.sampled_from([None, True, -1, 0, 1.5, "", "0", "\ud800", "a\nb"]),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
     max_leaves=4,
 )
@@ -55,10 +54,9 @@ def json_contents(draw: st.DrawFn, good: bytes) -> bytes:
 def _changed(draw: st.DrawFn, value: Any) -> Any:
     if not value or not isinstance(value, (dict, list)) or draw(st.integers(0, 3)) == 0:
         return draw(_JSON)
-    places = list(value) if isinstance(value, dict) else range(len(value))
-    place = draw(st.sampled_from(places))
+    key = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
     copy = value.copy()
-    copy[place] = _changed(draw, value[place])
+    copy[key] = _changed(draw, value[key])
     return copy
 
 

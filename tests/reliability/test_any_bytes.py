@@ -13,31 +13,23 @@ from hypothesis import strategies as st
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.json_members import read_members
-from pipeline.rows import SPLITS, read_rows
+from pipeline.rows import read_rows
 from pipeline.unit_models import Registry
 from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.actions.manifest import Entry, read_manifest, write_manifest
+from preprocess.actions.manifest import read_manifest
 from preprocess.table.preprocessor import TableConfig, read_table
-from tests.preprocess import corpora
-from tests.preprocess.tasks import preprocessor
 from tests.preprocess.test_table import columns
 from tests.reliability.any_bytes import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.prompt_data.binaries import encode_text
-from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, TaskConfig, load_task
 from ulm_prompt.prompt_data.ulm_text import read_unit_text
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal, read_prompt_text
 from ulm_prompt.prompt_lm.lm import load_dictionary
-from ulm_prompt.scoring.class_report import class_report
-from ulm_prompt.scoring.sample_file import PartialAnswers
-from ulm_prompt.scoring.scores import label_names, score
-from ulm_prompt.training.recipe import Recipe
+from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
+from ulm_prompt.scoring.scores import label_names
 from ulm_prompt.verbalizer import read_labelspace
 
-CONFIG = REPOSITORY / "ulm_prompt" / "config"
 SAMPLES = {
     str(row): {"file_name": "a", "src": "7", "label": "3", "predict": str(3 + row), "score": -1.5}
     for row in range(2)
@@ -56,17 +48,13 @@ TEXTS = [
     Reader("rows", b"a.wav|1 2|3\nb|c.wav|4|5 6\n", lambda path: list(read_rows(path))),
     Reader("manifest", b'/data\na.wav\t160\t0\ta.wav\t1 2\n"b\t.wav"\t9\t7\tb\t3\n', read_manifest),
     Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path, "x"))),
-    Reader("text", b"1 2 <s> 3\n4 5\n",
-           lambda path: list(encode_text(path, dict.fromkeys([*"12345", "<s>"], 4), path))),
     Reader("units", b"1 2 3\n4 5\n", lambda path: list(read_unit_text([path]))),
     Reader("table.csv", b'path,label\na.wav,x\n"b,c.wav",y\n',
            lambda path: read_table(path, columns(), str)),
     Reader("table.tsv", b"path\tlabel\tsplit\na.wav\tx\ttrain\n",
            lambda path: read_table(path, columns(), str)),
     Reader("dict.txt", b"0 1\n1 7\n2 3\n", lambda path: load_dictionary(path.parent)),
-    Reader("recipe.yaml", (CONFIG / "recipes" / "fast.yaml").read_bytes(),
-           lambda path: load_config(Recipe, path)),
-    Reader("task.yaml", (CONFIG / "KS.yaml").read_bytes(),
+    Reader("task.yaml", (REPOSITORY / "ulm_prompt" / "config" / "KS.yaml").read_bytes(),
            lambda path: load_config(TaskConfig, path)),
     Reader("downstream.yaml", (REPOSITORY / "preprocess" / "table" / "config.yaml").read_bytes(),
            lambda path: load_config(TableConfig, path)),
@@ -75,9 +63,8 @@ TEXTS = [
 ]  # fmt: skip
 JSONS = [
     Reader("labelspace.json", b'{"KS": ["0", "1"]}', lambda path: read_labelspace(path, "KS")),
-    Reader("prompt.json", b'{"task": "KS", "verbal": {"0": "7"}, "data": {}}',
-           lambda path: read_record(path.parent)),
-]  # fmt: skip
+    Reader("samples.json", json.dumps(SAMPLES).encode(), lambda path: list(read_samples(path))),
+]
 
 
 def check(reader: Callable[[Path], object], path: Path, content: bytes) -> None:
@@ -138,7 +125,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 PAIR = Pair("KS", "tiny100", load_task("KS"))
 RECORDS = {
     "ulm_prompt/datasets/tiny100/verbal.json": load_verbal,
-    "ulm_prompt/datasets/tiny100/verbal_sources.json": load_verbal,
     "ulm_prompt/datasets/tiny100/speech_commands/data_prompt/sources.json": load_verbal,
     "ulm_prompt/data-bins/tiny100/KS-data-bin/sources.json": check_data_bin,
     "preprocess/speech_commands/data/tiny100/labels.json": label_names,
@@ -165,44 +151,6 @@ def test_records(workspace: Workspace, name: str, data: st.DataObject) -> None:
 
 
 @few
-@given(json_contents(json.dumps(SAMPLES, indent=4).encode()), st.booleans())
-def test_samples(tmp_path: Path, content: bytes, twin: bool) -> None:
-    """The free answers or those within the label set, scored and reported."""
-    path = tmp_path / "samples_KS_x_y.json"
-    files = path, path.with_stem(path.stem + "_within_labels")
-    for file in files:
-        file.write_text(json.dumps(SAMPLES))
-
-    def read(changed: Path) -> None:
-        try:
-            score(path)
-            class_report(path, {})
-        except UserError as error:
-            assert str(path.with_suffix(""))[:-2] in str(error)
-            raise UserError(f"{changed}: {error}") from None
-
-    check(read, files[twin], content)
-
-
-@few
-@given(contents(b'{"a": [1, {"b": null}], "c": -1.5e3, "d": "\\u00e9"}'), st.integers(1, 9))
-def test_members_are_what_json_reads(tmp_path: Path, content: bytes, piece: int) -> None:
-    path = tmp_path / "members.json"
-    path.write_bytes(content)
-    try:
-        expected = json.loads(content.decode("utf-8-sig"))
-    except ValueError:
-        expected = None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.json_members.PIECE", piece)
-        try:
-            found = dict(read_members(path, "x"))
-        except UserError:
-            found = None
-    assert repr(found) == repr(expected if isinstance(expected, dict) else None)
-
-
-@few
 @given(st.data())
 def test_answers_of_a_run_that_was_cut_off(tmp_path: Path, data: st.DataObject) -> None:
     """Lines that are not whole begin anew; the others are read back."""
@@ -215,45 +163,3 @@ def test_answers_of_a_run_that_was_cut_off(tmp_path: Path, data: st.DataObject) 
     assert all(isinstance(partial[row], dict) for row in partial)
     partial.add({9: {"free": {"predict": "9"}}})
     assert dict(PartialAnswers(path, made_from)) == dict(partial)
-
-
-CORPORA = {
-    "fluent_commands": "data/test_data.csv",
-    "librispeech": "dev-clean/*/*/*.trans.txt",
-    "audio_snips": "all.iob.snips.txt",
-}
-
-
-@pytest.mark.parametrize("downstream", CORPORA)
-@few
-@given(data=st.data())
-def test_corpora(
-    tmp_path_factory: pytest.TempPathFactory, downstream: str, data: st.DataObject
-) -> None:
-    root = tmp_path_factory.getbasetemp() / downstream
-    if not root.exists():
-        getattr(corpora, downstream)(root / "corpora" / downstream)
-    task = preprocessor(downstream, root)
-    path = next(task.root.glob(CORPORA[downstream]))
-    good = path.read_bytes()
-    content = data.draw(contents(good))
-    try:
-        check(lambda _: [task.utterances(split) for split in SPLITS], path, content)
-    finally:
-        path.write_bytes(good)
-
-
-@pytest.mark.parametrize("name", ["test", "provenance.json"])
-@few
-@given(data=st.data())
-def test_units_between_quantising_and_rows(tmp_path: Path, name: str, data: st.DataObject) -> None:
-    task = preprocessor("fluent_commands", tmp_path)
-    for split in SPLITS:
-        write_manifest(task.manifest / f"{split}.tsv", Path("/c"), [Entry("a", 9, 0, "a", "1")])
-    (task.manifest / "labels.json").write_text("{}")
-    task.quantized.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        (task.quantized / split).write_text("a|1 1 2\n")
-    good = {"test": b"a|1 1 2\n", "provenance.json": b'{"left_out": ["b"], "plan": {}}'}
-    draw = json_contents if name.endswith("json") else contents
-    check(lambda _: task.postprocess(), task.quantized / name, data.draw(draw(good[name])))

