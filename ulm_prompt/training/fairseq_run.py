@@ -36,6 +36,7 @@ def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
     from fairseq.distributed import utils as distributed_utils
 
+    import ulm_prompt.prompt_lm  # noqa: F401  (before fairseq imports it by its folder's name)
     from ulm_prompt.training.fairseq_patches import close_curves, write_whole_files
 
     if here.main:
