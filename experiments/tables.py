@@ -72,11 +72,11 @@ def with_earlier(figures: Sequence[Figure], earlier: Iterable[Figure]) -> list[F
     return sorted(every, key=lambda f: (METHODS.index(f.method), f.unit_model, f.task, f.seed))
 
 
-# The tables in README.md and docs/results.md, between two marks that Markdown does not show.
+# The tables in docs/results.md, between two marks that Markdown does not show.
 
 
 FIGURES = REPOSITORY / "docs" / "results.csv"
-DOCUMENTS = (REPOSITORY / "README.md", REPOSITORY / "docs" / "results.md")
+DOCUMENTS = (REPOSITORY / "docs" / "results.md",)
 BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"
 END = "<!-- end of tables -->\n"
 

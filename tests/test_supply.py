@@ -32,8 +32,8 @@ def locked() -> dict[str, set[str]]:
 
 
 def documented() -> dict[str, str]:
-    """The licence of each package in docs/dependencies.md."""
-    text = (REPOSITORY / "docs/dependencies.md").read_text(encoding="utf-8")
+    """The licence of each package in docs/dev/dependencies.md."""
+    text = (REPOSITORY / "docs/dev/dependencies.md").read_text(encoding="utf-8")
     return {name: licence for name, licence, _ in LINE.findall(text)}
 
 
