@@ -1,21 +1,30 @@
 """Rebuild the paper's tables from the models and corpora at hand, beside the published figures.
 
-Every cell is made by the stage scripts, which are shown as they are run; a finished one is not made
-again. For an empty cell it says which file is missing and how to get it.
+The stage scripts make every cell, and are shown as they run; a finished run is not made again. For
+an empty cell it says which file is missing and how to get it.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments.paper import FIRST_SEED, METHODS, PAPER, Cell, Paper, load_paper, missing
-from experiments.runs import Survey, survey
-from experiments.stages import Command, to_prepare, to_train
+from experiments.paper import (
+    FIRST_SEED,
+    METHODS,
+    PAPER,
+    Cell,
+    Paper,
+    Survey,
+    features,
+    load_paper,
+    missing,
+    preparation,
+    run_of,
+    survey,
+)
+from experiments.runs import Command, commands, run_all, stop_after
 from experiments.tables import (
     DOCUMENTS,
     FIGURES,
@@ -27,7 +36,6 @@ from experiments.tables import (
 )
 from pipeline.errors import UserError, run
 from pipeline.files import writing
-from pipeline.runs import run_script
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection
 
@@ -38,20 +46,16 @@ def main() -> None:
     paper = load_paper(args.tables)
     cells = chosen(paper, args)
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
-    failed: list[str] = []
-    if not args.list:
-        at_hand = [cell for cell in cells if not lacking[str(cell)]]
-        failed = make(at_hand, paper, workspace, args)
-    found = survey(paper, paper.cells, args.seeds, workspace)
-    report(paper, cells, found, lacking, workspace)
+    at_hand = [cell for cell in cells if not lacking[str(cell)]]
+    failed = [] if args.list else make(at_hand, workspace, args)
+    result = survey(paper, paper.cells, args.seeds, workspace)
+    report(paper, result, lacking, workspace)
     if args.write_docs:
-        documented = with_earlier(found.figures, read_figures(FIGURES))
+        documented = with_earlier(paper, result.figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
         for path in DOCUMENTS:
             put_table(path, render(paper, documented))
-    if failed:
-        print(f"error: {'; '.join(failed)}: see the messages above", file=sys.stderr)
-        sys.exit(1)
+    stop_after(failed)
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +72,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--write_docs",
         action="store_true",
-        help="put these figures into the tables of README.md and docs/; other cells stay",
+        help="put these figures into the tables of docs/; other cells stay",
     )
     add_selection(parser)
     return parser.parse_args()
@@ -86,69 +90,48 @@ def chosen(paper: Paper, args: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def make(
-    cells: Sequence[Cell], paper: Paper, workspace: Workspace, args: argparse.Namespace
-) -> list[str]:
-    """Run what is not finished; return the names of what failed. The rest goes on without it."""
-    environment = {"OMP_NUM_THREADS": "1"} if args.jobs > 1 else {}
-    failed: list[str] = []
+def make(cells: Sequence[Cell], workspace: Workspace, args: argparse.Namespace) -> list[str]:
+    """Run what is not finished; return the names of what failed."""
 
-    def go(name: str, commands: Callable[[], Sequence[Command]]) -> None:
-        prefix = f"{name} | " if args.jobs > 1 else ""
-        try:
-            for command in commands():
-                if run_script([*command, "--workspace", workspace.root], prefix, environment):
-                    failed.append(name)
-                    return
-        except UserError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            failed.append(name)
+    def training(cell: Cell, seed: int) -> Iterator[Command]:
+        if todo := commands(run_of(cell, seed, workspace), workspace):
+            yield from features(cell, workspace)
+            yield from todo
 
-    def unfinished() -> list[tuple[Cell, int]]:
-        found = survey(paper, cells, args.seeds, workspace)
-        done = {figure.run_name for figure in found.figures} | found.unusable.keys()
-        seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
-        return [(c, seed) for seed in seeds for c in cells if c.run_name(seed) not in done]
-
-    for name, cell in {str(cell): cell for cell, _ in unfinished()}.items():
-        go(name, partial(to_prepare, cell, workspace))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        runs = [
-            pool.submit(go, cell.run_name(seed), partial(to_train, cell, seed, workspace))
-            for cell, seed in unfinished()  # some were finished, and only their data were missing
-            if str(cell) not in failed
-        ]
-    for done in runs:
-        done.result()  # raises what it raised
-    return failed
+    prepared = run_all({str(cell): preparation(cell, workspace) for cell in cells}, 1)
+    runs = {
+        f"{cell} seed {seed}": training(cell, seed)
+        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds)
+        for cell in cells
+        if str(cell) in prepared
+    }
+    made = run_all(runs, args.jobs)
+    return [name for name in (*map(str, cells), *runs) if name not in prepared | made]
 
 
 def report(
-    paper: Paper,
-    cells: Sequence[Cell],
-    found: Survey,
-    lacking: dict[str, list[str]],
-    workspace: Workspace,
+    paper: Paper, result: Survey, lacking: dict[str, list[str]], workspace: Workspace
 ) -> None:
-    """Print the tables and what is missing; leave them under samples/tables/."""
-    figures = found.figures
+    """Print the tables and what is missing; save them under samples/tables/. ``lacking``: what
+    every chosen cell lacks.
+    """
     folder = workspace.root / "samples" / "tables"
-    table = render(paper, figures)
-    write_figures(folder / "results.csv", figures)
+    table = render(paper, result.figures)
+    write_figures(folder / "results.csv", result.figures)
     with writing(folder / "results.md") as handle:
         handle.write(table)
     print(f"\n{table}")
-    filled = {f"{f.method} {f.task} {f.unit_model}" for f in figures}
-    wanted: dict[str, list[str]] = {}
-    for cell in cells:
-        for line in lacking[str(cell)]:
-            wanted.setdefault(line, []).append(str(cell))
-        if str(cell) not in filled and not lacking[str(cell)]:
+    filled = {figure.cell for figure in result.figures}
+    needed_for: dict[str, list[str]] = {}
+    for cell, lines in lacking.items():
+        for line in lines:
+            needed_for.setdefault(line, []).append(cell)
+        if cell not in filled and not lines:
             print(f"{cell}: empty, and all that it needs is here")
-    for name, reason in found.unusable.items():
+    for name, reason in result.unusable.items():
         print(f"{name}: left out: {reason}")
-    for line, needing in wanted.items():
-        print(f"missing {line}\n    for {', '.join(needing)}")
+    for line, cells in needed_for.items():
+        print(f"missing {line}\n    for {', '.join(cells)}")
     print(f"\nwrote {folder}/results.csv and results.md")
 
 

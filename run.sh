@@ -2,10 +2,10 @@
 # The stages of the README in a row, for one task: only calls them, skips what is done, stops at the first failure.
 # usage: ./run.sh --downstream speech_commands --unit_model hubert100 [--stage 1] [--stop-stage 6] [options]
 #   --date NAME         names the run (default: run)
-#   --lm_config NAME    stage 3, where no unit LM lies there: train one by ulm_prompt/config/ulm/NAME.yaml (default: none)
+#   --lm_config NAME    stage 3, without a unit LM: train one by ulm_prompt/config/ulm/NAME.yaml (default: none)
 #   --recipe NAME       stage 4 (default: the task's)        --prefix_prompt_length P   stage 4 (default: the task's)
 #   --set "KEY=VALUE …" stage 4, knobs of the recipe         --root_path DIR   stage 1, the corpus (default: its config's)
-#   --workspace DIR     where data and outputs lie (default: the repository)
+#   --workspace DIR     the folder of data and outputs (default: the repository)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 fail() { echo "error: $*" >&2; exit 2; }
@@ -83,7 +83,7 @@ if wanted 4; then
     flags=(--date "$date" ${recipe:+--recipe "$recipe"} ${prefix_prompt_length:+--prefix_prompt_length "$prefix_prompt_length"})
     # shellcheck disable=SC2206  # several knobs in one word
     [[ $set ]] && flags+=(--set $set)
-    run ulm_prompt/train.py "${selection[@]}" "${flags[@]}" # itself goes on with a run, and knows a finished one
+    run ulm_prompt/train.py "${selection[@]}" "${flags[@]}" # resumes a run by itself, and knows a finished one
 fi
 if wanted 5; then
     samples=$workspace/samples/samples_$date/samples_${task}_${unit_model}_$date.json

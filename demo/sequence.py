@@ -1,7 +1,7 @@
 """The sequence tasks on a laptop: small spoken corpora in LibriSpeech's and Audio SNIPS' layouts,
 and every stage on them, by the same scripts a researcher types.
 
-Everything lies under demo/sequence_workspace/ (made anew each time); the figures go to
+The output is under demo/sequence_workspace/, which is emptied first; the figures go to
 samples/sequence_summary.json.
 """
 
@@ -16,38 +16,27 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from demo.run import DATE, both, pipeline, run_stages
+from experiments.demos import DATE, demo_stages, run_stages, seconds_of, train_command
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sequence_scores import (
-    SequenceScores,
-    score_sequences,
-)
+from ulm_prompt.scoring.sequence_scores import SequenceScores, score_sequences
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
 TASKS = ("ASR", "SF")
-
-
-def train(task: str, updates: int) -> str:
-    """The command that trains a task's prompt."""
-    return (
-        f"ulm_prompt/train.py --prompt_task {task} --recipe fast --prefix_prompt_length 60 "
-        f"--date {DATE} --set max_update={updates} best_by=loss validate_every=250"
-    )
-
-
-STAGES = [
-    *pipeline(
-        both("corpora", "demo/sequence_speech.py --out {workspace}/corpora"),
-        {"ASR": "librispeech", "SF": "audio_snips"},
-        700,
-        {"ASR": train("ASR", 2500), "SF": train("SF", 1800)},
-    ),
-    both("figure", f"ulm_prompt/cer_by_length.py --sample_date {DATE} --width 4"),
-]
+STAGES = demo_stages(
+    {"": "demo/sequence_speech.py --out {workspace}/corpora"},
+    {"ASR": "librispeech", "SF": "audio_snips"},
+    700,
+    {
+        "ASR": train_command("ASR", 60, 2500, "validate_every=250"),
+        "SF": train_command("SF", 60, 1800, "validate_every=250"),
+    },
+) | {"figure": {"": f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"}}
+NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
+         "slot_value_cer": "slot value CER"}  # fmt: skip
 
 
 def constant_answer(path: Path, pair: Pair) -> SequenceScores:
@@ -77,7 +66,7 @@ def main() -> None:
             "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
             "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
             "train's most frequent answer": dataclasses.asdict(constant_answer(path, pair)),
-            "seconds": {name: spent.get(task, spent.get("")) for name, spent in seconds.items()},
+            "seconds": seconds_of(task, seconds),
         }
     output = REPOSITORY / "samples" / "sequence_summary.json"
     write_json(output, summary)
@@ -87,12 +76,10 @@ def main() -> None:
 
 def show(summary: dict[str, dict]) -> None:
     """Print a line for each task and way to answer."""
-    names = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
-             "slot_value_cer": "slot value CER"}  # fmt: skip
-    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in names.values()))
-    for task, found in summary.items():
+    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))
+    for task, figures in summary.items():
         for way in ("prompt", "train's most frequent answer"):
-            values = [found[way][key] for key in names]
+            values = [figures[way][key] for key in NAMES]
             cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
             print(f"{f'{task}, {way}':34}{cells}")
 

@@ -1,29 +1,46 @@
-"""The cells of the paper's tables, as paper.yaml lists them."""
+"""The paper's tables: the cells that paper.yaml lists, their runs, and what a cell still needs."""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import MISSING
 
+from baselines.classifiers.answers import card_path
+from experiments.runs import (
+    BASELINES,
+    Command,
+    Run,
+    has_data,
+    has_lm,
+    outcome,
+    selection,
+)
+from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
-from pipeline.unit_models import PretrainedFile, find_unit_model, lm_folder
+from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_data.verbal import load_verbal
+from ulm_prompt.training.runs import OURS
 
 PAPER = Path(__file__).with_name("paper.yaml")
 METHODS = ("PT", "PT-v2", "FT-LM", "FT-DM", "n-grams")
 FIRST_SEED = 100501  # the published one
+SAMPLE_DATE = "tables"
+PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
+LABELS = "labels.json"  # what stage 1 leaves beside the rows
+DEMO = "demo.json"  # the demo leaves it in its corpora
 
 
 @dataclass
 class TaskEntry:
-    """A column's figure, and where its corpus is to be had."""
+    """A column's figure, and where its corpus can be had."""
 
     metric: str = MISSING
     corpus: str = MISSING
@@ -49,13 +66,15 @@ class Cell:
     def pair(self) -> Pair:
         return Pair(self.task, self.unit_model, load_task(self.task))
 
-    def run_name(self, seed: int) -> str:
-        """What people know this cell's run by."""
-        return f"{self} seed {seed}"
-
     def date(self, seed: int) -> str:
-        """What the stages know this cell's run by."""
         return f"{self.method}-seed{seed}"
+
+    def result(self, seed: int, workspace: Workspace) -> Path:
+        """The file that the cell's run leaves last."""
+        names = self.task, self.unit_model
+        if baseline := BASELINES.get(self.method):
+            return card_path(workspace, *names, baseline.name, self.date(seed))
+        return workspace.samples(*names, self.date(seed), SAMPLE_DATE)
 
 
 @dataclass
@@ -67,8 +86,16 @@ class Paper:
     cells: list[Cell] = field(default_factory=list)
 
 
+@dataclass
+class Survey:
+    """The finished runs, and, by name, why a run that exists does not count."""
+
+    figures: list[Figure] = field(default_factory=list)
+    unusable: dict[str, str] = field(default_factory=dict)
+
+
 def load_paper(path: Path) -> Paper:
-    """Read a table of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
+    """Read a list of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
     paper = load_config(Paper, path)
     for cell in paper.cells:
         if cell.method not in METHODS or cell.method not in paper.methods:
@@ -80,30 +107,90 @@ def load_paper(path: Path) -> Paper:
     return paper
 
 
-# What a cell needs and does not find, and how to get it.
+def survey(paper: Paper, cells: Iterable[Cell], seeds: int, workspace: Workspace) -> Survey:
+    """Look for the first ``seeds`` runs of each cell, and for the runs after them up to the first
+    seed that is missing.
+    """
+    result = Survey()
+    for cell in cells:
+        for seed in count(FIRST_SEED):
+            exists = cell.result(seed, workspace).is_file()
+            if not exists and seed >= FIRST_SEED + seeds:
+                break
+            try:
+                figure = figure_of(cell, seed, paper, workspace) if exists else None
+            except UserError as error:
+                result.unusable[f"{cell} seed {seed}"] = str(error)
+            else:
+                result.figures += [figure] if figure else []
+    return result
 
 
-LABELS = "labels.json"  # what stage 1 leaves beside the rows
-DEMO = "demo.json"  # the demo leaves it in its corpora
+def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figure | None:
+    """The figure of a cell's finished run; None while the run, its data or its LM is to be made.
+
+    Raises ``UserError`` as ``outcome`` does.
+    """
+    if cell.method not in BASELINES:
+        if not (has_lm(workspace, cell.unit_model) and has_data(workspace, cell.pair)):
+            return None
+    elif cell.method == "n-grams" and not has_rows(cell, workspace):
+        return None
+    result = outcome(run_of(cell, seed, workspace), workspace)
+    if result is None:
+        return None
+    lm = "own" if _trained_here(workspace, cell.unit_model) else "released"
+    facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
+    return Figure(
+        cell.method,
+        cell.task,
+        cell.unit_model,
+        seed,
+        value=round(result.test[paper.tasks[cell.task].metric], 4),
+        lm="" if cell.method in BASELINES else lm,
+        git_revision=result.card["made_by"]["git_revision"],
+        **{name: result.card[name] for name in facts if name in result.card},
+    )
 
 
-def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    """A line for each missing file, ``path: how to get it``; none when the cell can be made."""
-    if cell.method == "FT-DM" and cell.pair.config.is_sequence:
-        return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
+def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
+    """The cell's run with one seed. Raises ``UserError`` when the LM cannot be used."""
+    date, seed_knob = cell.date(seed), f"seed={seed}"
+    if baseline := BASELINES.get(cell.method):
+        return Run(cell.method, cell.pair, seed, date, date, baseline, knobs=(seed_knob,))
+    own = _trained_here(workspace, cell.unit_model)
+    knobs = [*(cell.own_lm if own else []), seed_knob]
+    if cell.method == "PT-v2":
+        knobs.insert(-1, "verbalizer=learnable")
+    prompted = cell.method != "FT-LM"
+    return Run(
+        cell.method, cell.pair, seed, date, SAMPLE_DATE,
+        recipe=("fast" if own else "published") if prompted else None,
+        fine_tune=not prompted,
+        prefix_prompt_length=_prompt_length(cell, workspace) if prompted else None,
+        knobs=tuple(knobs),
+        dtype="float32",  # a published figure must not depend on the machine's fastest format
+    )  # fmt: skip
+
+
+def preparation(cell: Cell, workspace: Workspace) -> Iterator[Command]:
+    """The commands of stages 1 to 3, as far as they are not done; FT-DM needs none."""
     if cell.method == "FT-DM":
-        return _corpus(cell, paper, workspace) + _speech_model(cell, workspace, kmeans=False)
-    lines = []
-    rows = workspace.rows(cell.pair.config.downstream, cell.unit_model, "train").parent
+        return
     if not has_rows(cell, workspace):
-        lines += _corpus(cell, paper, workspace) + _speech_model(cell, workspace, kmeans=True)
-        if lines:
-            lines.append(f"{rows}: or units that were quantised elsewhere, instead of these")
-    elif cell.pair.config.is_sequence and not (rows / LABELS).is_file():
-        lines.append(f"{rows / LABELS}: what each label number of these rows stands for")
-    if cell.method != "n-grams" and not has_lm(cell, workspace):
-        lines.append(_lm(cell, workspace))
-    return lines
+        for action in ("generate_manifest", "quantized", "postprocess"):
+            yield ["preprocess/runner.py", "--action", action, *_data_flags(cell, workspace)]
+    if cell.method != "n-grams" and not has_data(workspace, cell.pair):
+        for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
+            yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
+
+
+def features(cell: Cell, workspace: Workspace) -> Iterator[Command]:
+    """The commands that make the features of FT-DM."""
+    if cell.method == "FT-DM":
+        flags = _data_flags(cell, workspace)
+        yield ["preprocess/runner.py", "--action", "generate_manifest", *flags]
+        yield ["baselines/layer_means.py", *flags]
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
@@ -111,95 +198,74 @@ def has_rows(cell: Cell, workspace: Workspace) -> bool:
     downstream = cell.pair.config.downstream
     rows = [workspace.rows(downstream, cell.unit_model, split) for split in SPLITS]
     quantised_here = (rows[0].parent / "quantized").is_dir()
-    if quantised_here and (_root(cell, workspace) / DEMO).is_file():
+    if quantised_here and (_corpus_folder(cell, workspace) / DEMO).is_file():
         return False
     return all(path.is_file() for path in rows)
 
 
-def has_lm(cell: Cell, workspace: Workspace) -> bool:
-    """Whether a unit LM is there."""
-    folder = lm_folder(workspace, cell.unit_model)
-    return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
+def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
+    """A line for each missing file, ``path: how to get it``; none when the cell can be made."""
+    is_sequence, on_features = cell.pair.config.is_sequence, cell.method == "FT-DM"
+    if on_features and is_sequence:
+        return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
+    flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
+    download = f"python pretrained_models/download.py {flags} --only"
+    needed: dict[Path, str] = {}
+    if on_features or not has_rows(cell, workspace):
+        corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
+        if not root.is_dir():
+            needed[root] = corpus
+        elif (root / DEMO).is_file():
+            needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
+        if known := find_unit_model(cell.unit_model, workspace):
+            parts = known.checkpoint.parts if known.checkpoint else ()
+            needed |= {part: f"{download} checkpoint" for part in parts if not part.is_file()}
+            if not (on_features or known.km_path.is_file()):
+                needed[known.km_path] = f"{download} kmeans"
+        else:
+            needed[Path(cell.unit_model)] = "describe it in pretrained_models/my_unit_models.yaml"
+        if needed and not on_features:
+            rows = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
+            needed[rows] = "or units that were quantised elsewhere, instead of these"
+    elif is_sequence:
+        labels = workspace.rows(cell.pair.config.downstream, cell.unit_model, LABELS)
+        if not labels.is_file():
+            needed[labels] = "what each label number of these rows stands for"
+    if cell.method not in BASELINES and not has_lm(workspace, cell.unit_model):
+        train = f"python ulm_prompt/train_ulm.py --date tables --config medium --unit_model {flags}"
+        needed[lm_folder(workspace, cell.unit_model)] = f"{download} lm, or {train}"
+    return [f"{path}: {how}" for path, how in needed.items()]
 
 
-def _root(cell: Cell, workspace: Workspace) -> Path:
-    """The corpus folder."""
+def trained_numbers(length: int, width: int, layers: int) -> int:
+    """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
+    return length * width * (1 + 2 * layers) + width
+
+
+def _data_flags(cell: Cell, workspace: Workspace) -> Command:
+    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
+    return [*names, "--workspace", str(workspace.root)]
+
+
+def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
     return workspace.root / Path(config.datarc.root_path).expanduser()
 
 
-def _corpus(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    root = _root(cell, workspace)
-    if not root.is_dir():
-        return [f"{root}: {paper.tasks[cell.task].corpus}"]
-    if (root / DEMO).is_file():
-        return [
-            f"{root}: holds the demo's corpus; take another --workspace for "
-            f"{paper.tasks[cell.task].corpus}"
-        ]
-    return []
+def _trained_here(workspace: Workspace, unit_model: str) -> bool:
+    """Whether the unit LM is train_ulm.py's, not a released one."""
+    return (lm_folder(workspace, unit_model) / OURS).exists()
 
 
-def _speech_model(cell: Cell, workspace: Workspace, kmeans: bool) -> list[str]:
-    known = find_unit_model(cell.unit_model, workspace)
-    if known is None:
-        return [f"{cell.unit_model}: describe it in pretrained_models/my_unit_models.yaml"]
-    lines = []
-    if known.checkpoint is not None:
-        lines += _file(known.checkpoint, _download(cell, workspace, "checkpoint"))
-    if kmeans and not known.km_path.is_file():
-        lines.append(f"{known.km_path}: {_download(cell, workspace, 'kmeans')}")
-    return lines
+def _prompt_length(cell: Cell, workspace: Workspace) -> int:
+    """P that gives at most as many trained numbers, including a learnable verbalizer's, as the
+    published P has on the released LM.
+    """
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
 
-
-def _file(file: PretrainedFile, how: str) -> list[str]:
-    return [f"{part}: {how}" for part in file.parts if not part.is_file()]
-
-
-def _lm(cell: Cell, workspace: Workspace) -> str:
-    train = f"python ulm_prompt/train_ulm.py --unit_model {cell.unit_model} --date tables"
-    return (
-        f"{lm_folder(workspace, cell.unit_model)}: {_download(cell, workspace, 'lm')}, or {train} "
-        f"--config medium{_flag(workspace)}"
-    )
-
-
-def _download(cell: Cell, workspace: Workspace, kind: str) -> str:
-    script = "python pretrained_models/download.py"
-    return f"{script} {cell.unit_model} --only {kind}{_flag(workspace)}"
-
-
-def _flag(workspace: Workspace) -> str:
-    return "" if workspace.root == REPOSITORY else f" --workspace {workspace.root}"
-
-
-# What a cell needs to know of a unit LM, read once: the file of a large one takes seconds.
-
-
-class UnitLMFacts(NamedTuple):
-    """What runs are tied to, and what a prompt's size depends on."""
-
-    fingerprint: str
-    symbols: int
-    width: int
-    layers: int
-
-
-def unit_lm_facts(folder: Path) -> UnitLMFacts:
-    """Of the LM in ``folder``. Raises ``UserError`` where it is missing or cannot be used."""
-    times = (folder / name for name in ("checkpoint_best.pt", "dict.txt"))
-    return _read(folder, tuple(path.stat().st_mtime_ns for path in times if path.is_file()))
-
-
-@functools.cache
-def _read(folder: Path, _times: tuple[int, ...]) -> UnitLMFacts:
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
-
-    lm = load_unit_lm(folder)
-    decoder = lm.model.decoder
-    return UnitLMFacts(
-        lm.fingerprint,
-        len(lm.dictionary),
-        decoder.embed_tokens.embedding_dim,
-        len(decoder.layers),
-    )
+    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
+    width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
+    budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
+    if cell.method == "PT-v2":
+        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
+    return max(1, (budget - width) // (width * (1 + 2 * layers)))

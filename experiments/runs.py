@@ -1,160 +1,254 @@
-"""The finished runs of the cells: each one's figure, where it is still what the table asks for."""
+"""One training run of a table or a study: the commands that make it, and what came of it.
+
+A run is finished when its outputs exist and were made from the same things as they would be now:
+the run's card is compared with the card that train.py would write.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Iterable, Iterator
-from itertools import count
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baselines import unit_ngrams
 from baselines.classifiers.answers import card_path
-from experiments.paper import FIRST_SEED, Cell, Paper, has_lm, has_rows, unit_lm_facts
-from experiments.stages import BASELINES, SAMPLE_DATE, to_train, trained_here
-from experiments.tables import Figure
+from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS
+from pipeline.runs import run_script
 from pipeline.unit_models import lm_folder
-from pipeline.workspace import Workspace
-from ulm_prompt import train
-from ulm_prompt.prompt_data.prompt_record import read_record
+from pipeline.workspace import REPOSITORY, Workspace
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, read_record
+from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import check_data_bin
-from ulm_prompt.scoring.scores import scores_of
-from ulm_prompt.training.prompt_run import plan
+from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import score, scores_of
+from ulm_prompt.training.runs import plan
+
+Command = list[str]
+BEST = "checkpoint_best.pt"
 
 
-class Survey(NamedTuple):
-    """Which runs there are, and which there are that do not count, with the reason, by name."""
+class Baseline(NamedTuple):
+    """A baseline's script, the name of its outputs and its config in baselines/config/."""
 
-    figures: list[Figure]
-    unusable: dict[str, str]
+    script: str
+    name: str
+    config: str
 
 
-def survey(paper: Paper, cells: Iterable[Cell], runs: int, workspace: Workspace) -> Survey:
-    """Look for the first ``runs`` seeds of each cell, and for those after them as long as none is
-    missing.
+BASELINES = {
+    "FT-DM": Baseline("baselines/train_downstream.py", "downstream", "downstream.yaml"),
+    "n-grams": Baseline("baselines/unit_ngrams.py", "ngrams", "unit_ngrams.yaml"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A task, a unit model, a method and a seed. ``row``: the run's row in a table."""
+
+    row: str
+    pair: Pair
+    seed: int
+    date: str  # --date of training
+    sample_date: str
+    baseline: Baseline | None = None  # None: the unit LM is prompted or fine-tuned
+    recipe: str | None = None  # None: the default of train.py
+    fine_tune: bool = False
+    prefix_prompt_length: int | None = None
+    knobs: tuple[str, ...] = ()
+    dtype: str = "auto"  # of decoding
+
+    def __str__(self) -> str:
+        return f"{self.row} {self.pair.task} {self.pair.unit_model} seed {self.seed}"
+
+
+class Outcome(NamedTuple):
+    """What a finished run gave. ``card``: what its JSON file says; scores in %."""
+
+    card: dict[str, Any]
+    test: dict[str, Any]  # scores; empty when test was not decoded
+    curve: dict[int, dict[str, float]]  # update -> scores on valid; empty for a baseline
+
+
+def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None:
+    """What the run gave; None when it, or (``test``) its decoding, is not finished.
+
+    Raises ``UserError`` when its files are of a run on other data, on another LM or with other
+    knobs, when they cannot be scored, and when stages 2 and 3 are not done.
     """
-    found = Survey([], {})
-    for cell in cells:
-        for seed in _seeds(cell, runs, workspace):
-            try:
-                figure = read_figure(cell, paper.tasks[cell.task].metric, seed, workspace)
-            except UserError as error:
-                found.unusable[cell.run_name(seed)] = str(error)
-            else:
-                found.figures.extend([figure] if figure else [])
-    return found
+    if run.baseline:
+        return _baseline_outcome(run, run.baseline, workspace)
+    samples = _samples(run, workspace)
+    if (test and samples is None) or not (card := _card(run, workspace)):
+        return None
+    scores = _scores(samples, workspace, run.pair) if test else {}
+    log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
+    facts = dataclasses.asdict(card)
+    facts |= facts.pop("run", None) or {}
+    return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
-def _seeds(cell: Cell, runs: int, workspace: Workspace) -> Iterator[int]:
-    for seed in count(FIRST_SEED):
-        if seed >= FIRST_SEED + runs and not _result(cell, seed, workspace).is_file():
-            return
-        yield seed
+def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
+    """The seeds of each row."""
+    rows: dict[str, list[Outcome]] = {}
+    for run, result in outcomes.items():
+        rows.setdefault(run.row, []).append(result)
+    return rows
 
 
-def _result(cell: Cell, seed: int, workspace: Workspace) -> Path:
-    """The file that a run leaves last."""
-    run = cell.task, cell.unit_model
-    date = cell.date(seed)
-    if cell.method in BASELINES:
-        baseline = "downstream" if cell.method == "FT-DM" else "ngrams"
-        return card_path(workspace, *run, baseline, date)
-    return workspace.samples(*run, date, SAMPLE_DATE)
+def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]:
+    """What is still to be typed for the run; a command resumes where it was stopped."""
+    flags = [*selection(run.pair, workspace), "--set", *run.knobs]
+    if run.baseline:
+        done = outcome(run, workspace) is not None
+        return [] if done else [[run.baseline.script, "--date", run.date, *flags]]
+    train = ["ulm_prompt/train.py", "--date", run.date]
+    train += ["--recipe", run.recipe] if run.recipe else []
+    train += ["--fine_tune"] if run.fine_tune else []
+    if run.prefix_prompt_length:
+        train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
+    sample = ["ulm_prompt/sample.py", "--model_date", run.date, "--sample_date", run.sample_date]
+    sample += ["--dtype", run.dtype, *selection(run.pair, workspace)]
+    if _card(run, workspace) is None:
+        return [[*train, *flags], *([sample] if test else [])]
+    return [sample] if test and _samples(run, workspace) is None else []
 
 
-def read_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> Figure | None:
-    """The figure of a finished run; None where there is none, or where what it depends on is still
-    to be made. ``metric``: as cal_acc.py calls it.
+def selection(pair: Pair, workspace: Workspace) -> Command:
+    """The flags by which a stage finds the pair's data."""
+    words = ["--prompt_task", pair.task, "--unit_model", pair.unit_model]
+    words += ["--verbalizer", pair.verbalizer] if pair.verbalizer else []
+    return [*words, "--workspace", str(workspace.root)]
 
-    Raises ``UserError`` for a run on other data, on another LM, or trained in another way than
-    would be done now, and where its answers cannot be scored.
+
+def run_all(
+    tasks: Mapping[str, Iterable[Command]], jobs: int, one_core: bool = False
+) -> dict[str, float]:
+    """Run every task's commands in turn, ``jobs`` tasks at once, and show them as they run.
+
+    A task that fails says why, and the others run all the same. Returns the seconds of each task
+    that succeeded. ``one_core``: also when ``jobs`` is 1.
     """
-    if not _result(cell, seed, workspace).is_file():
-        return None
-    if cell.method == "FT-DM":
-        return _downstream_figure(cell, seed, workspace)
-    if cell.method == "n-grams":
-        return _ngrams_figure(cell, seed, workspace)
-    return _prompt_figure(cell, metric, seed, workspace)
+    environment = {"OMP_NUM_THREADS": "1"} if one_core or jobs > 1 else {}
+
+    def seconds(name: str) -> float | None:
+        start = time.monotonic()
+        try:
+            for command in tasks[name]:
+                if run_script(command, f"{name} | " if jobs > 1 else "", environment):
+                    return None
+        except UserError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return None
+        return time.monotonic() - start
+
+    with ThreadPoolExecutor(jobs) as pool:
+        spent = dict(zip(tasks, pool.map(seconds, tasks)))
+    return {name: value for name, value in spent.items() if value is not None}
 
 
-def _prompt_figure(cell: Cell, metric: str, seed: int, workspace: Workspace) -> Figure | None:
-    from ulm_prompt.prompt_lm import checkpoint
+def stop_after(failed: Iterable[str]) -> None:
+    """End the script, with exit code 1, when there are names of ``failed`` tasks."""
+    if names := "; ".join(failed):
+        print(f"error: {names}: see the messages above", file=sys.stderr)
+        sys.exit(1)
 
-    samples = _result(cell, seed, workspace)
-    folder = workspace.checkpoints(cell.task, cell.unit_model, cell.date(seed))
-    prompt = folder / checkpoint.BEST
-    if not (prompt.is_file() and has_lm(cell, workspace)):
-        return None
+
+def has_lm(workspace: Workspace, unit_model: str) -> bool:
+    """Whether the unit LM is there."""
+    folder = lm_folder(workspace, unit_model)
+    return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
+
+
+def has_data(workspace: Workspace, pair: Pair) -> bool:
+    """Whether stages 2 and 3 were done, on the present rows."""
     try:
-        check_data_bin(workspace, cell.pair)
-    except UserError:  # it is made before the run is asked for again
+        check_data_bin(workspace, pair)
+    except UserError:
+        return False
+    return True
+
+
+def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
+    """The card of the run's finished training; None when training is to be started or resumed."""
+    from ulm_prompt.prompt_lm import checkpoint  # imports fairseq, which takes seconds
+    from ulm_prompt.prompt_lm.lm import load_unit_lm
+
+    pair = run.pair
+    folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
+    if not (folder / BEST).is_file():
         return None
-    (_, *words), _ = to_train(cell, seed, workspace)
-    args = train.parse([*words, "--workspace", str(workspace.root)])
-    lm = unit_lm_facts(lm_folder(workspace, cell.unit_model))
-    wanted = plan(args, cell.pair, folder)
-    wanted = dataclasses.replace(wanted, lm_fingerprint=lm.fingerprint)
+    args = argparse.Namespace(
+        workspace=workspace.root,
+        recipe=run.recipe,
+        fine_tune=run.fine_tune,
+        prefix_prompt_length=run.prefix_prompt_length,
+        infix_prompt_length=0,
+        set=list(run.knobs),
+        dtype=None,
+    )
+    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
+    wanted = dataclasses.replace(plan(args, pair, folder), lm_fingerprint=lm.fingerprint)
     card = read_record(folder)
     if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if samples.stat().st_mtime < prompt.stat().st_mtime:
+    if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
         return None
-    return Figure(
-        cell.method, cell.task, cell.unit_model, seed,
-        value=round(scores_of(samples, workspace)[metric], 4),
-        trained_parameters=card.trained_parameters,
-        lm="own" if trained_here(workspace, cell.unit_model) else "released",
-        lm_parameters=card.lm_parameters,
-        lm_fingerprint=card.lm_fingerprint,
-        updates=card.run.updates,
-        git_revision=card.made_by["git_revision"],
-    )  # fmt: skip
+    last, record = folder / "checkpoint_last.pt", folder / "prompt.json"
+    resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
+    return card if card.trained_parameters and not resumed else None
 
 
-def _downstream_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure:
-    from baselines.classifiers.downstream import load_settings
-
-    path = _result(cell, seed, workspace)
-    card = read_json(path, BASELINES["FT-DM"])
-    manifest = workspace.downstream_data(cell.pair.config.downstream) / "manifest"
-    lists = {split: manifest / f"{split}.tsv" for split in SPLITS}
-    now = {split: sha256(path) for split, path in lists.items() if path.is_file()}
-    wanted = dataclasses.asdict(load_settings([f"seed={seed}"]))
-    if changed := [
-        *["config"] * (card["config"] != wanted),
-        *["manifest"] * (card["data"]["manifest"] != now),
-    ]:
-        raise _other_run(path.parent, changed[0])
-    return _baseline_figure(cell, seed, card)
-
-
-def _ngrams_figure(cell: Cell, seed: int, workspace: Workspace) -> Figure | None:
-    if not has_rows(cell, workspace):
+def _samples(run: Run, workspace: Workspace) -> Path | None:
+    """The run's answers; None where there are none, or its prompt is newer."""
+    pair = run.pair
+    prompt = workspace.checkpoints(pair.task, pair.unit_model, run.date) / BEST
+    samples = workspace.samples(pair.task, pair.unit_model, run.date, run.sample_date)
+    if not (samples.is_file() and prompt.is_file()):
         return None
-    path = _result(cell, seed, workspace)
-    card = read_json(path, BASELINES["n-grams"])
-    wanted = unit_ngrams.card_of(workspace, cell.pair, unit_ngrams.load_settings([f"seed={seed}"]))
-    if any(card.get(key) != value for key, value in wanted.items()):
+    return samples if samples.stat().st_mtime >= prompt.stat().st_mtime else None
+
+
+def _scores(samples: Path, workspace: Workspace, pair: Pair) -> dict[str, Any]:
+    if pair.config.is_sequence:
+        return scores_of(samples, workspace, pair.verbalizer)
+    return dataclasses.asdict(score(samples))
+
+
+def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:
+    """By the card that the baseline leaves last: its config, and hashes of its data."""
+    path = card_path(workspace, run.pair.task, run.pair.unit_model, baseline.name, run.date)
+    if not path.is_file():
+        return None
+    card = read_json(path, baseline.script)
+    config = load_yaml(REPOSITORY / "baselines/config" / baseline.config)
+    config["seed"] = run.seed
+    downstream = run.pair.config.downstream
+    if baseline.name == "ngrams":
+        data = card["rows"]
+        files = {s: workspace.rows(downstream, run.pair.unit_model, s) for s in SPLITS}
+    else:
+        data = card["data"]["manifest"]
+        manifest = workspace.downstream_data(downstream) / "manifest"
+        files = {split: manifest / f"{split}.tsv" for split in SPLITS}
+    now = {split: sha256(file) for split, file in files.items() if file.is_file()}
+    changed = "config" if card["config"] != config else "data" if data != now else ""
+    if changed and baseline.name == "ngrams":
         return None  # it is made again in two minutes
-    return _baseline_figure(cell, seed, card)
-
-
-def _baseline_figure(cell: Cell, seed: int, card: dict[str, Any]) -> Figure:
-    return Figure(
-        cell.method, cell.task, cell.unit_model, seed,
-        value=round(card["test"]["accuracy"], 4),
-        trained_parameters=card.get("trained_parameters", 0),
-        updates=card.get("updates", 0),
-        git_revision=card["made_by"]["git_revision"],
-    )  # fmt: skip
+    if changed:
+        raise _other_run(path.parent, changed)
+    return Outcome(card, card["test"], {})
 
 
 def _other_run(folder: Path, changed: str) -> UserError:
     return UserError(
         f"{folder}: holds a run with another {changed} than would be trained now; remove the "
-        "folder, or take another --workspace"
+        "folder, or take another --workspace or --date"
     )

@@ -1,18 +1,27 @@
-"""A run's figure, and tables of them as CSV."""
+"""Tables as CSV and Markdown: a run's figure, and the paper's tables with our figures."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
 
-from experiments.paper import METHODS, Cell, Paper
 from pipeline.errors import UserError
 from pipeline.files import writing
 from pipeline.workspace import REPOSITORY
 from ulm_prompt.scoring.scores import wilson
+
+if TYPE_CHECKING:
+    from experiments.paper import Cell, Paper
+
+FIGURES = REPOSITORY / "docs" / "results.csv"
+DOCUMENTS = (REPOSITORY / "docs" / "results.md",)
+BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"  # Markdown does not show the marks
+END = "<!-- end of tables -->\n"
+EMPTY = "–"
 
 
 @dataclass(frozen=True)
@@ -32,17 +41,39 @@ class Figure:
     git_revision: str = ""
 
     @property
+    def cell(self) -> str:
+        """As ``str(Cell)``."""
+        return f"{self.method} {self.task} {self.unit_model}"
+
+    @property
     def run_name(self) -> str:
-        """As ``Cell.run_name``."""
-        return f"{self.method} {self.task} {self.unit_model} seed {self.seed}"
+        return f"{self.cell} seed {self.seed}"
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write a line for each row, under ``columns`` (default: the first row's keys)."""
+    with writing(path) as handle:
+        table = csv.DictWriter(handle, list(columns or rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *lines = (f"| {' | '.join(row)} |\n" for row in rows)
+    return head + "|---" * (head.count(" | ") + 1) + "|\n" + "".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """``mean ± sample standard deviation`` with two digits; nothing for no values."""
+    if not values:
+        return ""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def write_figures(path: Path, figures: Iterable[Figure]) -> None:
     """Write a CSV, a line a run."""
-    with writing(path) as handle:
-        table = csv.DictWriter(handle, [f.name for f in fields(Figure)], lineterminator="\n")
-        table.writeheader()
-        table.writerows(asdict(figure) for figure in figures)
+    write_csv(path, [asdict(figure) for figure in figures], list(Figure.__dataclass_fields__))
 
 
 def read_figures(path: Path) -> list[Figure]:
@@ -59,30 +90,20 @@ def read_figures(path: Path) -> list[Figure]:
             raise UserError(f"{path}: not a table of figures ({error}); run reproduce.py") from None
 
 
-def with_earlier(figures: Sequence[Figure], earlier: Iterable[Figure]) -> list[Figure]:
-    """``figures``, and those of ``earlier`` whose cell has none among them, in a table's order: a
-    cell is of one workspace, a table may be of several.
+def with_earlier(
+    paper: Paper, figures: Sequence[Figure], earlier: Iterable[Figure]
+) -> list[Figure]:
+    """``figures``, and the ``earlier`` ones of other cells, in the tables' order: a cell is of one
+    workspace, a table may be of several.
     """
-
-    def cell(figure: Figure) -> tuple[str, str, str]:
-        return figure.method, figure.task, figure.unit_model
-
-    filled = {cell(figure) for figure in figures}
-    every = [*figures, *(figure for figure in earlier if cell(figure) not in filled)]
-    return sorted(every, key=lambda f: (METHODS.index(f.method), f.unit_model, f.task, f.seed))
-
-
-# The tables in docs/results.md, between two marks that Markdown does not show.
-
-
-FIGURES = REPOSITORY / "docs" / "results.csv"
-DOCUMENTS = (REPOSITORY / "docs" / "results.md",)
-BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"
-END = "<!-- end of tables -->\n"
+    filled = {figure.cell for figure in figures}
+    both = [*figures, *(figure for figure in earlier if figure.cell not in filled)]
+    methods = list(paper.methods)
+    return sorted(both, key=lambda f: (methods.index(f.method), f.unit_model, f.task, f.seed))
 
 
 def put_table(path: Path, table: str) -> None:
-    """Replace what stands between the marks. Raises ``UserError`` where they are missing."""
+    """Replace the text between the marks. Raises ``UserError`` when they are missing."""
     before, _, after = split_at_marks(path)
     with writing(path) as handle:
         handle.write(before + BEGIN + table + END + after)
@@ -97,15 +118,10 @@ def split_at_marks(path: Path) -> tuple[str, str, str]:
     return before, between, after
 
 
-# The tables in Markdown: ours below the published figures.
-
-
-EMPTY = "–"
-
-
 def render(paper: Paper, figures: Sequence[Figure]) -> str:
-    """A table of the tasks that are scored by accuracy, and one of the others: a column for each
-    unit model and task, two rows for each method.
+    """Markdown: a table of the tasks that are scored by accuracy, and one of the others.
+
+    A column for each unit model and task; for each method ours below the published figures.
     """
     accuracy = [task for task, entry in paper.tasks.items() if entry.metric == "accuracy"]
     others = [task for task in paper.tasks if task not in accuracy]
@@ -115,25 +131,18 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
 def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str:
     wanted = [cell for cell in paper.cells if cell.task in tasks]
     columns = list(dict.fromkeys((cell.unit_model, cell.task) for cell in wanted))
-    titles = (f"{task} {paper.tasks[task].metric}, {unit_model}" for unit_model, task in columns)
-    lines = [_row("%", titles), "|---" * (len(columns) + 1) + "|"]
+    rows = [["%", *(f"{task} {paper.tasks[task].metric}, {model}" for model, task in columns)]]
     for method, what in paper.methods.items():
         cells = {(c.unit_model, c.task): c for c in wanted if c.method == method}
-        ours = {
-            column: [f for f in figures if (f.method, f.unit_model, f.task) == (method, *column)]
-            for column in columns
-        }
         if any(cell.published for cell in cells.values()):
-            lines.append(_row(f"*{method}, paper*", (_published(cells.get(c)) for c in columns)))
+            published = (_published(cells.get(column)) for column in columns)
+            rows.append([f"*{method}, paper*", *published])
         if cells:
-            sizes = {column: paper.tasks[column[1]].test_utterances for column in columns}
-            cells_of_ours = (_ours(ours[c], sizes[c]) for c in columns)
-            lines.append(_row(f"**{method}** ({what})", cells_of_ours))
-    return "\n".join(lines) + "\n"
-
-
-def _row(title: str, entries: Iterable[str]) -> str:
-    return f"| {title} | " + " | ".join(entries) + " |"
+            rows.append([f"**{method}** ({what})"])
+        for model, task in columns if cells else ():
+            ours = [f for f in figures if f.cell == f"{method} {task} {model}"]
+            rows[-1].append(_ours(ours, paper.tasks[task].test_utterances))
+    return markdown(rows)
 
 
 def _published(cell: Cell | None) -> str:
@@ -144,24 +153,24 @@ def _published(cell: Cell | None) -> str:
 
 def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
     """Mean ± standard deviation over seeds, its 95 % interval over ``utterances``, the number
-    of seeds, trained parameters, and the LM that was not the released one.
+    of seeds, trained parameters, and the LM when it is not the released one.
     """
     if not figures:
         return EMPTY
     values = [figure.value for figure in figures]
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    average, _, deviation = spread(values).partition(" ")
     first = figures[0]
     if utterances:
         low, high = wilson(mean(values), utterances)
-        spread += f" [{low:.1f}, {high:.1f}]"
+        deviation += f" [{low:.1f}, {high:.1f}]"
     notes = [f"{len(values)} seeds"] if len(values) > 1 else []
     if first.trained_parameters:
         notes.append(millions(first.trained_parameters))
-    if first.lm == "own" and first.method != "FT-LM":
-        notes.append(f"own LM, {millions(first.lm_parameters)}")
-    elif first.lm == "own":
-        notes.append("own LM")
-    return f"**{mean(values):.2f}**{spread}" + (f" ({'; '.join(notes)})" if notes else "")
+    if first.lm == "own":
+        size = "" if first.method == "FT-LM" else f", {millions(first.lm_parameters)}"
+        notes.append(f"own LM{size}")
+    text = f"**{average}** {deviation.strip()}".rstrip()
+    return text + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def millions(count: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -135,12 +136,15 @@ def text_lines(path: Path, missing: str) -> Iterator[str]:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits, read in pieces."""
-    digest = hashlib.sha256()
+    """The file's SHA-256 as 64 hexadecimal digits. A process reads an unchanged file once."""
+    status = path.stat()
+    return _sha256(path, status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache
+def _sha256(path: Path, *_version: int) -> str:
     with open(path, "rb") as handle:
-        while piece := handle.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

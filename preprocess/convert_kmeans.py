@@ -1,7 +1,6 @@
 """Released k-means to an ``.npz`` of its centres: km.bin (joblib, scikit-learn) in, km.npz out.
 
-The file's code never runs. The pipeline reads km.bin as it is too; an .npz opens anywhere with
-numpy.load and holds the centres alone.
+The file's code never runs. The pipeline reads km.bin too; numpy.load opens an .npz anywhere.
 """
 
 from __future__ import annotations

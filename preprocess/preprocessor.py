@@ -1,7 +1,7 @@
-"""What every downstream task shares: the actions, their checks and what they leave behind.
+"""The base class of every downstream task: its actions, their checks, and what they write.
 
-A task is a folder with ``config.yaml`` and ``preprocessor.py``, where ``Preprocessor`` subclasses
-the one here and says which utterances a split holds and what their labels are.
+A task is a folder with ``config.yaml`` and ``preprocessor.py``. There ``Preprocessor`` is
+subclassed, and says which utterances a split holds and how they are labelled.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from preprocess.speech2unit.features import FeatureReader, Source, best_device, 
 
 
 class Utterance(NamedTuple):
-    """One row to be: ``labels`` are as the task's ``named_labels`` reads them, a name for each of
-    its slots or any number of symbols; no ``frames`` means the whole file.
+    """One row to be. ``labels`` are a name for each of the task's slots, or what its
+    ``named_labels`` reads. Without ``frames`` it is the whole file.
     """
 
     path: str  # relative to the corpus folder
@@ -42,19 +42,15 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 class Preprocessor(Generic[ConfigType]):
-    """The three actions of one task. ``config_class`` and ``slots`` and ``utterances`` are the
-    task's own.
+    """The actions of one task, which sets ``config_class`` and ``slots`` and lists its
+    ``utterances``.
     """
 
     config_class: type[Config] = Config
-    slots: tuple[str, ...]  # what a label may say: its kinds
+    slots: tuple[str, ...]  # the kinds of labels, such as action, object, location
 
     def __init__(
-        self,
-        downstream: str,
-        config: ConfigType,
-        workspace: Workspace,
-        skip_bad: bool = False,
+        self, downstream: str, config: ConfigType, workspace: Workspace, skip_bad: bool = False
     ) -> None:
         self.downstream = downstream
         self.config = config
@@ -101,14 +97,14 @@ class Preprocessor(Generic[ConfigType]):
         raise NotImplementedError
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The names of each slot in the order of their numbers; here: of their first appearance in
-        train.
+        """The names of each slot in the order of their numbers, which is here the order of their
+        first appearance in train.
         """
-        found: list[dict[str, None]] = [{} for _ in self.slots]
+        names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
-                found[slot][name] = None
-        return [list(names) for names in found]
+                names[slot][name] = None
+        return [list(slot_names) for slot_names in names]
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
         """Slot and name of each label, in their order; here: one for each slot."""
@@ -138,48 +134,15 @@ class Preprocessor(Generic[ConfigType]):
                 raise UserError(
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
-        numbers = self._number(self.label_names(splits["train"]))
-        entries = self._entries(splits, numbers)
-        for split in SPLITS:
-            count = write_manifest(self.manifest / f"{split}.tsv", self.root, entries[split])
-            self.say(f"{split}: {count} utterances, {len(distinct(entries[split]))} distinct")
-        labels = {
-            str(i): {"slot": self.slots[slot], "name": name} for (slot, name), i in numbers.items()
-        }
-        write_json(self.manifest / "labels.json", labels)
-        self.say(f"read {self.root}, wrote {self.manifest} ({len(labels)} labels)")
-        self.save_run(self.manifest)
-
-    def report_bad_audio(self, skip: bool) -> None:
-        """List the bad files beside the manifests. Raises ``UserError`` unless they may be
-        skipped.
-        """
-        report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", skip)
-
-    def _number(self, names: list[list[str]]) -> dict[tuple[int, str], int]:
-        """Number the labels through all slots, so that no two slots share a number."""
-        pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
-        return {pair: number for number, pair in enumerate(pairs)}
-
-    def _entries(
-        self, splits: dict[str, list[Utterance]], numbers: dict[tuple[int, str], int]
-    ) -> dict[str, list[Entry]]:
-        for utterance in (each for split in splits.values() for each in split):
-            check_name(utterance.path), check_name(utterance.name or "")
-        lengths: dict[str, int] = {}
-        whole = (u.path for split in splits.values() for u in split if u.frames is None)
-        paths = {inside(path, self.root, str(self.root)) for path in whole}
-        for path in tqdm(sorted(paths), f"{self.downstream} headers", unit="file", disable=None):
-            try:
-                lengths[path] = length_and_rate(self.root / path)[0]
-            except BadAudio as error:
-                self.bad_audio[self.root / path] = str(error)
-        self.report_bad_audio(self.skip_bad)
-        return {
+        names = enumerate(self.label_names(splits["train"]))
+        pairs = [(slot, name) for slot, slot_names in names for name in slot_names]
+        numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one
+        frames = self._measure([u for utterances in splits.values() for u in utterances])
+        entries = {
             split: [
                 Entry(
                     u.path,
-                    lengths[u.path] if u.frames is None else u.frames,
+                    frames[u.path] if u.frames is None else u.frames,
                     u.start,
                     u.name or u.path,
                     self._labels(u, numbers),
@@ -189,16 +152,44 @@ class Preprocessor(Generic[ConfigType]):
             ]
             for split, utterances in splits.items()
         }
+        for split in SPLITS:
+            count = write_manifest(self.manifest / f"{split}.tsv", self.root, entries[split])
+            self.say(f"{split}: {count} utterances, {len(distinct(entries[split]))} distinct")
+        records = [{"slot": self.slots[slot], "name": name} for slot, name in pairs]
+        write_json(self.manifest / "labels.json", dict(enumerate(records)))
+        self.say(f"read {self.root}, wrote {self.manifest} ({len(pairs)} labels)")
+        self.save_run(self.manifest)
+
+    def report_bad_audio(self, skip: bool) -> None:
+        """List the bad files beside the manifests. Raises ``UserError`` unless they may be
+        skipped.
+        """
+        report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", skip)
+
+    def _measure(self, utterances: Sequence[Utterance]) -> dict[str, int]:
+        """The samples of each file that is taken whole, from its header."""
+        for utterance in utterances:
+            check_name(utterance.path), check_name(utterance.name or "")
+        whole = {u.path for u in utterances if u.frames is None}
+        paths = sorted(inside(path, self.root, str(self.root)) for path in whole)
+        frames: dict[str, int] = {}
+        for path in tqdm(paths, f"{self.downstream} headers", unit="file", disable=None):
+            try:
+                frames[path] = length_and_rate(self.root / path)[0]
+            except BadAudio as error:
+                self.bad_audio[self.root / path] = str(error)
+        self.report_bad_audio(self.skip_bad)
+        return frames
 
     def _labels(self, utterance: Utterance, numbers: dict[tuple[int, str], int]) -> str:
-        found = []
+        labels = []
         for slot, name in self.named_labels(utterance):
             if (slot, name) not in numbers:
                 raise UserError(
                     f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train split"
                 )
-            found.append(str(numbers[slot, name]))
-        return " ".join(found)
+            labels.append(str(numbers[slot, name]))
+        return " ".join(labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
         """The configured features, on the best device, with its reason printed.
@@ -207,22 +198,21 @@ class Preprocessor(Generic[ConfigType]):
         """
         settings = self.config.fairseqrc
         device, why = best_device()
-        source = Source(self.ckpt_path, settings.layer, settings.normalize, device)
-        if all_layers:
-            source = Source(self.ckpt_path, device=device, all_layers=True)
+        layer = (None, None) if all_layers else (settings.layer, settings.normalize)
+        source = Source(self.ckpt_path, *layer, device, all_layers)
         reader = feature_reader(settings.feature_type, source)
         self.say(f"{settings.feature_type} features on {why}")
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:
-        """What the features of all layers depend on beside the audio."""
+        """What the features of all layers depend on, apart from the audio."""
         return {
             "feature_type": self.config.fairseqrc.feature_type,
             "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
         }
 
     def unit_model_record(self) -> dict[str, object]:
-        """What the units depend on beside the audio."""
+        """What the units depend on, apart from the audio."""
         settings = self.config.fairseqrc
         return {
             **self.speech_model_record(),
@@ -253,17 +243,17 @@ class Preprocessor(Generic[ConfigType]):
             splits[split], bad = unit_rows(self.manifest, self.quantized, split, merge)
             if bad:
                 self.say(f"{split}: {bad} rows left out, their audio is bad")
-        labels = read_json(
-            self.manifest / "labels.json", "preprocess/runner.py --action generate_manifest"
-        )
+        command = "preprocess/runner.py --action generate_manifest"
+        labels = read_json(self.manifest / "labels.json", command)
         for split, rows in splits.items():
             path = self.workspace.rows(self.downstream, self.config.taskrc.unit_model, split)
             count = write_rows(path, rows)
             mean = sum(row.units.count(" ") + 1 for row in rows) / count
             self.say(f"{split}: {count} rows, {mean:.1f} units a row")
         write_json(self.units / "labels.json", labels)
-        merged = "runs merged" if merge else "runs kept"
-        self.say(f"read {self.quantized}, wrote {self.units} ({merged})")
+        self.say(
+            f"read {self.quantized}, wrote {self.units} (runs {'merged' if merge else 'kept'})"
+        )
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:

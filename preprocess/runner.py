@@ -1,12 +1,12 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
 generate_manifest: list the splits' audio and labels. learn_kmeans: fit the units' k-means (log-mel
-has no released one). quantized: audio to units; a killed run goes on, torchrun shares the work over
-processes, --num_shards and --shard over jobs that merge_shards joins. postprocess: merge runs and
-join units with labels.
+has no released one). quantized: audio to units. A killed run resumes, torchrun shares the work over
+processes, --num_shards and --shard over jobs whose results merge_shards joins. postprocess: merge
+runs and join units with labels.
 
-A downstream is a folder beside this file with config.yaml, and preprocessor.py unless a table of
-recordings says it all (table/config.yaml); your own needs no change here.
+A downstream is a folder beside this file with config.yaml, and with preprocessor.py unless a table
+of recordings is enough (table/config.yaml). Your own needs no change here.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from pipeline.errors import UserError, run
 from pipeline.files import holding
 from pipeline.ranks import process_group, ranks, speak_on_main_alone
 from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
-from preprocess.actions.learn_kmeans import learn_kmeans
-from preprocess.actions.quantize import merge_shards, quantize, quantize_shard
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 
 NEXT = {
-    "generate_manifest": "--action learn_kmeans (or quantized, where the k-means is there already)",
+    "generate_manifest": "--action learn_kmeans (or quantized, where the k-means exists)",
     "learn_kmeans": "--action quantized",
     "quantized": "--action postprocess",
     "merge_shards": "--action postprocess",
@@ -52,11 +51,11 @@ def main() -> None:
                 with holding(preprocessor.manifest):
                     preprocessor.generate_manifest()
             elif arguments.action == "quantized" and shard:
-                quantize_shard(preprocessor, shard)
+                Quantizing(preprocessor).run_shard(shard)
             elif arguments.action == "quantized":
-                quantize(preprocessor, here, arguments.skip_bad)
+                Quantizing(preprocessor).run(here, arguments.skip_bad)
             elif arguments.action == "merge_shards":
-                merge_shards(preprocessor, arguments.skip_bad)
+                Quantizing(preprocessor).merge_shards(arguments.skip_bad)
             elif arguments.action == "postprocess":
                 with holding(preprocessor.units):
                     preprocessor.postprocess()

@@ -12,11 +12,10 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_workspace
-from ulm_prompt.scoring.sample_file import WITHIN
-from ulm_prompt.scoring.scores import COUNTS, SHARES, scores_of, wilson
+from ulm_prompt.prompt_data.tasks import add_selection
+from ulm_prompt.scoring.scores import COUNTS, SHARES, sample_files, scores_of, wilson
 
 
 def written(name: str, value: float) -> str:
@@ -30,31 +29,6 @@ def interval(name: str, scores: dict[str, float]) -> str:
         return ""
     low, high = wilson(scores[name], int(scores["utterances"]))
     return f"  (95 %: {low:.2f} to {high:.2f})"
-
-
-def sample_files(args: argparse.Namespace) -> list[Path]:
-    """The free answers of each ``--sample_date``, narrowed by the other flags. Raises ``UserError``
-    for none.
-    """
-    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
-    found = []
-    for date in args.sample_date:
-        folder = Workspace(args.workspace).root / "samples" / f"samples_{date}"
-        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-        if not paths:
-            raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
-        found += paths
-    return found
-
-
-def add_sample_files(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose sample files."""
-    parser.add_argument(
-        "--sample_date", required=True, nargs="+", help="the --sample_date of decoding"
-    )
-    parser.add_argument("--prompt_task", help="only this task")
-    parser.add_argument("--unit_model", help="only this unit model")
-    add_workspace(parser)
 
 
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
@@ -72,7 +46,10 @@ def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_sample_files(parser)
+    parser.add_argument(
+        "--sample_date", required=True, nargs="+", help="the --sample_date of decoding"
+    )
+    add_selection(parser)
     parser.add_argument(
         "--report", action="store_true", help="classes, slots, mistakes, a confusion matrix (PNG)"
     )
@@ -85,7 +62,7 @@ def main() -> None:
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
     reports = {}
     if args.report:
-        from ulm_prompt.scoring.class_report import write_report
+        from ulm_prompt.scoring.class_report import print_report, write_report
 
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
     if args.json:
@@ -102,8 +79,6 @@ def main() -> None:
         for name, value in scores.items():
             print(f"  {name:<{width}}  {written(name, value)}{interval(name, scores)}")
         if args.report:
-            from ulm_prompt.scoring.class_report import print_report
-
             print_report(reports[path])
     if len(by_file) > 1:
         print_side_by_side(by_file)

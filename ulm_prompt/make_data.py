@@ -29,11 +29,11 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
     count = 0
     with writing(target) as handle:
         for count, row in enumerate(read_rows(source), start=1):
-            found = row.labels.count(" ") + 1
-            if expected and found != expected:
+            labels = row.labels.count(" ") + 1
+            if expected and labels != expected:
                 raise UserError(
                     f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
-                    f"found {found} ({row.labels}); set labels_per_utterance in "
+                    f"found {labels} ({row.labels}); set labels_per_utterance in "
                     f"ulm_prompt/config/{pair.task}.yaml"
                 )
             handle.write(f"{row.units} <s> {row.labels}\n")

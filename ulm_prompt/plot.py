@@ -1,13 +1,15 @@
-"""Pictures of trained prompts: learning curves, the verbalizer's map, attention on the prompt.
+"""Pictures of trained prompts and their answers.
 
 curves: accuracy on valid over updates, of every run of --date. verbalizer: the LM's embeddings of
 the units in two dimensions, with the labels that they stand for. attention: how much each layer and
-head looks at the prompt where the first label is read, on test utterances.
+head looks at the prompt where the first label is read, on test utterances. cer_by_length: CER
+against label length (the paper's figure), a PNG and a CSV in the folder of the first --sample_date.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from pathlib import Path
 
@@ -15,33 +17,25 @@ if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
+from pipeline.files import writing
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.pictures import valid_curve
-from ulm_prompt.scoring.scores import label_names
-
-
-def all_logs(args: argparse.Namespace, pair: Pair) -> bool:
-    """Whether every run of ``--date`` was one of this task and unit model."""
-    logs = (Workspace(args.workspace).logs(pair.task, pair.unit_model, date) for date in args.date)
-    return all((folder / "train.log").is_file() for folder in logs)
+from ulm_prompt.scoring import pictures
+from ulm_prompt.scoring.scores import label_names, sample_files
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     """Every run of ``--date`` in one picture."""
-    workspace = Workspace(args.workspace)
-    from ulm_prompt.scoring.pictures import draw_curves
-
     runs = {}
     for date in args.date:
-        log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
+        log = Workspace(args.workspace).logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = valid_curve(log)
+        runs[date] = pictures.valid_curve(log)
     path = folder / f"curves_{pair.task}_{pair.unit_model}.png"
-    draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
+    pictures.draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
     return path
 
 
@@ -51,14 +45,14 @@ def plot_verbalizer(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     names = label_names(workspace, pair)
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm
-    from ulm_prompt.scoring.pictures import draw_verbalizer
 
     lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
     first = lm.dictionary.nspecial
     embeddings = {lm.dictionary[i]: weights[i] for i in range(first, len(lm.dictionary))}
     path = folder / f"verbalizer_{pair.task}_{pair.unit_model}.png"
-    draw_verbalizer(embeddings, names, f"{pair.task}: labels on {pair.unit_model}'s units", path)
+    title = f"{pair.task}: labels on {pair.unit_model}'s units"
+    pictures.draw_verbalizer(embeddings, names, title, path)
     return path
 
 
@@ -76,7 +70,6 @@ def plot_attention(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
 
     from ulm_prompt.prompt_lm import checkpoint
     from ulm_prompt.prompt_lm.model import attention_on_prompt
-    from ulm_prompt.scoring.pictures import draw_attention
 
     model, lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
     if model.prompt is None:
@@ -85,8 +78,30 @@ def plot_attention(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     tokens = [torch.tensor([lm.dictionary.index(word) for word in text.split()]) for text in texts]
     shares = attention_on_prompt(model, tokens).numpy()
     path = folder / f"attention_{pair.task}_{pair.unit_model}_{args.date[0]}.png"
-    draw_attention(shares, f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances", path)
+    title = f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances"
+    pictures.draw_attention(shares, title, path)
     return path
+
+
+def plot_cer_by_length(args: argparse.Namespace) -> None:
+    """A line for each sample file of texts; utterances in bins of their number of labels."""
+    from ulm_prompt.scoring.sequence_scores import Bin, bins_of_files
+
+    paths = sample_files(args)
+    runs = bins_of_files(paths, Workspace(args.workspace), args.width)
+    if not runs:
+        raise UserError(
+            f"{paths[0].parent}: no samples of a task whose answers are texts; "
+            "decode one with ulm_prompt/sample.py --prompt_task ASR"
+        )
+    output = paths[0].parent / "cer_by_length.csv"
+    with writing(output) as handle:
+        table = csv.writer(handle, lineterminator="\n")
+        table.writerow(["run", *Bin._fields])
+        for name, bins in runs.items():
+            table.writerows([name, *bin_[:3], f"{bin_.cer:.3f}"] for bin_ in bins)
+    pictures.draw_cer_by_length(runs, output.with_suffix(".png"))
+    print(f"{', '.join(runs)} -> {output} and .png")
 
 
 PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot_attention}
@@ -94,21 +109,33 @@ PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=PLOTS)
+    parser.add_argument("what", choices=[*PLOTS, "cer_by_length"])
     parser.add_argument("--date", nargs="+", default=[], help="runs of train.py")
+    parser.add_argument("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
     parser.add_argument(
         "--utterances", type=int, default=200, help="attention: test utterances (default: 200)"
     )
+    parser.add_argument(
+        "--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)"
+    )
     add_selection(parser)
     args = parser.parse_args()
-    if args.what != "verbalizer" and not args.date:
-        raise UserError(f"plot.py {args.what}: name the run with --date")
-    if args.utterances < 1:
-        raise UserError(f"--utterances {args.utterances}: expected at least 1")
-    folder = Workspace(args.workspace).root / "samples" / "plots"
+    for name in ("utterances", "width"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+    needed = {"verbalizer": None, "cer_by_length": "sample_date"}.get(args.what, "date")
+    if needed and not getattr(args, needed):
+        raise UserError(f"plot.py {args.what}: name the run with --{needed}")
+    if args.what == "cer_by_length":
+        plot_cer_by_length(args)
+        return
+    workspace = Workspace(args.workspace)
     pairs = find_pairs(args, needs_lm=args.what != "curves")
-    if args.what == "curves":
-        pairs = [pair for pair in pairs if all_logs(args, pair)] or pairs
+    if args.what == "curves":  # of the pairs that were trained in these runs, if there are any
+        logs = [[workspace.logs(p.task, p.unit_model, date) for date in args.date] for p in pairs]
+        trained = [all((log / "train.log").is_file() for log in of_pair) for of_pair in logs]
+        pairs = [pair for pair, is_trained in zip(pairs, trained) if is_trained] or pairs
+    folder = workspace.root / "samples" / "plots"
     for pair in pairs:
         print(f"{pair.task} {pair.unit_model} -> {PLOTS[args.what](args, pair, folder)}")
 

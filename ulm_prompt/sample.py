@@ -1,7 +1,7 @@
 """Stage 5: decode the test split with a trained prompt.
 
 Writes the published form, id -> file_name, src, label, predict, twice: decoded freely, and within
-the label set. A run that was cut off goes on when the same command is given again.
+the label set. The same command resumes a run that was cut off.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -24,50 +21,46 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sample_file import (
-    BOS,
-    NO_ANSWER,
-    PartialAnswers,
-    entry,
-    origin_path,
-    write_samples,
+from ulm_prompt.prompt_data.tasks import (
+    Pair,
+    add_selection,
+    add_verbalizer,
+    find_pairs,
+    label_limit,
 )
-from ulm_prompt.scoring.sample_flags import add_search, check_search, label_limit, label_sets
+from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.scoring import sample_file
+from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 
-TEXT_STAGE = "ulm_prompt/verbalizer.py"
 
-
-def read_test(workspace: Workspace, pair: Pair, text: Path) -> Iterator[dict[str, str]]:
-    """Stream what the output says of each test row beside its answer: file_name, src, label."""
-    source = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    both = zip_longest(read_rows(source), read_prompt_text(text, TEXT_STAGE))
-    for number, (row, renamed) in enumerate(both, start=1):
-        if row is None or renamed is None:
-            raise UserError(
-                f"{text if renamed is None else source}: ends before line {number}, other than "
-                f"{source if renamed is None else text}; run ulm_prompt/make_data.py again"
-            )
-        yield {"file_name": row.file, "src": f"{renamed[0]} {BOS}", "label": renamed[1]}
+def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
+    """What the output says of each test row beside its answer: file_name, src, label."""
+    path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    rows, renamed = list(read_rows(path)), list(read_prompt_text(text, MADE_BY))
+    if len(rows) != len(renamed):
+        raise UserError(
+            f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
+            "run ulm_prompt/make_data.py again, then the stages after it"
+        )
+    return [
+        {"file_name": row.file, "src": f"{units} {BOS}", "label": label}
+        for row, (units, label) in zip(rows, renamed)
+    ]
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     """Decode one task's test split and write both sample files."""
     workspace = Workspace(args.workspace)
-    folder = workspace.checkpoints(pair.task, pair.unit_model, args.model_date)
-    prompt = folder / args.checkpoint
+    prompt = workspace.checkpoints(pair.task, pair.unit_model, args.model_date) / args.checkpoint
     if not prompt.is_file():
         raise UserError(
             f"{prompt}: not found; train it with ulm_prompt/train.py "
             f"--date {args.model_date}, or correct --model_date"
         )
     texts = renamed_texts(workspace, pair)
-    train = read_prompt_text(texts["train"], TEXT_STAGE)
+    sources = read_test(workspace, pair, texts["test"])
+    train = read_prompt_text(texts["train"], MADE_BY)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
-
-    def sources() -> Iterator[dict[str, str]]:
-        return read_test(workspace, pair, texts["test"])
 
     import torch
     from tqdm import tqdm
@@ -80,34 +73,34 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     card = read_record(prompt.parent)
     if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
-        raise UserError(f"{folder}: trained with another verbal.json; train again, or restore it")
+        raise UserError(f"{prompt}: trained with another verbal.json; restore it or --verbalizer")
+    target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
+    part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, reason = choose_dtype(args.dtype, device)
+    lm = lm_folder(workspace, pair.unit_model)
+    model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
+    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
+    dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
+    reason = f"as in {part.name}" if begun else reason
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
-    model, unit_lm = checkpoint.load(
-        prompt.parent, lm_folder(workspace, pair.unit_model), prompt.name
-    )
-    dictionary = unit_lm.dictionary
-    lm = CachedLM(model.to(device), dictionary.pad(), dictionary.eos(), dtype)
+    symbols = unit_lm.dictionary
 
-    def numbers(text: str, where: str) -> list[int]:
-        path = lm_folder(workspace, pair.unit_model) / "dict.txt"
-        return encode(text, dictionary.indices, where, path)
+    def encoded(text: str, where: object) -> list[int]:
+        return encode(text, symbols.indices, str(where), lm / "dict.txt")
 
     rows = [
-        torch.tensor(numbers(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
-        for line, source in enumerate(sources(), start=1)
+        torch.tensor(encoded(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
+        for line, source in enumerate(sources, start=1)
     ]
-    sequences = [numbers(labels, str(texts["train"])) for labels in train_labels]
-    within = label_sets(args.within_labels, pair.config.is_sequence)
-    labels = LabelSets.build(within, sequences, len(dictionary), dictionary.eos())
+    sequences = [encoded(labels, texts["train"]) for labels in train_labels]
+    within = args.within_labels or ("set" if pair.config.is_sequence else "slots")
+    labels = LabelSets.build(within, sequences, len(symbols), symbols.eos())
     longest = max(map(len, sequences))
     limit = label_limit(args.max_labels, longest)
     if limit < longest and not pair.config.is_sequence:
         raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
-    names = [field.name for field in dataclasses.fields(Options)]
-    options = Options(**{**{name: getattr(args, name) for name in names}, "max_labels": limit})
-    target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
+    flags = {**vars(args), "max_labels": limit}
+    options = Options(**{name: flags[name] for name in Options.__dataclass_fields__})
     made_from = {
         "prompt": sha256(prompt),
         "lm": unit_lm.fingerprint,
@@ -116,63 +109,22 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         "machine": [str(dtype), device.type, torch.__version__],
     }
     with holding(target):
-        partial = PartialAnswers(target.with_name(target.name + ".part"), made_from)
-        there = len(partial.done)
-        if there:
-            print(f"{partial.path}: going on after {there:,} of {len(rows):,} utterances")
-        with tqdm(total=len(rows), initial=there, desc=pair.task, disable=None) as bar:
-            for batch in decode(lm, rows, labels, options, frozenset(partial.done)):
-                partial.add({decoded.row: entry(decoded, dictionary) for decoded in batch})
+        answers = PartialAnswers(part, made_from)
+        if answers:
+            print(f"{part}: resumes after {len(answers):,} of {len(rows):,} utterances")
+        cached = CachedLM(model.to(device), symbols.pad(), symbols.eos(), dtype)
+        with tqdm(total=len(rows), initial=len(answers), desc=pair.task, disable=None) as bar:
+            for batch in decode(cached, rows, labels, options, frozenset(answers)):
+                answers.add({done.row: sample_file.entry(done, symbols) for done in batch})
                 bar.update(len(batch))
-        partial.add({row: NO_ANSWER for row in range(len(rows)) if row not in partial})
-        write_json(origin_path(target), made_from)
-        write_samples(target, sources(), partial, scored=options.beam > 1 or options.sampling)
+        answers.add({row: NO_ANSWER for row in range(len(rows)) if row not in answers})
+        write_json(sample_file.origin_path(target), made_from)
+        scored = options.beam > 1 or options.sampling
+        sample_file.write_samples(target, sources, answers, scored)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
-        report_long(rows, partial, limit, unit_lm.model.max_positions(), args.max_units)
-        partial.remove()
-    report_unseen((source["label"] for source in sources()), train_labels)
-
-
-def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
-    """Say how many of the test split's ``labels`` hold one that train never has."""
-    seen = {label for sequence in train_labels for label in sequence.split()}
-    unseen = sum(not seen.issuperset(of_row.split()) for of_row in labels)
-    if unseen:
-        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
-
-
-def report_long(
-    rows: Sequence[Sized],
-    answers: Mapping[int, dict[str, Any]],
-    limit: int,
-    positions: int,
-    max_units: int,
-) -> None:
-    """Say how many rows of more than ``max_units`` were not answered, how many free answers were
-    cut at ``limit``, and how many rows with their answer are longer than the text that the LM was
-    trained on.
-    """
-    too_long = [len(row) - 2 for row in rows if len(row) - 2 > max_units]
-    if too_long:
-        print(
-            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
-            "most): not answered, which is scored as wrong (--max_units)"
-        )
-    symbols = {row: answer["symbols"] for row, answer in answers.items()}
-    cut = sum(count >= limit for count in symbols.values())
-    if cut:
-        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
-    beyond = [
-        row
-        for row, count in symbols.items()
-        if positions < len(rows[row]) + count and len(rows[row]) - 2 <= max_units
-    ]
-    if beyond:
-        longest = max(len(rows[row]) + symbols[row] for row in beyond)
-        print(
-            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
-            f"that the LM has learned ({longest:,} at most): their answers are worth less"
-        )
+        sample_file.report_long(rows, answers, options, unit_lm.model.max_positions())
+        answers.remove()
+    sample_file.report_unseen((source["label"] for source in sources), train_labels)
 
 
 def main() -> None:
@@ -184,10 +136,11 @@ def main() -> None:
         default="checkpoint_best.pt",
         help="file to decode with; a path may name a shared prompt's prompt.safetensors",
     )
-    add_search(parser)
+    sample_file.add_search(parser)
+    add_verbalizer(parser)
     add_selection(parser)
     args = parser.parse_args()
-    check_search(args)
+    sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.sample_date}")

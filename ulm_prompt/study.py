@@ -1,26 +1,33 @@
 """A study: one task trained in several ways and with several seeds, then a table, a CSV and a
 picture.
 
-Each file in config/studies/ is one. A run that is finished is not computed again. Judged on valid;
-with --test the test split is decoded, too.
+A file in config/studies/ describes a study. A finished run is not computed again. The runs are
+judged on valid; with --test the test split is decoded, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.study_cell import Outcome, Place, complete, place
-from experiments.study_plan import cells_of, load_study, stem, study_names
-from experiments.study_report import TESTS, report
+from experiments.runs import commands, outcome, run_all, stop_after
+from experiments.studies import (
+    TESTS,
+    load_study,
+    preparation,
+    report,
+    runs_of,
+    study_names,
+    study_title,
+)
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_workspace, find_pairs, load_task
+from ulm_prompt.prompt_data.tasks import add_workspace, find_pairs
+from ulm_prompt.prompt_data.verbal import check_data_bin
 
 
 def parse() -> argparse.Namespace:
@@ -46,43 +53,30 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def finish(here: Place, test: bool) -> Outcome:
-    """Complete a run and say how it went."""
-    cell = here.cell
-    known = here.recorded()
-    try:
-        outcome = complete(here, test)
-    except UserError as error:
-        raise UserError(f"{cell.name}, seed {cell.seed}: {error}") from None
-    news = "finished before" if known == outcome else f"best at update {outcome.updates:,}"
-    scores = f"valid {outcome.valid['accuracy']:.2f} %"
-    if outcome.test:
-        key = next(key for key in TESTS if key in outcome.test)
-        scores += f", {TESTS[key]} {outcome.test[key]:.2f} %"
-    print(f"{cell.name}, seed {cell.seed}: {news}, {scores}", flush=True)
-    return outcome
-
-
 def main() -> None:
     args = parse()
     for flag in ("seeds", "jobs", "prefix_prompt_length"):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise UserError(f"--{flag} {value}: expected at least 1")
     study = load_study(args.study)
-    cells = cells_of(study, args, load_task(args.prompt_task))
+    workspace = Workspace(args.workspace.resolve())
     (pair,) = find_pairs(args, needs_lm=True)
-    workspace = Workspace(args.workspace)
-    places = [place(cell, pair, workspace) for cell in cells]
-    pool = ThreadPoolExecutor(args.jobs)
-    try:
-        running = [pool.submit(finish, here, args.test) for here in places]
-        outcomes = dict(zip(cells, [run.result() for run in running], strict=True))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    name = f"{stem(args)}_{pair.task}_{pair.unit_model}"
-    written = report(
-        study, outcomes, f"{pair.task}, {pair.unit_model}", workspace.root / "samples/studies", name
-    )
+    runs = runs_of(study, args, pair)
+    check_data_bin(workspace, pair)
+    for current in runs:
+        name = f"verbalizer {current.pair.verbalizer}"
+        stop_after({name} - run_all({name: preparation(current, workspace)}, 1).keys())
+    todo = {str(current): commands(current, workspace, args.test) for current in runs}
+    stop_after(todo.keys() - run_all(todo, args.jobs, one_core=True).keys())
+    outcomes = {current: outcome(current, workspace, args.test) for current in runs}
+    for current, result in outcomes.items():
+        scores = f"valid {result.card['valid']['accuracy']:.2f} %"
+        for key in [key for key in TESTS if key in result.test][:1]:
+            scores += f", {TESTS[key]} {result.test[key]:.2f} %"
+        print(f"{current}: best at update {result.card['updates']:,}, {scores}")
+    folder = workspace.root / "samples" / "studies"
+    name = f"{study_title(args)}_{pair.task}_{pair.unit_model}"
+    written = report(study, outcomes, f"{pair.task}, {pair.unit_model}", folder, name)
     print("\nwrote " + ", ".join(map(str, written)))
 
 

@@ -1,6 +1,6 @@
 """Stage 4: train a task's prompt on the frozen unit LM (or, with --fine_tune, the whole LM).
 
-A second call with the same --date goes on where the first one stopped. Several GPUs, or several
+A second call with the same --date resumes where the first one stopped. Several GPUs, or several
 CPU processes: torchrun --nproc_per_node N ulm_prompt/train.py ...
 """
 
@@ -21,10 +21,10 @@ from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_a
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
-from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
+from ulm_prompt.training.runs import prepare
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,22 +32,19 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--date", required=True, help="names the run, for example 20221122")
     parser.add_argument("--prefix_prompt_length", type=int, help="P (default: the task's config)")
+    parser.add_argument(
+        "--infix_prompt_length", type=int, default=0,
+        help="vectors that stand where <s> is, in place of the prefix (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--fine_tune", action="store_true", help="train the whole LM, no prompt")
     parser.add_argument("--recipe", help="a file in config/recipes/ (default: the task's config)")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="knob dtype of the recipe, in short")
+    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    add_verbalizer(parser)
     add_selection(parser)
     return parser.parse_args(words)
-
-
-def begin(card: PromptRecord, save_dir: Path) -> None:
-    """Write the run's card, unless another run lies there."""
-    from ulm_prompt.prompt_lm import checkpoint
-
-    checkpoint.begin(save_dir, card)
-    print(f"{card.task} {card.unit_model}: recipe {card.recipe} -> {save_dir}")
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
@@ -55,17 +52,18 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     workspace = Workspace(args.workspace)
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
+    lm = lm_folder(workspace, pair.unit_model)
     run = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
-        on_main(here, lambda: begin(run.card, save_dir))
 
+        from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
 
-        train(run.flags, save_dir, logs, here)
-        on_main(
-            here, lambda: complete(run.card, save_dir, logs, lm_folder(workspace, pair.unit_model))
-        )
+        on_main(here, lambda: checkpoint.begin(save_dir, run.card))
+        print(f"{pair.task} {pair.unit_model}: recipe {run.card.recipe} -> {save_dir}")
+        train(run.card.training, run.settings, save_dir, logs, here)
+        on_main(here, lambda: complete(run.card, save_dir, logs, lm))
 
 
 def complete(card: PromptRecord, save_dir: Path, logs: Path, lm: Path) -> None:
@@ -76,7 +74,7 @@ def complete(card: PromptRecord, save_dir: Path, logs: Path, lm: Path) -> None:
     scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
         f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
-        f"{card.run.total_updates:,}; on valid, the labels before it given: {scores}"
+        f"{card.run.total_updates:,}; on valid, with the labels before it given: {scores}"
     )
 
 

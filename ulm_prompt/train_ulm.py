@@ -1,8 +1,8 @@
-"""Stage 3: train a unit LM with fairseq and leave it as the released ones lie:
+"""Stage 3: train a unit LM with fairseq, in the layout of the released ones:
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
 Its text is the train units of every task quantised with this unit model, and any --text files (a
-line of units each). With --begin_from another LM is trained on, a released one for example.
+line of units per utterance). With --begin_from, training starts from another LM.
 On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
 """
 
@@ -25,26 +25,23 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import binarize
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
-from ulm_prompt.training.recipe import DTYPES
-from ulm_prompt.training.unit_lm import (
+from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
+from ulm_prompt.training.runs import (
     LAST,
     OURS,
-    UnitLMRecipe,
+    Settings,
     begun_in,
     check_begins_from,
     check_same_run,
-    fairseq_flags,
-    load_unit_lm_recipe,
     publish,
+    unit_lm_settings,
 )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--unit_model", required=True, help="for example hubert100")
-    parser.add_argument(
-        "--date", required=True, help="names the run; the same date goes on with it"
-    )
+    parser.add_argument("--date", required=True, help="names the run; the same date resumes it")
     parser.add_argument("--config", default="gslm", help="a file in config/ulm/")
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
     parser.add_argument(
@@ -52,10 +49,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "--begin_from", type=Path, metavar="FOLDER",
-        help="an LM's checkpoint_best.pt and dict.txt to train on from, not from random weights",
+        help="an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights",
     )  # fmt: skip
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
-    parser.add_argument("--dtype", choices=DTYPES, help="knob dtype, in short")
+    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_workspace(parser)
     return parser.parse_args()
 
@@ -71,17 +68,21 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     read_from = known.lm_folder if known else folder
     if read_from != folder and not known.lm.ships:
         raise UserError(
-            f"{args.unit_model}: its LM is {read_from}, which the other stages read; take away its "
-            "lm: in my_unit_models.yaml, or another --unit_model"
+            f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "
+            "lm: in my_unit_models.yaml, or take another --unit_model"
         )
     if not ((folder / OURS).exists() or has_no_lm(folder)):
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
-        raise UserError(f"--begin_from {folder}: where the new LM will lie; move it away first")
-    if recipe.dtype == "auto":  # a run goes on in the dtype it began in
+        raise UserError(
+            f"--begin_from {folder}: the new LM will be written there; move it away first"
+        )
+    if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
         recipe.dtype = begun_in(save_dir) or "auto"
-    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True)
+    width = recipe.decoder_embed_dim
+    weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
+    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
     return recipe
 
 
@@ -93,8 +94,8 @@ def has_no_lm(folder: Path) -> bool:
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
-) -> list[object]:
-    """Write the text and its binaries; return fairseq's flags."""
+) -> Settings:
+    """Write the text and its binaries; return fairseq's settings."""
     begin_from = args.begin_from and args.begin_from.resolve()
     begun = check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
@@ -119,7 +120,7 @@ def prepare(
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return fairseq_flags(recipe, data_bin, begin_from)
+    return unit_lm_settings(recipe, data_bin, begin_from)
 
 
 def main() -> None:
@@ -131,13 +132,14 @@ def main() -> None:
     folder = workspace.lm(args.unit_model)
     with process_group(here), contextlib.ExitStack() as stack:
         recipe = on_main(here, lambda: choose_recipe(args, workspace))
-        for output in (save_dir, folder):  # all runs of a unit model leave the same LM
+        for output in (save_dir, folder):  # all runs of a unit model write the same LM
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
-        flags = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
+        settings = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.training.fairseq_run import train
 
-        train(flags, save_dir, workspace.logs("ulm", args.unit_model, args.date), here)
+        logs = workspace.logs("ulm", args.unit_model, args.date)
+        train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
         loss = on_main(here, lambda: publish(best, save_dir / "dict.txt", folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")

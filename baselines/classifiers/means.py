@@ -19,11 +19,10 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, sha256
 from pipeline.workspace import Workspace
+from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import Entry, distinct, files_left_out, read_manifest
-from preprocess.actions.quantize import AudioRun
+from preprocess.actions.stream import Encoder
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.block_store import Line
-from preprocess.speech2unit.stream import Encoder
 
 COMMAND = "baselines/layer_means.py --downstream {} --unit_model {}"
 

@@ -1,8 +1,9 @@
-"""The schema of a task's config.yaml, where the values and their meaning stand."""
+"""The schema of a task's config.yaml; that file has the values and explains them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omegaconf import MISSING
 
@@ -21,7 +22,7 @@ class TaskConfig:
 
 @dataclass
 class DataConfig:
-    """Where the corpus lies; a task adds its own keys in a subclass."""
+    """Where the corpus is; a task adds its own keys in a subclass."""
 
     root_path: str = MISSING
 
@@ -44,8 +45,8 @@ class FairseqConfig:
 
 @dataclass
 class Config:
-    """A task's config.yaml. A task with its own data keys subclasses it and gives ``datarc`` its
-    own type.
+    """A task's config.yaml. A task with more data keys subclasses it and changes the type of
+    ``datarc``.
     """
 
     taskrc: TaskConfig = field(default_factory=TaskConfig)
@@ -65,15 +66,12 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
             "the first"
         )
     if known is not None:
-        settings.feature_type = settings.feature_type or known.feature_type
+        for key in ("feature_type", "ckpt_path", "layer", "normalize"):
+            if getattr(settings, key) in (None, ""):
+                value = getattr(known, key)
+                setattr(settings, key, str(value) if isinstance(value, Path) else value)
         if settings.km_clusters is None:
             settings.km_clusters = known.clusters
-        if settings.ckpt_path is None and known.ckpt_path is not None:
-            settings.ckpt_path = str(known.ckpt_path)
-        if settings.layer is None:
-            settings.layer = known.layer
-        if settings.normalize is None:
-            settings.normalize = known.normalize
     if settings.feature_type is None:
         raise UserError(
             f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "
@@ -82,7 +80,7 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel | None) -
 
 
 def check_numbers(config: Config) -> None:
-    """Raises ``UserError`` for a number that nothing can be done with."""
+    """Raises ``UserError`` for a number below its least value."""
     settings = config.fairseqrc
     for key, value, least in (
         ("taskrc.seed", config.taskrc.seed, 0),

@@ -1,8 +1,4 @@
-"""The downstreams, and the flags by which every stage that reads audio chooses them.
-
-Each is a folder beside this file with config.yaml, and preprocessor.py unless a table of recordings
-says it all.
-"""
+"""The downstreams, and the flags by which every stage that reads audio chooses them."""
 
 from __future__ import annotations
 
@@ -15,8 +11,8 @@ from pipeline.errors import UserError
 from pipeline.ranks import Ranks
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.actions.audio_run import Shard
 from preprocess.actions.config import Config
-from preprocess.actions.quantize import Shard
 from preprocess.preprocessor import Preprocessor
 
 HERE = Path(__file__).resolve().parents[1]
@@ -24,30 +20,30 @@ OFFLINE = "mfcc100"  # a unit model that needs no download
 
 
 def downstreams() -> list[str]:
-    """Every folder here that is a downstream."""
+    """Every folder of ``preprocess/`` with a config.yaml."""
     return sorted(path.parent.name for path in HERE.glob("*/config.yaml"))
 
 
 def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
-    """The downstreams that are named, else those at hand."""
+    """The named downstreams. Without names: those whose corpus or, ``after_manifest``, whose
+    manifest exists; where none does, all of them, which then say what is missing.
+    """
     names = arguments.downstream or downstreams()
     roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
     if roots and len(names) > 1:
         raise UserError(f"--set {roots[-1]}: one corpus' folder; name its --downstream, it alone")
-    every = [load_downstream(name, arguments) for name in names]
-    return every if arguments.downstream else those_at_hand(every, after_manifest)
+    tasks = [load_downstream(name, arguments) for name in names]
+    return tasks if arguments.downstream else with_input(tasks, after_manifest)
 
 
-def those_at_hand(every: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
-    """Those whose corpus or, ``after_manifest``, whose manifest is there. Where none is, all of
-    them, to be told what is missing.
-    """
-    found = [task for task in every if (task.manifest if after_manifest else task.root).is_dir()]
-    for task in every:
-        if found and task not in found:
+def with_input(tasks: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
+    """The tasks whose corpus or manifest exists, else all; says which are left out."""
+    ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
+    for task in tasks:
+        if ready and task not in ready:
             what = "manifest" if after_manifest else "corpus"
-            task.say(f"passed over, its {what} is not there")
-    return found or every
+            task.say(f"left out, its {what} does not exist")
+    return ready or tasks
 
 
 def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
@@ -56,8 +52,8 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
     """
     if name not in downstreams():
         raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
-    has_own = (HERE / name / "preprocessor.py").exists()
-    module = importlib.import_module(f"preprocess.{name if has_own else 'table'}.preprocessor")
+    folder = name if (HERE / name / "preprocessor.py").exists() else "table"
+    module = importlib.import_module(f"preprocess.{folder}.preprocessor")
     classes = [
         value
         for value in vars(module).values()
@@ -74,11 +70,11 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
     config = load_config(classes[0].config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
     if not any(override.startswith("taskrc.unit_model=") for override in overrides):
-        use_what_is_here(config, workspace)
+        use_offline_default(config, workspace)
     return classes[0](name, config, workspace, arguments.skip_bad)
 
 
-def use_what_is_here(config: Config, workspace: Workspace) -> None:
+def use_offline_default(config: Config, workspace: Workspace) -> None:
     """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
     known = find_unit_model(config.taskrc.unit_model, workspace)
     encoder = known.checkpoint if known else None
@@ -92,28 +88,15 @@ def use_what_is_here(config: Config, workspace: Workspace) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of every stage that reads a downstream's audio."""
-    parser.add_argument(
-        "--downstream",
-        nargs="+",
-        metavar="NAME",
-        help=f"one or more of: {', '.join(downstreams())} (default: all whose corpus is found)",
-    )
+    """Add the flags of every stage that reads a downstream's audio."""
+    names = f"one or more of: {', '.join(downstreams())} (default: all whose corpus exists)"
+    parser.add_argument("--downstream", nargs="+", metavar="NAME", help=names)
     parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
     parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override the config",
-    )
-    parser.add_argument(
-        "--skip_bad",
-        action="store_true",
-        help="leave out audio that cannot be used, instead of failing at the end",
-    )
+    setting = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", **setting, help="override the config")
+    skip = "leave out audio that cannot be used, instead of failing at the end"
+    parser.add_argument("--skip_bad", action="store_true", help=skip)
     parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
     parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
     parser.add_argument(
@@ -129,9 +112,9 @@ def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
         raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
     if arguments.shard is None or arguments.num_shards is None:
         raise UserError("--num_shards and --shard: give both")
-    if not 0 <= arguments.shard < arguments.num_shards:
+    shard = Shard(arguments.shard, arguments.num_shards)
+    if not 0 <= shard.index < shard.count:
         raise UserError(
-            f"--shard {arguments.shard}: expected 0 to {arguments.num_shards - 1} "
-            f"(--num_shards {arguments.num_shards})"
+            f"--shard {shard.index}: expected 0 to {shard.count - 1} (--num_shards {shard.count})"
         )
-    return Shard(arguments.shard, arguments.num_shards)
+    return shard

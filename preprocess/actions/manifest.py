@@ -1,4 +1,4 @@
-"""The manifest of a split: which audio, which part of it, which labels.
+"""The manifest of a split (which audio, which part of it, which labels), and its rows of units.
 
 A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
 more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
@@ -17,6 +17,7 @@ from pipeline.files import read_json, text_lines, writing
 from pipeline.rows import Row, are_labels, check_name
 from preprocess.speech2unit.features import merge_runs
 
+QUANTIZE = "preprocess/runner.py --action quantized"
 _TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
 
 
@@ -59,8 +60,11 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
     try:
         (root,) = next(table, ["."])
         for fields in table:
-            entries.append(_entry(fields))
-            inside(fields[0], Path(root), f"{path}, line {table.line_num}")
+            name, frames, start, file, labels = fields
+            entries.append(Entry(name, int(frames), int(start), file, labels))
+            if entries[-1].frames < 1 or entries[-1].start < 0 or not are_labels(labels):
+                raise ValueError
+            inside(name, Path(root), f"{path}, line {table.line_num}")
     except (csv.Error, ValueError):
         raise UserError(
             f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
@@ -71,18 +75,9 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
     return Path(root), entries
 
 
-def _entry(fields: list[str]) -> Entry:
-    """Raises ``ValueError`` for anything but an entry's five fields."""
-    name, frames, start, file, labels = fields
-    entry = Entry(name, int(frames), int(start), file, labels)
-    if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
-        raise ValueError
-    return entry
-
-
 def inside(name: str, root: Path, where: str) -> str:
     """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
-    of ``root``. What is a link in the corpus is its owner's.
+    of ``root``. Links inside the corpus are followed.
     """
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
@@ -95,31 +90,22 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
 
     Raises ``UserError`` when one name stands for two different pieces of audio.
     """
-    found: dict[str, Entry] = {}
+    by_file: dict[str, Entry] = {}
     for entry in entries:
-        first = found.setdefault(entry.file, entry)
+        first = by_file.setdefault(entry.file, entry)
         if first[:3] != entry[:3]:
             raise UserError(f"{entry.file}: names two pieces of audio, {first[:3]} and {entry[:3]}")
-    return list(found.values())
-
-
-# The files of a manifest whose audio was bad when a run over it was told to go on (--skip_bad).
+    return list(by_file.values())
 
 
 def files_left_out(record: Path, command: str) -> set[str]:
-    """Their names, by the ``provenance.json`` that ``command`` left. Raises ``UserError`` where
-    they are no names.
+    """The files whose bad audio a run left out (--skip_bad), by the ``provenance.json`` that
+    ``command`` wrote. Raises ``UserError`` where they are no names.
     """
     names = read_json(record, command).get("left_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{record}: left_out is no list of names; run {command} again")
     return set(names)
-
-
-# Quantised units and the manifest's entries become rows ``file|units|labels``.
-
-
-QUANTIZE = "preprocess/runner.py --action quantized"
 
 
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
@@ -131,8 +117,7 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     _, entries = read_manifest(manifest / f"{split}.tsv")
     path = quantized / split
     lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
-    columns = (line.rpartition("|") for line in lines if line)
-    units = {file: its_units for file, _, its_units in columns}
+    units = {file: text for file, _, text in (line.rpartition("|") for line in lines if line)}
     record = quantized / "provenance.json"
     left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
     files = [entry.file for entry in distinct(entries)]

@@ -1,237 +1,134 @@
-"""Audio of a downstream's manifests -> ``<unit_model>/quantized/{train,valid,test}``:
-``file|units``, a line a distinct file, runs kept.
+"""Learn a unit model's k-means, and map the audio of a downstream's manifests to units:
+``<unit_model>/quantized/{train,valid,test}``, ``file|units``, a line a distinct file, runs kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
+import numpy as np
 
+from pipeline.config import save_config
 from pipeline.errors import UserError
-from pipeline.files import holding, read_json, sha256, writing
-from pipeline.ranks import Ranks, on_main, wait_for_all
-from pipeline.rows import SPLITS
-from preprocess.actions.manifest import distinct, read_manifest
+from pipeline.files import write_json, writing
+from pipeline.runs import provenance
+from preprocess.actions.audio_run import AudioRun, Line, Progress
+from preprocess.actions.manifest import Entry, distinct, read_manifest
+from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import report_bad_audio
-from preprocess.speech2unit.block_store import BlockStore, Line
-from preprocess.speech2unit.features import written
-from preprocess.speech2unit.kmeans import KMeans, load_kmeans
-from preprocess.speech2unit.stream import Block, Encoded, Encoder, cut_blocks
-
-# How far a run over audio has come, in files, hours of audio, and times real time.
+from preprocess.speech2unit.audio import BadAudio, report_bad_audio
+from preprocess.speech2unit.features import SAMPLE_RATE, written
+from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 
 
-Result = TypeVar("Result")
+def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
+    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
+    ``.npz``. An existing file stays, because units and the unit LM depend on it. Only the one that
+    ships with the repository is replaced: the new one fits the corpus better.
 
-
-class Progress:
-    """A bar on a terminal while blocks come in, and a line when they are done."""
-
-    def __init__(self, title: str, files: int) -> None:
-        self._bar = tqdm(
-            total=files, desc=title, unit="file", disable=not sys.stderr.isatty(), mininterval=0.5
-        )
-        self._start = time.monotonic()
-        self.seconds = 0.0
-        self.notes: Counter[str] = Counter()
-
-    def __call__(self, encoded: Iterable[Encoded[Result]]) -> Iterator[Encoded[Result]]:
-        """Yield what comes, counting it."""
-        with self._bar:
-            for item in encoded:
-                self.seconds += item.seconds
-                self.notes += item.notes
-                self._bar.set_postfix_str(self.summary(), refresh=False)
-                self._bar.update(len(item.results))
-                yield item
-
-    def summary(self) -> str:
-        """``0.42 h of audio, 35x real time``."""
-        speed = self.seconds / max(time.monotonic() - self._start, 1e-9)
-        return f"{self.seconds / 3600:.2f} h of audio, {speed:.0f}x real time"
-
-
-# A run over the audio of a downstream's manifests, by one process, several ranks, or shards.
-# Every block of the work is stored as soon as it is finished, so a killed run goes on where it
-# was, and who computed a block does not matter. When all are there, they become a file for each
-# split. A subclass says what is computed and how the splits are written.
-
-
-class Shard(NamedTuple):
-    """One job of a scheduler's array: ``index`` of ``count``, from 0."""
-
-    index: int
-    count: int
-
-
-class AudioRun:
-    """One task's audio, from its manifests to ``folder``. ``made_from`` is what the results depend
-    on beside the audio, ``command`` what a user types to compute them.
+    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
+    features, and for a speech model whose k-means comes with it.
     """
-
-    def __init__(
-        self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
-    ) -> None:
-        self.task = task
-        self.folder = folder
-        self._command = command
-        self._splits: dict[str, list[Block]] = {}
-        self._rows: dict[str, int] = {}
-        seconds = task.config.fairseqrc.batch_seconds
-        for split in SPLITS:
-            root, entries = read_manifest(task.manifest / f"{split}.tsv")
-            self._splits[split] = cut_blocks(split, root, distinct(entries), seconds)
-            self._rows[split] = len(entries)
-        self._blocks = [block for blocks in self._splits.values() for block in blocks]
-        self._plan = {
-            **made_from,
-            "batch_seconds": seconds,
-            "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
-        }
-        self._store = BlockStore(folder / "blocks", self._plan, command)
-
-    def encoder(self) -> Encoder[str]:
-        """What maps audio to the text that is stored of it. Loads models; called when needed."""
-        raise NotImplementedError
-
-    def output(self, split: str) -> Path:
-        """The split's file."""
-        raise NotImplementedError
-
-    def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
-        """Write the ``count`` files of good audio in ``lines``, atomically."""
-        raise NotImplementedError
-
-    def run(self, here: Ranks, skip_bad: bool) -> None:
-        """Compute this rank's blocks; the main rank then writes the splits.
-
-        Raises ``UserError`` for bad audio (its list lies beside the output, what is good is kept
-        for the next call) unless ``skip_bad``, and for another run at work on the same output.
-        """
-        with contextlib.ExitStack() as stack:
-            on_main(here, lambda: stack.enter_context(holding(self.folder)))
-            if on_main(here, self._is_done):
-                return
-            on_main(here, self._go_on)
-            self._compute(self._blocks[here.rank :: here.world])
-            wait_for_all(here)
-            on_main(here, lambda: self._write(skip_bad))
-
-    def run_shard(self, shard: Shard) -> None:
-        """Compute one shard and note that it is done; ``merge_shards`` follows the last."""
-        own = self.folder / f"shard-{shard.index}-of-{shard.count}"
-        with holding(self.folder, shared=True), holding(own):
-            self._store.open(discard=False)
-            blocks = self._blocks[shard.index :: shard.count]
-            if self._store.shard_is_finished(*shard) and not self._store.missing(blocks):
-                self.task.say(f"shard {shard.index} of {shard.count} is done already")
-                return
-            self._compute(blocks)
-            self._store.finish_shard(*shard)
-            self.task.say(f"shard {shard.index} of {shard.count} is done")
-
-    def merge_shards(self, skip_bad: bool) -> None:
-        """Write the splits from all shards. Raises ``UserError`` for a missing or a double one."""
-        with holding(self.folder):
-            if self._is_done():
-                return
-            self._store.open(discard=False)
-            shards = self._store.check_shards()
-            self._write(skip_bad)
-            self.task.say(f"merged {shards} shards")
-
-    def _is_done(self) -> bool:
-        """Whether the splits are there, from the same plan, and no file was left out of them (it
-        may be repaired by now); says so, and takes away what is left of the way there.
-        """
-        record = self.folder / "provenance.json"
-        if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
-            return False
-        made = read_json(record, self._command)
-        done = made.get("plan") == self._plan and not made.get("left_out")
-        if done:
-            self._store.remove()  # what a run left that ended between its record and this
-            self.task.say(
-                f"{self.folder} is there already, made from these manifests and models; remove it "
-                "where audio was changed under its name"
-            )
-        return done
-
-    def _go_on(self) -> None:
-        """Open the store, without the blocks of other runs."""
-        there = self._store.open(discard=True)
-        if there:
-            every = len(self._blocks)
-            self.task.say(f"going on after an earlier run: {there} of {every} blocks done")
-
-    def _compute(self, blocks: Sequence[Block]) -> None:
-        """Compute what is missing of ``blocks``; with nothing missing no model is loaded."""
-        blocks = self._store.missing(blocks)
-        if not blocks:
-            return
-        encoder = self.encoder()
-        progress = Progress(self.task.downstream, sum(len(block.entries) for block in blocks))
-        for encoded in progress(encoder(blocks)):
-            self._store.write(encoded)
-        self.task.say(progress.summary())
-        for note, count in progress.notes.items():
-            self.task.say(f"note: {count} files: {note}")
-
-    def _write(self, skip_bad: bool) -> None:
-        """Write the splits from the finished blocks."""
-        absent = [block.name for block in self._blocks if not self._store.has(block)]
-        if absent:
+    first = preprocessors[0]
+    settings, task = first.config.fairseqrc, first.config.taskrc
+    for other in preprocessors[1:]:
+        if other.config.fairseqrc != settings or other.config.taskrc.unit_model != task.unit_model:
             raise UserError(
-                f"{self._store.folder}: block {absent[0]} is missing; run that shard again"
+                f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
+                "learn their k-means one --downstream at a time"
             )
-        bad = {
-            split: [line for line in self._store.lines(blocks) if line.bad]
-            for split, blocks in self._splits.items()
-        }
-        every_bad = [line for lines in bad.values() for line in lines]
-        reasons = {Path(line.path): line.bad for line in every_bad}
-        report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
-        for split, blocks in self._splits.items():
-            good = (line for line in self._store.lines(blocks) if not line.bad)
-            count = sum(len(block.entries) for block in blocks) - len(bad[split])
-            self.write_split(self.output(split), good, count)
-            self.task.say(f"{split}: {count} files of {self._rows[split]} utterances")
-        self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
-        left_out = [line.file for line in every_bad]
-        self.task.save_run(self.folder, plan=self._plan, left_out=left_out)
-        if not every_bad:
-            self._store.remove()
+    km_path = first.learned_km_path
+    if settings.km_clusters is None:
+        raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
+    if first.km_path.is_file() and not first.km_ships:
+        stored = len(load_kmeans(first.km_path))
+        if stored != settings.km_clusters:
+            raise UserError(
+                f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}; "
+                "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
+            )
+        print(f"{first.km_path} already exists: kept; remove it to learn it again")
+        return
+    if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
+        raise UserError(
+            f"{first.km_path}: not here, but {task.unit_model} comes with it (python "
+            f"pretrained_models/download.py {task.unit_model} --only kmeans); to learn one of your "
+            "own, give it a unit model of its own (--unit_model, --set fairseqrc.feature_type)"
+        )
+    if km_path.suffix != ".npz":
+        raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
+    frames = _sample(preprocessors)
+    shape = settings.km_clusters, settings.km_starts, task.seed, settings.km_reassign
+    save_kmeans(km_path, fit_kmeans(frames, *shape))
+    save_config(first.config, km_path.with_suffix(".yaml"))
+    write_json(km_path.with_suffix(".json"), provenance())
+    print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
-def quantize(task: Preprocessor, here: Ranks, skip_bad: bool) -> None:
-    """Compute this rank's part, and write the splits: ``AudioRun.run``."""
-    _Quantizing(task).run(here, skip_bad)
+def _sample(preprocessors: Sequence[Preprocessor]) -> np.ndarray:
+    """At most ``km_frames`` frames (N, D) float32 of files that are drawn from the train manifests
+    of all tasks together.
+    """
+    first = preprocessors[0]
+    settings = first.config.fairseqrc
+    manifests = [read_manifest(task.manifest / "train.tsv") for task in preprocessors]
+    pools = [distinct(entries) for _, entries in manifests]
+    reader, device = first.feature_reader()
+    seconds = settings.km_frames / reader.frame_rate
+    chosen = _draw(pools, seconds, first.config.taskrc.seed)
+    blocks = []
+    for task, (root, _), entries in zip(preprocessors, manifests, chosen, strict=True):
+        blocks += cut_blocks(task.downstream, root, entries, settings.batch_seconds)
+        print(f"{task.downstream}: {len(entries)} files of its train manifest")
+    encoder = Encoder(
+        reader, lambda features: features.cpu().numpy(), device, settings.batch_seconds
+    )
+    sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
+    filled, bad = 0, {}
+    progress = Progress("features", sum(map(len, chosen)))
+    for block, results, *_ in progress(encoder(blocks)):
+        for entry, result in zip(block.entries, results, strict=True):
+            if isinstance(result, BadAudio):
+                bad[block.root / entry.path] = str(result)
+                continue
+            frames = result[: len(sample) - filled]
+            sample[filled : filled + len(frames)] = frames
+            filled += len(frames)
+    print(progress.summary())
+    report = first.learned_km_path.with_suffix(".bad_audio.txt")
+    report_bad_audio(bad, report, first.skip_bad)
+    return sample[:filled]
 
 
-def quantize_shard(task: Preprocessor, shard: Shard) -> None:
-    """Compute one shard: ``AudioRun.run_shard``."""
-    _Quantizing(task).run_shard(shard)
+def _draw(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:
+    """Draw files from all pools together until they last ``seconds``. Returns the drawn files of
+    each pool, in the pool's order.
+    """
+    files = [(pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))]
+    drawn: set[tuple[int, int]] = set()
+    missing = seconds * SAMPLE_RATE
+    for position in np.random.default_rng(seed).permutation(len(files)):
+        if missing <= 0:
+            break
+        pool, index = files[position]
+        missing -= pools[pool][index].frames
+        drawn.add((pool, index))
+    return [
+        [entry for index, entry in enumerate(entries) if (pool, index) in drawn]
+        for pool, entries in enumerate(pools)
+    ]
 
 
-def merge_shards(task: Preprocessor, skip_bad: bool) -> None:
-    """Write the splits from all shards: ``AudioRun.merge_shards``."""
-    _Quantizing(task).merge_shards(skip_bad)
+class Quantizing(AudioRun):
+    """Audio to units as text."""
 
-
-class _Quantizing(AudioRun):
     def __init__(self, task: Preprocessor) -> None:
         command = f"preprocess/runner.py --downstream {task.downstream} --action quantized"
         super().__init__(task, task.quantized, task.unit_model_record(), command)
 
     def encoder(self) -> Encoder[str]:
+        """Features, then the nearest centres. Raises ``UserError`` where they do not fit."""
         task = self.task
         centres = load_kmeans(task.km_path)
         reader, device = task.feature_reader()
@@ -249,9 +146,11 @@ class _Quantizing(AudioRun):
         return Encoder(reader, lambda features: written(kmeans(features)), device, seconds)
 
     def output(self, split: str) -> Path:
+        """The split's file."""
         return self.folder / split
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
+        """A line ``file|units`` for each good file."""
         with writing(path) as handle:
             for line in lines:
                 handle.write(f"{line.file}|{line.result}\n")

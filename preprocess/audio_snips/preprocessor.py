@@ -1,5 +1,5 @@
-"""Slot filling on Audio SNIPS as SUPERB lays it out: a command's characters, and a label for each
-slot type that stands on both sides of the slot's value.
+"""Slot filling on Audio SNIPS as SUPERB lays it out. Labels are a command's characters, and a
+slot's type before and after its value.
 
 One label for both sides, not a begin and an end: with 39 slot types the paper's 69 labels, and the
 100 units that name them, leave no room for more.
@@ -16,8 +16,8 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from preprocess.actions.characters import left_out, normalised
 from preprocess.actions.config import Config, DataConfig
+from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
 
 TEXT, SLOTS = "all.iob.snips.txt", "slots.txt"
@@ -36,19 +36,19 @@ class AudioSnipsConfig(Config):
 
 
 class AudioSnips(Preprocessor[AudioSnipsConfig]):
-    """Each split's folder, its speakers' files alone. Labels are numbered through: all characters,
-    then all slot types.
+    """The files of a split's own speakers in its folder. Characters are numbered first, then slot
+    types.
     """
 
     config_class = AudioSnipsConfig
     slots = ("character", "slot_type")
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """A single character is one; anything longer is a slot type."""
+        """One letter is a character; a longer name is a slot type."""
         return ((int(len(name) > 1), name) for name in utterance.labels)
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """Those that train has, sorted."""
+        """The characters and slot types of train, sorted."""
         return [sorted(names) for names in super().label_names(train)]
 
     def utterances(self, split: str) -> list[Utterance]:
@@ -57,35 +57,35 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
         """
         texts = self._read_texts()
         speakers = set(getattr(self.config.datarc, f"{split}_speakers"))
-        found = []
+        utterances = []
         for path in sorted((self.root / split).glob("**/*.wav"), key=lambda path: path.name):
             if path.stem.split("-")[0] not in speakers:
                 continue
             if path.stem not in texts:
                 raise UserError(f"{self.root / TEXT}: no line for {path.stem} ({path})")
             name = path.relative_to(self.root).as_posix()
-            found.append(Utterance(name, texts[path.stem]))
-        if not found:
+            utterances.append(Utterance(name, texts[path.stem]))
+        if not utterances:
             raise UserError(
                 f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
                 f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
             )
-        return found
+        return utterances
 
     def _read_texts(self) -> dict[str, tuple[str, ...]]:
         """The labels of each line, by utterance; read once."""
         if not hasattr(self, "_texts"):
             slot_types = self._slot_types()
             dropped: Counter[str] = Counter()
-            lines = _lines(self.root / TEXT)
-            read = (_parse(line, self.root / TEXT, n, slot_types, dropped) for n, line in lines)
-            self._texts = dict(read)
+            path = self.root / TEXT
+            lines = _lines(path)
+            self._texts = dict(_parse(line, path, n, slot_types, dropped) for n, line in lines)
             if dropped:
                 self.say(f"{TEXT}: {left_out(dropped)}")
         return self._texts
 
     def _slot_types(self) -> set[str]:
-        """What slots.txt lists, its first line (no slot) apart."""
+        """The names of slots.txt, without its first line (no slot)."""
         names = [line.strip() for _, line in list(_lines(self.root / SLOTS))[1:]]
         return {name.removeprefix("B-").removeprefix("I-") for name in names if name}
 
@@ -101,7 +101,7 @@ def _parse(
     """Utterance and labels of ``<utterance> BOS words EOS<TAB>O tags intent``."""
     text, _, tagged = line.partition("\t")
     name, *words = text.split()
-    tags = tagged.split()[:-1]  # the intent stands last
+    tags = tagged.split()[:-1]  # the intent is last
     if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
         raise UserError(
             f"{path}, line {number}: expected '<utterance> BOS words EOS', a tab, 'O', a tag for "
@@ -123,12 +123,12 @@ def _parse(
 
 
 def labels_of(pieces: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The labels of (slot type, value) pieces in their order, "" where a piece is no slot: a space
-    between pieces, and a slot's type before and behind its value.
+    """The labels of (slot type or "", value) pieces: a space between pieces, and a slot's type
+    before and after its value.
     """
-    found: list[str] = []
+    labels: list[str] = []
     for kind, value in pieces:
-        if found:
-            found.append(" ")
-        found += [kind, *value, kind] if kind else value
-    return tuple(found)
+        if labels:
+            labels.append(" ")
+        labels += [kind, *value, kind] if kind else value
+    return tuple(labels)

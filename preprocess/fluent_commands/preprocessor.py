@@ -12,9 +12,7 @@ from preprocess.preprocessor import Preprocessor, Utterance
 
 
 class FluentCommands(Preprocessor[Config]):
-    """The corpus's own splits. Labels are numbered through: all actions, then all objects, then all
-    locations.
-    """
+    """The corpus's own splits. Actions are numbered first, then objects, then locations."""
 
     slots = ("action", "object", "location")
 
@@ -23,19 +21,17 @@ class FluentCommands(Preprocessor[Config]):
         path = self.root / "data" / f"{split}_data.csv"
         try:
             with open(path, encoding="utf-8-sig", newline="") as handle:
-                lines = csv.DictReader(handle)
-                missing = {"path", *self.slots} - set(lines.fieldnames or ())
-                if missing:
-                    raise UserError(
-                        f"{path}: no column {', '.join(sorted(missing))} in its first line"
-                    )
-                rows = list(lines)
+                table = csv.DictReader(handle)
+                missing = {"path", *self.slots} - set(table.fieldnames or ())
+                rows = list(table)
         except FileNotFoundError:
             raise UserError(
                 f"{path}: not found; datarc.root_path is the folder that holds data/ and wavs/"
             ) from None
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
+        if missing:
+            raise UserError(f"{path}: no column {', '.join(sorted(missing))} in its first line")
         for number, row in enumerate(rows, start=2):
             if not all(row[column] for column in ("path", *self.slots)):
                 raise UserError(f"{path}, line {number}: path, action, object or location is empty")

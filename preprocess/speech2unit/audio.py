@@ -1,5 +1,5 @@
-"""Reading audio: any rate and any number of channels in, 16 kHz mono float32 out; what cannot be
-read is said why.
+"""Reading audio: any rate and any number of channels in, 16 kHz mono float32 out, or the reason why
+a file cannot be used.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ def length_and_rate(path: Path, at_once: bool = True) -> tuple[int, int]:
 
 
 def _check_header(frames: int, channels: int, rate: int) -> None:
-    """Raises ``BadAudio`` for what would take more memory than any utterance: a megabyte of FLAC
-    may stand for hours of silence, a rate of 1 Hz for 16,000 times its samples.
-    """
+    """Raises ``BadAudio`` for what would take more memory than any utterance."""
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise BadAudio(f"declares {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
     if max(frames * channels, frames * SAMPLE_RATE // rate) > MOST_SAMPLES:
@@ -91,8 +89,8 @@ def read_audio(path: Path, start: int, frames: int) -> Waveform:
 
 
 def mono_blocks(path: Path, size: int) -> Iterator[np.ndarray]:
-    """Read a file of any length as (``size``,) float32 at its own rate, mixed to one channel; the
-    last block may be shorter. Raises ``BadAudio``: unreadable, or shorter than its header says.
+    """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
+    channel; the last may be shorter. Raises ``BadAudio``: unreadable, or it ends too early.
     """
     try:
         with soundfile.SoundFile(path) as file:
@@ -119,12 +117,11 @@ def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> 
         handle.writelines(f"{path}\t{reason}\n" for path, reason in bad.items())
     named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    message = f"{len(bad)} audio file(s) cannot be used: {named}{more}; "
+    what = "left out" if skip else "repair them, or leave them out with --skip_bad"
+    message = f"{len(bad)} audio file(s) cannot be used: {named}{more}; {what} (list: {report})"
     if not skip:
-        raise UserError(
-            f"{message}repair them, or leave them out with --skip_bad (all are listed in {report})"
-        )
-    print(f"{message}left out (all are listed in {report})")
+        raise UserError(message)
+    print(message)
 
 
 def _reason(path: Path, error: soundfile.LibsndfileError) -> str:

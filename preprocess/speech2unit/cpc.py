@@ -1,6 +1,12 @@
-"""CPC features (Riviere et al. 2020, arXiv 2002.02848) as the GSLM reader computes them, batched.
+"""CPC features (Riviere et al. 2020, arXiv 2002.02848) as GSLM's reader computes them, for batches.
 
-Five convolutions (``cpc_encoder``), then an LSTM, cut to the layers asked for.
+Five convolutions (``cpc_encoder``), then an LSTM, cut to the layers asked for. The published reader
+encodes each piece of 64,000 samples by itself. For a remainder it encodes the *whole* file again
+and takes the last frames. Units must match it, so both are computed here, but together:
+
+- Whole-file run and piece share all convolution outputs except the two frames at a piece's ends.
+- All files of the batch advance together, a piece at a time, so the LSTM sees many rows at once and
+  memory beside the features does not grow with a file's length.
 """
 
 from __future__ import annotations
@@ -43,24 +49,24 @@ class Cpc:
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        convs, lstm = _read_checkpoint(source.ckpt_path, layers, source.device)
+        # as one operation, or layer by layer where every layer's output is wanted
+        convs, self._lstms = _read_checkpoint(
+            source.ckpt_path, layers, source.all_layers, source.device
+        )
         self._encoder = ConvEncoder(convs, source.device)
-        self._lstm = _Lstm(lstm.to(source.device).eval().requires_grad_(False), source.all_layers)
         self._device = source.device
-        self.dim = lstm.hidden_size
+        self._all_layers = source.all_layers
+        self.dim = self._lstms[0].hidden_size
+        self._with_input = self._lstms[0].input_size == self.dim
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
         (frames_i, L, D).
-
-        Memory beside the features does not grow with T: all waveforms move on together, a piece at
-        a time.
         """
-        frame = self._lstm.frame
-        tracks = [_Track(waveform, frame, self._device) for waveform in waveforms]
-        fresh = torch.zeros(2, self._lstm.layers, self.dim, device=self._device)
-        for track in tracks:
-            track.state = fresh
+        layers = sum(lstm.num_layers for lstm in self._lstms)
+        frame = (layers + self._with_input, self.dim) if self._all_layers else (self.dim,)
+        fresh = torch.zeros(2, layers, self.dim, device=self._device)
+        tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
         # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             for piece in range(max(track.blocks for track in tracks)):
@@ -79,66 +85,27 @@ class Cpc:
                 states.append(track.state if whole else fresh)
                 owners.append((track, whole))
         state = torch.stack(states, dim=2)  # (2, layers, rows, D)
-        padded = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
-        output, state = self._lstm(padded, state)  # (T, rows, D)
+        frames = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
+        kept, after = [frames] if self._with_input else [], []
+        parts = state.split([lstm.num_layers for lstm in self._lstms], dim=1)
+        for lstm, (hidden, cell) in zip(self._lstms, parts, strict=True):
+            frames, ended = lstm(frames, (hidden, cell))  # (T, rows, D)
+            kept.append(frames)
+            after.append(torch.stack(ended))
+        output = torch.stack(kept, dim=2) if self._all_layers else frames
+        state = torch.cat(after, dim=1)
         for row, (track, whole) in enumerate(owners):
             track.keep(output[: len(rows[row]), row], whole, piece)
-            if whole:  # a row that goes on fills the piece, so no padding is in its state
+            if whole:  # unless it ends here, it fills the piece: no padding is in its state
                 track.state = state[:, :, row]
 
 
-class _Lstm:
-    """The LSTM as one operation, or layer by layer where each one's output is wanted."""
-
-    def __init__(self, lstm: nn.LSTM, all_layers: bool) -> None:
-        self._parts = _apart(lstm) if all_layers else [lstm]
-        self._all_layers = all_layers
-        self._with_input = lstm.input_size == lstm.hidden_size
-        self.layers = lstm.num_layers
-        outputs = self.layers + self._with_input
-        self.frame = (outputs, lstm.hidden_size) if all_layers else (lstm.hidden_size,)
-
-    def __call__(
-        self, frames: torch.Tensor, state: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map (T, rows, C) and the state (2, layers, rows, D) before it to (T, rows, D), or
-        (T, rows, L, D), and the state after it.
-        """
-        kept = [frames] if self._with_input else []
-        states = []
-        for part, (hidden, cell) in zip(self._parts, state.split(self._parts[0].num_layers, 1)):
-            frames, after = part(frames, (hidden, cell))
-            kept.append(frames)
-            states.append(torch.stack(after))
-        output = torch.stack(kept, dim=2) if self._all_layers else frames
-        return output, torch.cat(states, dim=1)
-
-
-def _apart(lstm: nn.LSTM) -> list[nn.LSTM]:
-    """An LSTM of one layer for each of its layers, with the same weights."""
-    layers = []
-    for weights in lstm.all_weights:
-        layer = nn.LSTM(weights[0].shape[1], lstm.hidden_size, device=weights[0].device)
-        layer.eval().requires_grad_(False)
-        for own, weight in zip(layer.all_weights[0], weights):
-            own.copy_(weight)
-        layers.append(layer)
-    return layers
-
-
 class _Track:
-    """A waveform on its way: which frames are computed, and which are kept.
+    """A waveform on its way: which frames are computed, and which are kept."""
 
-    As the published reader has it, pieces of 64,000 samples are encoded each by itself, and for a
-    remainder the *whole* waveform is encoded and its last frames are taken.
-    """
-
-    state: torch.Tensor  # (2, layers, D) of the whole-file run
-
-    def __init__(
-        self, waveform: torch.Tensor, frame: tuple[int, ...], device: torch.device
-    ) -> None:
+    def __init__(self, waveform: torch.Tensor, frame: tuple[int, ...], state: torch.Tensor) -> None:
         self._waveform = waveform
+        self.state = state  # (2, layers, D), of the whole-file run
         self._pieces, remainder = divmod(len(waveform), _PIECE)
         self._total = frames_in(len(waveform)) if remainder else 0  # of the whole-file run
         taken = remainder // (len(waveform) // self._total) if remainder else 0
@@ -147,7 +114,7 @@ class _Track:
         self._first = max(self._total - taken, 0)  # of the whole-file run that is kept
         self.blocks = max(self._pieces, -(-self._total // _PIECE_FRAMES))
         kept = self._pieces * _PIECE_FRAMES + self._total - self._first
-        self.features = torch.empty(kept, *frame, device=device)
+        self.features = torch.empty(kept, *frame, device=state.device)
 
     def stretches(self, piece: int) -> list[Stretch]:
         """What to encode for this piece: frames of the whole, and those that differ for the
@@ -179,15 +146,16 @@ class _Track:
             self.features[first : first + _PIECE_FRAMES] = output
             return
         skipped = max(self._first - first, 0)
-        place = self._pieces * _PIECE_FRAMES + first + skipped - self._first
+        start = self._pieces * _PIECE_FRAMES + first + skipped - self._first
         kept = output[skipped:]
-        self.features[place : place + len(kept)] = kept
+        self.features[start : start + len(kept)] = kept
 
 
 def _read_checkpoint(
-    path: Path, layers: int | None, device: torch.device
-) -> tuple[dict[str, torch.Tensor], nn.LSTM]:
-    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``.
+    path: Path, layers: int | None, apart: bool, device: torch.device
+) -> tuple[dict[str, torch.Tensor], list[nn.LSTM]]:
+    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``,
+    ``apart`` as an LSTM for each of them.
 
     Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
     """
@@ -199,24 +167,39 @@ def _read_checkpoint(
             f"{path}: expected a CPC checkpoint {{weights, config}}, found "
             f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
         )
-    channels, hidden, there = (
+    channels, hidden, levels = (
         _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
     )
-    layers = layers or there
-    if layers > there:
+    layers = layers or levels
+    if layers > levels:
         raise UserError(
-            f"fairseqrc.layer={layers}: {path} has {there} LSTM layer(s); ask for 1 to {there}"
+            f"fairseqrc.layer={layers}: {path} has {levels} LSTM layer(s); ask for 1 to {levels}"
         )
     if layers > len(weights):
         raise UserError(f"{path}: says {layers} LSTM layers and has {len(weights)} weights")
-    lstm = nn.LSTM(channels, hidden, layers, device="meta")  # no memory before its weights are seen
-    taker = Weights(weights, path, device)
-    convs = taker.take_all("gEncoder.", _conv_shapes(channels))
-    shapes = {name: tuple(value.shape) for name, value in lstm.state_dict().items()}
-    found = taker.take_all("gAR.baseNet.", shapes)
-    lstm = lstm.to_empty(device=device)
-    lstm.load_state_dict(found)
-    return convs, lstm
+    stored = Weights(weights, path, device)
+    convs = {}
+    for index, kernel in enumerate(KERNELS):
+        convs |= {
+            f"conv{index}.weight": (channels, channels if index else 1, kernel),
+            f"conv{index}.bias": (channels,),
+            f"batchNorm{index}.weight": (1, channels, 1),
+            f"batchNorm{index}.bias": (1, channels, 1),
+        }
+    convs = {name: stored.take(f"gEncoder.{name}", *shape) for name, shape in convs.items()}
+    lstms = []
+    for start in range(0, layers, 1 if apart else layers):
+        width = hidden if start else channels
+        lstm = nn.LSTM(width, hidden, 1 if apart else layers, device="meta")
+        state = {}
+        for name, value in lstm.state_dict().items():
+            kind, _, layer = name.rpartition("_l")  # weight_ih, 0
+            stored_name = f"gAR.baseNet.{kind}_l{start + int(layer)}"
+            state[name] = stored.take(stored_name, *value.shape)
+        lstm.load_state_dict(state, assign=True)
+        lstm.flatten_parameters()  # side by side in memory, as cuDNN wants them
+        lstms.append(lstm.eval().requires_grad_(False))
+    return convs, lstms
 
 
 def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
@@ -227,13 +210,3 @@ def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
             "name a CPC checkpoint in fairseqrc.ckpt_path"
         )
     return value
-
-
-def _conv_shapes(channels: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, kernel in enumerate(KERNELS):
-        shapes[f"conv{index}.weight"] = (channels, channels if index else 1, kernel)
-        shapes[f"conv{index}.bias"] = (channels,)
-        shapes[f"batchNorm{index}.weight"] = (1, channels, 1)
-        shapes[f"batchNorm{index}.bias"] = (1, channels, 1)
-    return shapes

@@ -7,11 +7,13 @@ lie one after another in one long sequence, so that lengths need no padding to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from preprocess.speech2unit.features import grouped
 
 HOP = 160  # samples a frame
 KERNELS = (10, 8, 4, 4, 4)
@@ -28,8 +30,8 @@ _MOST_FRAMES = {"cpu": 200, "cuda": 20_000}  # at once; the first layer holds 64
 
 
 class Stretch(NamedTuple):
-    """``count`` frames from frame ``first`` of ``waveform`` (T,), beyond whose ends lies silence
-    (in every layer, as padding).
+    """``count`` frames from frame ``first`` of ``waveform`` (T,), with silence beyond its ends (in
+    every layer, as padding).
     """
 
     waveform: torch.Tensor
@@ -54,27 +56,17 @@ class ConvEncoder:
 
     def __call__(self, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
         """Map stretches to (count, C) each, on the device."""
-        parts: list[list[torch.Tensor]] = [[] for _ in stretches]
-        for group in self._groups(stretches):
-            encoded = self._encode([stretch for _, stretch in group])
+        parts = [  # no longer than the most frames at once
+            (index, Stretch(waveform, start, min(self._most, first + count - start)))
+            for index, (waveform, first, count) in enumerate(stretches)
+            for start in range(first, first + count, self._most)
+        ]
+        features: list[list[torch.Tensor]] = [[] for _ in stretches]
+        for group in grouped(parts, lambda part: part[1].count, self._most):
+            encoded = self._encode([part for _, part in group])
             for (index, _), frames in zip(group, encoded, strict=True):
-                parts[index].append(frames)
-        return [part[0] if len(part) == 1 else torch.cat(part) for part in parts]
-
-    def _groups(self, stretches: Sequence[Stretch]) -> Iterator[list[tuple[int, Stretch]]]:
-        """Cut what is longer than the most frames at once, and put together what fits."""
-        group: list[tuple[int, Stretch]] = []
-        room = self._most
-        for index, (waveform, first, count) in enumerate(stretches):
-            for start in range(first, first + count, self._most):
-                part = Stretch(waveform, start, min(self._most, first + count - start))
-                if group and part.count > room:
-                    yield group
-                    group, room = [], self._most
-                group.append((index, part))
-                room -= part.count
-        if group:
-            yield group
+                features[index].append(frames)
+        return [part[0] if len(part) == 1 else torch.cat(part) for part in features]
 
     def _encode(self, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
         starts, total = [], 0
@@ -85,8 +77,8 @@ class ConvEncoder:
         for start, (waveform, first, count) in zip(starts, stretches, strict=True):
             begin = first * HOP - _LEAD
             seen = waveform[max(begin, 0) : begin + (count + _MARGIN) * HOP]
-            place = start * HOP + max(-begin, 0)
-            sequence[place : place + len(seen)] = seen
+            at = start * HOP + max(-begin, 0)
+            sequence[at : at + len(seen)] = seen
         hidden = sequence.to(self._device).unsqueeze(1)  # (samples, 1)
         lengths = [len(stretch.waveform) + 1 for stretch in stretches]
         for layer, stride, rate, lead in zip(self._layers, STRIDES, _RATES, _LEADS, strict=True):

@@ -1,5 +1,5 @@
-"""A HuBERT or wav2vec 2.0 checkpoint of fairseq's, of either age: its settings and its weights,
-without running anything that it holds.
+"""A HuBERT or wav2vec 2.0 checkpoint of fairseq's: its settings and its weights, of any age since
+2020. Nothing that the file holds runs.
 """
 
 from __future__ import annotations
@@ -7,53 +7,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.errors import UserError
 from pipeline.torch_files import allow_fairseq, load_torch
-
-# A speech model's weights: what is asked for must be there, in the shape that is asked for.
-
-
-class Weights:
-    """A checkpoint's tensors by name. What nobody asks for, a training criterion's say, is left."""
-
-    def __init__(self, tensors: Mapping[str, Any], path: Path, device: torch.device) -> None:
-        self._tensors = tensors
-        self._path = path
-        self._device = device
-
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        """Return one tensor, float32, on the device. Raises ``UserError`` where it is missing or
-        misshapen.
-        """
-        tensor = self._tensors.get(name)
-        found = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
-        if found != shape:
-            raise UserError(
-                f"{self._path}: expected the weight {name} {shape}, found {found}; "
-                "the file is damaged or another model's, get it again"
-            )
-        return tensor.detach().to(self._device, torch.float32, copy=True)
-
-    def take_all(
-        self, prefix: str, shapes: Mapping[str, tuple[int, ...]]
-    ) -> dict[str, torch.Tensor]:
-        """Return the tensors called ``prefix`` + name, by name."""
-        return {name: self.take(prefix + name, *shape) for name, shape in shapes.items()}
-
-    def linear(self, name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``name.weight`` (rows, columns) and ``name.bias`` (rows,)."""
-        return self.take(f"{name}.weight", rows, columns), self.take(f"{name}.bias", rows)
-
-    def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``name.weight`` (size,) and ``name.bias`` (size,)."""
-        return self.take(f"{name}.weight", size), self.take(f"{name}.bias", size)
-
 
 # fairseq's defaults (HubertConfig, Wav2Vec2Config): an old checkpoint lacks what came later
 _DEFAULTS: dict[str, Any] = {
@@ -64,7 +24,6 @@ _DEFAULTS: dict[str, Any] = {
     "encoder_embed_dim": 768,
     "encoder_ffn_embed_dim": 3072,
     "encoder_attention_heads": 12,
-    "activation_fn": "gelu",
     "layer_norm_first": False,
     "conv_pos": 128,
     "conv_pos_groups": 16,
@@ -78,7 +37,7 @@ _REFUSED: dict[str, Any] = {
     "quantize_input": False,
     "activation_fn": "gelu",
 }
-# a recogniser trained on from the model: its own settings and weights lie inside
+# speech recognisers fine-tuned from the model, whose settings and weights they hold
 _FINE_TUNED = {
     "hubert": ("hubert_ctc", "hubert_seq2seq"),
     "wav2vec2": ("wav2vec_ctc", "wav2vec_seq2seq"),
@@ -86,16 +45,47 @@ _FINE_TUNED = {
 _INSIDE = "w2v_encoder.w2v_model."
 # what torch >= 2.1 calls the two parts of a weight norm
 _WEIGHT_NORM = {
-    "pos_conv.0.parametrizations.weight.original0": "pos_conv.0.weight_g",
-    "pos_conv.0.parametrizations.weight.original1": "pos_conv.0.weight_v",
+    "encoder.pos_conv.0.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
+    "encoder.pos_conv.0.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v",
 }
 _CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
 _CONV_LAYER = re.compile(r"\((\d+),(\d+),(\d+)\)")
 _MOST_CONV_LAYERS = 32
 
 
-@dataclass(frozen=True)
-class Settings:
+class Weights:
+    """A checkpoint's tensors by name. What is not asked for, such as a training criterion's, stays
+    in the file.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], path: Path, device: torch.device) -> None:
+        self._tensors = tensors
+        self._path = path
+        self._device = device
+
+    def take(self, name: str, *shape: int) -> torch.Tensor:
+        """Return one tensor, float32, on the device. Raises ``UserError`` where it is missing or
+        has another shape.
+        """
+        tensor = self._tensors.get(name)
+        stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
+        if stored != shape:
+            raise UserError(
+                f"{self._path}: expected the weight {name} {shape}, found {stored}; "
+                "the file is damaged or another model's, get it again"
+            )
+        return tensor.detach().to(self._device, torch.float32, copy=True)
+
+    def linear(self, name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``name.weight`` (rows, columns) and ``name.bias`` (rows,)."""
+        return self.take(f"{name}.weight", rows, columns), self.take(f"{name}.bias", rows)
+
+    def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``name.weight`` (size,) and ``name.bias`` (size,)."""
+        return self.take(f"{name}.weight", size), self.take(f"{name}.bias", size)
+
+
+class Settings(NamedTuple):
     """The shape of the network. ``conv_layers`` holds (channels, kernel, stride) of each layer."""
 
     extractor_mode: str
@@ -115,7 +105,7 @@ def load_fairseq_checkpoint(
     path: Path | None, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
     """Read a checkpoint whose model is one of ``models`` (fairseq's registered names), or a speech
-    recogniser that was trained on from one.
+    recogniser that was fine-tuned from one.
 
     Raises ``UserError`` for a missing or damaged file, one that would run code, another model, or
     settings that our forward pass does not know.
@@ -128,21 +118,46 @@ def load_fairseq_checkpoint(
     name = model.get("_name") or model.get("arch")
     fine_tuned = name in [other for kind in models for other in _FINE_TUNED[kind]]
     if fine_tuned:
-        inner = _inner(model, path)
+        inner = model.get("w2v_args")
+        inner = {"args": inner} if isinstance(inner, argparse.Namespace) else {"cfg": inner}
         model, task = _stored(inner, "model", path), _stored(inner, "task", path)
         name = model.get("_name") or model.get("arch")
     if name not in models:
         raise UserError(f"{path}: its model is {_shown(name)}; expected {' or '.join(models)}")
-    for key, expected in _REFUSED.items():
-        found = model.get(key, expected)
-        if type(found) is not type(expected) or found != expected:
-            raise UserError(f"{path}: {key}={_shown(found)} is not supported; expected {expected}")
     if task.get("sample_rate", 16_000) != 16_000:
         rate = _shown(task["sample_rate"])
         raise UserError(f"{path}: trained on {rate} Hz; expected 16000 Hz")
     weights = state.get("model")
-    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+    if not isinstance(weights, dict):
         raise UserError(f"{path}: no weights in it; get the file again")
+    if fine_tuned:
+        weights = {str(name).removeprefix(_INSIDE): weight for name, weight in weights.items()}
+    weights = {_WEIGHT_NORM.get(name, name): weight for name, weight in weights.items()}
+    normalize = bool(task.get("normalize", False))
+    return _settings(model, normalize, path), Weights(weights, path, device)
+
+
+def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
+    """One part of the settings. Since fairseq 0.10 they are ``cfg.model`` and ``cfg.task``, before
+    it one ``args``.
+    """
+    try:
+        stored = state.get("args")
+        if stored is None:
+            stored = (state.get("cfg") or {})[part]
+        return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+    except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
+        raise UserError(
+            f"{path}: its settings (args or cfg, for a fine-tuned recogniser also w2v_args) are "
+            "missing; get it again"
+        ) from None
+
+
+def _settings(model: dict[str, Any], normalize: bool, path: Path) -> Settings:
+    for key, expected in _REFUSED.items():
+        value = model.get(key, expected)
+        if type(value) is not type(expected) or value != expected:
+            raise UserError(f"{path}: {key}={_shown(value)} is not supported; expected {expected}")
     values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
         if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
@@ -152,41 +167,8 @@ def load_fairseq_checkpoint(
     for name in ("encoder_attention_heads", "conv_pos_groups"):
         if values["encoder_embed_dim"] % values[name]:
             raise UserError(f"{path}: {name}={values[name]} does not divide its width")
-    del values["activation_fn"]
-    settings = Settings(
-        conv_layers=parse_conv_layers(values.pop("conv_feature_layers"), path),
-        normalize=bool(task.get("normalize", False)),
-        **values,
-    )
-    return settings, Weights(_renamed(weights, fine_tuned), path, device)
-
-
-def _renamed(weights: dict[str, Any], fine_tuned: bool) -> dict[str, Any]:
-    """The weights by the names of the model itself; what is beside it in a recogniser is left."""
-    if fine_tuned:
-        weights = {
-            name.removeprefix(_INSIDE): weight
-            for name, weight in weights.items()
-            if name.startswith(_INSIDE)
-        }
-    for new, old in _WEIGHT_NORM.items():
-        if f"encoder.{new}" in weights:
-            weights = {**weights, f"encoder.{old}": weights[f"encoder.{new}"]}
-    return weights
-
-
-def _inner(model: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The settings of the model that a recogniser was trained on from, as its own file has them."""
-    stored = model.get("w2v_args")
-    if isinstance(stored, argparse.Namespace):
-        return {"args": stored}
-    try:
-        return {"cfg": dict(stored)}
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{path}: a fine-tuned recogniser without the settings of its model (w2v_args); "
-            "take the checkpoint that it was trained on from"
-        ) from None
+    conv_layers = parse_conv_layers(values.pop("conv_feature_layers"), path)
+    return Settings(conv_layers=conv_layers, normalize=normalize, **values)
 
 
 def _shown(value: Any) -> str:
@@ -198,29 +180,17 @@ def parse_conv_layers(text: str, path: Path) -> tuple[tuple[int, int, int], ...]
 
     Raises ``UserError`` for anything but sums of such lists.
     """
+    terms = [_CONV_TERM.fullmatch(term) for term in text.replace(" ", "").split("+")]
     layers: list[tuple[int, int, int]] = []
-    for term in text.replace(" ", "").split("+"):
-        match = _CONV_TERM.fullmatch(term)
-        if not match or int(match[2] or 1) > _MOST_CONV_LAYERS:
-            raise UserError(
-                f"{path}: conv_feature_layers={text[:80]!r}; expected lists of "
-                "(channels,kernel,stride), added and multiplied"
-            )
-        found = [(int(c), int(k), int(s)) for c, k, s in _CONV_LAYER.findall(match[1])]
-        layers += found * int(match[2] or 1)
-    if not 1 <= len(layers) <= _MOST_CONV_LAYERS or min(min(layer) for layer in layers) < 1:
-        raise UserError(f"{path}: conv_feature_layers={text[:80]!r}; expected 1 to 32 layers")
-    return tuple(layers)
-
-
-def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """One part of the settings: since fairseq 0.10 ``cfg.model`` and ``cfg.task``, before it one
-    ``args``.
-    """
-    try:
-        stored = state.get("args")
-        if stored is None:
-            stored = (state.get("cfg") or {})[part]
-        return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
-    except Exception:  # a lie may be anything: a list, an interpolation that leads nowhere
-        raise UserError(f"{path}: its settings (args or cfg) are missing; get it again") from None
+    for term in terms:
+        times = int(term[2] or 1) if term else _MOST_CONV_LAYERS + 1
+        if times > _MOST_CONV_LAYERS:
+            break
+        layers += [(int(c), int(k), int(s)) for c, k, s in _CONV_LAYER.findall(term[1])] * times
+    else:
+        if 1 <= len(layers) <= _MOST_CONV_LAYERS and min(map(min, layers)) >= 1:
+            return tuple(layers)
+    raise UserError(
+        f"{path}: conv_feature_layers={text[:80]!r}; expected 1 to {_MOST_CONV_LAYERS} layers as "
+        "lists of (channels,kernel,stride), added and multiplied"
+    )

@@ -1,17 +1,18 @@
-"""Features by name. A reader of another model is one file and a line in ``FEATURE_TYPES``."""
+"""Features by name, and units as text. A new reader is one file and a line in ``FEATURE_TYPES``."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
 from pipeline.errors import UserError
 
+Item = TypeVar("Item")
 SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 
 # feature_type -> module.class; imported on use, so that one reader's packages do not slow another
@@ -62,16 +63,27 @@ def feature_reader(feature_type: str, source: Source) -> FeatureReader:
     return getattr(importlib.import_module(module), name)(source)
 
 
+def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
+    """Cut ``items`` into groups whose sizes sum to at most ``most``; a larger item is alone."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        if group and total + size(item) > most:
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += size(item)
+    if group:
+        yield group
+
+
 def best_device() -> tuple[torch.device, str]:
-    """The device to compute on, and why, in words."""
+    """The device to compute on, and its description."""
     if torch.cuda.is_available():
-        # with its number: other threads than this one take a bare "cuda" for the first GPU
+        # with its number: for other threads a bare "cuda" is the first GPU
         device = torch.device("cuda", torch.cuda.current_device())
         return device, f"GPU {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "CPU, no GPU found"
-
-
-# Units as text: integers and spaces.
 
 
 def written(units: torch.Tensor) -> str:

@@ -1,4 +1,9 @@
-"""HuBERT features as GSLM's reader gives them, for batches."""
+"""HuBERT and wav2vec 2.0 features as GSLM's readers give them, for batches.
+
+The waveform is layer-normed over the whole file where the checkpoint or the config says so. Then
+it is cut into pieces of 100 s that do not see each other. ``wav2vec_encoder`` encodes pieces of any
+lengths together.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +13,36 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.fairseq_checkpoint import Settings, load_fairseq_checkpoint
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.fairseq_checkpoint import load_fairseq_checkpoint
+from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped
 from preprocess.speech2unit.wav2vec_encoder import Wav2VecEncoder
 
-_PIECE = 1_600_000  # samples; a longer file is encoded in pieces that do not see each other
+_PIECE = 1_600_000  # samples
 
 
 class Hubert:
     """The output of layer ``source.layer``, counted from 1, of a fairseq HuBERT checkpoint.
 
-    50 frames/s. The waveform is layer-normed over the whole file where the checkpoint says so (or
-    ``source.normalize``), then cut into pieces of 100 s. What is left after the last piece and too
-    short for a frame has none (the published reader fails there).
-
-    ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden states: the input of
-    each layer and the encoder's output, 13 for the Base model.
+    50 frames/s. What is left after the last piece and too short for a frame has none (the published
+    reader fails there). ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden
+    states: the input of each layer and the encoder's output, 13 for the Base model.
     """
 
     models = ("hubert",)
     first_layer = 1  # the number of the first layer's output
 
     def __init__(self, source: Source) -> None:
+        """Raises ``UserError`` for a checkpoint that cannot be used, and for a layer beyond it."""
         settings, weights = load_fairseq_checkpoint(source.ckpt_path, self.models, source.device)
-        layers = settings.encoder_layers if source.all_layers else self._layers(source, settings)
+        layers = settings.encoder_layers
+        if not source.all_layers:
+            last = layers - 1 + self.first_layer
+            if source.layer is None or not self.first_layer <= source.layer <= last:
+                raise UserError(
+                    f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
+                    f"{self.first_layer} to {last}"
+                )
+            layers = source.layer + 1 - self.first_layer
         self._encoder = Wav2VecEncoder(settings, weights, layers, source.all_layers)
         self._device = source.device
         self._normalize = settings.normalize if source.normalize is None else source.normalize
@@ -40,49 +51,25 @@ class Hubert:
         self.min_samples = conv.samples(1)
         self.frame_rate = SAMPLE_RATE / (conv.samples(2) - conv.samples(1))
 
-    def _layers(self, source: Source, settings: Settings) -> int:
-        last = settings.encoder_layers - 1 + self.first_layer
-        if source.layer is None or not self.first_layer <= source.layer <= last:
-            raise UserError(
-                f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
-                f"{self.first_layer} to {last}"
-            )
-        return source.layer + 1 - self.first_layer
-
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms (samples_i,) to B features (T_i, D), or (T_i, L, D)."""
         features: list[list[torch.Tensor]] = [[] for _ in waveforms]
-        for group in self._groups(waveforms):
+        # together no longer than the longest piece: an hour takes no more memory than 100 s
+        for group in grouped(self._pieces(waveforms), lambda piece: len(piece[1]), _PIECE):
             encoded = self._encoder([piece for _, piece in group])
-            for (owner, _), frames in zip(group, encoded, strict=True):
-                features[owner].append(frames)
+            for (index, _), frames in zip(group, encoded, strict=True):
+                features[index].append(frames)
         return [torch.cat(parts) for parts in features]
 
-    def _groups(
-        self, waveforms: Sequence[torch.Tensor]
-    ) -> Iterator[list[tuple[int, torch.Tensor]]]:
-        """The waveforms' pieces with their owners; together no longer than the longest piece, so
-        that an hour takes no more memory than 100 s.
-        """
-        group: list[tuple[int, torch.Tensor]] = []
-        room = _PIECE
-        for owner, waveform in enumerate(waveforms):
+    def _pieces(self, waveforms: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The waveforms' pieces, each with its waveform's index."""
+        for index, waveform in enumerate(waveforms):
             waveform = waveform.to(self._device)
             if self._normalize:
                 waveform = F.layer_norm(waveform, waveform.shape)
             for piece in waveform.split(_PIECE):
-                if len(piece) < self.min_samples:
-                    continue
-                if group and len(piece) > room:
-                    yield group
-                    group, room = [], _PIECE
-                group.append((owner, piece))
-                room -= len(piece)
-        if group:
-            yield group
-
-
-# wav2vec 2.0 features as GSLM's reader gives them, for batches.
+                if len(piece) >= self.min_samples:
+                    yield index, piece
 
 
 class Wav2Vec2(Hubert):

@@ -1,16 +1,22 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Centres live in an ``.npz`` file with one array, ``centres`` (K, D). The released k-means files are
-joblib pickles of a scikit-learn model (``joblib_file``); ``load_kmeans`` reads both.
+Our files are ``.npz`` with one array, ``centres`` (K, D). The released files are joblib pickles of
+a scikit-learn model. A pickle is a program that can run anything. Reading one here runs none of it:
+the names that it imports become ``_Kept`` objects, which only remember their values.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import math
-import zipfile
+import pickle
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +24,22 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import UserError
 from pipeline.files import writing
-from preprocess.speech2unit.byte_stream import MOST_KEPT
-from preprocess.speech2unit.joblib_file import read_centres
+
+_DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) writes
+    b"\x78": zlib.decompress,
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ": lzma.decompress,
+    b"\x5d\x00": lzma.decompress,
+}
+_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
 class KMeans:
     """Nearest-centre quantiser of K units. ``centres`` is (K, D), float32 or float64.
 
-    As scikit-learn's predict, and with its arithmetic, since the published units come from there: a
-    frame almost as near to two centres goes where rounding takes it. (With centres in float64
-    predict wants features in float64 too.)
+    The published units come from scikit-learn's predict, so this is its arithmetic: rounding
+    decides a frame that is almost as near to two centres.
     """
 
     def __init__(self, centres: np.ndarray, device: torch.device) -> None:
@@ -35,8 +47,8 @@ class KMeans:
         self._twice = np.ascontiguousarray(-2 * centres).T  # (D, K)
         self._squares = np.einsum("kd,kd->k", centres, centres)  # (K,)
         self._device = device
-        # with another number of threads numpy's products round differently, which a near tie shows;
-        # for all of the process, since the caller's threads come here together
+        # Another number of threads rounds numpy's products differently. The limit holds for the
+        # whole process, since the caller's threads come here together.
         threadpool_limits(1, user_api="blas")
         if device.type != "cpu":
             self._twice = torch.from_numpy(self._twice).to(device)
@@ -77,7 +89,7 @@ def fit_kmeans(
         reassignment_ratio=reassign,
         random_state=seed,
     )
-    with threadpool_limits(1):  # sums in one order: the same centres however many cores there are
+    with threadpool_limits(1):  # sums in one order: the same centres on any number of cores
         return model.fit(frames).cluster_centers_.astype(np.float32)
 
 
@@ -102,38 +114,132 @@ def load_kmeans(path: Path) -> np.ndarray:
         )
     with open(path, "rb") as handle:
         is_zip = handle.read(2) == b"PK"
-    return _load_npz(path) if is_zip or path.suffix == ".npz" else read_centres(path)
-
-
-def _load_npz(path: Path) -> np.ndarray:
+    is_npz = is_zip or path.suffix == ".npz"
+    what = "an .npz with one array 'centres'" if is_npz else "a scikit-learn k-means by joblib"
     try:
-        with zipfile.ZipFile(path) as archive, archive.open("centres.npy") as entry:
-            size = archive.getinfo("centres.npy").file_size
-            if size > MOST_KEPT:
-                raise ValueError(f"{size:,} bytes unpacked, expected at most {MOST_KEPT:,}")
-            centres = _read_npy(entry, size)
-    except Exception as error:  # zipfile and numpy raise anything on bytes that are not theirs
+        centres = _read_npz(path) if is_npz else _read_joblib(path)
+        if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
+            raise ValueError(f"centres of shape {centres.shape}, or not finite")
+    except UserError:
+        raise
+    except Exception as error:  # numpy and pickle raise anything on bytes that are not theirs
         reason = ascii(str(error).split("\n")[0][:200])[1:-1]
-        raise UserError(f"{path}: expected an .npz with one array 'centres' ({reason})") from None
-    if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
-        raise UserError(f"{path}: expected finite centres (K, D), found shape {centres.shape}")
+        raise UserError(
+            f"{path}: expected {what}, found something else or a damaged file ({reason}); get it "
+            "again from its source, or learn it again"
+        ) from None
+    return centres
+
+
+def _read_npz(path: Path) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        centres = archive["centres"]
     return centres if centres.dtype == np.float64 else centres.astype(np.float32)
 
 
-def _read_npy(entry: IO[bytes], size: int) -> np.ndarray:
-    """The numbers of a .npy file of ``size`` bytes. numpy itself takes the memory for any shape
-    that the header declares, before it reads.
-    """
-    version = np.lib.format.read_magic(entry)
-    read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }[version]
-    shape, fortran, dtype = read_header(entry)
-    if dtype.kind not in "fiu":
-        raise ValueError(f"an array of {dtype}, not of numbers")
-    wanted = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 1 or wanted != size - entry.tell():
-        raise ValueError(f"declares shape {shape}, holds {size - entry.tell():,} bytes")
-    flat = np.frombuffer(entry.read(wanted), dtype)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+def _read_joblib(path: Path) -> np.ndarray:
+    """The ``cluster_centers_`` of a KMeans or MiniBatchKMeans, float32 or float64."""
+    content = path.read_bytes()
+    for start, decompress in _DECOMPRESS.items():
+        if content.startswith(start):
+            content = decompress(content)
+            break
+    model = _Unpickler(io.BytesIO(content), path).load()
+    if type(model) is not _Model:
+        raise ValueError("no KMeans or MiniBatchKMeans")
+    array = model.state["cluster_centers_"].array
+    if array.dtype not in (np.float32, np.float64):
+        raise ValueError(f"centres of {array.dtype}")
+    return array
+
+
+class _Kept:
+    """An object of the file: the arguments and the state that it would be made from."""
+
+    def __new__(cls, *arguments: Any) -> _Kept:
+        kept = super().__new__(cls)
+        kept.arguments = arguments
+        return kept
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Model(_Kept):
+    """scikit-learn's KMeans or MiniBatchKMeans."""
+
+
+class _Array(_Kept):
+    """A numpy array whose bytes are in the pickle: one pickled without joblib."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        self.array = _array(data, dtype, shape, fortran)
+
+
+class _Dtype(_Kept):
+    """A numpy dtype: a code, and a byte order in its state."""
+
+
+class _Wrapper(_Kept):
+    """joblib's NumpyArrayWrapper: it describes an array, whose bytes follow in the file."""
+
+    stream: io.BytesIO
+
+    def __setstate__(self, state: Any) -> None:
+        if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2
+            self.stream.seek(self.stream.read(1)[0], io.SEEK_CUR)
+        size = _dtype(state["dtype"]).itemsize * math.prod(state["shape"])
+        data = self.stream.read(size)
+        self.array = _array(data, state["dtype"], state["shape"], state["order"] == "F")
+
+
+_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _Kept,
+    ("numpy", "ndarray"): _Kept,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, in protocol 2
+} | {
+    (f"sklearn.cluster.{module}", name): _Model
+    for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
+    for name in ("KMeans", "MiniBatchKMeans")
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads a pickle whose names are numpy's, joblib's and k-means', and imports none of them."""
+
+    def __init__(self, stream: io.BytesIO, path: Path) -> None:
+        # an io.BytesIO cannot peek, so the unpickler reads no byte of an array before its wrapper
+        super().__init__(stream)
+        self._path = path
+        wrapper = type("_Wrapper", (_Wrapper,), {"stream": stream})
+        modules = "joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"
+        self._names = _NAMES | {(module, "NumpyArrayWrapper"): wrapper for module in modules}
+
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        """The stand-in for a name. Raises ``UserError`` for a name that no k-means needs."""
+        known = self._names.get((module.replace("numpy._core.", "numpy.core."), name))
+        if known is not None:
+            return known
+        if module.startswith("numpy.random"):  # a random state, left by partial_fit
+            return _Kept
+        raise UserError(
+            f"{self._path}: refused, it holds code or an unknown class "
+            f"({f'{module}.{name}'[:100]}); expected a scikit-learn k-means saved by joblib; get "
+            "the k-means again from its source"
+        )
+
+
+def _dtype(kept: _Dtype) -> np.dtype:
+    """A numpy type of numbers. Raises ``ValueError`` for any other: objects may hold code."""
+    code = kept.arguments[0]
+    if type(kept) is not _Dtype or code not in _NUMBERS:
+        raise ValueError("an array of something other than numbers")
+    return np.dtype(code).newbyteorder(">" if kept.state[1] == ">" else "<")
+
+
+def _array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    array = np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -52,9 +52,9 @@ class Moonshine:
             self._session = onnxruntime.InferenceSession(
                 path, options, providers=["CPUExecutionProvider"]
             )
-            names = {each.name for each in self._session.get_inputs()}
+            names = {value.name for value in self._session.get_inputs()}
             (output,) = self._session.get_outputs()
-        except Exception as error:  # it has no class of its own for a file that is not a model's
+        except Exception as error:  # onnxruntime has no class of its own for this
             reason = str(error).split("\n")[0][:200]
             raise UserError(f"{path}: not an ONNX Runtime model ({reason}); get it again") from None
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
@@ -68,10 +68,8 @@ class Moonshine:
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,) to features (frames_i, D), or (frames_i, 1, D)."""
-        features = [self._features(waveform.numpy()) for waveform in waveforms]
-        return [
-            torch.from_numpy(frames).to(self._device).view(-1, *self._frame) for frames in features
-        ]
+        features = [torch.from_numpy(self._features(waveform.numpy())) for waveform in waveforms]
+        return [frames.to(self._device).view(-1, *self._frame) for frames in features]
 
     def _features(self, samples: np.ndarray) -> np.ndarray:
         """Map (T,) to (frames, D), piece by piece."""

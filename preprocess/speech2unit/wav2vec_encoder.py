@@ -1,7 +1,15 @@
 """The network that HuBERT and wav2vec 2.0 share, computed for a batch as for each waveform alone.
 
-fairseq pads a batch, and HuBERT's first norm then sees the zeros. Here nothing is padded: waveforms
-of one length share the convolutions, and the Transformer's matrix products run over all frames.
+Convolutions map the waveform to a frame every 20 ms, a grouped convolution over 128 frames adds
+positions, Transformer layers follow. fairseq pads a batch, and HuBERT's first norm then sees the
+zeros. Here nothing is padded. Why it is written this way:
+
+- Waveforms of one length share the convolutions. These are matrix products over frames that are
+  neighbours in memory, in pieces that fit the processor's cache.
+- The convolution for the positions runs in the frequency domain: directly it costs as much as a
+  Transformer layer's attention projections.
+- The Transformer's products run over all frames of the batch, attention inside each waveform.
+- Layers above the one asked for are never read.
 """
 
 from __future__ import annotations
@@ -14,13 +22,9 @@ import torch.nn.functional as F
 
 from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
 
-# The convolutions under HuBERT and wav2vec 2.0: waveform -> a frame every 20 ms. As matrix
-# products over frames that lie one after the other in memory, in pieces that stay in the
-# processor's cache. No padding enters: waveforms of one length make a batch.
-
-
-_EPSILON = 1e-5
+_EPSILON = 1e-5  # of every norm
 _FRAMES_A_PIECE = {"cpu": 64}  # 1.3 s: activations of 8 MB; elsewhere whole waveforms
+_TOGETHER = {"cpu": 1}  # waveforms that share the convolutions; one by one stays in the cache
 
 
 class ConvExtractor:
@@ -61,7 +65,7 @@ class ConvExtractor:
         total = self.frames(waveforms.shape[1])
         piece = _FRAMES_A_PIECE.get(waveforms.device.type, total)
         hop = self.samples(2) - self.samples(1)
-        first = self._first_layer(waveforms)
+        first = _Scaled(self._layers[0], waveforms) if self._group_norm else self._layers[0]
         pieces = []
         for start in range(0, total, piece):
             count = min(piece, total - start)
@@ -71,11 +75,6 @@ class ConvExtractor:
                 frames = layer(frames)  # (B, T', C)
             pieces.append(frames)
         return torch.cat(pieces, dim=1)
-
-    def _first_layer(self, waveforms: torch.Tensor) -> _Conv | _Scaled:
-        if not self._group_norm:
-            return self._layers[0]
-        return _Scaled(self._layers[0], waveforms)
 
 
 class _Conv:
@@ -96,11 +95,19 @@ class _Conv:
 
     def __call__(self, frames: torch.Tensor) -> torch.Tensor:
         """Map (B, T, C_in) to (B, (T - kernel) // stride + 1, C_out)."""
-        out = convolve(frames, self.taps, self.kernel, self.stride)
+        batch, length, channels = frames.shape
+        count = (length - self.kernel) // self.stride + 1
+        steps = (frames.stride(0), self.stride * channels, 1)
+        out = None
+        for index, weight in enumerate(self.taps):
+            start = frames.storage_offset() + index * self.stride * channels
+            windows = frames.as_strided((batch, count, len(weight)), steps, start)
+            weight = weight.expand(batch, *weight.shape)
+            out = torch.bmm(windows, weight) if out is None else out.baddbmm_(windows, weight)
         if self.bias is not None:
             out += self.bias
         if self.norm is not None:
-            out = F.layer_norm(out, out.shape[-1:], *self.norm, _EPSILON)
+            out = norm(out, self.norm)
         return F.gelu(out)
 
 
@@ -140,31 +147,6 @@ def _moments(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, covariance
 
 
-def convolve(
-    frames: torch.Tensor, taps: list[torch.Tensor], kernel: int, stride: int
-) -> torch.Tensor:
-    """Convolve (B, T, C_in) without padding to (B, T', C_out).
-
-    ``taps[i]`` is (n * C_in, C_out) for the n <= ``stride`` taps from ``i * stride`` on.
-    """
-    batch, length, channels = frames.shape
-    count = (length - kernel) // stride + 1
-    steps = (frames.stride(0), stride * channels, 1)
-    out = None
-    for index, weight in enumerate(taps):
-        start = frames.storage_offset() + index * stride * channels
-        windows = frames.as_strided((batch, count, len(weight)), steps, start)
-        weight = weight.expand(batch, *weight.shape)
-        out = torch.bmm(windows, weight) if out is None else out.baddbmm_(windows, weight)
-    return out
-
-
-# The Transformer of wav2vec 2.0 and HuBERT, up to a layer, on frames packed without padding.
-
-
-_LAYER_NORM_EPSILON = 1e-5
-
-
 class TransformerLayer:
     """One layer, pre-norm or post-norm. Matrix products run over all frames of the batch at once,
     attention inside each waveform.
@@ -195,11 +177,11 @@ class TransformerLayer:
         qkv = F.linear(frames, *self._qkv)  # (N, 3D)
         mixed = torch.empty_like(frames)
         for start, count, length in runs(lengths):
-            here = slice(start, start + count * length)
-            parts = qkv[here].view(count, length, 3, self._heads, -1)
+            rows = slice(start, start + count * length)
+            parts = qkv[rows].view(count, length, 3, self._heads, -1)
             query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
             heads = F.scaled_dot_product_attention(query, key, value)  # (B, H, T, D / H)
-            mixed[here] = heads.transpose(1, 2).reshape(count * length, -1)
+            mixed[rows] = heads.transpose(1, 2).reshape(count * length, -1)
         return F.linear(mixed, *self._out)
 
     def _feed_forward(self, frames: torch.Tensor) -> torch.Tensor:
@@ -208,36 +190,27 @@ class TransformerLayer:
 
 def norm(frames: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Layer norm over the last dimension."""
-    return F.layer_norm(frames, frames.shape[-1:], *weight, _LAYER_NORM_EPSILON)
+    return F.layer_norm(frames, frames.shape[-1:], *weight, _EPSILON)
 
 
 def runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     """Neighbours of one length, as (first frame, waveforms, length)."""
-    found, start = [], 0
+    neighbours, start = [], 0
     for length, group in groupby(lengths):
         count = len(list(group))
-        found.append((start, count, length))
+        neighbours.append((start, count, length))
         start += count * length
-    return found
-
-
-# The grouped convolution over 128 frames that gives wav2vec 2.0 and HuBERT their positions.
+    return neighbours
 
 
 class PositionalConv:
-    """``gelu(conv(x))`` with zeros beyond both ends, computed in the frequency domain.
-
-    Directly it costs as much as a Transformer layer has in its attention's projections, and on one
-    second most of its taps lie on zeros. Blocks of frames go through one transform length, twice
-    the kernel's.
+    """``gelu(conv(x))`` with zeros beyond both ends. Blocks of frames go through one transform
+    length, twice the kernel's.
     """
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
-        dim, kernel, groups = (
-            settings.encoder_embed_dim,
-            settings.conv_pos,
-            settings.conv_pos_groups,
-        )
+        dim = settings.encoder_embed_dim
+        kernel, groups = settings.conv_pos, settings.conv_pos_groups
         shape = (dim, dim // groups, kernel)
         direction = weights.take("encoder.pos_conv.0.weight_v", *shape)
         length = weights.take("encoder.pos_conv.0.weight_g", 1, 1, kernel)
@@ -263,9 +236,6 @@ class PositionalConv:
         out = torch.fft.irfft(product, n=self._size)[..., :hop]  # (B, N, C, hop)
         out = out.transpose(2, 3).reshape(batch, blocks * hop, dim)[:, :length]
         return F.gelu(out + self._bias)
-
-
-_TOGETHER = {"cpu": 1}  # waveforms that share the convolutions; one by one stays in the cache
 
 
 class Wav2VecEncoder:
@@ -300,10 +270,10 @@ class Wav2VecEncoder:
         lengths = [self.conv.frames(len(waveform)) for waveform in waveforms]
         frames = norm(self._convolve(waveforms), self._conv_norm)  # (N, C), N = sum of lengths
         if self._project is not None:
-            frames = torch.nn.functional.linear(frames, *self._project)  # (N, D)
+            frames = F.linear(frames, *self._project)  # (N, D)
         for start, count, length in runs(lengths):
-            here = frames[start : start + count * length].view(count, length, -1)
-            here += self._positions(here)
+            batch = frames[start : start + count * length].view(count, length, -1)  # (B, T, D)
+            batch += self._positions(batch)
         if not self._norm_first:
             frames = norm(frames, self._encoder_norm)
         kept = [frames]
@@ -316,17 +286,13 @@ class Wav2VecEncoder:
                 kept[-1] = norm(frames, self._encoder_norm)
             frames = torch.stack(kept, dim=1)  # (N, L, D)
         features = frames.split(lengths)
-        return [features[place] for place in sorted(range(len(order)), key=order.__getitem__)]
+        return [features[rank] for rank in sorted(range(len(order)), key=order.__getitem__)]
 
     def _convolve(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
         """Map waveforms, sorted by length, to their frames one after the other, (N, C)."""
         together = _TOGETHER.get(waveforms[0].device.type, len(waveforms))
         frames = []
-        start = 0
-        for _, count, _ in runs([len(waveform) for waveform in waveforms]):
-            for first in range(start, start + count, together):
-                last = min(first + together, start + count)
-                batch = torch.stack(list(waveforms[first:last]))
+        for _, group in groupby(waveforms, key=len):
+            for batch in torch.stack(list(group)).split(together):  # (B, samples)
                 frames.append(self.conv(batch).flatten(0, 1))
-            start += count
         return torch.cat(frames)

@@ -19,9 +19,6 @@ from preprocess.actions.config import Config, DataConfig
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, length_and_rate
 
-# Speech Commands v0.01: its folders, its classes, its split rule.
-
-
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = "_unknown_", "_silence_"
 CLASSES = (*KEYWORDS, UNKNOWN, SILENCE)  # the label is the index
@@ -33,7 +30,7 @@ MAX_WAVS_PER_CLASS = 2**27 - 1
 def which_split(file_name: str) -> str | None:
     """The dataset's own rule, which keeps a speaker in one split. None: in neither train nor valid.
 
-    ``file_name`` is like ``a6d586b7_nohash_4.wav``; what stands before ``_nohash_`` is the speaker.
+    ``file_name`` is like ``a6d586b7_nohash_4.wav``; the part before ``_nohash_`` is the speaker.
     """
     speaker = re.sub(r"_nohash_.*$", "", file_name)
     digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
@@ -72,7 +69,7 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         return [list(CLASSES)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """Test as it lies; train and valid drawn, or each file once (``datarc``)."""
+        """The test folder's files; train and valid are drawn, or each file once (``datarc``)."""
         if split == "test":
             return self._test()
         by_class = self._files_by_class(split)
@@ -111,45 +108,43 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
 
     def _noise(self) -> dict[str, tuple[int, int]]:
         """Length and rate of each noise file."""
-        if not hasattr(self, "_noise_files"):
-            self._noise_files = self._measure_noise()
-        return self._noise_files
-
-    def _measure_noise(self) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
+        if hasattr(self, "_noise_files"):
+            return self._noise_files
+        self._noise_files: dict[str, tuple[int, int]] = {}
         for path in self._wavs(NOISE_FOLDER):
             try:
-                found[path] = length_and_rate(self.root / path)
-                if found[path][0] < found[path][1]:
+                frames, rate = length_and_rate(self.root / path)
+                if frames < rate:
                     raise BadAudio("is shorter than the one second that _silence_ takes")
+                self._noise_files[path] = frames, rate
             except BadAudio as error:
-                found.pop(path, None)
                 self.bad_audio[self.root / path] = str(error)
-        if not found:
+        if not self._noise_files:
             self.report_bad_audio(skip=False)
-        return found
+        return self._noise_files
 
     def _files_by_class(self, split: str) -> dict[str, list[Utterance]]:
-        found: dict[str, list[Utterance]] = {name: [] for name in (*KEYWORDS, UNKNOWN)}
+        by_class: dict[str, list[Utterance]] = {name: [] for name in (*KEYWORDS, UNKNOWN)}
         for folder in self._folders(TRAIN_FOLDER):
             if folder == Path(NOISE_FOLDER).name:
                 continue
             name = folder if folder in KEYWORDS else UNKNOWN
             for path in self._wavs(f"{TRAIN_FOLDER}/{folder}"):
                 if which_split(Path(path).name) == split:
-                    found[name].append(Utterance(path, (name,)))
-        for name, utterances in found.items():
+                    by_class[name].append(Utterance(path, (name,)))
+        for name, utterances in by_class.items():
             if not utterances:
                 raise UserError(
                     f"{self.root / TRAIN_FOLDER}: the {split} split has no file of class {name}"
                 )
-        return found
+        return by_class
 
     def _test(self) -> list[Utterance]:
-        found = []
-        for folder in self._folders(TEST_FOLDER):
-            found += [Utterance(path, (folder,)) for path in self._wavs(f"{TEST_FOLDER}/{folder}")]
-        return found
+        return [
+            Utterance(path, (folder,))
+            for folder in self._folders(TEST_FOLDER)
+            for path in self._wavs(f"{TEST_FOLDER}/{folder}")
+        ]
 
     def _folders(self, folder: str) -> list[str]:
         if not (self.root / folder).is_dir():
@@ -160,7 +155,7 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         return sorted(path.name for path in (self.root / folder).iterdir() if path.is_dir())
 
     def _wavs(self, folder: str) -> list[str]:
-        found = sorted(f"{folder}/{path.name}" for path in (self.root / folder).glob("*.wav"))
-        if not found:
+        wavs = sorted(f"{folder}/{path.name}" for path in (self.root / folder).glob("*.wav"))
+        if not wavs:
             raise UserError(f"{self.root / folder}: holds no .wav file")
-        return found
+        return wavs

@@ -20,11 +20,10 @@ from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
+from preprocess.actions.audio_run import BlockStore, Shard
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.quantize import Shard
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import read_audio
-from preprocess.speech2unit.block_store import BlockStore
 from tests.conftest import stage
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import preprocessor
@@ -110,7 +109,7 @@ def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
 def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkeypatch, capsys):
     expected = compute(workspace)
     compute(workspace)
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     for split in SPLITS:
         (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
     write, stored = BlockStore.write, []
@@ -125,7 +124,7 @@ def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkey
         patch.setattr(BlockStore, "write", interrupted)
         compute(workspace)
     assert compute(workspace) == expected
-    assert "going on after an earlier run: 3 of" in capsys.readouterr().out
+    assert "resumes an earlier run: 3 of" in capsys.readouterr().out
 
     for split in SPLITS:
         (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()

@@ -9,55 +9,32 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
-from pipeline.rows import Row, read_rows
+from pipeline.rows import Row
 from pipeline.workspace import Workspace
+from tests.benchmarks.measure import (
+    DEVICE,
+    UNITS,
+    a_model,
+    matrix_rate,
+    rows_of,
+    timed,
+    where_time_goes,
+)  # fmt: skip
 from tests.benchmarks.published_decoding import decode_as_published
-from tests.conftest import DATA, REPOSITORY, stage
+from tests.conftest import stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
-from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.precision import choose_dtype
 
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}
-SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
 BLOCK = 64
-T = TypeVar("T")
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def a_model(shape: str) -> PromptLanguageModel:
-    """Random weights; what a row is answered costs the same."""
-    layers, width, heads = SHAPES[shape]
-    prompt = Prompt(layers, 6, width)
-    return PromptLanguageModel(tiny.lm(layers, width, heads), prompt).eval().to(DEVICE)
-
-
-def utterances(units: Path, task: str) -> list[Row]:
-    """A test split, the published one where it is at hand."""
-    path = units / DOWNSTREAMS[task] / "test"
-    if not path.is_file():
-        path = REPOSITORY / "preprocess" / DOWNSTREAMS[task] / "data" / "example100" / "test"
-    return list(read_rows(path))
-
-
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds that ``work`` takes, and what it returns."""
-    start = time.perf_counter()
-    result = work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
@@ -73,7 +50,7 @@ def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float
     both. Random weights end no answer: both are cut where a trained prompt's ends, the labels and
     one look for ``</s>``. Ours gives the answer within the label set too.
     """
-    model, dictionary = a_model(shape), tiny.dictionary()
+    model, dictionary = a_model(shape, 6).eval(), tiny.dictionary()
 
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]
@@ -104,30 +81,16 @@ def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float
     parameters = sum(parameter.numel() for parameter in model.lm.parameters())
     tokens = sum(len(row) + count for part in rows for row in part)
     floor = 2 * parameters * tokens / spent[1]
-    peak = 2 * multiplications_per_second(torch.float32, DEVICE)
     theirs_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
     print(
         f"{name:<22} {total:5} utterances  {theirs_ms:8.1f} ms{ours_ms:8.2f} ms  "
         f"{theirs_ms / ours_ms:5.1f}x  equal {same}/{total}  "
-        f"{floor / 1e9:6.1f} GFLOP/s (matmul {peak / 1e9:.1f})",
+        f"{floor / 1e9:6.1f} GFLOP/s (matmul {matrix_rate(torch.float32):.1f})",
         flush=True,
     )
     if shape == "3.2M":
         where_time_goes(lambda: [cached(part) for part in rows])
     return theirs_ms, ours_ms
-
-
-def where_time_goes(work: Callable[[], object]) -> None:
-    """Print the operators that take most of the time."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        work()
-    entries = sorted(found.key_averages(), key=lambda entry: -entry.self_cpu_time_total)
-    total = sum(entry.self_cpu_time_total for entry in entries)
-    shares = [
-        f"{entry.key.removeprefix('aten::')[:28]} {100 * entry.self_cpu_time_total / total:.0f}%"
-        for entry in entries[:6]
-    ]
-    print(f"{'':22} {', '.join(shares)}")
 
 
 def start_up() -> None:
@@ -160,15 +123,15 @@ def start_up() -> None:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--units", type=Path, default=DATA / "units" / "hubert100", help="published units")
+    flag("--units", type=Path, default=UNITS, help="published units")
     flag("--every", type=int, default=12, help="one of so many blocks of 64, 3.2M LM")
     flag("--large", type=int, default=16, help="utterances for the 151M LM; 0: none")
     args = parser.parse_args(arguments)
     threads = torch.get_num_threads()
-    print(f"{DEVICE}, {threads} thread(s); auto: {choose_dtype('auto', DEVICE)[1]}")
+    print(f"{DEVICE}, {threads} thread(s); auto: {choose_dtype('auto', DEVICE, 151_263_232)[1]}")
     print(f"{'':22} {'':16}  {'published':>8}{'ours':>11}")
     start_up()
-    both = {task: utterances(args.units, task) for task in DOWNSTREAMS}
+    both = {task: rows_of(args.units, name, "test") for task, name in DOWNSTREAMS.items()}
     whole = [0.0, 0.0]
     for task, rows in both.items():
         parts = blocks(rows, BLOCK)

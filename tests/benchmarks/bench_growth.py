@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from tests.benchmarks.measure import DEVICE, a_model, timed
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
-from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import Prompt
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LAYERS, WIDTH, HEADS = 4, 256, 4  # 3.2M parameters
 USUAL = {"length": 100, "batch": 32, "prompt": 6}
 STEPS = {
     "length": (25, 50, 100, 200, 400, 800),
@@ -53,8 +49,7 @@ def main(words: Sequence[str] = ()) -> None:
 def measure(length: int, batch: int, prompt: int) -> tuple[float, float]:
     """Milliseconds an utterance of decoding and of a training step."""
     torch.manual_seed(0)
-    lm = tiny.lm(LAYERS, WIDTH, HEADS)
-    model = PromptLanguageModel(lm, Prompt(LAYERS, prompt, WIDTH)).to(DEVICE)
+    model = a_model("3.2M", prompt)
     symbols = tiny.dictionary()
     units = torch.randint(4, 4 + tiny.UNITS, (batch, length))
     labels = torch.randint(4, 4 + tiny.UNITS, (batch, LABELS))
@@ -84,11 +79,7 @@ def milliseconds(work: Callable[[], object], most: float = 1.5) -> float:
     times: list[float] = []
     work()
     while len(times) < 3 or sum(times) < most:
-        start = time.perf_counter()
-        work()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(timed(work)[0])
     return 1000 * median(times)
 
 

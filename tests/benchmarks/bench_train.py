@@ -9,7 +9,6 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,41 +16,32 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.profiler import ProfilerActivity, profile
 
-from pipeline.rows import read_rows
+from tests.benchmarks.measure import (
+    DEVICE,
+    UNITS,
+    a_model,
+    matrix_rate,
+    rows_of,
+    timed,
+    where_time_goes,
+)  # fmt: skip
 from tests.benchmarks.published_training import PAD, published_loss
-from tests.conftest import DATA, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.batches import batches_by_length
-from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.precision import choose_dtype, multiplications_per_second
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.precision import choose_dtype
 
-SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
-KS = "speech_commands"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Batch = list[dict]
-
-
-def a_model(shape: str, dtype: torch.dtype) -> PromptLanguageModel:
-    """Random weights and KS's prompt; the prompt stays in float32."""
-    layers, width, heads = SHAPES[shape]
-    model = PromptLanguageModel(tiny.lm(layers, width, heads), Prompt(layers, 3, width, 0.1))
-    model.lm.to(dtype)
-    return model.to(DEVICE).train()
 
 
 def batches(units: Path, count: int) -> list[Batch]:
     """KS's first batches of an epoch, 32 utterances each, of average length."""
-    path = units / KS / "train"
-    if not path.is_file():
-        path = REPOSITORY / "preprocess" / KS / "data" / "example100" / "train"
     symbols = tiny.dictionary()
     rows = []
-    for row in list(read_rows(path))[:5000]:
+    for row in rows_of(units, "speech_commands", "train")[:5000]:
         units_and_labels = f"{row.units} <s> {row.labels} </s>".split()
         tokens = np.array([symbols.index(symbol) for symbol in units_and_labels])
         rows.append({"id": 0, "tokens": tokens, "separator": len(row.units.split())})
@@ -93,17 +83,10 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
     return step
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
     """Print one line: milliseconds a step both ways (the two take turns), the ratio, FLOP/s."""
-    models = {"published": a_model(shape, torch.float32), "ours": a_model(shape, dtype)}
+    models = {name: a_model(shape, 3, dropout=0.1) for name in ("published", "ours")}
+    models["ours"].lm.to(dtype)
     models["ours"].prompt.load_state_dict(models["published"].prompt.state_dict())
     step = {name: stepper(name, model) for name, model in models.items()}
     data = batches(units, steps + 1)
@@ -111,11 +94,7 @@ def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
     for number, batch in enumerate(data):
         losses = {}
         for name in step:
-
-            def work(name: str = name) -> None:
-                losses[name] = step[name](batch)  # noqa: B023
-
-            taken = seconds(work)
+            taken, losses[name] = timed(lambda name=name, batch=batch: step[name](batch))
             if number:  # the first warms up
                 spent[name].append(taken)
         if not number:  # Adam makes much of rounding, later
@@ -123,38 +102,22 @@ def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
     tokens = sum(len(row["tokens"]) for row in data[-1])
     parameters = sum(parameter.numel() for parameter in models["ours"].lm.parameters())
     theirs, ours = (float(np.median(spent[name])) for name in ("published", "ours"))
-    peak = 2 * multiplications_per_second(dtype, DEVICE)
     print(
         f"{shape:>5} {str(dtype).removeprefix('torch.')}  {tokens} tokens  "
         f"published {1e3 * theirs:8.1f} ms  ours {1e3 * ours:8.1f} ms  {theirs / ours:5.2f}x  "
-        f"{4 * parameters * tokens / ours / 1e9:7.1f} GFLOP/s (matmul {peak / 1e9:.1f})  "
+        f"{4 * parameters * tokens / ours / 1e9:7.1f} GFLOP/s (matmul {matrix_rate(dtype):.1f})  "
         f"losses apart {apart:.0e}",
         flush=True,
     )
     where_time_goes(lambda: step["ours"](data[0]))
 
 
-def where_time_goes(work: Callable[[], object]) -> None:
-    """Print the operators that take most of a step."""
-    activities = [ProfilerActivity.CPU]
-    activities += [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
-    with profile(activities=activities) as found:
-        work()
-    name = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-    entries = sorted(found.key_averages(), key=lambda entry: -getattr(entry, name))
-    total = sum(getattr(entry, name) for entry in entries)
-    shares = [
-        f"{entry.key.removeprefix('aten::')[:40]} {100 * getattr(entry, name) / total:.0f}%"
-        for entry in entries[:7]
-    ]
-    print(f"{'':6}{', '.join(shares)}", flush=True)
-
-
 def peak_memory(name: str, shape: str, units: Path, dtype: torch.dtype) -> None:
     """Print what two steps need beyond the interpreter and the weights, and in all, in MB. In a
     process of its own.
     """
-    model = a_model(shape, dtype)
+    model = a_model(shape, 3, dropout=0.1)
+    model.lm.to(dtype)
     step, data = stepper(name, model), batches(units, 2)
     if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated() / 2**20
@@ -199,12 +162,12 @@ def compare_memory(shape: str, units: Path, dtype: str) -> None:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--units", type=Path, default=DATA / "units" / "hubert100", help="published units")
+    flag("--units", type=Path, default=UNITS, help="published units")
     flag("--steps", type=int, default=5, help="steps of the 151M LM; ten times so many of the 3.2M")
     flag("--dtype", default="auto", help="of ours, beside float32: auto, bfloat16, float16")
     flag("--memory_of", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    dtype, reason = choose_dtype(args.dtype, DEVICE)
+    dtype, reason = choose_dtype(args.dtype, DEVICE, parameters=151_263_232)
     if args.memory_of:
         peak_memory(*args.memory_of, args.units, dtype)
         return

@@ -29,9 +29,9 @@ import torch
 from sklearn.cluster import MiniBatchKMeans
 
 from preprocess.actions.manifest import Entry
+from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.speech2unit.features import Source, best_device, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
-from preprocess.speech2unit.stream import Encoder, cut_blocks
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess import ssl_checkpoints
 from tests.preprocess.corpora import tone, write

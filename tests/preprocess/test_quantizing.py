@@ -18,8 +18,8 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
-from preprocess.actions.learn_kmeans import learn_kmeans
-from preprocess.actions.quantize import Shard, merge_shards, quantize, quantize_shard
+from preprocess.actions.audio_run import Shard
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from tests.conftest import stage
 from tests.preprocess import corpora
@@ -73,7 +73,7 @@ def quantized(workspace: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def expected(prepared) -> dict[str, bytes]:
-    quantize(intents(prepared), Ranks(), skip_bad=False)
+    Quantizing(intents(prepared)).run(Ranks(), skip_bad=False)
     return quantized(prepared)
 
 
@@ -84,7 +84,7 @@ def blocks(workspace: Path) -> Path:
 # what a call of runner.py becomes that kills itself when it has stored so many blocks
 DYING = """
 import os, runpy, signal, sys
-from preprocess.speech2unit.block_store import BlockStore
+from preprocess.actions.audio_run import BlockStore
 left, write = int(sys.argv.pop(1)), BlockStore.write
 def write_and_die(store, encoded):
     global left
@@ -99,7 +99,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
-    """Random moments, of every stage: tests/reliability/kills.py."""
+    """Random moments, of every stage: tests/reliability/faults.py."""
     rng = random.Random(1)
     stored = 0
     for _ in range(3):
@@ -111,20 +111,20 @@ def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
         assert process.returncode == -signal.SIGKILL
         stored += more
         assert len(list(blocks(workspace).glob("*.jsonl"))) == stored, "none is computed twice"
-    quantize(intents(workspace), Ranks(), skip_bad=False)
-    assert "going on after an earlier run" in capsys.readouterr().out
+    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    assert "resumes an earlier run" in capsys.readouterr().out
     assert quantized(workspace) == expected
     assert not blocks(workspace).exists()
-    quantize(intents(workspace), Ranks(), skip_bad=False)
-    assert "is there already" in capsys.readouterr().out
+    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    assert "already exists" in capsys.readouterr().out
 
 
 def test_another_manifest_starts_anew(workspace, expected, capsys):
-    quantize(intents(workspace), Ranks(), skip_bad=False)
+    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
     manifest = intents(workspace).manifest / "valid.tsv"
     manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
-    quantize(intents(workspace), Ranks(), skip_bad=False)
-    assert "is there already" not in capsys.readouterr().out
+    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    assert "already exists" not in capsys.readouterr().out
     changed = quantized(workspace)
     assert changed["train"] == expected["train"]
     assert changed["valid"] == b"".join(expected["valid"].splitlines(keepends=True)[:-1])
@@ -142,30 +142,25 @@ def test_torchrun_gives_the_same_bytes(workspace, expected):
 
 
 def test_shards_and_their_merge(workspace, expected, capsys):
-    task = intents(workspace)
+    run = Quantizing(intents(workspace))
 
     def merge_fails(message: str) -> None:
         with pytest.raises(UserError, match=message):
-            merge_shards(task, skip_bad=False)
+            run.merge_shards(skip_bad=False)
 
-    merge_fails("no shard is finished")
-    quantize_shard(task, Shard(2, 3))
-    merge_fails("of 3 shards, 0, 1 missing")
-    quantize_shard(task, Shard(0, 3))
-    quantize_shard(task, Shard(0, 3))
-    assert "done already" in capsys.readouterr().out
-    quantize_shard(task, Shard(0, 2))
-    merge_fails("work was done twice")
-    (blocks(workspace) / "shard-0-of-2.json").unlink()
-    quantize_shard(task, Shard(1, 3))
-    lost = blocks(workspace) / "valid-000001.jsonl"
-    content = lost.read_bytes()
-    lost.unlink()
-    merge_fails("valid-000001 is missing")
-    lost.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
+    merge_fails("blocks are missing, the first is train-000000")
+    run.run_shard(Shard(2, 3))
+    run.run_shard(Shard(0, 3))
+    merge_fails("blocks are missing, the first is train-000001; run the shards")
+    run.run_shard(Shard(0, 3))
+    assert "shard 0 of 3 is done already" in capsys.readouterr().out
+    run.run_shard(Shard(1, 3))
+    other = blocks(workspace) / "valid-000001.jsonl"
+    content = other.read_bytes()
+    other.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
     merge_fails("valid-000001.jsonl: not what")
-    lost.write_bytes(content)
-    merge_shards(task, skip_bad=False)
+    other.write_bytes(content)
+    run.merge_shards(skip_bad=False)
     assert quantized(workspace) == expected
 
 
@@ -186,9 +181,9 @@ def test_a_second_run_at_the_same_time_is_refused(workspace):
     task = intents(workspace)
     with holding(task.quantized):
         for again in (
-            lambda: quantize(task, Ranks(), skip_bad=False),
-            lambda: quantize_shard(task, Shard(0, 2)),
-            lambda: merge_shards(task, skip_bad=False),
+            lambda: Quantizing(task).run(Ranks(), skip_bad=False),
+            lambda: Quantizing(task).run_shard(Shard(0, 2)),
+            lambda: Quantizing(task).merge_shards(skip_bad=False),
         ):
             with pytest.raises(UserError, match="another process is writing there"):
                 again()
@@ -204,12 +199,12 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
     other.write_bytes(other.read_bytes()[:100])
     with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
     report = task.quantized / "bad_audio.txt"
     assert len(report.read_text().splitlines()) == 2
     assert not (task.quantized / "train").exists()
 
-    quantize(task, Ranks(), skip_bad=True)
+    Quantizing(task).run(Ranks(), skip_bad=True)
     task.postprocess()
     assert "1 rows left out" in capsys.readouterr().out
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [2, 1, 1]
@@ -217,27 +212,11 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     bad.write_bytes(kept)  # repaired: only what was bad is computed again
     stored = {path: path.stat().st_mtime_ns for path in blocks(tmp_path).glob("*.jsonl")}
     with pytest.raises(UserError, match=r"1 audio file\(s\).*test/0\.wav"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
     assert sum(path.stat().st_mtime_ns != stored[path] for path in stored) == 2
-    quantize(task, Ranks(), skip_bad=True)
+    Quantizing(task).run(Ranks(), skip_bad=True)
     task.postprocess()
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
-
-
-def test_blocks_of_a_run_that_could_not_remove_them(workspace, expected, monkeypatch):
-    """Its record was written; the next run takes them away."""
-    task = intents(workspace)
-
-    def forbidden(_path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", forbidden)
-        with pytest.raises(PermissionError):
-            quantize(task, Ranks(), skip_bad=False)
-    assert blocks(workspace).exists()
-    quantize(task, Ranks(), skip_bad=False)
-    assert quantized(workspace) == expected and not blocks(workspace).exists()
 
 
 def test_a_shard_reads_repaired_audio_again(tmp_path):
@@ -249,13 +228,13 @@ def test_a_shard_reads_repaired_audio_again(tmp_path):
     kept = bad.read_bytes()
     soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
     for shard in (0, 1):
-        quantize_shard(task, Shard(shard, 2))
+        Quantizing(task).run_shard(Shard(shard, 2))
     with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
-        merge_shards(task, skip_bad=False)
+        Quantizing(task).merge_shards(skip_bad=False)
     bad.write_bytes(kept)
     for shard in (0, 1):
-        quantize_shard(task, Shard(shard, 2))
-    merge_shards(task, skip_bad=False)
+        Quantizing(task).run_shard(Shard(shard, 2))
+    Quantizing(task).merge_shards(skip_bad=False)
     assert "train/1.wav|" in (task.quantized / "train").read_text()
 
 

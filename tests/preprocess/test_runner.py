@@ -19,9 +19,8 @@ from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess import runner
 from preprocess.actions.downstreams import load_downstreams
-from preprocess.actions.learn_kmeans import learn_kmeans
 from preprocess.actions.manifest import read_manifest
-from preprocess.actions.quantize import quantize
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.kmeans import load_kmeans
 from preprocess.speech_commands.preprocessor import TRAIN_FOLDER
@@ -34,7 +33,7 @@ REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
 def all_actions(task: Preprocessor) -> None:
     task.generate_manifest()
     learn_kmeans([task])
-    quantize(task, Ranks(), skip_bad=False)
+    Quantizing(task).run(Ranks(), skip_bad=False)
     task.postprocess()
 
 
@@ -74,18 +73,6 @@ def test_speech_commands_end_to_end(keywords):
     assert labels["2"] == {"slot": "keyword", "name": "up"}
     assert labels["11"] == {"slot": "keyword", "name": "_silence_"}
     assert (task.units / "config.yaml").exists() and (task.units / "provenance.json").exists()
-
-
-def test_speech_commands_draws_balanced_rows_by_the_seed(keywords):
-    task = preprocessor("speech_commands", keywords)
-    task.generate_manifest()
-    first = (task.manifest / "train.tsv").read_text()
-    _, entries = read_manifest(task.manifest / "train.tsv")
-    assert len(entries) == 11 * 2 + 1  # as many as train files, the noise file included
-    task.generate_manifest()
-    assert (task.manifest / "train.tsv").read_text() == first
-    preprocessor("speech_commands", keywords, "taskrc.seed=2").generate_manifest()
-    assert (task.manifest / "train.tsv").read_text() != first
 
 
 def test_speech_commands_each_file_once(keywords):
@@ -141,34 +128,6 @@ def test_empty_wav_stops_the_manifest(intents):
     assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
 
 
-def test_wav_that_went_bad_later_stops_quantising(intents):
-    task = preprocessor("fluent_commands", intents)
-    task.generate_manifest()
-    learn_kmeans([task])
-    corpora.write(task.root / "wavs/speakers/test/0.wav", corpora.tone(0.01, 100))
-    with pytest.raises(UserError, match=r"test/0\.wav \(ends early"):
-        quantize(task, Ranks(), skip_bad=False)
-    assert not (task.quantized / "test").exists()
-    assert "test/0.wav" in (task.quantized / "bad_audio.txt").read_text()
-
-
-def test_too_short_wav(tmp_path):
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    corpora.write(root / "wavs/speakers/valid/0.wav", corpora.tone(0.02, 100))
-    task = preprocessor("fluent_commands", tmp_path)
-    task.generate_manifest()
-    learn_kmeans([task])
-    with pytest.raises(UserError, match=r"shorter than one frame \(25 ms\)"):
-        quantize(task, Ranks(), skip_bad=False)
-
-
-def test_conversion_is_noted(intents, capsys):
-    path = intents / "corpora/fluent_commands/wavs/speakers/train/0.wav"
-    soundfile.write(path, corpora.tone(0.5, 100, rate=8000), 8000)
-    all_actions(preprocessor("fluent_commands", intents))
-    assert "note: 1 files: 8000 Hz resampled to 16000 Hz" in capsys.readouterr().out
-
-
 def test_stale_units_are_refused(keywords):
     task = preprocessor("speech_commands", keywords)
     all_actions(task)
@@ -184,7 +143,7 @@ def test_foreign_kmeans_is_refused(intents):
     task.generate_manifest()
     save_kmeans(task.km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
     with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
 
 
 @pytest.mark.parametrize("missing", ["yes", "_background_noise_"])
@@ -227,35 +186,6 @@ def test_runs_from_any_folder_and_says_what_comes_next(intents):
     assert result.stdout.splitlines()[-1].startswith("next: --action learn_kmeans")
 
 
-def test_a_full_disk_leaves_nothing_half_written(intents, monkeypatch):
-    task = preprocessor("fluent_commands", intents)
-    task.generate_manifest()
-    learn_kmeans([task])
-    quantize(task, Ranks(), skip_bad=False)
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        task.postprocess()
-    assert [path.name for path in task.units.iterdir()] == ["quantized"]
-
-
-@pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="no real clips in ../shared/data")
-def test_real_clips(tmp_path, monkeypatch):
-    root = f"datarc.root_path={REAL_CLIPS}"
-    settings = ["fairseqrc.km_frames=5000", "fairseqrc.km_clusters=50"]
-    task = preprocessor("speech_commands", tmp_path, root, *settings)
-    all_actions(task)
-    units = Counter()
-    for split in SPLITS:
-        rows = list(read_rows(task.units / split))
-        assert len({row.labels for row in rows}) == 12
-        units.update(unit for row in rows for unit in row.units.split(" "))
-    assert len(units) == 50
-
-
 def test_a_unit_model_of_ones_own(intents):
     """Named once in the table, it is found by its name: features, layer, k-means."""
     folder = intents / "pretrained_models"
@@ -281,7 +211,7 @@ def test_a_unit_model_of_ones_own(intents):
     (folder / "mine.pt").unlink()
     shutil.rmtree(task.quantized)
     with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
 
 
 @pytest.mark.parametrize(
@@ -293,13 +223,6 @@ def test_numbers_that_cannot_be(tmp_path, override):
     key, _, value = override.partition("=")
     with pytest.raises(UserError, match=f"{key}={value}: expected at least"):
         preprocessor("speech_commands", tmp_path, override)
-
-
-def test_two_corpora_are_not_in_one_folder(tmp_path):
-    flags = ("--action", "generate_manifest", "--set", "datarc.root_path=/corpora")
-    for downstreams in ((), ("--downstream", "speech_commands", "fluent_commands")):
-        result = run_stage(*downstreams, *flags, "--workspace", str(tmp_path), cwd=tmp_path)
-        assert result.returncode == 2 and "one corpus' folder" in result.stderr
 
 
 def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(
@@ -321,3 +244,35 @@ def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(
     (tmp_path / "pretrained_models").mkdir()
     (tmp_path / "pretrained_models" / "moonshine_tiny_en.ort").touch()
     assert loaded() == ("moonshine100", "")
+
+
+def test_both_tasks_share_a_kmeans(intents):
+    corpora.speech_commands(intents / "corpora" / "speech_commands")
+    tasks = [preprocessor(name, intents) for name in ("speech_commands", "fluent_commands")]
+    for task in tasks:
+        task.generate_manifest()
+    learn_kmeans(tasks)
+    assert tasks[0].km_path == tasks[1].km_path and tasks[0].km_path.exists()
+    tasks[1].config.fairseqrc.km_clusters = 9
+    with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
+        learn_kmeans(tasks)
+
+
+def test_a_kmeans_that_is_there_stays(intents, capsys):
+    """Units and LMs belong to it; another number of clusters is told apart."""
+    task = preprocessor("fluent_commands", intents)
+    task.generate_manifest()
+    learn_kmeans([task])
+    before = task.km_path.read_bytes()
+    learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.seed=7")])
+    assert task.km_path.read_bytes() == before
+    assert "already exists: kept" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
+        learn_kmeans([preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")])
+
+
+def test_a_speech_model_s_kmeans_is_not_learned_unasked(intents):
+    task = preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")
+    task.generate_manifest()
+    with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
+        learn_kmeans([task])

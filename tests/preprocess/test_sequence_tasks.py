@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
-from preprocess.actions.characters import CHARACTERS
-from preprocess.actions.downstreams import those_at_hand
+from preprocess.actions.downstreams import with_input
 from preprocess.actions.manifest import read_manifest
 from preprocess.audio_snips.preprocessor import labels_of
+from preprocess.librispeech.preprocessor import CHARACTERS
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess import corpora
 from tests.preprocess.tasks import TASKS, preprocessor
@@ -62,15 +62,6 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
         "train-clean-100/19/198/19-198-0001.flac",
         "train-clean-100/19/199/19-199-0000.flac",
     ]
-
-
-def test_librispeech_folders_are_chosen_in_the_config(tmp_path: Path) -> None:
-    task = librispeech(tmp_path, "datarc.test=dev-clean")
-    task.generate_manifest()
-    assert [text.words for text in read_back(task, "test").values()] == ["THE HAT"]
-    task = preprocessor("librispeech", tmp_path, "datarc.valid=dev-other")
-    with pytest.raises(UserError, match=r"dev-other: no .*datarc\.valid"):
-        task.generate_manifest()
 
 
 @pytest.mark.parametrize(
@@ -170,14 +161,14 @@ def test_without_a_name_the_runner_does_what_is_there(
 ) -> None:
     """Nobody has every corpus."""
     tasks = [preprocessor(name, tmp_path) for name in TASKS]
-    assert those_at_hand(tasks, after_manifest=False) == tasks, "to be told what is missing"
+    assert with_input(tasks, after_manifest=False) == tasks, "to be told what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
-    (task,) = those_at_hand(tasks, after_manifest=False)
+    (task,) = with_input(tasks, after_manifest=False)
     assert task.downstream == "librispeech"
-    assert capsys.readouterr().out.count("passed over, its corpus is not there") == len(TASKS) - 1
-    assert those_at_hand(tasks, after_manifest=True) == tasks
+    assert capsys.readouterr().out.count("left out, its corpus does not exist") == len(TASKS) - 1
+    assert with_input(tasks, after_manifest=True) == tasks
     task.generate_manifest()
-    assert those_at_hand(tasks, after_manifest=True) == [task]
+    assert with_input(tasks, after_manifest=True) == [task]
 
 
 words = st.lists(

@@ -7,7 +7,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
-from preprocess.actions.manifest import Entry, distinct, read_manifest
+from preprocess.actions.manifest import read_manifest
 from preprocess.speech_commands.preprocessor import which_split
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
@@ -34,13 +34,6 @@ def test_published_validation_rows_are_validation_files():
     spoken = [file for file in files if not file.startswith("temp/")]
     assert len(files) == 3370 and len(spoken) > 2500
     assert {which_split(Path(file).name) for file in spoken} == {"valid"}
-
-
-def test_distinct_keeps_the_first_of_each_file():
-    first, second = Entry("a", 5, 0, "a", "1"), Entry("b", 5, 0, "b", "1")
-    assert distinct([first, second, first, first]) == [first, second]
-    with pytest.raises(UserError, match="names two pieces of audio"):
-        distinct([first, Entry("a", 5, 3, "a", "1")])
 
 
 @pytest.mark.parametrize("text", ["/corpus\n", "/corpus\na.wav\t5\n", "/corpus\na\tx\t0\ta\t1\n"])

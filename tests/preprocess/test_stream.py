@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from preprocess.actions.manifest import Entry
+from preprocess.actions.stream import Block, Encoder, cut_blocks
 from preprocess.speech2unit.audio import BadAudio
 from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel
-from preprocess.speech2unit.stream import BATCHES_A_BLOCK, Block, Encoder, cut_blocks
 from tests.preprocess.corpora import tone, write
 
 CPU = torch.device("cpu")
@@ -87,17 +87,6 @@ def test_results_do_not_depend_on_threads(corpus, threads):
         threads(count)
         found.append(torch.cat(encode(LogMel(Source()), root, entries, 1.0)))
     assert torch.equal(*found)
-
-
-def test_blocks_cover_the_entries_and_end_at_their_limit(corpus):
-    root, entries = corpus
-    blocks = cut_blocks("train", root, entries, 0.5)
-    assert [entry for block in blocks for entry in block.entries] == entries
-    assert len({block.name for block in blocks}) == len(blocks) > 3
-    most = BATCHES_A_BLOCK * 0.5 * 16_000
-    for block in blocks[:-1]:
-        assert sum(entry.frames for entry in block.entries[:-1]) < most
-        assert sum(entry.frames for entry in block.entries) >= most
 
 
 def test_bad_files_keep_their_place(corpus):

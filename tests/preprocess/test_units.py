@@ -1,16 +1,12 @@
-"""k-means and merging."""
-
-from itertools import groupby
+"""k-means: learning, and frames to units."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.features import Source, merge_runs
+from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 from preprocess.speech2unit.logmel import LogMel
 from tests.preprocess.corpora import tone
@@ -23,15 +19,6 @@ def frames() -> np.ndarray:
     """(N, 80) log-mel frames of tones."""
     waveforms = [torch.from_numpy(tone(0.5, hertz)).float() for hertz in range(80, 400, 20)]
     return torch.cat(LogMel(Source())(waveforms)).numpy()
-
-
-def test_units_equal_scikit_learn(frames):
-    from sklearn.cluster import MiniBatchKMeans
-
-    model = MiniBatchKMeans(20, random_state=0, n_init=1).fit(frames)
-    units = KMeans(model.cluster_centers_, CPU)(torch.from_numpy(frames))
-    assert np.array_equal(units.numpy(), model.predict(frames))
-    assert len(set(units.tolist())) > 10
 
 
 def test_units_are_nearest_centres(frames):
@@ -61,13 +48,6 @@ def test_kmeans_files_that_cannot_be_used(tmp_path):
         load_kmeans(tmp_path / "other.npz")
     with pytest.raises(UserError, match="3 feature frames for 5 clusters"):
         fit_kmeans(np.zeros((3, 80), np.float32), 5, 2, seed=0)
-
-
-@given(st.lists(st.integers(0, 5), min_size=1))
-def test_merging_collapses_runs(units):
-    merged = merge_runs(" ".join(map(str, units)))
-    assert merged.split(" ") == [str(unit) for unit, _ in groupby(units)]
-    assert merge_runs(merged) == merged
 
 
 def test_learning_gives_every_cluster_its_centre():

@@ -1,7 +1,7 @@
-"""Full disks, read-only folders, vanishing files, two runs at once, at random moments: every stage
-says in a line what is wrong, keeps what there is, and then does what an undisturbed run does.
+"""Kills, full disks, read-only folders, vanishing files, two runs at once, at random moments: every
+stage says in a line what is wrong, keeps what exists, and then does what an undisturbed run does.
 
-python -m tests.reliability.faults --count 20 --seed 1 [--stage train] [--fault disk_full]
+python -m tests.reliability.faults --count 20 --seed 1 [--stage train] [--fault kill disk_full]
 """
 
 from __future__ import annotations
@@ -23,6 +23,17 @@ _FULL = ("make room",)
 _FORBIDDEN = ("Permission denied", "is not writable")
 
 
+def kill(trial: Trial) -> int:
+    """kill -9 a run, and in a third of the trials the run after it too."""
+    kills = 0
+    for _ in range(trial.rng.choice((1, 1, 2))):
+        if not trial.start().kill_after(trial.moment()):
+            break
+        kills += 1
+        trial.check_kept()
+    return kills
+
+
 def disk_full(trial: Trial) -> int:
     """No file may grow beyond a drawn length, from the start, or at all from a drawn moment on.
 
@@ -41,9 +52,7 @@ def disk_full(trial: Trial) -> int:
 
 
 def read_only(trial: Trial) -> int:
-    """A folder that the stage writes in takes nothing any more, from the start or from a drawn
-    moment on.
-    """
+    """A folder that the stage writes in becomes read-only, at the start or at a drawn moment."""
     folder = trial.rng.choice(_written(trial))
     run = trial.start(bow_to_modes)
     if trial.rng.random() < 0.5:
@@ -61,8 +70,8 @@ def read_only(trial: Trial) -> int:
 
 
 def vanishing(trial: Trial) -> int:
-    """A file that the stage reads is gone, from the start or from a drawn moment on; then it is
-    put back.
+    """A file that the stage reads disappears, at the start or at a drawn moment; then it is put
+    back.
     """
     files = [p for pattern in trial.stage.reads for p in sorted(trial.work.glob(pattern))]
     if not files:
@@ -85,7 +94,7 @@ def vanishing(trial: Trial) -> int:
 def two_runs(trial: Trial) -> int:
     """While a run stands still, at a drawn moment or at a drawn file that it opens after it took
     its lock, another begins and ends: it is refused, where the first holds the output. Then the
-    first goes on.
+    first resumes.
     """
     if trial.rng.random() < 0.5:
         first = trial.start()
@@ -113,7 +122,7 @@ def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = F
         return 0
     check_error(ended, *words)
     trial.check_kept()
-    resumed = (".part", ".part.json", ".tgz")  # what the next run goes on from
+    resumed = (".part", ".part.json", ".tgz")  # what the next run resumes from
     left = [p.name for p in temporaries(trial.work) if not p.name.endswith(resumed)]
     if left and not leaves:
         raise Wrong(f"left {', '.join(left)}")
@@ -121,14 +130,10 @@ def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = F
 
 
 def _written(trial: Trial) -> list[Path]:
-    """The folders there in which the stage makes something, or the nearest above them."""
-    found = set()
-    for name in trial.made:
-        folder = trial.work.joinpath(name).parent
-        while not folder.exists():
-            folder = folder.parent
-        found.add(folder)
-    return sorted(found)
+    """The folders in which the stage makes something, or the nearest existing ones above."""
+    folders = (trial.work.joinpath(name).parent for name in trial.made)
+    existing = (next(path for path in (f, *f.parents) if path.exists()) for f in folders)
+    return sorted(set(existing))
 
 
 def _stop_at(number: int) -> None:
@@ -146,12 +151,7 @@ def _stop_at(number: int) -> None:
     sys.addaudithook(hook)
 
 
-STRIKES = {
-    "disk_full": disk_full,
-    "read_only": read_only,
-    "vanishing": vanishing,
-    "two_runs": two_runs,
-}
+STRIKES = {strike.__name__: strike for strike in (kill, disk_full, read_only, vanishing, two_runs)}
 
 if __name__ == "__main__":
     command(STRIKES, __doc__)

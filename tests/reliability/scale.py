@@ -27,7 +27,7 @@ STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess", "an
 
 
 class Cost(NamedTuple):
-    """What a stage took on so many rows."""
+    """What a stage took on this many rows."""
 
     stage: str
     rows: int

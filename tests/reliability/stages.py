@@ -1,4 +1,4 @@
-"""Every stage that writes, on a tiny workspace, and what it reads there."""
+"""Every stage that writes, on a tiny workspace, and what it reads."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _prompt(name: str, words: tuple[str, ...] = (), reads: tuple[str, ...] = ())
     return Stage(name, f"ulm_prompt.{name}", (*selection, *words), reads)
 
 
-STAGES = [  # in the order of the pipeline: each finds what the ones before it left
+STAGES = [  # in the order of the pipeline: a stage finds what the earlier ones left
     Stage(
         "download",
         "pretrained_models.download",
@@ -147,11 +147,11 @@ def warm_up(stages: Sequence[Stage]) -> None:
     importlib.import_module("sklearn.cluster")
     if any(stage.name == "train_ulm" for stage in stages):  # the first that needs fairseq
         _warm_up_fairseq()
-    gc.freeze()  # what is there now is never looked at again, in no fork
+    gc.freeze()  # what exists now is never collected, in no fork
 
 
 def _warm_up_fairseq() -> None:
-    for module in ("checkpoint", "cache", "decoding", "precision", "task", "unit_lm_task"):
+    for module in ("checkpoint", "cache", "decoding", "precision", "task"):
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
     for module in ("training.fairseq_patches", "using.share", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")

@@ -17,9 +17,10 @@ from ulm_prompt.gen_labelspace import labels_of
 from ulm_prompt.make_data import make_split
 from ulm_prompt.prompt_data.binaries import encode_text
 from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_data.verbal import prompt_texts, rename_labels
 from ulm_prompt.scoring.sample_file import WITHIN, write_samples
 from ulm_prompt.scoring.scores import score
-from ulm_prompt.verbalizer import count_train, rename_split, train_text
+from ulm_prompt.verbalizer import count_train
 
 PAIR = Pair("IC", UNIT_MODEL, load_task("IC"))
 LABELS = {str(label): str(label) for label in range(24)}
@@ -28,6 +29,10 @@ ANSWER = {kind: {"predict": "1 2 3", "score": -0.5} for kind in ("free", "within
 
 def samples(workspace: Workspace) -> Path:
     return workspace.samples("IC", UNIT_MODEL, "d", "d")
+
+
+def train_text(workspace: Workspace) -> Path:
+    return prompt_texts(workspace, PAIR)["train"]
 
 
 def write_answers(workspace: Workspace) -> None:
@@ -44,10 +49,12 @@ def write_answers(workspace: Workspace) -> None:
 STAGES: dict[str, Callable[[Workspace], object]] = {
     "make_data": lambda workspace: make_split(workspace, PAIR, "train"),
     "gen_labelspace": lambda workspace: labels_of(workspace, PAIR),
-    "count": lambda workspace: count_train(train_text(workspace, PAIR)),
-    "rename": lambda workspace: rename_split(workspace, PAIR, LABELS, "freq", "train", Counter()),
+    "count": lambda workspace: count_train(train_text(workspace)),
+    "rename": lambda workspace: rename_labels(
+        train_text(workspace), workspace.root / "renamed.txt", LABELS, Counter()
+    ),
     "encode": lambda workspace: sum(
-        map(len, encode_text(train_text(workspace, PAIR), LETTERS, Path("dict.txt")))
+        map(len, encode_text(train_text(workspace), LETTERS, Path("dict.txt")))
     ),
     "answers": write_answers,
     "cal_acc": lambda workspace: score(samples(workspace)),

@@ -173,21 +173,6 @@ def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, s
     assert not canary.exists()
 
 
-def test_fairseqs_own_reader_is_held_to_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-
-    from ulm_prompt.training.fairseq_run import _weights_only
-
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")
-    with _weights_only(), pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint_to_cpu(str(tmp_path / "last.pt"))
-    assert not (tmp_path / "it-ran").exists()
-    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
-
-
 @pytest.mark.parametrize(
     "text",
     [

@@ -14,8 +14,7 @@ import soundfile
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
-from preprocess.actions.learn_kmeans import learn_kmeans
-from preprocess.actions.quantize import quantize
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.any_bytes import windows
@@ -52,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = preprocessor("fluent_commands", root)
     task.generate_manifest()
     learn_kmeans([task])
-    quantize(task, Ranks(), skip_bad=False)
+    Quantizing(task).run(Ranks(), skip_bad=False)
     task.postprocess()
     return root
 

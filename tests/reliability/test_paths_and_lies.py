@@ -16,7 +16,6 @@ import soundfile
 import torch
 
 from baselines.classifiers.means import means_folder, read_means
-from experiments.study_cell import RECORD, Place
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.workspace import Workspace
@@ -29,7 +28,8 @@ from ulm_prompt.prompt_data.prompt_record import RECORD as RECORD_NAME
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, write_record
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm.lm import load_dictionary
-from ulm_prompt.training.unit_lm import UnitLMRecipe, check_same_run
+from ulm_prompt.training.recipe import UnitLMRecipe
+from ulm_prompt.training.runs import check_same_run
 from ulm_prompt.using.find_prompts import task_and_unit_model
 from ulm_prompt.using.speech import UnitFiles
 
@@ -163,18 +163,11 @@ def test_a_card_names_no_path(prompt: Path, tmp_path: Path, name: Any) -> None:
         assert f"{key}: expected" in message
 
 
-@pytest.mark.parametrize("text", ["[]", "1", '{"made_from": 1, "run": "rm"}', "{}", "{"])
-def test_a_study_that_lies(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / RECORD).write_text(text)
-    monkeypatch.setattr(Place, "folder", tmp_path)
-    refused(Place(None, None, Workspace(tmp_path), {}).recorded)
-
-
 @pytest.mark.parametrize("text", ["[]", "1", '{"recipe": {}, "text": {}}', "{"])
 def test_a_run_that_lies(tmp_path: Path, text: str) -> None:
     (tmp_path / "checkpoint_last.pt").touch()
     (tmp_path / "run.json").write_text(text)
-    recipe = UnitLMRecipe(*range(19))
+    recipe = UnitLMRecipe()
     refused(lambda: check_same_run(tmp_path, recipe, {}))
 
 

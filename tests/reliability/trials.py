@@ -1,5 +1,5 @@
-"""Trials of every stage: something befalls a run, the run after it must leave what an
-uninterrupted one leaves.
+"""Trials of every stage: a fault strikes a run, and the next run must leave what an uninterrupted
+run leaves.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_error(ended: Ended, *words: str) -> None:
 @dataclass
 class Trial:
     """One trial of a stage in the folder ``work``, and what is known of an uninterrupted run:
-    its ``seconds``, what lies there after it (``expected``) and the bytes of what it ``made``.
+    its ``seconds``, what ``work`` holds after it (``expected``), the bytes of what it ``made``.
     """
 
     stage: Stage
@@ -73,16 +73,16 @@ class Trial:
         self.check_complete()
 
     def check_kept(self) -> None:
-        """Whatever was there is there, as it was; what came is whole."""
-        found = contents(self.work)
-        changed = [name for name in self.earlier if found.get(name) != self.earlier[name]]
+        """What existed is unchanged; what is new is whole."""
+        present = contents(self.work)
+        changed = [name for name in self.earlier if present.get(name) != self.earlier[name]]
         if changed:
             raise Wrong(f"took or changed {', '.join(changed)}")
 
     def check_complete(self) -> None:
         """What an uninterrupted run leaves, and nothing else."""
-        found = contents(self.work)
-        names = [n for n in self.expected | found if self.expected.get(n) != found.get(n)]
+        present = contents(self.work)
+        names = [n for n in self.expected | present if self.expected.get(n) != present.get(n)]
         if names:
             raise Wrong(f"{', '.join(names)} differ")
         if left := temporaries(self.work):
@@ -93,7 +93,7 @@ Strike = Callable[[Trial], int]  # how often it struck: a run may end before its
 
 
 class Outcome(NamedTuple):
-    """What ``count`` trials of a stage came to."""
+    """What the trials of a stage came to."""
 
     stage: str
     fault: str
@@ -106,7 +106,7 @@ class Outcome(NamedTuple):
 def trials(
     strikes: Mapping[str, Strike], count: int, seed: int, only: Sequence[str] = ()
 ) -> Iterator[Outcome]:
-    """Let each of ``strikes`` befall each stage ``count`` times, one stage after the other.
+    """Let every one of ``strikes`` strike every stage ``count`` times, stage by stage.
 
     Two trials of three begin where the stages before have ended, the third where this one has.
     """
@@ -119,12 +119,12 @@ def trials(
         write_corpus(work)
         for stage in stages:
             _copy(work, before)
-            there = contents(work)
+            earlier = contents(work)
             begun = time.monotonic()
             check_success(Run(stage.module, stage.command(work, mirror.url)).wait())
             seconds = time.monotonic() - begun
             expected = contents(work)
-            made = {n: (work / n).stat().st_size for n in expected if n not in there}
+            made = {n: (work / n).stat().st_size for n in expected if n not in earlier}
             _copy(work, after)
             for fault, strike in strikes.items() if not only or stage.name in only else ():
                 rng = random.Random(f"{seed} {stage.name} {fault}")
@@ -148,13 +148,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def command(strikes: Mapping[str, Strike], description: str) -> None:
-    """The command line of kills.py and faults.py: a table, a line a stage and fault. Exit code 1
-    where a trial went wrong.
+    """The command line of faults.py: a table, a line a stage and fault. Exit code 1 where a trial
+    went wrong.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=100, help="trials of each stage and fault")
+    parser.add_argument("--count", type=int, default=100, help="trials of every stage and fault")
     parser.add_argument("--seed", type=int, default=1, help="draws the moments")
     parser.add_argument("--stage", nargs="+", default=[], choices=[s.name for s in STAGES])
     parser.add_argument("--fault", nargs="+", default=list(strikes), choices=list(strikes))

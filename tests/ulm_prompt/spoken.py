@@ -11,8 +11,7 @@ from pipeline.files import sha256
 from pipeline.ranks import Ranks
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
-from preprocess.actions.learn_kmeans import learn_kmeans
-from preprocess.actions.quantize import quantize
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
@@ -48,7 +47,7 @@ def write_workspace(root: Path) -> Workspace:
         task.generate_manifest()
     learn_kmeans(tasks)
     for task in tasks:
-        quantize(task, Ranks(), skip_bad=False)
+        Quantizing(task).run(Ranks(), skip_bad=False)
         task.postprocess()
     tiny.write_lm(workspace.lm(UNIT_MODEL))
     for name in ("make_data", "gen_labelspace", "verbalizer"):

@@ -1,26 +1,33 @@
-"""A user's mistakes: one line that names the file or flag, exit code 2, nothing half-written."""
+"""A user's mistakes: one line that names the file or flag, exit code 2, nothing half-written; and
+runs that would not be what was asked for, refused before they begin.
+"""
 
 from __future__ import annotations
 
-import pickle
+import argparse
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.torch_files import load_torch
+from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_lm.lm import load_unit_lm
+from ulm_prompt.train_ulm import choose_recipe
 
 UNIT_MODEL = "tiny100"
 TEXT_STAGES = ("make_data", "gen_labelspace", "verbalizer")
+DATA_STAGES = (*TEXT_STAGES, "fairseq_preprocess")
 
 
 @pytest.fixture
@@ -36,80 +43,86 @@ def data_stages(root: Path, *names: str, code: int = 0) -> str:
     return stage(f"ulm_prompt/{names[-1]}.py", "--workspace", root, code=code)
 
 
-def replace_first_row(root: Path, split: str, row: str) -> Path:
-    path = Workspace(root).rows("speech_commands", UNIT_MODEL, split)
-    _, *rest = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([row + "\n", *rest]))
-    return path
+def rows_path(root: Path, split: str) -> Path:
+    return Workspace(root).rows("speech_commands", UNIT_MODEL, split)
+
+
+def replace_first_row(root: Path, split: str, row: str) -> None:
+    _, *rest = rows_path(root, split).read_text().splitlines(keepends=True)
+    rows_path(root, split).write_text("".join([row + "\n", *rest]))
 
 
 def leftovers(root: Path) -> list[Path]:
     return [path for path in root.rglob(".*") if ".tmp" in path.name or ".old" in path.name]
 
 
-def test_unknown_task(root: Path) -> None:
-    message = stage("ulm_prompt/make_data.py", "--workspace", root, "--prompt_task", "XX", code=2)
-    assert "--prompt_task XX" in message and "KS, IC" in message
+def few_units(root: Path) -> None:
+    rows_path(root, "train").write_text("".join(f"{i}.wav|1 2|{i}\n" for i in range(5)))
 
 
-def test_no_data_at_all(tmp_path: Path) -> None:
-    assert "no quantised data" in data_stages(tmp_path, "make_data", code=2)
-
-
-def test_missing_split(root: Path) -> None:
-    path = Workspace(root).rows("speech_commands", UNIT_MODEL, "valid")
-    path.unlink()
-    assert str(path) in data_stages(root, "make_data", code=2)
-
-
-def test_row_without_units(root: Path) -> None:
-    path = replace_first_row(root, "test", "silent.wav||3")
-    message = data_stages(root, "make_data", code=2)
-    assert f"{path}, line 1: no units (silent.wav)" in message
-    target = Workspace(root).prompt_text(UNIT_MODEL, "speech_commands", "data_prompt", "test")
-    assert not target.exists() and not leftovers(root)
-
-
-def test_wrong_number_of_labels(root: Path) -> None:
-    replace_first_row(root, "train", "a.wav|1 2 3|1 2")
-    assert "has 1 label(s) an utterance, found 2" in data_stages(root, "make_data", code=2)
-
-
-def test_label_missing_from_the_label_space(root: Path) -> None:
-    data_stages(root, "make_data", "gen_labelspace")
-    replace_first_row(root, "test", "a.wav|1 2 3|77")
-    assert "label 77" in data_stages(root, "make_data", "verbalizer", code=2)
-
-
-def test_more_labels_than_units(root: Path) -> None:
-    path = Workspace(root).rows("speech_commands", UNIT_MODEL, "train")
-    path.write_text("".join(f"{label}.wav|1 2|{label}\n" for label in range(5)))
-    message = data_stages(root, *TEXT_STAGES, code=2)
-    assert "5 labels but only 2 distinct units" in message
-
-
-def test_stale_verbalizer(root: Path) -> None:
-    """Rows that changed after verbalizer.py ran are noticed, not silently used."""
-    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
-    data_stages(root, *TEXT_STAGES)
-    replace_first_row(root, "train", "a.wav|1 2 3|1")
-    message = data_stages(root, "make_data", "fairseq_preprocess", code=2)
-    assert "verbal.json: stale" in message
-
-
-def test_rows_that_changed_after_make_data(root: Path) -> None:
-    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
-    data_stages(root, *TEXT_STAGES)
-    replace_first_row(root, "test", "a.wav|1 2 3|1")
-    assert "run ulm_prompt/make_data.py again" in data_stages(root, "fairseq_preprocess", code=2)
-
-
-def test_an_edited_verbalizer(root: Path) -> None:
-    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
-    data_stages(root, *TEXT_STAGES)
+def edit_verbal(root: Path) -> None:
     path = Workspace(root).datasets(UNIT_MODEL) / "verbal.json"
     path.write_text(path.read_text().replace('"0": "0"', '"0": "50"'))
-    assert "verbal.json: stale" in data_stages(root, "fairseq_preprocess", code=2)
+
+
+def first_row(split: str, row: str) -> Callable[[Path], None]:
+    return lambda root: replace_first_row(root, split, row)
+
+
+@pytest.mark.parametrize(
+    ("done", "mistake", "stages", "message"),
+    [
+        ((), lambda root: rows_path(root, "valid").unlink(), ("make_data",), "valid: this split"),
+        ((), first_row("test", "silent.wav||3"), ("make_data",), "test, line 1: no units (silent"),
+        ((), first_row("train", "a.wav|1 2|1 2"), ("make_data",), "1 label(s) an utterance, found"),
+        (TEXT_STAGES[:2], first_row("test", "a.wav|1|77"), ("make_data", "verbalizer"), "label 77"),
+        ((), few_units, TEXT_STAGES, "5 labels but only 2 distinct units"),
+        (
+            TEXT_STAGES,
+            first_row("train", "a.wav|1 2 3|1"),
+            ("make_data", "fairseq_preprocess"),
+            "verbal.json: stale",
+        ),
+        (
+            TEXT_STAGES,
+            first_row("test", "a.wav|1 2 3|1"),
+            ("fairseq_preprocess",),
+            "run ulm_prompt/make_data.py again",
+        ),
+        (TEXT_STAGES, edit_verbal, ("fairseq_preprocess",), "verbal.json: stale"),
+        ((), first_row("valid", "a.wav|1 2 100|1"), DATA_STAGES, "line 1: unit 100 is not in"),
+    ],
+)
+def test_rows_and_texts(
+    root: Path,
+    done: tuple[str, ...],
+    mistake: Callable[[Path], None],
+    stages: tuple[str, ...],
+    message: str,
+) -> None:
+    """A mistake is made after the stages ``done``; the last of ``stages`` refuses it."""
+    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
+    if done:
+        data_stages(root, *done)
+    mistake(root)
+    assert message in data_stages(root, *stages, code=2)
+    assert not Workspace(root).data_bin(UNIT_MODEL, "KS").exists() and not leftovers(root)
+
+
+def test_flags_that_name_nothing(root: Path) -> None:
+    def refused(script: str, *flags: object, workspace: Path = root) -> str:
+        return stage(f"ulm_prompt/{script}.py", "--workspace", workspace, *flags, code=2)
+
+    message = refused("make_data", "--prompt_task", "XX")
+    assert "--prompt_task XX" in message and "KS, IC" in message
+    assert "no quantised data" in refused("make_data", workspace=root / "empty")
+    assert "no knob sched; there are" in refused("train", "--date", "a", "--set", "sched=cosine")
+    assert "recipe quick: expected" in refused("train", "--date", "a", "--recipe", "quick")
+    message = refused("sample", "--model_date", "none", "--sample_date", "a")
+    assert "correct --model_date" in message
+    assert not (root / "checkpoints").exists()
+    message = data_stages(root, *DATA_STAGES, code=2)
+    assert "dict.txt: not found" in message and "train_ulm.py" in message
 
 
 def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> None:
@@ -124,6 +137,12 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
     assert "another text" in stage(*command, code=2)
 
 
+def choose(root: Path, **others: object) -> object:
+    values = {"unit_model": UNIT_MODEL, "date": "a", "config": "tiny", "set": [], "dtype": None}
+    args = argparse.Namespace(**values | {"begin_from": None} | others)
+    return choose_recipe(args, Workspace(root))
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
@@ -133,47 +152,99 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
         ("lr_schedule=linear", "lr_schedule=linear: expected one of fixed, cosine"),
         ("dropout=7", "dropout=7.0: expected 0 or more, below 1"),
         ("lr=nan", "lr=nan: expected at least 0"),
+        ("lr=fast", "lr: Value 'fast' of type 'str' could not be converted to Float"),
         ("update_freq=0", "update_freq=0: expected at least 1"),
         ("max_update=50 warmup_updates=50", "the cosine schedule ends there"),
         ("dtype=int8", "dtype=int8: expected one of float32"),
     ],
 )
-def test_an_lm_s_knob_that_cannot_be(root: Path, knobs: str, message: str) -> None:
-    """Told before anything is written, the text of the LM included."""
-    command = ("ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL)
-    knobs = knobs.split()
-    said = stage(*command, "--date", "a", "--config", "tiny", "--set", *knobs, code=2)
-    assert message in said
-    assert not (root / "checkpoints").exists()
+def test_knobs_of_an_lm(tmp_path: Path, knobs: str, message: str) -> None:
+    """Told before anything is written."""
+    with pytest.raises(UserError, match=message):
+        choose(tmp_path, set=knobs.split())
+    assert not list(tmp_path.iterdir())
 
 
-def test_unit_outside_the_dict(root: Path) -> None:
-    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
-    replace_first_row(root, "valid", "a.wav|1 2 100|1")
-    message = data_stages(root, *TEXT_STAGES, "fairseq_preprocess", code=2)
-    assert "line 1: unit 100 is not in" in message
-    assert not Workspace(root).data_bin(UNIT_MODEL, "KS").exists() and not leftovers(root)
+def test_an_lm_where_no_stage_would_look(tmp_path: Path) -> None:
+    table = tmp_path / "pretrained_models" / "my_unit_models.yaml"
+    table.parent.mkdir()
+    table.write_text(
+        "unit_models: {mine: {feature_type: logmel, clusters: 9, lm: {path: elsewhere}}}"
+    )
+    with pytest.raises(UserError, match="mine: its LM is .*elsewhere, which the other stages read"):
+        choose(tmp_path, unit_model="mine")
 
 
-def test_no_lm(root: Path) -> None:
-    message = data_stages(root, *TEXT_STAGES, "fairseq_preprocess", code=2)
-    assert "dict.txt: not found" in message and "train_ulm.py" in message
+def test_an_lm_resumes_in_the_dtype_it_began_in(tmp_path: Path) -> None:
+    """Whatever this machine would choose."""
+    folder = Workspace(tmp_path).checkpoints("ulm", UNIT_MODEL, "a")
+    write_json(folder / "run.json", {"recipe": {"dtype": "bfloat16"}})
+    (folder / "checkpoint_last.pt").touch()
+    assert choose(tmp_path, dtype="auto").dtype == "bfloat16"
+    assert choose(tmp_path, dtype="float32").dtype == "float32"
 
 
-def test_unknown_recipe_knob_and_value(root: Path) -> None:
-    command = ("ulm_prompt/train.py", "--workspace", root, "--date", "a")
-    assert "sched" in stage(*command, "--set", "sched=cosine", code=2)
-    assert "expected one of" in stage(*command, "--set", "lr_schedule=cosin", code=2)
-    assert "recipe quick" in stage(*command, "--recipe", "quick", code=2)
-    assert not (root / "checkpoints").exists()
+def test_units_of_two_kmeans_make_no_lm(tmp_path: Path) -> None:
+    for number, downstream in enumerate(tiny.LABELS):
+        tiny.write_corpus(tmp_path, downstream=downstream)
+        folder = Workspace(tmp_path).rows(downstream, UNIT_MODEL, "train").parent
+        record = {"plan": {"kmeans": f"hash{number}"}}
+        write_json(folder / "quantized" / "provenance.json", record)
+    flags = ("--unit_model", UNIT_MODEL, "--date", "a", "--config", "tiny")
+    with pytest.raises(UserError, match=r"speech_commands/.*: quantised with different k-means"):
+        call("train_ulm", tmp_path, *flags)
 
 
-def test_unknown_model_date(root: Path) -> None:
-    message = stage(
-        "ulm_prompt/sample.py", "--workspace", root, "--model_date", "none", "--sample_date", "a",
-        code=2,
-    )  # fmt: skip
-    assert "correct --model_date" in message
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("workspace")
+    prepare(root, "speech_commands", "fluent_commands")
+    call("train", root, "--date", "d", "--set", "max_update=1")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "lm_dropout=0.5"], "a prompt's LM is frozen"),
+        (["--set", "seed=-1"], "seed=-1: expected at least 0"),
+        (["--set", "lr_schedule=cosin"], "expected one of fixed"),
+        (["--set", "lr_schedule=inverse_sqrt", "warmup_updates=0"], "needs at least 1"),
+        (["--fine_tune", "--set", "warmup_updates=0"], "needs at least 1"),
+        (["--fine_tune", "--prefix_prompt_length", 50], "--prefix_prompt_length: says how a prom"),
+        (["--fine_tune", "--set", "space=projected"], "--set space: says how a prompt is trained"),
+    ],
+)
+def test_knobs_of_a_prompt(trained: Path, flags: list[object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        call("train", trained, "--date", "e", *flags)
+    assert not Workspace(trained).checkpoints("KS", UNIT_MODEL, "e").exists()
+
+
+def test_units_that_the_dict_lacks_are_not_decoded(trained: Path, tmp_path: Path) -> None:
+    """The binaries are older, and sample.py does not read them."""
+    root = Path(shutil.copytree(trained, tmp_path / "copy"))
+    replace_first_row(root, "test", "a.wav|777 1 2|1")
+    for script in TEXT_STAGES:
+        call(script, root)
+    with pytest.raises(UserError, match=r"test\.txt, line 1: unit 777 is not in .*dict\.txt"):
+        call("sample", root, "--model_date", "d", "--sample_date", "s")
+
+
+def test_answers_that_could_not_be_whole(trained: Path) -> None:
+    flags = ("--prompt_task", "IC", "--model_date", "d", "--sample_date", "s", "--max_labels", 2)
+    with pytest.raises(UserError, match="--max_labels 2: an answer to IC has 3 labels"):
+        call("sample", trained, *flags)
+
+
+def test_curves_are_those_of_the_runs_that_exist(trained: Path, tmp_path: Path) -> None:
+    """Units without such a run are left out, as those of the example in the repository."""
+    root = Path(shutil.copytree(trained, tmp_path / "copy"))
+    tiny.write_corpus(root, "another100")
+    said = call("plot", root, "curves", "--date", "d", "--prompt_task", "KS")
+    assert said.count("->") == 1 and f"KS {UNIT_MODEL} -> " in said
+    with pytest.raises(UserError, match=r"train\.log: not found"):
+        call("plot", root, "curves", "--date", "none")
 
 
 def test_full_disk(root: Path) -> None:
@@ -190,70 +261,38 @@ def test_full_disk(root: Path) -> None:
     assert not list((root / "ulm_prompt").rglob("*.txt")) and not leftovers(root)
 
 
-class TestLM:
-    """An LM that is not whole is never trained on."""
-
-    @pytest.fixture
-    def lm(self, tmp_path: Path) -> Path:
-        tiny.write_lm(tmp_path)
-        return tmp_path
-
-    def change(self, lm: Path, **entries: object) -> None:
-        path = lm / "checkpoint_best.pt"
-        state = torch.load(path, weights_only=False)
-        for name, value in entries.items():
-            if value is None:
-                del state["model"][name.replace("__", ".")]
-            else:
-                state["model"][name.replace("__", ".")] = value
-        torch.save(state, path)
-
-    def refused(self, lm: Path, expected: str) -> None:
-        with pytest.raises(UserError, match=expected) as error:
-            load_unit_lm(lm)
-        assert "\n" not in str(error.value)
-
-    def test_whole(self, lm: Path) -> None:
-        assert len(load_unit_lm(lm).dictionary) == 104
-
-    def test_dict_of_another_size(self, lm: Path) -> None:
-        (lm / "dict.txt").write_text("0 1\n1 1\n")
-        self.refused(lm, "6 symbols, but checkpoint_best.pt has 104")
-
-    def test_missing_weight(self, lm: Path) -> None:
-        self.change(lm, decoder__layers__1__fc1__weight=None)
-        self.refused(lm, r"is missing decoder\.layers\.1\.fc1\.weight")
-
-    def test_unexpected_weight(self, lm: Path) -> None:
-        self.change(lm, decoder__extra=torch.zeros(2))
-        self.refused(lm, r"unexpected decoder\.extra")
-
-    def test_misshapen_weight(self, lm: Path) -> None:
-        self.change(lm, decoder__layers__1__fc1__bias=torch.zeros(3))
-        self.refused(lm, r"misshapen decoder\.layers\.1\.fc1\.bias \(3,\) for \(128,\)")
-
-    def test_no_checkpoint_at_all(self, lm: Path) -> None:
-        (lm / "checkpoint_best.pt").write_bytes(b"not a zip file")
-        self.refused(lm, "checkpoint")
+@pytest.mark.parametrize(
+    ("name", "weight", "message"),
+    [
+        ("decoder.layers.1.fc1.weight", None, r"is missing decoder\.layers\.1\.fc1\.weight"),
+        ("decoder.extra", torch.zeros(2), r"unexpected decoder\.extra"),
+        (
+            "decoder.layers.1.fc1.bias",
+            torch.zeros(3),
+            r"misshapen decoder\.layers\.1\.fc1\.bias.*\(3,\)",
+        ),
+    ],
+)
+def test_an_lm_that_is_not_whole(
+    tmp_path: Path, name: str, weight: torch.Tensor | None, message: str
+) -> None:
+    tiny.write_lm(tmp_path)
+    assert len(load_unit_lm(tmp_path).dictionary) == 104
+    path = tmp_path / "checkpoint_best.pt"
+    state = torch.load(path, weights_only=False)
+    state["model"][name] = weight
+    if weight is None:
+        del state["model"][name]
+    torch.save(state, path)
+    with pytest.raises(UserError, match=message):
+        load_unit_lm(tmp_path)
 
 
-class Payload:
-    """What a hostile pickle looks like: it creates a file when it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("place", ["model", "args", "extra_state"])
-def test_a_checkpoint_never_runs_code(tmp_path: Path, place: str) -> None:
-    victim = tmp_path / "victim"
-    torch.save({"model": {}, place: Payload(victim)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="without running its code"):
-        load_torch(tmp_path / "checkpoint.pt")
-    (tmp_path / "old.pt").write_bytes(pickle.dumps(Payload(victim)))
-    with pytest.raises(UserError):
-        load_torch(tmp_path / "old.pt")
-    assert not victim.exists()
+def test_files_that_are_no_lm(tmp_path: Path) -> None:
+    tiny.write_lm(tmp_path)
+    (tmp_path / "dict.txt").write_text("0 1\n1 1\n")
+    with pytest.raises(UserError, match=r"6 symbols, but checkpoint_best\.pt has 104"):
+        load_unit_lm(tmp_path)
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"not a zip file")
+    with pytest.raises(UserError, match="checkpoint"):
+        load_unit_lm(tmp_path)

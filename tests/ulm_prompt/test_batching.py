@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_lm.batches import batches_by_length
+from ulm_prompt.prompt_lm.data import batches_by_length
 
 
 @settings(deadline=None)

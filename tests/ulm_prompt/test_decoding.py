@@ -12,20 +12,20 @@ from tests.benchmarks.published_decoding import decode_as_published, hypotheses
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm import labels as label_sets_module
-from ulm_prompt.prompt_lm.beam import beam_search
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode, sampler
+from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.search import beam_search, sampler
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
 SEQUENCES = [[7, 20], [7, 21], [9, 22]]
 
 
-def a_model() -> PromptLanguageModel:
+def a_model(infix: bool = False) -> PromptLanguageModel:
     """``</s>`` wins now and then, so that answers end at different steps."""
-    model = tiny.prompted()
+    model = tiny.prompted(infix=infix)
     with torch.no_grad():
         model.lm.decoder.embed_tokens.weight[EOS] *= 25
     return model
@@ -81,10 +81,10 @@ def uncached(model: PromptLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
-@pytest.mark.parametrize("limit", [LIMIT, 20])
-def test_greedy_equals_fairseq(limit: int) -> None:
+@pytest.mark.parametrize(("limit", "infix"), [(LIMIT, False), (20, False), (LIMIT, True)])
+def test_greedy_equals_fairseq(limit: int, infix: bool) -> None:
     """The longer limit outgrows the room that a cache starts with."""
-    model, rows = a_model(), some_rows()
+    model, rows = a_model(infix), some_rows()
     reference = decode_as_published(model, tiny.dictionary(), rows, limit, batch_size=5)
     expected = dict(reference)
     found = free(ours(model, rows, max_labels=limit))
@@ -110,11 +110,18 @@ def test_long_answers_are_the_uncached_greedy_ones() -> None:
     assert max(lengths) == 200 and min(lengths) < 200, lengths
 
 
-@pytest.mark.parametrize("beam", [1, 3, 5])
-@pytest.mark.parametrize("options", [{}, {"len_penalty": 0.3, "temperature": 1.7}])
-def test_beam_equals_fairseq(beam: int, options: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("beam", "options", "infix"),
+    [
+        (1, {}, False),
+        (5, {}, False),
+        (3, {"len_penalty": 0.3, "temperature": 1.7}, False),
+        (3, {}, True),
+    ],
+)
+def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) -> None:
     """Every finished hypothesis: its symbols, its normalised score and each symbol's."""
-    model, rows = a_model(), some_rows(9, longest=12)
+    model, rows = a_model(infix), some_rows(9, longest=12)
     state = cached(model).prefill(rows, score_rows=options.get("temperature", 1.0))
     found = beam_search(
         cached(model), state, beam, LIMIT, None,

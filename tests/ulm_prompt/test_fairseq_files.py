@@ -1,8 +1,9 @@
-"""What fairseq writes while it trains, on a disk that is full."""
+"""fairseq with our changes: what it writes on a disk that is full, what it reads of a stranger."""
 
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from fairseq import checkpoint_utils
 
 from pipeline.torch_files import load_torch
-from ulm_prompt.training.fairseq_patches import CurveWriter, LogFile, write_whole_files
+from tests.reliability.hostile import Runs
+from ulm_prompt.training.fairseq_patches import CurveWriter, patched
+from ulm_prompt.training.fairseq_run import LogFile
 
 LINE = "a line of the log"
 
@@ -27,11 +30,11 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    write_whole_files()
+def saved(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "checkpoint_best.pt"
-    checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
-    return path
+    with patched():
+        checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
+        yield path
 
 
 def test_a_checkpoint_is_whole_or_the_old_one(saved: Path, request) -> None:
@@ -81,3 +84,15 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     log.handle(logging.makeLogRecord({"msg": LINE}))
     log.close()
     assert path.read_text() == f"{LINE}\n{LINE}\n"
+
+
+def test_its_own_reader_takes_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says; afterwards that is as it was."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")
+    with patched(), pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "last.pt"))
+    assert not (tmp_path / "it-ran").exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"

@@ -16,8 +16,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import load_task
-from ulm_prompt.prompt_lm.batches import draw_shots
-from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.pictures import valid_curve
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
@@ -11,13 +12,15 @@ from ulm_prompt.prompt_lm.prompt import Prompt, rounding
 
 
 class PublishedAttention(torch.nn.Module):
-    """A stock attention whose first P keys and values are replaced before they are projected."""
+    """A stock attention whose keys and values from ``start`` on are replaced before they are
+    projected.
+    """
 
     def __init__(
-        self, attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor
+        self, attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor, start: int
     ) -> None:
         super().__init__()
-        self.attention, self.keys, self.values = attention, keys, values
+        self.attention, self.keys, self.values, self.start = attention, keys, values, start
 
     def _get_input_buffer(self, incremental_state: None) -> dict:
         return {}
@@ -26,8 +29,9 @@ class PublishedAttention(torch.nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **others: object
     ):
         def replaced(tensor: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-            prefix = prompt.unsqueeze(1).expand(-1, tensor.shape[1], -1)
-            return torch.cat([prefix, tensor[len(prompt) :]])
+            vectors = prompt.unsqueeze(1).expand(-1, tensor.shape[1], -1)
+            end = self.start + len(prompt)
+            return torch.cat([tensor[: self.start], vectors, tensor[end:]])
 
         return self.attention(
             query=query, key=replaced(key, self.keys), value=replaced(value, self.values), **others
@@ -38,24 +42,40 @@ class PublishedAttention(torch.nn.Module):
 def published_logits(
     lm: TransformerLanguageModel, prompt: Prompt, tokens: torch.Tensor, inputs: torch.Tensor
 ) -> torch.Tensor:
-    """(B, T) -> (B, T, V): P prefix positions with input vectors, keys and values replaced per
-    layer.
+    """(B, T) -> (B, T, V): P positions with input vectors, keys and values replaced per layer,
+    before the row, or, as an infix, before its ``<s>``.
     """
+    if not prompt.infix:
+        return _inserted(lm, prompt, tokens, inputs, 0)
+    starts = [row.index(0) if 0 in row else len(row) for row in tokens.tolist()]
+    rows = zip(tokens.split(1), starts)
+    return torch.cat([_inserted(lm, prompt, row, inputs, start) for row, start in rows])
+
+
+def _inserted(
+    lm: TransformerLanguageModel,
+    prompt: Prompt,
+    tokens: torch.Tensor,
+    inputs: torch.Tensor,
+    start: int,
+) -> torch.Tensor:
     decoder = lm.decoder
-    length = prompt.length
     x = decoder.embed_tokens(tokens)
     x[tokens == 0] = prompt.sep
     x = decoder.embed_scale * x + decoder.embed_positions(tokens)
-    x = torch.cat([inputs.expand(len(tokens), -1, -1), x], dim=1).transpose(0, 1)  # (P + T, B, D)
+    inputs = inputs.expand(len(tokens), -1, -1)
+    x = torch.cat([x[:, :start], inputs, x[:, start:]], dim=1).transpose(0, 1)  # (P + T, B, D)
     mask = x.new_full((len(x), len(x)), -torch.inf).triu(1)
     for index, layer in enumerate(decoder.layers):
         stock = layer.self_attn
-        layer.self_attn = PublishedAttention(stock, prompt.keys[index], prompt.values[index])
+        keys, values = prompt.keys[index], prompt.values[index]
+        layer.self_attn = PublishedAttention(stock, keys, values, start)
         try:
             x = layer(x, self_attn_mask=mask)[0]
         finally:
             layer.self_attn = stock
-    return decoder.output_layer(decoder.layer_norm(x)).transpose(0, 1)[:, length:]
+    logits = decoder.output_layer(decoder.layer_norm(x)).transpose(0, 1)
+    return torch.cat([logits[:, :start], logits[:, start + prompt.length :]], dim=1)
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,50 +94,46 @@ def at(logits: torch.Tensor, read_at: torch.Tensor) -> torch.Tensor:
     return torch.stack([row[places] for row, places in zip(logits, read_at)])
 
 
-def test_logits_equal_the_published_arrangement() -> None:
-    model = tiny.prompted()
+@pytest.fixture(params=[False, True], ids=["prefix", "infix"])
+def model(request: pytest.FixtureRequest) -> PromptLanguageModel:
+    return tiny.prompted(infix=request.param)
+
+
+def test_logits_equal_the_published_arrangement(model: PromptLanguageModel) -> None:
+    """Whatever the input vectors are: nothing attends to them."""
     tokens, read_at = a_batch()
-    expected = published_logits(model.lm, model.prompt, tokens, model.prompt.inputs)
     with torch.no_grad():
         found = model(tokens, read_at)
-    torch.testing.assert_close(found, at(expected, read_at), rtol=0, atol=1e-5)
+    for inputs in (model.prompt.inputs, 100 * torch.randn_like(model.prompt.inputs)):
+        expected = published_logits(model.lm, model.prompt, tokens, inputs)
+        torch.testing.assert_close(found, at(expected, read_at), rtol=0, atol=1e-5)
 
 
-def test_input_vectors_change_nothing() -> None:
-    """They are never attended to: noise in their place gives the published arrangement's own
-    logits.
-    """
-    model = tiny.prompted()
-    tokens, _ = a_batch()
-    noise = 100 * torch.randn_like(model.prompt.inputs)
-    plain = published_logits(model.lm, model.prompt, tokens, model.prompt.inputs)
-    noisy = published_logits(model.lm, model.prompt, tokens, noise)
-    torch.testing.assert_close(plain, noisy, rtol=0, atol=0)
-
-
-def test_input_vectors_take_part_in_no_computation() -> None:
-    model = tiny.prompted()
+def test_gradients_equal_the_published_arrangement(model: PromptLanguageModel) -> None:
+    """The input vectors take part in no computation, and the LM is frozen."""
     tokens, read_at = a_batch()
+    prompt = model.prompt
+    parts = prompt.keys, prompt.values, prompt.sep
+    logits = published_logits.__wrapped__(model.lm, prompt, tokens, prompt.inputs)
+    theirs = torch.autograd.grad(at(logits, read_at).square().sum(), parts)
     with torch.no_grad():
-        model.prompt.inputs.fill_(torch.nan)
-    model(tokens, read_at).sum().backward()
-    assert model.prompt.inputs.grad is None
-    for tensor in (model.prompt.keys, model.prompt.values, model.prompt.sep):
-        assert tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0
+        prompt.inputs.fill_(torch.nan)
+    model(tokens, read_at).square().sum().backward()
+    for part, expected in zip(parts, theirs):
+        assert expected.abs().sum() > 0
+        torch.testing.assert_close(part.grad, expected, rtol=1e-4, atol=1e-4)
+    assert prompt.inputs.grad is None
     assert all(parameter.grad is None for parameter in model.lm.parameters())
 
 
-def test_gradients_equal_the_published_arrangement() -> None:
-    model = tiny.prompted()
-    tokens, read_at = a_batch()
-    model(tokens, read_at).square().sum().backward()
-    ours = [parameter.grad.clone() for parameter in (model.prompt.keys, model.prompt.sep)]
-    model.zero_grad()
-    logits = published_logits.__wrapped__(model.lm, model.prompt, tokens, model.prompt.inputs)
-    at(logits, read_at).square().sum().backward()
-    theirs = [model.prompt.keys.grad, model.prompt.sep.grad]
-    for mine, expected in zip(ours, theirs):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+def test_units_do_not_see_an_infix() -> None:
+    model = tiny.prompted(infix=True)
+    tokens, _ = a_batch()
+    before = torch.tensor([[2, 3]] * 4)
+    with torch.no_grad():
+        logits = model(tokens, before)
+        model.prompt.keys.normal_(), model.prompt.values.normal_()
+        assert torch.equal(model(tokens, before), logits)
 
 
 def test_without_a_prompt_it_is_the_stock_lm() -> None:
@@ -146,15 +162,16 @@ def test_published_parameter_counts() -> None:
         assert sum(parameter.numel() for parameter in prompt.parameters()) == expected
 
 
-def test_projected_prompt_is_the_same_prompt() -> None:
+def test_projected_prompt_is_the_same_prompt(model: PromptLanguageModel) -> None:
     """Trained behind the projections and saved before them: the same logits, to float32."""
     torch.manual_seed(7)
-    lm = tiny.lm()
-    model = PromptLanguageModel(lm, Prompt(3, 5, 32, projected=True)).eval()
+    prompt = Prompt(3, 5, 32, projected=True, infix=model.prompt.infix)
+    model = PromptLanguageModel(model.lm, prompt).eval()
     tokens, read_at = a_batch()
     saved = Prompt.from_published_state(model.state_dict(), 3, "test")
+    assert saved.infix == prompt.infix
     with torch.no_grad():
         expected = model(tokens, read_at)
-        found = PromptLanguageModel(lm, saved)(tokens, read_at)
+        found = PromptLanguageModel(model.lm, saved)(tokens, read_at)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-    assert rounding(model.state_dict(), lm.decoder.layers) < 1e-3
+    assert rounding(model.state_dict(), model.lm.decoder.layers) < 1e-3

@@ -17,7 +17,9 @@ from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm.lm import load_unit_lm
+from ulm_prompt.prompt_lm.prompt import Prompt
 
 LMS = {  # and the knobs of their size
     "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},
@@ -187,9 +189,24 @@ def test_a_published_fine_tuned_checkpoint_decodes_with_its_own_weights(
     assert right > 0.6 * len(found)
 
 
-def test_a_published_infix_prompt_is_named_for_what_it_is(published: Workspace, old: Path) -> None:
+def test_a_published_infix_prompt_decodes_as_published(published: Workspace, old: Path) -> None:
+    """Against the stock layers with the infix positions really inserted, symbol by symbol."""
     checkpoint = old / "published_prompts" / "pubinf" / "checkpoint_best.pt"
-    assert "an infix prompt of length 5" in sample(published, checkpoint, "infix", code=2)
+    answers = sample(published, checkpoint, "infix")
+    unit_lm = load_unit_lm(published.lm(UNIT_MODEL))
+    symbols = unit_lm.dictionary
+    state = torch.load(checkpoint, weights_only=False)["model"]
+    prompt = Prompt.from_published_state(state, len(unit_lm.model.decoder.layers), "infix")
+    assert prompt.infix and prompt.length == 5
+    for row in list(answers.values())[::60]:
+        text = f"</s> {row['src']} {row['predict']}".split()
+        tokens = torch.tensor([[symbols.index(word) for word in text]])
+        logits = published_logits(unit_lm.model, prompt, tokens, prompt.inputs)[0]
+        logits[:, symbols.pad()] = -torch.inf
+        likeliest = [symbols[index] for index in logits.argmax(-1)[text.index("<s>") :]]
+        assert likeliest == [*row["predict"].split(), "</s>"]
+    right = sum(row["label"] == row["predict"] for row in answers.values())
+    assert right > 0.5 * len(answers)
 
 
 @pytest.mark.parametrize("name", ["prefix_embed_prompts", "infix_embed_prompts"])

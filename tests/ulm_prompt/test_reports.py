@@ -21,7 +21,8 @@ from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.class_report import answers, class_report, without_a_prompt
-from ulm_prompt.scoring.scores import OTHER, Label, wilson
+from ulm_prompt.scoring.pictures import OTHER
+from ulm_prompt.scoring.scores import Label, wilson
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),
@@ -47,46 +48,36 @@ def write_samples(path: Path, seed: int = 0) -> list[dict]:
     return rows
 
 
-def test_every_class_is_counted(tmp_path):
+def spoken_class(units: str) -> str:
+    return ", ".join(NAMES[unit].name for unit in units.split())
+
+
+def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
     path = tmp_path / "samples_X_u_d.json"
     rows = write_samples(path)
     report = class_report(path, NAMES)
-    for one in report.classes:
-        units = next(r["label"] for r in rows if one.name == called_slowly(r["label"]))
+    assert sum(score["utterances"] for score in report["classes"]) == 60
+    for score in report["classes"]:
+        units = next(r["label"] for r in rows if score["name"] == spoken_class(r["label"]))
         spoken = [row for row in rows if row["label"] == units]
         answered = [row for row in rows if row["predict"] == units]
-        both = [row for row in spoken if row["predict"] == units]
-        assert one.utterances == len(spoken)
-        assert one.recall == pytest.approx(100 * len(both) / len(spoken))
-        assert one.precision == pytest.approx(100 * len(both) / max(1, len(answered)))
-        f1 = 200 * len(both) / (len(spoken) + len(answered))
-        assert one.f1 == pytest.approx(f1)
-    assert sum(one.utterances for one in report.classes) == 60
-    for place, slot in enumerate(("action", "object")):
+        right = sum(row["predict"] == units for row in spoken)
+        assert score["utterances"] == len(spoken)
+        assert score["recall"] == pytest.approx(100 * right / len(spoken))
+        assert score["precision"] == pytest.approx(100 * right / max(1, len(answered)))
+        assert score["f1"] == pytest.approx(200 * right / (len(spoken) + len(answered)))
+    for index, slot in enumerate(("action", "object")):
         right = [
-            r["predict"].split()[place : place + 1] == [r["label"].split()[place]] for r in rows
+            r["predict"].split()[index : index + 1] == [r["label"].split()[index]] for r in rows
         ]
-        assert report.slots[slot] == pytest.approx(100 * sum(right) / 60)
-    spoken, answered, classes = answers(path, NAMES)
+        assert report["slots"][slot] == pytest.approx(100 * sum(right) / 60)
+    _, answered, classes = answers(path, NAMES)
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
-
-
-def called_slowly(units: str) -> str:
-    return NAMES[units.split()[0]].name + ", " + NAMES[units.split()[1]].name
-
-
-def test_mistakes_come_the_most_confident_first(tmp_path):
-    path = tmp_path / "samples_X_u_d.json"
-    write_samples(path)
     twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
-    wrong = sorted(
-        (row for row in twin.values() if row["label"] != row["predict"]),
-        key=lambda row: row["score"],
-        reverse=True,
-    )
-    mistakes = class_report(path, NAMES).mistakes
-    assert [one.file_name for one in mistakes] == [row["file_name"] for row in wrong]
-    assert mistakes[0].probability == pytest.approx(math.exp(wrong[0]["score"]))
+    wrong = [row for row in twin.values() if row["label"] != row["predict"]]
+    wrong.sort(key=lambda row: row["score"], reverse=True)
+    assert [m["file_name"] for m in report["mistakes"]] == [row["file_name"] for row in wrong]
+    assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(wrong[0]["score"]))
 
 
 def test_attention_on_the_prompt_is_what_a_full_computation_finds():
@@ -107,23 +98,9 @@ def test_attention_on_the_prompt_is_what_a_full_computation_finds():
                     expected[index, head] += weights[:4] / len(rows)
                 mask = model.causal_mask(len(row))
                 x = model.block(layer, x, model.prefixes()[index], mask)
-    found = attention_on_prompt(model, rows)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
-    assert 0.01 < found.sum(2).mean() < 0.99
-
-
-def test_a_prompt_that_repels_gets_no_attention():
-    model = tiny.prompted(length=2)
-    with torch.no_grad():
-        query = model.lm.decoder.layers[0].self_attn.q_proj
-        key = model.lm.decoder.layers[0].self_attn.k_proj
-        query.weight.zero_(), query.bias.fill_(1.0)
-        key.weight.zero_().fill_diagonal_(1.0), key.bias.zero_()
-        model.prompt.keys[0].fill_(-100.0)
-    found = attention_on_prompt(
-        PromptLanguageModel(model.lm, model.prompt).eval(), [torch.arange(9)]
-    )
-    assert found[0].max() < 1e-6
+    shares = attention_on_prompt(model, rows)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6)
+    assert 0.01 < shares.sum(2).mean() < 0.99
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""sample.py on a tiny random LM and prompt: its output, its flags, and going on after a kill."""
+"""sample.py on a tiny random LM and prompt: its output, its flags, a resume after a kill."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from pipeline.workspace import Workspace
 from tests.conftest import stage
 from tests.ulm_prompt import tiny
 from ulm_prompt import sample
-from ulm_prompt.prompt_lm import precision
+from ulm_prompt.prompt_data.tasks import label_limit
 from ulm_prompt.prompt_lm.decoding import Decoded
 from ulm_prompt.prompt_lm.search import Answer
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
-from ulm_prompt.scoring.sample_flags import label_limit
 from ulm_prompt.scoring.scores import score
 
 PUBLISHED = ["file_name", "src", "label", "predict"]
@@ -49,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(root: Path, date: str, *flags: object) -> Path:
     """Run sample.py in this process, where fairseq is imported already; return its output."""
     command = ["--workspace", root, "--model_date", "d", "--sample_date", date, "--batch_size", 4]
-    sys.argv = ["sample.py", *map(str, (*command, "--max_labels", 5, *flags))]
+    sys.argv = ["sample.py", *map(str, (*command, "--max_labels", 5, "--dtype", "float32", *flags))]
     sample.main()
     return output(root, date)
 
@@ -70,6 +69,9 @@ def test_the_published_form(root: Path) -> None:
     """Four keys when greedy, as published; scores in the twin, one for each label."""
     path = run(root, "greedy")
     assert all(list(entry) == PUBLISHED for entry in entries(path))
+    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "test")
+    lines = text.read_text(encoding="utf-8").splitlines()
+    assert [row["src"] for row in entries(path)] == [line.split("<s>")[0] + "<s>" for line in lines]
     for entry in entries(twin(path)):
         assert list(entry) == PUBLISHED + SCORES
         assert len(entry["label_scores"]) == len(entry["predict"].split()) == 3
@@ -107,7 +109,7 @@ def test_a_killed_run_goes_on(
         add = PartialAnswers.add
 
         def counting(self: PartialAnswers, entries: dict) -> None:
-            if len(self.done) >= 4 * batches:
+            if len(self) >= 4 * batches:
                 self._handle.write(b'{"row": 7, "free": {"pre')
                 self._handle.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -123,7 +125,7 @@ def test_a_killed_run_goes_on(
     capsys.readouterr()
     resumed = run(root, date, *flags)
     printed = capsys.readouterr().out
-    assert (f"going on after {4 * batches} of 29" in printed) == (batches > 0)
+    assert (f"resumes after {4 * batches} of 29" in printed) == (batches > 0)
     assert resumed.read_bytes() == whole.read_bytes()
     assert twin(resumed).read_bytes() == twin(whole).read_bytes()
     assert not resumed.with_name(resumed.name + ".part").exists()
@@ -142,7 +144,7 @@ def test_a_batch_that_was_half_written_is_decoded_again(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         partial = PartialAnswers(path, made_from)
         lines = sum(end <= cut for end in ends)
-        assert list(partial.done) == [3, 1, 0][: max(0, lines - 1)]
+        assert list(partial) == [3, 1, 0][: max(0, lines - 1)]
         for row in [3, 1, 0][max(0, lines - 1) :]:
             partial.add({row: {**batches[0], **batches[1]}[row]})
         assert path.read_bytes() == whole
@@ -151,9 +153,9 @@ def test_a_batch_that_was_half_written_is_decoded_again(tmp_path: Path) -> None:
 def test_another_run_starts_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.json.part"
     PartialAnswers(path, {"prompt": "abc"}).add({0: {"free": {}}})
-    assert PartialAnswers(path, {"prompt": "abc"}).done
-    assert not PartialAnswers(path, {"prompt": "other"}).done
-    assert not PartialAnswers(path, {"prompt": "abc"}).done, "what lay there is gone"
+    assert PartialAnswers(path, {"prompt": "abc"})
+    assert not PartialAnswers(path, {"prompt": "other"})
+    assert not PartialAnswers(path, {"prompt": "abc"}), "the old answers are gone"
 
 
 @pytest.mark.parametrize(
@@ -193,20 +195,16 @@ def test_half_precision_from_the_command_line(
     assert half != full, "the scores are not float32's"
 
 
-@pytest.mark.parametrize(
-    ("rates", "expected"),
-    [((1e9, 0.5e9), torch.float32), ((1e9, 1.5e9), torch.float32), ((1e9, 6e9), torch.bfloat16)],
-)
-def test_auto_takes_bfloat16_only_where_it_is_much_faster(
-    monkeypatch: pytest.MonkeyPatch, rates: tuple[float, float], expected: torch.dtype
-) -> None:
-    by_dtype = dict(zip((torch.float32, torch.bfloat16), rates))
-    monkeypatch.setattr(
-        precision, "multiplications_per_second", lambda dtype, device: by_dtype[dtype]
-    )
-    dtype, reason = precision.choose_dtype("auto", torch.device("cpu"))
-    assert dtype == expected and "GFLOP/s" in reason
-    assert ("--dtype float32" in reason) == (expected == torch.bfloat16)
+def test_an_unfinished_run_keeps_its_dtype(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever auto would choose now: the same bytes as in one go."""
+    whole = run(root, "half", "--dtype", "bfloat16").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_file, "write_samples", lambda *_: sys.exit(1))  # a kill at the end
+        with pytest.raises(SystemExit):
+            run(root, "cut", "--dtype", "bfloat16")
+    assert run(root, "cut", "--dtype", "auto").read_bytes() == whole
+    made_from = json.loads(sample_file.origin_path(output(root, "cut")).read_text())
+    assert made_from["machine"][0] == "torch.bfloat16"
 
 
 def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
@@ -226,12 +224,3 @@ def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
     write_json(twin(path), {str(n): {**row, "predict": "53"} for n in range(4)})
     assert [said["predict"] for said in read_samples(path)] == ["53", "53", "", "53"]
     assert score(path).accuracy == 75.0
-
-
-def test_the_row_is_written_as_published(root: Path) -> None:
-    """``src``: units and ``<s>``, the very text that was read."""
-    found = [row["src"] for row in entries(run(root, "src"))]
-    text = Workspace(root).prompt_text("tiny100", "fluent_commands", "data_freq", "test")
-    assert found == [
-        line.split("<s>")[0] + "<s>" for line in text.read_text(encoding="utf-8").splitlines()
-    ]

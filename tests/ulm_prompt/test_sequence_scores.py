@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ulm_prompt.cer_by_length import binned
 from ulm_prompt.scoring.sequence_scores import (
     NO_LABEL,
     Answered,
     Label,
     Text,
+    binned,
     read_text,
     score_texts,
     slot_type_f1,
@@ -53,14 +53,14 @@ utterances = st.lists(st.tuples(references, labels), min_size=1, max_size=4)
 def test_error_rates_by_their_definition(some: list[tuple[list[str], list[str]]]) -> None:
     """Edits over all utterances, by the references' words and characters."""
     read = [(text(*reference), text(*answer)) for reference, answer in some]
-    found = score_texts([answered(*pair) for pair in read], has_slots=False)
-    words = [[tuple(one.words.split()) for one in pair] for pair in read]
+    scores = score_texts([answered(*pair) for pair in read], has_slots=False)
+    words = [[tuple(text.words.split()) for text in pair] for pair in read]
     wrong = sum(edits(*pair) for pair in words)
-    assert found.wer == pytest.approx(100 * wrong / sum(len(pair[0]) for pair in words))
+    assert scores.wer == pytest.approx(100 * wrong / sum(len(pair[0]) for pair in words))
     wrong = sum(edits(one.words, other.words) for one, other in read)
-    assert found.cer == pytest.approx(100 * wrong / sum(len(one.words) for one, _ in read))
-    assert found.slot_type_f1 is None and found.slot_value_cer is None
-    assert found.right == pytest.approx(100 * sum(a == b for a, b in read) / len(read))
+    assert scores.cer == pytest.approx(100 * wrong / sum(len(one.words) for one, _ in read))
+    assert scores.slot_type_f1 is None and scores.slot_value_cer is None
+    assert scores.right == pytest.approx(100 * sum(a == b for a, b in read) / len(read))
 
 
 @given(utterances)
@@ -115,15 +115,15 @@ def test_answers_whose_slots_do_not_close(typed: list[str], slots: list[tuple[st
 def test_invalid_answers_are_empty_or_hold_no_label() -> None:
     reference = text(*"AB")
     answers = [text(), text(NO_LABEL, "B"), text("artist"), text(*"AB")]
-    found = score_texts([answered(reference, answer) for answer in answers], has_slots=False)
-    assert found.invalid == 50 and found.right == 25
-    assert found.cer == 100 * (2 + 1 + 2 + 0) / 8
+    scores = score_texts([answered(reference, answer) for answer in answers], has_slots=False)
+    assert scores.invalid == 50 and scores.right == 25
+    assert scores.cer == 100 * (2 + 1 + 2 + 0) / 8
 
 
 def test_bins_of_label_length() -> None:
     """Every utterance in one bin, by its labels; a bin's CER is that of its utterances together."""
     lengths = {1: "A", 20: "AB", 21: "B", 60: "AA"}
-    some = [Answered(Text("AB"), Text(own), labels, False) for labels, own in lengths.items()]
-    found = binned(some, width=20)
-    assert [one[:3] for one in found] == [(1, 20, 2), (21, 40, 1), (41, 60, 1)]
-    assert [one.cer for one in found] == [25, 50, 50]
+    some = [Answered(Text("AB"), Text(answer), n, False) for n, answer in lengths.items()]
+    bins = binned(some, width=20)
+    assert [bin_[:3] for bin_ in bins] == [(1, 20, 2), (21, 40, 1), (41, 60, 1)]
+    assert [bin_.cer for bin_ in bins] == [25, 50, 50]

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
+from ulm_prompt.training import recipe
 
 UNIT_MODEL = "tiny100"
 DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
@@ -49,6 +51,21 @@ def weights(root: Path, date: str, name: str = "checkpoint_last.pt", task: str =
     return torch.load(folder / name, weights_only=True)["model"]
 
 
+def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full copy, as users had to write it, or what differs alone."""
+    published = (recipe.CONFIG / "recipes" / "published.yaml").read_text()
+    monkeypatch.setattr(recipe, "CONFIG", tmp_path)
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "copy.yaml").write_text(published.replace("patience: 5", "patience: 7"))
+    (folder / "short.yaml").write_text("patience: 7\n")
+    copy, short = (recipe.load_recipe(name, ["lr=0.5"]) for name in ("copy", "short"))
+    assert copy == short and (copy.patience, copy.lr, copy.seed) == (7, 0.5, 100501)
+    (folder / "short.yaml").write_text("patiens: 7\n")
+    with pytest.raises(UserError, match="recipe short: no knob patiens; there are space, init,"):
+        recipe.load_recipe("short", [])
+
+
 def test_from_rows_to_accuracy(prepared: Path) -> None:
     """Both tasks, every stage's files and counts, and a prompt that has learned."""
     for task, length in (("KS", 3), ("IC", 6)):
@@ -73,12 +90,12 @@ def test_from_rows_to_accuracy(prepared: Path) -> None:
 
 def test_a_checkpoint_is_the_prompt_alone(prepared: Path) -> None:
     train(prepared, "names", knobs=("max_epoch=1",))
-    found = weights(prepared, "names", "checkpoint_best.pt")
+    trained = weights(prepared, "names", "checkpoint_best.pt")
     expected = {"decoder.prefix_embed_prompts.weight", "decoder.sep_embed.weight",
                 "decoder.infix_embed_prompts.weight"}  # fmt: skip
     for kind in ("key", "value"):
         expected |= {f"decoder.deep_{kind}_embed_prompts.{layer}.weight" for layer in range(3)}
-    assert found.keys() == expected
+    assert trained.keys() == expected
     folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, "names")
     card = json.loads((folder / "prompt.json").read_text())
     assert card["trained_parameters"] == 3 * 32 * 7 + 32 and card["valid"]["loss"] > 0
@@ -143,28 +160,6 @@ def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
         "ulm_prompt/sample.py", "--workspace", prepared, "--prompt_task", "KS",
         "--model_date", "ft", "--sample_date", "ft",
     )  # fmt: skip
-
-
-def test_a_published_checkpoint_is_used_as_it_is(prepared: Path) -> None:
-    """Prompt and LM weights in one file, fairseq's settings beside them, and no prompt.json."""
-    torch.manual_seed(5)
-    model = tiny.prompted(length=4)
-    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, "published")
-    folder.mkdir(parents=True)
-    state = {**tiny.lm().state_dict(), **model.prompt.published_state()}
-    torch.save({"args": tiny.settings(3, 32, 4), "model": state}, folder / "checkpoint_best.pt")
-    stage(
-        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "published",
-        "--sample_date", "published", "--prompt_task", "KS",
-    )  # fmt: skip
-    path = Workspace(prepared).samples("KS", UNIT_MODEL, "published", "published")
-    samples = json.loads(path.read_text())
-    symbols = tiny.dictionary()
-    entry = samples["3"]
-    tokens = torch.tensor([[symbols.index(word) for word in ("</s> " + entry["src"]).split()]])
-    with torch.no_grad():
-        best = model(tokens, torch.tensor([[tokens.shape[1] - 1]])).argmax().item()
-    assert entry["predict"].split()[0] == symbols[best]
 
 
 def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:

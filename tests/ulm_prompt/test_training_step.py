@@ -17,8 +17,7 @@ from pipeline.torch_files import save_torch
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm import model as gradient_scale
-from ulm_prompt.prompt_lm.batches import batches_by_length
-from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt

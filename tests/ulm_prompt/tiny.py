@@ -55,10 +55,10 @@ def lm(layers: int = 3, width: int = 32, heads: int = 4, seed: int = 0) -> Trans
     return model.eval()
 
 
-def prompted(length: int = 5, seed: int = 0) -> PromptLanguageModel:
+def prompted(length: int = 5, seed: int = 0, infix: bool = False) -> PromptLanguageModel:
     torch.manual_seed(seed + 1)
     model = lm(seed=seed)
-    return PromptLanguageModel(model, Prompt(3, length, 32)).eval()
+    return PromptLanguageModel(model, Prompt(3, length, 32, infix=infix)).eval()
 
 
 def write_lm(folder: Path, model: TransformerLanguageModel | None = None, **shape: int) -> None:

@@ -39,8 +39,8 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
     """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
     rows.
 
-    The folder is complete or absent: it is written beside its place and renamed. fairseq's own
-    reading of a text takes ten times as long, to the same bytes.
+    The folder is complete or absent: it is written under another name and renamed. fairseq reads
+    a text ten times as slowly, to the same bytes.
     """
     import torch
     from fairseq.data import indexed_dataset

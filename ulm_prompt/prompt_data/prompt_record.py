@@ -58,6 +58,7 @@ class PromptRecord:
     verbal: dict[str, str]  # label -> unit
     lm_fingerprint: str  # "": not known before the LM is loaded (a published checkpoint)
     lm_parameters: int = 0
+    infix_prompt_length: int = 0  # vectors where <s> is, in place of a prefix
     fine_tune: bool = False  # the whole LM was trained, and there is no prompt
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # label -> its slot and name
     labels_per_utterance: int = 0  # 0: texts

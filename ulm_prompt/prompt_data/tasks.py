@@ -18,6 +18,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 
 CONFIG = REPOSITORY / "ulm_prompt" / "config"
+MAX_LABELS = 200  # as fairseq; the published script cuts at 1,500 symbols, the row among them
 PAPER_ORDER = ("KS", "IC", "ASR", "SF")  # the columns of the paper's tables; other tasks follow
 
 
@@ -35,6 +36,11 @@ class TaskConfig:
     def is_sequence(self) -> bool:
         """Whether an utterance has any number of labels: a text, not a class."""
         return self.labels_per_utterance == 0
+
+
+def label_limit(max_labels: int | None, longest: int) -> int:
+    """Where an answer is cut; ``longest``: the most labels that an utterance of train has."""
+    return max_labels or max(MAX_LABELS, longest + longest // 4)
 
 
 def task_names() -> list[str]:
@@ -60,37 +66,60 @@ def load_task(name: str, overrides: Sequence[str] = ()) -> TaskConfig:
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """The flags that every stage of this package shares."""
-    parser.add_argument("--prompt_task", help="only this task, for example KS (default: all found)")
+    """Add the flags that every stage of this package shares."""
+    parser.add_argument("--prompt_task", help="only this task, for example KS (default: all)")
     parser.add_argument("--unit_model", help="only this unit model, for example hubert100")
     add_workspace(parser)
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
-    """The flag that every stage has."""
+    """Add the flag that every stage has."""
     parser.add_argument(
-        "--workspace", type=Path, default=REPOSITORY, help="where data and outputs lie"
+        "--workspace", type=Path, default=REPOSITORY, help="the folder of data and outputs"
+    )
+
+
+def add_verbalizer(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that keeps a second verbalizer, and what is made with it, apart."""
+    parser.add_argument(
+        "--verbalizer",
+        default="",
+        metavar="NAME",
+        help="use the map and data kept under this name (default: verbal.json)",
     )
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A task and a unit model that have data together."""
+    """A task and a unit model that have data together. ``verbalizer``: the name under which
+    another map than verbal.json's is kept.
+    """
 
     task: str
     unit_model: str
     config: TaskConfig
+    verbalizer: str = ""
+
+    @property
+    def data_name(self) -> str:
+        """The name of its binaries' folder."""
+        return f"{self.task}-{self.verbalizer}" if self.verbalizer else self.task
 
 
 def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
-    """The pairs of task and unit model whose train split lies in the workspace, narrowed by the
-    flags. With ``needs_lm`` and no ``--unit_model``, unit models without an LM are passed over.
+    """The pairs of task and unit model with a train split in the workspace, narrowed by the flags.
 
-    Raises ``UserError`` when a flag names something unknown, or nothing at all is found.
+    With ``needs_lm`` and no ``--unit_model``, unit models without an LM are left out, and named.
+    Raises ``UserError`` when a flag names something unknown, or there are no pairs.
     """
     workspace = Workspace(args.workspace)
-    tasks = [args.prompt_task] if args.prompt_task else task_names()
-    pairs = [pair for task in tasks for pair in _unit_models(workspace, task, args.unit_model)]
+    verbalizer = getattr(args, "verbalizer", "")
+    pairs = [
+        pair
+        for task in ([args.prompt_task] if args.prompt_task else task_names())
+        for pair in _pairs_of(workspace, task, verbalizer)
+        if args.unit_model in (None, pair.unit_model)
+    ]
     if not pairs:
         wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
         raise UserError(
@@ -107,17 +136,14 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
 
 
 def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
-    """The task and unit model of a sample file, by its name; None when its rows are not in the
-    workspace.
-    """
-    found = []
-    for task in task_names():
-        if samples.stem.startswith(f"samples_{task}_"):
-            pairs = _unit_models(workspace, task, None)
-            found += [
-                p for p in pairs if samples.stem.startswith(f"samples_{task}_{p.unit_model}_")
-            ]
-    return max(found, key=lambda pair: len(pair.unit_model), default=None)
+    """The task and unit model of a sample file, by its name; None without rows in the workspace."""
+    pairs = [
+        pair
+        for task in _tasks_named_by(samples)
+        for pair in _pairs_of(workspace, task)
+        if samples.stem.startswith(f"samples_{task}_{pair.unit_model}_")
+    ]
+    return max(pairs, key=lambda pair: len(pair.unit_model), default=None)
 
 
 def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
@@ -126,20 +152,22 @@ def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
     Raises ``UserError`` when they are and its rows are not in the workspace.
     """
     pair = pair_of(workspace, samples)
-    if pair is None:
-        tasks = [name for name in task_names() if samples.stem.startswith(f"samples_{name}_")]
-        for task in filter(lambda name: load_task(name).is_sequence, tasks):
+    if pair is not None:
+        return pair if pair.config.is_sequence else None
+    for task in _tasks_named_by(samples):
+        if load_task(task).is_sequence:
             raise UserError(
                 f"{samples}: the rows of {task} that it was decoded from are not in "
                 f"{workspace.downstream_data(load_task(task).downstream)}; score it where they are"
             )
-        return None
-    return pair if pair.config.is_sequence else None
+    return None
 
 
-def _unit_models(workspace: Workspace, task: str, only: str | None) -> Iterator[Pair]:
+def _tasks_named_by(samples: Path) -> list[str]:
+    return [task for task in task_names() if samples.stem.startswith(f"samples_{task}_")]
+
+
+def _pairs_of(workspace: Workspace, task: str, verbalizer: str = "") -> Iterator[Pair]:
     config = load_task(task)
-    data = workspace.downstream_data(config.downstream)
-    for split in sorted(data.glob("*/train")):
-        if only in (None, split.parent.name):
-            yield Pair(task, split.parent.name, config)
+    for split in sorted(workspace.downstream_data(config.downstream).glob("*/train")):
+        yield Pair(task, split.parent.name, config, verbalizer)

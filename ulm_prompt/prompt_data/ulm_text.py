@@ -19,6 +19,8 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.verbal import SEPARATOR
 
 MOST_DIGITS = 6  # of a unit
+WIDTH = 96  # dimensions that an utterance's n-gram weights are reduced to
+CLUSTERS = 100  # of each codebook; a topic's name is a unit
 
 
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
@@ -49,18 +51,18 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
 
 
 def _check_one_kmeans(folders: Sequence[Path]) -> None:
-    """Of units that were made here; of others nobody knows."""
-    found: dict[str, Path] = {}
+    """Compare the k-means of units that were made here; of others it is not known."""
+    folder_of: dict[str, Path] = {}
     for folder in folders:
         record = folder / "quantized" / "provenance.json"
         if record.is_file():
-            plan = read_json(record, "preprocess/runner.py --action quantized").get("plan")
-            if isinstance(plan, dict) and plan.get("kmeans"):
-                found.setdefault(str(plan["kmeans"]), folder)
-    if len(found) > 1:
-        one, other, *_ = found.values()
+            plan = read_json(record, "preprocess/runner.py --action quantized").get("plan") or {}
+            if kmeans := plan.get("kmeans"):
+                folder_of.setdefault(kmeans, folder)
+    if len(folder_of) > 1:
+        first, second, *_ = folder_of.values()
         raise UserError(
-            f"{one} and {other}: quantised with different k-means; run preprocess/runner.py "
+            f"{first} and {second}: quantised with different k-means; run preprocess/runner.py "
             "--action quantized and postprocess on both again"
         )
 
@@ -108,7 +110,6 @@ def write_ulm_text(
 def _with_topics(
     train: list[str], valid: list[str], codebooks: int, seed: int
 ) -> tuple[list[str], list[str]]:
-
     units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
 
     def named(lines: list[str], codes: Sequence[Sequence[int]]) -> list[str]:
@@ -141,24 +142,17 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
             handle.write(f"{unit} {counts[unit]}\n")
 
 
-# Topics: names for what an utterance is about, found without labels, that a small unit LM learns
-# to tell. A released unit LM has read so much that its states hold an utterance's meaning; a
-# small one sees a few minutes of text and hardly looks back. Asked to continue ``units <s>`` with
-# the utterance's topics, it learns to.
-
-
-WIDTH = 96  # dimensions that an utterance's n-gram weights are reduced to
-CLUSTERS = 100  # of each codebook; a topic's name is a unit
-
-
 def topics(
     train: Sequence[str], valid: Sequence[str], codebooks: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster utterances (lines of units) by the unit n-grams they hold.
+    """Cluster utterances (lines of units) by the unit n-grams that they hold.
+
+    A topic names, without labels, what an utterance is about. A small unit LM sees a few minutes
+    of text and hardly looks back; asked to continue ``units <s>`` with the topics, it learns to.
 
     TF-IDF of uni- to trigrams, reduced by SVD to the unit sphere; each codebook is a k-means in a
     random half of the dimensions. Learned on ``train``. Returns (utterances, codebooks) of integers
-    below ``CLUSTERS`` for each split.
+    below ``CLUSTERS`` for both splits.
     """
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 3), token_pattern=r"\S+", min_df=min(10, 1 + len(train) // 1000),
@@ -167,24 +161,23 @@ def topics(
     weights = vectorizer.fit_transform(train)
     width = max(1, min(WIDTH, weights.shape[1] - 1, len(train)))
     reduce = TruncatedSVD(width, random_state=seed, n_iter=2)
-    places = [_unit_length(reduce.fit_transform(weights))]
-    places.append(_unit_length(reduce.transform(vectorizer.transform(valid))))
+    points = [
+        _unit_length(reduce.fit_transform(weights)),
+        _unit_length(reduce.transform(vectorizer.transform(valid))),
+    ]
     generator = np.random.default_rng(seed)
-    found: list[list[np.ndarray]] = [[], []]
+    codes: tuple[list[np.ndarray], ...] = ([], [])
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
+        clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
         kmeans = MiniBatchKMeans(
-            min(CLUSTERS, 2 + len(train) // 20, len(train)),
-            random_state=seed + book,
-            batch_size=2048,
-            n_init=1,
-            max_iter=15,
+            clusters, random_state=seed + book, batch_size=2048, n_init=1, max_iter=15
         )
-        kmeans.fit(places[0] @ directions)
-        for codes, place in zip(found, places):
-            codes.append(kmeans.predict(place @ directions))
-    return np.stack(found[0], axis=1), np.stack(found[1], axis=1)
+        kmeans.fit(points[0] @ directions)
+        for split_codes, split_points in zip(codes, points):
+            split_codes.append(kmeans.predict(split_points @ directions))
+    return np.stack(codes[0], axis=1), np.stack(codes[1], axis=1)
 
 
-def _unit_length(places: np.ndarray) -> np.ndarray:
-    return places / (np.linalg.norm(places, axis=1, keepdims=True) + 1e-9)
+def _unit_length(points: np.ndarray) -> np.ndarray:
+    return points / (np.linalg.norm(points, axis=1, keepdims=True) + 1e-9)

@@ -1,39 +1,103 @@
-"""verbal.json, and the record beside it of what it was made from, so that it is never silently
-stale.
+"""Prompt text, the verbalizer's map, and whether both still fit what they were made from.
+
+Every output keeps the hashes of its sources, so that a stale one is refused:
+rows -> data_prompt/ -> verbal.json and the renamed text -> binaries.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, sha256, text_lines, write_json
+from pipeline.files import read_json, sha256, text_lines, write_json, writing
 from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import SOURCES
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
 
+METHODS = ("freq", "kmeans", "random")
+SEPARATOR = " <s> "
 MADE_BY = "ulm_prompt/verbalizer.py"
+
+
+def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
+    """Stream (units, labels) of each line ``units <s> labels``, both as written.
+
+    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
+    without one ``<s>``.
+    """
+    lines = text_lines(path, f"not found; run {made_by} first")
+    for number, line in enumerate(lines, start=1):
+        units, separator, labels = line.partition(SEPARATOR)
+        if not (units and separator and are_labels(labels)):
+            raise UserError(
+                f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
+                f"run {made_by} again"
+            )
+        yield units, labels
+
+
+def rename_labels(
+    source: Path, target: Path, names: dict[str, str], seen: Container[str]
+) -> tuple[int, int]:
+    """Write prompt text ``source`` to ``target`` with every label renamed.
+
+    Returns its number of lines, and of the lines with a label that is not in ``seen``. Raises
+    ``UserError`` for a label without a name.
+    """
+    count = unseen = 0
+    with writing(target) as handle:
+        rows = read_prompt_text(source, "ulm_prompt/make_data.py")
+        for count, (units, labels) in enumerate(rows, start=1):
+            try:
+                renamed = " ".join(names[label] for label in labels.split())
+            except KeyError as error:
+                raise UserError(
+                    f"{source}, line {count}: label {error.args[0]} is not in the verbalizer; "
+                    f"run ulm_prompt/gen_labelspace.py, then {MADE_BY} again"
+                ) from None
+            unseen += any(label not in seen for label in labels.split())
+            handle.write(f"{units}{SEPARATOR}{renamed}\n")
+    return count, unseen
+
+
+def prompt_texts(workspace: Workspace, pair: Pair, kind: str = "data_prompt") -> dict[str, Path]:
+    """The path of each split's text."""
+    folder = pair.unit_model, pair.config.downstream, kind
+    return {split: workspace.prompt_text(*folder, split) for split in SPLITS}
+
+
+def renamed_kind(pair: Pair, method: str) -> str:
+    """The folder, beside data_prompt/, of the text that ``method`` renamed."""
+    return f"verbalizers/{pair.verbalizer}" if pair.verbalizer else f"data_{method}"
+
+
+def verbal_path(workspace: Workspace, pair: Pair) -> Path:
+    """The map's file: one for the unit model, or, for a named verbalizer, beside its text."""
+    folder = workspace.datasets(pair.unit_model)
+    if pair.verbalizer:
+        folder = folder / pair.config.downstream / renamed_kind(pair, "")
+    return folder / "verbal.json"
 
 
 def record_rows(workspace: Workspace, pair: Pair) -> None:
     """Save beside data_prompt/ the hashes of the rows that it was made from."""
-    write_json(_prompt_text(workspace, pair, "train").parent / SOURCES, _rows(workspace, pair))
+    folder = prompt_texts(workspace, pair)["train"].parent
+    write_json(folder / SOURCES, _row_hashes(workspace, pair))
 
 
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
-    """Save one task's label -> unit map in verbal.json, then its sources in verbal_sources.json."""
-    folder = workspace.datasets(pair.unit_model)
+    """Save the task's label -> unit map in verbal.json, then its sources in verbal_sources.json."""
+    path = verbal_path(workspace, pair)
     sources = {"method": method, **_sources(workspace, pair, names, method)}
-    for name, entry in (("verbal.json", names), ("verbal_sources.json", sources)):
-        path = folder / name
-        by_task = read_json(path, MADE_BY) if path.exists() else {}
+    for file, entry in ((path, names), (path.with_name("verbal_sources.json"), sources)):
+        by_task = read_json(file, MADE_BY) if file.exists() else {}
         by_task[pair.task] = entry
-        write_json(path, in_paper_order(by_task))
+        write_json(file, in_paper_order(by_task))
 
 
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
@@ -41,10 +105,9 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
 
     Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
     """
-    folder = workspace.datasets(pair.unit_model)
-    path = folder / "verbal.json"
+    path = verbal_path(workspace, pair)
     names = read_json(path, MADE_BY).get(pair.task)
-    recorded = read_json(folder / "verbal_sources.json", MADE_BY).get(pair.task)
+    recorded = read_json(path.with_name("verbal_sources.json"), MADE_BY).get(pair.task)
     if names is None or recorded is None:
         raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
     method = recorded.get("method") if isinstance(recorded, dict) else None
@@ -59,85 +122,54 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     return method, names
 
 
-def _sources(
-    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
-) -> dict[str, object]:
-    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
-    texts = {split: _prompt_text(workspace, pair, split) for split in SPLITS}
-    for text in texts.values():
-        if not text.exists():
-            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
-    folder = texts["train"].parent
-    if read_json(folder / SOURCES, "ulm_prompt/make_data.py") != _rows(workspace, pair):
-        raise UserError(
-            f"{folder}: stale, the rows it was made from have changed; "
-            "run ulm_prompt/make_data.py again, then the stages after it"
-        )
-    sources = {
-        "map": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
-        "data_prompt": {split: sha256(text) for split, text in texts.items()},
-    }
-    if method == "kmeans":
-        sources["LM"] = sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt")
-    return sources
-
-
-def _rows(workspace: Workspace, pair: Pair) -> dict[str, str]:
-    rows = {
-        split: workspace.rows(pair.config.downstream, pair.unit_model, split) for split in SPLITS
-    }
-    for path in rows.values():
-        if not path.exists():
-            raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py")
-    return {split: sha256(path) for split, path in rows.items()}
-
-
-def _prompt_text(workspace: Workspace, pair: Pair, split: str) -> Path:
-    return workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", split)
-
-
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
     method, _ = load_verbal(workspace, pair)
-    return {
-        split: workspace.prompt_text(
-            pair.unit_model, pair.config.downstream, f"data_{method}", split
-        )
-        for split in SPLITS
-    }
+    return prompt_texts(workspace, pair, renamed_kind(pair, method))
 
 
 def check_data_bin(workspace: Workspace, pair: Pair) -> None:
-    """Raises ``UserError`` unless the task's data-bin was made from the renamed text that lies
-    there now.
-    """
-    path = workspace.data_bin(pair.unit_model, pair.task) / SOURCES
+    """Raises ``UserError`` unless the task's binaries were made from the current renamed text."""
+    path = workspace.data_bin(pair.unit_model, pair.data_name) / SOURCES
     made_from = read_json(path, "ulm_prompt/fairseq_preprocess.py")
-    if made_from != {split: sha256(text) for split, text in renamed_texts(workspace, pair).items()}:
+    if made_from != _hashes(renamed_texts(workspace, pair)):
         raise UserError(
             f"{path.parent}: stale, its text has changed since; "
             "run ulm_prompt/fairseq_preprocess.py again"
         )
 
 
-# Prompt text: one ``units <s> labels`` a line.
+def _sources(
+    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
+) -> dict[str, object]:
+    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
+    texts = prompt_texts(workspace, pair)
+    for text in texts.values():
+        if not text.exists():
+            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
+    folder = texts["train"].parent
+    if read_json(folder / SOURCES, "ulm_prompt/make_data.py") != _row_hashes(workspace, pair):
+        raise UserError(
+            f"{folder}: stale, the rows it was made from have changed; "
+            "run ulm_prompt/make_data.py again, then the stages after it"
+        )
+    sources = {
+        "map": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
+        "data_prompt": _hashes(texts),
+    }
+    if method == "kmeans":
+        sources["LM"] = sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt")
+    return sources
 
 
-SEPARATOR = " <s> "
+def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    data = pair.config.downstream, pair.unit_model
+    rows = {split: workspace.rows(*data, split) for split in SPLITS}
+    for path in rows.values():
+        if not path.exists():
+            raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py")
+    return _hashes(rows)
 
 
-def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
-    """Stream (units, labels) of each line, both as written.
-
-    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
-    without one ``<s>``.
-    """
-    lines = text_lines(path, f"not found; run {made_by} first")
-    for number, line in enumerate(lines, start=1):
-        units, separator, labels = line.partition(SEPARATOR)
-        if not (units and separator and are_labels(labels)):
-            raise UserError(
-                f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
-                f"run {made_by} again"
-            )
-        yield units, labels
+def _hashes(files: dict[str, Path]) -> dict[str, str]:
+    return {split: sha256(path) for split, path in files.items()}

@@ -43,8 +43,8 @@ from ulm_prompt.prompt_lm.prompt import (
 
 # what must be the same for a run to resume, beside its data and its knobs
 _FIXED = (
-    "task", "unit_model", "prefix_prompt_length", "fine_tune", "lm_fingerprint", "verbalizer",
-    "verbal",
+    "task", "unit_model", "prefix_prompt_length", "infix_prompt_length", "fine_tune",
+    "lm_fingerprint", "verbalizer", "verbal",
 )  # fmt: skip
 _EXTENSIBLE = ("max_epoch", "patience")  # knobs with which a run may last longer
 # knobs that the records of earlier versions lack, and what these did
@@ -176,11 +176,12 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
         load_weights(unit_lm.model, state, path)
         return PromptLanguageModel(unit_lm.model, None).eval()
     prompt = _prompt(path, state, unit_lm, lm_folder)
-    if prompt.length != record.prefix_prompt_length:
-        raise UserError(
-            f"{path}: a prompt of length {prompt.length}, but {RECORD} beside it says "
-            f"{record.prefix_prompt_length}; take both from one source"
-        )
+    for kind, length in prompt.lengths.items():
+        if length != getattr(record, kind):
+            raise UserError(
+                f"{path}: a prompt with {kind} {length}, but {RECORD} beside it says "
+                f"{getattr(record, kind)}; take both from one source"
+            )
     label_map = None
     if record.training.get("verbalizer") == "learnable":
         symbols = unit_lm.dictionary

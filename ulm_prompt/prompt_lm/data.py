@@ -2,202 +2,115 @@
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_lm.batches import LosslessDataset, draw_shots
 from ulm_prompt.prompt_lm.model import SEP
 
-
-class RowDataset(LosslessDataset):
-    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
-    with it.
-    """
-
-    def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
-        """Raises ``UserError`` when the split is missing or broken, or a row is not ``units <s>
-        labels``.
-        """
-        rows = open_rows(split, dictionary)
-        self.rows = rows
-        self.sizes = np.asarray(rows.sizes)
-        self.pad, self.eos = dictionary.pad(), dictionary.eos()
-        self.shuffle = shuffle
-        self.rank, self.world = 0, 1
-        self.noise: UnitNoise | None = None
-        self.epoch = 1
-        self.places = np.arange(len(rows))  # in the split, of the rows that are served
-        self.separators = np.array([self._separator(split, index) for index in range(len(rows))])
-
-    def _separator(self, split: Path, index: int) -> int:
-        found = np.flatnonzero(self.rows[index].numpy() == SEP)
-        if len(found) != 1 or not 0 < found[0] < self.sizes[index] - 2:
-            raise UserError(
-                f"{split}.bin, row {index}: expected units, one <s>, labels; "
-                "run ulm_prompt/fairseq_preprocess.py again"
-            )
-        return int(found[0])
-
-    def draw(self, shots: int, seed: int) -> None:
-        """Serve no more than ``shots`` distinct rows of each label sequence from now on."""
-        self._serve(draw_shots(map(self._units_and_labels, range(len(self))), shots, seed))
-
-    def leave_out(self, longer_than: int) -> None:
-        """Serve no row that is longer from now on."""
-        self._serve(np.flatnonzero(self.sizes <= longer_than))
-
-    def _serve(self, chosen: np.ndarray) -> None:
-        for name in ("places", "sizes", "separators"):
-            setattr(self, name, getattr(self, name)[chosen])
-
-    def _units_and_labels(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        sample = self[index]
-        tokens, separator = sample["tokens"].tolist(), sample["separator"]
-        return tuple(tokens[:separator]), tuple(tokens[separator + 1 :])
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        tokens, separator = self.rows[int(self.places[index])], self.separators[index]
-        if self.noise:
-            units = self.noise(tokens[:separator].numpy(), int(index), self.epoch)
-            tokens = torch.cat([torch.from_numpy(units), tokens[separator:]])
-            separator = len(units)
-        return {"id": int(index), "tokens": tokens, "separator": separator}
-
-    def set_epoch(self, epoch: int) -> None:
-        """fairseq calls it before each; the noise of a row is another in every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's share of a batch, padded on the right; one row that counts for nothing where
-        a rank has no share.
-
-        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the
-        last label, padded with the last. ``target``: (B, Q) the symbols after them (``<s>``,
-        labels, ``</s>``). ``is_label``: (B, Q). ``nanswers``: the number of labels and ``</s>``.
-        """
-        samples = samples[self.rank :: self.world]
-        if not samples:
-            return self._nothing()
-        lengths = np.array([len(sample["tokens"]) for sample in samples])
-        separators = np.array([sample["separator"] for sample in samples])
-        tokens = np.full((len(samples), lengths.max() + 1), self.pad, dtype=np.int64)
-        tokens[:, 0] = self.eos
-        for row, sample in zip(tokens, samples):
-            row[1 : 1 + len(sample["tokens"])] = sample["tokens"]
-        reads = lengths - separators  # <s>, the labels, </s>
-        steps = np.arange(reads.max())  # (Q,)
-        read_at = np.minimum(separators[:, None] + steps, lengths[:, None] - 1)  # (B, Q)
-        target = np.take_along_axis(tokens, read_at + 1, axis=1)
-        target[steps >= reads[:, None]] = self.pad
-        is_label = (steps > 0) & (steps < reads[:, None] - 1)
-        return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
-            "nsentences": len(samples),
-            "ntokens": int(lengths.sum()),
-            "nanswers": int(reads.sum()) - len(samples),
-            "net_input": {
-                "tokens": torch.from_numpy(tokens[:, :-1]),
-                "read_at": torch.from_numpy(read_at),
-            },
-            "target": torch.from_numpy(target),
-            "is_label": torch.from_numpy(is_label),
-        }
-
-    def _nothing(self) -> dict[str, Any]:
-        """fairseq's own way with an empty batch, to take another's gradient times zero, loses the
-        counts of the batches that are accumulated before it.
-        """
-        position = torch.zeros(1, 1, dtype=torch.long)
-        return {
-            "id": position[0],
-            "nsentences": 0,
-            "ntokens": 0,
-            "nanswers": 0,
-            "net_input": {"tokens": position + self.eos, "read_at": position},
-            "target": position + self.pad,
-            "is_label": position > 0,
-        }
-
-    def ordered_indices(self) -> np.ndarray:
-        """Every row once: in random order for training (fairseq seeds it per epoch), else by
-        length.
-        """
-        if self.shuffle:
-            return np.random.permutation(len(self))
-        return np.argsort(self.sizes, kind="mergesort")
-
-
-# fairseq's binaries of a split, opened only when index, tokens and dict fit each other. fairseq
-# believes what an index says: of how long a row is, of where it lies, and of which of its five
-# formats it is.
-
-
-_MAGIC = b"MMIDIDX\x00\x00" + struct.pack("<Q", 1)
-_HEADER = struct.Struct("<BQ")  # type of the tokens, number of rows
-_TYPES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 8: np.uint16}
-_PIECE = 1 << 20  # tokens looked at together
+WINDOW = 50  # batches that are shuffled, then sorted by length, together
 
 
 def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
     """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk.
 
-    Raises ``UserError`` where one is missing, they do not fit, or a token is not in the dict.
+    Raises ``UserError`` when one is missing, they do not fit, or a token is not in the dict:
+    fairseq believes what an index says about its rows.
     """
     index, tokens = (split.with_name(f"{split.name}.{end}") for end in ("idx", "bin"))
     for path in (index, tokens):
         if not path.is_file():
             raise UserError(f"{path}: split not found; run ulm_prompt/fairseq_preprocess.py")
     try:
-        _check(index, tokens, len(dictionary))
-    except ValueError as error:
-        raise UserError(f"{index}: {error}; run ulm_prompt/fairseq_preprocess.py again") from None
-    return MMapIndexedDataset(str(split))
+        rows = MMapIndexedDataset(str(split))
+        sizes, dtype = np.asarray(rows.sizes), rows._index.dtype
+        ends = sizes.cumsum(dtype=np.int64)
+        if not np.array_equal(rows._index._pointers, (ends - sizes) * np.dtype(dtype).itemsize):
+            raise ValueError("its rows do not follow each other")
+        text = np.memmap(tokens, dtype, "r")
+        if sizes.min() < 1 or ends[-1] != len(text):
+            raise ValueError(f"declares {ends[-1]:,} tokens, {tokens.name} holds {len(text):,}")
+        if text.min() < 0 or text.max() >= len(dictionary):
+            raise ValueError(
+                f"{tokens.name} holds a token that is none of the {len(dictionary)} symbols"
+            )
+    except Exception as error:  # fairseq and numpy raise anything for bytes that are no index
+        reason = str(error).split("\n")[0] or "not an index of fairseq's mmap format"
+        raise UserError(f"{index}: {reason}; run ulm_prompt/fairseq_preprocess.py again") from None
+    return rows
 
 
-def _check(index: Path, tokens: Path, symbols: int) -> None:
-    """Raises ``ValueError``."""
-    begin = len(_MAGIC) + _HEADER.size
-    with open(index, "rb") as handle:
-        head = handle.read(begin)
-    if len(head) < begin or not head.startswith(_MAGIC):
-        raise ValueError("not an index of fairseq's mmap format")
-    code, count = _HEADER.unpack(head[len(_MAGIC) :])
-    if code not in _TYPES:
-        raise ValueError(f"tokens of an unknown type ({code})")
-    expected = begin + 12 * count  # four bytes for a row's size, eight for its place
-    if count < 1 or index.stat().st_size != expected:
-        raise ValueError(f"declares {count:,} rows, has {index.stat().st_size:,} bytes")
-    sizes = np.memmap(index, np.int32, "r", begin, (count,))
-    places = np.memmap(index, np.int64, "r", begin + sizes.nbytes, (count,))
-    width = np.dtype(_TYPES[code]).itemsize
-    ends = np.cumsum(sizes, dtype=np.int64)
-    if sizes.min() < 1 or not np.array_equal(places, (ends - sizes) * width):
-        raise ValueError("its rows do not lie one after the other")
-    if tokens.stat().st_size != ends[-1] * width:
-        raise ValueError(f"declares {ends[-1]:,} tokens, {tokens.name} does not hold so many")
-    text = np.memmap(tokens, _TYPES[code], "r")
-    for start in range(0, len(text), _PIECE):
-        piece = text[start : start + _PIECE]
-        if piece.min() < 0 or piece.max() >= symbols:
-            raise ValueError(f"{tokens.name} holds a token that is none of the {symbols} symbols")
+def batches_by_length(
+    indices: Sequence[int] | np.ndarray,
+    sizes: np.ndarray,
+    max_tokens: int | None,
+    max_sentences: int | None,
+) -> Iterator[np.ndarray]:
+    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded
+    tokens each.
+
+    Rows are sorted by length within windows of the given order, so that padding is small and the
+    order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
+    """
+    max_sentences = max_sentences or len(indices)
+    max_tokens = max_tokens or int(sizes.max()) * max_sentences
+    window = WINDOW * max_sentences
+    for start in range(0, len(indices), window):
+        chunk = np.asarray(indices[start : start + window])
+        chunk = chunk[np.argsort(sizes[chunk], kind="mergesort")[::-1]]
+        if sizes[chunk[0]] > max_tokens:
+            raise UserError(
+                f"--max-tokens {max_tokens}: row {chunk[0]} has {sizes[chunk[0]]} tokens; "
+                "raise the limit or cut the utterance"
+            )
+        while len(chunk):
+            count = min(max_sentences, max_tokens // int(sizes[chunk[0]]))
+            yield chunk[:count]
+            chunk = chunk[count:]
 
 
-# Noise on the units that a prompt is trained on: no row comes twice as it stands.
+class LosslessDataset(FairseqDataset):
+    """A dataset of ``sizes`` whose every row is in one batch of every epoch."""
+
+    can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
+    sizes: np.ndarray
+
+    def num_tokens(self, index: int) -> int:
+        return int(self.sizes[index])
+
+    size = num_tokens
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list]:
+        """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
+        return indices, []
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Batches of similar length that hold every index exactly once.
+
+        fairseq's own function drops the last batch when its size is no multiple of
+        ``required_batch_size_multiple``; that argument is ignored here.
+        """
+        return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
 
 
 class UnitNoise(NamedTuple):
-    """``rate``: the share of a row's units that is replaced, and as large a share left out.
+    """Noise on the units that a prompt is trained on.
 
+    ``rate``: the share of a row's units that is replaced, and as large a share left out.
     ``units``: the indices to replace by. What a row becomes depends on the seed, the epoch and the
     row alone, so that a resumed run sees what an uninterrupted one does.
     """
@@ -214,3 +127,130 @@ class UnitNoise(NamedTuple):
         row[replaced] = generator.choice(self.units, size=replaced.sum())
         kept = generator.random(len(row)) >= self.rate
         return row[kept] if kept.any() else row[:1]
+
+
+class RowDataset(LosslessDataset):
+    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
+    with it.
+    """
+
+    def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
+        """Raises ``UserError`` when the split is missing or broken, or a row is not ``units <s>
+        labels``.
+        """
+        self.rows = open_rows(split, dictionary)
+        self.sizes = np.asarray(self.rows.sizes)
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.shuffle = shuffle
+        self.rank, self.world = 0, 1
+        self.noise: UnitNoise | None = None
+        self.epoch = 1
+        self.served = np.arange(len(self.rows))  # numbers of the rows in the split
+        self.separators = np.zeros_like(self.served)  # positions of <s>
+        for index, size in enumerate(self.sizes):
+            positions = np.flatnonzero(self.rows[index].numpy() == SEP)
+            if len(positions) != 1 or not 0 < positions[0] < size - 2:
+                raise UserError(
+                    f"{split}.bin, row {index}: expected units, one <s>, labels; "
+                    "run ulm_prompt/fairseq_preprocess.py again"
+                )
+            self.separators[index] = positions[0]
+
+    def draw(self, shots: int, seed: int) -> None:
+        """Serve no more than ``shots`` distinct rows of each label sequence from now on."""
+        rows = (self.rows[int(number)].tolist() for number in self.served)
+        pairs = zip(rows, self.separators)
+        parts = ((tuple(row[:sep]), tuple(row[sep + 1 :])) for row, sep in pairs)
+        self._serve(draw_shots(parts, shots, seed))
+
+    def leave_out(self, longer_than: int) -> None:
+        """Serve no row that is longer from now on."""
+        self._serve(np.flatnonzero(self.sizes <= longer_than))
+
+    def _serve(self, chosen: np.ndarray) -> None:
+        for name in ("served", "sizes", "separators"):
+            setattr(self, name, getattr(self, name)[chosen])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens, separator = self.rows[int(self.served[index])], self.separators[index]
+        if self.noise:
+            units = self.noise(tokens[:separator].numpy(), int(index), self.epoch)
+            tokens = torch.cat([torch.from_numpy(units), tokens[separator:]])
+            separator = len(units)
+        return {"id": int(index), "tokens": tokens, "separator": separator}
+
+    def set_epoch(self, epoch: int) -> None:
+        """fairseq calls it before each; a row's noise differs between epochs."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.served)
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """This rank's share of a batch, padded on the right.
+
+        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the
+        last label, padded with the last. ``target``: (B, Q) the symbols after them (``<s>``,
+        labels, ``</s>``). ``is_label``: (B, Q). ``nanswers``: the number of labels and ``</s>``.
+
+        A rank without a share gets a row that counts for nothing: fairseq's own way, another's
+        gradient times zero, loses the counts of the batches that are accumulated before it.
+        """
+        share = samples[self.rank :: self.world]
+        samples = share or samples[:1]
+        lengths = np.array([len(sample["tokens"]) for sample in samples])
+        separators = np.array([sample["separator"] for sample in samples])
+        tokens = np.full((len(samples), lengths.max() + 1), self.pad, dtype=np.int64)
+        tokens[:, 0] = self.eos
+        for row, sample in zip(tokens, samples):
+            row[1 : 1 + len(sample["tokens"])] = sample["tokens"]
+        reads = lengths - separators  # <s>, the labels, </s>
+        steps = np.arange(reads.max())  # (Q,)
+        read_at = np.minimum(separators[:, None] + steps, lengths[:, None] - 1)  # (B, Q)
+        target = np.take_along_axis(tokens, read_at + 1, axis=1)
+        target[steps >= reads[:, None]] = self.pad
+        is_label = (steps > 0) & (steps < reads[:, None] - 1)
+        if not share:
+            target[:], is_label[:], lengths, reads = self.pad, False, lengths[:0], reads[:0]
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(share),
+            "ntokens": int(lengths.sum()),
+            "nanswers": int(reads.sum()) - len(share),
+            "net_input": {
+                "tokens": torch.from_numpy(tokens[:, :-1]),
+                "read_at": torch.from_numpy(read_at),
+            },
+            "target": torch.from_numpy(target),
+            "is_label": torch.from_numpy(is_label),
+        }
+
+    def ordered_indices(self) -> np.ndarray:
+        """Every row once: in random order for training (fairseq seeds it per epoch), else by
+        length.
+        """
+        if self.shuffle:
+            return np.random.permutation(len(self))
+        return np.argsort(self.sizes, kind="mergesort")
+
+
+Row = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def draw_shots(rows: Iterable[Row], shots: int, seed: int) -> np.ndarray:
+    """Numbers of at most ``shots`` distinct rows, (units, labels) each, of every label sequence, in
+    the order of ``rows``.
+
+    A row that comes several times (KS's train split is balanced by drawing with replacement) counts
+    once, at its first position; a class with fewer distinct rows gives all. The draw does not
+    depend on how labels are named, and fewer shots are a part of more.
+    """
+    classes: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
+    for number, (units, labels) in enumerate(rows):
+        classes.setdefault(labels, {}).setdefault(units, number)
+    drawn = []
+    for position, distinct in enumerate(classes.values()):
+        numbers = np.array(list(distinct.values()))
+        order = np.random.default_rng((seed, position)).permutation(len(numbers))
+        drawn.append(numbers[order[:shots]])
+    return np.sort(np.concatenate(drawn))

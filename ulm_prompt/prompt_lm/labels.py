@@ -1,17 +1,24 @@
-"""Which label symbols may come next: what training shows anywhere, or at each place, or its label
-sequences.
-"""
+"""Answers within a task's labels: which symbols may come next, and the likeliest answers."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
+from fairseq.data import Dictionary
 from torch import Tensor
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
+from ulm_prompt.prompt_data.tasks import label_limit
+from ulm_prompt.prompt_lm.cache import CachedLM, State
+from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 
 MOST_ARCS = 100_000_000  # states times symbols of an automaton, nine bytes each
+MOST_SCORED = 3_000  # labels in sequences that are all scored; of more, a beam finds the likeliest
 
 
 class LabelSets:
@@ -22,7 +29,8 @@ class LabelSets:
     """
 
     def __init__(self, arcs: dict[tuple[int, int], int], vocabulary: int, eos: int) -> None:
-        count = 1 + max(state for pair in arcs.items() for state in (pair[0][0], pair[1]))
+        """``arcs``: (state, symbol) -> next state. Raises ``UserError`` for too many states."""
+        count = 1 + max(max(state, target) for (state, _), target in arcs.items())
         if count * vocabulary > MOST_ARCS:
             raise UserError(
                 f"--within_labels: {count:,} states for the label sequences of train are too many; "
@@ -41,11 +49,9 @@ class LabelSets:
     def build(
         cls, kind: str, sequences: Iterable[Sequence[int]], vocabulary: int, eos: int
     ) -> LabelSets:
-        """``set``: at each place any symbol of any sequence, then ``</s>`` after one at least.
-        ``slots``: at each place any symbol that some sequence has there; ``trie``: only whole
-        sequences; ``</s>`` may follow where some sequence ends.
-
-        Raises ``UserError`` where that takes too much memory.
+        """``set``: any symbol of any sequence, any number of times, then ``</s>``. ``slots``: the
+        symbols that some sequence has at this position. ``trie``: only whole sequences. ``</s>``
+        may follow where some sequence ends. Raises ``UserError`` where that takes too much memory.
         """
         arcs: dict[tuple[int, int], int] = {}
         if kind == "set":
@@ -55,8 +61,8 @@ class LabelSets:
         count = 1
         for sequence in dict.fromkeys(map(tuple, sequences)):
             state = 0
-            for place, symbol in enumerate(sequence, start=1):
-                target = place if kind == "slots" else arcs.get((state, symbol), count)
+            for position, symbol in enumerate(sequence, start=1):
+                target = position if kind == "slots" else arcs.get((state, symbol), count)
                 count = max(count, target + 1)
                 arcs[state, symbol] = target
                 state = target
@@ -72,3 +78,115 @@ class LabelSets:
     def mask(self, scores: Tensor, states: Tensor) -> Tensor:
         """``scores``, (..., V), ruled out where ``states``, (...), do not allow the symbol."""
         return scores.masked_fill(~self.allowed[states], -torch.inf)
+
+
+class Answer(NamedTuple):
+    """Label units, the LM's natural-log probability of them all, and of each after those before."""
+
+    labels: tuple[str, ...]
+    score: float
+    label_scores: tuple[float, ...]
+
+
+class LabelAnswers:
+    """A prompt's likeliest answers within its label set.
+
+    The candidates are the label sequences of train; where these are not known, every combination of
+    the slots' labels. All are scored, exactly, unless they are texts or hold more than
+    ``MOST_SCORED`` labels: then a beam as wide as the number of wanted answers searches among them.
+    """
+
+    def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
+        """Raises ``UserError`` for a label unit that ``dictionary`` lacks."""
+        for unit in record.verbal.values():
+            if dictionary.index(unit) == dictionary.unk():
+                raise UserError(
+                    f"{record.task}: label unit {unit} is not in the dict.txt of "
+                    f"{record.unit_model}"
+                )
+        self._eos = dictionary.eos()
+        self._labels_of = {dictionary.index(unit): label for label, unit in record.verbal.items()}
+        symbol_of = {label: symbol for symbol, label in self._labels_of.items()}
+        slots = _labels_by_position(record)
+        known = record.label_sequences
+        count = math.prod(map(len, slots)) if known is None else len(known)
+        self._sets, self._sequences = None, []
+        if not record.is_text and count * record.most_labels <= MOST_SCORED:
+            candidates = itertools.product(*slots) if known is None else map(tuple, known)
+            self._sequences = [
+                tuple(symbol_of[label] for label in labels) for labels in dict.fromkeys(candidates)
+            ]
+            return
+        kind = "set" if record.is_text else "slots" if known is None else "trie"
+        if known is None:  # as many as show every label at each of its positions
+            longest = max(map(len, slots))
+            known = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
+        sequences = [[symbol_of[label] for label in labels] for labels in known]
+        self._limit = label_limit(None, record.most_labels)
+        self._sets = LabelSets.build(kind, sequences, len(dictionary), self._eos)
+
+    def __call__(self, lm: CachedLM, state: State, top: int) -> list[list[Answer]]:
+        """The ``top`` likeliest answers to each row of ``state``, best first, or all if fewer."""
+        if self._sets is not None:
+            sets = self._sets.to(lm.device)
+            return [
+                [self._answer(done.answer.symbols, done.score, done.answer.scores) for done in row]
+                for row in beam_search(lm, state, top, self._limit, sets, lenpen=0.0)
+            ]
+        totals, shares = score_sequences(lm, state, self._sequences, self._eos)
+        best = totals.topk(min(top, len(self._sequences)))  # (B, top)
+        shares = shares.gather(1, best.indices.unsqueeze(2).expand(-1, -1, shares.shape[2]))
+        return [
+            [self._answer(self._sequences[index], *scores) for index, *scores in zip(*row)]
+            for row in zip(best.indices.tolist(), best.values.tolist(), shares.tolist())
+        ]
+
+    def _answer(self, symbols: Sequence[int], score: float, parts: Sequence[float]) -> Answer:
+        labels = tuple(self._labels_of[symbol] for symbol in symbols)
+        return Answer(labels, score, tuple(parts[: len(symbols)]))
+
+
+def _labels_by_position(record: PromptRecord) -> list[list[str]]:
+    """The labels that may stand at each position: those of its slot, or all of them."""
+    slots: dict[str, list[str]] = {}
+    for label, entry in record.labels.items():
+        slots.setdefault(entry["slot"], []).append(label)
+    if len(slots) == record.labels_per_utterance:
+        return list(slots.values())
+    return [list(record.labels)] * max(1, record.labels_per_utterance)
+
+
+@torch.inference_mode()
+def score_sequences(
+    lm: CachedLM, state: State, sequences: Sequence[tuple[int, ...]], eos: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of S different symbol sequences after the rows of ``state``: in all,
+    (B, S), and of each symbol, (B, S, longest), 0 behind the last.
+
+    The sequences are read as a tree, a level a step: a level's hypotheses are all prefixes of that
+    length which something may follow, so single labels take no step. ``</s>`` counts where
+    something else could follow (a sequence begins another), not where a sequence can only end.
+    """
+    batch, longest = len(state.lengths), max(map(len, sequences))
+    shares = state.logits.new_zeros(batch, len(sequences), longest + 1)
+    earlier: dict[tuple[int, ...], int] = {}
+    for length in range(longest):
+        level = dict.fromkeys(symbols[:length] for symbols in sequences if len(symbols) > length)
+        level = {prefix: column for column, prefix in enumerate(level)}
+        if length:
+            parents = torch.tensor([earlier[prefix[:-1]] for prefix in level], device=lm.device)
+            latest = torch.tensor([prefix[-1] for prefix in level], device=lm.device)
+            state = lm.step(state, latest.expand(batch, -1), parents.expand(batch, -1))
+        arcs = [
+            (number, level[symbols[:length]], (*symbols, eos)[length])
+            for number, symbols in enumerate(sequences)
+            if len(symbols) >= length and symbols[:length] in level
+        ]
+        numbers, columns, following = torch.tensor(arcs, device=lm.device).T
+        scores = log_probabilities(state.logits, lm.pad)  # (B, prefixes, V)
+        shares[:, numbers, length] = scores[:, columns, following]
+        earlier = level
+    totals = shares.sum(2)
+    ends = torch.tensor([len(symbols) for symbols in sequences], device=lm.device)
+    behind = torch.arange(longest, device=lm.device) >= ends[:, None]  # </s> is no label
+    return totals, shares[:, :, :longest].masked_fill(behind, 0.0)

@@ -1,4 +1,4 @@
-"""Cross entropy where the labels stand, and the accuracy that decides which checkpoint is best."""
+"""Cross entropy on labels, with the accuracy that decides which checkpoint is best, and on text."""
 
 import math
 from dataclasses import dataclass, field
@@ -15,22 +15,34 @@ from ulm_prompt.prompt_lm.model import SEP
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
-
 LOSS_ON = ChoiceEnum(["published", "answer"])
+LOSS_ON_HELP = "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
 
 
 @dataclass
 class LabelCrossEntropyConfig(FairseqDataclass):
-    loss_on: LOSS_ON = field(
-        default="published",
-        metadata={
-            "help": "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
-        },
-    )
+    loss_on: LOSS_ON = field(default="published", metadata={"help": LOSS_ON_HELP})
+
+
+@dataclass
+class UnitLMCriterionConfig(FairseqDataclass):
+    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
+
+
+class _Criterion(FairseqCriterion):
+    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(B, T, V), (B, T) -> (B, T) in nats, 0 at padding."""
+        return F.cross_entropy(
+            logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
+        )
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        return True
 
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
-class LabelCrossEntropy(FairseqCriterion):
+class LabelCrossEntropy(_Criterion):
     """``published``: the sum over the targets from ``<s>`` on, by the batch's token count."""
 
     def __init__(self, task: Any, loss_on: str) -> None:
@@ -45,9 +57,7 @@ class LabelCrossEntropy(FairseqCriterion):
         """
         logits = model(**sample["net_input"])  # (B, Q, V)
         target, is_label = sample["target"], sample["is_label"]  # (B, Q)
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
-        )
+        losses = self.losses(logits, target)
         is_answer = target != self.padding_idx
         is_answer[:, 0] = False  # <s>
         loss, size = (losses * is_answer).sum(), sample["nanswers"]
@@ -70,35 +80,19 @@ class LabelCrossEntropy(FairseqCriterion):
         """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %:
         all labels and ``</s>`` right, given the labels before them.
         """
-        total = {  # of tensors, where they are: the meters ask for their numbers when they report
-            key: sum(output.get(key, 0) for output in logging_outputs)
-            for key in ("loss", "label_loss", "labels", "correct", "nsentences", "sample_size")
-        }
-        size = max(total["sample_size"], 1)
-        metrics.log_scalar("loss", total["loss"] / size / math.log(2), size, round=8)
-        labels = max(total["labels"], 1)
-        metrics.log_scalar("label_loss", total["label_loss"] / labels, labels, round=8)
-        rows = max(total["nsentences"], 1)
-        metrics.log_scalar("accuracy", 100 * total["correct"] / rows, rows, round=8)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True
-
-
-# Language-model cross entropy, with a weight on what follows ``<s>``.
-
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
-
-
-@dataclass
-class UnitLMCriterionConfig(FairseqDataclass):
-    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
+        for name, key, count, factor in (
+            ("loss", "loss", "sample_size", 1 / math.log(2)),
+            ("label_loss", "label_loss", "labels", 1),
+            ("accuracy", "correct", "nsentences", 100),
+        ):
+            total = sum(output.get(key, 0) for output in logging_outputs)  # stays on its device
+            weight = max(sum(output.get(count, 0) for output in logging_outputs), 1)
+            metrics.log_scalar(name, factor * total / weight, weight, round=8)
 
 
 @register_criterion("unit_lm", dataclass=UnitLMCriterionConfig)
-class UnitLMCriterion(FairseqCriterion):
-    """The plain language-model loss when no ``<s>`` stands in the text."""
+class UnitLMCriterion(_Criterion):
+    """Language-model loss with a weight on what follows ``<s>``; the plain one without ``<s>``."""
 
     def __init__(self, task: Any, topic_weight: float) -> None:
         super().__init__(task)
@@ -110,12 +104,9 @@ class UnitLMCriterion(FairseqCriterion):
         """Returns the weighted loss, the weights' sum, and what to log."""
         tokens, target = sample["net_input"]["src_tokens"], sample["target"]  # (B, T)
         logits = model(**sample["net_input"])[0].float()  # (B, T, V)
-        losses = F.cross_entropy(
-            logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
-        )
         after = (tokens == SEP).cumsum(1) > 0
         weights = torch.where(after, self.topic_weight, 1.0) * (target != self.padding_idx)
-        loss, size = (losses * weights).sum(), weights.sum()
+        loss, size = (self.losses(logits, target) * weights).sum(), weights.sum()
         logged = {
             "loss": loss.detach(),
             "ntokens": sample["ntokens"],
@@ -130,7 +121,3 @@ class UnitLMCriterion(FairseqCriterion):
         size = sum(output["sample_size"] for output in logging_outputs)
         loss = sum(output["loss"] for output in logging_outputs)
         metrics.log_scalar("loss", loss / size / math.log(2), size, round=3)
-
-    @staticmethod
-    def logging_outputs_can_be_summed() -> bool:
-        return True

@@ -1,45 +1,33 @@
-"""The prompted LM: a frozen stock LM with trainable keys and values standing before those of the
-tokens.
+"""The prompted LM: a frozen stock LM with trainable keys and values beside those of the tokens.
 
-The published arrangement puts P prefix positions before the tokens and replaces their keys and
-values in every layer. Here only those keys and values exist: the same numbers, no computation for
-the prefix positions.
+The published arrangement puts P positions before the tokens (a prefix) or before ``<s>`` (an infix)
+and replaces their keys and values in every layer. Here only those keys and values exist: the same
+numbers, and no computation for the prompt's positions.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from fairseq.data import Dictionary
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
+from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
 from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, LabelMap, Prompt, in_input_space
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
-
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
 
 
-class Past(Protocol):
-    """What stands before the current tokens in one layer."""
-
-    def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values to attend to, given those of the tokens, (B, H, T, D/H) each."""
-
-
 class KeysValues(NamedTuple):
-    """One layer's keys and values of what stands before the current tokens: (B or 1, H, S, D/H)
-    each.
-    """
+    """A prompt's keys and values in one layer: (1, H, P, D/H) each."""
 
     keys: Tensor
     values: Tensor
@@ -47,21 +35,19 @@ class KeysValues(NamedTuple):
     def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """These before the tokens' own, (B, H, T, D/H) each."""
         past = (tensor.expand(len(keys), -1, -1, -1) for tensor in self)
-        joined = (torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
-        return tuple(joined)
+        return tuple(torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
 
 
 @dataclass
 class PromptLanguageModelConfig(FairseqDataclass):
     prefix_prompt_length: int = field(default=3, metadata={"help": "P, prefix vectors per layer"})
-    prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prefix vectors"})
+    infix_prompt_length: int = field(default=0, metadata={"help": "the same where <s> is, instead"})
+    prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prompt's vectors"})
     projected: bool = field(default=False, metadata={"help": "train behind the k/v projections"})
-    value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prefix values / lr"})
+    value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prompt values / lr"})
     lm_dtype: LM_DTYPES = field(default="float32", metadata={"help": "of the frozen LM"})
     fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
-    label_units: str = field(
-        default="", metadata={"help": "the labels' units: train a map from logits to labels"}
-    )
+    label_units: str = field(default="", metadata={"help": "train a map from logits to these"})
     labels_per_utterance: int = field(default=1, metadata={"help": "of that map"})
 
 
@@ -85,22 +71,19 @@ class PromptLanguageModel(BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg: PromptLanguageModelConfig, task: Any) -> "PromptLanguageModel":
-        lm = task.unit_lm.model
+        """A model over the LM of ``task``; the task gives the prompt its starting values."""
+        lm, symbols = task.unit_lm.model, task.unit_lm.dictionary
         if cfg.fine_tune:
             return cls(lm, None)
-        decoder = lm.decoder
-        prompt = Prompt(
-            len(decoder.layers),
-            cfg.prefix_prompt_length,
-            decoder.embed_dim,
-            cfg.prompt_dropout,
-            cfg.projected,
-        )
+        length, infix = cfg.infix_prompt_length or cfg.prefix_prompt_length, cfg.infix_prompt_length
+        shape = len(lm.decoder.layers), length, lm.decoder.embed_dim
+        prompt = Prompt(*shape, cfg.prompt_dropout, cfg.projected, infix > 0)
         prompt.values.lr_scale = cfg.value_lr_scale
-        model = cls(lm, prompt, _label_map(cfg, task.unit_lm.dictionary))
-        task.initialise_prompt(model)
-        lm.to(getattr(torch, str(cfg.lm_dtype)))
-        return model
+        label_map = None
+        if cfg.label_units:
+            units = [symbols.index(unit) for unit in cfg.label_units.split()]
+            label_map = LabelMap(units, len(symbols), cfg.labels_per_utterance, symbols.eos())
+        return cls(lm, prompt, label_map)
 
     def train(self, mode: bool = True) -> "PromptLanguageModel":
         """A frozen LM stays in evaluation mode: no dropout in it, as published."""
@@ -116,26 +99,24 @@ class PromptLanguageModel(BaseFairseqModel):
         the positions whose next symbol is asked for. Returns (B, Q, V). The last layer computes
         those positions alone.
         """
-        assert tokens.ndim == 2 and read_at.ndim == 2
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
-        mask = self.causal_mask(tokens.shape[1])  # (T, P + T)
-        body_mask = mask  # costs nothing on a CPU; a GPU's fused kernels know the pattern by name
-        if tokens.is_cuda:
+        mask = self.mask(tokens)  # (1 or B, T, P + T)
+        body_mask = mask.unsqueeze(1)
+        if tokens.is_cuda and len(mask) == 1:  # a GPU's fused kernels know the pattern by name
             from torch.nn.attention.bias import causal_lower_right  # takes a second to import
 
-            body_mask = causal_lower_right(*mask.shape)
+            body_mask = causal_lower_right(*mask.shape[1:])
         *body, last = self.lm.decoder.layers
         for layer, prefix in zip(body, prefixes):
             x = self.block(layer, x, prefix, body_mask)
-        mask_read = mask[read_at].unsqueeze(1)  # (B, 1, Q, P + T)
-        x = self.block(last, x, prefixes[-1], mask_read, read_at)  # (B, Q, D)
+        x = self.block(last, x, prefixes[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
         logits = scale_gradient(self.logits(x).float(), self.gradient_scale)
         return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
 
-    def answers(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Logits (B, Q, V) after the label map; ``places``, (Q,): where in ``<s> labels </s>``."""
-        return logits if self.label_map is None else self.label_map(logits, places)
+    def answers(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """Logits (B, Q, V) after the label map; ``numbers``, (Q,): which of ``<s> labels </s>``."""
+        return logits if self.label_map is None else self.label_map(logits, numbers)
 
     @property
     def gradient_scale(self) -> float:
@@ -144,20 +125,16 @@ class PromptLanguageModel(BaseFairseqModel):
         return FLOAT16_SCALE if half else 1.0
 
     def in_lm_dtype(self, vectors: Tensor) -> Tensor:
-        """The prompt's float32 vectors as the LM takes them."""
+        """The prompt's float32 vectors in the dtype of the LM."""
         unscaled = scale_gradient(vectors, 1 / self.gradient_scale)
         return unscaled.to(self.lm.decoder.embed_tokens.weight.dtype)
 
-    def embed(self, tokens: Tensor, positions: Tensor, sep: Tensor | None = None) -> Tensor:
-        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D).
-
-        ``sep``, (B, 1, D): the ``<s>`` of each row where rows carry different prompts.
-        """
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
         decoder = self.lm.decoder
         x = decoder.embed_tokens(tokens)
-        if sep is None and self.prompt is not None:
+        if self.prompt is not None:
             sep = self.in_lm_dtype(self.prompt.sep)
-        if sep is not None:
             x = torch.where((tokens == SEP).unsqueeze(-1), sep, x)
         return decoder.dropout_module(decoder.embed_scale * x + positions)
 
@@ -172,7 +149,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return table.weights[first : first + length]
 
     def prefixes(self) -> list[KeysValues | None]:
-        """Each layer's prefix keys and values, projected once for the whole batch."""
+        """The prompt's keys and values in each layer, projected once for the whole batch."""
         layers = self.lm.decoder.layers
         prompt = self.prompt
         if prompt is None:
@@ -188,23 +165,32 @@ class PromptLanguageModel(BaseFairseqModel):
         ]
 
     def causal_mask(self, length: int) -> Tensor:
-        """True where a token may look: the whole prefix, itself and what stands before it: (T, P +
-        T).
-        """
+        """True where a token may look: the prefix, itself and what is before it: (T, P + T)."""
         prefix = 0 if self.prompt is None else self.prompt.length
-        device = self.lm.decoder.embed_tokens.weight.device
-        mask = torch.ones(length, prefix + length, dtype=torch.bool, device=device)
-        return mask.tril(diagonal=prefix)
+        ones = self.lm.decoder.embed_tokens.weight.new_ones(length, prefix + length)
+        return ones.bool().tril(diagonal=prefix)
+
+    def mask(self, tokens: Tensor) -> Tensor:
+        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T). Tokens before ``<s>``
+        do not see an infix: (B, T, P + T).
+        """
+        mask = self.causal_mask(tokens.shape[1])
+        if self.prompt is None or not self.prompt.infix:
+            return mask.unsqueeze(0)
+        of_tokens = torch.arange(mask.shape[1], device=mask.device) >= self.prompt.length
+        from_sep = (tokens == SEP).cumsum(1) > 0  # (B, T)
+        return mask & (from_sep.unsqueeze(2) | of_tokens)
 
     def block(
         self,
         layer: TransformerDecoderLayer,
         x: Tensor,
-        past: Past | None,
+        past: Any,
         mask: Tensor | None,
         read_at: Tensor | None = None,
     ) -> Tensor:
-        """One stock pre-norm layer with ``past`` keys and values before those of ``x``: (B, T, D).
+        """One stock pre-norm layer: (B, T, D). ``past`` joins the keys and values before those of
+        ``x`` to them: ``KeysValues``, the cache's ``Buffer``, or None.
 
         With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone.
         """
@@ -234,46 +220,28 @@ class PromptLanguageModel(BaseFairseqModel):
         decoder = self.lm.decoder
         return decoder.output_layer(decoder.layer_norm(x))
 
-    def max_positions(self) -> None:
-        """None: sinusoidal positions have no end, and no row is ever filtered away."""
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What trains alone: the prompt under its published names, or the fine-tuned LM."""
         if self.prompt is None:
             return self.lm.state_dict()
         prompt = self.prompt
-        beside = {} if self.label_map is None else self.label_map.state()
-        if not prompt.projected:
-            return {**prompt.published_state(), **beside}
-        published = in_input_space(prompt, self.lm.decoder.layers).published_state()
-        raw = {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
-        # raw: a resumed run goes on from the very same numbers
-        return {**published, **raw, **beside}
+        state = prompt.published_state()
+        if prompt.projected:  # beside it the trained numbers, from which a run resumes
+            state = in_input_space(prompt, self.lm.decoder.layers).published_state()
+            state |= {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
+        return state if self.label_map is None else state | self.label_map.state()
 
-    def load_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        strict: bool = True,
-        model_cfg: Any = None,
-        args: argparse.Namespace | None = None,
-    ) -> None:
-        """Counterpart of ``state_dict``; the signature is fairseq's."""
+    def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> None:
+        """Counterpart of ``state_dict``, strict in any case."""
         if self.prompt is None:
             self.lm.load_state_dict(state_dict, strict=True)
-        else:
-            self.prompt.load_published_state(state_dict, "checkpoint")
-            if self.prompt.projected:
-                self.prompt.keys.data.copy_(state_dict[KEYS])
-                self.prompt.values.data.copy_(state_dict[VALUES])
-            if self.label_map is not None:
-                self.label_map.load_state(state_dict, "checkpoint")
-
-
-def _label_map(cfg: PromptLanguageModelConfig, dictionary: Dictionary) -> LabelMap | None:
-    if not cfg.label_units:
-        return None
-    units = [dictionary.index(unit) for unit in cfg.label_units.split()]
-    return LabelMap(units, len(dictionary), cfg.labels_per_utterance, dictionary.eos())
+            return
+        self.prompt.load_published_state(state_dict, "checkpoint")
+        if self.prompt.projected:
+            self.prompt.keys.data.copy_(state_dict[KEYS])
+            self.prompt.values.data.copy_(state_dict[VALUES])
+        if self.label_map is not None:
+            self.label_map.load_state(state_dict, "checkpoint")
 
 
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
@@ -281,10 +249,15 @@ def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
     return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)
 
 
-# ReLU that keeps for the way back what it needs: which numbers were positive, a byte each.
+def mask_at(mask: Tensor, read_at: Tensor) -> Tensor:
+    """The rows of ``mask``, (1 or B, T, S), at ``read_at``, (B, Q): (B, 1, Q, S)."""
+    mask = mask.expand(len(read_at), -1, -1)
+    return mask.gather(1, read_at.unsqueeze(2).expand(-1, -1, mask.shape[2])).unsqueeze(1)
 
 
 class _LeanReLU(torch.autograd.Function):
+    """ReLU that keeps for the way back which numbers were positive, a byte each."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.mark_dirty(x.relu_())
@@ -305,58 +278,22 @@ def activate(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
     return layer.activation_fn(x)
 
 
-# How much of its attention the LM spends on the prompt.
-
-
 @torch.inference_mode()
 def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
-    """The share of attention that falls on each prefix position where the answer is read, at the
-    rows' last symbol, averaged over rows: (L, H, P). What remains of 1 falls on the tokens.
-
-    ``rows``: symbols ``</s> units <s>``, of any lengths. ``model`` has a prompt.
+    """The share of attention on each prompt position at the end of ``rows``, ``</s> units <s>``
+    each, where the answer is read: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
     """
-    total = 0
+    layers = model.lm.decoder.layers
+    shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)
     for row in rows:
-        total = total + torch.stack(
-            _of_one(model, row.to(model.lm.decoder.embed_tokens.weight.device))
-        )
-    return (total / len(rows)).float().cpu()
-
-
-def _of_one(model: PromptLanguageModel, row: Tensor) -> list[Tensor]:
-    x = model.embed(row[None], model.positions(len(row)))  # (1, T, D)
-    mask = model.causal_mask(len(row))  # (T, P + T)
-    shares = []
-    for layer, prefix in zip(model.lm.decoder.layers, model.prefixes()):
-        attention = layer.self_attn
-        normed = layer.self_attn_layer_norm(x)
-        query = heads_of(layer, attention.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
-        own = heads_of(layer, attention.k_proj(normed))
-        keys, _ = prefix.join(own, own)  # (1, H, P + T, D/H)
-        scores = query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5
-        shares.append(scores.float().softmax(-1)[0, :, 0, : prefix.keys.shape[2]])  # (H, P)
-        x = model.block(layer, x, prefix, mask)
-    return shares
-
-
-# Gradients kept within float16's range on their way through a half-precision LM.
-
-
-# float16 holds 6e-8 to 65,504; the loss is a sum, so a target's gradient at its logits is up to 1
-FLOAT16_SCALE = 256.0
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient * ctx.factor, None
-
-
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
-    return x if factor == 1 else _ScaleGradient.apply(x, factor)
+        tokens = row[None].to(model.lm.decoder.embed_tokens.weight.device)
+        x = model.embed(tokens, model.positions(len(row)))  # (1, T, D)
+        for index, (layer, prefix) in enumerate(zip(layers, model.prefixes())):
+            normed = layer.self_attn_layer_norm(x)
+            query = heads_of(layer, layer.self_attn.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
+            keys = heads_of(layer, layer.self_attn.k_proj(normed))
+            keys, _ = prefix.join(keys, keys)  # (1, H, P + T, D/H)
+            logits = (query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5).float()
+            shares[index] += logits.softmax(-1)[0, :, 0, : model.prompt.length].cpu()  # (H, P)
+            x = model.block(layer, x, prefix, model.mask(tokens).unsqueeze(1))
+    return shares / len(rows)

@@ -1,69 +1,70 @@
-"""The number format to compute in: bfloat16 only where this machine multiplies it much faster."""
+"""The number format to compute in, and gradients kept within the range of float16."""
 
 from __future__ import annotations
 
-import time
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.errors import UserError
 
-MUCH_FASTER = 2.0
-_SIZE = {"cpu": 384, "cuda": 4096}
+LARGE = 30_000_000  # LM parameters; on smaller LMs bfloat16 saves little or is slower
+FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1
 
 
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torch.dtype, str]:
     """The dtype that ``name``, auto or torch's, stands for, and the reason in words.
 
-    ``auto`` times a square matrix product in float32 and in bfloat16, for a tenth of a second.
+    ``auto`` looks at what the processor or card is and at the LM's number of ``parameters``. It
+    times nothing, so that a result does not depend on how busy the machine is.
     """
     if name != "auto":
         return getattr(torch, name), "as asked"
-    full = multiplications_per_second(torch.float32, device)
-    half = multiplications_per_second(torch.bfloat16, device)
-    ratio = half / full
-    rates = f"a matrix product runs at {2 * half / 1e9:,.1f} GFLOP/s in bfloat16"
-    rates += f" and {2 * full / 1e9:,.1f} in float32"
-    if ratio >= MUCH_FASTER:
-        return torch.bfloat16, f"{rates}; --dtype float32 for float32"
-    return torch.float32, rates
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        fast, what = major >= 8, f"compute capability {major}.{minor}"
+    else:
+        # GFLOP/s of large products in bfloat16 and float32, on three processors: 2,100 and 310 with
+        # AMX, 213 and 105 with AVX512-BF16 alone, 1.6 and 99 with neither
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        what = "a processor that multiplies bfloat16" if fast else "a processor without bfloat16"
+    if not fast:
+        return torch.float32, f"{what} would be slower in it"
+    if parameters < LARGE:
+        return torch.float32, f"an LM of {parameters / 1e6:.1f}M parameters is too small to gain"
+    return torch.bfloat16, f"{what}; --dtype float32 for float32"
 
 
-def dtype_to_train_in(name: str, whole_lm: bool) -> str:
-    """The dtype that a recipe's ``dtype`` stands for on this machine; says why if that is chosen.
+def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
+    """The dtype that a recipe's ``dtype`` stands for on this machine; ``auto`` prints the reason.
 
-    Raises ``UserError`` for what fairseq cannot train the ``whole_lm`` in.
+    Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, reason = choose_dtype(name, device)
-    found = str(dtype).removeprefix("torch.")
+    dtype, reason = choose_dtype(name, device, parameters)
+    chosen = str(dtype).removeprefix("torch.")
     if name == "auto":
-        print(f"dtype {found}: {reason}")
-    if whole_lm and found == "float16" and device.type == "cpu":
+        print(f"dtype {chosen}: {reason}")
+    if whole_lm and chosen == "float16" and device.type == "cpu":
         raise UserError(
             "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "
             "take bfloat16 or float32"
         )
-    return found
+    return chosen
 
 
-def multiplications_per_second(dtype: torch.dtype, device: torch.device) -> float:
-    """The best of a few square matrix products, after one to warm up."""
-    size = _SIZE.get(device.type, _SIZE["cpu"])
-    left, right = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    slow = 0.05  # seconds: one such product is enough to know
-    times = []
-    for _ in range(5):
-        _wait(device)
-        start = time.perf_counter()
-        left @ right
-        _wait(device)
-        times.append(time.perf_counter() - start)
-        if len(times) > 1 and times[-1] > slow:
-            break
-    return size**3 / min(times[1:])
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
+    return x if factor == 1 else _ScaleGradient.apply(x, factor)

@@ -1,4 +1,4 @@
-"""The fairseq task: prompt rows of one data-bin, and the frozen LM that they were written for."""
+"""The fairseq tasks: prompt rows over a frozen LM, and text that a unit LM is trained on."""
 
 import logging
 from collections.abc import Sequence
@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fairseq.data import Dictionary
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.distributed import LegacyDistributedDataParallel
+from fairseq.models import BaseFairseqModel
 from fairseq.optim import register_optimizer
 from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq.tasks import FairseqTask, register_task
+from fairseq_cli.train import should_stop_early
 from omegaconf import II, MISSING
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_lm.data import RowDataset, UnitNoise
+from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.prompt import METHODS, initialise
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
-
+BREAK_MODES = ChoiceEnum(["none", "eos"])
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +46,9 @@ class UnitPromptConfig(FairseqDataclass):
 
 @register_task("unit_prompt", dataclass=UnitPromptConfig)
 class UnitPromptTask(FairseqTask):
-    """Loads the LM once, checks that the data-bin was written with its dict, serves the splits."""
+    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
+
+    source_dictionary = target_dictionary = property(lambda self: self.unit_lm.dictionary)
 
     def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
         super().__init__(cfg)
@@ -62,7 +67,20 @@ class UnitPromptTask(FairseqTask):
             )
         return cls(cfg, unit_lm)
 
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
+        """The model of ``cfg``; its prompt has the starting values of ``init``."""
+        model = super().build_model(cfg, from_checkpoint)
+        if model.prompt is not None:
+            self.load_dataset("train")
+            rows, method = self.datasets["train"], str(self.cfg.init)
+            initialise(model, method, self.cfg.init_scale, rows, self.cfg.seed)
+            model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # only now: projections in float32
+        return model
+
     def load_dataset(self, split: str, **kwargs: Any) -> None:
+        """Open a split, once. Raises ``UserError`` for one that is missing or broken."""
+        if split in self.datasets:
+            return
         dictionary = self.unit_lm.dictionary
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if self.cfg.max_tokens:
@@ -79,24 +97,24 @@ class UnitPromptTask(FairseqTask):
         self.datasets[split] = dataset
 
     def _check_lengths(self, dataset: RowDataset, split: str) -> None:
-        """Leave out the rows that fit no batch, and say how many. Raises ``UserError`` when they
-        are not to be, or are all.
+        """Leave out the rows that fit no batch, and say how many. Raises ``UserError`` unless
+        ``skip_long`` asks for that, or if no row is left.
         """
         most, sizes = self.cfg.max_tokens, dataset.sizes
         count = int((sizes > most).sum())
         if not count:
             return
-        found = (
+        facts = (
             f"{split}: {count:,} of {len(sizes):,} rows are longer than max_tokens={most:,} "
             f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
         )
         if not self.cfg.skip_long or count == len(sizes):
             raise UserError(
-                f"{found}; leave them out with --set skip_long=true, or raise max_tokens: memory "
+                f"{facts}; leave them out with --set skip_long=true, or raise max_tokens: memory "
                 "grows with the square of a row's length"
             )
         dataset.leave_out(longer_than=most)
-        logger.info(f"too long: {found}; left out")
+        logger.info(f"too long: {facts}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
@@ -107,46 +125,18 @@ class UnitPromptTask(FairseqTask):
         dataset.rank, dataset.world = shard_id, num_shards
         return super().get_batch_iterator(dataset, *args, **others)
 
-    def initialise_prompt(self, model: Any) -> None:
-        """Give a new prompt its starting values, by the task's ``init``."""
-        if "train" not in self.datasets:
-            self.load_dataset("train")
-        initialise(
-            model, str(self.cfg.init), self.cfg.init_scale, self.datasets["train"], self.cfg.seed
-        )
-
-    @property
-    def source_dictionary(self) -> Dictionary:
-        return self.unit_lm.dictionary
-
-    @property
-    def target_dictionary(self) -> Dictionary:
-        return self.unit_lm.dictionary
-
-    def max_positions(self) -> None:
-        """None: no row is filtered by length."""
-
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """What fairseq's early stopping counts and would forget at a restart."""
-        from fairseq_cli.train import should_stop_early
-
         return {type(self).__name__: dict(vars(should_stop_early))}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of ``get_checkpoint_dict``."""
-        from fairseq_cli.train import should_stop_early
-
         vars(should_stop_early).update(state)
-
-
-# Adam in which a parameter may move at a rate of its own.
 
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
 class PromptAdam(FairseqAdam):
-    """fairseq's Adam; the scheduler's rate is multiplied by a parameter's ``lr_scale`` where it has
-    one.
-    """
+    """fairseq's Adam; a parameter's ``lr_scale``, if it has one, multiplies its learning rate."""
 
     def __init__(self, cfg: FairseqAdamConfig, params: Sequence[Parameter]) -> None:
         scales: dict[float, list[Parameter]] = {}
@@ -166,3 +156,100 @@ class PromptAdam(FairseqAdam):
             trained = sum(parameter.numel() for parameter in self.params)
             wrapped.buffer_size = min(wrapped.buffer_size, trained)
         super().all_reduce_grads(module)
+
+
+@dataclass
+class UnitLMConfig(FairseqDataclass):
+    data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
+    tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
+    sample_break_mode: BREAK_MODES = field(
+        default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
+    )
+    max_target_positions: int = II("task.tokens_per_sample")
+    begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
+
+
+@register_task("unit_lm", dataclass=UnitLMConfig)
+class UnitLMTask(FairseqTask):
+    """Language modelling over units, without fairseq's compiled TokenBlockDataset."""
+
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
+
+    def __init__(self, cfg: UnitLMConfig, dictionary: Dictionary) -> None:
+        super().__init__(cfg)
+        self.dictionary = dictionary
+
+    @classmethod
+    def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
+        return cls(cfg, load_dictionary(Path(cfg.data)))
+
+    def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
+        model = super().build_model(cfg, from_checkpoint)
+        if self.cfg.begin_from:  # a run that resumes loads its own weights after this
+            begin_from = load_unit_lm(Path(self.cfg.begin_from)).untouched
+            model.load_state_dict(begin_from.state_dict())
+        return model
+
+    def load_dataset(self, split: str, **kwargs: Any) -> None:
+        self.datasets[split] = BlockDataset(
+            Path(self.cfg.data) / split,
+            self.dictionary,
+            self.cfg.tokens_per_sample,
+            str(self.cfg.sample_break_mode),
+            shuffle=split == "train",
+        )
+
+
+class BlockDataset(LosslessDataset):
+    """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
+    tokens.
+
+    ``break_mode``: ``none`` cuts every ``length`` tokens, ``eos`` after every utterance too.
+    """
+
+    def __init__(
+        self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
+    ) -> None:
+        rows = open_rows(split, dictionary)
+        self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
+        sizes = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
+        cuts = [np.arange(end - size, end, length) for size, end in zip(sizes, sizes.cumsum())]
+        self.starts = np.concatenate(cuts)
+        self.sizes = np.diff(self.starts, append=len(self.text))
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, size = self.starts[index], self.sizes[index]
+        before = self.text[start - 1] if start else self.eos
+        return {
+            "id": int(index),
+            "source": np.concatenate([[before], self.text[start : start + size - 1]]),
+            "target": self.text[start : start + size],
+        }
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """``src_tokens`` and ``target``: (B, T), padded on the right. No samples, for a rank
+        without a last batch: one row that counts for nothing (see RowDataset).
+        """
+        if not samples:
+            row = {"id": 0, "source": [self.eos], "target": [self.pad]}
+            return {**self.collater([row]), "nsentences": 0, "ntokens": 0}
+        lengths = [len(sample["target"]) for sample in samples]
+        padded = {}
+        for key in ("source", "target"):
+            rows = [torch.as_tensor(sample[key]) for sample in samples]
+            padded[key] = torch.nn.utils.rnn.pad_sequence(rows, True, self.pad)
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": sum(lengths),
+            "net_input": {"src_tokens": padded["source"], "src_lengths": torch.tensor(lengths)},
+            "target": padded["target"],
+        }
+
+    def ordered_indices(self) -> np.ndarray:
+        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))

@@ -1,11 +1,12 @@
-"""Learning curves, read from the log that training leaves."""
+"""Every picture that the stages write, and learning curves as a training log holds them."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -13,6 +14,17 @@ import numpy as np
 
 from pipeline.files import replacing
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ulm_prompt.scoring.sequence_scores import Bin
+
+matplotlib.use("Agg")
+logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every logger speak
+COLOURS = plt.get_cmap("tab10").colors
+OTHER = "(other)"  # an answer that is no class of the test split
+MOST_NAMED = 40  # classes; the axes of a larger confusion matrix have no names
+MOST_COUNTED = 15  # classes; the squares of a larger one hold no numbers
 _VALID = re.compile(r"valid on 'valid' subset \| (?P<scores>.*)")
 _SCORE = re.compile(r"(\w+) (-?[\d.]+(?:e-?\d+)?)")
 
@@ -28,21 +40,10 @@ def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(curve.items()))
 
 
-# Pictures of prompts: how they learned, where their labels lie among the units, how much the LM
-# looks at them.
-
-
-matplotlib.use("Agg")
-
-
-logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every logger speak
-COLOURS = plt.get_cmap("tab10").colors
-
-
-def save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path, dpi: int = 120) -> None:
     """Write a PNG, whole or not at all."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png")
     plt.close(figure)
 
 
@@ -85,9 +86,8 @@ def draw_verbalizer(
     others = np.array([point for unit, point in points.items() if unit not in labels])
     if len(others):
         axis.scatter(*others.T, s=14, color="0.75", label="other units")
-    slots = list(dict.fromkeys(slot for slot, _ in labels.values()))
-    for number, slot in enumerate(slots):
-        units = [unit for unit, (own, _) in labels.items() if own == slot and unit in points]
+    for number, slot in enumerate(dict.fromkeys(slot for slot, _ in labels.values())):
+        units = [unit for unit in labels if labels[unit][0] == slot and unit in points]
         colour = COLOURS[number % len(COLOURS)]
         axis.scatter(*np.array([points[unit] for unit in units]).T, s=30, color=colour, label=slot)
         for unit in units:
@@ -104,9 +104,9 @@ def draw_verbalizer(
 
 def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     """``shares``, (L, H, P): on the left the whole prompt's share by layer and head, on the right
-    each prefix position's by layer, averaged over heads.
+    the share of each prefix position by layer, averaged over heads.
     """
-    layers, heads, length = shares.shape
+    layers = len(shares)
     size = (11, 2.5 + 0.35 * layers)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=size, width_ratios=(1, 2), layout="constrained"
@@ -125,3 +125,56 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
         figure.colorbar(image, ax=axis, label=what)
     figure.suptitle(title)
     save(figure, path)
+
+
+def draw_confusion(
+    spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str, path: Path
+) -> None:
+    """A confusion matrix alone in a picture."""
+    side = 4 + 0.28 * min(len(classes), MOST_NAMED)
+    figure, axis = plt.subplots(figsize=(side + 2, side), layout="constrained")
+    confusion_on(axis, spoken, answered, classes, title)
+    save(figure, path, dpi=110)
+
+
+def confusion_on(
+    axis: Axes, spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str
+) -> None:
+    """Draw rows of what was spoken and columns of what was answered; the last is ``OTHER``."""
+    columns = [*classes, OTHER]
+    index = {name: column for column, name in enumerate(columns)}
+    counts = np.zeros((len(classes), len(columns)))
+    for label, answer in zip(spoken, answered, strict=True):
+        counts[index[label], index[answer]] += 1
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    right = 100 * np.trace(counts) / counts.sum()
+    axis.set(title=f"{title}: {right:.1f} % of {len(spoken):,} test utterances")
+    axis.set(xlabel="answered", ylabel="spoken")
+    size = 9 if len(classes) <= MOST_COUNTED else 6
+    if len(classes) <= MOST_NAMED:
+        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axis.set_yticks(range(len(classes)), classes, fontsize=size)
+    if len(classes) <= MOST_COUNTED:
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+            axis.text(column, row, f"{counts[row, column]:.0f}", **text)
+    axis.figure.colorbar(image, ax=axis, label="share of the class", shrink=0.6)
+
+
+def draw_cer_by_length(runs: Mapping[str, Sequence[Bin]], path: Path) -> None:
+    """CER over label length, a line a run. A point is as large as its bin has utterances."""
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name, bins in runs.items():
+        middles = [(bin_.shortest + bin_.longest) / 2 for bin_ in bins]
+        rates = [bin_.cer for bin_ in bins]
+        (line,) = axis.plot(middles, rates, label=name)
+        most = max(bin_.utterances for bin_ in bins)
+        sizes = [10 + 80 * bin_.utterances / most for bin_ in bins]
+        axis.scatter(middles, rates, sizes, color=line.get_color())
+    axis.set(xlabel="labels of the utterance", ylabel="CER, %")
+    axis.set_ylim(bottom=0)
+    axis.grid(alpha=0.3)
+    axis.legend(title="larger points: more utterances")
+    save(figure, path, dpi=110)

@@ -1,24 +1,26 @@
-"""The output of decoding: answers are written as they come, and the published JSON at the end.
+"""What sample.py is asked for, and what it writes: answers as they come, the published JSON at the
+end, notes on rows that no answer fits.
 
-While a run is under way its answers lie in ``<output>.part``, a JSON line each, under a first line
-that says what they were made from. A killed run goes on from there.
+While a run decodes, ``<output>.part`` holds a JSON line for each answered row, after a first line
+that says what the answers were made from. A killed run resumes from there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming
-from pipeline.json_members import read_members, writing_members
+from pipeline.files import naming, read_json, write_json
+from ulm_prompt.prompt_data.tasks import MAX_LABELS
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
 
-    from ulm_prompt.prompt_lm.decoding import Decoded
+    from ulm_prompt.prompt_lm.decoding import Decoded, Options
 
 
 BOS = "<s>"
@@ -32,79 +34,138 @@ NO_ANSWER: dict[str, Any] = {
 }
 
 
-class PartialAnswers(Mapping[int, dict[str, Any]]):
-    """The answers so far of one run: row number -> what was added for it, read from the file."""
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how answers are searched for; their names are fairseq's where it has
+    them.
+    """
+    flag = parser.add_argument_group("search", "the default is greedy, as published").add_argument
+    flag("--batch_size", type=int, default=64, help="utterances at a time (default: 64)")
+    flag(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="auto: bfloat16 where the machine computes it much faster, else float32",
+    )
+    flag(
+        "--max_labels",
+        type=int,
+        help=f"cut an answer after this many (default: {MAX_LABELS}, or a quarter more than "
+        "train's longest)",
+    )
+    flag(
+        "--max_units",
+        type=int,
+        default=16_384,
+        help="a longer row is not answered, and scored as wrong: memory grows with the square of "
+        "its length (default: 16384)",
+    )
+    flag(
+        "--within_labels",
+        nargs="?",
+        choices=("slots", "set", "trie"),
+        help="the labels of the second file: those that train has at the same position (slots; "
+        "the default of tasks with a fixed number of labels) or anywhere (set; the default of "
+        "texts), or only whole label sequences of train (trie)",
+    )
+    flag("--beam", type=int, default=1, help="hypotheses of beam search")
+    flag("--lenpen", type=float, default=1.0, help="scores are divided by length ** LENPEN")
+    flag("--sampling", action="store_true", help="draw the free answers")
+    flag("--topk", "--sampling_topk", type=int, default=0, help="draw among the K likeliest")
+    flag("--topp", "--sampling_topp", type=float, default=0.0, help="among the likeliest with P")
+    flag("--temperature", type=float, default=1.0, help="above 1: flatter, below: sharper")
+    flag("--seed", type=int, default=1, help="of the draws")
+
+
+def check_search(args: argparse.Namespace) -> None:
+    """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
+    for name in ("batch_size", "beam", "max_labels", "max_units"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: expected at least 1")
+    cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
+    for wrong, problem in (
+        (not args.temperature > 0, f"--temperature {args.temperature}: expected more than 0"),
+        (
+            args.topk < 0 or not 0 <= args.topp <= 1 or args.seed < 0,
+            "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, a seed >= 0",
+        ),
+        (args.topk and args.topp, "--topk and --topp: choose one"),
+        (args.sampling and args.beam > 1, "--sampling and --beam: choose one"),
+        (cut and not args.sampling, "--topk and --topp belong to --sampling: add it"),
+        (
+            args.temperature != 1 and not searched,
+            "--temperature changes no greedy answer: add --sampling or --beam",
+        ),
+        (args.lenpen != 1 and args.beam == 1, "--lenpen belongs to --beam: add it"),
+    ):
+        if wrong:
+            raise UserError(problem)
+
+
+class PartialAnswers(dict[int, dict[str, Any]]):
+    """The answers of one run so far, row number -> ``entry``, each saved when it is added."""
 
     def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
-        """Go on with the file at ``path`` when it was ``made_from`` the same, else begin it anew.
+        """Read the file at ``path`` when it was ``made_from`` the same, else begin it anew.
 
         A last line that was cut off is dropped. Raises ``OSError`` when it cannot be written.
         """
+        super().__init__()
         self.path = path
-        self.done: dict[int, int] = {}  # row -> where its line begins
         header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = open(path, "r+b" if path.exists() else "w+b")
-        self._end = self._read(header)
+        end = 0
+        if self._handle.readline() == header:
+            end = len(header)
+            for line in self._handle:
+                answer = _whole_answer(line)
+                if answer is None:
+                    break
+                self[answer.pop("row")] = answer
+                end += len(line)
         with naming(path):
-            self._handle.truncate(self._end)
-            if not self._end:
-                self._write(header)
-
-    def _read(self, header: bytes) -> int:
-        """Take the whole lines of an earlier run; return how many bytes they are."""
-        if self._handle.readline(len(header)) != header:
-            return 0
-        kept = len(header)
-        for line in self._handle:
-            row = _row(line)
-            if row is None:
-                break
-            self.done[row] = kept
-            kept += len(line)
-        return kept
+            self._handle.seek(end)
+            self._handle.truncate()
+            if not end:
+                self._handle.write(header)
 
     def add(self, entries: dict[int, dict[str, Any]]) -> None:
         """Save the answers of one batch; they are safe from a kill when this returns."""
         with naming(self.path):
-            for row, entry in entries.items():
-                self.done[row] = self._end
-                self._write((json.dumps({"row": row, **entry}) + "\n").encode())
+            for row, answer in entries.items():
+                self._handle.write((json.dumps({"row": row, **answer}) + "\n").encode())
             self._handle.flush()
-
-    def _write(self, line: bytes) -> None:
-        self._handle.seek(self._end)
-        self._handle.write(line)
-        self._end += len(line)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        self._handle.seek(self.done[row])
-        return json.loads(self._handle.readline())
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.done)
-
-    def __len__(self) -> int:
-        return len(self.done)
+        self.update(entries)
 
     def remove(self) -> None:
-        """The run is complete and its output written."""
+        """Delete the file: the run is complete and its output written."""
         self._handle.close()
         self.path.unlink(missing_ok=True)
 
 
-def _row(line: bytes) -> int | None:
-    """The row whose answer the line holds; None for a line that was cut off or damaged."""
+def _whole_answer(line: bytes) -> dict[str, Any] | None:
+    """The answer that the line holds; None for a line that was cut off or damaged."""
     try:
-        row = json.loads(line)["row"] if line.endswith(b"\n") else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+        answer = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
         return None
-    return row if type(row) is int else None
+    return answer if isinstance(answer, dict) and type(answer.get("row")) is int else None
+
+
+def begun_in(partial: Path) -> str | None:
+    """The dtype of the unfinished answers in ``partial``; None where there are none."""
+    try:
+        with open(partial, "rb") as handle:
+            dtype = str(json.loads(handle.readline())["machine"][0]).removeprefix("torch.")
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return dtype if dtype in ("float32", "bfloat16", "float16") else None
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
     """Both answers to a row as they are stored: label units, the log-probability that the LM gives
-    them, and each one's share of it. ``symbols``: how many the free answer had.
+    them, and the share of each label unit in it. ``symbols``: how many the free answer had.
 
     As published, ``<s>`` is no part of an answer: ``<s> 53`` is ``53``.
     """
@@ -132,36 +193,84 @@ def write_samples(
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
     after them only when ``scored``.
     """
-    twin = path.with_stem(path.stem + WITHIN)
-    with writing_members(twin) as add_within, writing_members(path) as add_free:
-        for row, source in enumerate(sources):
-            answer = answers[row]
-            free = answer["free"] if scored else {"predict": answer["free"]["predict"]}
-            add_free(str(row), {**source, **free})
-            add_within(str(row), {**source, **answer["within"]})
+    free: dict[str, dict[str, Any]] = {}
+    within: dict[str, dict[str, Any]] = {}
+    for row, source in enumerate(sources):
+        answer = answers[row]
+        kept = answer["free"] if scored else {"predict": answer["free"]["predict"]}
+        free[str(row)] = {**source, **kept}
+        within[str(row)] = {**source, **answer["within"]}
+    write_json(within_path(path), within)
+    write_json(path, free)
+
+
+def within_path(samples: Path) -> Path:
+    """The file beside ``samples`` with the answers within the label set."""
+    return samples.with_stem(samples.stem + WITHIN)
 
 
 def origin_path(samples: Path) -> Path:
-    """Beside a sample file: what it was made from."""
+    """The file beside ``samples`` that says what they were made from."""
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Stream what a sample file says of each utterance, in its order. ``<s>`` is no part of an
+    """Yield what a sample file says of each utterance, in its order. ``<s>`` is no part of an
     answer, also in files that were written when it was kept.
 
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
     expected = "expected id -> file_name, src, label, predict; run sample.py again"
-    empty = True
-    for name, said in read_members(path, "ulm_prompt/sample.py"):
-        empty = False
-        if not isinstance(said, dict) or not all(
-            isinstance(said.get(key), str) for key in ("label", "predict")
+    samples = read_json(path, "ulm_prompt/sample.py")
+    if not samples:
+        raise UserError(f"{path}: no utterance in it; {expected}")
+    for name, sample in samples.items():
+        if not isinstance(sample, dict) or not all(
+            isinstance(sample.get(key), str) for key in ("label", "predict")
         ):
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
-        if BOS in said["predict"]:
-            said["predict"] = " ".join(word for word in said["predict"].split() if word != BOS)
-        yield said
-    if empty:
-        raise UserError(f"{path}: no utterance in it; {expected}")
+        if BOS in sample["predict"]:
+            sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
+        yield sample
+
+
+def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
+    """Print how many of the test split's ``labels`` hold one that train never has."""
+    seen = {label for sequence in train_labels for label in sequence.split()}
+    unseen = sum(not seen.issuperset(of_row.split()) for of_row in labels)
+    if unseen:
+        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
+
+
+def report_long(
+    rows: Sequence[Sized],
+    answers: Mapping[int, dict[str, Any]],
+    options: Options,
+    positions: int,
+) -> None:
+    """Print how many rows of more than ``max_units`` were not answered, how many free answers were
+    cut after ``max_labels``, and how many rows with their answer are longer than the LM's
+    ``positions``.
+    """
+    limit, max_units = options.max_labels, options.max_units
+    units = [len(row) - 2 for row in rows]  # without </s> and <s>
+    too_long = [count for count in units if count > max_units]
+    if too_long:
+        print(
+            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
+            "most): not answered, which is scored as wrong (--max_units)"
+        )
+    cut = sum(answer["symbols"] >= limit for answer in answers.values())
+    if cut:
+        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
+    lengths = [
+        len(rows[row]) + answer["symbols"]
+        for row, answer in answers.items()
+        if units[row] <= max_units
+    ]
+    beyond = [length for length in lengths if length > positions]
+    if beyond:
+        print(
+            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
+            f"that the LM has learned ({max(beyond):,} at most): their answers are worth less"
+        )

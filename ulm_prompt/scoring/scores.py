@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
 from ulm_prompt.prompt_data.verbal import load_verbal
-from ulm_prompt.scoring.sample_file import WITHIN, read_samples
+from ulm_prompt.scoring.sample_file import WITHIN, read_samples, within_path
 
 COUNTS = ("utterances", "too long to answer")
 # shares of the utterances: each has an interval
@@ -24,9 +25,10 @@ SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
 
 @dataclass(frozen=True)
 class Score:
-    """Percentages over one sample file and its twin decoded within the label set (None where there
-    is no twin: the published code wrote none). ``unanswered``: how many utterances were too long
-    for the LM; they are wrong, and invalid.
+    """Percentages over a sample file and the one decoded within the label set (None where there is
+    none: the published code wrote none). ``invalid``: answers that are no label sequence of the
+    task at all. ``unanswered``: utterances that were too long for the LM; they are wrong, and
+    invalid.
     """
 
     utterances: int
@@ -37,11 +39,8 @@ class Score:
 
 
 def score(path: Path) -> Score:
-    """Score a sample file. ``invalid``: answers that are no label sequence of the task at all.
-
-    Raises ``UserError`` for a missing or malformed file.
-    """
-    twin = path.with_stem(path.stem + WITHIN)
+    """Score a sample file. Raises ``UserError`` for a missing or malformed file."""
+    twin = within_path(path)
     labels, free, right = _count(path)
     total = free.total()
     within, right_within = Counter(), None
@@ -76,6 +75,21 @@ def _is_label(units: list[str], known: list[set[str]]) -> bool:
     return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
 
 
+def sample_files(args: argparse.Namespace) -> list[Path]:
+    """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
+    ``--unit_model``. Raises ``UserError`` for none.
+    """
+    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
+    files = []
+    for date in args.sample_date:
+        folder = Workspace(args.workspace).root / "samples" / f"samples_{date}"
+        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+        if not paths:
+            raise UserError(f"{folder / pattern}: no samples; run ulm_prompt/sample.py first")
+        files += paths
+    return files
+
+
 def wilson(percent: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share of ``count`` utterances, in % (Wilson, JASA 22, 1927).
 
@@ -87,39 +101,44 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - spread), 100 * min(1.0, centre + spread)
 
 
-def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
-    """Every score of a sample file by its name, in % but for ``COUNTS``."""
+def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
+    """Every score of a sample file by its name, in % but for ``COUNTS``. ``verbalizer``: the name
+    of the map that its texts are read by.
+    """
     pair = sequence_pair(workspace, path)
-    if pair is None:
+    if pair is not None:
+        named = _text_scores(path, workspace, replace(pair, verbalizer=verbalizer))
+    else:
         result = score(path)
-        found = {"utterances": result.utterances, "accuracy": result.accuracy}
-        if result.accuracy_within_labels is not None:
-            found["accuracy within labels"] = result.accuracy_within_labels
-        found["invalid answers"] = result.invalid
-        return found | ({"too long to answer": result.unanswered} if result.unanswered else {})
+        named = {
+            "utterances": result.utterances,
+            "accuracy": result.accuracy,
+            "accuracy within labels": result.accuracy_within_labels,
+            "invalid answers": result.invalid,
+            "too long to answer": result.unanswered or None,
+        }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _text_scores(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float | None]:
     from ulm_prompt.scoring.sequence_scores import score_sequences
 
-    files = (path, path.with_stem(path.stem + WITHIN))
-    free, within = (score_sequences(file, workspace, pair) for file in files)
-    found: dict[str, float | None] = {"utterances": free.utterances}
+    twin = within_path(path)
+    free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
+    named: dict[str, float | None] = {"utterances": free.utterances}
     for result, where in ((free, ""), (within, " within labels")):
-        found |= {
+        named |= {
             f"WER{where}": result.wer,
             f"CER{where}": result.cer,
             f"slot type F1{where}": result.slot_type_f1,
             f"slot value CER{where}": result.slot_value_cer,
             f"all right{where}": result.right,
         }
-    found["invalid answers"] = free.invalid
-    if unanswered := _count(files[1])[1][""]:
-        found["too long to answer"] = unanswered
-    return {name: value for name, value in found.items() if value is not None}
+    unanswered = _count(twin)[1][""]
+    return {**named, "invalid answers": free.invalid, "too long to answer": unanswered or None}
 
 
-# What a task's label units say to people.
-
-
-OTHER = "(other)"  # an answer that is no class of the test split
+# What a task's label units mean.
 
 
 class Label(NamedTuple):
@@ -140,18 +159,15 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
 
 
 def names_in(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """What stands in a sample file -> label: label units, or a baseline's label numbers."""
+    """Label of every word in a sample file: label units, or a baseline's label numbers."""
     if not is_baseline(path):
         return label_names(workspace, pair)
-    rows = read_samples(path)
-    numbers = {
-        number for row in rows for key in ("label", "predict") for number in row[key].split()
-    }
-    return named_labels(workspace, pair, sorted(numbers))
+    numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
+    return named_labels(workspace, pair, sorted(set(numbers.split())))
 
 
 def is_baseline(path: Path) -> bool:
-    """Whether a sample file was written by one: it answers with label numbers, from no units."""
+    """Whether a baseline wrote the sample file: it answers with label numbers, from no units."""
     return next(read_samples(path)).get("src") == ""
 
 

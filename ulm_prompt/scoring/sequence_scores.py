@@ -16,7 +16,7 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair
+from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import read_samples
 from ulm_prompt.scoring.scores import Label, label_names
@@ -38,7 +38,7 @@ class Text:
 
 
 class Answered(NamedTuple):
-    """An utterance: its text and the answer, and how many label units the first is."""
+    """An utterance: its text, the answer, and the number of label units of the text."""
 
     reference: Text
     answer: Text
@@ -73,14 +73,14 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
 
 
 def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores:
-    """Score answers, at least one, that were read."""
-    references = [one.reference.words for one in answered]
-    answers = [one.answer.words for one in answered]
+    """Score the answers of at least one utterance."""
+    references = [utterance.reference.words for utterance in answered]
+    answers = [utterance.answer.words for utterance in answered]
     invalid = sum(not text or NO_LABEL in text for text in map(_everything, answered))
-    pairs = [(one.reference, one.answer) for one in answered]
+    pairs = [(utterance.reference, utterance.answer) for utterance in answered]
     return SequenceScores(
         len(answered),
-        100 * sum(one.right for one in answered) / len(answered),
+        100 * sum(utterance.right for utterance in answered) / len(answered),
         100 * jiwer.wer(references, answers),
         character_error_rate(references, answers),
         100 * invalid / len(answered),
@@ -106,13 +106,13 @@ def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
 
 def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
     """The CER in % of the references' slot values; None without any."""
-    values, found = [], []
+    values, nearest = [], []
     for reference, answer in pairs:
         for name, value in reference.slots:
-            given = [own for own_name, own in answer.slots if own_name == name]
+            given = [value_ for name_, value_ in answer.slots if name_ == name]
             values.append(value)
-            found.append(min(given, key=lambda own: jiwer.cer(value, own), default=""))
-    return character_error_rate(values, found) if values else None
+            nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
+    return character_error_rate(values, nearest) if values else None
 
 
 def read_text(labels: Iterable[Label]) -> Text:
@@ -140,21 +140,22 @@ def _spaced(characters: Sequence[str]) -> str:
     return " ".join("".join(characters).split())
 
 
-def _everything(one: Answered) -> str:
-    return "".join([one.answer.words, *(name for name, _ in one.answer.slots)])
+def _everything(utterance: Answered) -> str:
+    answer = utterance.answer
+    return "".join([answer.words, *(name for name, _ in answer.slots)])
 
 
 def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     """What each label unit says. Raises ``UserError`` where that is no text."""
-    found = label_names(workspace, pair)
-    other = {label.kind for label in found.values()} - {CHARACTER, SLOT_TYPE}
+    names = label_names(workspace, pair)
+    other = {label.kind for label in names.values()} - {CHARACTER, SLOT_TYPE}
     if other:
         path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
         raise UserError(
             f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
             "answers are texts (labels_per_utterance: 0)"
         )
-    return found
+    return names
 
 
 def read_answers(
@@ -162,8 +163,8 @@ def read_answers(
 ) -> list[Answered]:
     """Read a sample file's labels and answers as texts.
 
-    Raises ``UserError`` when its labels are not those of the test split that lies there now: units
-    would be read by another verbalizer than they were written by.
+    Raises ``UserError`` when its labels are not those of the current test split: units would be
+    read by another verbalizer than they were written by.
     """
     samples = list(read_samples(path))
     text = renamed_texts(workspace, pair)["test"]
@@ -183,3 +184,42 @@ def read_answers(
         )
         for entry in samples
     ]
+
+
+class Bin(NamedTuple):
+    """Utterances of ``shortest`` to ``longest`` labels, and their CER in %."""
+
+    shortest: int
+    longest: int
+    utterances: int
+    cer: float
+
+
+def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
+    """Bins of ``width`` label lengths, from 1 on; empty ones are left out."""
+    by_bin: dict[int, list[Answered]] = {}
+    for utterance in answered:
+        by_bin.setdefault((utterance.labels - 1) // width, []).append(utterance)
+    bins = []
+    for number, utterances in sorted(by_bin.items()):
+        references = [utterance.reference.words for utterance in utterances]
+        cer = character_error_rate(references, [u.answer.words for u in utterances])
+        bins.append(Bin(number * width + 1, (number + 1) * width, len(utterances), cer))
+    return bins
+
+
+def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> dict[str, list[Bin]]:
+    """The bins of every sample file of texts in ``paths``, by the run's name; with the
+    --sample_date before it where ``paths`` are of several.
+    """
+    runs = {}
+    several = len({path.parent for path in paths}) > 1
+    for path in paths:
+        pair = sequence_pair(workspace, path)
+        if pair is None:
+            continue
+        name = path.stem.removeprefix("samples_")
+        date = path.parent.name.removeprefix("samples_")
+        answered = read_answers(path, workspace, pair, text_labels(workspace, pair))
+        runs[f"{date}: {name}" if several else name] = binned(answered, width)
+    return runs

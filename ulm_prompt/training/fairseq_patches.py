@@ -1,49 +1,91 @@
-"""The files that fairseq writes while it trains: each whole, or an error that ends the training.
+"""Every change to fairseq's own functions while it trains here, with the reason.
 
-By itself it copies checkpoints in place, tries a failed write again behind what the first attempt
-left, and logs past a full disk; TensorBoard's own thread dies of one, and training waits for it
-for ever.
+- ``checkpoint_utils.torch_persistent_save`` writes a checkpoint in place, and tries a failed write
+  again behind what the first attempt left. Here it writes beside it and renames.
+- ``checkpoint_utils.PathManager.copy`` copies one checkpoint over another in place. The same.
+- ``progress_bar.SummaryWriter`` writes TensorBoard's curves in a thread of its own. On a full disk
+  the thread dies and training waits for ever. Here the caller writes, and an error ends training.
+- ``progress_bar._tensorboard_writers`` stay open: the next run's curves would go into this run's.
+- ``Trainer._log_oom`` notes that memory was full, and training continues without that batch.
+  Here it ends training.
+- ``torch.load`` in ``checkpoint_utils`` reads whatever the environment says. Here it reads tensors
+  and settings alone.
+- ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
+
+Two more are by subclass, in prompt_lm/task.py: ``PromptAdam``, and the counters of early stopping
+that a resumed run would forget. pipeline/torch_files.py lists fairseq's classes that ``torch.load``
+accepts.
 """
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fairseq_cli.train
+import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
+from fairseq.trainer import Trainer
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
+from pipeline.errors import UserError
 from pipeline.files import naming, replacing
 from pipeline.torch_files import save_torch
 
-
-def write_whole_files() -> None:
-    """From here on fairseq's checkpoints appear whole, and its curves are written by its thread."""
-    checkpoint_utils.torch_persistent_save = _save
-    checkpoint_utils.PathManager = _Files
-    progress_bar.SummaryWriter = CurveWriter
+_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
 
 
-def close_curves() -> None:
-    """fairseq keeps its curves' files open: the next run's curves would go there."""
-    writers = list(progress_bar._tensorboard_writers.values())
-    progress_bar._tensorboard_writers.clear()
-    for writer in writers:
-        writer.close()
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """Let fairseq train with these changes while the block runs."""
+    vars(checkpoint_utils.save_checkpoint).clear()
+    vars(fairseq_cli.train.should_stop_early).clear()
+    # ranks send each other a resumed state as a torch file, with this number for each tensor
+    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
+    patches = [
+        (checkpoint_utils, "torch_persistent_save", save_whole),
+        (checkpoint_utils, "PathManager", WholeFiles),
+        (progress_bar, "SummaryWriter", CurveWriter),
+        (Trainer, "_log_oom", _out_of_memory),
+    ]
+    originals = [getattr(owner, name) for owner, name, _ in patches]
+    for owner, name, ours in patches:
+        setattr(owner, name, ours)
+    environment = {name: os.environ.get(name) for name in _WEIGHTS_ONLY}
+    os.environ.update(_WEIGHTS_ONLY)
+    try:
+        yield
+    finally:
+        for name, value in environment.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+        for (owner, name, _), original in zip(patches, originals):
+            setattr(owner, name, original)
+        writers = list(progress_bar._tensorboard_writers.values())
+        progress_bar._tensorboard_writers.clear()
+        for writer in writers:
+            writer.close()
 
 
-def _save(value: Any, filename: str, async_write: bool = False) -> None:
+def save_whole(value: Any, filename: str, async_write: bool = False) -> None:
+    """In place of ``torch_persistent_save``."""
     save_torch(value, Path(filename))
 
 
-class _Files(PathManager):
+class WholeFiles(PathManager):
+    """In place of ``PathManager``, as checkpoints are copied."""
+
     @staticmethod
     def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
         with replacing(Path(dst_path)) as temporary:
@@ -52,7 +94,7 @@ class _Files(PathManager):
 
 
 class CurveWriter:
-    """What fairseq asks of a TensorBoard writer: scalars and a text in ``folder``."""
+    """In place of ``SummaryWriter``: what fairseq asks of it, scalars and a text in ``folder``."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -80,17 +122,9 @@ class CurveWriter:
             self._events.close()
 
 
-class LogFile(logging.FileHandler):
-    """A log that learning curves are read from: a line that cannot be written is an error."""
-
-    def __init__(self, path: Path) -> None:
-        """Go on with the log at ``path``, less a last line that was cut off."""
-        self._path = path
-        if path.exists():
-            with naming(path), open(path, "r+b") as handle:
-                handle.truncate(handle.read().rfind(b"\n") + 1)
-        super().__init__(path, encoding="utf-8")
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        with naming(self._path):
-            raise
+def _out_of_memory(_trainer: Trainer, error: RuntimeError) -> None:
+    """In place of ``Trainer._log_oom``."""
+    raise UserError(
+        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); take a "
+        "smaller batch_size or max_tokens, and update_freq as much larger, or dtype=bfloat16"
+    ) from None

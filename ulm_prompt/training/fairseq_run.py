@@ -2,129 +2,119 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import fairseq_cli.train
 import torch
-from omegaconf import DictConfig
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.distributed import utils as distributed_utils
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.registry import REGISTRIES
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from omegaconf import DictConfig, OmegaConf
 
+import ulm_prompt.prompt_lm  # noqa: F401  (registers our task, model, losses and optimizer)
 from pipeline.errors import UserError
+from pipeline.files import naming
 from pipeline.ranks import Ranks, on_main
+from pipeline.torch_files import load_torch
+from ulm_prompt.training.fairseq_patches import patched
+from ulm_prompt.training.runs import LAST, Settings
 
-LAST = "checkpoint_last.pt"
-USER_DIR = Path(__file__).resolve().parents[1] / "prompt_lm"
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")
 _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "done training",
              "few-shot", "too long")  # fmt: skip
 
 
-def train(flags: Sequence[object], save_dir: Path, log_dir: Path, here: Ranks) -> None:
-    """Run fairseq-train with ``flags``; resume when ``save_dir`` holds a last checkpoint.
+def train(
+    knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
+) -> None:
+    """Train by the recipe's ``knobs`` and by ``settings``; resume when ``save_dir`` holds a last
+    checkpoint.
 
     The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
     is one. Every rank calls this, within ``pipeline.ranks.process_group``; the main one writes.
     """
-    import fairseq.trainer
-    import fairseq_cli.train
-    from fairseq import checkpoint_utils, options
-    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-    from fairseq.distributed import utils as distributed_utils
-
-    import ulm_prompt.prompt_lm  # noqa: F401  (before fairseq imports it by its folder's name)
-    from ulm_prompt.training.fairseq_patches import close_curves, write_whole_files
-
     if here.main:
         if not (save_dir / LAST).exists():
             (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
         log_dir.mkdir(parents=True, exist_ok=True)
-    write_whole_files()
-    fairseq.trainer.Trainer._log_oom = _out_of_memory
     _show_the_essential(log_dir / "train.log" if here.main else None)
-    common = [
-        "--user-dir", USER_DIR,
-        "--save-dir", save_dir,
-        "--tensorboard-logdir", log_dir,
-        "--no-epoch-checkpoints",
-        "--num-workers", 0,
-        "--data-buffer-size", 2,
-        *_distributed(here),
-    ]  # fmt: skip
-    if not torch.cuda.is_available():
-        common.append("--cpu")
-    # ranks send each other a resumed state as a torch file with this, a number, for each tensor
-    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
-    parser = options.get_training_parser()
-    args = options.parse_args_and_arch(parser, [str(flag) for flag in (*flags, *common)])
-    cfg = convert_namespace_to_omegaconf(args)
-    cfg.common.tpu = False  # it takes --bf16 for a wish to run on a TPU
-    # fairseq keeps the best score and the patience in its functions: forget an earlier run's
-    vars(checkpoint_utils.save_checkpoint).clear()
-    vars(fairseq_cli.train.should_stop_early).clear()
-    if on_main(here, lambda: _is_finished(save_dir / LAST, cfg)):
+    config = fairseq_config(knobs, settings, save_dir, log_dir, here)
+    if on_main(here, lambda: _is_finished(save_dir / LAST, config)):
         print(f"{save_dir}: this run has finished; nothing to train")
         return
     try:
-        with _weights_only():
-            distributed_utils.call_main(cfg, fairseq_cli.train.main)
+        with patched():
+            distributed_utils.call_main(config, fairseq_cli.train.main)
     except FloatingPointError as error:
         if not here.main:
             sys.exit(1)  # every rank has the same gradients: one of them tells
         raise UserError(f"training diverged ({error}); lower the learning rate") from None
-    finally:
-        close_curves()
 
 
-def _out_of_memory(_trainer: object, error: RuntimeError) -> None:
-    """In place of fairseq's note of it, after which it would go on without that batch."""
-    raise UserError(
-        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); take a "
-        "smaller batch_size or max_tokens, and update_freq as much larger, or dtype=bfloat16"
-    ) from None
-
-
-@contextlib.contextmanager
-def _weights_only() -> Iterator[None]:
-    """fairseq's own ``torch.load`` reads tensors and settings alone, whatever the environment
-    says.
+def fairseq_config(
+    knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
+) -> DictConfig:
+    """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
+    of that group.
     """
-    forced = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
-    before = {name: os.environ.get(name) for name in forced}
-    os.environ.update(forced)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+    settings = OmegaConf.merge(
+        settings,
+        {
+            "common": {"cpu": not torch.cuda.is_available(), "tensorboard_logdir": str(log_dir)},
+            "checkpoint": {"save_dir": str(save_dir), "no_epoch_checkpoints": True},
+            "dataset": {"num_workers": 0, "data_buffer_size": 2},
+            "optimization": {},
+            "distributed_training": _distributed(here),
+        },
+    )
+    knobs = {**knobs, "lr": [knobs["lr"]], "update_freq": [knobs["update_freq"]]}
+    config = OmegaConf.structured(FairseqConfig)
+    for group, values in settings.items():
+        schema = OmegaConf.structured(_schema(group, values.get("_name")))
+        taken = {name: knobs[name] for name in schema if name in knobs}
+        config[group] = OmegaConf.merge(schema, taken, values)
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=True, enum_to_str=True))
+    OmegaConf.set_struct(config, True)
+    return config
 
 
-def _distributed(here: Ranks) -> list[object]:
-    """fairseq's flags for this rank. It would guess: one rank for each GPU, none without a GPU."""
-    flags: list[object] = ["--distributed-world-size", here.world]
+def _schema(group: str, name: str | None) -> type:
+    """The dataclass of a group's settings: of what is registered by ``name``, or fairseq's one."""
+    if group == "task":
+        return TASK_DATACLASS_REGISTRY[name]
+    if group == "model":
+        return MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
+    if group in REGISTRIES:
+        return REGISTRIES[group]["dataclass_registry"][name]
+    return next(field.default for field in dataclasses.fields(FairseqConfig) if field.name == group)
+
+
+def _distributed(here: Ranks) -> dict[str, Any]:
+    """For this rank. fairseq would guess: one rank for each GPU, none without a GPU."""
     if here.world == 1:
-        return flags
-    return [
-        *flags,
-        "--distributed-rank", here.rank,
-        "--device-id", here.local,
-        "--distributed-init-method", "env://",
-        "--distributed-no-spawn",
-        "--distributed-backend", "nccl" if torch.cuda.is_available() else "gloo",
-        "--ddp-backend", "legacy_ddp",  # torch's own needs GPUs, and a gradient for every vector
-    ]  # fmt: skip
+        return {"distributed_world_size": 1}
+    return {
+        "distributed_world_size": here.world,
+        "distributed_rank": here.rank,
+        "device_id": here.local,
+        "distributed_init_method": "env://",
+        "distributed_no_spawn": True,
+        "distributed_backend": "nccl" if torch.cuda.is_available() else "gloo",
+        "ddp_backend": "legacy_ddp",  # torch's own needs GPUs, and a gradient for every vector
+    }
 
 
-def _is_finished(last: Path, cfg: DictConfig) -> bool:
+def _is_finished(last: Path, config: DictConfig) -> bool:
     """Whether the run has come to its end: fairseq itself looks only after one more update."""
-    from pipeline.torch_files import load_torch
-
     if not last.exists():
         return False
     state = load_torch(last)  # also before fairseq reads it: it may be anything
@@ -136,18 +126,32 @@ def _is_finished(last: Path, cfg: DictConfig) -> bool:
         raise UserError(
             f"{last}: not a run's last checkpoint; choose a new --date, or remove the folder"
         ) from None
-    limits = cfg.optimization.max_update, cfg.optimization.max_epoch, cfg.checkpoint.patience
-    return any(
-        reached >= limit > 0 for reached, limit in zip((updates, epochs, without_gain), limits)
-    )
+    reached = updates, epochs, without_gain
+    optimization = config.optimization
+    limits = optimization.max_update, optimization.max_epoch, config.checkpoint.patience
+    return any(count >= limit > 0 for count, limit in zip(reached, limits))
+
+
+class LogFile(logging.FileHandler):
+    """A log that learning curves are read from: a line that cannot be written is an error."""
+
+    def __init__(self, path: Path) -> None:
+        """Append to the log at ``path``, without a last line that was cut off."""
+        self._path = path
+        if path.exists():
+            with naming(path), open(path, "r+b") as handle:
+                handle.truncate(handle.read().rfind(b"\n") + 1)
+        super().__init__(path, encoding="utf-8")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with naming(self._path):
+            raise
 
 
 def _show_the_essential(log: Path | None) -> None:
-    """Everything to ``log``; to the console no dumps of settings and modules, no third-party
-    warnings. A rank without a log speaks of nothing.
+    """Log everything to ``log``. The console gets no settings, modules or third-party warnings; a
+    rank without a log prints nothing.
     """
-    from ulm_prompt.training.fairseq_patches import LogFile
-
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if log is not None:
         console = logging.StreamHandler(sys.stdout)

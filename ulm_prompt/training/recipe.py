@@ -1,166 +1,117 @@
-"""How a prompt (or a whole LM) is trained: a named file in ulm_prompt/config/recipes/, as fairseq's
-flags.
+"""How a prompt or a unit LM is trained: a named file in ulm_prompt/config/recipes/ or config/ulm/.
+
+published.yaml and gslm.yaml say every knob, its type and its meaning. The other files hold what
+differs from them. A new knob is a line there, and a field of that name in the fairseq dataclass of
+the code that uses it (task, model, loss, optimizer).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields, make_dataclass
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
-
-from pipeline.config import load_config
+from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.tasks import CONFIG
 
-# What the knobs of a recipe may be.
-
-
-def check_knobs(
-    recipe: Any,
-    choices: Mapping[str, Sequence[str]],
-    at_least: Mapping[str, float],
-    shares: Sequence[str],
-) -> None:
-    """Raises ``UserError`` for a knob of ``recipe`` that is none of its ``choices``, is not
-    ``at_least`` so large, or, one of ``shares``, is not from 0 to below 1; and for a
-    schedule that its warm-up does not fit.
-    """
-    knobs = vars(recipe)
-    for knob, known in choices.items():
-        if knobs[knob] not in known:
-            raise UserError(f"recipe, {knob}={knobs[knob]}: expected one of {', '.join(known)}")
-    for knob, least in at_least.items():
-        if not knobs[knob] >= least:  # nor nan
-            raise UserError(f"recipe, {knob}={knobs[knob]}: expected at least {least}")
-    for knob in shares:
-        if not 0 <= knobs[knob] < 1:
-            raise UserError(f"recipe, {knob}={knobs[knob]}: expected 0 or more, below 1")
-    if recipe.lr_schedule == "inverse_sqrt" and recipe.warmup_updates < 1:
-        raise UserError("recipe, warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1")
-    if recipe.lr_schedule == "cosine" and recipe.max_update <= recipe.warmup_updates:
-        raise UserError(
-            f"recipe, max_update={recipe.max_update}: the cosine schedule ends there, "
-            f"after more than warmup_updates={recipe.warmup_updates}"
-        )
-
-
-SCHEDULES = ("fixed", "cosine", "inverse_sqrt")
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES = {
     "space": ("input", "projected"),
     "init": ("normal", "tokens", "quiet"),
     "loss_on": ("published", "answer"),
-    "lr_schedule": SCHEDULES,
+    "lr_schedule": ("fixed", "cosine", "inverse_sqrt"),
     "best_by": ("loss", "accuracy"),
     "verbalizer": ("fixed", "learnable"),
+    "sample_break_mode": ("eos", "none"),
     "dtype": DTYPES,
 }
-AT_LEAST = {"batch_size": 1, "max_tokens": 1, "update_freq": 1, "max_epoch": 0, "max_update": 0,
-            "patience": 0, "warmup_updates": 0, "lr": 0, "clip_norm": 0,
-            "validate_every": 0, "shots": 0, "seed": 0}  # fmt: skip
-SHARES = ("prompt_dropout", "lm_dropout", "unit_noise")
-NEVER = 10**9  # epochs
+AT_LEAST = {  # every other number: 0
+    "decoder_embed_dim": 4,  # for the sines of the positions
+    **dict.fromkeys(("decoder_layers", "decoder_ffn_embed_dim", "decoder_attention_heads"), 1),
+    **dict.fromkeys(("batch_size", "max_tokens", "tokens_per_sample", "update_freq"), 1),
+}
+BELOW_ONE = ("prompt_dropout", "lm_dropout", "dropout", "unit_noise")
 _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
-@dataclass
-class Recipe:
-    """Every knob; the recipes' files say what each one means."""
+def _schema(name: str, path: Path) -> type:
+    """The dataclass ``name`` of the knobs in ``path``; the values there are defaults and types."""
+    knobs = [(knob, type(value), value) for knob, value in load_yaml(path).items()]
+    # its module: where ranks that are sent a recipe look for the class
+    return make_dataclass(name, knobs, namespace={"__module__": __name__})
 
-    space: str = MISSING
-    init: str = MISSING
-    init_scale: float = MISSING
-    prompt_dropout: float = MISSING
-    lm_dropout: float = MISSING
-    loss_on: str = MISSING
-    lr: float = MISSING
-    value_lr_scale: float = MISSING
-    lr_schedule: str = MISSING
-    warmup_updates: int = MISSING
-    adam_betas: str = MISSING
-    clip_norm: float = MISSING
-    batch_size: int = MISSING
-    max_tokens: int = MISSING
-    skip_long: bool = MISSING
-    update_freq: int = MISSING
-    max_epoch: int = MISSING
-    max_update: int = MISSING
-    patience: int = MISSING
-    best_by: str = MISSING
-    validate_every: int = MISSING
-    seed: int = MISSING
-    dtype: str = MISSING
-    shots: int = MISSING
-    verbalizer: str = MISSING
-    unit_noise: float = MISSING
+
+Recipe = _schema("Recipe", CONFIG / "recipes" / "published.yaml")
+UnitLMRecipe = _schema("UnitLMRecipe", CONFIG / "ulm" / "gslm.yaml")
 
 
 def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """Read a recipe; ``overrides`` are the task's own ``train:`` knobs and ``--set`` flags, last
-    one wins.
+    """Read a prompt's recipe. ``overrides`` are the task's ``train:`` knobs and ``--set`` flags; of
+    two the later wins.
 
     Raises ``UserError`` for an unknown recipe, knob or value.
     """
-    folder = CONFIG / "recipes"
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
-        raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
-    recipe = load_config(Recipe, folder / f"{name}.yaml", overrides)
-    check_knobs(recipe, CHOICES, AT_LEAST, SHARES)
+    recipe = _load(Recipe, CONFIG / "recipes", name, overrides)
     if not _BETAS.fullmatch(recipe.adam_betas):
         raise UserError(f"recipe, adam_betas={recipe.adam_betas}: expected like (0.9, 0.98)")
     return recipe
 
 
-def fairseq_flags(recipe: Recipe, fine_tune: bool) -> list[str]:
-    """The recipe, its dtype decided, as flags of fairseq-train."""
-    flags = {
-        "--init": recipe.init,
-        "--init-scale": recipe.init_scale,
-        "--prompt-dropout": recipe.prompt_dropout,
-        "--lm-dropout": recipe.lm_dropout,
-        "--loss-on": recipe.loss_on,
-        "--value-lr-scale": recipe.value_lr_scale,
-        "--optimizer": "prompt_adam",
-        "--adam-betas": recipe.adam_betas,
-        "--lr": recipe.lr,
-        "--lr-scheduler": recipe.lr_schedule,
-        "--warmup-updates": recipe.warmup_updates,
-        "--clip-norm": recipe.clip_norm,
-        "--batch-size": recipe.batch_size,
-        "--max-tokens": recipe.max_tokens,
-        "--update-freq": recipe.update_freq,
-        "--max-epoch": recipe.max_epoch,
-        "--max-update": recipe.max_update,
-        "--patience": recipe.patience or -1,
-        "--best-checkpoint-metric": recipe.best_by,
-        "--validate-interval-updates": recipe.validate_every,
-        "--seed": recipe.seed,
-        "--shots": recipe.shots,
-        "--unit-noise": recipe.unit_noise,
-    }
-    if recipe.validate_every:  # and not after each epoch, of which a few shots make thousands
-        flags |= {
-            "--validate-interval": recipe.max_epoch or NEVER,
-            "--save-interval": recipe.max_epoch or NEVER,
-            "--save-interval-updates": recipe.validate_every,
-            "--keep-interval-updates": 1,  # 0 would keep them all
-        }
-    if recipe.lr_schedule == "cosine":
-        flags["--lr-period-updates"] = recipe.max_update - recipe.warmup_updates
-    if not fine_tune:
-        flags["--lm-dtype"] = recipe.dtype
-    words = [str(word) for flag in flags.items() for word in flag]
-    words += ["--skip-long"] * recipe.skip_long
-    words += ["--projected"] * (recipe.space == "projected")
-    if fine_tune:
-        words += half_precision_flags(recipe.dtype)
-    return words + ["--maximize-best-checkpoint-metric"] * (recipe.best_by == "accuracy")
+def load_unit_lm_recipe(name: str, overrides: Sequence[str]) -> UnitLMRecipe:
+    """Read a unit LM's recipe. ``overrides`` are ``--set`` flags. Raises ``UserError`` for an
+    unknown recipe, knob or value.
+    """
+    recipe = _load(UnitLMRecipe, CONFIG / "ulm", name, overrides)
+    if recipe.max_update < 1:
+        raise UserError(f"recipe, max_update={recipe.max_update}: expected at least 1")
+    if recipe.decoder_embed_dim % recipe.decoder_attention_heads:
+        raise UserError(
+            f"recipe, decoder_attention_heads={recipe.decoder_attention_heads}: expected a divisor "
+            f"of decoder_embed_dim={recipe.decoder_embed_dim}"
+        )
+    if recipe.topics and recipe.sample_break_mode != "eos":
+        raise UserError(f"recipe, topics={recipe.topics}: needs sample_break_mode=eos")
+    return recipe
 
 
-def half_precision_flags(dtype: str) -> list[str]:
-    """fairseq's own flag for training a whole model in ``dtype``, its Adam in float32."""
-    return {"float32": [], "bfloat16": ["--bf16"], "float16": ["--fp16"]}[dtype]
+def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> Any:
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
+    path = folder / f"{name}.yaml"
+    known = [field.name for field in fields(schema)]
+    set_knobs = [override.split("=")[0] for override in overrides if "=" in override]
+    for knob in (*load_yaml(path), *set_knobs):
+        if knob not in known:
+            raise UserError(f"recipe {name}: no knob {knob}; there are {', '.join(known)}")
+    recipe = load_config(schema, path, overrides)
+    _check_knobs(vars(recipe))
+    return recipe
+
+
+def _check_knobs(knobs: dict[str, Any]) -> None:
+    """Raises ``UserError`` for a value that is out of range, and for a schedule that its warm-up
+    does not fit.
+    """
+    for knob, value in knobs.items():
+        least = AT_LEAST.get(knob, 0)
+        if knob in CHOICES and value not in CHOICES[knob]:
+            expected = f"expected one of {', '.join(CHOICES[knob])}"
+        elif knob in BELOW_ONE and not 0 <= value < 1:
+            expected = "expected 0 or more, below 1"
+        elif isinstance(value, (int, float)) and not value >= least:  # nor nan
+            expected = f"expected at least {least}"
+        else:
+            continue
+        raise UserError(f"recipe, {knob}={value}: {expected}")
+    schedule, warmup, end = (knobs[k] for k in ("lr_schedule", "warmup_updates", "max_update"))
+    if schedule == "inverse_sqrt" and warmup < 1:
+        raise UserError("recipe, warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1")
+    if schedule == "cosine" and end <= warmup:
+        raise UserError(
+            f"recipe, max_update={end}: the cosine schedule ends there, after more than "
+            f"warmup_updates={warmup}"
+        )

@@ -26,9 +26,9 @@ from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
-from ulm_prompt.prompt_lm.batches import batches_by_length
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.label_answers import Answer, LabelAnswers
+from ulm_prompt.prompt_lm.data import batches_by_length
+from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.prompt_lm.precision import choose_dtype
 from ulm_prompt.using.find_prompts import (
@@ -112,9 +112,10 @@ class Predictor:
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, _ = choose_dtype(dtype, device)
+        chosen, _ = choose_dtype(dtype, device, unit_lm.parameters)
         lms = [CachedLM(model.to(device), symbols.pad(), symbols.eos()) for model in models]
-        unit_lm.model.to(chosen)  # every prompt is projected by now, in float32
+        for lm in lms:  # every prompt is projected by now, in float32
+            lm.to(chosen)
         loaded = {
             name: _Prompt(record, lm, LabelAnswers(record, symbols))
             for name, record, lm in zip(names, records, lms)

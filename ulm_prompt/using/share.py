@@ -108,7 +108,7 @@ def gather(
         tensors |= model.label_map.state()
     record = dataclasses.replace(
         record,
-        prefix_prompt_length=model.prompt.length,
+        **model.prompt.lengths,
         trained_parameters=sum(tensor.numel() for tensor in tensors.values()),
         lm_fingerprint=unit_lm.fingerprint,
         lm_parameters=unit_lm.parameters,
@@ -172,7 +172,8 @@ def page(record: PromptRecord, name: str, digest: str) -> str:
         "unit model": f"`{record.unit_model}` ({units.feature_type} features{layer}{kmeans})",
         "unit LM": f"`{record.lm_fingerprint}`, {record.lm_parameters:,} parameters, frozen",
         "dict": f"`{record.dict_fingerprint}`",
-        "prompt": f"{record.prefix_prompt_length} vectors a layer, "
+        "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors a layer"
+        f"{' where <s> is' * (record.infix_prompt_length > 0)}, "
         f"{record.trained_parameters:,} trained parameters",
         "recipe": recipe,
         "verbalizer": record.verbalizer,

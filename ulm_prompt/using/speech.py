@@ -34,7 +34,7 @@ from preprocess.speech2unit.features import (
 )
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from ulm_prompt.prompt_data.prompt_record import UnitSettings
-from ulm_prompt.prompt_lm.batches import batches_by_length
+from ulm_prompt.prompt_lm.data import batches_by_length
 
 BATCH_SAMPLES = 60 * SAMPLE_RATE  # of audio that is encoded together
 

@@ -1,11 +1,13 @@
-"""MFCC features against a slow computation written from their definition."""
+"""Log-mel and MFCC features, against Kaldi's code and slow computations of their definitions."""
 
+import kaldi_native_fbank as kaldi
 import numpy as np
 import pytest
 import torch
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.features import Source, feature_reader
+from preprocess.speech2unit.logmel import LogMel
 from preprocess.speech2unit.mfcc import Mfcc
 
 
@@ -14,6 +16,24 @@ def waveform() -> torch.Tensor:
     time = torch.arange(12_345) / 16_000
     noise = torch.randn(12_345, generator=torch.Generator().manual_seed(1))
     return 0.2 * torch.sin(2 * torch.pi * 440 * time * (1 + time)) + 0.05 * noise + 0.1
+
+
+def test_logmel_equals_kaldi(waveform: torch.Tensor) -> None:
+    options = kaldi.FbankOptions()
+    options.frame_opts.dither = 0
+    options.mel_opts.num_bins = 80
+    fbank = kaldi.OnlineFbank(options)
+    fbank.accept_waveform(16_000, waveform.tolist())
+    fbank.input_finished()
+    expected = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+    (features,) = LogMel(Source())([waveform])
+    assert features.shape == expected.shape == (1 + (12_345 - 400) // 160, 80)
+    np.testing.assert_allclose(features.numpy(), expected, atol=2e-3)
+
+
+def test_logmel_of_silence_is_the_floor() -> None:
+    (features,) = LogMel(Source())([torch.zeros(800)])
+    assert torch.all(features == torch.log(torch.tensor(torch.finfo(torch.float32).eps)))
 
 
 def slow_mfcc(samples: np.ndarray) -> np.ndarray:
@@ -61,40 +81,41 @@ def slow_features(samples: np.ndarray) -> np.ndarray:
     )
 
 
-def test_equals_slow_computation(waveform: torch.Tensor) -> None:
+def test_mfcc_equals_slow_computation(waveform: torch.Tensor) -> None:
     (features,) = Mfcc(Source())([waveform])
     expected = slow_features(waveform.numpy())
     assert features.shape == expected.shape == (1 + (12_345 - 400) // 160, Mfcc.dim)
     np.testing.assert_allclose(features.numpy(), expected, atol=5e-3)
 
 
-def test_batch_equals_single_files(waveform: torch.Tensor) -> None:
-    waveforms = [waveform[:400], waveform, waveform[:5000], waveform[100:9000]]
-    together = Mfcc(Source())(waveforms)
-    for features, each in zip(together, waveforms, strict=True):
-        assert torch.equal(features, Mfcc(Source())([each])[0])
-
-
-def test_loudness_changes_nothing(waveform: torch.Tensor) -> None:
+def test_loudness_changes_no_mfcc(waveform: torch.Tensor) -> None:
     loud, quiet = Mfcc(Source())([waveform, waveform / 4])
     torch.testing.assert_close(loud, quiet, atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("samples", [400, 559, 560, 16_000])
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_silence_and_single_frames_stay_small(samples: int, value: float) -> None:
+def test_mfcc_of_silence_and_single_frames_stay_small(samples: int, value: float) -> None:
     """Nothing is divided by a deviation of zero."""
     (features,) = Mfcc(Source())([torch.full((samples,), value)])
     assert features.shape == (1 + (samples - 400) // 160, Mfcc.dim)
     assert features.abs().max() < 0.1
 
 
-def test_all_layers_are_one(waveform: torch.Tensor) -> None:
-    (one,) = Mfcc(Source())([waveform])
-    (layers,) = feature_reader("mfcc", Source(all_layers=True))([waveform])
-    assert torch.equal(layers, one.unsqueeze(1))
-
-
-def test_mfcc_takes_no_layer() -> None:
+@pytest.mark.parametrize("feature_type", ["logmel", "mfcc"])
+def test_both_are_readers(waveform: torch.Tensor, feature_type: str) -> None:
+    """A batch gives each file its features alone; all layers are one; a layer is refused."""
+    reader = feature_reader(feature_type, Source())
+    waveforms = [waveform[:400], waveform, waveform[:5000], waveform[100:9000]]
+    together = reader(waveforms)
+    for features, alone in zip(together, waveforms, strict=True):
+        torch.testing.assert_close(features, reader([alone])[0], atol=1e-4, rtol=0)
+    layers = feature_reader(feature_type, Source(all_layers=True))(waveforms)
+    assert torch.equal(layers[1], together[1].unsqueeze(1))
     with pytest.raises(UserError, match="leave ckpt_path, layer and normalize empty"):
-        feature_reader("mfcc", Source(layer=6))
+        feature_reader(feature_type, Source(layer=6))
+
+
+def test_unknown_feature_type_names_what_exists() -> None:
+    with pytest.raises(UserError, match="feature_type=plp: unknown; there is .*logmel"):
+        feature_reader("plp", Source())

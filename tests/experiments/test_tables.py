@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.paper import PAPER, load_paper, missing
-from experiments.stages import trained_numbers
+from experiments.paper import PAPER, load_paper, missing, trained_numbers
 from experiments.tables import (
     DOCUMENTS,
     FIGURES,
@@ -25,7 +25,7 @@ from experiments.tables import (
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
-from tests.conftest import stage
+from reproduce import chosen
 from tests.ulm_prompt import tiny
 
 
@@ -116,12 +116,12 @@ def test_the_documents_hold_the_table_of_their_figures(paper):
         assert split_at_marks(path)[1] == table, f"{path.name}: python reproduce.py --write_docs"
 
 
-def test_the_documents_keep_the_cells_of_other_workspaces():
+def test_the_documents_keep_the_cells_of_other_workspaces(paper):
     earlier = [Figure("PT", "KS", "hubert100", seed, 90.0) for seed in (1, 2)]
     earlier += [Figure("PT", "IC", "hubert100", 1, 91.0), Figure("FT-LM", "KS", "cpc100", 1, 92.0)]
     new = [Figure("n-grams", "KS", "hubert100", 1, 94.0), Figure("PT", "KS", "hubert100", 2, 95.0)]
-    assert [f.value for f in with_earlier(new, earlier)] == [91.0, 95.0, 92.0, 94.0]
-    assert with_earlier(earlier, []) == with_earlier([], earlier)
+    assert [f.value for f in with_earlier(paper, new, earlier)] == [91.0, 95.0, 92.0, 94.0]
+    assert with_earlier(paper, earlier, []) == with_earlier(paper, [], earlier)
 
 
 def test_only_what_stands_between_the_marks_changes(tmp_path):
@@ -137,6 +137,7 @@ def test_only_what_stands_between_the_marks_changes(tmp_path):
         put_table(path, table)
 
 
-def test_a_cell_that_the_tables_lack_is_named(tmp_path):
-    said = stage("reproduce.py", "--workspace", tmp_path, "--unit_model", "logmel100", code=2)
-    assert "no cell with logmel100" in said
+def test_a_cell_that_the_tables_lack_is_named(paper):
+    flags = {"method": "PT", "prompt_task": None, "unit_model": "logmel100"}
+    with pytest.raises(UserError, match="no cell with PT logmel100"):
+        chosen(paper, argparse.Namespace(**flags))

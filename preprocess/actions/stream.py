@@ -1,8 +1,8 @@
 """Audio files to a result each, as a stream: read ahead in threads, batched by length, in order.
 
-The work is cut into *blocks* of neighbouring entries, and into batches inside a block, by the
-manifest alone. What a block gives therefore does not depend on the number of threads, on who
-computes it, or on what was computed before.
+The manifest alone decides how the work is cut into *blocks* of neighbouring entries, and into
+batches inside a block. So a block's results depend neither on the number of threads nor on the
+process that computes it, nor on what was computed before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from pipeline.runs import torch_threads
 from preprocess.actions.manifest import Entry
 from preprocess.speech2unit.audio import BadAudio, Waveform, read_audio
-from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
 BATCHES_A_BLOCK = 4  # sorted by length together, so that a batch holds similar lengths
@@ -114,22 +114,11 @@ class Encoder(Generic[Result]):
         good = [index for index, item in enumerate(loaded) if isinstance(item, Waveform)]
         lengths = {index: len(loaded[index].samples) for index in good}
         results: list[Result | BadAudio] = list(loaded)
-        for batch in self._batches(sorted(good, key=lengths.__getitem__), lengths):
+        order = sorted(good, key=lengths.__getitem__)
+        for batch in grouped(order, lengths.__getitem__, self._batch_samples):
             waveforms = [torch.from_numpy(loaded[index].samples) for index in batch]
             with torch.inference_mode():
                 for index, features in zip(batch, self._reader(waveforms), strict=True):
                     results[index] = self._finish(features)
         notes = Counter(note for index in good for note in loaded[index].notes)
         return Encoded(block, results, sum(lengths.values()) / SAMPLE_RATE, notes)
-
-    def _batches(self, order: Sequence[int], lengths: dict[int, int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        samples = 0
-        for index in order:
-            if batch and samples + lengths[index] > self._batch_samples:
-                yield batch
-                batch, samples = [], 0
-            batch.append(index)
-            samples += lengths[index]
-        if batch:
-            yield batch

@@ -13,10 +13,10 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_decoding import EOS, a_model, cached, some_rows, uncached
 from tests.ulm_prompt.test_prompt_record import a_record
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
-from ulm_prompt.prompt_lm import label_answers
-from ulm_prompt.prompt_lm.label_answers import LabelAnswers, LabelTree
+from ulm_prompt.prompt_lm import labels as label_answers
+from ulm_prompt.prompt_lm.labels import LabelAnswers, score_sequences
 
-SEQUENCES = [[7], [7, 20], [9, 22], [9, 20, 7, 7], [9, 22, 5], [30]]
+SEQUENCES = [(7,), (7, 20), (9, 22), (9, 20, 7, 7), (9, 22, 5), (30,)]
 BEGINS_ANOTHER = {0, 2}  # </s> is one of several symbols that may follow
 
 
@@ -35,7 +35,7 @@ MODEL = a_model()
 def test_every_sequence_against_the_uncached_lm() -> None:
     rows = some_rows(6)
     lm = cached(MODEL)
-    totals, shares = LabelTree(SEQUENCES, EOS).score(lm, lm.prefill(rows))
+    totals, shares = score_sequences(lm, lm.prefill(rows), SEQUENCES, EOS)
     for place, row in enumerate(rows):
         for number, sequence in enumerate(SEQUENCES):
             expected = slowly(row, sequence, number in BEGINS_ANOTHER)
@@ -48,7 +48,7 @@ def test_every_sequence_against_the_uncached_lm() -> None:
 def test_single_labels_take_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, rows = cached(MODEL), some_rows(3)
     monkeypatch.delattr(type(lm), "step")
-    totals, _ = LabelTree([[7], [9]], EOS).score(lm, lm.prefill(rows))
+    totals, _ = score_sequences(lm, lm.prefill(rows), [(7,), (9,)], EOS)
     expected = [uncached(MODEL, row)[[7, 9]] for row in rows]
     assert torch.allclose(totals, torch.stack(expected), atol=1e-4)
 

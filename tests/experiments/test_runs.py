@@ -12,9 +12,7 @@ from pathlib import Path
 import pytest
 
 from baselines.classifiers.downstream import load_settings
-from experiments.paper import FIRST_SEED, load_paper
-from experiments.runs import Survey, survey
-from experiments.stages import trained_numbers
+from experiments.paper import FIRST_SEED, Survey, load_paper, survey, trained_numbers
 from experiments.tables import read_figures
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
@@ -125,9 +123,9 @@ def test_a_run_of_something_else_is_left_out_with_the_reason(
     root: Path, change: Callable[[Path], None], what: str
 ) -> None:
     change(root)
-    found = look(root)
-    assert [figure.run_name for figure in found.figures] == [COUNTS]
-    assert f"holds a run with another {what} than" in found.unusable[PROMPT]
+    result = look(root)
+    assert [figure.run_name for figure in result.figures] == [COUNTS]
+    assert f"holds a run with another {what} than" in result.unusable[PROMPT]
 
 
 def test_rows_that_changed_make_every_figure_stale(root: Path) -> None:
@@ -138,9 +136,9 @@ def test_rows_that_changed_make_every_figure_stale(root: Path) -> None:
 
 def test_a_damaged_lm_is_one_cell_s_trouble(root: Path) -> None:
     (Workspace(root).lm("tiny100") / "checkpoint_best.pt").write_text("not a checkpoint")
-    found = look(root)
-    assert [figure.run_name for figure in found.figures] == [COUNTS]
-    assert "checkpoint_best.pt" in found.unusable[PROMPT]
+    result = look(root)
+    assert [figure.run_name for figure in result.figures] == [COUNTS]
+    assert "checkpoint_best.pt" in result.unusable[PROMPT]
 
 
 def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
@@ -161,7 +159,7 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     write_json(folder / "downstream.json", card)
     assert shown(root)[name] == 12.5
     (manifest / "test.tsv").write_text("others")
-    assert "another manifest" in look(root).unusable[name]
+    assert "another data" in look(root).unusable[name]
     write_json(folder / "downstream.json", {**card, "config": {}})
     assert "another config" in look(root).unusable[name]
 
@@ -177,8 +175,8 @@ def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
         values["training"]["seed"] = FIRST_SEED + seed
         write_json(card, values)
     for asked, seeds in {1: [0, 1, 2], 3: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
-        found = [each.seed - FIRST_SEED for each in look(root, asked).figures if each.lm == "own"]
-        assert found == seeds
+        shown_seeds = [f.seed - FIRST_SEED for f in look(root, asked).figures if f.lm == "own"]
+        assert shown_seeds == seeds
 
 
 def test_answers_older_than_their_prompt_are_not_shown(root: Path) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from experiments import study_cell, study_plan
-from experiments import study_plan as twin
-from experiments.pictures import draw
-from experiments.study_cell import Outcome
-from experiments.study_plan import Cell, Study, Way, cells_of, load_study, study_names
-from experiments.study_report import columns_of, report, spread
+from experiments import runs, studies
+from experiments.pictures import draw_study
+from experiments.runs import Outcome, Run
+from experiments.studies import Study, Way, load_study, report, runs_of, study_names
 from pipeline.errors import UserError
+from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
-from tests.conftest import stage
 from tests.ulm_prompt.in_process import call, prepare
-from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import load_recipe
 
@@ -33,43 +32,44 @@ def arguments(study: str, **others: object) -> argparse.Namespace:
     return argparse.Namespace(**{**values, "prefix_prompt_length": None, **others})
 
 
-def planned(study: str, **others: object) -> list[Cell]:
-    return cells_of(load_study(study), arguments(study, **others), load_task("KS"))
+def planned(study: str, **others: object) -> list[Run]:
+    pair = Pair("KS", "tiny100", load_task("KS"))
+    return runs_of(load_study(study), arguments(study, **others), pair)
 
 
 def outcome(accuracies: list[float], trained: int = 100, test: float | None = None) -> Outcome:
     """Validations every 250 updates; the best one counts."""
-    curve = [
-        {"num_updates": 250.0 * number, "accuracy": accuracy, "label_loss": 1.0}
+    curve = {
+        250 * number: {"accuracy": accuracy, "label_loss": 1.0}
         for number, accuracy in enumerate(accuracies, start=1)
-    ]
-    best = max(curve, key=lambda each: each["accuracy"])
+    }
+    best = max(curve, key=lambda update: curve[update]["accuracy"])
+    card = {
+        "training": {"shots": 0, "verbalizer": "fixed"}, "trained_parameters": trained,
+        "updates": best, "valid": curve[best],
+    }  # fmt: skip
     score = {"utterances": 9, "accuracy": test, "accuracy_within_labels": test, "invalid": 0.0}
-    made_from = {"recipe": {"shots": 0, "verbalizer": "fixed"}}
-    return Outcome(
-        made_from, trained, int(best["num_updates"]), best, curve, score if test else None
-    )
+    return Outcome(card, score if test else {}, curve)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_run_of_a_study_is_a_recipe_and_has_a_date_of_its_own(name: str) -> None:
-    cells = planned(name)
+    made = planned(name)
     assert study_names() == NAMES
-    assert len({cell.date for cell in cells}) == len(cells) >= 2
-    for cell in cells:
-        recipe = load_recipe(cell.recipe, cell.knobs)
-        assert recipe.seed == cell.seed and recipe.shots == cell.shots
+    assert len({run.date for run in made}) == len(made) >= 2
+    for run in made:
+        assert load_recipe(run.recipe, run.knobs).seed == run.seed
 
 
 def test_what_a_run_leaves_out_comes_from_the_flags_then_the_study_then_the_task() -> None:
-    assert {cell.prefix_prompt_length for cell in planned("seeds")} == {3}
-    assert {cell.prefix_prompt_length for cell in planned("seeds", prefix_prompt_length=9)} == {9}
-    lengths = [each.prefix_prompt_length for each in planned("prompt_length", seeds=1)]
+    assert {run.prefix_prompt_length for run in planned("seeds")} == {3}
+    assert {run.prefix_prompt_length for run in planned("seeds", prefix_prompt_length=9)} == {9}
+    lengths = [run.prefix_prompt_length for run in planned("prompt_length", seeds=1)]
     assert lengths == [1, 2, 3, 6, 10, 20, 40, 80, 160]
     asked = planned("seeds", recipe="published", set=["max_update=3"], date="quick", seeds=1)
     assert asked[0].recipe == "published" and asked[0].date == "seeds_quick_fast_seed1"
     assert load_recipe("published", asked[0].knobs).max_update == 3
-    assert {cell.recipe for cell in planned("recipe", recipe="fast")} == {"published", "fast"}
+    assert {run.recipe for run in planned("recipe", recipe="fast")} == {"published", "fast"}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_a_run_leaves_out_comes_from_the_flags_then_the_study_then_the_task
 def test_a_broken_study_is_told(
     text: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_plan, "FOLDER", tmp_path)
+    monkeypatch.setattr(studies, "FOLDER", tmp_path)
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=expected):
         load_study("mine")
@@ -92,18 +92,12 @@ def test_a_broken_study_is_told(
         load_study("other")
 
 
-def test_a_run_that_the_study_lacks_is_named(tmp_path: Path) -> None:
-    said = stage("ulm_prompt/study.py", "recipe", *TASK, "--workspace", tmp_path,
-                 "--only", "slow", code=2)  # fmt: skip
-    assert "--only slow: expected one of published" in said
-
-
 def test_learning_curves_in_a_table_and_all_of_them_in_the_csv(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = planned("recipe", only=["fast", "published"])
-    found = [[8.0] * 20, [10.0] * 20, [50.0, 90.0, 85.0, 80.0], [70.0, 94.0, 95.0, 91.0]]
-    outcomes = dict(zip(cells, map(outcome, found), strict=True))
+    made = planned("recipe", only=["fast", "published"])
+    curves = [[8.0] * 20, [10.0] * 20, [50.0, 90.0, 85.0, 80.0], [70.0, 94.0, 95.0, 91.0]]
+    outcomes = dict(zip(made, map(outcome, curves), strict=True))
     paths = report(load_study("recipe"), outcomes, "KS, u100", tmp_path, "r")
     lines = paths[1].read_text().splitlines()
     assert lines[0] == (
@@ -116,21 +110,10 @@ def test_learning_curves_in_a_table_and_all_of_them_in_the_csv(
     )
     assert paths[1].read_text() in capsys.readouterr().out
     rows = list(csv.DictReader(paths[0].open()))
-    assert [float(row["accuracy"]) for row in rows] == [each for curve in found for each in curve]
+    assert [float(row["accuracy"]) for row in rows] == [
+        accuracy for curve in curves for accuracy in curve
+    ]
     assert paths[2].stat().st_size > 1000
-
-
-def test_columns_are_validations_that_most_runs_have() -> None:
-    short, long = dict.fromkeys((250, 500)), dict.fromkeys(range(250, 5001, 250))
-    usual = dict.fromkeys((250, 500, 750, 1000))
-    assert columns_of([short, usual, usual, long]) == [250, 500, 1000]
-    assert columns_of([long]) == [250, 500, 1000, 5000]
-    assert columns_of([{250: 1.0}]) == [250]
-
-
-def test_mean_and_sample_standard_deviation() -> None:
-    assert spread([1.0, 2.0, 6.0]) == "3.00 ± 2.65"
-    assert (spread([4.0]), spread([])) == ("4.00", "")
 
 
 @pytest.mark.parametrize(
@@ -138,20 +121,15 @@ def test_mean_and_sample_standard_deviation() -> None:
     [("prompt_length", None), ("few_shot", 88.0), ("verbalizer", 88.0), ("seeds", None)],
 )
 def test_every_picture_and_table(name: str, test: float | None, tmp_path: Path) -> None:
-    cells = planned(name)
-    outcomes = {cell: outcome([90.0 + cell.seed], 10**6, test) for cell in cells}
+    outcomes = {run: outcome([90.0 + run.seed], 10**6, test) for run in planned(name)}
     paths = report(load_study(name), outcomes, "KS, u100", tmp_path, name)
     rows = list(csv.DictReader(paths[0].open()))
-    assert [row["run"] for row in rows] == [cell.name for cell in cells]
+    assert [row["run"] for row in rows] == [run.row for run in outcomes]
     assert ("test_accuracy" in rows[0]) == (test is not None)
     assert (" | test | " in paths[1].read_text()) == (test is not None)
     assert "| 1,000,000 | 91.50 ± 0.71 |" in paths[1].read_text()
     assert paths[2].stat().st_size > 1000
-
-
-def test_a_picture_of_one_run(tmp_path: Path) -> None:
-    for axis in ("shots", "run"):
-        draw(axis, {planned("few_shot")[-1]: outcome([90.0])}, "all", tmp_path / "all.png")
+    draw_study(load_study(name).x, dict([outcomes.popitem()]), "one run", tmp_path / "one.png")
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +144,15 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stages run in this process; returns which ones did."""
     ran: list[str] = []
 
-    def run_stage(name: str, workspace: Workspace, flags: list[object]) -> str:
-        ran.append(name)
-        return call(name, workspace.root, *flags)
+    def run_script(words: list[str], prefix: str, environment: Mapping[str, str]) -> int:
+        script, *flags = words
+        ran.append(Path(script).stem)
+        root = flags.pop(flags.index("--workspace") + 1)
+        flags.remove("--workspace")
+        call(ran[-1], root, *flags)
+        return 0
 
-    monkeypatch.setattr(twin, "run_stage", run_stage)
-    monkeypatch.setattr(study_cell, "run_stage", run_stage)
+    monkeypatch.setattr(runs, "run_script", run_script)
     return ran
 
 
@@ -201,55 +182,49 @@ def test_a_finished_run_is_not_computed_again(root: Path, stages: list[str]) -> 
     answers = json.loads(workspace.samples("KS", "tiny100", date, date).read_text())
     right = sum(entry["predict"] == entry["label"] for entry in answers.values())
     assert float(tested[1]["test_accuracy"]) == pytest.approx(100 * right / 29)
-    with pytest.raises(UserError, match="P=1, seed 1: .*another lr"):
+    with pytest.raises(UserError, match="P-1_seed1: holds a run with another lr"):
         study(root, "prompt_length", "--only", "P=1", "--set", *QUICK, "lr=0.5")
 
 
 def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[str]) -> None:
-    """freq, random, kmeans and learnable in twins, made once each."""
+    """freq, random, kmeans and learnable under names of their own, made once each."""
     before = {path: path.read_bytes() for path in (root / "ulm_prompt").rglob("*.*")}
-    found = study(root, "verbalizer", "--test")
-    assert {path: path.read_bytes() for path in (root / "ulm_prompt").rglob("*.*")} == before
-    assert [row["run"] for row in found] == ["freq", "random", "kmeans", "learnable"]
-    twins = root / "samples" / "studies" / "verbalizers"
+    rows = study(root, "verbalizer", "--test")
+    assert {path: path.read_bytes() for path in before} == before
+    assert [row["run"] for row in rows] == ["freq", "random", "kmeans", "learnable"]
+    assert [row["verbalizer"] for row in rows] == ["freq", "random", "kmeans", "learnable"]
+    datasets = Workspace(root).datasets("tiny100")
     maps = {}
-    for method in ("freq", "random_seed1", "kmeans"):
-        folder = Workspace(twins / f"KS_tiny100_{method}").datasets("tiny100")
-        maps[method] = tuple(json.loads((folder / "verbal.json").read_text())["KS"].values())
-    assert len(set(maps.values())) == 3 and all(len(set(each)) == 4 for each in maps.values())
-    own = json.loads((Workspace(root).datasets("tiny100") / "verbal.json").read_text())
-    assert tuple(own["KS"].values()) == maps["freq"]
-    sizes = [int(row["trained_parameters"]) for row in found]
+    for name in ("freq", "random_seed1", "kmeans"):
+        path = datasets / "speech_commands" / "verbalizers" / name / "verbal.json"
+        maps[name] = tuple(json.loads(path.read_text())["KS"].values())
+    assert len(set(maps.values())) == 3 and all(len(set(units)) == 4 for units in maps.values())
+    default = json.loads((datasets / "verbal.json").read_text())
+    assert tuple(default["KS"].values()) == maps["freq"]
+    for name in maps:
+        date = f"verbalizer_{name.split('_')[0]}_seed1"
+        card = read_json(Workspace(root).checkpoints("KS", "tiny100", date) / "prompt.json", "")
+        text = datasets / "speech_commands" / "verbalizers" / name / "train.txt"
+        assert sha256(text) in json.dumps(card), "trained on another text"
+    sizes = [int(row["trained_parameters"]) for row in rows]
     assert sizes[:3] == [3 * 32 * 7 + 32] * 3 and sizes[3] == sizes[0] + 4 * 104
-    assert found[3]["test_invalid"] == "0.0"
+    assert rows[3]["test_invalid"] == "0.0"
     ran = list(stages)
     assert ran.count("verbalizer") == 3 and ran.count("train") == ran.count("sample") == 4
-    assert study(root, "verbalizer", "--test") == found and stages == ran
-
-
-def test_twins_follow_a_workspace_that_moved(root: Path, stages: list[str]) -> None:
-    rows = root / "samples/studies/verbalizers/KS_tiny100_freq/preprocess/speech_commands/data"
-    assert (rows / "tiny100").is_symlink()
-    (rows / "tiny100").unlink()
-    (rows / "tiny100").symlink_to("/nowhere")
-    study(root, "verbalizer", "--only", "freq", "--test")
-    assert not stages and (rows / "tiny100" / "train").is_file()
-
-
-def test_few_shots_by_the_command(root: Path, stages: list[str]) -> None:
-    found = study(root, "few_shot", "--only", "k=2")
-    assert found[0]["shots"] == "2" and stages == ["train"]
+    assert study(root, "verbalizer", "--test") == rows and stages == ran
 
 
 def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> None:
-    knobs = [*QUICK, "shots=3", "verbalizer=learnable"]
-    (found,) = study(root, "seeds", "--date", "few", "--set", *knobs)
-    assert (found["shots"], found["verbalizer"]) == ("3", "learnable")
+    knobs = [*QUICK, "verbalizer=learnable"]
+    (row,) = study(root, "few_shot", "--date", "few", "--only", "k=2", "--set", *knobs)
+    assert (row["shots"], row["verbalizer"]) == ("2", "learnable") and stages == ["train"]
     with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
         study(root, "seeds", "--set", "seed=9")
+    with pytest.raises(UserError, match="--only slow: expected one of k=1"):
+        study(root, "few_shot", "--only", "slow")
 
 
-def test_fine_tuning_is_a_way(root: Path) -> None:
+def test_fine_tuning_is_a_way() -> None:
     study = Study(runs={"FT-LM": Way(fine_tune=True), "PT": Way()})
-    cells = cells_of(study, arguments("mine", seeds=1), load_task("KS"))
-    assert [cell.recipe for cell in cells] == ["fine_tune", "published"]
+    made = runs_of(study, arguments("mine", seeds=1), Pair("KS", "tiny100", load_task("KS")))
+    assert [run.recipe for run in made] == ["fine_tune", "published"]
