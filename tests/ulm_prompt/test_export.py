@@ -214,10 +214,7 @@ def a_pickle(root: Path) -> None:
         (another_dict, "was trained with {dict_fingerprint}"),
         (another_kmeans, "its logmel100 has kmeans {kmeans}, here it is"),
         (partial(changed, unit_model="whales100"), "taskrc.unit_model=whales100: not in"),
-        (
-            partial(changed, prefix_prompt_length=4),
-            "prefix_prompt_length 3, but prompt.json beside it says 4",
-        ),
+        (partial(changed, prefix_prompt_length=4), "length 3, but prompt.json beside it says 4"),
         (partial(other_tensors, width=16), "this prompt belongs to another LM"),
         (partial(other_tensors, value=float("nan")), "not finite"),
         (partial(damaged, keep=0), "not a safetensors file"),

@@ -42,7 +42,6 @@ from ulm_prompt.using.share import load_prompt, record_of
 from ulm_prompt.using.speech import LONGEST, SpeechToUnits, UnitFiles, find_pieces, samples_of
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
-BATCH_SECONDS = 60.0  # of audio that is encoded together
 SMALL = 10_000_000  # LM parameters up to which threads wait for each other more than they compute
 PIECES = 32  # of a recording that are answered together
 BATCH_ROWS, BATCH_TOKENS = 64, 16_384  # that the LM reads together
@@ -135,7 +134,7 @@ class Predictor:
             loaded = list(reading.map(self._waveform, audio))
         good = [number for number, item in enumerate(loaded) if isinstance(item, Tensor)]
         with torch_threads(self._threads):
-            units = self._units([loaded[number] for number in good])
+            units = self._speech([loaded[number] for number in good])
         results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
         for number, answers in zip(good, self.answers(units, top)):
             results[number] = answers
@@ -190,7 +189,9 @@ class Predictor:
             for text in units
         ]
         answers: list[dict[str, list[Prediction]]] = [{} for _ in rows]
-        batches = list(_batches([len(row) for row in rows], BATCH_TOKENS, BATCH_ROWS))
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        most = max([BATCH_TOKENS, *sizes])
+        batches = list(batches_by_length(range(len(rows)), sizes, most, BATCH_ROWS))
         with torch_threads(self._threads):
             for name, (record, lm, label_answers) in self._prompts.items():
                 for batch in batches:
@@ -218,23 +219,6 @@ class Predictor:
             shortest = 1000 * self._speech.reader.min_samples / SAMPLE_RATE
             return BadAudio(f"is shorter than one frame ({shortest:.0f} ms)")
         return samples
-
-    def _units(self, waveforms: Sequence[Tensor]) -> list[str]:
-        """Units of each waveform; similar lengths are encoded together."""
-        units = [""] * len(waveforms)
-        sizes = [len(waveform) for waveform in waveforms]
-        for batch in _batches(sizes, int(BATCH_SECONDS * SAMPLE_RATE)):
-            for number, text in zip(batch, self._speech([waveforms[n] for n in batch])):
-                units[number] = text
-        return units
-
-
-def _batches(sizes: Sequence[int], most: int, rows: int | None = None) -> Iterator[np.ndarray]:
-    """Numbers of rows of these ``sizes``, similar lengths together: at most ``rows`` rows and
-    ``most`` padded tokens or samples in a batch, more only where one row is longer.
-    """
-    if sizes:
-        yield from batches_by_length(range(len(sizes)), np.array(sizes), max(most, *sizes), rows)
 
 
 def _samples(audio: np.ndarray | Tensor) -> Tensor:

@@ -34,6 +34,9 @@ from preprocess.speech2unit.features import (
 )
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from ulm_prompt.prompt_data.prompt_record import UnitSettings
+from ulm_prompt.prompt_lm.data import batches_by_length
+
+BATCH_SAMPLES = 60 * SAMPLE_RATE  # of audio that is encoded together
 
 FRAME = 0.01  # s: one period of a low voice, so that a level does not ripple
 SMOOTH = 3  # frames of a mean power: white noise then varies by less than 2 dB
@@ -247,6 +250,14 @@ class SpeechToUnits:
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[Tensor]) -> list[str]:
-        """Map (T_i,) float32 at 16 kHz to units as text, ``"71 12 57"``."""
-        frames = self.reader(waveforms)  # (F_i, D)
-        return [self._finish(written(self._kmeans(features))) for features in frames]
+        """Map (T_i,) float32 at 16 kHz to units as text, ``"71 12 57"``. Similar lengths are
+        encoded together.
+        """
+        units = [""] * len(waveforms)
+        sizes = np.array([len(waveform) for waveform in waveforms], dtype=np.int64)
+        most = max([BATCH_SAMPLES, *sizes])
+        for batch in batches_by_length(range(len(sizes)), sizes, most, max(1, len(sizes))):
+            frames = self.reader([waveforms[number] for number in batch])  # (F_i, D) each
+            for number, features in zip(batch, frames):
+                units[number] = self._finish(written(self._kmeans(features)))
+        return units
