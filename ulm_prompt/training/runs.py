@@ -59,7 +59,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
         raise UserError(f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen")
     if recipe.verbalizer == "learnable":
         if args.fine_tune:
-            raise UserError("verbalizer=learnable: stands beside a prompt; leave --fine_tune out")
+            raise UserError("verbalizer=learnable: belongs to a prompt; leave --fine_tune out")
         if pair.config.is_sequence:
             raise UserError(
                 f"verbalizer=learnable: needs a fixed number of labels an utterance, {pair.task} "
