@@ -7,11 +7,6 @@ work over processes, --num_shards and --shard over jobs that --merge_shards join
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from baselines.classifiers.means import LayerMeans
 from pipeline.errors import UserError, run

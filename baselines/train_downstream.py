@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from baselines.classifiers.answers import Slots, answers_path, card_path, write_answers
 from baselines.classifiers.downstream import Settings, Split, load_settings, train

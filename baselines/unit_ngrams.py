@@ -9,13 +9,9 @@ replacement) count as often.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from omegaconf import MISSING
 from scipy.sparse import csr_matrix

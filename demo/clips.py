@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import soundfile

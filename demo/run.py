@@ -7,12 +7,7 @@ demo/workspace/, which is emptied first; the figures go to samples/demo_summary.
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from baselines.classifiers.answers import card_path
 from experiments.demos import DATE, Seconds, demo_stages, run_stages, seconds_of, train_command

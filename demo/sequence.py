@@ -8,13 +8,9 @@ samples/sequence_summary.json.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections import Counter
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.demos import DATE, demo_stages, run_stages, seconds_of, train_command
 from pipeline.errors import run

@@ -9,12 +9,8 @@ arguments give the same bytes.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 

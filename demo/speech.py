@@ -9,12 +9,8 @@ bytes.
 from __future__ import annotations
 
 import csv
-import sys
 import time
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 

@@ -6,11 +6,7 @@ The file's code never runs. The pipeline reads km.bin too; numpy.load opens an .
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans

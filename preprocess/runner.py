@@ -12,11 +12,6 @@ of recordings is enough (table/config.yaml). Your own needs no change here.
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.files import holding

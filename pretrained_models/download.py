@@ -7,11 +7,7 @@ checked before it gets its name: see pretrained_models/registry.yaml.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.unit_models import UnitModel, unit_model, unit_models

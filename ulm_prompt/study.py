@@ -8,11 +8,6 @@ judged on valid; with --test the test split is decoded, too.
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.runs import commands, outcome, run_all, stop_after
 from experiments.studies import (

@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import run
 from pipeline.files import holding

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.config import save_config
 from pipeline.errors import UserError, run

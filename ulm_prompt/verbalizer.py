@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from collections import Counter
 from pathlib import Path
-
-if not __package__:  # called as a script
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json

@@ -6,6 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
 from tests.conftest import stage
@@ -19,7 +21,7 @@ def block(language: str) -> str:
     return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)[1]
 
 
-def test_the_page_makes_a_downstream(tmp_path: Path) -> None:
+def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a copy of the packages: a downstream is a folder of the repository."""
     for package in ("pipeline", "preprocess", "pretrained_models"):
         ignored = shutil.ignore_patterns("data", "*.pt", "__pycache__")
@@ -34,6 +36,7 @@ def test_the_page_makes_a_downstream(tmp_path: Path) -> None:
         for speaker in "abcdefghij":
             path = tmp_path / root / animal / f"{speaker}_0.wav"
             write(path, tone(0.3, 100 + 300 * number + ord(speaker)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # before the packages that are installed
     runner = tmp_path / "preprocess" / "runner.py"
     small = (
         "--unit_model",
