@@ -20,7 +20,6 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import DTYPES
@@ -53,28 +52,22 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     lm = lm_folder(workspace, pair.unit_model)
-    run = on_main(here, lambda: prepare(args, pair, save_dir))
+    card, settings = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
 
         from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
 
-        on_main(here, lambda: checkpoint.begin(save_dir, run.card))
-        print(f"{pair.task} {pair.unit_model}: recipe {run.card.recipe} -> {save_dir}")
-        train(run.card.training, run.settings, save_dir, logs, here)
-        on_main(here, lambda: complete(run.card, save_dir, logs, lm))
-
-
-def complete(card: PromptRecord, save_dir: Path, logs: Path, lm: Path) -> None:
-    """Reduce the best checkpoint to the prompt and say how good it is."""
-    from ulm_prompt.prompt_lm import checkpoint
-
-    card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), lm)
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
+        on_main(here, lambda: checkpoint.begin(save_dir, card))
+        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}")
+        train(card.training, settings, save_dir, logs, here)
+        log = logs / "train.log"
+        done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in done.valid.items())
     print(
-        f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
-        f"{card.run.total_updates:,}; on valid, with the labels before it given: {scores}"
+        f"{pair.task} {pair.unit_model}: best at update {done.run.updates:,} of "
+        f"{done.run.total_updates:,}; on valid, with the labels before it given: {scores}"
     )
 
 

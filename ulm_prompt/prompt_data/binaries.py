@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256, text_lines, write_json
 
 SOURCES = "sources.json"
-
-
-def encode_text(text: Path, symbols: Mapping[str, int], dictionary: Path) -> Iterator[list[int]]:
-    """Stream each line of ``text`` as the numbers of its symbols. Raises ``UserError`` for a symbol
-    that the dict lacks.
-    """
-    for number, line in enumerate(text_lines(text, "not found"), start=1):
-        yield encode(line, symbols, f"{text}, line {number}", dictionary)
 
 
 def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
@@ -56,9 +48,10 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
                 indexed_dataset.data_file_path(file), impl="mmap", vocab_size=len(dictionary)
             )
             counts[split] = 0
-            for row in encode_text(text, dictionary.indices, dictionary_path):
+            for number, line in enumerate(text_lines(text, "not found"), start=1):
+                row = encode(line, dictionary.indices, f"{text}, line {number}", dictionary_path)
                 builder.add_item(torch.tensor([*row, dictionary.eos()], dtype=torch.int32))
-                counts[split] += 1
+                counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
         write_json(folder / SOURCES, {split: sha256(text) for split, text in texts.items()})

@@ -69,21 +69,19 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[dict[str, Any]]:
     twin = within_path(path)
     if not twin.exists():  # the published code wrote none: no probabilities
         return []
-    try:
-        mistakes = [
-            {
-                "file_name": row["file_name"],
-                "label": label_text(row["label"], names),
-                "predict": label_text(row["predict"], names),
-                "probability": 0.0 if row["score"] is None else math.exp(row["score"]),
-            }
-            for row in read_samples(twin)
-            if row["label"] != row["predict"]
-        ]
-    except (KeyError, TypeError, OverflowError):
-        raise UserError(
-            f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
-        ) from None
+    mistakes = []
+    for row in read_samples(twin):
+        if row["label"] == row["predict"]:
+            continue
+        try:
+            file, score = row["file_name"], row["score"]
+            probability = 0.0 if score is None else math.exp(score)
+        except (KeyError, TypeError, OverflowError):
+            raise UserError(
+                f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
+            ) from None
+        texts = {key: label_text(row[key], names) for key in ("label", "predict")}
+        mistakes.append({"file_name": file, **texts, "probability": probability})
     return sorted(mistakes, key=lambda mistake: -mistake["probability"])
 
 
@@ -106,9 +104,11 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):
         draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
-    report["mistakes"] = report["mistakes"][:mistakes]
-    simpler = without_a_prompt(path, workspace, pair)
-    return {**report, "without_a_prompt": simpler, "confusion": str(picture)}
+    return report | {
+        "mistakes": report["mistakes"][:mistakes],
+        "without_a_prompt": without_a_prompt(path, workspace, pair),
+        "confusion": str(picture),
+    }
 
 
 def without_a_prompt(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:

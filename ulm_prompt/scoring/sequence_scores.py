@@ -25,16 +25,11 @@ CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """Label units read: the words without the slots' labels, and each slot's type and value."""
 
     words: str
     slots: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def slot_types(self) -> set[str]:
-        return {name for name, _ in self.slots}
 
 
 class Answered(NamedTuple):
@@ -76,8 +71,11 @@ def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores
     """Score the answers of at least one utterance."""
     references = [utterance.reference.words for utterance in answered]
     answers = [utterance.answer.words for utterance in answered]
-    invalid = sum(not text or NO_LABEL in text for text in map(_everything, answered))
-    pairs = [(utterance.reference, utterance.answer) for utterance in answered]
+    pairs = [utterance[:2] for utterance in answered]
+    invalid = sum(
+        not (text.words or "".join(name for name, _ in text.slots)) or NO_LABEL in text.words
+        for _, text in pairs
+    )
     return SequenceScores(
         len(answered),
         100 * sum(utterance.right for utterance in answered) / len(answered),
@@ -97,10 +95,10 @@ def character_error_rate(references: Sequence[str], answers: Sequence[str]) -> f
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
     """The mean F1 in % of the answers' slot types; 1 where neither text has a slot."""
     scores = []
-    for reference, answer in pairs:
-        both = len(reference.slot_types) + len(answer.slot_types)
-        shared = len(reference.slot_types & answer.slot_types)
-        scores.append(2 * shared / both if both else 1.0)
+    for pair in pairs:
+        wanted, given = ({name for name, _ in text.slots} for text in pair)
+        both = len(wanted) + len(given)
+        scores.append(2 * len(wanted & given) / both if both else 1.0)
     return 100 * sum(scores) / len(scores)
 
 
@@ -140,11 +138,6 @@ def _spaced(characters: Sequence[str]) -> str:
     return " ".join("".join(characters).split())
 
 
-def _everything(utterance: Answered) -> str:
-    answer = utterance.answer
-    return "".join([answer.words, *(name for name, _ in answer.slots)])
-
-
 def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     """What each label unit says. Raises ``UserError`` where that is no text."""
     names = label_names(workspace, pair)
@@ -175,14 +168,10 @@ def read_answers(
     def read(units: str) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
 
+    both = [(entry["label"], entry["predict"]) for entry in samples]
     return [
-        Answered(
-            read(entry["label"]),
-            read(entry["predict"]),
-            len(entry["label"].split()),
-            entry["label"] == entry["predict"],
-        )
-        for entry in samples
+        Answered(read(label), read(answer), len(label.split()), label == answer)
+        for label, answer in both
     ]
 
 

@@ -72,10 +72,8 @@ def patched() -> Iterator[None]:
                 os.environ[name] = value
         for (owner, name, _), original in zip(patches, originals):
             setattr(owner, name, original)
-        writers = list(progress_bar._tensorboard_writers.values())
-        progress_bar._tensorboard_writers.clear()
-        for writer in writers:
-            writer.close()
+        while progress_bar._tensorboard_writers:
+            progress_bar._tensorboard_writers.popitem()[1].close()
 
 
 def save_whole(value: Any, filename: str, async_write: bool = False) -> None:

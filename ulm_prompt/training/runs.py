@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, write_json
@@ -28,13 +28,6 @@ NEVER = 10**9  # epochs
 Settings = dict[str, dict[str, Any]]  # fairseq's group -> name -> value
 
 
-class Run(NamedTuple):
-    """A checked run of a prompt: what fairseq is told beside the recipe, and the card."""
-
-    settings: Settings
-    card: PromptRecord
-
-
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     """The recipe's name, and its knobs with the changes of the task and the command line.
 
@@ -46,10 +39,10 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
             f"--recipe {name}: --fine_tune takes the recipe fine_tune, and only it does"
         )
     if args.fine_tune:
-        knobs = {knob.split("=", 1)[0] for knob in args.set}
-        given = ["--prefix_prompt_length"] * (args.prefix_prompt_length is not None)
-        given += ["--infix_prompt_length"] * (args.infix_prompt_length != 0)
-        given += [f"--set {knob}" for knob in OF_PROMPTS if knob in knobs]
+        lengths = ("prefix_prompt_length", "infix_prompt_length")
+        given = [f"--{name}" for name in lengths if getattr(args, name)]
+        knobs = (override.split("=", 1)[0] for override in args.set)
+        given += [f"--set {knob}" for knob in knobs if knob in OF_PROMPTS]
         if given:
             raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
     of_task = [f"{key}={value}" for key, value in pair.config.train.items()]
@@ -113,8 +106,10 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
     )
 
 
-def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
-    """Check all that can be checked without training. Writes nothing."""
+def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> tuple[PromptRecord, Settings]:
+    """Check all that can be checked without training, and write nothing. Returns the card of the
+    run, and what fairseq is told of it beside the recipe.
+    """
     workspace = Workspace(args.workspace)
     card = plan(args, pair, save_dir)
 
@@ -130,9 +125,7 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         lm_parameters=unit_lm.parameters,
         training={**card.training, "dtype": dtype},
     )
-    return Run(
-        _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm), card
-    )
+    return card, _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm)
 
 
 def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
@@ -179,11 +172,7 @@ def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | No
     width = recipe.decoder_embed_dim
     return {
         **_schedule_and_dtype(recipe, whole_lm=True),
-        "task": {
-            "_name": "unit_lm",
-            "data": str(data_bin),
-            "begin_from": str(begin_from or ""),
-        },
+        "task": {"_name": "unit_lm", "data": str(data_bin), "begin_from": str(begin_from or "")},
         "model": {
             "_name": "transformer_lm_big",
             "share_decoder_input_output_embed": True,
@@ -230,8 +219,7 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
         "decoder_ffn_embed_dim": layer.fc1.out_features,
         "decoder_attention_heads": layer.self_attn.num_heads,
     }.items():
-        expected = getattr(recipe, knob)
-        if size != expected:
+        if size != (expected := getattr(recipe, knob)):
             raise UserError(
                 f"--begin_from {folder}: an LM with {knob}={size}, but the config has {expected}; "
                 f"choose its --config, or --set {knob}={size}"

@@ -172,12 +172,14 @@ class UnitFiles:
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
         fill_in(self.settings, unit_model.name, unit_model)
-        self.lm_folder, self.km_path = unit_model.lm_folder, unit_model.km_path
-        if self.settings.km_path is not None:
-            self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
-        self.ckpt_path = None
-        if self.settings.ckpt_path is not None:
-            self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
+        self.lm_folder, self.km_path, self.ckpt_path = (
+            unit_model.lm_folder,
+            unit_model.km_path,
+            None,
+        )
+        for name in ("km_path", "ckpt_path"):
+            if (path := getattr(self.settings, name)) is not None:
+                setattr(self, name, workspace.root / Path(path).expanduser())
 
     def check_here(self) -> None:
         """Raises ``UserError`` for a missing k-means or speech model."""
@@ -213,21 +215,17 @@ class UnitFiles:
         return load_kmeans(self.km_path)
 
     def unit_settings(self) -> UnitSettings:
-        """The settings, with the k-means' fingerprint where its file exists."""
-        kmeans = kmeans_fingerprint(self.centres) if self.km_path.is_file() else None
-        settings = self.settings
+        """The settings, with the k-means' fingerprint where its file exists: the same for a
+        released file and its conversion.
+        """
+        kmeans, settings = None, self.settings
+        if self.km_path.is_file():
+            digest = hashlib.sha256(repr(self.centres.shape).encode())
+            digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
+            kmeans = digest.hexdigest()[:16]
         return UnitSettings(
             settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans
         )
-
-
-def kmeans_fingerprint(centres: np.ndarray) -> str:
-    """SHA-256 over the centres as float64, 16 hexadecimal digits: the same for a released file and
-    its conversion.
-    """
-    digest = hashlib.sha256(repr(centres.shape).encode())
-    digest.update(np.ascontiguousarray(centres, dtype="<f8").data)
-    return digest.hexdigest()[:16]
 
 
 class SpeechToUnits:
