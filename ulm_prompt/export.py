@@ -20,15 +20,6 @@ from ulm_prompt.prompt_data.prompt_record import BEST, README, RECORD, TENSORS
 from ulm_prompt.prompt_data.tasks import add_workspace
 
 
-def check_out(out: Path) -> None:
-    """Raises ``UserError`` unless ``out`` is new, empty, or an earlier export: it is replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; name a folder")
-    foreign = {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}
-    if foreign:
-        raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt_task", required=True, help="for example KS")
@@ -48,7 +39,11 @@ def main() -> None:
             f"--date {args.model_date}, or correct --model_date"
         )
     out = args.out.resolve()
-    check_out(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; name a folder")
+    # an earlier export is replaced
+    if foreign := {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}:
+        raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
 
     from ulm_prompt.using.share import gather, scores_on_test, write_shared
 

@@ -109,15 +109,12 @@ PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=[*PLOTS, "cer_by_length"])
-    parser.add_argument("--date", nargs="+", default=[], help="runs of train.py")
-    parser.add_argument("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
-    parser.add_argument(
-        "--utterances", type=int, default=200, help="attention: test utterances (default: 200)"
-    )
-    parser.add_argument(
-        "--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)"
-    )
+    flag = parser.add_argument
+    flag("what", choices=[*PLOTS, "cer_by_length"])
+    flag("--date", nargs="+", default=[], help="runs of train.py")
+    flag("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
+    flag("--utterances", type=int, default=200, help="attention: test utterances (default: 200)")
+    flag("--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)")
     add_selection(parser)
     args = parser.parse_args()
     for name in ("utterances", "width"):

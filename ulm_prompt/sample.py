@@ -20,7 +20,7 @@ from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.binaries import encode
-from ulm_prompt.prompt_data.prompt_record import read_record
+from ulm_prompt.prompt_data.prompt_record import BEST, read_record
 from ulm_prompt.prompt_data.tasks import (
     Pair,
     add_selection,
@@ -131,11 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_date", required=True, help="the --date of training")
     parser.add_argument("--sample_date", required=True, help="names the output folder")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_best.pt",
-        help="file to decode with; a path may name a shared prompt's prompt.safetensors",
-    )
+    file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
+    parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)
     add_verbalizer(parser)
     add_selection(parser)

@@ -29,18 +29,15 @@ from ulm_prompt.training.runs import prepare
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, or ``words`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
-    parser.add_argument("--prefix_prompt_length", type=int, help="P (default: the task's config)")
-    parser.add_argument(
-        "--infix_prompt_length", type=int, default=0,
-        help="vectors that stand where <s> is, in place of the prefix (default: 0)",
-    )  # fmt: skip
-    parser.add_argument("--fine_tune", action="store_true", help="train the whole LM, no prompt")
-    parser.add_argument("--recipe", help="a file in config/recipes/ (default: the task's config)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    flag = parser.add_argument
+    flag("--date", required=True, help="names the run, for example 20221122")
+    flag("--prefix_prompt_length", type=int, help="P (default: the task's config)")
+    infix = "vectors that stand where <s> is, in place of the prefix (default: 0)"
+    flag("--infix_prompt_length", type=int, default=0, help=infix)
+    flag("--fine_tune", action="store_true", help="train the whole LM, no prompt")
+    flag("--recipe", help="a file in config/recipes/ (default: the task's config)")
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
+    flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_verbalizer(parser)
     add_selection(parser)
     return parser.parse_args(words)

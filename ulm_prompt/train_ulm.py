@@ -40,19 +40,16 @@ from ulm_prompt.training.runs import (
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--unit_model", required=True, help="for example hubert100")
-    parser.add_argument("--date", required=True, help="names the run; the same date resumes it")
-    parser.add_argument("--config", default="gslm", help="a file in config/ulm/")
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
-    parser.add_argument(
-        "--valid_text", type=Path, nargs="+", default=[], help="the same, for valid"
-    )
-    parser.add_argument(
-        "--begin_from", type=Path, metavar="FOLDER",
-        help="an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights",
-    )  # fmt: skip
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
-    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    flag = parser.add_argument
+    flag("--unit_model", required=True, help="for example hubert100")
+    flag("--date", required=True, help="names the run; the same date resumes it")
+    flag("--config", default="gslm", help="a file in config/ulm/")
+    flag("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
+    flag("--valid_text", type=Path, nargs="+", default=[], help="the same, for valid")
+    begin = "an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights"
+    flag("--begin_from", type=Path, metavar="FOLDER", help=begin)
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
+    flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_workspace(parser)
     return parser.parse_args()
 

@@ -41,16 +41,6 @@ def read_labelspace(path: Path, task: str) -> list[str]:
     return labels
 
 
-def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
-    """Counts of units and of labels over a split, each in order of first appearance."""
-    units: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    for row_units, row_labels in read_prompt_text(path, "ulm_prompt/make_data.py"):
-        units.update(row_units.split())
-        labels.update(row_labels.split())
-    return units, labels
-
-
 def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
     """``number`` units that are far apart in the LM's embedding space, most frequent first.
 
@@ -69,21 +59,17 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 
 
 def verbal_map(
-    args: argparse.Namespace,
-    pair: Pair,
-    labels: list[str],
-    unit_counts: Counter[str],
-    label_counts: Counter[str],
+    args: argparse.Namespace, pair: Pair, labels: list[str], counts: list[Counter[str]]
 ) -> dict[str, str]:
-    """label -> unit, in the order of ``labels`` (the task's label space). The counts are of train.
+    """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of units and
+    of labels in train.
 
     The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
     k-th most frequent unit (paper, section 3.3). Ties go by first appearance; labels that train
     lacks come last.
     """
-    units = [unit for unit, _ in unit_counts.most_common()]
-    ranked = [label for label, _ in label_counts.most_common()]
-    ranked += [label for label in labels if label not in label_counts]
+    units, ranked = ([name for name, _ in names.most_common()] for names in counts)
+    ranked += [label for label in labels if label not in counts[1]]
     workspace = Workspace(args.workspace)
     train = prompt_texts(workspace, pair)["train"]
     if len(ranked) > len(units):
@@ -108,12 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default="freq",
-        help="freq: as published; kmeans: units spread over the LM's embedding space; random: any",
-    )
+    methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
+    parser.add_argument("--method", choices=METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_verbalizer(parser)
     add_selection(parser)
@@ -124,8 +106,11 @@ def main() -> None:
         with holding(folder):
             labels = read_labelspace(folder / "labelspace.json", pair.task)
             sources = prompt_texts(workspace, pair)
-            counts = count_train(sources["train"])
-            names = verbal_map(args, pair, labels, *counts)
+            counts = [Counter(), Counter()]  # in order of first appearance
+            for row in read_prompt_text(sources["train"], "ulm_prompt/make_data.py"):
+                for count, text in zip(counts, row):
+                    count.update(text.split())
+            names = verbal_map(args, pair, labels, counts)
             kind = renamed_kind(pair, args.method)
             targets = prompt_texts(workspace, pair, kind)
             renamed = {
