@@ -19,16 +19,15 @@ from pipeline.files import holding, sha256, write_json
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
-from ulm_prompt.prompt_data.tasks import (
-    Pair,
-    add_selection,
-    add_verbalizer,
-    find_pairs,
-    label_limit,
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
+from ulm_prompt.prompt_data.verbal import (
+    MADE_BY,
+    encode,
+    load_verbal,
+    read_prompt_text,
+    renamed_texts,
 )
-from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 
@@ -134,8 +133,7 @@ def main() -> None:
     file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
     parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):

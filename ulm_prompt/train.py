@@ -20,7 +20,7 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
@@ -38,8 +38,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--recipe", help="a file in config/recipes/ (default: the task's config)")
     flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
     flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     return parser.parse_args(words)
 
 

@@ -22,9 +22,9 @@ from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import binarize
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
+from ulm_prompt.prompt_data.verbal import binarize
 from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
 from ulm_prompt.training.runs import (
     LAST,

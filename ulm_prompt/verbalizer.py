@@ -20,7 +20,7 @@ from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import (
     METHODS,
     prompt_texts,
@@ -97,8 +97,7 @@ def main() -> None:
     methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
     parser.add_argument("--method", choices=METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):

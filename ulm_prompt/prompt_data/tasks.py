@@ -65,8 +65,13 @@ def load_task(name: str, overrides: Sequence[str] = ()) -> TaskConfig:
     return load_config(TaskConfig, CONFIG / f"{name}.yaml", overrides)
 
 
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every stage of this package shares."""
+def add_selection(parser: argparse.ArgumentParser, verbalizer: bool = False) -> None:
+    """Add the flags that every stage of this package shares; with ``verbalizer`` also the one that
+    keeps a second verbalizer, and what is made with it, apart.
+    """
+    if verbalizer:
+        kept = "use the map and data kept under this name (default: verbal.json)"
+        parser.add_argument("--verbalizer", default="", metavar="NAME", help=kept)
     parser.add_argument("--prompt_task", help="only this task, for example KS (default: all)")
     parser.add_argument("--unit_model", help="only this unit model, for example hubert100")
     add_workspace(parser)
@@ -76,12 +81,6 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     """Add the flag that every stage has."""
     folder = "the folder of data and outputs"
     parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=folder)
-
-
-def add_verbalizer(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that keeps a second verbalizer, and what is made with it, apart."""
-    kept = "use the map and data kept under this name (default: verbal.json)"
-    parser.add_argument("--verbalizer", default="", metavar="NAME", help=kept)
 
 
 def add_dtype(add_argument: Callable[..., object]) -> None:

@@ -15,10 +15,9 @@ from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import SOURCES
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal
+from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
 from ulm_prompt.scoring.scores import described_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 

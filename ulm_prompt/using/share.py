@@ -137,19 +137,16 @@ def scores_on_test(
     for ``utterances``; none where there is no such file.
     """
     name = workspace.samples(task, unit_model, model_date, "*")
-    prompt = sha256(checkpoint)
-    files = []
-    for path in (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}"):
+    files = (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")
+    for path in sorted(files, key=lambda path: -path.stat().st_mtime):
         origin = origin_path(path)
         made_from = read_json(origin, "ulm_prompt/sample.py") if origin.is_file() else {}
         options = made_from.get("options") or {}
         is_greedy = options.get("beam") == 1 and not options.get("sampling")
-        if is_greedy and made_from.get("prompt") == prompt:
-            files.append(path)
-    if not files:
-        return {}
-    scores = scores_of(max(files, key=lambda path: path.stat().st_mtime), workspace)
-    return {name: round(value, 2) for name, value in scores.items()}
+        if is_greedy and made_from.get("prompt") == sha256(checkpoint):
+            scores = scores_of(path, workspace)
+            return {name: round(value, 2) for name, value in scores.items()}
+    return {}
 
 
 def page(record: PromptRecord, name: str, digest: str) -> str:

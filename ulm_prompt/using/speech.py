@@ -84,9 +84,12 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
         powers.append(whole.reshape(-1, hop).var(axis=1, dtype=np.float32))  # without the offset
     if total < hop:
         raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
-    levels = _levels(np.concatenate(powers))
-    runs = _runs(levels > _thresholds(levels, hop / rate)) * (hop / rate)
-    pieces = _cut(runs, total / rate, longest)
+    padded = np.pad(np.concatenate(powers), SMOOTH // 2, mode="edge")
+    mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")  # of each frame, (F,)
+    levels = 10 * np.log10(np.maximum(mean, SILENT))  # dB of full scale
+    is_sound = levels > _thresholds(levels, hop / rate)
+    edges = np.flatnonzero(np.diff(is_sound, prepend=False, append=False))
+    pieces = _cut(edges.reshape(-1, 2) * (hop / rate), total / rate, longest)
     if not pieces:
         raise BadAudio("holds no sound that rises above its noise floor")
     return [Piece(*times[:2], *(round(time * rate) for time in times[2:])) for times in pieces]
@@ -97,13 +100,6 @@ def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
     if isinstance(audio, Path):
         return read_audio(audio, piece.first, piece.last - piece.first).samples
     return audio[piece.first : piece.last]
-
-
-def _levels(powers: np.ndarray) -> np.ndarray:
-    """Map the power of frames (F,) to their smoothed level (F,), dB of full scale."""
-    padded = np.pad(powers, SMOOTH // 2, mode="edge")
-    mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")
-    return 10 * np.log10(np.maximum(mean, SILENT))
 
 
 def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
@@ -118,14 +114,10 @@ def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
     return np.maximum(floor + ABOVE, levels.max() - RANGE)
 
 
-def _runs(is_sound: np.ndarray) -> np.ndarray:
-    """First frames of the sounds and first frames after them, (runs, 2), of a mask (F,)."""
-    edges = np.diff(is_sound.astype(np.int8), prepend=0, append=0)
-    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
-
-
 def _cut(runs: np.ndarray, seconds: float, longest: float) -> list[tuple[float, ...]]:
-    """Start and end of each piece and of what is heard of it, in seconds."""
+    """Start and end of each piece and of what is heard of it, in seconds. ``runs``, (runs, 2):
+    start and end of every stretch with sound.
+    """
     sounds: list[list[float]] = []
     for start, end in runs:
         if sounds and start - sounds[-1][1] < PAUSE:
