@@ -104,12 +104,11 @@ def _with_topics(
     train: list[str], valid: list[str], codebooks: int, seed: int
 ) -> tuple[list[str], list[str]]:
     units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
-
-    def named(lines: list[str], codes: Sequence[Sequence[int]]) -> list[str]:
+    texts = []
+    for lines, codes in zip((train, valid), topics(train, valid, codebooks, seed)):
         names = (" ".join(units[code % len(units)] for code in row) for row in codes)
-        return [line + SEPARATOR + name for line, name in zip(lines, names)]
-
-    return tuple(map(named, (train, valid), topics(train, valid, codebooks, seed)))
+        texts.append([line + SEPARATOR + name for line, name in zip(lines, names)])
+    return tuple(texts)
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:

@@ -58,7 +58,7 @@ def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
     first_label = rows[0][0]
     shares: dict[str, float] = {}
     for index, unit in enumerate(first_label if len(first_label) > 1 else ()):
-        slot = names[unit].kind if unit in names else "label"
+        slot = names[unit].slot if unit in names else "label"
         name = slot if slot not in shares else f"{slot} {index + 1}"
         right = sum(answer[index : index + 1] == label[index : index + 1] for label, answer in rows)
         shares[name] = 100 * right / len(rows)

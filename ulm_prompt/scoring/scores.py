@@ -132,9 +132,9 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
 
 
 class Label(NamedTuple):
-    """A label: ``kind`` is the slot that it fills (action, character), ``name`` what it says."""
+    """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
 
-    kind: str
+    slot: str
     name: str
 
 
@@ -159,14 +159,6 @@ def names_in(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Label]:
 def is_baseline(path: Path) -> bool:
     """Whether a baseline wrote the sample file: it answers with label numbers, from no units."""
     return next(read_samples(path)).get("src") == ""
-
-
-def described_labels(
-    workspace: Workspace, pair: Pair, numbers: Iterable[str]
-) -> dict[str, dict[str, str]]:
-    """``named_labels`` as a prompt's card and record hold them."""
-    named = named_labels(workspace, pair, numbers)
-    return {number: {"slot": label.kind, "name": label.name} for number, label in named.items()}
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:

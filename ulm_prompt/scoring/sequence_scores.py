@@ -63,7 +63,7 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
     Raises ``UserError`` for a missing, malformed or stale file.
     """
     names = text_labels(workspace, pair)
-    has_slots = any(label.kind == SLOT_TYPE for label in names.values())
+    has_slots = any(label.slot == SLOT_TYPE for label in names.values())
     return score_texts(read_answers(path, workspace, pair, names), has_slots)
 
 
@@ -80,16 +80,11 @@ def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores
         len(answered),
         100 * sum(utterance.right for utterance in answered) / len(answered),
         100 * jiwer.wer(references, answers),
-        character_error_rate(references, answers),
+        100 * jiwer.cer(references, answers),
         100 * invalid / len(answered),
         slot_type_f1(pairs) if has_slots else None,
         slot_value_cer(pairs) if has_slots else None,
     )
-
-
-def character_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
-    """Edits in % of the references' characters, spaces included."""
-    return 100 * jiwer.cer(list(references), list(answers))
 
 
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
@@ -110,7 +105,7 @@ def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
             given = [value_ for name_, value_ in answer.slots if name_ == name]
             values.append(value)
             nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
-    return character_error_rate(values, nearest) if values else None
+    return 100 * jiwer.cer(values, nearest) if values else None
 
 
 def read_text(labels: Iterable[Label]) -> Text:
@@ -141,8 +136,7 @@ def _spaced(characters: Sequence[str]) -> str:
 def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     """What each label unit says. Raises ``UserError`` where that is no text."""
     names = label_names(workspace, pair)
-    other = {label.kind for label in names.values()} - {CHARACTER, SLOT_TYPE}
-    if other:
+    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
         path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
         raise UserError(
             f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
@@ -192,7 +186,7 @@ def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
     bins = []
     for number, utterances in sorted(by_bin.items()):
         references = [utterance.reference.words for utterance in utterances]
-        cer = character_error_rate(references, [u.answer.words for u in utterances])
+        cer = 100 * jiwer.cer(references, [u.answer.words for u in utterances])
         bins.append(Bin(number * width + 1, (number + 1) * width, len(utterances), cer))
     return bins
 

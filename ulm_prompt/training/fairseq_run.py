@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import warnings
@@ -95,7 +94,7 @@ def _schema(group: str, name: str | None) -> type:
         return MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
     if group in REGISTRIES:
         return REGISTRIES[group]["dataclass_registry"][name]
-    return next(field.default for field in dataclasses.fields(FairseqConfig) if field.name == group)
+    return FairseqConfig.__dataclass_fields__[group].default
 
 
 def _distributed(here: Ranks) -> dict[str, Any]:

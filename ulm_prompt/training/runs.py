@@ -18,7 +18,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
-from ulm_prompt.scoring.scores import described_labels
+from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 
 LAST = "checkpoint_last.pt"  # a run that has it resumes
@@ -99,7 +99,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         recipe=recipe_name,
         training=vars(recipe),
         labels_per_utterance=pair.config.labels_per_utterance,
-        labels=described_labels(workspace, pair, verbal),
+        labels={n: label._asdict() for n, label in named_labels(workspace, pair, verbal).items()},
         made_by=provenance(),
         run=TrainingRun(data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py")),
     )

@@ -26,7 +26,7 @@ from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import origin_path
-from ulm_prompt.scoring.scores import described_labels, scores_of
+from ulm_prompt.scoring.scores import named_labels, scores_of
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_LABELS = 100  # that the page lists of a slot
@@ -54,11 +54,14 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
+    labels = record.labels  # as they were in training: rows made again may number them differently
+    if not labels:
+        named = named_labels(workspace, pair, record.verbal)
+        labels = {number: label._asdict() for number, label in named.items()}
     return dataclasses.replace(
         record,
         units=files.unit_settings(),
-        # as they were in training: rows that were made again may number their labels differently
-        labels=record.labels or described_labels(workspace, pair, record.verbal),
+        labels=labels,
         labels_per_utterance=pair.config.labels_per_utterance,
         most_labels=most_labels,
         label_sequences=sequences if few else None,
