@@ -252,16 +252,14 @@ def check_same_run(
         "text": {split: sha256(text) for split, text in texts.items()},
         "begin_from": begins_from,
     }
-    path = save_dir / RUN
     if (save_dir / LAST).exists():
-        earlier = read_json(path, NEW_RUN)
-        for name, value in record.items():
-            if earlier.get(name) != value:
-                raise UserError(
-                    f"{save_dir}: holds a run with another {name}; choose a new --date, "
-                    "or remove the folder"
-                )
-    write_json(path, record)
+        earlier = read_json(save_dir / RUN, NEW_RUN)
+        if changed := [name for name, value in record.items() if earlier.get(name) != value]:
+            raise UserError(
+                f"{save_dir}: holds a run with another {changed[0]}; choose a new --date, "
+                "or remove the folder"
+            )
+    write_json(save_dir / RUN, record)
 
 
 def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
