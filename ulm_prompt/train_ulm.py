@@ -25,17 +25,8 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
+from ulm_prompt.training import runs
 from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
-from ulm_prompt.training.runs import (
-    LAST,
-    OURS,
-    Settings,
-    begun_in,
-    check_begins_from,
-    check_same_run,
-    publish,
-    unit_lm_settings,
-)
 
 
 def parse() -> argparse.Namespace:
@@ -68,7 +59,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "
             "lm: in my_unit_models.yaml, or take another --unit_model"
         )
-    if not ((folder / OURS).exists() or has_no_lm(folder)):
+    if not ((folder / runs.OURS).exists() or has_no_lm(folder)):
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
         raise UserError(
@@ -76,7 +67,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         )
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-        recipe.dtype = begun_in(save_dir) or "auto"
+        recipe.dtype = runs.begun_in(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
@@ -91,10 +82,10 @@ def has_no_lm(folder: Path) -> bool:
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
-) -> Settings:
+) -> runs.Settings:
     """Write the text and its binaries; return fairseq's settings."""
     begin_from = args.begin_from and args.begin_from.resolve()
-    begun = check_begins_from(begin_from, recipe) if begin_from else None
+    begun = runs.check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -104,7 +95,7 @@ def prepare(
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    check_same_run(save_dir, recipe, texts, begun)
+    runs.check_same_run(save_dir, recipe, texts, begun)
     given, folder = begin_from, workspace.lm(args.unit_model)
     if begin_from is None and has_no_lm(folder) and (folder / "dict.txt").is_file():
         given = folder  # stages 2 and 3 were run with it
@@ -112,12 +103,12 @@ def prepare(
     if given:
         with writing(dictionary, "wb") as handle:
             handle.write((given / "dict.txt").read_bytes())
-    elif not (save_dir / LAST).exists():  # a run keeps the symbols that it began with
+    elif not (save_dir / runs.LAST).exists():  # a run keeps the symbols that it began with
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return unit_lm_settings(recipe, data_bin, begin_from)
+    return runs.unit_lm_settings(recipe, data_bin, begin_from)
 
 
 def main() -> None:
@@ -138,7 +129,7 @@ def main() -> None:
         logs = workspace.logs("ulm", args.unit_model, args.date)
         train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
-        loss = on_main(here, lambda: publish(best, save_dir / "dict.txt", folder))
+        loss = on_main(here, lambda: runs.publish(best, save_dir / "dict.txt", folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
     print("next: python ulm_prompt/fairseq_preprocess.py")
 

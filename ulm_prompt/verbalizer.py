@@ -20,16 +20,8 @@ from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data import verbal
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import (
-    METHODS,
-    prompt_texts,
-    read_prompt_text,
-    record_verbal,
-    rename_labels,
-    renamed_kind,
-    verbal_path,
-)
 
 
 def read_labelspace(path: Path, task: str) -> list[str]:
@@ -71,7 +63,7 @@ def verbal_map(
     units, ranked = ([name for name, _ in names.most_common()] for names in counts)
     ranked += [label for label in labels if label not in counts[1]]
     workspace = Workspace(args.workspace)
-    train = prompt_texts(workspace, pair)["train"]
+    train = verbal.prompt_texts(workspace, pair)["train"]
     if len(ranked) > len(units):
         raise UserError(
             f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
@@ -95,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
-    parser.add_argument("--method", choices=METHODS, default="freq", help=methods)
+    parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
@@ -104,23 +96,23 @@ def main() -> None:
         folder = workspace.datasets(pair.unit_model)
         with holding(folder):
             labels = read_labelspace(folder / "labelspace.json", pair.task)
-            sources = prompt_texts(workspace, pair)
+            sources = verbal.prompt_texts(workspace, pair)
             counts = [Counter(), Counter()]  # in order of first appearance
-            for row in read_prompt_text(sources["train"], "ulm_prompt/make_data.py"):
+            for row in verbal.read_prompt_text(sources["train"], "ulm_prompt/make_data.py"):
                 for count, text in zip(counts, row):
                     count.update(text.split())
             names = verbal_map(args, pair, labels, counts)
-            kind = renamed_kind(pair, args.method)
-            targets = prompt_texts(workspace, pair, kind)
+            kind = verbal.renamed_kind(pair, args.method)
+            targets = verbal.prompt_texts(workspace, pair, kind)
             renamed = {
-                split: rename_labels(sources[split], targets[split], names, counts[1])
+                split: verbal.rename_labels(sources[split], targets[split], names, counts[1])
                 for split in SPLITS
             }
-            record_verbal(workspace, pair, names, args.method)
+            verbal.record_verbal(workspace, pair, names, args.method)
         rows = sum(count for count, _ in renamed.values())
         print(
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
-            f"{rows:,} rows -> {kind}/, {verbal_path(workspace, pair)}"
+            f"{rows:,} rows -> {kind}/, {verbal.verbal_path(workspace, pair)}"
         )
         for split, (_, unseen) in renamed.items():
             if unseen:
