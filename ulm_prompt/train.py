@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # called as a script
@@ -26,8 +25,7 @@ from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or ``words`` in its place."""
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
     flag("--date", required=True, help="names the run, for example 20221122")
@@ -39,7 +37,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
     flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_selection(parser, verbalizer=True)
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:

@@ -41,29 +41,26 @@ def check_sources(words: Sequence[str]) -> list[str]:
     for word in words:
         if word != STDIN and not Path(word).exists():
             raise UserError(f"{word}: no such file or folder")
-        if word != STDIN and Path(word).is_dir() and next(_files(word), None) is None:
+        if word != STDIN and next(stream([word]), None) is None:
             raise UserError(f"{word}: no files in this folder, but for hidden ones")
     return words
 
 
 def stream(words: Sequence[str]) -> Iterator[Path]:
-    """Every file, in the order of ``words``; a folder's by name. Nothing is kept in memory."""
+    """Every file, in the order of ``words``; a folder's by name, without the hidden ones. A name
+    does not tell audio: reading it does. Nothing is kept in memory.
+    """
     for word in words:
-        yield from _files(word)
-
-
-def _files(word: str) -> Iterator[Path]:
-    """A folder's files without the hidden ones. A name does not tell audio: reading it does."""
-    if word == STDIN:
-        # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
-        with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
-            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
-        return
-    if not Path(word).is_dir():
-        yield Path(word)
-    for root, folders, files in os.walk(word):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+        if word == STDIN:
+            # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
+            with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
+                yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+        elif not Path(word).is_dir():
+            yield Path(word)
+        else:
+            for root, folders, files in os.walk(word):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                yield from (Path(root) / name for name in sorted(files) if name[0] != ".")
 
 
 def as_they_arrive(paths: Iterable[Path], most: int) -> Iterator[list[Path]]:
