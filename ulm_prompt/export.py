@@ -6,7 +6,6 @@ A published checkpoint (.pt) is exported the same way, from the folder where tra
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -45,13 +44,10 @@ def main() -> None:
     if foreign := {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}:
         raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
 
-    from ulm_prompt.using.share import gather, scores_on_test, write_shared
+    from ulm_prompt.using.share import write_shared
 
-    record, tensors = gather(checkpoint, *pair, workspace)
-    test = scores_on_test(workspace, *pair, args.model_date, checkpoint)
-    record = dataclasses.replace(record, test=test, license=args.license)
     with holding(out):
-        write_shared(record, tensors, out)
+        record = write_shared(checkpoint, pair, args.model_date, workspace, args.license, out)
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "
         f"{record.trained_parameters:,} trained parameters -> {args.out}"

@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.pictures import OTHER, draw_confusion
 from ulm_prompt.scoring.sample_file import read_samples, within_path
-from ulm_prompt.scoring.scores import Label, is_baseline, names_in
+from ulm_prompt.scoring.scores import Label, is_baseline, label_names, named_labels
 
 
 def label_text(units: str, names: Mapping[str, Label]) -> str:
@@ -99,7 +99,11 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         )
     if pair.config.is_sequence:
         return {}
-    names = names_in(path, workspace, pair)
+    if is_baseline(path):
+        numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
+        names = named_labels(workspace, pair, sorted(set(numbers.split())))
+    else:
+        names = label_names(workspace, pair)
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):

@@ -104,10 +104,7 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     if pair is None:
         free = score(path)
         unanswered = free.unanswered
-        named = {
-            "accuracy": free.accuracy,
-            "accuracy within labels": free.accuracy_within_labels,
-        }
+        named = {"accuracy": free.accuracy, "accuracy within labels": free.accuracy_within_labels}
     else:
         from ulm_prompt.scoring.sequence_scores import score_sequences
 
@@ -146,14 +143,6 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     _, verbal = load_verbal(workspace, pair)
     named = named_labels(workspace, pair, verbal)
     return {unit: named[number] for number, unit in verbal.items()}
-
-
-def names_in(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """Label of every word in a sample file: label units, or a baseline's label numbers."""
-    if not is_baseline(path):
-        return label_names(workspace, pair)
-    numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
-    return named_labels(workspace, pair, sorted(set(numbers.split())))
 
 
 def is_baseline(path: Path) -> bool:

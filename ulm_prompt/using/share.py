@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from torch import Tensor
-
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, writing
 from pipeline.runs import provenance
@@ -98,12 +96,15 @@ def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageM
     return model
 
 
-def gather(
-    checkpoint: Path, task: str, unit_model: str, workspace: Workspace
-) -> tuple[PromptRecord, dict[str, Tensor]]:
-    """The record and the tensors to share, checked against the workspace's LM."""
-    record = record_of(checkpoint, task, unit_model, workspace)
-    folder = lm_folder(workspace, unit_model)
+def write_shared(
+    checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
+    license: str | None, out: Path,
+) -> PromptRecord:  # fmt: skip
+    """Write the folder to share, whole or not at all, from a prompt that is checked against the
+    workspace's LM. ``pair``: task and unit model. Returns the record.
+    """
+    record = record_of(checkpoint, *pair, workspace)
+    folder = lm_folder(workspace, pair[1])
     unit_lm = load_unit_lm(folder)
     model = load_prompt(checkpoint, unit_lm, folder)
     tensors = model.prompt.published_state()
@@ -120,17 +121,15 @@ def gather(
             for stage, made_by in (("trained", record.made_by), ("exported", provenance()))
         },
         run=None,
+        test=scores_on_test(workspace, *pair, model_date, checkpoint),
+        license=license,
     )
-    return record, tensors
-
-
-def write_shared(record: PromptRecord, tensors: dict[str, Tensor], out: Path) -> None:
-    """Write the folder to share; it appears whole or not at all."""
-    with replacing_folder(out) as folder:
-        save_safetensors(tensors, folder / TENSORS)
-        write_record(folder, record)
-        with writing(folder / README) as handle:
-            handle.write(page(record, out.name, sha256(folder / TENSORS)))
+    with replacing_folder(out) as fresh:
+        save_safetensors(tensors, fresh / TENSORS)
+        write_record(fresh, record)
+        with writing(fresh / README) as handle:
+            handle.write(page(record, out.name, sha256(fresh / TENSORS)))
+    return record
 
 
 def scores_on_test(
