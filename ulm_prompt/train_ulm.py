@@ -76,8 +76,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
 
 def has_no_lm(folder: Path) -> bool:
     """Whether ``folder`` is missing, empty, or holds dict.txt alone: enough for stages 2 and 3."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return names <= {"dict.txt"}
+    return {path.name for path in folder.glob("*")} <= {"dict.txt"}
 
 
 def prepare(

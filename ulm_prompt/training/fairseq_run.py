@@ -23,8 +23,9 @@ from pipeline.errors import UserError
 from pipeline.files import naming
 from pipeline.ranks import Ranks, on_main
 from pipeline.torch_files import load_torch
+from ulm_prompt.prompt_data.prompt_record import LAST
 from ulm_prompt.training.fairseq_patches import patched
-from ulm_prompt.training.runs import LAST, Settings
+from ulm_prompt.training.runs import Settings
 
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")

@@ -15,13 +15,12 @@ from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
+from ulm_prompt.prompt_data.prompt_record import LAST, PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
 from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 
-LAST = "checkpoint_last.pt"  # a run that has it resumes
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
 NEVER = 10**9  # epochs
 Settings = dict[str, dict[str, Any]]  # fairseq's group -> name -> value
