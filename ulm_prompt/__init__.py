@@ -2,7 +2,6 @@
 
 import os
 
-# Before torch starts its threads: let those that wait sleep. Spinning ones make two threads several
-# times slower than
-# one as soon as anything else runs on the machine.
+# Before torch starts its threads: let those that wait sleep. Spinning ones make two threads much
+# slower than one as soon as anything else runs on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

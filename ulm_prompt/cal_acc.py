@@ -19,14 +19,6 @@ def written(name: str, value: float) -> str:
     return f"{value:,}" if name in COUNTS else f"{value:.2f} %"
 
 
-def interval(name: str, scores: dict[str, float]) -> str:
-    """The 95 % interval of a share, as it is printed; nothing for other scores."""
-    if name not in SHARES:
-        return ""
-    low, high = wilson(scores[name], int(scores["utterances"]))
-    return f"  (95 %: {low:.2f} to {high:.2f})"
-
-
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
     """A line a score, a column a file; the files' names come first, numbered."""
     names = list(dict.fromkeys(name for scores in by_file.values() for name in scores))
@@ -42,17 +34,13 @@ def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--sample_date", required=True, nargs="+", help="the --sample_date of decoding"
-    )
+    flag = parser.add_argument
+    flag("--sample_date", required=True, nargs="+", help="the --sample_date of decoding")
     add_selection(parser)
-    parser.add_argument(
-        "--report", action="store_true", help="classes, slots, mistakes, a confusion matrix (PNG)"
-    )
-    parser.add_argument(
-        "--mistakes", type=int, default=10, help="with --report: how many (default: 10)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    report = "classes, slots, mistakes, a confusion matrix (PNG)"
+    flag("--report", action="store_true", help=report)
+    flag("--mistakes", type=int, default=10, help="with --report: how many (default: 10)")
+    flag("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
@@ -61,21 +49,24 @@ def main() -> None:
         from ulm_prompt.scoring.class_report import print_report, write_report
 
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
-    if args.json:
-        whole = {}
-        for path, scores in by_file.items():
-            count = int(scores["utterances"])
-            shares = {name: wilson(scores[name], count) for name in SHARES if name in scores}
-            whole[str(path)] = scores | {"intervals": shares} | reports.get(path, {})
-        print(json.dumps(whole, indent=2, ensure_ascii=False))
-        return
+    whole = {}
     for path, scores in by_file.items():
+        count = int(scores["utterances"])
+        intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
+        whole[str(path)] = scores | {"intervals": intervals} | reports.get(path, {})
+        if args.json:
+            continue
         print(path)
         width = max(map(len, scores))
         for name, value in scores.items():
-            print(f"  {name:<{width}}  {written(name, value)}{interval(name, scores)}")
+            low, high = intervals.get(name, (0, 0))
+            interval = f"  (95 %: {low:.2f} to {high:.2f})" if name in intervals else ""
+            print(f"  {name:<{width}}  {written(name, value)}{interval}")
         if args.report:
             print_report(reports[path])
+    if args.json:
+        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        return
     if len(by_file) > 1:
         print_side_by_side(by_file)
 

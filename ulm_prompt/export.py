@@ -6,7 +6,6 @@ A published checkpoint (.pt) is exported the same way, from the folder where tra
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from pipeline.errors import UserError, run
@@ -14,15 +13,6 @@ from pipeline.files import holding
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import BEST, README, RECORD, TENSORS
 from ulm_prompt.prompt_data.tasks import add_workspace
-
-
-def check_out(out: Path) -> None:
-    """Raises ``UserError`` unless ``out`` is new, empty, or an earlier export: it is replaced."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; name a folder")
-    foreign = {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}
-    if foreign:
-        raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
 
 
 def main() -> None:
@@ -44,15 +34,16 @@ def main() -> None:
             f"--date {args.model_date}, or correct --model_date"
         )
     out = args.out.resolve()
-    check_out(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: a file; name a folder")
+    # an earlier export is replaced
+    if foreign := {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}:
+        raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
 
-    from ulm_prompt.using.share import gather, scores_on_test, write_shared
+    from ulm_prompt.using.share import write_shared
 
-    record, tensors = gather(checkpoint, *pair, workspace)
-    test = scores_on_test(workspace, *pair, args.model_date, checkpoint)
-    record = dataclasses.replace(record, test=test, license=args.license)
     with holding(out):
-        write_shared(record, tensors, out)
+        record = write_shared(checkpoint, pair, args.model_date, workspace, args.license, out)
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "
         f"{record.trained_parameters:,} trained parameters -> {args.out}"

@@ -8,15 +8,13 @@ from pipeline.errors import run
 from pipeline.files import holding
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import binarize
-from ulm_prompt.prompt_data.tasks import add_selection, add_verbalizer, find_pairs
-from ulm_prompt.prompt_data.verbal import renamed_texts
+from ulm_prompt.prompt_data.tasks import add_selection, find_pairs
+from ulm_prompt.prompt_data.verbal import binarize, renamed_texts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args, needs_lm=True):

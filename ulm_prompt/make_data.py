@@ -9,7 +9,7 @@ from pipeline.files import holding, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import record_rows
+from ulm_prompt.prompt_data.verbal import prompt_texts, record_rows
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
@@ -20,9 +20,8 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)
-    target = workspace.prompt_text(pair.unit_model, pair.config.downstream, "data_prompt", split)
     count = 0
-    with writing(target) as handle:
+    with writing(prompt_texts(workspace, pair)[split]) as handle:
         for count, row in enumerate(read_rows(source), start=1):
             labels = row.labels.count(" ") + 1
             if expected and labels != expected:

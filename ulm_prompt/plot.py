@@ -22,7 +22,7 @@ from ulm_prompt.scoring import pictures
 from ulm_prompt.scoring.scores import label_names, sample_files
 
 
-def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
+def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     """Every run of ``--date`` in one picture."""
     runs = {}
     for date in args.date:
@@ -30,12 +30,10 @@ def plot_curves(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
         runs[date] = pictures.valid_curve(log)
-    path = folder / f"curves_{pair.task}_{pair.unit_model}.png"
     pictures.draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
-    return path
 
 
-def plot_verbalizer(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
+def plot_verbalizer(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     """The units that stand for labels among all units."""
     workspace = Workspace(args.workspace)
     names = label_names(workspace, pair)
@@ -46,13 +44,11 @@ def plot_verbalizer(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
     first = lm.dictionary.nspecial
     embeddings = {lm.dictionary[i]: weights[i] for i in range(first, len(lm.dictionary))}
-    path = folder / f"verbalizer_{pair.task}_{pair.unit_model}.png"
     title = f"{pair.task}: labels on {pair.unit_model}'s units"
     pictures.draw_verbalizer(embeddings, names, title, path)
-    return path
 
 
-def plot_attention(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
+def plot_attention(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     """The attention on one prompt."""
     if len(args.date) != 1:
         raise UserError(f"--date {' '.join(args.date)}: attention is one prompt's; name one run")
@@ -73,10 +69,8 @@ def plot_attention(args: argparse.Namespace, pair: Pair, folder: Path) -> Path:
     texts = [f"</s> {units} <s>" for units, _ in rows][: args.utterances]
     tokens = [torch.tensor([lm.dictionary.index(word) for word in text.split()]) for text in texts]
     shares = attention_on_prompt(model, tokens).numpy()
-    path = folder / f"attention_{pair.task}_{pair.unit_model}_{args.date[0]}.png"
     title = f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances"
     pictures.draw_attention(shares, title, path)
-    return path
 
 
 def plot_cer_by_length(args: argparse.Namespace) -> None:
@@ -105,15 +99,12 @@ PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=[*PLOTS, "cer_by_length"])
-    parser.add_argument("--date", nargs="+", default=[], help="runs of train.py")
-    parser.add_argument("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
-    parser.add_argument(
-        "--utterances", type=int, default=200, help="attention: test utterances (default: 200)"
-    )
-    parser.add_argument(
-        "--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)"
-    )
+    flag = parser.add_argument
+    flag("what", choices=[*PLOTS, "cer_by_length"])
+    flag("--date", nargs="+", default=[], help="runs of train.py")
+    flag("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
+    flag("--utterances", type=int, default=200, help="attention: test utterances (default: 200)")
+    flag("--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)")
     add_selection(parser)
     args = parser.parse_args()
     for name in ("utterances", "width"):
@@ -131,9 +122,12 @@ def main() -> None:
         logs = [[workspace.logs(p.task, p.unit_model, date) for date in args.date] for p in pairs]
         trained = [all((log / "train.log").is_file() for log in of_pair) for of_pair in logs]
         pairs = [pair for pair, is_trained in zip(pairs, trained) if is_trained] or pairs
-    folder = workspace.root / "samples" / "plots"
+    run_name = f"_{args.date[0]}" if args.what == "attention" else ""
     for pair in pairs:
-        print(f"{pair.task} {pair.unit_model} -> {PLOTS[args.what](args, pair, folder)}")
+        name = f"{args.what}_{pair.task}_{pair.unit_model}{run_name}.png"
+        path = workspace.root / "samples" / "plots" / name
+        PLOTS[args.what](args, pair, path)
+        print(f"{pair.task} {pair.unit_model} -> {path}")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,9 @@ from tqdm import tqdm
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.input_output import (
-    FORMATS,
-    as_they_arrive,
-    check_sources,
-    count_files,
-    stream,
-)
+from ulm_prompt.using.input_output import FORMATS, STDIN, as_they_arrive, check_sources, stream
 
 BATCH = 32  # files at a time
 
@@ -48,12 +42,7 @@ def parse() -> argparse.Namespace:
     flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
-    flag(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto: bfloat16 where it multiplies much faster, else float32",
-    )
+    add_dtype(flag)
     add_workspace(parser)
     args = parser.parse_args()
     if args.top < 1:
@@ -88,7 +77,8 @@ def main() -> None:
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
-    with tqdm(total=count_files(sources), unit="file", disable=None, file=sys.stderr) as bar:
+    files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
+    with tqdm(total=files, unit="file", disable=None, file=sys.stderr) as bar:
         for batch in as_they_arrive(stream(sources), BATCH):
             answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
             for path, times, result in answers:

@@ -15,16 +15,9 @@ from pipeline.files import holding, sha256, write_json
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import encode
-from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.prompt_data.tasks import (
-    Pair,
-    add_selection,
-    add_verbalizer,
-    find_pairs,
-    label_limit,
-)
-from ulm_prompt.prompt_data.verbal import MADE_BY, load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data import verbal
+from ulm_prompt.prompt_data.prompt_record import BEST, read_record
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 
@@ -32,7 +25,7 @@ from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
     """What the output says of each test row beside its answer: file_name, src, label."""
     path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    rows, renamed = list(read_rows(path)), list(read_prompt_text(text, MADE_BY))
+    rows, renamed = list(read_rows(path)), list(verbal.read_prompt_text(text, verbal.MADE_BY))
     if len(rows) != len(renamed):
         raise UserError(
             f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
@@ -53,9 +46,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
             f"{prompt}: not found; train it with ulm_prompt/train.py "
             f"--date {args.model_date}, or correct --model_date"
         )
-    texts = renamed_texts(workspace, pair)
+    texts = verbal.renamed_texts(workspace, pair)
     sources = read_test(workspace, pair, texts["test"])
-    train = read_prompt_text(texts["train"], MADE_BY)
+    train = verbal.read_prompt_text(texts["train"], verbal.MADE_BY)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
 
     import torch
@@ -68,7 +61,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
     card = read_record(prompt.parent)
-    if card is not None and card.verbal != load_verbal(workspace, pair)[1]:
+    if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
         raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
@@ -82,7 +75,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     symbols = unit_lm.dictionary
 
     def encoded(text: str, where: object) -> list[int]:
-        return encode(text, symbols.indices, str(where), lm / "dict.txt")
+        return verbal.encode(text, symbols.indices, str(where), lm / "dict.txt")
 
     rows = [
         torch.tensor(encoded(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
@@ -127,14 +120,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model_date", required=True, help="the --date of training")
     parser.add_argument("--sample_date", required=True, help="names the output folder")
-    parser.add_argument(
-        "--checkpoint",
-        default="checkpoint_best.pt",
-        help="file to decode with; a path may name a shared prompt's prompt.safetensors",
-    )
+    file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
+    parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):

@@ -8,39 +8,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.errors import run
 from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import PromptRecord
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.scoring.pictures import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, or ``words`` in its place."""
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
-    parser.add_argument("--prefix_prompt_length", type=int, help="P (default: the task's config)")
-    parser.add_argument(
-        "--infix_prompt_length", type=int, default=0,
-        help="vectors that stand where <s> is, in place of the prefix (default: 0)",
-    )  # fmt: skip
-    parser.add_argument("--fine_tune", action="store_true", help="train the whole LM, no prompt")
-    parser.add_argument("--recipe", help="a file in config/recipes/ (default: the task's config)")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe"
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
-    add_verbalizer(parser)
-    add_selection(parser)
-    return parser.parse_args(words)
+    flag = parser.add_argument
+    flag("--date", required=True, help="names the run, for example 20221122")
+    flag("--prefix_prompt_length", type=int, help="P (default: the task's config)")
+    infix = "vectors that stand where <s> is, in place of the prefix (default: 0)"
+    flag("--infix_prompt_length", type=int, default=0, help=infix)
+    flag("--fine_tune", action="store_true", help="train the whole LM, no prompt")
+    flag("--recipe", help="a file in config/recipes/ (default: the task's config)")
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
+    flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    add_selection(parser, verbalizer=True)
+    return parser.parse_args()
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
@@ -49,28 +41,22 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     lm = lm_folder(workspace, pair.unit_model)
-    run = on_main(here, lambda: prepare(args, pair, save_dir))
+    card, settings = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
 
         from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
 
-        on_main(here, lambda: checkpoint.begin(save_dir, run.card))
-        print(f"{pair.task} {pair.unit_model}: recipe {run.card.recipe} -> {save_dir}")
-        train(run.card.training, run.settings, save_dir, logs, here)
-        on_main(here, lambda: complete(run.card, save_dir, logs, lm))
-
-
-def complete(card: PromptRecord, save_dir: Path, logs: Path, lm: Path) -> None:
-    """Reduce the best checkpoint to the prompt and say how good it is."""
-    from ulm_prompt.prompt_lm import checkpoint
-
-    card = checkpoint.finish(save_dir, card, valid_curve(logs / "train.log"), lm)
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
+        on_main(here, lambda: checkpoint.begin(save_dir, card))
+        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}")
+        train(card.training, settings, save_dir, logs, here)
+        log = logs / "train.log"
+        done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in done.valid.items())
     print(
-        f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
-        f"{card.run.total_updates:,}; on valid, with the labels before it given: {scores}"
+        f"{pair.task} {pair.unit_model}: best at update {done.run.updates:,} of "
+        f"{done.run.total_updates:,}; on valid, with the labels before it given: {scores}"
     )
 
 

@@ -18,37 +18,25 @@ from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import binarize
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
+from ulm_prompt.prompt_data.verbal import binarize
+from ulm_prompt.training import runs
 from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
-from ulm_prompt.training.runs import (
-    LAST,
-    OURS,
-    Settings,
-    begun_in,
-    check_begins_from,
-    check_same_run,
-    publish,
-    unit_lm_settings,
-)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--unit_model", required=True, help="for example hubert100")
-    parser.add_argument("--date", required=True, help="names the run; the same date resumes it")
-    parser.add_argument("--config", default="gslm", help="a file in config/ulm/")
-    parser.add_argument("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
-    parser.add_argument(
-        "--valid_text", type=Path, nargs="+", default=[], help="the same, for valid"
-    )
-    parser.add_argument(
-        "--begin_from", type=Path, metavar="FOLDER",
-        help="an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights",
-    )  # fmt: skip
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
-    parser.add_argument("--dtype", choices=DTYPES, help="short for --set dtype=...")
+    flag = parser.add_argument
+    flag("--unit_model", required=True, help="for example hubert100")
+    flag("--date", required=True, help="names the run; the same date resumes it")
+    flag("--config", default="gslm", help="a file in config/ulm/")
+    flag("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
+    flag("--valid_text", type=Path, nargs="+", default=[], help="the same, for valid")
+    begin = "an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights"
+    flag("--begin_from", type=Path, metavar="FOLDER", help=begin)
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
+    flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_workspace(parser)
     return parser.parse_args()
 
@@ -67,7 +55,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "
             "lm: in my_unit_models.yaml, or take another --unit_model"
         )
-    if not ((folder / OURS).exists() or has_no_lm(folder)):
+    if not ((folder / runs.OURS).exists() or has_no_lm(folder)):
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
         raise UserError(
@@ -75,7 +63,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         )
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-        recipe.dtype = begun_in(save_dir) or "auto"
+        recipe.dtype = runs.begun_in(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
@@ -84,16 +72,15 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
 
 def has_no_lm(folder: Path) -> bool:
     """Whether ``folder`` is missing, empty, or holds dict.txt alone: enough for stages 2 and 3."""
-    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    return names <= {"dict.txt"}
+    return {path.name for path in folder.glob("*")} <= {"dict.txt"}
 
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
-) -> Settings:
+) -> runs.Settings:
     """Write the text and its binaries; return fairseq's settings."""
     begin_from = args.begin_from and args.begin_from.resolve()
-    begun = check_begins_from(begin_from, recipe) if begin_from else None
+    begun = runs.check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -103,7 +90,7 @@ def prepare(
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    check_same_run(save_dir, recipe, texts, begun)
+    runs.check_same_run(save_dir, recipe, texts, begun)
     given, folder = begin_from, workspace.lm(args.unit_model)
     if begin_from is None and has_no_lm(folder) and (folder / "dict.txt").is_file():
         given = folder  # stages 2 and 3 were run with it
@@ -111,12 +98,12 @@ def prepare(
     if given:
         with writing(dictionary, "wb") as handle:
             handle.write((given / "dict.txt").read_bytes())
-    elif not (save_dir / LAST).exists():  # a run keeps the symbols that it began with
+    elif not (save_dir / runs.LAST).exists():  # a run keeps the symbols that it began with
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return unit_lm_settings(recipe, data_bin, begin_from)
+    return runs.unit_lm_settings(recipe, data_bin, begin_from)
 
 
 def main() -> None:
@@ -137,7 +124,7 @@ def main() -> None:
         logs = workspace.logs("ulm", args.unit_model, args.date)
         train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
-        loss = on_main(here, lambda: publish(best, save_dir / "dict.txt", folder))
+        loss = on_main(here, lambda: runs.publish(best, save_dir / "dict.txt", folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
     print("next: python ulm_prompt/fairseq_preprocess.py")
 

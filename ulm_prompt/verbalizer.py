@@ -16,16 +16,8 @@ from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, add_verbalizer, find_pairs
-from ulm_prompt.prompt_data.verbal import (
-    METHODS,
-    prompt_texts,
-    read_prompt_text,
-    record_verbal,
-    rename_labels,
-    renamed_kind,
-    verbal_path,
-)
+from ulm_prompt.prompt_data import verbal
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 
 
 def read_labelspace(path: Path, task: str) -> list[str]:
@@ -35,16 +27,6 @@ def read_labelspace(path: Path, task: str) -> list[str]:
     if not isinstance(labels, list):
         raise UserError(f"{path}: no labels of {task}; run {made_by}")
     return labels
-
-
-def count_train(path: Path) -> tuple[Counter[str], Counter[str]]:
-    """Counts of units and of labels over a split, each in order of first appearance."""
-    units: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    for row_units, row_labels in read_prompt_text(path, "ulm_prompt/make_data.py"):
-        units.update(row_units.split())
-        labels.update(row_labels.split())
-    return units, labels
 
 
 def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
@@ -65,23 +47,19 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 
 
 def verbal_map(
-    args: argparse.Namespace,
-    pair: Pair,
-    labels: list[str],
-    unit_counts: Counter[str],
-    label_counts: Counter[str],
+    args: argparse.Namespace, pair: Pair, labels: list[str], counts: list[Counter[str]]
 ) -> dict[str, str]:
-    """label -> unit, in the order of ``labels`` (the task's label space). The counts are of train.
+    """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of units and
+    of labels in train.
 
     The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
     k-th most frequent unit (paper, section 3.3). Ties go by first appearance; labels that train
     lacks come last.
     """
-    units = [unit for unit, _ in unit_counts.most_common()]
-    ranked = [label for label, _ in label_counts.most_common()]
-    ranked += [label for label in labels if label not in label_counts]
+    units, ranked = ([name for name, _ in names.most_common()] for names in counts)
+    ranked += [label for label in labels if label not in counts[1]]
     workspace = Workspace(args.workspace)
-    train = prompt_texts(workspace, pair)["train"]
+    train = verbal.prompt_texts(workspace, pair)["train"]
     if len(ranked) > len(units):
         raise UserError(
             f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
@@ -104,35 +82,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        default="freq",
-        help="freq: as published; kmeans: units spread over the LM's embedding space; random: any",
-    )
+    methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
+    parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
-    add_verbalizer(parser)
-    add_selection(parser)
+    add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
         folder = workspace.datasets(pair.unit_model)
         with holding(folder):
             labels = read_labelspace(folder / "labelspace.json", pair.task)
-            sources = prompt_texts(workspace, pair)
-            counts = count_train(sources["train"])
-            names = verbal_map(args, pair, labels, *counts)
-            kind = renamed_kind(pair, args.method)
-            targets = prompt_texts(workspace, pair, kind)
+            sources = verbal.prompt_texts(workspace, pair)
+            counts = [Counter(), Counter()]  # in order of first appearance
+            for row in verbal.read_prompt_text(sources["train"], "ulm_prompt/make_data.py"):
+                for count, text in zip(counts, row):
+                    count.update(text.split())
+            names = verbal_map(args, pair, labels, counts)
+            kind = verbal.renamed_kind(pair, args.method)
+            targets = verbal.prompt_texts(workspace, pair, kind)
             renamed = {
-                split: rename_labels(sources[split], targets[split], names, counts[1])
+                split: verbal.rename_labels(sources[split], targets[split], names, counts[1])
                 for split in SPLITS
             }
-            record_verbal(workspace, pair, names, args.method)
+            verbal.record_verbal(workspace, pair, names, args.method)
         rows = sum(count for count, _ in renamed.values())
         print(
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
-            f"{rows:,} rows -> {kind}/, {verbal_path(workspace, pair)}"
+            f"{rows:,} rows -> {kind}/, {verbal.verbal_path(workspace, pair)}"
         )
         for split, (_, unseen) in renamed.items():
             if unseen:

@@ -5,7 +5,7 @@ workspace.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,13 @@ def load_task(name: str, overrides: Sequence[str] = ()) -> TaskConfig:
     return load_config(TaskConfig, CONFIG / f"{name}.yaml", overrides)
 
 
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every stage of this package shares."""
+def add_selection(parser: argparse.ArgumentParser, verbalizer: bool = False) -> None:
+    """Add the flags that every stage of this package shares; with ``verbalizer`` also the one that
+    keeps a second verbalizer, and what is made with it, apart.
+    """
+    if verbalizer:
+        kept = "use the map and data kept under this name (default: verbal.json)"
+        parser.add_argument("--verbalizer", default="", metavar="NAME", help=kept)
     parser.add_argument("--prompt_task", help="only this task, for example KS (default: all)")
     parser.add_argument("--unit_model", help="only this unit model, for example hubert100")
     add_workspace(parser)
@@ -74,19 +79,15 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
     """Add the flag that every stage has."""
-    parser.add_argument(
-        "--workspace", type=Path, default=REPOSITORY, help="the folder of data and outputs"
-    )
+    folder = "the folder of data and outputs"
+    parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=folder)
 
 
-def add_verbalizer(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that keeps a second verbalizer, and what is made with it, apart."""
-    parser.add_argument(
-        "--verbalizer",
-        default="",
-        metavar="NAME",
-        help="use the map and data kept under this name (default: verbal.json)",
-    )
+def add_dtype(add_argument: Callable[..., object]) -> None:
+    """Add the flag that says in which dtype a prompt answers."""
+    choices = ("auto", "float32", "bfloat16", "float16")
+    auto = "auto: bfloat16 where the machine computes it much faster, else float32"
+    add_argument("--dtype", default="auto", choices=choices, help=auto)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
     """The task and unit model of a sample file, by its name; None without rows in the workspace."""
     pairs = [
         pair
-        for task in _tasks_named_by(samples)
+        for task in task_names()
         for pair in _pairs_of(workspace, task)
         if samples.stem.startswith(f"samples_{task}_{pair.unit_model}_")
     ]
@@ -154,17 +155,13 @@ def sequence_pair(workspace: Workspace, samples: Path) -> Pair | None:
     pair = pair_of(workspace, samples)
     if pair is not None:
         return pair if pair.config.is_sequence else None
-    for task in _tasks_named_by(samples):
-        if load_task(task).is_sequence:
+    for task in task_names():
+        if samples.stem.startswith(f"samples_{task}_") and load_task(task).is_sequence:
             raise UserError(
                 f"{samples}: the rows of {task} that it was decoded from are not in "
                 f"{workspace.downstream_data(load_task(task).downstream)}; score it where they are"
             )
     return None
-
-
-def _tasks_named_by(samples: Path) -> list[str]:
-    return [task for task in task_names() if samples.stem.startswith(f"samples_{task}_")]
 
 
 def _pairs_of(workspace: Workspace, task: str, verbalizer: str = "") -> Iterator[Pair]:

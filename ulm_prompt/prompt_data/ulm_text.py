@@ -42,29 +42,22 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
     Distinct, because a class-balanced split draws the same file many times. Raises ``UserError``
     for downstreams that were quantised with different k-means: one unit would mean two things.
     """
-    paths = sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}"))
-    _check_one_kmeans([path.parent for path in paths])
-    return {
-        path.parents[2].name: list(dict.fromkeys(row.units for row in read_rows(path)))
-        for path in paths
-    }
-
-
-def _check_one_kmeans(folders: Sequence[Path]) -> None:
-    """Compare the k-means of units that were made here; of others it is not known."""
-    folder_of: dict[str, Path] = {}
-    for folder in folders:
-        record = folder / "quantized" / "provenance.json"
+    units: dict[str, list[str]] = {}
+    folder_of: dict[str, Path] = {}  # of each k-means; that of units made elsewhere is not known
+    for path in sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}")):
+        units[path.parents[2].name] = list(dict.fromkeys(row.units for row in read_rows(path)))
+        record = path.parent / "quantized" / "provenance.json"
         if record.is_file():
             plan = read_json(record, "preprocess/runner.py --action quantized").get("plan") or {}
             if kmeans := plan.get("kmeans"):
-                folder_of.setdefault(kmeans, folder)
+                folder_of.setdefault(kmeans, path.parent)
     if len(folder_of) > 1:
         first, second, *_ = folder_of.values()
         raise UserError(
             f"{first} and {second}: quantised with different k-means; run preprocess/runner.py "
             "--action quantized and postprocess on both again"
         )
+    return units
 
 
 def write_ulm_text(
@@ -111,12 +104,11 @@ def _with_topics(
     train: list[str], valid: list[str], codebooks: int, seed: int
 ) -> tuple[list[str], list[str]]:
     units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
-
-    def named(lines: list[str], codes: Sequence[Sequence[int]]) -> list[str]:
+    texts = []
+    for lines, codes in zip((train, valid), topics(train, valid, codebooks, seed)):
         names = (" ".join(units[code % len(units)] for code in row) for row in codes)
-        return [line + SEPARATOR + name for line, name in zip(lines, names)]
-
-    return tuple(map(named, (train, valid), topics(train, valid, codebooks, seed)))
+        texts.append([line + SEPARATOR + name for line, name in zip(lines, names)])
+    return tuple(texts)
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
@@ -161,12 +153,10 @@ def topics(
     weights = vectorizer.fit_transform(train)
     width = max(1, min(WIDTH, weights.shape[1] - 1, len(train)))
     reduce = TruncatedSVD(width, random_state=seed, n_iter=2)
-    points = [
-        _unit_length(reduce.fit_transform(weights)),
-        _unit_length(reduce.transform(vectorizer.transform(valid))),
-    ]
+    reduced = reduce.fit_transform(weights), reduce.transform(vectorizer.transform(valid))
+    points = [rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9) for rows in reduced]
     generator = np.random.default_rng(seed)
-    codes: tuple[list[np.ndarray], ...] = ([], [])
+    codes = []  # of each codebook: both splits'
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
         clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
@@ -174,10 +164,5 @@ def topics(
             clusters, random_state=seed + book, batch_size=2048, n_init=1, max_iter=15
         )
         kmeans.fit(points[0] @ directions)
-        for split_codes, split_points in zip(codes, points):
-            split_codes.append(kmeans.predict(split_points @ directions))
-    return np.stack(codes[0], axis=1), np.stack(codes[1], axis=1)
-
-
-def _unit_length(points: np.ndarray) -> np.ndarray:
-    return points / (np.linalg.norm(points, axis=1, keepdims=True) + 1e-9)
+        codes.append([kmeans.predict(rows @ directions) for rows in points])
+    return tuple(np.stack(of_split, axis=1) for of_split in zip(*codes))

@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.pictures import OTHER, draw_confusion
 from ulm_prompt.scoring.sample_file import read_samples, within_path
-from ulm_prompt.scoring.scores import Label, is_baseline, names_in
+from ulm_prompt.scoring.scores import Label, is_baseline, label_names, named_labels
 
 
 def label_text(units: str, names: Mapping[str, Label]) -> str:
@@ -58,7 +58,7 @@ def _slots(path: Path, names: Mapping[str, Label]) -> dict[str, float]:
     first_label = rows[0][0]
     shares: dict[str, float] = {}
     for index, unit in enumerate(first_label if len(first_label) > 1 else ()):
-        slot = names[unit].kind if unit in names else "label"
+        slot = names[unit].slot if unit in names else "label"
         name = slot if slot not in shares else f"{slot} {index + 1}"
         right = sum(answer[index : index + 1] == label[index : index + 1] for label, answer in rows)
         shares[name] = 100 * right / len(rows)
@@ -69,21 +69,19 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[dict[str, Any]]:
     twin = within_path(path)
     if not twin.exists():  # the published code wrote none: no probabilities
         return []
-    try:
-        mistakes = [
-            {
-                "file_name": row["file_name"],
-                "label": label_text(row["label"], names),
-                "predict": label_text(row["predict"], names),
-                "probability": 0.0 if row["score"] is None else math.exp(row["score"]),
-            }
-            for row in read_samples(twin)
-            if row["label"] != row["predict"]
-        ]
-    except (KeyError, TypeError, OverflowError):
-        raise UserError(
-            f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
-        ) from None
+    mistakes = []
+    for row in read_samples(twin):
+        if row["label"] == row["predict"]:
+            continue
+        try:
+            file, score = row["file_name"], row["score"]
+            probability = 0.0 if score is None else math.exp(score)
+        except (KeyError, TypeError, OverflowError):
+            raise UserError(
+                f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
+            ) from None
+        texts = {key: label_text(row[key], names) for key in ("label", "predict")}
+        mistakes.append({"file_name": file, **texts, "probability": probability})
     return sorted(mistakes, key=lambda mistake: -mistake["probability"])
 
 
@@ -101,14 +99,20 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         )
     if pair.config.is_sequence:
         return {}
-    names = names_in(path, workspace, pair)
+    if is_baseline(path):
+        numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
+        names = named_labels(workspace, pair, sorted(set(numbers.split())))
+    else:
+        names = label_names(workspace, pair)
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):
         draw_confusion(*answers(path, names), f"{pair.task}, {pair.unit_model}", picture)
-    report["mistakes"] = report["mistakes"][:mistakes]
-    simpler = without_a_prompt(path, workspace, pair)
-    return {**report, "without_a_prompt": simpler, "confusion": str(picture)}
+    return report | {
+        "mistakes": report["mistakes"][:mistakes],
+        "without_a_prompt": without_a_prompt(path, workspace, pair),
+        "confusion": str(picture),
+    }
 
 
 def without_a_prompt(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:

@@ -108,18 +108,15 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     """
     layers = len(shares)
     size = (11, 2.5 + 0.35 * layers)
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=size, width_ratios=(1, 2), layout="constrained"
-    )
+    figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
     panels = (
-        (left, 100 * shares.sum(2), "head", "attention on the prompt, %", 100),
-        (right, 100 * shares.mean(1), "prefix position", "on each position, %", None),
+        (100 * shares.sum(2), "head", "attention on the prompt, %", 100),
+        (100 * shares.mean(1), "prefix position", "on each position, %", None),
     )
-    for axis, values, name, what, top in panels:
+    for axis, (values, name, what, top) in zip(axes, panels):
         image = axis.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-        axis.set(
-            xlabel=name, ylabel="layer", yticks=range(layers), yticklabels=range(1, layers + 1)
-        )
+        axis.set(xlabel=name, ylabel="layer")
+        axis.set_yticks(range(layers), range(1, layers + 1))
         columns = range(0, values.shape[1], max(1, values.shape[1] // 10))
         axis.set_xticks(columns, [column + 1 for column in columns])
         figure.colorbar(image, ax=axis, label=what)
@@ -167,11 +164,10 @@ def draw_cer_by_length(runs: Mapping[str, Sequence[Bin]], path: Path) -> None:
     """CER over label length, a line a run. A point is as large as its bin has utterances."""
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for name, bins in runs.items():
-        middles = [(bin_.shortest + bin_.longest) / 2 for bin_ in bins]
-        rates = [bin_.cer for bin_ in bins]
+        shortest, longest, utterances, rates = map(np.array, zip(*bins))
+        middles = (shortest + longest) / 2
         (line,) = axis.plot(middles, rates, label=name)
-        most = max(bin_.utterances for bin_ in bins)
-        sizes = [10 + 80 * bin_.utterances / most for bin_ in bins]
+        sizes = 10 + 80 * utterances / utterances.max()
         axis.scatter(middles, rates, sizes, color=line.get_color())
     axis.set(xlabel="labels of the utterance", ylabel="CER, %")
     axis.set_ylim(bottom=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import naming, read_json, write_json
-from ulm_prompt.prompt_data.tasks import MAX_LABELS
+from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -35,38 +35,20 @@ NO_ANSWER: dict[str, Any] = {
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how answers are searched for; their names are fairseq's where it has
-    them.
-    """
+    """The flags that say how answers are searched for, by fairseq's names where it has them."""
     flag = parser.add_argument_group("search", "the default is greedy, as published").add_argument
     flag("--batch_size", type=int, default=64, help="utterances at a time (default: 64)")
-    flag(
-        "--dtype",
-        default="auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="auto: bfloat16 where the machine computes it much faster, else float32",
+    add_dtype(flag)
+    limit = f"cut an answer after this many (default: {MAX_LABELS}, or 5/4 of train's longest)"
+    flag("--max_labels", type=int, help=limit)
+    limit = "a longer row is scored as wrong: memory grows with its square (default: 16384)"
+    flag("--max_units", type=int, default=16_384, help=limit)
+    within = (
+        "the labels of the second file: those that train has at the same position (slots; the "
+        "default of tasks with a fixed number of labels) or anywhere (set; the default of texts), "
+        "or only whole label sequences of train (trie)"
     )
-    flag(
-        "--max_labels",
-        type=int,
-        help=f"cut an answer after this many (default: {MAX_LABELS}, or a quarter more than "
-        "train's longest)",
-    )
-    flag(
-        "--max_units",
-        type=int,
-        default=16_384,
-        help="a longer row is not answered, and scored as wrong: memory grows with the square of "
-        "its length (default: 16384)",
-    )
-    flag(
-        "--within_labels",
-        nargs="?",
-        choices=("slots", "set", "trie"),
-        help="the labels of the second file: those that train has at the same position (slots; "
-        "the default of tasks with a fixed number of labels) or anywhere (set; the default of "
-        "texts), or only whole label sequences of train (trie)",
-    )
+    flag("--within_labels", nargs="?", choices=("slots", "set", "trie"), help=within)
     flag("--beam", type=int, default=1, help="hypotheses of beam search")
     flag("--lenpen", type=float, default=1.0, help="scores are divided by length ** LENPEN")
     flag("--sampling", action="store_true", help="draw the free answers")
@@ -83,22 +65,19 @@ def check_search(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")
     cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
-    for wrong, problem in (
-        (not args.temperature > 0, f"--temperature {args.temperature}: expected more than 0"),
-        (
-            args.topk < 0 or not 0 <= args.topp <= 1 or args.seed < 0,
-            "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, a seed >= 0",
+    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or args.seed < 0
+    for problem, is_so in {
+        f"--temperature {args.temperature}: expected more than 0": not args.temperature > 0,
+        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, a seed >= 0": out_of_range,
+        "--topk and --topp: choose one": args.topk and args.topp,
+        "--sampling and --beam: choose one": args.sampling and args.beam > 1,
+        "--topk and --topp belong to --sampling: add it": cut and not args.sampling,
+        "--temperature changes no greedy answer: add --sampling or --beam": (
+            args.temperature != 1 and not searched
         ),
-        (args.topk and args.topp, "--topk and --topp: choose one"),
-        (args.sampling and args.beam > 1, "--sampling and --beam: choose one"),
-        (cut and not args.sampling, "--topk and --topp belong to --sampling: add it"),
-        (
-            args.temperature != 1 and not searched,
-            "--temperature changes no greedy answer: add --sampling or --beam",
-        ),
-        (args.lenpen != 1 and args.beam == 1, "--lenpen belongs to --beam: add it"),
-    ):
-        if wrong:
+        "--lenpen belongs to --beam: add it": args.lenpen != 1 and args.beam == 1,
+    }.items():
+        if is_so:
             raise UserError(problem)
 
 
@@ -182,19 +161,16 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
 
 
 def write_samples(
-    path: Path,
-    sources: Iterable[dict[str, str]],
-    answers: Mapping[int, dict[str, Any]],
+    path: Path, sources: Iterable[dict[str, str]], answers: Mapping[int, dict[str, Any]],
     scored: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Write the free answers to ``path`` and those within the label set beside it.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
     after them only when ``scored``.
     """
-    free: dict[str, dict[str, Any]] = {}
-    within: dict[str, dict[str, Any]] = {}
+    free, within = {}, {}
     for row, source in enumerate(sources):
         answer = answers[row]
         kept = answer["free"] if scored else {"predict": answer["free"]["predict"]}
@@ -243,10 +219,7 @@ def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
 
 
 def report_long(
-    rows: Sequence[Sized],
-    answers: Mapping[int, dict[str, Any]],
-    options: Options,
-    positions: int,
+    rows: Sequence[Sized], answers: Mapping[int, dict[str, Any]], options: Options, positions: int
 ) -> None:
     """Print how many rows of more than ``max_units`` were not answered, how many free answers were
     cut after ``max_labels``, and how many rows with their answer are longer than the LM's
@@ -254,22 +227,16 @@ def report_long(
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
-    too_long = [count for count in units if count > max_units]
-    if too_long:
+    if too_long := [count for count in units if count > max_units]:
         print(
             f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
             "most): not answered, which is scored as wrong (--max_units)"
         )
-    cut = sum(answer["symbols"] >= limit for answer in answers.values())
-    if cut:
+    if cut := sum(answer["symbols"] >= limit for answer in answers.values()):
         print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
-    lengths = [
-        len(rows[row]) + answer["symbols"]
-        for row, answer in answers.items()
-        if units[row] <= max_units
-    ]
-    beyond = [length for length in lengths if length > positions]
-    if beyond:
+    answered = (row for row in answers if units[row] <= max_units)
+    lengths = (len(rows[row]) + answers[row]["symbols"] for row in answered)
+    if beyond := [length for length in lengths if length > positions]:
         print(
             f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
             f"that the LM has learned ({max(beyond):,} at most): their answers are worth less"

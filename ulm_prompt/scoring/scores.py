@@ -52,7 +52,11 @@ def score(path: Path) -> Score:
             )
     in_use = [*labels, *(answer for answer in within if answer)]
     known = [set(slot) for slot in zip(*(text.split() for text in in_use))]
-    invalid = sum(n for answer, n in free.items() if not _is_label(answer.split(), known))
+    invalid = 0
+    for answer, times in free.items():
+        units = answer.split()
+        if len(units) != len(known) or any(u not in slot for u, slot in zip(units, known)):
+            invalid += times
     shares = (
         None if count is None else 100 * count / total for count in (right, right_within, invalid)
     )
@@ -61,18 +65,9 @@ def score(path: Path) -> Score:
 
 def _count(path: Path) -> tuple[set[str], Counter[str], int]:
     """The labels of a sample file, how often each answer was given, and how many were right."""
-    labels: set[str] = set()
-    answers: Counter[str] = Counter()
-    right = 0
-    for sample in read_samples(path):
-        labels.add(sample["label"])
-        answers[sample["predict"]] += 1
-        right += sample["label"] == sample["predict"]
-    return labels, answers, right
-
-
-def _is_label(units: list[str], known: list[set[str]]) -> bool:
-    return len(units) == len(known) and all(unit in slot for unit, slot in zip(units, known))
+    both = [(sample["label"], sample["predict"]) for sample in read_samples(path)]
+    right = sum(label == answer for label, answer in both)
+    return {label for label, _ in both}, Counter(answer for _, answer in both), right
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:
@@ -106,45 +101,37 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     of the map that its texts are read by.
     """
     pair = sequence_pair(workspace, path)
-    if pair is not None:
-        named = _text_scores(path, workspace, replace(pair, verbalizer=verbalizer))
+    if pair is None:
+        free = score(path)
+        unanswered = free.unanswered
+        named = {"accuracy": free.accuracy, "accuracy within labels": free.accuracy_within_labels}
     else:
-        result = score(path)
-        named = {
-            "utterances": result.utterances,
-            "accuracy": result.accuracy,
-            "accuracy within labels": result.accuracy_within_labels,
-            "invalid answers": result.invalid,
-            "too long to answer": result.unanswered or None,
-        }
+        from ulm_prompt.scoring.sequence_scores import score_sequences
+
+        pair, twin = replace(pair, verbalizer=verbalizer), within_path(path)
+        free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
+        unanswered = _count(twin)[1][""]
+        named = {}
+        for result, where in ((free, ""), (within, " within labels")):
+            named |= {
+                f"WER{where}": result.wer,
+                f"CER{where}": result.cer,
+                f"slot type F1{where}": result.slot_type_f1,
+                f"slot value CER{where}": result.slot_value_cer,
+                f"all right{where}": result.right,
+            }
+    named = {"utterances": free.utterances, **named, "invalid answers": free.invalid}
+    named["too long to answer"] = unanswered or None
     return {name: value for name, value in named.items() if value is not None}
-
-
-def _text_scores(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float | None]:
-    from ulm_prompt.scoring.sequence_scores import score_sequences
-
-    twin = within_path(path)
-    free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
-    named: dict[str, float | None] = {"utterances": free.utterances}
-    for result, where in ((free, ""), (within, " within labels")):
-        named |= {
-            f"WER{where}": result.wer,
-            f"CER{where}": result.cer,
-            f"slot type F1{where}": result.slot_type_f1,
-            f"slot value CER{where}": result.slot_value_cer,
-            f"all right{where}": result.right,
-        }
-    unanswered = _count(twin)[1][""]
-    return {**named, "invalid answers": free.invalid, "too long to answer": unanswered or None}
 
 
 # What a task's label units mean.
 
 
 class Label(NamedTuple):
-    """A label: ``kind`` is the slot that it fills (action, character), ``name`` what it says."""
+    """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
 
-    kind: str
+    slot: str
     name: str
 
 
@@ -158,25 +145,9 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     return {unit: named[number] for number, unit in verbal.items()}
 
 
-def names_in(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """Label of every word in a sample file: label units, or a baseline's label numbers."""
-    if not is_baseline(path):
-        return label_names(workspace, pair)
-    numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
-    return named_labels(workspace, pair, sorted(set(numbers.split())))
-
-
 def is_baseline(path: Path) -> bool:
     """Whether a baseline wrote the sample file: it answers with label numbers, from no units."""
     return next(read_samples(path)).get("src") == ""
-
-
-def described_labels(
-    workspace: Workspace, pair: Pair, numbers: Iterable[str]
-) -> dict[str, dict[str, str]]:
-    """``named_labels`` as a prompt's card and record hold them."""
-    named = named_labels(workspace, pair, numbers)
-    return {number: {"slot": label.kind, "name": label.name} for number, label in named.items()}
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
@@ -191,10 +162,8 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
         return {number: Label("label", number) for number in numbers}
     names = read_json(path, "preprocess/runner.py --action postprocess")
     try:
-        return {
-            number: Label(str(names[number]["slot"]), str(names[number]["name"]))
-            for number in numbers
-        }
+        labels = {number: names[number] for number in numbers}
+        return {n: Label(str(label["slot"]), str(label["name"])) for n, label in labels.items()}
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "

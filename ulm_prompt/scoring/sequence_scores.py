@@ -25,16 +25,11 @@ CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """Label units read: the words without the slots' labels, and each slot's type and value."""
 
     words: str
     slots: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def slot_types(self) -> set[str]:
-        return {name for name, _ in self.slots}
 
 
 class Answered(NamedTuple):
@@ -68,7 +63,7 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
     Raises ``UserError`` for a missing, malformed or stale file.
     """
     names = text_labels(workspace, pair)
-    has_slots = any(label.kind == SLOT_TYPE for label in names.values())
+    has_slots = any(label.slot == SLOT_TYPE for label in names.values())
     return score_texts(read_answers(path, workspace, pair, names), has_slots)
 
 
@@ -76,31 +71,29 @@ def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores
     """Score the answers of at least one utterance."""
     references = [utterance.reference.words for utterance in answered]
     answers = [utterance.answer.words for utterance in answered]
-    invalid = sum(not text or NO_LABEL in text for text in map(_everything, answered))
-    pairs = [(utterance.reference, utterance.answer) for utterance in answered]
+    pairs = [utterance[:2] for utterance in answered]
+    invalid = sum(
+        not (text.words or "".join(name for name, _ in text.slots)) or NO_LABEL in text.words
+        for _, text in pairs
+    )
     return SequenceScores(
         len(answered),
         100 * sum(utterance.right for utterance in answered) / len(answered),
         100 * jiwer.wer(references, answers),
-        character_error_rate(references, answers),
+        100 * jiwer.cer(references, answers),
         100 * invalid / len(answered),
         slot_type_f1(pairs) if has_slots else None,
         slot_value_cer(pairs) if has_slots else None,
     )
 
 
-def character_error_rate(references: Sequence[str], answers: Sequence[str]) -> float:
-    """Edits in % of the references' characters, spaces included."""
-    return 100 * jiwer.cer(list(references), list(answers))
-
-
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
     """The mean F1 in % of the answers' slot types; 1 where neither text has a slot."""
     scores = []
-    for reference, answer in pairs:
-        both = len(reference.slot_types) + len(answer.slot_types)
-        shared = len(reference.slot_types & answer.slot_types)
-        scores.append(2 * shared / both if both else 1.0)
+    for pair in pairs:
+        wanted, given = ({name for name, _ in text.slots} for text in pair)
+        both = len(wanted) + len(given)
+        scores.append(2 * len(wanted & given) / both if both else 1.0)
     return 100 * sum(scores) / len(scores)
 
 
@@ -112,7 +105,7 @@ def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
             given = [value_ for name_, value_ in answer.slots if name_ == name]
             values.append(value)
             nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
-    return character_error_rate(values, nearest) if values else None
+    return 100 * jiwer.cer(values, nearest) if values else None
 
 
 def read_text(labels: Iterable[Label]) -> Text:
@@ -140,16 +133,10 @@ def _spaced(characters: Sequence[str]) -> str:
     return " ".join("".join(characters).split())
 
 
-def _everything(utterance: Answered) -> str:
-    answer = utterance.answer
-    return "".join([answer.words, *(name for name, _ in answer.slots)])
-
-
 def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     """What each label unit says. Raises ``UserError`` where that is no text."""
     names = label_names(workspace, pair)
-    other = {label.kind for label in names.values()} - {CHARACTER, SLOT_TYPE}
-    if other:
+    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
         path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
         raise UserError(
             f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
@@ -175,14 +162,10 @@ def read_answers(
     def read(units: str) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
 
+    both = [(entry["label"], entry["predict"]) for entry in samples]
     return [
-        Answered(
-            read(entry["label"]),
-            read(entry["predict"]),
-            len(entry["label"].split()),
-            entry["label"] == entry["predict"],
-        )
-        for entry in samples
+        Answered(read(label), read(answer), len(label.split()), label == answer)
+        for label, answer in both
     ]
 
 
@@ -203,7 +186,7 @@ def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
     bins = []
     for number, utterances in sorted(by_bin.items()):
         references = [utterance.reference.words for utterance in utterances]
-        cer = character_error_rate(references, [u.answer.words for u in utterances])
+        cer = 100 * jiwer.cer(references, [u.answer.words for u in utterances])
         bins.append(Bin(number * width + 1, (number + 1) * width, len(utterances), cer))
     return bins
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fairseq_cli.train
 import torch
@@ -58,24 +59,17 @@ def patched() -> Iterator[None]:
         (progress_bar, "SummaryWriter", CurveWriter),
         (Trainer, "_log_oom", _out_of_memory),
     ]
-    originals = [getattr(owner, name) for owner, name, _ in patches]
-    for owner, name, ours in patches:
-        setattr(owner, name, ours)
-    environment = {name: os.environ.get(name) for name in _WEIGHTS_ONLY}
-    os.environ.update(_WEIGHTS_ONLY)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(_close_curves)
+        stack.enter_context(mock.patch.dict(os.environ, _WEIGHTS_ONLY))
+        for owner, name, ours in patches:
+            stack.enter_context(mock.patch.object(owner, name, ours))
         yield
-    finally:
-        for name, value in environment.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-        for (owner, name, _), original in zip(patches, originals):
-            setattr(owner, name, original)
-        writers = list(progress_bar._tensorboard_writers.values())
-        progress_bar._tensorboard_writers.clear()
-        for writer in writers:
-            writer.close()
+
+
+def _close_curves() -> None:
+    while progress_bar._tensorboard_writers:
+        progress_bar._tensorboard_writers.popitem()[1].close()
 
 
 def save_whole(value: Any, filename: str, async_write: bool = False) -> None:

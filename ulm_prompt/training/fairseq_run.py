@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import warnings
@@ -24,8 +23,9 @@ from pipeline.errors import UserError
 from pipeline.files import naming
 from pipeline.ranks import Ranks, on_main
 from pipeline.torch_files import load_torch
+from ulm_prompt.prompt_data.prompt_record import LAST
 from ulm_prompt.training.fairseq_patches import patched
-from ulm_prompt.training.runs import LAST, Settings
+from ulm_prompt.training.runs import Settings
 
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")
@@ -66,16 +66,26 @@ def fairseq_config(
     """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
     of that group.
     """
-    settings = OmegaConf.merge(
-        settings,
-        {
-            "common": {"cpu": not torch.cuda.is_available(), "tensorboard_logdir": str(log_dir)},
-            "checkpoint": {"save_dir": str(save_dir), "no_epoch_checkpoints": True},
-            "dataset": {"num_workers": 0, "data_buffer_size": 2},
-            "optimization": {},
-            "distributed_training": _distributed(here),
-        },
-    )
+    gpu = torch.cuda.is_available()
+    # for this rank; fairseq would guess: one rank for each GPU, none without a GPU
+    distributed: dict[str, Any] = {"distributed_world_size": here.world}
+    if here.world > 1:
+        distributed |= {
+            "distributed_rank": here.rank,
+            "device_id": here.local,
+            "distributed_init_method": "env://",
+            "distributed_no_spawn": True,
+            "distributed_backend": "nccl" if gpu else "gloo",
+            "ddp_backend": "legacy_ddp",  # torch's own needs GPUs, and every vector's gradient
+        }
+    ours = {
+        "common": {"cpu": not gpu, "tensorboard_logdir": str(log_dir)},
+        "checkpoint": {"save_dir": str(save_dir), "no_epoch_checkpoints": True},
+        "dataset": {"num_workers": 0, "data_buffer_size": 2},
+        "optimization": {},
+        "distributed_training": distributed,
+    }
+    settings = OmegaConf.merge(settings, ours)
     knobs = {**knobs, "lr": [knobs["lr"]], "update_freq": [knobs["update_freq"]]}
     config = OmegaConf.structured(FairseqConfig)
     for group, values in settings.items():
@@ -95,22 +105,7 @@ def _schema(group: str, name: str | None) -> type:
         return MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
     if group in REGISTRIES:
         return REGISTRIES[group]["dataclass_registry"][name]
-    return next(field.default for field in dataclasses.fields(FairseqConfig) if field.name == group)
-
-
-def _distributed(here: Ranks) -> dict[str, Any]:
-    """For this rank. fairseq would guess: one rank for each GPU, none without a GPU."""
-    if here.world == 1:
-        return {"distributed_world_size": 1}
-    return {
-        "distributed_world_size": here.world,
-        "distributed_rank": here.rank,
-        "device_id": here.local,
-        "distributed_init_method": "env://",
-        "distributed_no_spawn": True,
-        "distributed_backend": "nccl" if torch.cuda.is_available() else "gloo",
-        "ddp_backend": "legacy_ddp",  # torch's own needs GPUs, and a gradient for every vector
-    }
+    return FairseqConfig.__dataclass_fields__[group].default
 
 
 def _is_finished(last: Path, config: DictConfig) -> bool:

@@ -88,14 +88,7 @@ def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> An
         if knob not in known:
             raise UserError(f"recipe {name}: no knob {knob}; there are {', '.join(known)}")
     recipe = load_config(schema, path, overrides)
-    _check_knobs(vars(recipe))
-    return recipe
-
-
-def _check_knobs(knobs: dict[str, Any]) -> None:
-    """Raises ``UserError`` for a value that is out of range, and for a schedule that its warm-up
-    does not fit.
-    """
+    knobs = vars(recipe)
     for knob, value in knobs.items():
         least = AT_LEAST.get(knob, 0)
         if knob in CHOICES and value not in CHOICES[knob]:
@@ -115,3 +108,4 @@ def _check_knobs(knobs: dict[str, Any]) -> None:
             f"recipe, max_update={end}: the cosine schedule ends there, after more than "
             f"warmup_updates={warmup}"
         )
+    return recipe

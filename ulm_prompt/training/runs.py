@@ -8,31 +8,22 @@ import argparse
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.binaries import SOURCES
-from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
+from ulm_prompt.prompt_data.prompt_record import LAST, PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal
-from ulm_prompt.scoring.scores import described_labels
+from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
+from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 
-LAST = "checkpoint_last.pt"  # a run that has it resumes
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
 NEVER = 10**9  # epochs
 Settings = dict[str, dict[str, Any]]  # fairseq's group -> name -> value
-
-
-class Run(NamedTuple):
-    """A checked run of a prompt: what fairseq is told beside the recipe, and the card."""
-
-    settings: Settings
-    card: PromptRecord
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
@@ -46,10 +37,10 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
             f"--recipe {name}: --fine_tune takes the recipe fine_tune, and only it does"
         )
     if args.fine_tune:
-        knobs = {knob.split("=", 1)[0] for knob in args.set}
-        given = ["--prefix_prompt_length"] * (args.prefix_prompt_length is not None)
-        given += ["--infix_prompt_length"] * (args.infix_prompt_length != 0)
-        given += [f"--set {knob}" for knob in OF_PROMPTS if knob in knobs]
+        lengths = ("prefix_prompt_length", "infix_prompt_length")
+        given = [f"--{name}" for name in lengths if getattr(args, name)]
+        knobs = (override.split("=", 1)[0] for override in args.set)
+        given += [f"--set {knob}" for knob in knobs if knob in OF_PROMPTS]
         if given:
             raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
     of_task = [f"{key}={value}" for key, value in pair.config.train.items()]
@@ -107,14 +98,16 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         recipe=recipe_name,
         training=vars(recipe),
         labels_per_utterance=pair.config.labels_per_utterance,
-        labels=described_labels(workspace, pair, verbal),
+        labels={n: label._asdict() for n, label in named_labels(workspace, pair, verbal).items()},
         made_by=provenance(),
         run=TrainingRun(data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py")),
     )
 
 
-def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
-    """Check all that can be checked without training. Writes nothing."""
+def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> tuple[PromptRecord, Settings]:
+    """Check all that can be checked without training, and write nothing. Returns the card of the
+    run, and what fairseq is told of it beside the recipe.
+    """
     workspace = Workspace(args.workspace)
     card = plan(args, pair, save_dir)
 
@@ -130,9 +123,7 @@ def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> Run:
         lm_parameters=unit_lm.parameters,
         training={**card.training, "dtype": dtype},
     )
-    return Run(
-        _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm), card
-    )
+    return card, _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm)
 
 
 def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
@@ -179,11 +170,7 @@ def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | No
     width = recipe.decoder_embed_dim
     return {
         **_schedule_and_dtype(recipe, whole_lm=True),
-        "task": {
-            "_name": "unit_lm",
-            "data": str(data_bin),
-            "begin_from": str(begin_from or ""),
-        },
+        "task": {"_name": "unit_lm", "data": str(data_bin), "begin_from": str(begin_from or "")},
         "model": {
             "_name": "transformer_lm_big",
             "share_decoder_input_output_embed": True,
@@ -230,8 +217,7 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
         "decoder_ffn_embed_dim": layer.fc1.out_features,
         "decoder_attention_heads": layer.self_attn.num_heads,
     }.items():
-        expected = getattr(recipe, knob)
-        if size != expected:
+        if size != (expected := getattr(recipe, knob)):
             raise UserError(
                 f"--begin_from {folder}: an LM with {knob}={size}, but the config has {expected}; "
                 f"choose its --config, or --set {knob}={size}"
@@ -265,16 +251,14 @@ def check_same_run(
         "text": {split: sha256(text) for split, text in texts.items()},
         "begin_from": begins_from,
     }
-    path = save_dir / RUN
     if (save_dir / LAST).exists():
-        earlier = read_json(path, NEW_RUN)
-        for name, value in record.items():
-            if earlier.get(name) != value:
-                raise UserError(
-                    f"{save_dir}: holds a run with another {name}; choose a new --date, "
-                    "or remove the folder"
-                )
-    write_json(path, record)
+        earlier = read_json(save_dir / RUN, NEW_RUN)
+        if changed := [name for name, value in record.items() if earlier.get(name) != value]:
+            raise UserError(
+                f"{save_dir}: holds a run with another {changed[0]}; choose a new --date, "
+                "or remove the folder"
+            )
+    write_json(save_dir / RUN, record)
 
 
 def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:

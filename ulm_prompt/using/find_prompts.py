@@ -86,7 +86,10 @@ def _only_prompt(
     finished = [
         folder
         for folder in folders
-        if _is_finished(folder) and task_and_unit_model(folder / BEST)[0] == task
+        if (is_export(folder) or (folder / BEST).is_file())
+        and task_and_unit_model(folder / BEST)[0] == task
+        # training has ended when the record counts what was trained; a published one has none
+        and ((record := read_record(folder)) is None or record.trained_parameters > 0)
     ]
     if not finished:
         running = f"; {folders[0].name} is not finished" if folders else ""
@@ -101,11 +104,3 @@ def _only_prompt(
             "--model_date, or name its folder"
         )
     return find_prompt(str(finished[0]), workspace)
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether training has ended: the record then counts what was trained."""
-    if not (is_export(folder) or (folder / BEST).is_file()):
-        return False
-    record = read_record(folder)
-    return record is None or record.trained_parameters > 0  # a published one has no record

@@ -41,34 +41,26 @@ def check_sources(words: Sequence[str]) -> list[str]:
     for word in words:
         if word != STDIN and not Path(word).exists():
             raise UserError(f"{word}: no such file or folder")
-        if word != STDIN and Path(word).is_dir() and next(_files(word), None) is None:
+        if word != STDIN and next(stream([word]), None) is None:
             raise UserError(f"{word}: no files in this folder, but for hidden ones")
     return words
 
 
-def count_files(words: Sequence[str]) -> int | None:
-    """How many files there will be; None while a list is still to be read."""
-    return None if STDIN in words else sum(1 for _ in stream(words))
-
-
 def stream(words: Sequence[str]) -> Iterator[Path]:
-    """Every file, in the order of ``words``; a folder's by name. Nothing is kept in memory."""
+    """Every file, in the order of ``words``; a folder's by name, without the hidden ones. A name
+    does not tell audio: reading it does. Nothing is kept in memory.
+    """
     for word in words:
-        yield from _files(word)
-
-
-def _files(word: str) -> Iterator[Path]:
-    """A folder's files without the hidden ones. A name does not tell audio: reading it does."""
-    if word == STDIN:
-        # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
-        with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
-            yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
-        return
-    if not Path(word).is_dir():
-        yield Path(word)
-    for root, folders, files in os.walk(word):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root) / name for name in sorted(files) if not name.startswith("."))
+        if word == STDIN:
+            # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
+            with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
+                yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+        elif not Path(word).is_dir():
+            yield Path(word)
+        else:
+            for root, folders, files in os.walk(word):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))
+                yield from (Path(root) / name for name in sorted(files) if name[0] != ".")
 
 
 def as_they_arrive(paths: Iterable[Path], most: int) -> Iterator[list[Path]]:
@@ -114,25 +106,25 @@ class Writer:
         """Write the answers of all tasks to ``file``, or to its segment, best first."""
         for task, ranked in answers.items():
             for rank, answer in enumerate(ranked, start=1):
+                probability, *of_labels = (
+                    float(f"{share:.{DIGITS}g}")
+                    for share in (answer.probability, *answer.label_probabilities)
+                )
                 entry = {
                     "file": str(file),
-                    **({name: round(time, 3) for name, time in zip(("start", "end"), times or ())}),
+                    **{name: round(time, 3) for name, time in zip(("start", "end"), times or ())},
                     "task": task,
                     "rank": rank,
                     "labels": list(answer.names),
                     "slots": list(answer.slots),
-                    "probability": _rounded(answer.probability),
-                    "label_probabilities": list(map(_rounded, answer.label_probabilities)),
+                    "probability": probability,
+                    "label_probabilities": of_labels,
                 }
                 self.line(entry)
 
     def line(self, entry: dict[str, Any]) -> None:
         """Write one answer: here an object a line."""
         self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
-def _rounded(probability: float) -> float:
-    return float(f"{probability:.{DIGITS}g}")
 
 
 class Csv(Writer):
@@ -148,10 +140,8 @@ class Csv(Writer):
         self._table.writeheader()
 
     def line(self, entry: dict[str, Any]) -> None:
-        joined = {
-            name: "|".join(map(str, entry[name])) for name in ("labels", "label_probabilities")
-        }
-        self._table.writerow(entry | joined)
+        lists = ("labels", "label_probabilities")
+        self._table.writerow(entry | {name: "|".join(map(str, entry[name])) for name in lists})
 
 
 class Table(Writer):
@@ -160,7 +150,7 @@ class Table(Writer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._width = 0  # of the column of files, once the first name is known
-        self._task = max(len("task"), *map(len, self.records))
+        self._task = max(map(len, ("task", *self.records)))
 
     def line(self, entry: dict[str, Any]) -> None:
         file, task = entry["file"], entry["task"]
@@ -175,19 +165,15 @@ class Table(Writer):
             name = "…" + name[1 - self._width :]
         times = "".join(f"{entry[name]:8.2f}  " for name in ("start", "end") if name in entry)
         percent = f"{100 * entry['probability']:5.1f}"
-        text = _text(entry, self.records[task])
+        labels = entry["labels"]
+        if self.records[task].is_text:
+            text = "".join(label if len(label) == 1 else f"[{label}]" for label in labels)
+        elif len(labels) == 1:
+            text = labels[0]
+        else:  # the percentage of each
+            shares = zip(labels, entry["label_probabilities"])
+            text = "  ".join(f"{label} ({100 * share:.1f})" for label, share in shares)
         self.out.write(f"{name:{self._width}}  {times}{task:{self._task}}  {percent}  {text}\n")
-
-
-def _text(entry: dict[str, Any], record: PromptRecord) -> str:
-    """A text as it reads; labels with the percentage of each, where there are several."""
-    names = entry["labels"]
-    if record.is_text:
-        return "".join(name if len(name) == 1 else f"[{name}]" for name in names)
-    if len(names) == 1:
-        return names[0]
-    shares = zip(names, entry["label_probabilities"])
-    return "  ".join(f"{name} ({100 * share:.1f})" for name, share in shares)
 
 
 FORMATS: dict[str, type[Writer]] = {"table": Table, "jsonl": Writer, "csv": Csv}

@@ -24,9 +24,9 @@ from pipeline.unit_models import UnitModel, find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE
-from ulm_prompt.prompt_data.binaries import encode
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
+from ulm_prompt.prompt_data.verbal import encode
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.data import batches_by_length
 from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers
@@ -107,7 +107,13 @@ class Predictor:
         if shipped:  # its LM and k-means ship too, the speech model is in the repository
             home = Workspace(shipped_prompt().parents[2])
         records = [record_of(path, *task_and_unit_model(path), home) for path in paths]
-        names = _names([record.task for record in records], prompts)
+        tasks = [record.task for record in records]
+        # two prompts of a task are called by the words that asked for them
+        names = [
+            task if tasks.count(task) == 1 else str(prompts[i]) for i, task in enumerate(tasks)
+        ]
+        if len(set(names)) < len(names):
+            raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
         unit_model = find_unit_model(records[0].unit_model, home)
         files = _unit_files(records, unit_model.shipped if shipped else unit_model)
         unit_lm = load_unit_lm(files.lm_folder)
@@ -163,11 +169,7 @@ class Predictor:
                 yield Segment(piece.start, piece.end, answers)
 
     def answer_files(
-        self,
-        paths: Sequence[Path],
-        top: int = 1,
-        segments: bool = False,
-        longest: float | None = None,
+        self, paths: Sequence[Path], top: int, segments: bool, longest: float | None
     ) -> Iterator[tuple[Path, tuple[float, float] | None, dict[str, list[Prediction]] | BadAudio]]:
         """The answers to every file, or to its ``segments``: path, start and end of the segment in
         seconds, and the answers or why there are none.
@@ -201,23 +203,25 @@ class Predictor:
         return answers
 
     def _waveform(self, audio: Audio) -> Tensor | BadAudio:
+        is_file = isinstance(audio, (str, Path))
         try:
-            if isinstance(audio, (str, Path)):
-                frames, rate = length_and_rate(Path(audio))
-                _check_length(frames / rate)
-                samples = torch.from_numpy(read_audio(Path(audio), 0, frames).samples)
-            else:
-                samples = _samples(audio)
-                _check_length(len(samples) / SAMPLE_RATE)
+            samples = None if is_file else _samples(audio)
+            length, rate = length_and_rate(Path(audio)) if is_file else (len(samples), SAMPLE_RATE)
+            if length > MOST_SECONDS * rate:
+                raise BadAudio(
+                    f"lasts {length / rate:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, "
+                    "or use --segments"
+                )
+            if is_file:
+                samples = torch.from_numpy(read_audio(Path(audio), 0, length).samples)
         except BadAudio as error:
             return error
         except (OSError, ValueError) as error:  # what is no file name at all
             return BadAudio(str(error))
         if not samples.isfinite().all():
             return BadAudio("holds values that are not finite (NaN or infinity)")
-        if len(samples) < self._speech.reader.min_samples:
-            shortest = 1000 * self._speech.reader.min_samples / SAMPLE_RATE
-            return BadAudio(f"is shorter than one frame ({shortest:.0f} ms)")
+        if len(samples) < (least := self._speech.reader.min_samples):
+            return BadAudio(f"is shorter than one frame ({1000 * least / SAMPLE_RATE:.0f} ms)")
         return samples
 
 
@@ -229,14 +233,6 @@ def _samples(audio: np.ndarray | Tensor) -> Tensor:
     return samples
 
 
-def _check_length(seconds: float) -> None:
-    if seconds > MOST_SECONDS:
-        raise BadAudio(
-            f"lasts {seconds:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, or use "
-            "--segments"
-        )
-
-
 def _named(answer: Answer, record: PromptRecord) -> Prediction:
     return Prediction(
         tuple(record.labels[label]["name"] for label in answer.labels),
@@ -244,14 +240,6 @@ def _named(answer: Answer, record: PromptRecord) -> Prediction:
         math.exp(answer.score),
         tuple(map(math.exp, answer.label_scores)),
     )
-
-
-def _names(tasks: Sequence[str], prompts: Sequence[str | Path]) -> list[str]:
-    """Each prompt's task; what was asked for, where two have the same task."""
-    names = [task if tasks.count(task) == 1 else str(word) for task, word in zip(tasks, prompts)]
-    if len(set(names)) < len(names):
-        raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
-    return names
 
 
 def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from torch import Tensor
-
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, writing
 from pipeline.runs import provenance
@@ -26,7 +24,7 @@ from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import origin_path
-from ulm_prompt.scoring.scores import described_labels, scores_of
+from ulm_prompt.scoring.scores import named_labels, scores_of
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_LABELS = 100  # that the page lists of a slot
@@ -54,11 +52,14 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
+    labels = record.labels  # as they were in training: rows made again may number them differently
+    if not labels:
+        named = named_labels(workspace, pair, record.verbal)
+        labels = {number: label._asdict() for number, label in named.items()}
     return dataclasses.replace(
         record,
         units=files.unit_settings(),
-        # as they were in training: rows that were made again may number their labels differently
-        labels=record.labels or described_labels(workspace, pair, record.verbal),
+        labels=labels,
         labels_per_utterance=pair.config.labels_per_utterance,
         most_labels=most_labels,
         label_sequences=sequences if few else None,
@@ -95,12 +96,15 @@ def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageM
     return model
 
 
-def gather(
-    checkpoint: Path, task: str, unit_model: str, workspace: Workspace
-) -> tuple[PromptRecord, dict[str, Tensor]]:
-    """The record and the tensors to share, checked against the workspace's LM."""
-    record = record_of(checkpoint, task, unit_model, workspace)
-    folder = lm_folder(workspace, unit_model)
+def write_shared(
+    checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
+    license: str | None, out: Path,
+) -> PromptRecord:  # fmt: skip
+    """Write the folder to share, whole or not at all, from a prompt that is checked against the
+    workspace's LM. ``pair``: task and unit model. Returns the record.
+    """
+    record = record_of(checkpoint, *pair, workspace)
+    folder = lm_folder(workspace, pair[1])
     unit_lm = load_unit_lm(folder)
     model = load_prompt(checkpoint, unit_lm, folder)
     tensors = model.prompt.published_state()
@@ -117,17 +121,15 @@ def gather(
             for stage, made_by in (("trained", record.made_by), ("exported", provenance()))
         },
         run=None,
+        test=scores_on_test(workspace, *pair, model_date, checkpoint),
+        license=license,
     )
-    return record, tensors
-
-
-def write_shared(record: PromptRecord, tensors: dict[str, Tensor], out: Path) -> None:
-    """Write the folder to share; it appears whole or not at all."""
-    with replacing_folder(out) as folder:
-        save_safetensors(tensors, folder / TENSORS)
-        write_record(folder, record)
-        with writing(folder / README) as handle:
-            handle.write(page(record, out.name, sha256(folder / TENSORS)))
+    with replacing_folder(out) as fresh:
+        save_safetensors(tensors, fresh / TENSORS)
+        write_record(fresh, record)
+        with writing(fresh / README) as handle:
+            handle.write(page(record, out.name, sha256(fresh / TENSORS)))
+    return record
 
 
 def scores_on_test(
@@ -137,19 +139,16 @@ def scores_on_test(
     for ``utterances``; none where there is no such file.
     """
     name = workspace.samples(task, unit_model, model_date, "*")
-    prompt = sha256(checkpoint)
-    files = []
-    for path in (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}"):
+    files = (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")
+    for path in sorted(files, key=lambda path: -path.stat().st_mtime):
         origin = origin_path(path)
         made_from = read_json(origin, "ulm_prompt/sample.py") if origin.is_file() else {}
         options = made_from.get("options") or {}
         is_greedy = options.get("beam") == 1 and not options.get("sampling")
-        if is_greedy and made_from.get("prompt") == prompt:
-            files.append(path)
-    if not files:
-        return {}
-    scores = scores_of(max(files, key=lambda path: path.stat().st_mtime), workspace)
-    return {name: round(value, 2) for name, value in scores.items()}
+        if is_greedy and made_from.get("prompt") == sha256(checkpoint):
+            scores = scores_of(path, workspace)
+            return {name: round(value, 2) for name, value in scores.items()}
+    return {}
 
 
 def page(record: PromptRecord, name: str, digest: str) -> str:

@@ -84,9 +84,12 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
         powers.append(whole.reshape(-1, hop).var(axis=1, dtype=np.float32))  # without the offset
     if total < hop:
         raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
-    levels = _levels(np.concatenate(powers))
-    runs = _runs(levels > _thresholds(levels, hop / rate)) * (hop / rate)
-    pieces = _cut(runs, total / rate, longest)
+    padded = np.pad(np.concatenate(powers), SMOOTH // 2, mode="edge")
+    mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")  # of each frame, (F,)
+    levels = 10 * np.log10(np.maximum(mean, SILENT))  # dB of full scale
+    is_sound = levels > _thresholds(levels, hop / rate)
+    edges = np.flatnonzero(np.diff(is_sound, prepend=False, append=False))
+    pieces = _cut(edges.reshape(-1, 2) * (hop / rate), total / rate, longest)
     if not pieces:
         raise BadAudio("holds no sound that rises above its noise floor")
     return [Piece(*times[:2], *(round(time * rate) for time in times[2:])) for times in pieces]
@@ -97,13 +100,6 @@ def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
     if isinstance(audio, Path):
         return read_audio(audio, piece.first, piece.last - piece.first).samples
     return audio[piece.first : piece.last]
-
-
-def _levels(powers: np.ndarray) -> np.ndarray:
-    """Map the power of frames (F,) to their smoothed level (F,), dB of full scale."""
-    padded = np.pad(powers, SMOOTH // 2, mode="edge")
-    mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")
-    return 10 * np.log10(np.maximum(mean, SILENT))
 
 
 def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
@@ -118,14 +114,10 @@ def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
     return np.maximum(floor + ABOVE, levels.max() - RANGE)
 
 
-def _runs(is_sound: np.ndarray) -> np.ndarray:
-    """First frames of the sounds and first frames after them, (runs, 2), of a mask (F,)."""
-    edges = np.diff(is_sound.astype(np.int8), prepend=0, append=0)
-    return np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], axis=1)
-
-
 def _cut(runs: np.ndarray, seconds: float, longest: float) -> list[tuple[float, ...]]:
-    """Start and end of each piece and of what is heard of it, in seconds."""
+    """Start and end of each piece and of what is heard of it, in seconds. ``runs``, (runs, 2):
+    start and end of every stretch with sound.
+    """
     sounds: list[list[float]] = []
     for start, end in runs:
         if sounds and start - sounds[-1][1] < PAUSE:
@@ -172,12 +164,14 @@ class UnitFiles:
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
         fill_in(self.settings, unit_model.name, unit_model)
-        self.lm_folder, self.km_path = unit_model.lm_folder, unit_model.km_path
-        if self.settings.km_path is not None:
-            self.km_path = workspace.root / Path(self.settings.km_path).expanduser()
-        self.ckpt_path = None
-        if self.settings.ckpt_path is not None:
-            self.ckpt_path = workspace.root / Path(self.settings.ckpt_path).expanduser()
+        self.lm_folder, self.km_path, self.ckpt_path = (
+            unit_model.lm_folder,
+            unit_model.km_path,
+            None,
+        )
+        for name in ("km_path", "ckpt_path"):
+            if (path := getattr(self.settings, name)) is not None:
+                setattr(self, name, workspace.root / Path(path).expanduser())
 
     def check_here(self) -> None:
         """Raises ``UserError`` for a missing k-means or speech model."""
@@ -213,21 +207,17 @@ class UnitFiles:
         return load_kmeans(self.km_path)
 
     def unit_settings(self) -> UnitSettings:
-        """The settings, with the k-means' fingerprint where its file exists."""
-        kmeans = kmeans_fingerprint(self.centres) if self.km_path.is_file() else None
-        settings = self.settings
+        """The settings, with the k-means' fingerprint where its file exists: the same for a
+        released file and its conversion.
+        """
+        kmeans, settings = None, self.settings
+        if self.km_path.is_file():
+            digest = hashlib.sha256(repr(self.centres.shape).encode())
+            digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
+            kmeans = digest.hexdigest()[:16]
         return UnitSettings(
             settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans
         )
-
-
-def kmeans_fingerprint(centres: np.ndarray) -> str:
-    """SHA-256 over the centres as float64, 16 hexadecimal digits: the same for a released file and
-    its conversion.
-    """
-    digest = hashlib.sha256(repr(centres.shape).encode())
-    digest.update(np.ascontiguousarray(centres, dtype="<f8").data)
-    return digest.hexdigest()[:16]
 
 
 class SpeechToUnits:
