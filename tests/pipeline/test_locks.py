@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from pipeline.errors import UserError
 from pipeline.files import holding
 
@@ -67,12 +65,3 @@ def test_one_that_waits_gets_it(tmp_path: Path) -> None:
     with holding(tmp_path / "data", wait=-1):
         assert (tmp_path / "written").exists()
     assert os.waitpid(process, 0)[1] == 0
-
-
-def test_the_refusal_names_the_output(tmp_path: Path) -> None:
-    with (
-        holding(tmp_path / "IC-data-bin"),
-        pytest.raises(UserError, match="IC-data-bin: another process is writing there"),
-        holding(tmp_path / "IC-data-bin"),
-    ):
-        pass

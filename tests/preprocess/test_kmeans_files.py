@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -19,6 +17,7 @@ from joblib.numpy_pickle import NumpyArrayWrapper, NumpyPickler
 from pipeline.errors import UserError
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from tests.conftest import stage
+from tests.reliability.hostile import Runs
 
 COMPRESSIONS = [0, *((name, 3) for name in ("zlib", "gzip", "bz2", "xz", "lzma"))]
 
@@ -82,16 +81,6 @@ def test_protocols_and_files_of_other_versions(tmp_path, protocol, numpy_2):
                 content = content.replace(b"cnumpy.core.", b"cnumpy._core.")
         (tmp_path / "km.bin").write_bytes(content)
         assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
-
-
-class Runs:
-    """Loading its pickle makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
 
 
 def hostile(where: str, model, run: Runs):
@@ -177,7 +166,7 @@ def test_files_that_are_something_else(tmp_path, content):
         load_kmeans(tmp_path / "km.bin")
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 @given(drawn=st.data(), compression=st.sampled_from(COMPRESSIONS))
 def test_damaged_files_give_centres_or_an_error(tmp_path_factory, drawn, compression):
     handle = io.BytesIO()

@@ -240,10 +240,11 @@ def test_a_shard_reads_repaired_audio_again(tmp_path):
 
 def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    (root / "wavs/speakers/train/2.wav").write_text("not audio")
+    (root / "wavs/speakers/train/2.wav").write_bytes(b"")
     task = intents(tmp_path)
-    with pytest.raises(UserError, match="not readable audio"):
+    with pytest.raises(UserError, match=r"1 audio file.*train/2\.wav \(is an empty file\)"):
         task.generate_manifest()
+    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
     task.skip_bad = True
     task.generate_manifest()
     said = capsys.readouterr().out

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
-from preprocess.actions.manifest import read_manifest
 from preprocess.speech_commands.preprocessor import which_split
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
@@ -34,10 +32,3 @@ def test_published_validation_rows_are_validation_files():
     spoken = [file for file in files if not file.startswith("temp/")]
     assert len(files) == 3370 and len(spoken) > 2500
     assert {which_split(Path(file).name) for file in spoken} == {"valid"}
-
-
-@pytest.mark.parametrize("text", ["/corpus\n", "/corpus\na.wav\t5\n", "/corpus\na\tx\t0\ta\t1\n"])
-def test_broken_manifests(tmp_path, text):
-    (tmp_path / "train.tsv").write_text(text)
-    with pytest.raises(UserError, match=r"train\.tsv.*generate_manifest again"):
-        read_manifest(tmp_path / "train.tsv")

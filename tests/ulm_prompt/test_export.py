@@ -250,9 +250,3 @@ def test_nothing_of_the_users_is_overwritten(
     run(spoken_workspace, "IC", exported["IC"], "--license", "MIT")
     assert read_record(exported["IC"]).license == "MIT"
     assert (exported["IC"] / TENSORS).read_bytes() == before
-
-
-def test_what_is_not_there_to_export(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="correct --model_date"):
-        run(spoken_workspace, "IC", tmp_path / "out", "--checkpoint", "checkpoint_7.pt")
-    assert list(tmp_path.iterdir()) == []

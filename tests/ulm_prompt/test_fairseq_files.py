@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from fairseq import checkpoint_utils
 
 from pipeline.torch_files import load_torch
-from tests.reliability.hostile import Runs
 from ulm_prompt.training.fairseq_patches import CurveWriter, patched
 from ulm_prompt.training.fairseq_run import LogFile
 
@@ -84,15 +82,3 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     log.handle(logging.makeLogRecord({"msg": LINE}))
     log.close()
     assert path.read_text() == f"{LINE}\n{LINE}\n"
-
-
-def test_its_own_reader_takes_weights_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the environment says; afterwards that is as it was."""
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")
-    with patched(), pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "last.pt"))
-    assert not (tmp_path / "it-ran").exists()
-    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"

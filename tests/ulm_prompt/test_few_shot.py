@@ -11,11 +11,10 @@ import torch
 from fairseq.trainer import Trainer
 
 from pipeline.errors import UserError
-from pipeline.rows import Row, read_rows, write_rows
+from pipeline.rows import read_rows, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.prompt_lm.data import RowDataset, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.pictures import valid_curve
@@ -130,21 +129,3 @@ def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.M
         models.append(torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"])
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name]), name
-
-
-@pytest.mark.parametrize("downstream", ["speech_commands", "fluent_commands"])
-def test_the_published_rows(data: Path, downstream: str) -> None:
-    """KS's train split is balanced by drawing with replacement; each class still gives k."""
-    found = read_rows(data / "units" / "hubert100" / downstream / "train")
-    rows = [_numbers(row) for row in found]
-    places = draw_shots(rows, 20, seed=1)
-    counts = Counter(rows[place][1] for place in places)
-    tasks = {load_task(name).downstream: load_task(name) for name in ("KS", "IC")}
-    assert all(len(labels) == tasks[downstream].labels_per_utterance for labels in counts)
-    assert set(counts.values()) == {20}
-    assert len(counts) == {"speech_commands": 12, "fluent_commands": 31}[downstream]
-    assert len({rows[place] for place in places}) == len(places) < len(rows)
-
-
-def _numbers(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(map(int, row.units.split())), tuple(map(int, row.labels.split()))

@@ -136,23 +136,14 @@ def test_units_do_not_see_an_infix() -> None:
         assert torch.equal(model(tokens, before), logits)
 
 
-def test_without_a_prompt_it_is_the_stock_lm() -> None:
-    lm = tiny.lm()
-    tokens, read_at = a_batch()
-    with torch.no_grad():
-        found = PromptLanguageModel(lm, None)(tokens, read_at)
-        expected = at(lm(tokens)[0], read_at)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
 def test_positions_beyond_the_stock_table() -> None:
-    """Rows longer than the 1,024 positions that fairseq prepares."""
-    lm = tiny.lm(layers=1)
+    """Without a prompt it is the stock LM, also for rows longer than fairseq's 1,024 positions."""
     tokens = torch.randint(4, 104, (1, 1500), generator=torch.Generator().manual_seed(0))
-    read_at = torch.tensor([[1400, 1499]])
-    with torch.no_grad():
-        found = PromptLanguageModel(tiny.lm(layers=1), None)(tokens, read_at)
-        torch.testing.assert_close(found, at(lm(tokens)[0], read_at), rtol=0, atol=1e-4)
+    for (rows, read_at), layers in ((a_batch(), 3), ((tokens, torch.tensor([[1400, 1499]])), 1)):
+        with torch.no_grad():
+            found = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
+            expected = at(tiny.lm(layers=layers)(rows)[0], read_at)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_published_parameter_counts() -> None:

@@ -138,15 +138,6 @@ def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) ->
     assert [sha256(folder / name) for name in names] == before
 
 
-def test_another_run_is_not_overwritten(prepared: Path) -> None:
-    train(prepared, "taken", knobs=("max_epoch=1",))
-    message = stage(
-        "ulm_prompt/train.py", "--workspace", prepared, "--date", "taken", "--prompt_task", "KS",
-        "--set", "max_epoch=1", "lr=0.1", code=2,
-    )  # fmt: skip
-    assert "another lr" in message
-
-
 def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
     printed = train(prepared, "ft", "--fine_tune", knobs=("max_epoch=2", "warmup_updates=2"))
     counts = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed)
