@@ -18,7 +18,7 @@ from pipeline.workspace import Workspace
 from tests.reliability.hostile import refused
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from tests.ulm_prompt.in_process import call, prepare
+from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.train_ulm import choose_recipe
 
@@ -193,11 +193,9 @@ def test_units_of_two_kmeans_make_no_lm(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("workspace")
-    prepare(root, "speech_commands", "fluent_commands")
-    call("train", root, "--date", "d", "--set", "max_update=1")
-    return root
+def trained(prepared: Path) -> Path:
+    call("train", prepared, "--date", "d", "--set", "max_update=1")
+    return prepared
 
 
 @pytest.mark.parametrize(
@@ -207,6 +205,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--set", "seed=-1"], "seed=-1: expected at least 0"),
         (["--set", "lr_schedule=cosin"], "expected one of fixed"),
         (["--set", "lr_schedule=inverse_sqrt", "warmup_updates=0"], "needs at least 1"),
+        (["--infix_prompt_length", -1], "expected 0 or more"),
+        (["--infix_prompt_length", 2, "--prefix_prompt_length", 3], "input vectors only"),
+        (["--infix_prompt_length", 2, "--fine_tune"], "says how a prompt is trained"),
+        (["--fine_tune", "--set", "verbalizer=learnable"], "belongs to a prompt"),
         (["--fine_tune", "--set", "warmup_updates=0"], "needs at least 1"),
         (["--fine_tune", "--prefix_prompt_length", 50], "--prefix_prompt_length: says how a prom"),
         (["--fine_tune", "--set", "space=projected"], "--set space: says how a prompt is trained"),

@@ -15,8 +15,7 @@ from pipeline.rows import read_rows, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from ulm_prompt.prompt_lm.data import RowDataset, draw_shots
-from ulm_prompt.prompt_lm.lm import load_dictionary
+from ulm_prompt.prompt_lm.data import draw_shots
 from ulm_prompt.scoring.pictures import valid_curve
 
 # four classes of which one has three distinct rows; all are drawn several times
@@ -59,21 +58,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(root: Path, date: str, *knobs: str) -> str:
     return call("train", root, "--date", date, "--recipe", "fast", "--set", *knobs)
-
-
-def test_the_dataset_serves_the_drawn_rows(root: Path) -> None:
-    workspace = Workspace(root)
-    symbols = load_dictionary(workspace.lm("tiny100"))
-    dataset = RowDataset(workspace.data_bin("tiny100", "KS") / "train", symbols, shuffle=True)
-    assert len(dataset) == 406
-    dataset.draw(5, seed=1)
-    served = [dataset[index] for index in range(len(dataset))]
-    rows = [tuple(sample["tokens"].tolist()) for sample in served]
-    assert len(set(rows)) == len(rows) == 4 * 5
-    assert set(Counter(row[-2] for row in rows).values()) == {5}
-    for sample, row, size in zip(served, rows, dataset.sizes):
-        assert row[sample["separator"]] == 0 and len(row) == size
-    assert sorted(dataset.ordered_indices()) == list(range(20))
 
 
 def test_an_epoch_of_one_update(root: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt, rounding
 
@@ -147,8 +148,10 @@ def test_positions_beyond_the_stock_table() -> None:
 
 
 def test_published_parameter_counts() -> None:
-    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, and CPC's prompts."""
-    for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224)):
+    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, CPC's prompts, texts."""
+    text = load_task("ASR").prefix_prompt_length
+    assert text == load_task("SF").prefix_prompt_length
+    for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224), (text, 4_506_624)):
         prompt = Prompt(layers=12, length=length, width=1024)
         assert sum(parameter.numel() for parameter in prompt.parameters()) == expected
 

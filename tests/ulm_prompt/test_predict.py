@@ -92,21 +92,6 @@ def test_neither_batch_nor_waveform_nor_other_prompts_change_an_answer(
                 )
 
 
-def test_prompts_are_projected_before_the_lm_is_rounded(
-    spoken_workspace: Workspace, predictor: Predictor
-) -> None:
-    """In bfloat16 each of two prompts answers as it does alone, near its answers in float32."""
-    files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[:9]
-    both = Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="bfloat16")(files)
-    for task in ("KS", "IC"):
-        alone = Predictor.load([task], spoken_workspace.root, dtype="bfloat16")(files)
-        for answers, expected, exact in zip(both, alone, predictor(files)):
-            assert answers[task] == expected[task]
-            assert answers[task][0].label_probabilities[0] == pytest.approx(
-                exact[task][0].label_probabilities[0], rel=0.2
-            )
-
-
 def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None:
     corpora.write(tmp_path / "good.wav", corpora.tone(0.3, 200))
     corpora.write(tmp_path / "short.wav", corpora.tone(0.01, 200))
