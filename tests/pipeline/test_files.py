@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.files import replacing_folder, writing
-from tests.reliability.modes import bow_to_modes
+from tests.reliability.runs import bow_to_modes
 
 
 def die_in(work: Callable[[], None]) -> None:

@@ -24,8 +24,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
 
 from tests.reliability.contents import contents, temporaries
-from tests.reliability.modes import bow_to_modes
-from tests.reliability.runs import Ended, Run
+from tests.reliability.runs import Ended, Run, bow_to_modes
 from tests.reliability.stages import STAGES, Mirror, Stage, warm_up, write_corpus
 
 
