@@ -43,7 +43,6 @@ def answered(reference: Text, answer: Text) -> Answered:
     return Answered(reference, answer, 1 + len(reference.words), reference == answer)
 
 
-letters = st.lists(st.sampled_from("AB '"), max_size=8)
 labels = st.lists(st.sampled_from([*"AB ", "artist", "city", "date"]), max_size=12)
 references = labels.filter(lambda names: any(name in "AB" for name in names))
 utterances = st.lists(st.tuples(references, labels), min_size=1, max_size=4)
