@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import run
 from pipeline.files import replacing, replacing_folder, writing
@@ -88,3 +89,15 @@ def test_full_standard_output(size: int) -> None:
     assert result.stderr == (
         "error: No space left on device; make room, then run the same command again\n"
     )
+
+
+def test_out_of_memory_is_one_line_and_a_bug_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail_with(error: Exception) -> None:
+        raise error
+
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried 20 MiB.\nGPU 0 has 1 GiB in all")
+    line = told(lambda: fail_with(full), capsys)
+    assert line.startswith("error: CUDA out of memory.") and line.count("\n") == 1
+    assert "take smaller batches" in line
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(lambda: fail_with(RuntimeError("a bug")))

@@ -139,6 +139,8 @@ def test_wrong_checkpoints_are_refused(tmp_path):
         "layer_type=conformer is not supported": ("cfg", "layer_type", "conformer"),
         "encoder_layers=many is not what fairseq": ("cfg", "encoder_layers", "many"),
         "extractor_mode=group is not": ("cfg", "extractor_mode", "group"),
+        "pos_conv.0.weight_v .*64": ("cfg", "conv_pos", 64),
+        "encoder_attention_heads=7": ("cfg", "encoder_attention_heads", 7),
     }
     for message, (part, key, value) in changes.items():
         state = torch.load(path, weights_only=True)

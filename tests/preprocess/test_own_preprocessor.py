@@ -38,13 +38,8 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
             write(path, tone(0.3, 100 + 300 * number + ord(speaker)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # before the packages that are installed
     runner = tmp_path / "preprocess" / "runner.py"
-    small = (
-        "--unit_model",
-        "logmel100",
-        "--set",
-        "fairseqrc.km_clusters=8",
-        "fairseqrc.km_starts=1",
-    )
+    small = ("--unit_model", "logmel100", "--set", "fairseqrc.km_clusters=8",
+             "fairseqrc.km_starts=1")  # fmt: skip
     for action in ("generate_manifest", "learn_kmeans", "quantized", "postprocess"):
         stage(str(runner), "--downstream", "animals", "--action", action, *small)
     rows = {split: list(read_rows(folder / "data" / "logmel100" / split))

@@ -189,14 +189,22 @@ def test_a_second_run_at_the_same_time_is_refused(workspace):
                 again()
 
 
-def test_bad_audio_loses_nothing_good(tmp_path, capsys):
+@pytest.fixture
+def broken(tmp_path) -> tuple[Preprocessor, Path, bytes]:
+    """A task with k-means, a file of its train split that has become bad, and what it held."""
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
     task = intents(tmp_path)
     task.generate_manifest()
     learn_kmeans([task])
-    bad, other = (root / f"wavs/speakers/{name}.wav" for name in ("train/1", "test/0"))
+    bad = root / "wavs/speakers/train/1.wav"
     kept = bad.read_bytes()
     soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
+    return task, bad, kept
+
+
+def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
+    task, bad, kept = broken
+    other = bad.parents[1] / "test/0.wav"
     other.write_bytes(other.read_bytes()[:100])
     with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
         Quantizing(task).run(Ranks(), skip_bad=False)
@@ -219,14 +227,8 @@ def test_bad_audio_loses_nothing_good(tmp_path, capsys):
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
 
 
-def test_a_shard_reads_repaired_audio_again(tmp_path):
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    task = intents(tmp_path)
-    task.generate_manifest()
-    learn_kmeans([task])
-    bad = root / "wavs/speakers/train/1.wav"
-    kept = bad.read_bytes()
-    soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
+def test_a_shard_reads_repaired_audio_again(broken):
+    task, bad, kept = broken
     for shard in (0, 1):
         Quantizing(task).run_shard(Shard(shard, 2))
     with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
@@ -240,10 +242,11 @@ def test_a_shard_reads_repaired_audio_again(tmp_path):
 
 def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    (root / "wavs/speakers/train/2.wav").write_text("not audio")
+    (root / "wavs/speakers/train/2.wav").write_bytes(b"")
     task = intents(tmp_path)
-    with pytest.raises(UserError, match="not readable audio"):
+    with pytest.raises(UserError, match=r"1 audio file.*train/2\.wav \(is an empty file\)"):
         task.generate_manifest()
+    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
     task.skip_bad = True
     task.generate_manifest()
     said = capsys.readouterr().out

@@ -23,11 +23,11 @@ from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.kmeans import load_kmeans
-from preprocess.speech_commands.preprocessor import TRAIN_FOLDER
+from preprocess.speech_commands.preprocessor import TRAIN_FOLDER, which_split
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import preprocessor
 
-REAL_CLIPS = REPOSITORY.parent / "shared" / "data" / "audio" / "speech_commands"
+PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
 
 
 def all_actions(task: Preprocessor) -> None:
@@ -118,14 +118,6 @@ def test_missing_csv_and_missing_column(intents):
     (folder / "test_data.csv").write_text("path,action\n")
     with pytest.raises(UserError, match="no column location, object"):
         preprocessor("fluent_commands", intents).generate_manifest()
-
-
-def test_empty_wav_stops_the_manifest(intents):
-    (intents / "corpora/fluent_commands/wavs/speakers/train/1.wav").write_bytes(b"")
-    task = preprocessor("fluent_commands", intents)
-    with pytest.raises(UserError, match=r"1 audio file.*train/1\.wav \(is an empty file\)"):
-        task.generate_manifest()
-    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
 
 
 def test_stale_units_are_refused(keywords):
@@ -276,3 +268,26 @@ def test_a_speech_model_s_kmeans_is_not_learned_unasked(intents):
     task.generate_manifest()
     with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
         learn_kmeans([task])
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("a6d586b7_nohash_4.wav", "valid"),  # both in the dataset's validation list
+        ("dbb40d24_nohash_3.wav", "valid"),
+        ("37fc5d97_nohash_1.wav", None),  # both in the test set
+        ("27c30960_nohash_0.wav", None),
+        ("024d32b9_nohash_1.wav", "train"),
+        ("2357fa8a_nohash_1.wav", "train"),
+    ],
+)
+def test_known_names(name, split):
+    assert which_split(name) == split
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published units in ../shared/data")
+def test_published_validation_rows_are_validation_files():
+    files = {row.file for row in read_rows(PUBLISHED / "valid")}
+    spoken = [file for file in files if not file.startswith("temp/")]
+    assert len(files) == 3370 and len(spoken) > 2500
+    assert {which_split(Path(file).name) for file in spoken} == {"valid"}

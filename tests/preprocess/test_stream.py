@@ -10,7 +10,6 @@ import torch
 
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Block, Encoder, cut_blocks
-from preprocess.speech2unit.audio import BadAudio
 from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel
 from tests.preprocess.corpora import tone, write
@@ -78,25 +77,6 @@ def test_a_gpu_is_named_with_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
     assert best_device() == (torch.device("cuda", 1), "GPU G")
-
-
-def test_results_do_not_depend_on_threads(corpus, threads):
-    root, entries = corpus
-    found = []
-    for count in (1, 4):
-        threads(count)
-        found.append(torch.cat(encode(LogMel(Source()), root, entries, 1.0)))
-    assert torch.equal(*found)
-
-
-def test_bad_files_keep_their_place(corpus):
-    root, entries = corpus
-    absent = Entry("absent.wav", 16_000, 0, "absent.wav", "0")
-    brief = entries[0]._replace(frames=300)
-    results = encode(LogMel(Source()), root, [entries[1], absent, brief, entries[2]], 1.0)
-    kinds = [isinstance(result, BadAudio) for result in results]
-    assert kinds == [False, True, True, False]
-    assert "does not exist" in str(results[1]) and "shorter than one frame" in str(results[2])
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

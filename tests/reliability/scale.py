@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from pipeline.rows import Row, read_rows, write_rows
 from pipeline.workspace import REPOSITORY, Workspace
@@ -24,16 +23,6 @@ UNIT_MODEL, DOWNSTREAM = "hubert100", "fluent_commands"
 UNITS = [str(unit) for unit in range(100)]
 BATCH = 64  # answers that sample.py saves at a time
 STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess", "answers", "cal_acc")
-
-
-class Cost(NamedTuple):
-    """What a stage took on this many rows."""
-
-    stage: str
-    rows: int
-    seconds: float
-    cpu: float  # seconds, which another's work does not change
-    megabytes: float  # at its peak
 
 
 def synthetic(count: int, seed: int) -> Iterator[Row]:
@@ -81,41 +70,25 @@ def write_answers(workspace: Workspace, count: int) -> None:
     partial.remove()
 
 
-def command(stage: str, count: int, workspace: Path) -> list[str]:
-    """The stage's command line."""
-    own = {
+def measure(stage: str, count: int, workspace: Path) -> tuple[float, float, float]:
+    """Run one stage: seconds, CPU seconds (which another's work does not change), megabytes at its
+    peak. Raises ``RuntimeError`` with its last lines when it fails.
+    """
+    words = {
         "answers": ["-m", "tests.reliability.scale", "--write_answers", str(count)],
         "cal_acc": ["ulm_prompt/cal_acc.py", "--sample_date", "d"],
-    }
-    words = own.get(stage, [f"ulm_prompt/{stage}.py"])
-    return [sys.executable, *words, "--workspace", str(workspace)]
-
-
-def measure(stage: str, count: int, workspace: Path) -> Cost:
-    """Run one stage. Raises ``RuntimeError`` with its last lines when it fails."""
+    }.get(stage, [f"ulm_prompt/{stage}.py"])
+    command = [sys.executable, *words, "--workspace", str(workspace)]
     with tempfile.TemporaryFile("w+") as said:
         begun = time.monotonic()
-        process = subprocess.Popen(
-            command(stage, count, workspace), cwd=REPOSITORY, stdout=said, stderr=said
-        )
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=said, stderr=said)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - begun
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             said.seek(0)
             raise RuntimeError(f"{stage} on {count:,} rows:\n{said.read()[-2000:]}")
-    return Cost(stage, count, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
-
-
-def costs(rows: list[int], stages: list[str], scratch: Path | None) -> Iterator[Cost]:
-    """Every stage on every size, smallest first."""
-    for count in sorted(rows):
-        with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            write_workspace(Workspace(Path(folder)), count)
-            for stage in STAGES:
-                cost = measure(stage, count, Path(folder))
-                if stage in stages:
-                    yield cost
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def main() -> None:
@@ -131,17 +104,17 @@ def main() -> None:
         return
     print("| stage | rows | seconds | CPU, s | rows/CPU s | peak, MB | CPU, against linear |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    last: dict[str, Cost] = {}
-    for cost in costs(args.rows, args.stage, args.scratch):
-        before, last[cost.stage] = last.get(cost.stage), cost
-        growth = ""
-        if before:
-            growth = f"{cost.cpu / before.cpu / (cost.rows / before.rows):.2f}"
-        print(
-            f"| {cost.stage} | {cost.rows:,} | {cost.seconds:.1f} | {cost.cpu:.1f} "
-            f"| {cost.rows / cost.cpu:,.0f} | {cost.megabytes:.0f} | {growth} |",
-            flush=True,
-        )
+    last: dict[str, float] = {}  # CPU seconds a row on the size before
+    for count in sorted(args.rows):
+        with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
+            write_workspace(Workspace(Path(folder)), count)
+            for stage in STAGES:
+                seconds, cpu, megabytes = measure(stage, count, Path(folder))
+                growth = f"{cpu / count / last[stage]:.2f}" if stage in last else ""
+                last[stage] = cpu / count
+                if stage in args.stage:
+                    print(f"| {stage} | {count:,} | {seconds:.1f} | {cpu:.1f} | {count / cpu:,.0f} "
+                          f"| {megabytes:.0f} | {growth} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,11 +22,13 @@ from tests.preprocess.test_table import columns
 from tests.reliability.any_bytes import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.test_prompt_record import a_record, as_json
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, TaskConfig, load_task
 from ulm_prompt.prompt_data.ulm_text import read_unit_text
 from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal, read_prompt_text
 from ulm_prompt.prompt_lm.lm import load_dictionary
-from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
+from ulm_prompt.scoring.sample_file import read_samples
 from ulm_prompt.scoring.scores import label_names
 from ulm_prompt.verbalizer import read_labelspace
 
@@ -63,8 +65,10 @@ TEXTS = [
 ]  # fmt: skip
 JSONS = [
     Reader("labelspace.json", b'{"KS": ["0", "1"]}', lambda path: read_labelspace(path, "KS")),
+    Reader("prompt.json", json.dumps(as_json(a_record())).encode(),
+           lambda path: read_record(path.parent)),
     Reader("samples.json", json.dumps(SAMPLES).encode(), lambda path: list(read_samples(path))),
-]
+]  # fmt: skip
 
 
 def check(reader: Callable[[Path], object], path: Path, content: bytes) -> None:
@@ -148,18 +152,3 @@ def test_records(workspace: Workspace, name: str, data: st.DataObject) -> None:
         check(read, path, data.draw(json_contents(good)))
     finally:
         path.write_bytes(good)
-
-
-@few
-@given(st.data())
-def test_answers_of_a_run_that_was_cut_off(tmp_path: Path, data: st.DataObject) -> None:
-    """Lines that are not whole begin anew; the others are read back."""
-    path, made_from = tmp_path / "x.part", {"prompt": "abc"}
-    path.unlink(missing_ok=True)
-    entries = {row: {"free": {"predict": str(row)}} for row in range(3)}
-    PartialAnswers(path, made_from).add(entries)
-    path.write_bytes(data.draw(contents(path.read_bytes())))
-    partial = PartialAnswers(path, made_from)
-    assert all(isinstance(partial[row], dict) for row in partial)
-    partial.add({9: {"free": {"predict": "9"}}})
-    assert dict(PartialAnswers(path, made_from)) == dict(partial)

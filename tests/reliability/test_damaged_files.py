@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.torch_files import load_safetensors, load_torch
-from preprocess.speech2unit.kmeans import load_kmeans
 from tests.reliability.hostile import refused
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.data import open_rows
@@ -45,17 +44,6 @@ def test_safetensors(tmp_path: Path) -> None:
     for content in (b"", b"hello", whole[:-1], struct.pack("<Q", 1 << 60) + whole[8:]):
         path.write_bytes(content)
         assert str(path) in refused(lambda: load_safetensors(path))
-
-
-def test_a_kmeans(tmp_path: Path) -> None:
-    path = tmp_path / "km.npz"
-    centres = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-    np.savez_compressed(path, centres=centres)
-    assert np.array_equal(load_kmeans(path), centres)
-    whole = path.read_bytes()
-    for content in (b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        assert str(path) in refused(lambda: load_kmeans(path))
 
 
 def index_file(count: int, sizes: list[int], offsets: list[int], code: int = 8) -> bytes:

@@ -36,14 +36,14 @@ def test_a_manifest_stays_in_its_corpus(tmp_path: Path, path: str) -> None:
     assert not (tmp_path / "new.tsv").exists()
 
 
-@pytest.mark.parametrize("numbers", ["-1\t0", "0\t0", "9\t-1", "1e9\t0"])
-def test_a_manifest_counts_samples(tmp_path: Path, numbers: str) -> None:
-    (tmp_path / "train.tsv").write_text(f"{tmp_path}\na.wav\t{numbers}\ta.wav\t1\n")
-    assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
-
-
-@pytest.mark.parametrize("line", ['"a"x.wav\t9\t0\ta.wav\t1', '"a.wav\t9\t0\ta.wav\t1'])
-def test_a_manifest_quotes_whole_fields(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(f"a.wav\t{n}\ta.wav\t1" for n in ("-1\t0", "0\t0", "9\t-1", "1e9\t0", "x\t0")),
+        *('"a"x.wav\t9\t0\ta.wav\t1', '"a.wav\t9\t0\ta.wav\t1', "a.wav\t5"),
+    ],
+)
+def test_a_manifest_has_counts_and_whole_fields(tmp_path: Path, line: str) -> None:
     (tmp_path / "train.tsv").write_text(f"{tmp_path}\n{line}\n")
     assert "line 2" in refused(lambda: read_manifest(tmp_path / "train.tsv"))
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError, run
-from pipeline.rows import Row, write_rows
+from pipeline.rows import Row, read_rows, write_rows
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
@@ -41,6 +41,13 @@ count = st.integers(1, 10**12)
 def test_manifests(tmp_path: Path, root: str, entries: list[Entry]) -> None:
     write_manifest(tmp_path / "m.tsv", Path("/", root), entries)
     assert read_manifest(tmp_path / "m.tsv") == (Path("/", root), entries)
+
+
+@few
+@given(st.lists(st.builds(Row, names, numbers, numbers), min_size=1, max_size=5))
+def test_rows(tmp_path: Path, rows: list[Row]) -> None:
+    assert write_rows(tmp_path / "train", rows) == len(rows)
+    assert list(read_rows(tmp_path / "train")) == rows
 
 
 @few

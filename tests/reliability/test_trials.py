@@ -40,7 +40,7 @@ def test_stages_bear_every_fault() -> None:
 def test_files_with_the_released_names_go_from_download_to_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rehearse(tmp_path, layers=2, width=256, channels=32, clips=6)
+    rehearse(tmp_path, layers=2, width=128, channels=32, clips=6)
     assert capsys.readouterr().out.count(".py") == 9
     samples = tmp_path / "samples" / "samples_d"
     assert (samples / "samples_KS_hubert100_d.json").stat().st_size

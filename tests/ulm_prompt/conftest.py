@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.workspace import Workspace
-from tests.ulm_prompt import spoken
+from tests.ulm_prompt import spoken, tiny
+from tests.ulm_prompt.in_process import prepare
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both tasks' rows and a tiny LM, after the data stages. Tests add runs of their own dates."""
+    root = tmp_path_factory.mktemp("prepared")
+    prepare(root, *tiny.LABELS)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from pipeline.ranks import Ranks
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing, learn_kmeans
-from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import load_verbal, renamed_texts
@@ -51,7 +51,7 @@ def write_workspace(root: Path) -> Workspace:
         task.postprocess()
     tiny.write_lm(workspace.lm(UNIT_MODEL))
     for name in ("make_data", "gen_labelspace", "verbalizer"):
-        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+        call(name, root)
     for number, task in enumerate(DOWNSTREAMS):
         write_prompt(workspace, task, "d", number)
     return workspace

@@ -31,15 +31,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train_ulm(
-    root: Path,
-    *knobs: str,
-    begin_from: Path | None = None,
-    text: Path | None = None,
-    code: int = 0,
-) -> str:
+def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int = 0) -> str:
     begin = ("--begin_from", begin_from) if begin_from else ()
-    texts = ("--text", text, "--valid_text", text) if text else ()
+    text = root / "text.txt"
+    texts = ("--text", text, "--valid_text", text) if text.exists() else ()
     return stage(
         "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
         "--config", "tiny", *begin, *texts, "--set", *KNOBS, *knobs, code=code,
@@ -59,12 +54,11 @@ def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> 
 
 def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
     """Trained on a text of unit 7 alone, it expects 7 by its own dict, not by the usual one."""
-    text = root / "sevens.txt"
-    text.write_text("7 7 7 7 7 7 7 7\n" * 200)
+    (root / "text.txt").write_text("7 7 7 7 7 7 7 7\n" * 200)
     for rows in (root / "preprocess").rglob("tiny100/*"):
         rows.unlink()
     knobs = ("topics=0", "max_update=60", "lr=1e-2")
-    train_ulm(root, *knobs, begin_from=root / "released", text=text)
+    train_ulm(root, *knobs, begin_from=root / "released")
     lm = load_unit_lm(Workspace(root).lm(UNIT_MODEL))
     seven = lm.dictionary.index("7")
     logits = lm.model(torch.tensor([[lm.dictionary.eos(), seven, seven]]))[0]

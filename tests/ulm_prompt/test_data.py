@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
-from tests.ulm_prompt import tiny
-from tests.ulm_prompt.in_process import data_stages
 from ulm_prompt.prompt_lm.data import RowDataset, UnitNoise, batches_by_length
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
@@ -77,22 +75,13 @@ def test_noise_keeps_the_order_and_at_least_one_unit() -> None:
     assert all(len(noise(np.array([7, 7]), index, 1)) >= 1 for index in range(100))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("workspace")
-    tiny.write_corpus(root)
-    tiny.write_lm(Workspace(root).lm("tiny100"))
-    data_stages(root)
-    return root
-
-
 def served(dataset: RowDataset, epoch: int) -> list[list[int]]:
     dataset.set_epoch(epoch)
     return [dataset[index]["tokens"].tolist() for index in range(len(dataset))]
 
 
-def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(root: Path) -> None:
-    workspace = Workspace(root)
+def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(prepared: Path) -> None:
+    workspace = Workspace(prepared)
     folders = {"data": str(workspace.data_bin("tiny100", "KS")), "lm": str(workspace.lm("tiny100"))}
     task = UnitPromptTask.setup_task(
         UnitPromptConfig(**folders, unit_noise=0.2, max_tokens=0, seed=1)

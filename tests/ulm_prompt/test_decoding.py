@@ -151,14 +151,6 @@ def test_batch_size_changes_nothing(options: dict[str, object]) -> None:
     assert within(one) == within(several) == within(all_at_once)
 
 
-def test_rows_that_are_done_change_nothing_for_the_others() -> None:
-    model, rows = a_model(), some_rows()
-    lm, options = cached(model), Options(max_labels=LIMIT, batch_size=4)
-    whole = list(decode(lm, rows, label_sets(), options))
-    done = {decoded.row for batch in whole[:3] for decoded in batch} | {whole[4][0].row}
-    assert list(decode(lm, rows, label_sets(), options, done)) == whole[3:]
-
-
 def test_within_labels_takes_the_likeliest_of_the_allowed() -> None:
     """Step by step over the uncached model, and the log-probabilities that it gives."""
     model, rows = a_model(), some_rows(9)
@@ -266,13 +258,3 @@ def test_topk_and_topp_cut_the_distribution() -> None:
     assert free(ours(model, [row], sampling=True, topk=1)) == free(ours(model, [row]))
     aim = (ranked.values[0] + ranked.values[1] / 2).item()
     assert drawn(topp=aim) == set(ranked.indices[:2].tolist())
-
-
-def test_without_a_prompt() -> None:
-    """A fine-tuned LM decodes the same way."""
-    lm = tiny.lm()
-    row = some_rows(1)[0]
-    found = free(ours(PromptLanguageModel(lm, None), [row], max_labels=1))[0]
-    scores = lm(row[None])[0][0, -1]
-    scores[PAD] = -math.inf
-    assert found == [scores.argmax().item()]

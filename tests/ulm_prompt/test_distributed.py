@@ -41,6 +41,13 @@ def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
     return [*command, "--config", "tiny", "--set", *LM, *knobs]
 
 
+UNIT_MODELS = {"KS": UNIT_MODEL, "ulm": "ulm100"}
+
+
+def pairs(*runs: tuple[str, str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("task", "first", "second"), runs)
+
+
 def launch(world: int, commands: list[list[str]], *kill: int) -> subprocess.CompletedProcess:
     module = ["-m", "tests.ulm_prompt.stages_in_a_row", json.dumps(commands), *map(str, kill)]
     if world > 1:
@@ -96,71 +103,65 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def curve(root: Path, task: str, unit_model: str, date: str) -> dict[int, tuple[float, float]]:
+def curve(root: Path, task: str, date: str) -> dict[int, tuple[float, float]]:
     """Updates -> the loss on valid, and how many utterances all ranks together saw in a batch."""
-    scores = valid_curve(Workspace(root).logs(task, unit_model, date) / "train.log")
+    scores = valid_curve(Workspace(root).logs(task, UNIT_MODELS[task], date) / "train.log")
     return {update: (each["loss"], each["bsz"]) for update, each in scores.items()}
 
 
-def weights(root: Path, task: str, unit_model: str, date: str) -> dict[str, torch.Tensor]:
-    folder = Workspace(root).checkpoints(task, unit_model, date)
+def weights(root: Path, task: str, date: str) -> dict[str, torch.Tensor]:
+    folder = Workspace(root).checkpoints(task, UNIT_MODELS[task], date)
     return torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize(
-    ("task", "unit_model", "first", "second"),
-    [
-        ("KS", UNIT_MODEL, "one", "two"),
-        ("KS", UNIT_MODEL, "one_projected", "two_projected"),
-        ("KS", UNIT_MODEL, "one", "killed"),
-        ("KS", UNIT_MODEL, "large", "accumulated"),
-        ("ulm", "ulm100", "one", "two"),
-    ],
+@pairs(
+    ("KS", "one", "two"),
+    ("KS", "one_projected", "two_projected"),
+    ("KS", "one", "killed"),
+    ("KS", "large", "accumulated"),
+    ("ulm", "one", "two"),
 )
 def test_the_same_batches_train_the_same_prompt(
-    trained: Path, task: str, unit_model: str, first: str, second: str
+    trained: Path, task: str, first: str, second: str
 ) -> None:
     """The same curve and the same weights: batches that do not divide by two, batches that one rank
     has no share of, accumulated batches, prompt dropout, a rank killed and the run gone on.
     """
-    expected = curve(trained, task, unit_model, first)
+    expected = curve(trained, task, first)
     assert len(expected) >= 3 and len(set(expected.values())) == len(expected)
-    found = curve(trained, task, unit_model, second)
+    found = curve(trained, task, second)
     assert found.keys() == expected.keys()
     for update, (loss, utterances) in found.items():
         assert loss == pytest.approx(expected[update][0], rel=1e-4)
         assert task == "ulm" or first == "large" or utterances == expected[update][1]
-    theirs = weights(trained, task, unit_model, first)
-    for name, tensor in weights(trained, task, unit_model, second).items():
+    theirs = weights(trained, task, first)
+    for name, tensor in weights(trained, task, second).items():
         if "k_proj.bias" not in name:  # shifts all of a query's logits alike: its gradient is noise
             torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("task", "unit_model", "first", "second"),
-    [
-        ("KS", UNIT_MODEL, "one", "bfloat16"),
-        ("KS", UNIT_MODEL, "one", "float16"),
-        ("KS", UNIT_MODEL, "tuned", "tuned_bfloat16"),
-        ("ulm", "ulm100", "one", "bfloat16"),
-    ],
+@pairs(
+    ("KS", "one", "bfloat16"),
+    ("KS", "one", "float16"),
+    ("KS", "tuned", "tuned_bfloat16"),
+    ("ulm", "one", "bfloat16"),
 )
 def test_half_precision_learns_as_float32(
-    trained: Path, task: str, unit_model: str, first: str, second: str
+    trained: Path, task: str, first: str, second: str
 ) -> None:
     """The prompt itself stays in float32; a whole LM does not."""
-    expected, found = (curve(trained, task, unit_model, date) for date in (first, second))
+    expected, found = (curve(trained, task, date) for date in (first, second))
     assert found.keys() == expected.keys() and found != expected
     for update, (loss, _) in found.items():
         assert loss == pytest.approx(expected[update][0], rel=0.02)
     is_half = [
         torch.equal(tensor, tensor.bfloat16().float())
-        for tensor in weights(trained, task, unit_model, second).values()
+        for tensor in weights(trained, task, second).values()
         if tensor.abs().sum() > 0
     ]
     assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
     if task == "KS":
-        card = read_record(Workspace(trained).checkpoints(task, unit_model, second))
+        card = read_record(Workspace(trained).checkpoints(task, UNIT_MODELS[task], second))
         assert card.training["dtype"] in second
 
 

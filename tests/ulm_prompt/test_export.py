@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipeline.torch_files import load_safetensors, save_safetensors
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
-from ulm_prompt import export, sample
+from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, read_record
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
@@ -27,11 +26,9 @@ from ulm_prompt.scoring.sample_file import origin_path
 from ulm_prompt.using.predictor import Predictor
 
 
-def run(workspace: Workspace, task: str, out: Path, *words: object) -> None:
-    command = ["--workspace", workspace.root, "--prompt_task", task, "--model_date", "d"]
-    command += ["--unit_model", spoken.UNIT_MODEL, "--out", out, *words]
-    sys.argv = ["export.py", *map(str, command)]
-    export.main()
+def run(workspace: Workspace, task: str, out: Path, *words: object) -> str:
+    selection = ("--prompt_task", task, "--model_date", "d", "--unit_model", spoken.UNIT_MODEL)
+    return call("export", workspace.root, *selection, "--out", out, *words)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +80,7 @@ def test_answers_are_those_of_the_checkpoint(
 
 
 def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
-    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spoken_workspace: Workspace, tmp_path: Path
 ) -> None:
     """Newer sample files of the same name, of another checkpoint or of draws, are passed over, and
     so is one that does not say what it is of.
@@ -107,13 +104,11 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
             write_json(name, entries)
         if origin:
             write_json(origin_path(path), origin)
-    run(workspace, "IC", tmp_path / "one")
+    assert "no licence" in run(workspace, "IC", tmp_path / "one")
     assert read_record(tmp_path / "one").test["accuracy"] == 25.0
-    assert "no licence" in capsys.readouterr().out
     origin_path(workspace.samples("IC", spoken.UNIT_MODEL, "d", "best")).unlink()
-    run(workspace, "IC", tmp_path / "none")
+    assert "no test accuracy" in run(workspace, "IC", tmp_path / "none")
     assert read_record(tmp_path / "none").test == {}
-    assert "no test accuracy" in capsys.readouterr().out
 
 
 def test_labels_are_called_as_in_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
@@ -134,10 +129,8 @@ def test_sample_py_decodes_with_an_export(
 ) -> None:
     files = []
     for date, flags in (("own", []), ("shared", ["--checkpoint", exported["IC"] / TENSORS])):
-        command = ["--workspace", spoken_workspace.root, "--prompt_task", "IC"]
-        command += ["--model_date", "d", "--sample_date", date, *flags]
-        sys.argv = ["sample.py", *map(str, command)]
-        sample.main()
+        command = ("--prompt_task", "IC", "--model_date", "d", "--sample_date", date)
+        call("sample", spoken_workspace.root, *command, *flags)
         files.append(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date))
     assert files[0].read_bytes() == files[1].read_bytes()
     prompts = [read_json(origin_path(path), "")["prompt"] for path in files]
@@ -243,6 +236,8 @@ def test_nothing_of_the_users_is_overwritten(
         run(spoken_workspace, "IC", tmp_path)
     with pytest.raises(UserError, match="a file; name a folder"):
         run(spoken_workspace, "IC", tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="correct --model_date"):
+        run(spoken_workspace, "IC", tmp_path / "out", "--checkpoint", "checkpoint_7.pt")
     with pytest.raises(UserError, match="license: expected one line"):
         run(spoken_workspace, "IC", tmp_path / "out", "--license", "two\nlines")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -250,9 +245,3 @@ def test_nothing_of_the_users_is_overwritten(
     run(spoken_workspace, "IC", exported["IC"], "--license", "MIT")
     assert read_record(exported["IC"]).license == "MIT"
     assert (exported["IC"] / TENSORS).read_bytes() == before
-
-
-def test_what_is_not_there_to_export(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="correct --model_date"):
-        run(spoken_workspace, "IC", tmp_path / "out", "--checkpoint", "checkpoint_7.pt")
-    assert list(tmp_path.iterdir()) == []

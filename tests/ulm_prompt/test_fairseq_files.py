@@ -1,9 +1,8 @@
-"""fairseq with our changes: what it writes on a disk that is full, what it reads of a stranger."""
+"""fairseq with our changes: what it writes on a full disk; it leaves out no batch in silence."""
 
 from __future__ import annotations
 
 import logging
-import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +11,15 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 
+from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
-from tests.reliability.hostile import Runs
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.training.fairseq_patches import CurveWriter, patched
 from ulm_prompt.training.fairseq_run import LogFile
 
 LINE = "a line of the log"
+FULL = "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has 1 GiB in all"
 
 
 @pytest.fixture
@@ -86,13 +88,19 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == f"{LINE}\n{LINE}\n"
 
 
-def test_its_own_reader_takes_weights_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("training", [True, False])
+def test_training_ends_with_a_batch_that_does_not_fit(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, training: bool
 ) -> None:
-    """Whatever the environment says; afterwards that is as it was."""
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    torch.save({"model": Runs(tmp_path / "it-ran")}, tmp_path / "last.pt")
-    with patched(), pytest.raises(Exception, match="Weights only load failed"):
-        checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "last.pt"))
-    assert not (tmp_path / "it-ran").exists()
-    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    """Of train or of valid; the longest batch alone."""
+    forward = PromptLanguageModel.forward
+
+    def fits(model: PromptLanguageModel, tokens: torch.Tensor, read_at: torch.Tensor) -> object:
+        if tokens.shape[1] > 14 and model.training == training:
+            raise torch.OutOfMemoryError(FULL)
+        return forward(model, tokens, read_at)
+
+    monkeypatch.setattr(PromptLanguageModel, "forward", fits)
+    with pytest.raises(UserError, match=r"GPU's memory \(CUDA out of .* MiB\.\); take a smaller"):
+        flags = ("--prompt_task", "KS", "--date", f"full{training}")
+        call("train", prepared, *flags, "--set", "max_epoch=1", "batch_size=8")

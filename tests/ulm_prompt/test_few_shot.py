@@ -11,13 +11,9 @@ import torch
 from fairseq.trainer import Trainer
 
 from pipeline.errors import UserError
-from pipeline.rows import Row, read_rows, write_rows
 from pipeline.workspace import Workspace
-from tests.ulm_prompt import tiny
-from tests.ulm_prompt.in_process import call, data_stages
-from ulm_prompt.prompt_data.tasks import load_task
-from ulm_prompt.prompt_lm.data import RowDataset, draw_shots
-from ulm_prompt.prompt_lm.lm import load_dictionary
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_lm.data import draw_shots
 from ulm_prompt.scoring.pictures import valid_curve
 
 # four classes of which one has three distinct rows; all are drawn several times
@@ -45,49 +41,22 @@ def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
     assert len(draw_shots(BALANCED, 1000, seed=3)) == len(ROWS)
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """KS, whose train rows come twice."""
-    root = tmp_path_factory.mktemp("workspace")
-    workspace = Workspace(root)
-    tiny.write_corpus(root)
-    path = workspace.rows("speech_commands", "tiny100", "train")
-    write_rows(path, 2 * list(read_rows(path)))
-    tiny.write_lm(workspace.lm("tiny100"))
-    data_stages(root)
-    return root
-
-
 def train(root: Path, date: str, *knobs: str) -> str:
-    return call("train", root, "--date", date, "--recipe", "fast", "--set", *knobs)
+    flags = ("--prompt_task", "KS", "--date", f"few_{date}", "--recipe", "fast", "--set")
+    return call("train", root, *flags, *knobs)
 
 
-def test_the_dataset_serves_the_drawn_rows(root: Path) -> None:
-    workspace = Workspace(root)
-    symbols = load_dictionary(workspace.lm("tiny100"))
-    dataset = RowDataset(workspace.data_bin("tiny100", "KS") / "train", symbols, shuffle=True)
-    assert len(dataset) == 406
-    dataset.draw(5, seed=1)
-    served = [dataset[index] for index in range(len(dataset))]
-    rows = [tuple(sample["tokens"].tolist()) for sample in served]
-    assert len(set(rows)) == len(rows) == 4 * 5
-    assert set(Counter(row[-2] for row in rows).values()) == {5}
-    for sample, row, size in zip(served, rows, dataset.sizes):
-        assert row[sample["separator"]] == 0 and len(row) == size
-    assert sorted(dataset.ordered_indices()) == list(range(20))
-
-
-def test_an_epoch_of_one_update(root: Path) -> None:
+def test_an_epoch_of_one_update(prepared: Path) -> None:
     """Validation comes every so many updates, not after each of them; the best one's checkpoint is
     kept; the card says how many shots.
     """
     knobs = ("shots=3", "max_update=45", "validate_every=10", "warmup_updates=5")
-    printed = train(root, "few", *knobs)
-    assert "few-shot: 12 of 406 rows, 3 of each class" in printed
-    workspace = Workspace(root)
-    curve = valid_curve(workspace.logs("KS", "tiny100", "few") / "train.log")
+    printed = train(prepared, "update", *knobs)
+    assert "few-shot: 12 of 203 rows, 3 of each class" in printed
+    workspace = Workspace(prepared)
+    curve = valid_curve(workspace.logs("KS", "tiny100", "few_update") / "train.log")
     assert list(curve) == [10, 20, 30, 40, 45]
-    folder = workspace.checkpoints("KS", "tiny100", "few")
+    folder = workspace.checkpoints("KS", "tiny100", "few_update")
     card = json.loads((folder / "prompt.json").read_text())
     assert card["training"]["shots"] == 3
     best = max(scores["accuracy"] for scores in curve.values())
@@ -95,24 +64,26 @@ def test_an_epoch_of_one_update(root: Path) -> None:
     kept = {path.name for path in folder.glob("*.pt")}
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
     with pytest.raises(UserError, match="another shots"):
-        train(root, "few", "shots=2", *knobs[1:])
+        train(prepared, "update", "shots=2", *knobs[1:])
 
 
-def test_validations_by_updates_end_with_the_last_epoch(root: Path) -> None:
+def test_validations_by_updates_end_with_the_last_epoch(prepared: Path) -> None:
     knobs = ("shots=8", "max_update=0", "lr_schedule=fixed", "max_epoch=5", "validate_every=4")
-    train(root, "epochs", *knobs)
-    log = Workspace(root).logs("KS", "tiny100", "epochs") / "train.log"
+    train(prepared, "epochs", *knobs)
+    log = Workspace(prepared).logs("KS", "tiny100", "few_epochs") / "train.log"
     assert list(valid_curve(log)) == [4, 8, 10]
-    assert "has finished" in train(root, "epochs", *knobs)
+    assert "has finished" in train(prepared, "epochs", *knobs)
 
 
-def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_cut_off_within_an_epoch_goes_on(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the last validation, to the weights of one that was not, prompt dropout and noise on
     the units included.
     """
     knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1",
              "unit_noise=0.2")  # fmt: skip
-    train(root, "whole", *knobs)
+    train(prepared, "whole", *knobs)
     step = Trainer.train_step
 
     def cut_off(trainer: Trainer, *args: object, **others: object) -> object:
@@ -122,29 +93,11 @@ def test_a_run_cut_off_within_an_epoch_goes_on(root: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "train_step", cut_off)
-        train(root, "cut", *knobs)
-    assert "Loaded checkpoint" in train(root, "cut", *knobs)
+        train(prepared, "cut", *knobs)
+    assert "Loaded checkpoint" in train(prepared, "cut", *knobs)
     models = []
     for date in ("whole", "cut"):
-        folder = Workspace(root).checkpoints("KS", "tiny100", date)
+        folder = Workspace(prepared).checkpoints("KS", "tiny100", f"few_{date}")
         models.append(torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"])
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name]), name
-
-
-@pytest.mark.parametrize("downstream", ["speech_commands", "fluent_commands"])
-def test_the_published_rows(data: Path, downstream: str) -> None:
-    """KS's train split is balanced by drawing with replacement; each class still gives k."""
-    found = read_rows(data / "units" / "hubert100" / downstream / "train")
-    rows = [_numbers(row) for row in found]
-    places = draw_shots(rows, 20, seed=1)
-    counts = Counter(rows[place][1] for place in places)
-    tasks = {load_task(name).downstream: load_task(name) for name in ("KS", "IC")}
-    assert all(len(labels) == tasks[downstream].labels_per_utterance for labels in counts)
-    assert set(counts.values()) == {20}
-    assert len(counts) == {"speech_commands": 12, "fluent_commands": 31}[downstream]
-    assert len({rows[place] for place in places}) == len(places) < len(rows)
-
-
-def _numbers(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(map(int, row.units.split())), tuple(map(int, row.labels.split()))

@@ -45,14 +45,6 @@ def test_every_sequence_against_the_uncached_lm() -> None:
             assert not any(found[len(sequence) :])
 
 
-def test_single_labels_take_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, rows = cached(MODEL), some_rows(3)
-    monkeypatch.delattr(type(lm), "step")
-    totals, _ = score_sequences(lm, lm.prefill(rows), [(7,), (9,)], EOS)
-    expected = [uncached(MODEL, row)[[7, 9]] for row in rows]
-    assert torch.allclose(totals, torch.stack(expected), atol=1e-4)
-
-
 def answers(record: PromptRecord, top: int) -> list[list[label_answers.Answer]]:
     lm = cached(MODEL)
     return LabelAnswers(record, tiny.dictionary())(lm, lm.prefill(some_rows(8)), top)

@@ -7,6 +7,7 @@ import torch
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
 from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt, rounding
 
@@ -136,28 +137,21 @@ def test_units_do_not_see_an_infix() -> None:
         assert torch.equal(model(tokens, before), logits)
 
 
-def test_without_a_prompt_it_is_the_stock_lm() -> None:
-    lm = tiny.lm()
-    tokens, read_at = a_batch()
-    with torch.no_grad():
-        found = PromptLanguageModel(lm, None)(tokens, read_at)
-        expected = at(lm(tokens)[0], read_at)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
 def test_positions_beyond_the_stock_table() -> None:
-    """Rows longer than the 1,024 positions that fairseq prepares."""
-    lm = tiny.lm(layers=1)
+    """Without a prompt it is the stock LM, also for rows longer than fairseq's 1,024 positions."""
     tokens = torch.randint(4, 104, (1, 1500), generator=torch.Generator().manual_seed(0))
-    read_at = torch.tensor([[1400, 1499]])
-    with torch.no_grad():
-        found = PromptLanguageModel(tiny.lm(layers=1), None)(tokens, read_at)
-        torch.testing.assert_close(found, at(lm(tokens)[0], read_at), rtol=0, atol=1e-4)
+    for (rows, read_at), layers in ((a_batch(), 3), ((tokens, torch.tensor([[1400, 1499]])), 1)):
+        with torch.no_grad():
+            found = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
+            expected = at(tiny.lm(layers=layers)(rows)[0], read_at)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_published_parameter_counts() -> None:
-    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, and CPC's prompts."""
-    for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224)):
+    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, CPC's prompts, texts."""
+    text = load_task("ASR").prefix_prompt_length
+    assert text == load_task("SF").prefix_prompt_length
+    for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224), (text, 4_506_624)):
         prompt = Prompt(layers=12, length=length, width=1024)
         assert sum(parameter.numel() for parameter in prompt.parameters()) == expected
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
@@ -101,22 +100,6 @@ def test_an_lm_of_any_age_is_the_same(
     for name, weight in load_unit_lm(tmp_path).model.state_dict().items():
         assert weight.dtype == torch.float32
         torch.testing.assert_close(weight, expected[name], rtol=tolerance, atol=tolerance / 1000)
-
-
-@pytest.mark.parametrize("name", ["layers.1.fc2.bias", "layer_norm.weight"])
-@pytest.mark.parametrize("shape", [None, (7,)])
-def test_a_missing_or_misshapen_weight_is_named(
-    old: Path, tmp_path: Path, name: str, shape: tuple[int, ...] | None
-) -> None:
-    folder = old / "lm_fairseq_e55e094"
-    state = torch.load(folder / "checkpoint_best.pt", weights_only=False)
-    del state["model"][f"decoder.{name}"]
-    if shape:
-        state["model"][f"decoder.{name}"] = torch.zeros(shape)
-    torch.save(state, tmp_path / "checkpoint_best.pt")
-    _copy(folder / "dict.txt", tmp_path / "dict.txt")
-    with pytest.raises(UserError, match=f"decoder.{name}"):
-        load_unit_lm(tmp_path)
 
 
 def sample(workspace: Workspace, checkpoint: Path, date: str, code: int = 0) -> dict | str:
@@ -213,15 +196,6 @@ def test_a_published_infix_prompt_decodes_as_published(published: Workspace, old
         logits = published_logits(model.lm, prompt, tokens[None], prompt.inputs)[0]
         logits[:, symbols.pad()] = -torch.inf
         assert logits.argmax(-1)[len(row) - 1 : -1].tolist() == answer
-
-
-@pytest.mark.parametrize("name", ["prefix_embed_prompts", "infix_embed_prompts"])
-def test_a_prompt_that_is_no_table_is_one_line(published: Workspace, old: Path, name: str) -> None:
-    state = torch.load(old / "published_prompts" / "prompt_and_lm.pt", weights_only=False)
-    state["model"][f"decoder.{name}.weight"] = torch.tensor(1.0)
-    path = published.root / f"{name}.pt"
-    torch.save(state, path)
-    assert name in sample(published, path, name, code=2)
 
 
 @pytest.fixture(scope="module")

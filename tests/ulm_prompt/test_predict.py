@@ -23,7 +23,8 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.ulm_prompt import spoken
-from ulm_prompt import predict, sample
+from tests.ulm_prompt.in_process import call
+from ulm_prompt import predict
 from ulm_prompt.using.input_output import Table, as_they_arrive
 from ulm_prompt.using.predictor import BadAudio, Prediction, Predictor
 
@@ -35,10 +36,8 @@ def predictor(spoken_workspace: Workspace) -> Predictor:
 
 def sampled(workspace: Workspace, task: str, *flags: object) -> dict[str, dict]:
     """What sample.py answers within the labels to each file of the test split."""
-    command = ["--workspace", workspace.root, "--prompt_task", task, "--model_date", "d"]
-    command += ["--sample_date", "s", "--dtype", "float32", *flags]
-    sys.argv = ["sample.py", *map(str, command)]
-    sample.main()
+    command = ("--prompt_task", task, "--model_date", "d", "--sample_date", "s")
+    call("sample", workspace.root, *command, "--dtype", "float32", *flags)
     path = workspace.samples(task, spoken.UNIT_MODEL, "d", "s")
     answers = read_json(path.with_stem(path.stem + "_within_labels"), "sample.py")
     return {entry["file_name"]: entry for entry in answers.values()}
@@ -90,21 +89,6 @@ def test_neither_batch_nor_waveform_nor_other_prompts_change_an_answer(
                 assert shares == pytest.approx(
                     [answer.probability for answer in expected[task]], rel=1e-4
                 )
-
-
-def test_prompts_are_projected_before_the_lm_is_rounded(
-    spoken_workspace: Workspace, predictor: Predictor
-) -> None:
-    """In bfloat16 each of two prompts answers as it does alone, near its answers in float32."""
-    files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[:9]
-    both = Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="bfloat16")(files)
-    for task in ("KS", "IC"):
-        alone = Predictor.load([task], spoken_workspace.root, dtype="bfloat16")(files)
-        for answers, expected, exact in zip(both, alone, predictor(files)):
-            assert answers[task] == expected[task]
-            assert answers[task][0].label_probabilities[0] == pytest.approx(
-                exact[task][0].label_probabilities[0], rel=0.2
-            )
 
 
 def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None:

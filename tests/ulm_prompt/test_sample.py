@@ -15,9 +15,8 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.workspace import Workspace
-from tests.conftest import stage
 from tests.ulm_prompt import tiny
-from ulm_prompt import sample
+from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.tasks import label_limit
 from ulm_prompt.prompt_lm.decoding import Decoded
 from ulm_prompt.prompt_lm.search import Answer
@@ -30,31 +29,25 @@ SCORES = ["score", "label_scores"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(prepared: Path) -> Path:
     """IC's text, and a published checkpoint of random weights."""
-    root = tmp_path_factory.mktemp("workspace")
-    workspace = Workspace(root)
-    tiny.write_corpus(root, downstream="fluent_commands")
-    tiny.write_lm(workspace.lm("tiny100"))
-    for name in ("make_data", "gen_labelspace", "verbalizer"):
-        stage(f"ulm_prompt/{name}.py", "--workspace", root)
-    folder = workspace.checkpoints("IC", "tiny100", "d")
+    folder = Workspace(prepared).checkpoints("IC", "tiny100", "published")
     folder.mkdir(parents=True)
     state = {**tiny.lm().state_dict(), **tiny.prompted().prompt.published_state()}
     torch.save({"args": tiny.settings(3, 32, 4), "model": state}, folder / "checkpoint_best.pt")
-    return root
+    return prepared
 
 
 def run(root: Path, date: str, *flags: object) -> Path:
     """Run sample.py in this process, where fairseq is imported already; return its output."""
-    command = ["--workspace", root, "--model_date", "d", "--sample_date", date, "--batch_size", 4]
-    sys.argv = ["sample.py", *map(str, (*command, "--max_labels", 5, "--dtype", "float32", *flags))]
-    sample.main()
+    command = ("--prompt_task", "IC", "--model_date", "published", "--sample_date", date,
+               "--batch_size", 4, "--max_labels", 5, "--dtype", "float32")  # fmt: skip
+    print(call("sample", root, *command, *flags), end="")
     return output(root, date)
 
 
 def output(root: Path, date: str) -> Path:
-    return Workspace(root).samples("IC", "tiny100", "d", date)
+    return Workspace(root).samples("IC", "tiny100", "published", date)
 
 
 def twin(path: Path) -> Path:
@@ -96,8 +89,9 @@ def test_within_the_label_sequences_of_train(root: Path) -> None:
     assert slots == twin(run(root, "greedy")).read_bytes()
 
 
-@pytest.mark.parametrize("flags", [(), ("--sampling",), ("--beam", 2)])
-@pytest.mark.parametrize("batches", [0, 3])
+@pytest.mark.parametrize(
+    ("flags", "batches"), [((), 0), ((), 3), (("--sampling",), 3), (("--beam", 2), 3)]
+)
 def test_a_killed_run_goes_on(
     root: Path, flags: tuple[str, ...], batches: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

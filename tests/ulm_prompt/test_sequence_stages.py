@@ -6,7 +6,6 @@ import csv
 import json
 import random
 import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -80,13 +79,6 @@ def pair(task: str) -> Pair:
     return Pair(task, UNIT_MODEL, load_task(task))
 
 
-def test_published_prompt_lengths() -> None:
-    """P * D * (1 + 2 L) + D of the published LM: the paper's 4.5M."""
-    for task in ("ASR", "SF"):
-        length = load_task(task).prefix_prompt_length
-        assert length * 1024 * (1 + 2 * 12) + 1024 == 4_506_624
-
-
 def test_scores_of_every_task(root: Path) -> None:
     """WER and CER for texts, slots for SF, and what KS has always printed."""
     printed = call("cal_acc", root, "--sample_date", "s")
@@ -152,31 +144,6 @@ def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
     assert sequence_pair(workspace, samples(root, "KS")) is None
     with pytest.raises(UserError, match="the rows of ASR that it was decoded from are not in"):
         sequence_pair(workspace, Path("samples_ASR_other100_d.json"))
-
-
-@pytest.mark.parametrize(("task", "labels"), [("ASR", 29), ("SF", 69)])
-def test_every_label_of_the_paper_gets_a_unit(tmp_path: Path, task: str, labels: int) -> None:
-    """In texts of the paper's mean lengths, the k-th most frequent label is the k-th unit."""
-    downstream, workspace = load_task(task).downstream, Workspace(tmp_path)
-    generator = random.Random(1)
-
-    def drawn(first: int, count: int) -> list[int]:
-        return [*range(first), *generator.choices(range(first), k=count)]
-
-    for split, count in {"train": 30, "valid": 2, "test": 2}.items():
-        texts = [(drawn(100, 300), drawn(labels, 173 - labels)) for _ in range(count)]
-        write_split(tmp_path, downstream, split, texts)
-    for script in ("make_data", "gen_labelspace", "verbalizer"):
-        call(script, tmp_path)
-    names = json.loads((workspace.datasets(UNIT_MODEL) / "verbal.json").read_text())[task]
-    assert len(names) == len(set(names.values())) == labels
-    text = workspace.prompt_text(UNIT_MODEL, downstream, "data_freq", "train").read_text()
-    units, renamed = Counter(), Counter()
-    for line in text.splitlines():
-        for counter, part in zip((units, renamed), line.split(" <s> ")):
-            counter.update(part.split())
-    counts = [renamed[unit] for unit, _ in units.most_common(labels)]
-    assert counts == sorted(renamed.values(), reverse=True)
 
 
 def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) -> None:

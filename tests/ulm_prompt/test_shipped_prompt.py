@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
-from tests.conftest import stage
 from tests.ulm_prompt import spoken, tiny
+from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.test_predict import run
 from ulm_prompt.prompt_data.prompt_record import RECORD
 from ulm_prompt.using import find_prompts
@@ -40,11 +40,8 @@ def repository(
     models = spoken_workspace.root / "pretrained_models"
     shutil.copytree(models / "logmel100_lm", folder / "lm")
     shutil.copy(models / "logmel100_km.npz", folder / "km.npz")
-    stage(
-        "ulm_prompt/export.py",
-        *("--workspace", spoken_workspace.root, "--prompt_task", "IC", "--unit_model"),
-        *(spoken.UNIT_MODEL, "--model_date", "d", "--out", shipped),
-    )
+    selection = ("--prompt_task", "IC", "--unit_model", spoken.UNIT_MODEL, "--model_date", "d")
+    call("export", spoken_workspace.root, *selection, "--out", shipped)
     table = tmp_path / "registry.yaml"
     table.write_text(REGISTRY.replace("REPOSITORY", str(root)))
     monkeypatch.setattr(unit_models, "REGISTRY", table)

@@ -14,24 +14,13 @@ from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import call
 from ulm_prompt.training import recipe
 from ulm_prompt.verbalizer import spread_units
 
 UNIT_MODEL = "tiny100"
 DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
 QUICK = ("batch_size=16", "max_epoch=4", "patience=0")
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both tasks' rows and a tiny LM, after the data stages."""
-    root = tmp_path_factory.mktemp("workspace")
-    for downstream in tiny.LABELS:
-        tiny.write_corpus(root, UNIT_MODEL, downstream)
-    tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
-    for name in DATA_STAGES:
-        stage(f"ulm_prompt/{name}.py", "--workspace", root)
-    return root
 
 
 def train(
@@ -68,38 +57,52 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_from_rows_to_accuracy(prepared: Path) -> None:
-    """Both tasks, every stage's files and counts, and a prompt that has learned."""
+    """Both tasks by one call, every stage's files and counts, and a prompt that has learned."""
+    command = ("--workspace", prepared, "--date", "e2e", "--recipe", "fast")
+    printed = stage("ulm_prompt/train.py", *command, "--set", "max_update=400", "lr=0.1")
+    names = {f"decoder.{name}.weight" for name in
+             ("prefix_embed_prompts", "infix_embed_prompts", "sep_embed")}  # fmt: skip
+    for kind in ("key", "value"):
+        names |= {f"decoder.deep_{kind}_embed_prompts.{layer}.weight" for layer in range(3)}
+    sampled = ("--workspace", prepared, "--model_date", "e2e", "--sample_date", "e2e")
+    stage("ulm_prompt/sample.py", *sampled)
+    scored = stage("ulm_prompt/cal_acc.py", "--workspace", prepared, "--sample_date", "e2e")
+    assert scored.count("utterances              29") == 2
+    accuracies = re.findall(r"accuracy within labels  (\S+)", scored)
+    assert float(accuracies[1]) > 80, "KS: chance is 25 %"
     for task, length in (("KS", 3), ("IC", 6)):
-        printed = train(
-            prepared, "e2e", "--recipe", "fast", task=task, knobs=("max_update=400", "lr=0.1")
-        )
         trained = length * 32 * 7 + 32
         assert f"(num. trained: {trained:,})" in printed
-    stage(
-        "ulm_prompt/sample.py", "--workspace", prepared, "--model_date", "e2e", "--sample_date", "s"
-    )
-    printed = stage("ulm_prompt/cal_acc.py", "--workspace", prepared, "--sample_date", "s")
-    assert printed.count("utterances              29") == 2
-    accuracies = re.findall(r"accuracy within labels  (\S+)", printed)
-    assert float(accuracies[1]) > 80, "KS: chance is 25 %"
-    for task in ("KS", "IC"):
-        path = Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "s")
-        samples = json.loads(path.read_text())
+        assert weights(prepared, "e2e", "checkpoint_best.pt", task).keys() == names
+        folder = Workspace(prepared).checkpoints(task, UNIT_MODEL, "e2e")
+        card = json.loads((folder / "prompt.json").read_text())
+        assert card["trained_parameters"] == trained and card["valid"]["loss"] > 0
+        logs = Workspace(prepared).logs(task, UNIT_MODEL, "e2e")
+        assert list(logs.glob("*/events.out.tfevents.*")), "curves of its own"
+        samples = json.loads(
+            Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "e2e").read_text()
+        )
         assert list(samples) == [str(number) for number in range(29)]
         assert set(samples["0"]) == {"file_name", "src", "label", "predict"}
 
 
-def test_a_checkpoint_is_the_prompt_alone(prepared: Path) -> None:
-    train(prepared, "names", knobs=("max_epoch=1",))
-    trained = weights(prepared, "names", "checkpoint_best.pt")
-    expected = {"decoder.prefix_embed_prompts.weight", "decoder.sep_embed.weight",
-                "decoder.infix_embed_prompts.weight"}  # fmt: skip
-    for kind in ("key", "value"):
-        expected |= {f"decoder.deep_{kind}_embed_prompts.{layer}.weight" for layer in range(3)}
-    assert trained.keys() == expected
-    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, "names")
-    card = json.loads((folder / "prompt.json").read_text())
-    assert card["trained_parameters"] == 3 * 32 * 7 + 32 and card["valid"]["loss"] > 0
+def test_an_infix_prompt_is_trained_resumed_and_sampled(prepared: Path) -> None:
+    task = ("--prompt_task", "IC")
+    train = ("train", prepared, *task, "--date", "infix", "--recipe", "fast")
+    short = ("--set", "max_update=6", "warmup_updates=2")
+    printed = call(*train, "--infix_prompt_length", 4, *short)
+    assert f"(num. trained: {4 * 32 * 7 + 32:,})" in printed
+    assert "has finished" in call(*train, "--infix_prompt_length", 4, *short)
+    with pytest.raises(UserError, match="another infix_prompt_length"):
+        call(*train, "--infix_prompt_length", 5, *short)
+    folder = Workspace(prepared).checkpoints("IC", UNIT_MODEL, "infix")
+    record = json.loads((folder / "prompt.json").read_text())
+    assert (record["prefix_prompt_length"], record["infix_prompt_length"]) == (0, 4)
+    state = weights(prepared, "infix", "checkpoint_best.pt", "IC")
+    assert state["decoder.infix_embed_prompts.weight"].shape == (4, 32)
+    assert state["decoder.prefix_embed_prompts.weight"].shape == (0, 32)
+    call("sample", prepared, *task, "--model_date", "infix", "--sample_date", "infix")
+    assert "utterances              29" in call("cal_acc", prepared, "--sample_date", "infix")
 
 
 def test_a_second_call_resumes_exactly(prepared: Path) -> None:
@@ -138,15 +141,6 @@ def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) ->
     assert [sha256(folder / name) for name in names] == before
 
 
-def test_another_run_is_not_overwritten(prepared: Path) -> None:
-    train(prepared, "taken", knobs=("max_epoch=1",))
-    message = stage(
-        "ulm_prompt/train.py", "--workspace", prepared, "--date", "taken", "--prompt_task", "KS",
-        "--set", "max_epoch=1", "lr=0.1", code=2,
-    )  # fmt: skip
-    assert "another lr" in message
-
-
 def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
     printed = train(prepared, "ft", "--fine_tune", knobs=("max_epoch=2", "warmup_updates=2"))
     counts = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed)
@@ -183,15 +177,6 @@ def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> Non
     (folder / "ulm.json").unlink()
     message = stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs, code=2)
     assert "not trained here" in message
-
-
-def test_every_task_has_curves_of_its_own(prepared: Path) -> None:
-    """Trained by one call, one after the other in its process."""
-    flags = ("--date", "curves", "--set", "max_update=2")
-    stage("ulm_prompt/train.py", "--workspace", prepared, *flags)
-    for task in ("KS", "IC"):
-        logs = Workspace(prepared).logs(task, UNIT_MODEL, "curves")
-        assert list(logs.glob("*/events.out.tfevents.*")), task
 
 
 def test_every_label_has_a_unit_of_its_own(tmp_path: Path) -> None:

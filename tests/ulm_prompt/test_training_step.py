@@ -102,17 +102,6 @@ def test_a_step_waits_for_nothing(loss_on: str, monkeypatch: pytest.MonkeyPatch)
         bool(logged["loss"] > 0)
 
 
-@pytest.mark.parametrize("loss_on", ["published", "answer"])
-def test_accumulated_batches_are_one_large_batch(loss_on: str) -> None:
-    """So are the shares of ranks, of which one may be empty."""
-    model = tiny.prompted()
-    shares = [a_sample(9, rank=rank, world=10) for rank in range(10)]
-    assert [share["nsentences"] for share in shares] == [1] * 9 + [0]
-    expected = gradients(model, [a_sample(9)], loss_on)
-    for mine, theirs in zip(gradients(model, shares, loss_on), expected):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
-
-
 def test_the_gpu_s_mask_is_ours() -> None:
     """On CUDA the fused kernels are told ``causal_lower_right``."""
     model = tiny.prompted(LENGTH)
@@ -132,30 +121,6 @@ def test_a_gpu_gives_the_cpu_s_gradients(dtype: torch.dtype) -> None:
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     for mine, theirs in zip(gradients(model, [sample], "answer"), expected):
         assert (mine.cpu() - theirs).norm() < tolerance * theirs.norm()
-
-
-def losses(dtype: torch.dtype, steps: int = 40) -> list[float]:
-    """A prompt's learning curve over an LM in ``dtype``."""
-    model = tiny.prompted()
-    model.lm.to(dtype)
-    optimizer = torch.optim.Adam(model.prompt.parameters(), lr=0.05)
-    found = []
-    for step in range(steps):
-        optimizer.zero_grad()
-        loss, size, _ = criterion("answer")(model, a_sample(16, 1, seed=step % 4))
-        (loss / size).backward()
-        assert all(each.grad is None or each.grad.dtype == torch.float32 for each in
-                   model.prompt.parameters())  # fmt: skip
-        optimizer.step()
-        found.append(loss.item() / size)
-    return found
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_learns_as_float32(dtype: torch.dtype) -> None:
-    expected = losses(torch.float32)
-    assert expected[-1] < 0.6 * expected[0]
-    np.testing.assert_allclose(losses(dtype), expected, rtol=0.05)
 
 
 def test_small_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
