@@ -62,7 +62,13 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         "data": read_plan(workspace, downstream, unit_model),
     }
     with holding(card_file.parent):
-        if is_done(card_file, card):
+        if card_file.exists():
+            earlier = read_json(card_file, "baselines/train_downstream.py")
+            if changed := [key for key, value in card.items() if earlier.get(key) != value]:
+                raise UserError(
+                    f"{card_file.parent}: holds a run with other {', '.join(changed)}; "
+                    "choose a new --date"
+                )
             print(f"{pair.task} {unit_model}: {card_file.parent} exists already")
             return
         slots = Slots(workspace.downstream_data(downstream) / "manifest/labels.json")
@@ -96,19 +102,6 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         f"update {card['updates']:,}: {best:.2f} % right on valid, {accuracy:.2f} % on test "
         f"-> {answers_file}"
     )
-
-
-def is_done(card_file: Path, card: dict) -> bool:
-    """Whether that run is finished. Raises ``UserError`` when the folder holds another run."""
-    if not card_file.exists():
-        return False
-    earlier = read_json(card_file, "baselines/train_downstream.py")
-    changed = [key for key, value in card.items() if earlier.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{card_file.parent}: holds a run with other {', '.join(changed)}; choose a new --date"
-        )
-    return True
 
 
 def main() -> None:

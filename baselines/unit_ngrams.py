@@ -83,22 +83,15 @@ class NgramClassifier:
         return counts.log1p() if self._settings.counts == "log" else counts
 
 
-def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, object]:
-    """What a run is made from."""
-    downstream, unit_model = pair.config.downstream, pair.unit_model
-    rows = {split: sha256(workspace.rows(downstream, unit_model, split)) for split in SPLITS}
-    config = asdict(settings)
-    return {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
-
-
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Choose C on valid, then answer and score the test split."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
-    card = card_of(workspace, pair, settings)
-    train, valid, test = (
-        list(read_rows(workspace.rows(downstream, unit_model, split))) for split in SPLITS
-    )
+    paths = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
+    rows = {split: sha256(path) for split, path in paths.items()}
+    config = asdict(settings)
+    card = {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
+    train, valid, test = (list(read_rows(path)) for path in paths.values())
     if len({row.labels for row in train}) < 2:
         raise UserError(f"{downstream}: train has one class only; nothing to classify")
     classifier = NgramClassifier(settings, train)

@@ -21,7 +21,7 @@ if not __package__:  # called as a script
 import numpy as np
 import soundfile
 
-from demo.speaking.voices import SAMPLE_RATE, new_corpus, write_audio
+from demo.voices import SAMPLE_RATE, new_corpus, write_audio
 from pipeline.errors import UserError, run
 from pipeline.files import replacing
 from preprocess.speech_commands.preprocessor import (

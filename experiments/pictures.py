@@ -77,12 +77,10 @@ def _accuracies(outcomes: Mapping[Run, Outcome]) -> dict[str, dict[str, list[flo
     """Split -> row -> accuracy of each seed. Test is there when all runs were decoded, and answers
     are no texts, which have error rates instead.
     """
-    rows = by_row(outcomes)
-    by_split = {
-        "valid": {n: [seed.card["valid"]["accuracy"] for seed in s] for n, s in rows.items()}
-    }
+    rows = by_row(outcomes).items()
+    by_split = {"valid": {n: [seed.card["valid"]["accuracy"] for seed in s] for n, s in rows}}
     if all("accuracy" in outcome.test for outcome in outcomes.values()):
-        by_split["test"] = {n: [seed.test["accuracy"] for seed in s] for n, s in rows.items()}
+        by_split["test"] = {n: [seed.test["accuracy"] for seed in s] for n, s in rows}
     return by_split
 
 
@@ -117,24 +115,23 @@ def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
 
 def _over_a_number(axis: Axes, outcomes: Mapping[Run, Outcome], x: str) -> None:
     """Accuracy over a number of the run, on a log axis; 0 shots are all, at its right end."""
-    numbers = {
-        run.row: run.prefix_prompt_length
-        if x != "shots"
-        else outcome.card["training"].get("shots", 0)
-        for run, outcome in outcomes.items()
-    }
-    whole = 3 * max(numbers.values(), default=1) or 1
+    if x == "shots":
+        numbers = {run.row: result.card["training"].get(x, 0) for run, result in outcomes.items()}
+    else:
+        numbers = {run.row: run.prefix_prompt_length for run in outcomes}
+    whole = 3 * max(numbers.values()) or 1
     positions = {name: number or whole for name, number in numbers.items()}
     order = sorted(positions, key=positions.get)
     for (split, by_row_name), marker in zip(_accuracies(outcomes).items(), "os"):
-        values = [by_row_name[name] for name in order]
-        means, deviations = map(mean, values), map(_deviation, values)
+        means = [mean(by_row_name[name]) for name in order]
+        deviations = [_deviation(by_row_name[name]) for name in order]
         at = [positions[name] for name in order]
-        axis.errorbar(at, list(means), list(deviations), marker=marker, capsize=3, label=split)
+        axis.errorbar(at, means, deviations, marker=marker, capsize=3, label=split)
     labels = [str(number or "all") for number in numbers.values()]
     if x == "prefix_prompt_length":
         trained = [seeds[0].card["trained_parameters"] for seeds in by_row(outcomes).values()]
-        labels = [f"{label}\n({_short(count)})" for label, count in zip(labels, trained)]
+        short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" for n in trained)
+        labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
     axis.set(xlabel=LABELS[x], ylabel="accuracy, %", xscale="log")
     axis.set_xticks(list(positions.values()), labels)
     axis.set_xticks([], minor=True)
@@ -161,7 +158,3 @@ def _seeds(axis: Axes, outcomes: Mapping[Run, Outcome], numbered: bool) -> None:
     axis.set(ylabel="accuracy, %", xlim=(-0.5, len(columns) - 0.1))
     axis.set_xlabel("numbers: seeds" if numbered else "")
     axis.set_xticks(range(len(columns)), [label for label, _ in columns])
-
-
-def _short(count: int) -> str:
-    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"

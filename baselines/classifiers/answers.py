@@ -57,10 +57,8 @@ def write_answers(
 
     A classifier only knows the label set, so its ``_within_labels`` twin holds the same answers.
     """
-    sources = [
-        {"file_name": file, "src": "", "label": label}
-        for file, label in zip(files, labels, strict=True)
-    ]
+    pairs = zip(files, labels, strict=True)
+    sources = [{"file_name": file, "src": "", "label": label} for file, label in pairs]
     entries = {
         row: {kind: {"predict": answer} for kind in ("free", "within")}
         for row, answer in enumerate(answers)

@@ -63,6 +63,14 @@ class Partial:
     def length(self) -> int:
         return self.path.stat().st_size
 
+    def error(self, reason: str) -> DownloadError:
+        return DownloadError(f"{self.name}: {self.url}: {reason}")
+
+    @property
+    def by_hand(self) -> str:
+        target = self.final.with_name(self.name)
+        return f"get it elsewhere, put it at {target} and run this again"
+
     def start(self, validator: str | None = None, total: int | None = None) -> None:
         """Begin the file anew; ``validator`` is the server's mark of this version of it."""
         self.path.write_bytes(b"")
@@ -72,7 +80,7 @@ class Partial:
 
     def publish(self) -> None:
         """Give the whole file its name."""
-        self._notes.unlink(missing_ok=True)  # after the other, a kill between would leave them
+        self._notes.unlink()  # after the other, a kill between would leave them
         self.path.replace(self.final)
 
     def remove_if_empty(self) -> None:
@@ -103,10 +111,8 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
             digest = sha256(partial.path)
         if expected.sha256 not in (None, digest):
             partial.start()
-            raise DownloadError(
-                f"{path.name}: {url} has sha256 {digest}, but {expected.source} says "
-                f"{expected.sha256}; what came is removed"
-            )
+            said = f"{expected.source} says {expected.sha256}; what came is removed"
+            raise partial.error(f"has sha256 {digest}, but {said}")
         partial.publish()
     finally:
         partial.remove_if_empty()
@@ -123,10 +129,8 @@ def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
             left = ATTEMPTS if partial.length > best else left - 1
             best = max(best, partial.length)
             if not left:
-                raise DownloadError(
-                    f"{partial.name}: {partial.url}: {reason}; gave up after {ATTEMPTS} attempts. "
-                    "The same command resumes here"
-                ) from None
+                gave_up = f"gave up after {ATTEMPTS} attempts. The same command resumes here"
+                raise partial.error(f"{reason}; {gave_up}") from None
             print(f"{partial.name}: {reason}; trying again", flush=True)
             time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
 
@@ -156,14 +160,12 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
             partial.start()
         if error.code in _PASSING:
             raise _Interrupted(said) from None
-        raise DownloadError(f"{partial.name}: {partial.url}: {said}; {_by_hand(partial)}") from None
+        raise partial.error(f"{said}; {partial.by_hand}") from None
     except URLError as error:
+        said = f"no connection ({error.reason})"
         if partial.reached:
-            raise _Interrupted(f"no connection ({error.reason})") from None
-        raise DownloadError(
-            f"{partial.name}: no connection to {partial.url} ({error.reason}); check the network, "
-            f"or {_by_hand(partial)}"
-        ) from None
+            raise _Interrupted(said) from None
+        raise partial.error(f"{said}; check the network, or {partial.by_hand}") from None
     except DownloadError:
         raise
     except (OSError, HTTPException) as error:
@@ -174,7 +176,7 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
 def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) -> None:
     """Decide by the answer's head whether the body is what was asked for."""
     if response.headers.get_content_type() == "text/html":
-        raise _refusal(partial, "gives a web page (a proxy's log-in?), no file")
+        raise partial.error("gives a web page (a proxy's log-in?), no file")
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     if response.status == 200:
@@ -190,21 +192,18 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
         partial.resumed, partial.total = True, total
     total = partial.total
     if response.length == 0:
-        raise _refusal(partial, "is empty")
+        raise partial.error("is empty")
     if total is None and not (response.chunked or expected.sha256):
-        raise _refusal(partial, "does not say how long it is: nothing to check")
+        raise partial.error("does not say how long it is: nothing to check")
     if None not in (total, expected.size) and total != expected.size:
         partial.start()
-        raise _refusal(
-            partial, f"has {total:,} bytes, but {expected.source} says {expected.size:,}"
-        )
+        said = f"{expected.source} says {expected.size:,}"
+        raise partial.error(f"has {total:,} bytes, but {said}")
     missing = (total or 0) - partial.length
     free = shutil.disk_usage(partial.path.parent).free
     if missing > free:
-        raise DownloadError(
-            f"{partial.name}: {missing:,} bytes to come, {free:,} free in {partial.path.parent}; "
-            "make room"
-        )
+        here = f"{free:,} free in {partial.path.parent}"
+        raise partial.error(f"{missing:,} bytes to come, {here}; make room")
 
 
 def _receive(response: HTTPResponse, partial: Partial) -> None:
@@ -220,9 +219,9 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
                 while piece:  # a nearly full disk takes a part
                     piece = piece[handle.write(piece) :]
             except OSError as error:
-                raise DownloadError(
-                    f"{partial.name}: {error.strerror} after {partial.length:,} bytes, which are "
-                    f"kept in {partial.path}; make room and run the same command again"
+                raise partial.error(
+                    f"{error.strerror} after {partial.length:,} bytes, which are kept in "
+                    f"{partial.path}; make room and run the same command again"
                 ) from None
         os.fsync(handle.fileno())
     if total is None and partial.length:
@@ -232,14 +231,6 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
     elif partial.length > total:
         partial.start()
         raise _Interrupted(f"more than the {total:,} bytes that it promised")
-
-
-def _refusal(partial: Partial, reason: str) -> DownloadError:
-    return DownloadError(f"{partial.name}: {partial.url} {reason}")
-
-
-def _by_hand(partial: Partial) -> str:
-    return f"get it elsewhere, put it at {partial.final.with_name(partial.name)} and run this again"
 
 
 class _Redirects(http.HTTPRedirectHandler):

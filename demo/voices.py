@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Speaker:
 
 
 Clips = dict[Speaker, dict[str, str]]  # by speaker: path below the corpus -> text
+Writer = Callable[[Path, dict[str, int], int, int], None]  # folder, utterances, seed, workers
 
 
 def variants() -> list[str]:
@@ -203,22 +205,30 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
-def parse_sizes(description: str, **utterances: list[int]) -> argparse.Namespace:
-    """The command line of a script that speaks corpora. ``utterances``: the defaults of the flags
-    that say how many train, valid and test have.
+def speak_corpora(description: str, corpora: Mapping[str, tuple[str, list[int], Writer]]) -> None:
+    """Run a script that speaks corpora. ``corpora``: the flag that says how many utterances train,
+    valid and test have, its default, and the function that writes a corpus of a name.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="the corpora's parent folder")
     sizes = {"type": _at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
-    for name, default in utterances.items():
-        parser.add_argument(f"--{name}", default=default, help="utterances", **sizes)
+    for flag, default, _ in corpora.values():
+        parser.add_argument(f"--{flag}", default=default, help="utterances", **sizes)
     parser.add_argument("--seed", type=_at_least(0), default=1)
     parser.add_argument(
         "--workers", type=_at_least(1), default=os.cpu_count(), help="does not change the result"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    start = time.monotonic()
+    for name, (flag, _, write) in corpora.items():
+        counts = getattr(args, flag)
+        with new_corpus(args.out / name, {"seed": args.seed, "utterances": counts}) as folder:
+            write(folder, dict(zip(SPLITS, counts)), args.seed, args.workers)
+    print(
+        f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:
