@@ -13,7 +13,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.classifiers.means import LayerMeans
+from baselines.means import LayerMeans
 from pipeline.errors import UserError, run
 from pipeline.ranks import process_group, ranks, speak_on_main_alone
 from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of

@@ -14,9 +14,9 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.classifiers.answers import Slots, answers_path, card_path, write_answers
-from baselines.classifiers.downstream import Settings, Split, load_settings, train
-from baselines.classifiers.means import COMMAND, read_means, read_plan
+from baselines.answers import Slots, answers_path, card_path, write_answers
+from baselines.downstream import Settings, Split, load_settings, train
+from baselines.means import COMMAND, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS

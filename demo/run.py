@@ -14,7 +14,7 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.classifiers.answers import card_path
+from baselines.answers import card_path
 from experiments.demos import DATE, Seconds, demo_stages, run_stages, seconds_of, train_command
 from experiments.pictures import draw_demo
 from pipeline.errors import run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from baselines.classifiers.downstream import DownstreamModel
+from baselines.downstream import DownstreamModel
 
 LAYERS, DIM, SLOTS, PROJECTOR = 4, 10, [3, 5, 2], 7
 LENGTHS = [1, 9, 30, 30, 4]

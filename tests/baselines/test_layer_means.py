@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from baselines import layer_means, train_downstream
-from baselines.classifiers.downstream import Split, accuracy, load_settings, train
-from baselines.classifiers.means import LayerMeans, means_folder, read_means
+from baselines.downstream import Split, accuracy, load_settings, train
+from baselines.means import LayerMeans, means_folder, read_means
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import Ranks

@@ -17,7 +17,7 @@ from pipeline.errors import run
 from pipeline.files import holding
 from pretrained_models.download import main
 from tests.conftest import REPOSITORY, stage
-from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.conftest import Remote
 
 SCRIPT = "pretrained_models/download.py"
 GSLM = "/textless_nlp/gslm"

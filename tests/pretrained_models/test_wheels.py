@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
-from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.conftest import Remote
 from tests.pretrained_models.test_download import download, here
 
 WHEEL = "tiny_speech-1.2-py3-none-win_amd64.whl"  # of another system than this one
