@@ -14,9 +14,10 @@ from pretrained_models.pretrained import unpack_lm
 LM = {"checkpoint_best.pt": b"weights" * 5000, "dict.txt": b"0 1\n1 1\n"}
 
 
-def tgz(path: Path, files: dict[str, bytes | tuple[bytes, str]], folder: str = "") -> Path:
-    """``files``: content, or a member's type and link target."""
-    with tarfile.open(path, "w:gz") as tar:
+def tgz(path: Path | io.BytesIO, files: dict[str, bytes | tuple[bytes, str]], folder: str = ""):
+    """Write ``path`` and return it. ``files``: content, or a member's type and link target."""
+    target = {"name": path} if isinstance(path, Path) else {"fileobj": path}
+    with tarfile.open(**target, mode="w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(folder + name)
             if isinstance(content, tuple):
