@@ -25,7 +25,7 @@ from experiments.paper import (
 )
 from experiments.runs import Command, commands, run_all, stop_after
 from experiments.tables import (
-    DOCUMENTS,
+    DOCUMENT,
     FIGURES,
     Figure,
     put_table,
@@ -53,8 +53,7 @@ def main() -> None:
     if args.write_docs:
         documented = with_earlier(paper, figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
-        for path in DOCUMENTS:
-            put_table(path, render(paper, documented))
+        put_table(DOCUMENT, render(paper, documented))
     stop_after(failed)
 
 

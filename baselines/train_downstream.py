@@ -14,8 +14,8 @@ from pathlib import Path
 if not __package__:  # called as a script
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from baselines.answers import Slots, answers_path, card_path, write_answers
-from baselines.downstream import Settings, Split, load_settings, train
+from baselines.answers import Slots, answers_path, card_path, parse_flags, write_answers
+from baselines.downstream import CONFIG, Settings, Split, load_settings, train
 from baselines.means import COMMAND, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
@@ -24,7 +24,7 @@ from pipeline.runs import provenance
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.features import best_device
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, load_task, task_names
+from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 
 MODEL = "checkpoint_best.pt"
 
@@ -32,14 +32,15 @@ MODEL = "checkpoint_best.pt"
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
     """The tasks and unit models with layer means in the workspace, narrowed by the flags."""
     workspace = Workspace(args.workspace)
-    pairs = []
-    for task in [args.prompt_task] if args.prompt_task else task_names():
-        config = load_task(task)
-        if config.is_sequence:
-            continue  # a text is no class
-        data = workspace.downstream_data(config.downstream)
-        for record in sorted(data.glob(f"{args.unit_model or '*'}/layer_means/provenance.json")):
-            pairs.append(Pair(task, record.parents[1].name, config))
+    tasks = [args.prompt_task] if args.prompt_task else task_names()
+    configs = {task: load_task(task) for task in tasks}
+    records = f"{args.unit_model or '*'}/layer_means/provenance.json"
+    pairs = [
+        Pair(task, record.parents[1].name, config)
+        for task, config in configs.items()
+        for record in sorted(workspace.downstream_data(config.downstream).glob(records))
+        if not config.is_sequence  # a text is no class
+    ]
     if not pairs:
         example = COMMAND.format("speech_commands", args.unit_model or "hubert100")
         raise UserError(
@@ -50,7 +51,6 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
-    """Train and decode one task on one speech model."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
     run_name = workspace, pair.task, unit_model, "downstream", args.date
@@ -105,13 +105,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config/downstream.yaml"
-    )
-    add_selection(parser)
-    args = parser.parse_args()
+    args = parse_flags(__doc__, CONFIG)
     settings = load_settings(args.set)
     for pair in find_pairs(args):
         train_pair(args, pair, settings)

@@ -22,14 +22,14 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
-from baselines.answers import answers_path, card_path, write_answers
+from baselines.answers import answers_path, card_path, parse_flags, write_answers
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.files import sha256, write_json
 from pipeline.rows import SPLITS, Row, read_rows
 from pipeline.runs import provenance
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, find_pairs
 
 CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
 
@@ -45,7 +45,6 @@ class Settings:
 
 
 def load_settings(overrides: list[str]) -> Settings:
-    """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
     settings = load_config(Settings, CONFIG, overrides)
     if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
         raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
@@ -70,12 +69,10 @@ class NgramClassifier:
         self._train = self._features(units)
 
     def fit(self, cost: float) -> LinearSVC:
-        """Train with one C."""
         svm = LinearSVC(C=cost, dual=True, random_state=self._settings.seed)
         return svm.fit(self._train, self._labels, self._weights)
 
     def predict(self, svm: LinearSVC, rows: list[Row]) -> list[str]:
-        """The labels of each row."""
         return svm.predict(self._features([row.units for row in rows])).tolist()
 
     def _features(self, units: list[str] | tuple[str, ...]) -> csr_matrix:
@@ -115,15 +112,7 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--date", required=True, help="names the output, for example 20221122")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config/unit_ngrams.yaml"
-    )
-    add_selection(parser)
-    args = parser.parse_args()
+    args = parse_flags(__doc__, CONFIG)
     settings = load_settings(args.set)
     for pair in find_pairs(args):
         if not pair.config.is_sequence:  # a text is no class

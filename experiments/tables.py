@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experiments.paper import Cell, Paper
 
 FIGURES = REPOSITORY / "docs" / "results.csv"
-DOCUMENTS = (REPOSITORY / "docs" / "results.md",)
+DOCUMENT = REPOSITORY / "docs" / "results.md"
 BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"  # Markdown does not show the marks
 END = "<!-- end of tables -->\n"
 EMPTY = "–"

@@ -53,10 +53,9 @@ class Partial:
         try:
             notes = json.loads(self._notes.read_text(encoding="utf-8"))
             self.validator, self.total = notes["validator"], notes["total"]
-            is_same = notes["url"] == url
+            if notes["url"] != url:
+                self.start()
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            is_same = False
-        if not is_same:
             self.start()
 
     @property
@@ -80,7 +79,7 @@ class Partial:
 
     def publish(self) -> None:
         """Give the whole file its name."""
-        self._notes.unlink()  # after the other, a kill between would leave them
+        self._notes.unlink(missing_ok=True)  # after the other, a kill between would leave them
         self.path.replace(self.final)
 
     def remove_if_empty(self) -> None:
@@ -102,21 +101,20 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
     if partial.length:
         print(f"{path.name}: resumes after {partial.length:,} bytes", flush=True)
     try:
-        _complete(partial, expected, timeout)
-        digest = sha256(partial.path)
-        if partial.resumed and expected.sha256 not in (None, digest):
-            print(f"{path.name}: its parts are of different files; from the start", flush=True)
-            partial.start()
+        while True:
             _complete(partial, expected, timeout)
             digest = sha256(partial.path)
-        if expected.sha256 not in (None, digest):
+            if expected.sha256 in (None, digest):
+                partial.publish()
+                return digest
+            was_resumed = partial.resumed
             partial.start()
-            said = f"{expected.source} says {expected.sha256}; what came is removed"
-            raise partial.error(f"has sha256 {digest}, but {said}")
-        partial.publish()
+            if not was_resumed:
+                said = f"{expected.source} says {expected.sha256}; what came is removed"
+                raise partial.error(f"has sha256 {digest}, but {said}")
+            print(f"{path.name}: its parts are of different files; from the start", flush=True)
     finally:
         partial.remove_if_empty()
-    return digest
 
 
 def _complete(partial: Partial, expected: Expected, timeout: float) -> None:

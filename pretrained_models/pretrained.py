@@ -51,11 +51,11 @@ class PretrainedModels:
         process gets it; ``DownloadError`` as ``fetch`` does.
         """
         if not (file.url or file.wheel):
+            who = "ships with the repository" if file.ships else "your own"
             if self.state(file) == "missing":
-                remedy = "ships with the repository: restore it"
-                remedy = f"it {remedy}" if file.ships else f"your {OWN} names it"
+                remedy = f"it {who}: restore it" if file.ships else f"your {OWN} names it"
                 raise UserError(f"{file.path}: not found; {remedy}")
-            return "here, ships with the repository" if file.ships else "here, your own"
+            return f"here, {who}"
         if self._has_come(file):
             _fetched(file).unlink(missing_ok=True)  # of a run that was cut off just then
             return "here already"

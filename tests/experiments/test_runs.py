@@ -33,8 +33,9 @@ cells:
 PROMPT, COUNTS = (f"{method} KS tiny100 seed {FIRST_SEED}" for method in ("PT", "n-grams"))
 
 
-def flags(root: Path) -> tuple[object, ...]:
-    return ("--workspace", root, "--tables", root / "tables.yaml")
+def reproduce(root: Path, *flags: object, code: int = 0) -> str:
+    tables = root / "tables.yaml"
+    return stage("reproduce.py", "--workspace", root, "--tables", tables, *flags, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     tiny.write_lm(Workspace(root).lm("tiny100"))
     (Workspace(root).lm("tiny100") / "ulm.json").write_text("{}")
     (root / "tables.yaml").write_text(TABLES)
-    return root, stage("reproduce.py", *flags(root), code=1)
+    return root, reproduce(root, code=1)
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
 
 
 def test_what_is_finished_is_not_made_again(root: Path) -> None:
-    again = stage("reproduce.py", *flags(root), "--method", "PT")
+    again = reproduce(root, "--method", "PT")
     assert f"**{shown(root)[PROMPT]:.2f}**" in again and "$ python" not in again
 
 
@@ -85,7 +86,7 @@ def test_without_binaries_they_are_made_and_nothing_is_trained(root: Path) -> No
     before = shown(root)
     shutil.rmtree(root / "ulm_prompt")
     assert shown(root) == {COUNTS: before[COUNTS]}
-    said = stage("reproduce.py", *flags(root), "--method", "PT")
+    said = reproduce(root, "--method", "PT")
     assert "fairseq_preprocess.py" in said and "train.py --prompt_task" not in said
     assert shown(root) == before
 
@@ -170,7 +171,7 @@ def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
         values = read_json(card, "")
         values["training"]["seed"] = FIRST_SEED + seed
         write_json(card, values)
-    for asked, seeds in {1: [0, 1, 2], 3: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
+    for asked, seeds in {1: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
         shown_seeds = [f.seed - FIRST_SEED for f in look(root, asked)[0] if f.lm == "own"]
         assert shown_seeds == seeds
 

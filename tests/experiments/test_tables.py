@@ -10,7 +10,7 @@ import pytest
 
 from experiments.paper import PAPER, load_paper, missing, trained_numbers
 from experiments.tables import (
-    DOCUMENTS,
+    DOCUMENT,
     FIGURES,
     Figure,
     millions,
@@ -28,7 +28,7 @@ from reproduce import chosen
 from tests.ulm_prompt import tiny
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def paper():
     return load_paper(PAPER)
 
@@ -115,7 +115,7 @@ def test_the_documents_keep_the_cells_of_other_workspaces(paper):
 
 def test_the_documents_hold_the_table_and_only_it_is_replaced(paper, tmp_path):
     path = tmp_path / "results.md"
-    shutil.copy(DOCUMENTS[0], path)
+    shutil.copy(DOCUMENT, path)
     before, table, after = split_at_marks(path)
     assert table == render(paper, read_figures(FIGURES)), "python reproduce.py --write_docs"
     put_table(path, "| new |\n")

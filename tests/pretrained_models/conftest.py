@@ -27,7 +27,6 @@ class Remote(ThreadingHTTPServer):
         self.plan: list[dict[str, Any]] = []
         self.always: dict[str, Any] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.sent = 0  # bytes of bodies
         self.stalled = threading.Event()
         self.go_on = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -103,7 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, fault: dict[str, Any], body: bytes) -> None:
         end = min([fault[name] for name in ("cut", "reset", "stall") if name in fault] or [1 << 60])
         part = body[:end]
-        self.server.sent += len(part)
         if fault.get("chunked") and part:
             part = b"%x\r\n%s\r\n" % (len(part), part) + (b"" if end < len(body) else b"0\r\n\r\n")
         try:
