@@ -16,7 +16,6 @@ from experiments.paper import (
     PAPER,
     Cell,
     Paper,
-    Survey,
     features,
     load_paper,
     missing,
@@ -26,8 +25,9 @@ from experiments.paper import (
 )
 from experiments.runs import Command, commands, run_all, stop_after
 from experiments.tables import (
-    DOCUMENTS,
+    DOCUMENT,
     FIGURES,
+    Figure,
     put_table,
     read_figures,
     render,
@@ -48,13 +48,12 @@ def main() -> None:
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
     at_hand = [cell for cell in cells if not lacking[str(cell)]]
     failed = [] if args.list else make(at_hand, workspace, args)
-    result = survey(paper, paper.cells, args.seeds, workspace)
-    report(paper, result, lacking, workspace)
+    figures, unusable = survey(paper, args.seeds, workspace)
+    report(render(paper, figures), figures, unusable, lacking, workspace.root / "samples/tables")
     if args.write_docs:
-        documented = with_earlier(paper, result.figures, read_figures(FIGURES))
+        documented = with_earlier(paper, figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
-        for path in DOCUMENTS:
-            put_table(path, render(paper, documented))
+        put_table(DOCUMENT, render(paper, documented))
     stop_after(failed)
 
 
@@ -110,25 +109,27 @@ def make(cells: Sequence[Cell], workspace: Workspace, args: argparse.Namespace) 
 
 
 def report(
-    paper: Paper, result: Survey, lacking: dict[str, list[str]], workspace: Workspace
+    table: str,
+    figures: list[Figure],
+    unusable: dict[str, str],
+    lacking: dict[str, list[str]],
+    folder: Path,
 ) -> None:
-    """Print the tables and what is missing; save them under samples/tables/. ``lacking``: what
-    every chosen cell lacks.
+    """Print the tables and what is missing; save them in ``folder``. ``lacking``: what every
+    chosen cell lacks.
     """
-    folder = workspace.root / "samples" / "tables"
-    table = render(paper, result.figures)
-    write_figures(folder / "results.csv", result.figures)
+    write_figures(folder / "results.csv", figures)
     with writing(folder / "results.md") as handle:
         handle.write(table)
     print(f"\n{table}")
-    filled = {figure.cell for figure in result.figures}
+    filled = {figure.cell for figure in figures}
     needed_for: dict[str, list[str]] = {}
     for cell, lines in lacking.items():
         for line in lines:
             needed_for.setdefault(line, []).append(cell)
         if cell not in filled and not lines:
             print(f"{cell}: empty, and all that it needs is here")
-    for name, reason in result.unusable.items():
+    for name, reason in unusable.items():
         print(f"{name}: left out: {reason}")
     for line, cells in needed_for.items():
         print(f"missing {line}\n    for {', '.join(cells)}")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from baselines.classifiers.answers import Slots, answers_path, card_path, write_answers
-from baselines.classifiers.downstream import Settings, Split, load_settings, train
-from baselines.classifiers.means import COMMAND, read_means, read_plan
+from baselines.answers import Slots, answers_path, card_path, parse_flags, write_answers
+from baselines.downstream import CONFIG, Settings, Split, load_settings, train
+from baselines.means import COMMAND, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS
@@ -20,7 +19,7 @@ from pipeline.runs import provenance
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.features import best_device
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, load_task, task_names
+from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 
 MODEL = "checkpoint_best.pt"
 
@@ -28,14 +27,15 @@ MODEL = "checkpoint_best.pt"
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
     """The tasks and unit models with layer means in the workspace, narrowed by the flags."""
     workspace = Workspace(args.workspace)
-    pairs = []
-    for task in [args.prompt_task] if args.prompt_task else task_names():
-        config = load_task(task)
-        if config.is_sequence:
-            continue  # a text is no class
-        data = workspace.downstream_data(config.downstream)
-        for record in sorted(data.glob(f"{args.unit_model or '*'}/layer_means/provenance.json")):
-            pairs.append(Pair(task, record.parents[1].name, config))
+    tasks = [args.prompt_task] if args.prompt_task else task_names()
+    configs = {task: load_task(task) for task in tasks}
+    records = f"{args.unit_model or '*'}/layer_means/provenance.json"
+    pairs = [
+        Pair(task, record.parents[1].name, config)
+        for task, config in configs.items()
+        for record in sorted(workspace.downstream_data(config.downstream).glob(records))
+        if not config.is_sequence  # a text is no class
+    ]
     if not pairs:
         example = COMMAND.format("speech_commands", args.unit_model or "hubert100")
         raise UserError(
@@ -46,7 +46,6 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
-    """Train and decode one task on one speech model."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
     run_name = workspace, pair.task, unit_model, "downstream", args.date
@@ -58,7 +57,13 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
         "data": read_plan(workspace, downstream, unit_model),
     }
     with holding(card_file.parent):
-        if is_done(card_file, card):
+        if card_file.exists():
+            earlier = read_json(card_file, "baselines/train_downstream.py")
+            if changed := [key for key, value in card.items() if earlier.get(key) != value]:
+                raise UserError(
+                    f"{card_file.parent}: holds a run with other {', '.join(changed)}; "
+                    "choose a new --date"
+                )
             print(f"{pair.task} {unit_model}: {card_file.parent} exists already")
             return
         slots = Slots(workspace.downstream_data(downstream) / "manifest/labels.json")
@@ -94,27 +99,8 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
     )
 
 
-def is_done(card_file: Path, card: dict) -> bool:
-    """Whether that run is finished. Raises ``UserError`` when the folder holds another run."""
-    if not card_file.exists():
-        return False
-    earlier = read_json(card_file, "baselines/train_downstream.py")
-    changed = [key for key, value in card.items() if earlier.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{card_file.parent}: holds a run with other {', '.join(changed)}; choose a new --date"
-        )
-    return True
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config/downstream.yaml"
-    )
-    add_selection(parser)
-    args = parser.parse_args()
+    args = parse_flags(__doc__, CONFIG)
     settings = load_settings(args.set)
     for pair in find_pairs(args):
         train_pair(args, pair, settings)

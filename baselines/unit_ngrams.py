@@ -18,14 +18,14 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
-from baselines.classifiers.answers import answers_path, card_path, write_answers
+from baselines.answers import answers_path, card_path, parse_flags, write_answers
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.files import sha256, write_json
 from pipeline.rows import SPLITS, Row, read_rows
 from pipeline.runs import provenance
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, find_pairs
 
 CONFIG = Path(__file__).resolve().parent / "config" / "unit_ngrams.yaml"
 
@@ -41,7 +41,6 @@ class Settings:
 
 
 def load_settings(overrides: list[str]) -> Settings:
-    """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
     settings = load_config(Settings, CONFIG, overrides)
     if settings.ngrams < 1 or not settings.costs or min(settings.costs) <= 0:
         raise UserError("--set ngrams, costs: expected ngrams of 1 or more and positive costs")
@@ -66,12 +65,10 @@ class NgramClassifier:
         self._train = self._features(units)
 
     def fit(self, cost: float) -> LinearSVC:
-        """Train with one C."""
         svm = LinearSVC(C=cost, dual=True, random_state=self._settings.seed)
         return svm.fit(self._train, self._labels, self._weights)
 
     def predict(self, svm: LinearSVC, rows: list[Row]) -> list[str]:
-        """The labels of each row."""
         return svm.predict(self._features([row.units for row in rows])).tolist()
 
     def _features(self, units: list[str] | tuple[str, ...]) -> csr_matrix:
@@ -79,22 +76,15 @@ class NgramClassifier:
         return counts.log1p() if self._settings.counts == "log" else counts
 
 
-def card_of(workspace: Workspace, pair: Pair, settings: Settings) -> dict[str, object]:
-    """What a run is made from."""
-    downstream, unit_model = pair.config.downstream, pair.unit_model
-    rows = {split: sha256(workspace.rows(downstream, unit_model, split)) for split in SPLITS}
-    config = asdict(settings)
-    return {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
-
-
 def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
     """Choose C on valid, then answer and score the test split."""
     workspace = Workspace(args.workspace)
     downstream, unit_model = pair.config.downstream, pair.unit_model
-    card = card_of(workspace, pair, settings)
-    train, valid, test = (
-        list(read_rows(workspace.rows(downstream, unit_model, split))) for split in SPLITS
-    )
+    paths = {split: workspace.rows(downstream, unit_model, split) for split in SPLITS}
+    rows = {split: sha256(path) for split, path in paths.items()}
+    config = asdict(settings)
+    card = {"task": pair.task, "unit_model": unit_model, "config": config, "rows": rows}
+    train, valid, test = (list(read_rows(path)) for path in paths.values())
     if len({row.labels for row in train}) < 2:
         raise UserError(f"{downstream}: train has one class only; nothing to classify")
     classifier = NgramClassifier(settings, train)
@@ -118,15 +108,7 @@ def classify(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--date", required=True, help="names the output, for example 20221122")
-    parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="override config/unit_ngrams.yaml"
-    )
-    add_selection(parser)
-    args = parser.parse_args()
+    args = parse_flags(__doc__, CONFIG)
     settings = load_settings(args.set)
     for pair in find_pairs(args):
         if not pair.config.is_sequence:  # a text is no class

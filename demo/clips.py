@@ -12,14 +12,13 @@ import argparse
 import csv
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from demo.speaking.voices import SAMPLE_RATE, new_corpus, write_audio
+from demo.voices import SAMPLE_RATE, new_corpus, write_audio
 from pipeline.errors import UserError, run
-from pipeline.files import replacing
+from pipeline.files import replacing, writing
 from preprocess.speech_commands.preprocessor import (
     NOISE_FOLDER,
     TEST_FOLDER,
@@ -32,16 +31,7 @@ INDEX = "clips.csv"
 COMPRESSION = 0.97  # on libsndfile's scale: 6,000 + (1 - 0.97) * 250,000 = 13,500 bits a second
 
 
-class Clip(NamedTuple):
-    """A line of the index: one wav file of the corpus and its length."""
-
-    folder: str  # speech_commands_v0.01/yes
-    name: str  # a6d586b7_nohash_4.wav: the speaker, and which repetition
-    samples: int
-
-
 def main() -> None:
-    """Unpack, or pack."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,11 +57,11 @@ def pack(corpus: Path, packed: Path) -> None:
     kept += sorted(corpus.glob(f"{TEST_FOLDER}/*/*.wav"))
     if not kept:
         raise UserError(f"{corpus}: expected {TRAIN_FOLDER}/ and {TEST_FOLDER}/, found no wav file")
-    clips, size = [], 0
+    clips, size = [("folder", "name", "samples")], 0
     for folder, group in groupby(kept, lambda path: path.parent):
         waveforms = {path.name: _read(path) for path in group}
         name = str(folder.relative_to(corpus))
-        clips += [Clip(name, clip, len(samples)) for clip, samples in waveforms.items()]
+        clips += [(name, clip, len(samples)) for clip, samples in waveforms.items()]
         target = packed / f"{name}.opus"
         target.parent.mkdir(parents=True, exist_ok=True)
         samples = np.concatenate(list(waveforms.values()))
@@ -80,27 +70,25 @@ def pack(corpus: Path, packed: Path) -> None:
                 handle, samples, SAMPLE_RATE, "OPUS", format="OGG", compression_level=COMPRESSION
             )
         size += target.stat().st_size
-    lines = [",".join(map(str, line)) + "\n" for line in (Clip._fields, *clips)]
-    with replacing(packed / INDEX) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-    print(f"wrote {packed}: {len(clips)} clips, {size:,} bytes of Opus")
+    with writing(packed / INDEX) as handle:
+        csv.writer(handle, lineterminator="\n").writerows(clips)
+    print(f"wrote {packed}: {len(clips) - 1} clips, {size:,} bytes of Opus")
 
 
 def unpack(packed: Path, corpus: Path) -> None:
     """Write every clip of the index as a wav file under ``corpus``."""
     with open(packed / INDEX, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    clips = [Clip(row["folder"], row["name"], int(row["samples"])) for row in rows]
+        _, *clips = csv.reader(handle)
     with new_corpus(corpus, {"clips": len(clips)}) as unfinished:
-        for folder, group in groupby(clips, lambda clip: clip.folder):
+        for folder, group in groupby(clips, lambda clip: clip[0]):
             (unfinished / folder).mkdir(parents=True)
             with soundfile.SoundFile(packed / f"{folder}.opus") as file:
-                for clip in group:
-                    samples = file.read(clip.samples, dtype="float32")
-                    if len(samples) < clip.samples:
-                        missing = f"ends before {clip.name}, which {INDEX} names"
+                for _, name, length in group:
+                    samples = file.read(int(length), dtype="float32")
+                    if len(samples) < int(length):
+                        missing = f"ends before {name}, which {INDEX} names"
                         raise UserError(f"{file.name}: {missing}; restore both from git")
-                    write_audio(unfinished / folder / clip.name, samples)
+                    write_audio(unfinished / folder / name, samples)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from baselines.classifiers.answers import card_path
+from baselines.answers import card_path
 from experiments.demos import DATE, Seconds, demo_stages, run_stages, seconds_of, train_command
 from experiments.pictures import draw_demo
 from pipeline.errors import run
@@ -49,11 +49,10 @@ def summarise(task: str, unit_model: str, seconds: Seconds) -> dict[str, object]
     prompt = read_json(WORKSPACE.checkpoints(*names, DATE) / "prompt.json", "ulm_prompt/train.py")
     ngrams = read_json(card_path(WORKSPACE, *names, "ngrams", DATE), "baselines/unit_ngrams.py")
     result = score(WORKSPACE.samples(*names, DATE, DATE))
+    scores = ("accuracy", "accuracy_within_labels", "invalid")
     return {
         "unit_model": unit_model,
-        "accuracy": round(result.accuracy, 2),
-        "accuracy_within_labels": round(result.accuracy_within_labels, 2),
-        "invalid": round(result.invalid, 2),
+        **{name: round(getattr(result, name), 2) for name in scores},
         "ngrams_accuracy": round(ngrams["test"]["accuracy"], 2),
         "utterances": result.utterances,
         "trainable_parameters": prompt["trained_parameters"],
@@ -69,9 +68,8 @@ def show(summary: dict[str, dict], total: float) -> None:
         values = [figures[key] for figures in summary.values()]
         cells = (f"{v:>14}" if isinstance(v, str) else f"{v:>14,}" for v in values)
         print(f"{title:28}" + "".join(cells))
-    seconds = [figures["seconds"] for figures in summary.values()]
-    for stage in seconds[0]:
-        spent = [by_stage[stage] for by_stage in seconds]
+    for stage in summary["KS"]["seconds"]:
+        spent = [figures["seconds"][stage] for figures in summary.values()]
         both = f"{spent[0]:>28}  (both)" if len(set(spent)) == 1 else ""
         print(f"{'seconds, ' + stage:28}" + (both or "".join(f"{value:>14}" for value in spent)))
     print(f"{'seconds in all':28}{total:>28.0f}")

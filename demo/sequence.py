@@ -39,9 +39,9 @@ def constant_answer(path: Path, pair: Pair) -> SequenceScores:
     """What answering every utterance of ``path`` with train's most frequent labels would score."""
     train = renamed_texts(WORKSPACE, pair)["train"]
     labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
+    answer = {"predict": labels.most_common(1)[0][0]}
     samples = read_json(path, "ulm_prompt/sample.py")
-    for entry in samples.values():
-        entry["predict"] = labels.most_common(1)[0][0]
+    samples = {row: entry | answer for row, entry in samples.items()}
     constant = path.with_name(f".constant_{path.name}")
     write_json(constant, samples)
     scores = score_sequences(constant, WORKSPACE, pair)

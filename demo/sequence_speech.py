@@ -9,23 +9,13 @@ arguments give the same bytes.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 
-from demo.speaking.texts import VALUES, SlotCommand, sentences, slot_commands
-from demo.speaking.voices import (
-    ACCENT,
-    Clips,
-    Speaker,
-    new_corpus,
-    parse_sizes,
-    speak,
-    speakers,
-)
+from demo.texts import VALUES, SlotCommand, sentences, slot_commands
+from demo.voices import ACCENT, Clips, Speaker, speak, speak_corpora, speakers
 from pipeline.errors import run
-from pipeline.rows import SPLITS
 
 FOLDERS = {"train": "train-clean-100", "valid": "dev-clean", "test": "test-clean"}
 HELD_OUT = 0.1  # of the sentences, for valid, and as many for test
@@ -41,17 +31,11 @@ VOICES = {
 
 
 def main() -> None:
-    args = parse_sizes(__doc__, sentences=[6000, 300, 400], commands=[5000, 300, 400])
-    start = time.monotonic()
-    for corpus, write, counts in (
-        ("librispeech", speak_sentences, args.sentences),
-        ("audio_snips", speak_slots, args.commands),
-    ):
-        with new_corpus(args.out / corpus, {"seed": args.seed, "utterances": counts}) as folder:
-            write(folder, dict(zip(SPLITS, counts)), args.seed, args.workers)
-    print(
-        f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
-    )
+    corpora = {
+        "librispeech": ("sentences", [6000, 300, 400], speak_sentences),
+        "audio_snips": ("commands", [5000, 300, 400], speak_slots),
+    }
+    speak_corpora(__doc__, corpora)
 
 
 def speak_sentences(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:

@@ -9,28 +9,20 @@ bytes.
 from __future__ import annotations
 
 import csv
-import time
 from pathlib import Path
 
 import numpy as np
 
-from demo.speaking.texts import intent_commands
-from demo.speaking.voices import Clips, new_corpus, parse_sizes, speak, speakers
+from demo.texts import intent_commands
+from demo.voices import Clips, speak, speak_corpora, speakers
 from pipeline.errors import run
-from pipeline.rows import SPLITS
 
 COLUMNS = ["", "path", "speakerId", "transcription", "action", "object", "location"]
 
 
 def main() -> None:
-    args = parse_sizes(__doc__, commands=[2000, 250, 600])
-    start = time.monotonic()
-    about = {"seed": args.seed, "utterances": args.commands}
-    with new_corpus(args.out / "fluent_commands", about) as folder:
-        speak_commands(folder, dict(zip(SPLITS, args.commands)), args.seed, args.workers)
-    print(
-        f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
-    )
+    corpus = "commands", [2000, 250, 600], speak_commands
+    speak_corpora(__doc__, {"fluent_commands": corpus})
 
 
 def speak_commands(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:
@@ -54,7 +46,7 @@ def speak_commands(out: Path, counts: dict[str, int], seed: int, workers: int) -
                 command = phrasings[turn // len(by_triple) % len(phrasings)]
                 speaker = voices[split][number % len(voices[split])]
                 path = f"wavs/speakers/{speaker.name}/{split}-{number:05d}.wav"
-                clips[speaker][path] = command.text
+                clips[speaker][path] = command[0]
                 table.writerow([number, path, speaker.name, *command])
         speak(out, clips, (seed, 1), f"commands, {split}", workers)
 

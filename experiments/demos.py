@@ -81,7 +81,6 @@ def run_stages(stages: dict[str, Commands], workspace: Workspace) -> tuple[str, 
 
 
 def seconds_of(task: str, seconds: Seconds) -> dict[str, float]:
-    """The seconds of each stage for one task."""
     return {stage: round(spent.get(task, spent.get("", 0)), 1) for stage, spent in seconds.items()}
 
 

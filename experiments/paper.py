@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from baselines.classifiers.answers import card_path
-from experiments.runs import (
-    BASELINES,
-    Command,
-    Run,
-    has_data,
-    has_lm,
-    outcome,
-    selection,
-)
+from baselines.answers import card_path
+from experiments.runs import BASELINES, Command, Run, has_data, has_lm, outcome, selection
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
@@ -86,14 +78,6 @@ class Paper:
     cells: list[Cell] = field(default_factory=list)
 
 
-@dataclass
-class Survey:
-    """The finished runs, and, by name, why a run that exists does not count."""
-
-    figures: list[Figure] = field(default_factory=list)
-    unusable: dict[str, str] = field(default_factory=dict)
-
-
 def load_paper(path: Path) -> Paper:
     """Read a list of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
     paper = load_config(Paper, path)
@@ -107,12 +91,13 @@ def load_paper(path: Path) -> Paper:
     return paper
 
 
-def survey(paper: Paper, cells: Iterable[Cell], seeds: int, workspace: Workspace) -> Survey:
+def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure], dict[str, str]]:
     """Look for the first ``seeds`` runs of each cell, and for the runs after them up to the first
-    seed that is missing.
+    seed that is missing. Returns the finished ones, and, by name, why another does not count.
     """
-    result = Survey()
-    for cell in cells:
+    figures: list[Figure] = []
+    unusable: dict[str, str] = {}
+    for cell in paper.cells:
         for seed in count(FIRST_SEED):
             exists = cell.result(seed, workspace).is_file()
             if not exists and seed >= FIRST_SEED + seeds:
@@ -120,10 +105,10 @@ def survey(paper: Paper, cells: Iterable[Cell], seeds: int, workspace: Workspace
             try:
                 figure = figure_of(cell, seed, paper, workspace) if exists else None
             except UserError as error:
-                result.unusable[f"{cell} seed {seed}"] = str(error)
+                unusable[f"{cell} seed {seed}"] = str(error)
             else:
-                result.figures += [figure] if figure else []
-    return result
+                figures += [figure] if figure else []
+    return figures, unusable
 
 
 def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figure | None:

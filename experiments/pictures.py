@@ -6,20 +6,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.runs import Outcome, Run, by_row
-from pipeline.files import replacing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.scoring.class_report import answers
-from ulm_prompt.scoring.pictures import confusion_on, valid_curve
+from ulm_prompt.scoring.pictures import COLOURS, confusion_on, save, valid_curve
 from ulm_prompt.scoring.scores import label_names
 
-matplotlib.use("Agg")
 ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # that are marked
 LABELS = {"prefix_prompt_length": "prompt length P (trained parameters)",
           "shots": "examples of each class (k)"}  # fmt: skip
@@ -37,7 +34,7 @@ def draw_study(x: str, outcomes: Mapping[Run, Outcome], title: str, path: Path) 
         _over_a_number(axis, outcomes, x)
     else:
         _seeds(axis, outcomes, x == "seed")
-    _save(figure, path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def draw_demo(
@@ -64,25 +61,17 @@ def draw_demo(
         names = label_names(workspace, Pair(task, unit_model, load_task(task)))
         samples = workspace.samples(task, unit_model, date, date)
         confusion_on(matrix_axis, *answers(samples, names), task)
-    _save(figure, path, dpi=80)
-
-
-def _save(figure: plt.Figure, path: Path, dpi: int) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png")
-    plt.close(figure)
+    save(figure, path, dpi=80)
 
 
 def _accuracies(outcomes: Mapping[Run, Outcome]) -> dict[str, dict[str, list[float]]]:
     """Split -> row -> accuracy of each seed. Test is there when all runs were decoded, and answers
     are no texts, which have error rates instead.
     """
-    rows = by_row(outcomes)
-    by_split = {
-        "valid": {n: [seed.card["valid"]["accuracy"] for seed in s] for n, s in rows.items()}
-    }
+    rows = by_row(outcomes).items()
+    by_split = {"valid": {n: [seed.card["valid"]["accuracy"] for seed in s] for n, s in rows}}
     if all("accuracy" in outcome.test for outcome in outcomes.values()):
-        by_split["test"] = {n: [seed.test["accuracy"] for seed in s] for n, s in rows.items()}
+        by_split["test"] = {n: [seed.test["accuracy"] for seed in s] for n, s in rows}
     return by_split
 
 
@@ -92,15 +81,14 @@ def _deviation(values: list[float]) -> float:
 
 def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
     """Valid accuracy over updates, a line a seed; the axis stretches the part near 100 %."""
-    colours = matplotlib.colormaps["tab10"].colors
     for number, (name, seeds) in enumerate(rows.items()):
-        style = {"color": colours[number % 10], "marker": "osD^vPX*"[number % 8], "markersize": 4}
+        style = {"color": COLOURS[number % 10], "marker": "osD^vPX*"[number % 8], "markersize": 4}
         for index, seed in enumerate(seeds):
             values = [scores["accuracy"] for scores in seed.curve.values()]
             label = None if index else name
             axis.plot(list(seed.curve), values, label=label, linewidth=1.2, **style)
     axis.set(xlabel="updates", ylabel="accuracy on valid, %", xscale="log")
-    first, last = (int(limit(axis.dataLim.intervalx)) for limit in (min, max))
+    first, last = map(int, axis.dataLim.intervalx)
     ticks = [first * 2**power for power in range(12) if first * 2**power <= last]
     axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axis.set_xticks([], minor=True)
@@ -117,24 +105,23 @@ def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
 
 def _over_a_number(axis: Axes, outcomes: Mapping[Run, Outcome], x: str) -> None:
     """Accuracy over a number of the run, on a log axis; 0 shots are all, at its right end."""
-    numbers = {
-        run.row: run.prefix_prompt_length
-        if x != "shots"
-        else outcome.card["training"].get("shots", 0)
-        for run, outcome in outcomes.items()
-    }
-    whole = 3 * max(numbers.values(), default=1) or 1
+    if x == "shots":
+        numbers = {run.row: result.card["training"].get(x, 0) for run, result in outcomes.items()}
+    else:
+        numbers = {run.row: run.prefix_prompt_length for run in outcomes}
+    whole = 3 * max(numbers.values()) or 1
     positions = {name: number or whole for name, number in numbers.items()}
     order = sorted(positions, key=positions.get)
     for (split, by_row_name), marker in zip(_accuracies(outcomes).items(), "os"):
-        values = [by_row_name[name] for name in order]
-        means, deviations = map(mean, values), map(_deviation, values)
+        means = [mean(by_row_name[name]) for name in order]
+        deviations = [_deviation(by_row_name[name]) for name in order]
         at = [positions[name] for name in order]
-        axis.errorbar(at, list(means), list(deviations), marker=marker, capsize=3, label=split)
+        axis.errorbar(at, means, deviations, marker=marker, capsize=3, label=split)
     labels = [str(number or "all") for number in numbers.values()]
     if x == "prefix_prompt_length":
         trained = [seeds[0].card["trained_parameters"] for seeds in by_row(outcomes).values()]
-        labels = [f"{label}\n({_short(count)})" for label, count in zip(labels, trained)]
+        short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" for n in trained)
+        labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
     axis.set(xlabel=LABELS[x], ylabel="accuracy, %", xscale="log")
     axis.set_xticks(list(positions.values()), labels)
     axis.set_xticks([], minor=True)
@@ -143,12 +130,12 @@ def _over_a_number(axis: Axes, outcomes: Mapping[Run, Outcome], x: str) -> None:
 
 def _seeds(axis: Axes, outcomes: Mapping[Run, Outcome], numbered: bool) -> None:
     """A dot for each seed of each row, mean and standard deviation beside them."""
-    columns = [
-        (f"{name}\n{split}", values)
+    columns = {
+        f"{name}\n{split}": values
         for split, by_row_name in _accuracies(outcomes).items()
         for name, values in by_row_name.items()
-    ]
-    for position, (_, values) in enumerate(columns):
+    }
+    for position, values in enumerate(columns.values()):
         at = [position + 0.12 * ((number % 5) - 2) / 2 for number in range(len(values))]
         axis.plot(at, values, "o", alpha=0.7)
         for seed, point in enumerate(zip(at, values), start=1) if numbered else ():
@@ -160,8 +147,4 @@ def _seeds(axis: Axes, outcomes: Mapping[Run, Outcome], numbered: bool) -> None:
         axis.annotate(text, point, xytext=(8, -3), textcoords="offset points", fontsize=8)
     axis.set(ylabel="accuracy, %", xlim=(-0.5, len(columns) - 0.1))
     axis.set_xlabel("numbers: seeds" if numbered else "")
-    axis.set_xticks(range(len(columns)), [label for label, _ in columns])
-
-
-def _short(count: int) -> str:
-    return f"{count / 1e6:.2f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+    axis.set_xticks(range(len(columns)), list(columns))

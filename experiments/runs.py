@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baselines.classifiers.answers import card_path
+from baselines.answers import card_path
 from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
@@ -88,7 +88,11 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     samples = _samples(run, workspace)
     if (test and samples is None) or not (card := _card(run, workspace)):
         return None
-    scores = _scores(samples, workspace, run.pair) if test else {}
+    scores = {}
+    if test and run.pair.config.is_sequence:
+        scores = scores_of(samples, workspace, run.pair.verbalizer)
+    elif test:
+        scores = dataclasses.asdict(score(samples))
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
     facts |= facts.pop("run", None) or {}
@@ -216,12 +220,6 @@ def _samples(run: Run, workspace: Workspace) -> Path | None:
     return samples if samples.stat().st_mtime >= prompt.stat().st_mtime else None
 
 
-def _scores(samples: Path, workspace: Workspace, pair: Pair) -> dict[str, Any]:
-    if pair.config.is_sequence:
-        return scores_of(samples, workspace, pair.verbalizer)
-    return dataclasses.asdict(score(samples))
-
-
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:
     """By the card that the baseline leaves last: its config, and hashes of its data."""
     path = card_path(workspace, run.pair.task, run.pair.unit_model, baseline.name, run.date)
@@ -230,17 +228,14 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
     card = read_json(path, baseline.script)
     config = load_yaml(REPOSITORY / "baselines/config" / baseline.config)
     config["seed"] = run.seed
-    downstream = run.pair.config.downstream
-    if baseline.name == "ngrams":
-        data = card["rows"]
-        files = {s: workspace.rows(downstream, run.pair.unit_model, s) for s in SPLITS}
-    else:
-        data = card["data"]["manifest"]
-        manifest = workspace.downstream_data(downstream) / "manifest"
-        files = {split: manifest / f"{split}.tsv" for split in SPLITS}
+    folder = workspace.downstream_data(run.pair.config.downstream)
+    on_rows = baseline.name == "ngrams"
+    data = card["rows"] if on_rows else card["data"]["manifest"]
+    input_file = f"{run.pair.unit_model}/{{}}" if on_rows else "manifest/{}.tsv"
+    files = {split: folder / input_file.format(split) for split in SPLITS}
     now = {split: sha256(file) for split, file in files.items() if file.is_file()}
     changed = "config" if card["config"] != config else "data" if data != now else ""
-    if changed and baseline.name == "ngrams":
+    if changed and on_rows:
         return None  # it is made again in two minutes
     if changed:
         raise _other_run(path.parent, changed)

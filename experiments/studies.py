@@ -86,7 +86,7 @@ def load_study(name: str) -> Study:
 
 def study_title(args: argparse.Namespace) -> str:
     """What the study's outputs are named by."""
-    return "_".join([args.study, *([args.date] if args.date else [])])
+    return f"{args.study}_{args.date}" if args.date else args.study
 
 
 def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
@@ -111,16 +111,16 @@ def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
         knobs += [f"verbalizer={LEARNABLE}"] if way.verbalizer == LEARNABLE else []
         load_recipe(recipe, [*(f"{key}={value}" for key, value in task.train.items()), *knobs])
         for seed in range(1, (args.seeds or study.seeds) + 1):
-            date = f"{study_title(args)}_{_plain(name)}_seed{seed}"
-            runs.append(
-                Run(
-                    name, replace(pair, verbalizer=_verbalizer_name(way, seed)), seed, date, date,
-                    recipe=recipe,
-                    fine_tune=way.fine_tune,
-                    prefix_prompt_length=None if way.fine_tune else length,
-                    knobs=(*knobs, f"seed={seed}"),
-                )
+            plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+            date = f"{study_title(args)}_{plain}_seed{seed}"
+            run = Run(
+                name, replace(pair, verbalizer=_verbalizer_name(way, seed)), seed, date, date,
+                recipe=recipe,
+                fine_tune=way.fine_tune,
+                prefix_prompt_length=None if way.fine_tune else length,
+                knobs=(*knobs, f"seed={seed}"),
             )  # fmt: skip
+            runs.append(run)
     return runs
 
 
@@ -142,17 +142,14 @@ def report(
     """Write ``folder``/``name``.csv, .md and .png, print the table, and return the paths."""
     paths = [folder / f"{name}.{kind}" for kind in ("csv", "md", "png")]
     curves = study.x == "updates"
-    write_csv(paths[0], (_validations if curves else _runs)(outcomes))
+    lines = (_validations if curves else _runs)(outcomes)
+    write_csv(paths[0], lines, lines[0])
     text = markdown((_curve_table if curves else _run_table)(outcomes, title))
     with writing(paths[1]) as handle:
         handle.write(text)
     print(f"\n{text}", end="")
     draw_study(study.x, outcomes, title, paths[2])
     return paths
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def _verbalizer_name(way: Way, seed: int) -> str:
@@ -190,14 +187,9 @@ def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
 
 def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     """A line for each validation of each run."""
+    keys = ("accuracy", "label_loss")
     return [
-        {
-            "run": run.row,
-            "seed": run.seed,
-            "updates": update,
-            "accuracy": scores["accuracy"],
-            "label_loss": scores["label_loss"],
-        }
+        {"run": run.row, "seed": run.seed, "updates": update, **{key: scores[key] for key in keys}}
         for run, outcome in outcomes.items()
         for update, scores in outcome.curve.items()
     ]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pipeline.errors import UserError
 from pipeline.files import writing
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from experiments.paper import Cell, Paper
 
 FIGURES = REPOSITORY / "docs" / "results.csv"
-DOCUMENTS = (REPOSITORY / "docs" / "results.md",)
+DOCUMENT = REPOSITORY / "docs" / "results.md"
 BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"  # Markdown does not show the marks
 END = "<!-- end of tables -->\n"
 EMPTY = "–"
@@ -45,15 +45,10 @@ class Figure:
         """As ``str(Cell)``."""
         return f"{self.method} {self.task} {self.unit_model}"
 
-    @property
-    def run_name(self) -> str:
-        return f"{self.cell} seed {self.seed}"
 
-
-def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write a line for each row, under ``columns`` (default: the first row's keys)."""
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
     with writing(path) as handle:
-        table = csv.DictWriter(handle, list(columns or rows[0]), lineterminator="\n")
+        table = csv.DictWriter(handle, list(columns), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
@@ -73,20 +68,19 @@ def spread(values: Sequence[float]) -> str:
 
 def write_figures(path: Path, figures: Iterable[Figure]) -> None:
     """Write a CSV, a line a run."""
-    write_csv(path, [asdict(figure) for figure in figures], list(Figure.__dataclass_fields__))
+    write_csv(path, [asdict(figure) for figure in figures], Figure.__dataclass_fields__)
 
 
 def read_figures(path: Path) -> list[Figure]:
     """Read such a CSV. Raises ``UserError`` for another table."""
-    types = {"seed": int, "value": float, "trained_parameters": int, "lm_parameters": int,
-             "updates": int}  # fmt: skip
+    types = get_type_hints(Figure)
     with open(path, encoding="utf-8", newline="") as handle:
         try:
             return [
-                Figure(**{name: types.get(name, str)(value) for name, value in row.items()})
+                Figure(**{name: types[name](value) for name, value in row.items()})
                 for row in csv.DictReader(handle)
             ]
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a table of figures ({error}); run reproduce.py") from None
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from baselines.classifiers.downstream import load_settings
-from experiments.paper import FIRST_SEED, Survey, load_paper, survey, trained_numbers
-from experiments.tables import read_figures
+from baselines.downstream import load_settings
+from experiments.paper import FIRST_SEED, load_paper, survey, trained_numbers
+from experiments.tables import Figure, read_figures
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
 from pipeline.workspace import Workspace
@@ -33,8 +33,9 @@ cells:
 PROMPT, COUNTS = (f"{method} KS tiny100 seed {FIRST_SEED}" for method in ("PT", "n-grams"))
 
 
-def flags(root: Path) -> tuple[object, ...]:
-    return ("--workspace", root, "--tables", root / "tables.yaml")
+def reproduce(root: Path, *flags: object, code: int = 0) -> str:
+    tables = root / "tables.yaml"
+    return stage("reproduce.py", "--workspace", root, "--tables", tables, *flags, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     tiny.write_lm(Workspace(root).lm("tiny100"))
     (Workspace(root).lm("tiny100") / "ulm.json").write_text("{}")
     (root / "tables.yaml").write_text(TABLES)
-    return root, stage("reproduce.py", *flags(root), code=1)
+    return root, reproduce(root, code=1)
 
 
 @pytest.fixture
@@ -54,13 +55,12 @@ def root(made: tuple[Path, str], tmp_path: Path) -> Path:
     return Path(shutil.copytree(made[0], tmp_path / "copy"))
 
 
-def look(root: Path, runs: int = 1) -> Survey:
-    paper = load_paper(root / "tables.yaml")
-    return survey(paper, paper.cells, runs, Workspace(root))
+def look(root: Path, runs: int = 1) -> tuple[list[Figure], dict[str, str]]:
+    return survey(load_paper(root / "tables.yaml"), runs, Workspace(root))
 
 
 def shown(root: Path) -> dict[str, float]:
-    return {figure.run_name: figure.value for figure in look(root).figures}
+    return {f"{figure.cell} seed {figure.seed}": figure.value for figure in look(root)[0]}
 
 
 def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
@@ -68,7 +68,7 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
     assert "no_such_knob" in said and "error: FT-LM KS tiny100 seed 100501" in said
     assert f"missing {root}/corpora/speech_commands: keywords (from a friend)" in said
     prompt, counts = read_figures(root / "samples" / "tables" / "results.csv")
-    assert (prompt.run_name, counts.run_name) == (PROMPT, COUNTS)
+    assert list(shown(root)) == [PROMPT, COUNTS]
     assert prompt.lm == "own" and len(prompt.lm_fingerprint) == 16 and 0 < prompt.updates <= 60
     published = trained_numbers(1, 1024, 12)
     assert published - trained_numbers(1, 32, 3) < prompt.trained_parameters <= published
@@ -78,7 +78,7 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
 
 
 def test_what_is_finished_is_not_made_again(root: Path) -> None:
-    again = stage("reproduce.py", *flags(root), "--method", "PT")
+    again = reproduce(root, "--method", "PT")
     assert f"**{shown(root)[PROMPT]:.2f}**" in again and "$ python" not in again
 
 
@@ -86,7 +86,7 @@ def test_without_binaries_they_are_made_and_nothing_is_trained(root: Path) -> No
     before = shown(root)
     shutil.rmtree(root / "ulm_prompt")
     assert shown(root) == {COUNTS: before[COUNTS]}
-    said = stage("reproduce.py", *flags(root), "--method", "PT")
+    said = reproduce(root, "--method", "PT")
     assert "fairseq_preprocess.py" in said and "train.py --prompt_task" not in said
     assert shown(root) == before
 
@@ -110,35 +110,32 @@ def another_card(root: Path) -> None:
     write_json(path, values)
 
 
+def damaged_lm(root: Path) -> None:
+    (Workspace(root).lm("tiny100") / "checkpoint_best.pt").write_text("not a checkpoint")
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (another_lm, "lm_fingerprint"),
-        (another_recipe, "max_update"),
-        (another_size, "prefix_prompt_length"),
-        (another_card, "data"),
+        (another_lm, "another lm_fingerprint"),
+        (another_recipe, "another max_update"),
+        (another_size, "another prefix_prompt_length"),
+        (another_card, "another data"),
+        (damaged_lm, "checkpoint_best.pt"),
     ],
 )
 def test_a_run_of_something_else_is_left_out_with_the_reason(
     root: Path, change: Callable[[Path], None], what: str
 ) -> None:
     change(root)
-    result = look(root)
-    assert [figure.run_name for figure in result.figures] == [COUNTS]
-    assert f"holds a run with another {what} than" in result.unusable[PROMPT]
+    assert list(shown(root)) == [COUNTS]
+    assert what in look(root)[1][PROMPT]
 
 
 def test_rows_that_changed_make_every_figure_stale(root: Path) -> None:
     path = Workspace(root).rows("speech_commands", "tiny100", "test")
     write_rows(path, list(read_rows(path))[:-1])
     assert shown(root) == {}
-
-
-def test_a_damaged_lm_is_one_cell_s_trouble(root: Path) -> None:
-    (Workspace(root).lm("tiny100") / "checkpoint_best.pt").write_text("not a checkpoint")
-    result = look(root)
-    assert [figure.run_name for figure in result.figures] == [COUNTS]
-    assert "checkpoint_best.pt" in result.unusable[PROMPT]
 
 
 def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
@@ -159,9 +156,9 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     write_json(folder / "downstream.json", card)
     assert shown(root)[name] == 12.5
     (manifest / "test.tsv").write_text("others")
-    assert "another data" in look(root).unusable[name]
+    assert "another data" in look(root)[1][name]
     write_json(folder / "downstream.json", {**card, "config": {}})
-    assert "another config" in look(root).unusable[name]
+    assert "another config" in look(root)[1][name]
 
 
 def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
@@ -174,8 +171,8 @@ def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
         values = read_json(card, "")
         values["training"]["seed"] = FIRST_SEED + seed
         write_json(card, values)
-    for asked, seeds in {1: [0, 1, 2], 3: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
-        shown_seeds = [f.seed - FIRST_SEED for f in look(root, asked).figures if f.lm == "own"]
+    for asked, seeds in {1: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
+        shown_seeds = [f.seed - FIRST_SEED for f in look(root, asked)[0] if f.lm == "own"]
         assert shown_seeds == seeds
 
 

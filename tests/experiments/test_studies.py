@@ -70,6 +70,9 @@ def test_what_a_run_leaves_out_comes_from_the_flags_then_the_study_then_the_task
     assert asked[0].recipe == "published" and asked[0].date == "seeds_quick_fast_seed1"
     assert load_recipe("published", asked[0].knobs).max_update == 3
     assert {run.recipe for run in planned("recipe", recipe="fast")} == {"published", "fast"}
+    mine = Study(runs={"FT-LM": Way(fine_tune=True), "PT": Way()})
+    made = runs_of(mine, arguments("mine", seeds=1), Pair("KS", "tiny100", load_task("KS")))
+    assert [run.recipe for run in made] == ["fine_tune", "published"]
 
 
 @pytest.mark.parametrize(
@@ -109,10 +112,8 @@ def test_learning_curves_in_a_table_and_all_of_them_in_the_csv(
         "| fast | 60.00 ± 14.14 | 92.00 ± 2.83 | 85.50 ± 7.78 | 92.50 ± 3.54 (by 750) | 2 |"
     )
     assert paths[1].read_text() in capsys.readouterr().out
-    rows = list(csv.DictReader(paths[0].open()))
-    assert [float(row["accuracy"]) for row in rows] == [
-        accuracy for curve in curves for accuracy in curve
-    ]
+    rows = csv.DictReader(paths[0].open())
+    assert [float(row["accuracy"]) for row in rows] == sum(curves, [])
     assert paths[2].stat().st_size > 1000
 
 
@@ -175,10 +176,8 @@ def test_a_finished_run_is_not_computed_again(root: Path, stages: list[str]) -> 
     assert len(stages) == 4
     workspace = Workspace(root)
     date = "prompt_length_P-20_seed1"
-    log = workspace.logs("KS", "tiny100", date) / "train.log"
-    assert float(tested[1]["valid_accuracy"]) == max(
-        scores["accuracy"] for scores in valid_curve(log).values()
-    )
+    curve = valid_curve(workspace.logs("KS", "tiny100", date) / "train.log").values()
+    assert float(tested[1]["valid_accuracy"]) == max(scores["accuracy"] for scores in curve)
     answers = json.loads(workspace.samples("KS", "tiny100", date, date).read_text())
     right = sum(entry["predict"] == entry["label"] for entry in answers.values())
     assert float(tested[1]["test_accuracy"]) == pytest.approx(100 * right / 29)
@@ -222,9 +221,3 @@ def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> N
         study(root, "seeds", "--set", "seed=9")
     with pytest.raises(UserError, match="--only slow: expected one of k=1"):
         study(root, "few_shot", "--only", "slow")
-
-
-def test_fine_tuning_is_a_way() -> None:
-    study = Study(runs={"FT-LM": Way(fine_tune=True), "PT": Way()})
-    made = runs_of(study, arguments("mine", seeds=1), Pair("KS", "tiny100", load_task("KS")))
-    assert [run.recipe for run in made] == ["fine_tune", "published"]

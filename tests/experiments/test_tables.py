@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from experiments.paper import PAPER, load_paper, missing, trained_numbers
 from experiments.tables import (
-    DOCUMENTS,
+    DOCUMENT,
     FIGURES,
     Figure,
     millions,
@@ -29,18 +28,9 @@ from reproduce import chosen
 from tests.ulm_prompt import tiny
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def paper():
     return load_paper(PAPER)
-
-
-def figure(**changes: object) -> Figure:
-    values = {
-        "method": "PT", "task": "KS", "unit_model": "hubert100", "seed": 1, "value": 90.0,
-        "trained_parameters": 77_824, "lm": "released", "lm_parameters": 151_263_232,
-        "updates": 10, "git_revision": "abc",
-    }  # fmt: skip
-    return Figure(**values | changes)
 
 
 def test_the_published_prompt_lengths_give_the_published_counts(paper):
@@ -54,7 +44,12 @@ def test_the_published_prompt_lengths_give_the_published_counts(paper):
 
 
 def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
-    figures = [figure(), figure(seed=2, value=94.0), figure(task="IC", lm="own", value=1.234)]
+    figures = [
+        Figure("PT", task, "hubert100", seed, value, 77_824, lm, 151_263_232)
+        for task, seed, value, lm in (
+            ("KS", 1, 90.0, "released"), ("KS", 2, 94.0, "released"), ("IC", 1, 1.234, "own"),
+        )
+    ]  # fmt: skip
     *_, published, ours = render(paper, figures).splitlines()[:4]
     assert published.split("|")[2].strip() == "*95.16* (0.08M)"
     assert [entry.strip() for entry in ours.split("|")[2:-1]] == [
@@ -64,12 +59,12 @@ def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
 
 
 def test_figures_come_back_from_their_file(tmp_path):
-    figures = [figure(seed=seed, value=random.random()) for seed in range(3)]
-    write_figures(tmp_path / "results.csv", figures)
-    assert read_figures(tmp_path / "results.csv") == figures
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    path = tmp_path / "results.csv"
+    write_figures(path, read_figures(FIGURES))
+    assert path.read_text() == FIGURES.read_text()
+    path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not a table of figures"):
-        read_figures(tmp_path / "other.csv")
+        read_figures(path)
 
 
 def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
@@ -110,12 +105,6 @@ def test_rows_of_texts_need_the_names_of_their_labels(paper, tmp_path):
     assert "preprocess/librispeech/data/hubert100/labels.json: what each label" in line
 
 
-def test_the_documents_hold_the_table_of_their_figures(paper):
-    table = render(paper, read_figures(FIGURES))
-    for path in DOCUMENTS:
-        assert split_at_marks(path)[1] == table, f"{path.name}: python reproduce.py --write_docs"
-
-
 def test_the_documents_keep_the_cells_of_other_workspaces(paper):
     earlier = [Figure("PT", "KS", "hubert100", seed, 90.0) for seed in (1, 2)]
     earlier += [Figure("PT", "IC", "hubert100", 1, 91.0), Figure("FT-LM", "KS", "cpc100", 1, 92.0)]
@@ -124,14 +113,13 @@ def test_the_documents_keep_the_cells_of_other_workspaces(paper):
     assert with_earlier(paper, earlier, []) == with_earlier(paper, [], earlier)
 
 
-def test_only_what_stands_between_the_marks_changes(tmp_path):
-    path = tmp_path / "README.md"
-    shutil.copy(DOCUMENTS[0], path)
+def test_the_documents_hold_the_table_and_only_it_is_replaced(paper, tmp_path):
+    path = tmp_path / "results.md"
+    shutil.copy(DOCUMENT, path)
     before, table, after = split_at_marks(path)
+    assert table == render(paper, read_figures(FIGURES)), "python reproduce.py --write_docs"
     put_table(path, "| new |\n")
     assert split_at_marks(path) == (before, "| new |\n", after)
-    put_table(path, table)
-    assert path.read_text() == DOCUMENTS[0].read_text()
     path.write_text("no marks")
     with pytest.raises(UserError, match="expected the marks"):
         put_table(path, table)

@@ -1,4 +1,4 @@
-"""The script as a user calls it, against a server on localhost."""
+"""The script as a user calls it, against a server on localhost; a unit LM out of its archive."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from unittest import mock
 
 import pytest
 
-from pipeline.errors import run
+from pipeline.errors import UserError, run
 from pipeline.files import holding
 from pretrained_models.download import main
+from pretrained_models.pretrained import unpack_lm
 from tests.conftest import REPOSITORY, stage
-from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.conftest import Remote
 
 SCRIPT = "pretrained_models/download.py"
 GSLM = "/textless_nlp/gslm"
@@ -25,17 +26,22 @@ KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.t
 SPEECH = b"speech model" * 20_000
 
 
-def archive(**files: bytes) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+def tgz(path: Path | io.BytesIO, files: dict[str, bytes | tuple[bytes, str]], folder: str = ""):
+    """Write ``path`` and return it. ``files``: content, or a member's type and link target."""
+    target = {"name": path} if isinstance(path, Path) else {"fileobj": path}
+    with tarfile.open(**target, mode="w:gz") as tar:
         for name, content in files.items():
-            member = tarfile.TarInfo(f"logmel50_lm/{name}")
+            member = tarfile.TarInfo(folder + name)
+            if isinstance(content, tuple):
+                (member.type, member.linkname), content = content, b""
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return stream.getvalue()
+    return path
 
 
-GOOD_LM = archive(**{"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"})
+LM_FILES = {"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"}
+GOOD_LM = tgz(io.BytesIO(), LM_FILES, "logmel50_lm/").getvalue()
+WHOLE = {"logmel50_km.bin": b"centres"} | {f"logmel50_lm/{n}": c for n, c in LM_FILES.items()}
 
 
 @pytest.fixture
@@ -54,17 +60,15 @@ def download(mirror: Remote, workspace: Path, *args: object, code: int = 0) -> s
     """The script in this process: its start alone takes longer than all that it does here."""
     flags = ["--workspace", workspace, "--base_url", mirror.url, "--timeout", 5]
     printed = io.StringIO()
-    found = 0
     with (
         mock.patch.object(sys, "argv", [SCRIPT, *map(str, [*args, *flags])]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
+        pytest.raises(SystemExit) as leaving,
     ):
-        try:
-            run(main)
-        except SystemExit as leaving:
-            found = leaving.code
-    assert found == code, printed.getvalue()
+        run(main)
+        sys.exit(0)
+    assert leaving.value.code == code, printed.getvalue()
     return printed.getvalue()
 
 
@@ -75,13 +79,6 @@ def here(workspace: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "downloaded.json"
     }
-
-
-WHOLE = {
-    "logmel50_km.bin": b"centres",
-    "logmel50_lm/checkpoint_best.pt": b"weights" * 9000,
-    "logmel50_lm/dict.txt": b"0 1\n",
-}
 
 
 def test_a_unit_model_comes_whole_and_once(mirror: Remote, tmp_path: Path) -> None:
@@ -162,8 +159,6 @@ def test_an_lm_that_was_trained_here_stays(mirror: Remote, tmp_path: Path) -> No
 
 
 def test_a_bad_archive_leaves_nothing(mirror: Remote, tmp_path: Path) -> None:
-    mirror.files[LM] = archive(**{"checkpoint_best.pt": b"weights"})
-    assert "no dict.txt" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
     mirror.files[LM] = GOOD_LM[:-100]
     assert "cut short" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
     assert not list(tmp_path.glob("pretrained_models/*"))
@@ -232,3 +227,63 @@ def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
     assert printed.count("\n") == 1
     path = tmp_path / "pretrained_models" / "logmel50_km.bin"
     assert url + KMEANS in printed and str(path) in printed
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(archive: Path, folder: Path) -> str:
+    """The LM_FILES in ``folder`` stays, and nothing else appears."""
+    folder.mkdir(exist_ok=True)
+    (folder / "dict.txt").write_text("old")
+    before = tree(archive.parent)
+    with pytest.raises(UserError) as error:
+        unpack_lm(archive, folder)
+    assert tree(archive.parent) == before
+    assert "\n" not in str(error.value) and str(archive) in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["", "hubert100_lm/", "./", "./hubert100_lm/"])
+def test_the_released_layouts(tmp_path: Path, folder: str) -> None:
+    archive = tgz(tmp_path / "lm.tgz", {"README": b"hello", **LM_FILES}, folder)
+    old = tmp_path / "hubert100_lm"
+    old.mkdir()
+    (old / "half").touch()
+    unpack_lm(archive, old)
+    assert tree(old) == LM_FILES
+    assert {path.name for path in tmp_path.iterdir()} == {"lm.tgz", "hubert100_lm"}
+
+
+def test_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+    others = {
+        "../../evil": b"x",
+        "/tmp/evil": b"x",
+        "other/dict.txt": (tarfile.SYMTYPE, "../../evil"),
+        "dict.txt": (tarfile.SYMTYPE, "/etc/passwd"),
+        "checkpoint_best.pt": (tarfile.FIFOTYPE, ""),
+    }
+    released = {f"../{name}": content for name, content in LM_FILES.items()}
+    unpack_lm(tgz(tmp_path / "lm.tgz", others | released), tmp_path / "a" / "b" / "lm")
+    assert set(tree(tmp_path)) == {"lm.tgz", *(f"a/b/lm/{name}" for name in LM_FILES)}
+
+
+@pytest.mark.parametrize("name", LM_FILES)
+def test_both_files_must_be_in_it(tmp_path: Path, name: str) -> None:
+    (absent,) = LM_FILES.keys() - {name}
+    for files in ({}, {absent: (tarfile.SYMTYPE, "/etc/passwd")}):
+        archive = tgz(tmp_path / "lm.tgz", {name: LM_FILES[name], **files})
+        assert f"no {absent}" in refused(archive, tmp_path / "lm")
+
+
+def test_cut_short_or_damaged(tmp_path: Path) -> None:
+    """gzip's checksum is behind the tar's end, where tarfile never looks."""
+    archive = tgz(tmp_path / "lm.tgz", LM_FILES)
+    whole = archive.read_bytes()
+    for length in range(0, len(whole), 23):
+        archive.write_bytes(whole[:length])
+        refused(archive, tmp_path / "lm")
+    archive.write_bytes(whole[:-8] + bytes(8))
+    assert "damaged" in refused(archive, tmp_path / "lm")

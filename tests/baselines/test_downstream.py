@@ -1,4 +1,4 @@
-"""Audio to layer means to a trained downstream model, in the scripts' order."""
+"""Audio to layer means to a trained downstream model, which is SUPERB's on all frames."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from baselines import layer_means, train_downstream
-from baselines.classifiers.downstream import Split, accuracy, load_settings, train
-from baselines.classifiers.means import LayerMeans, means_folder, read_means
+from baselines.downstream import DownstreamModel, Split, accuracy, load_settings, train
+from baselines.means import LayerMeans, means_folder, read_means
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
-from preprocess.actions.audio_run import AudioRun, Shard
+from preprocess.actions.audio_run import Shard
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import read_audio
@@ -31,6 +32,8 @@ from ulm_prompt.scoring.scores import score
 INTENTS = [("start", "lamp", "none"), ("stop", "heat", "kitchen"), ("start", "heat", "none")]
 COUNTS = {"train": 24, "valid": 6, "test": 7}
 NAME = "fluent_commands"
+LAYERS, DIM, SLOTS, PROJECTOR = 4, 10, [3, 5, 2], 7
+LENGTHS = [1, 9, 30, 30, 4]
 
 
 def task_of(workspace: Path, unit_model: str = "logmel100") -> Preprocessor:
@@ -57,13 +60,12 @@ def workspace(tmp_path) -> Path:
 
 
 def compute(workspace: Path) -> dict[str, bytes]:
-    task = task_of(workspace)
-    LayerMeans(task).run(Ranks(), skip_bad=False)
-    return written(task)
+    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
+    return written(workspace)
 
 
-def written(task: Preprocessor) -> dict[str, bytes]:
-    folder = task.units / "layer_means"
+def written(workspace: Path) -> dict[str, bytes]:
+    folder = means_folder(Workspace(workspace), NAME, "logmel100")
     return {split: (folder / f"{split}.npy").read_bytes() for split in SPLITS}
 
 
@@ -105,33 +107,18 @@ def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
         assert found.means.std() > 0.01
 
 
-def test_cut_off_it_goes_on_to_the_same_bytes_and_so_do_shards(workspace, monkeypatch, capsys):
+def test_shards_give_the_same_bytes(workspace, monkeypatch, capsys):
+    """That a killed run resumes is tested with the units, which share the code."""
     expected = compute(workspace)
     compute(workspace)
     assert "already exists" in capsys.readouterr().out
-    for split in SPLITS:
-        (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
-    write, stored = AudioRun.store, []
-
-    def interrupted(store, encoded):
-        if len(stored) == 3:
-            raise KeyboardInterrupt
-        stored.append(encoded.block.name)
-        write(store, encoded)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AudioRun, "store", interrupted)
-        compute(workspace)
-    assert compute(workspace) == expected
-    assert "resumes an earlier run: 3 of" in capsys.readouterr().out
-
     for split in SPLITS:
         (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
     for shard in (1, 0):
         LayerMeans(task_of(workspace)).run_shard(Shard(shard, 2))
     run_script(layer_means, monkeypatch, workspace, "--downstream", NAME, "--merge_shards",
                "--unit_model", "logmel100", "--set", "fairseqrc.batch_seconds=0.3")  # fmt: skip
-    assert written(task_of(workspace)) == expected
+    assert written(workspace) == expected
 
 
 def test_rows_of_bad_audio_are_left_out(workspace):
@@ -139,7 +126,7 @@ def test_rows_of_bad_audio_are_left_out(workspace):
     before = read_means(Workspace(workspace), NAME, "logmel100", "train")
     (workspace / "corpora" / NAME / "wavs/speakers/train/1.wav").write_bytes(b"")
     LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)  # done already: audio is not read
-    assert written(task_of(workspace)) == whole
+    assert written(workspace) == whole
     (task_of(workspace).units / "layer_means" / "train.npy").unlink()
     with pytest.raises(UserError, match="train/1.wav"):
         LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
@@ -208,8 +195,6 @@ def test_what_cannot_be_trained_is_refused(workspace, monkeypatch):
     fails("max_update=0: expected at least 1", "--set", "max_update=0")
     path = means_folder(Workspace(workspace), NAME, "logmel100") / "valid.npy"
     kept = path.read_bytes()
-    path.write_bytes(kept[:-100])
-    fails("valid.npy: cannot be read")
     np.save(path, np.zeros((3, 1, 80), np.float32))
     fails(r"valid.npy: expected float32 \(6, layers, D\), found float32 \(3, 1, 80\)")
     path.write_bytes(kept)
@@ -221,3 +206,52 @@ def test_what_cannot_be_trained_is_refused(workspace, monkeypatch):
     with open(manifest / "valid.tsv", "a", encoding="utf-8") as handle:
         handle.write((manifest / "valid.tsv").read_text().splitlines()[1] + "\n")
     fails("valid.npy: stale")
+
+
+def on_all_frames(weights: dict[str, torch.Tensor], utterances: list[torch.Tensor]) -> torch.Tensor:
+    """s3prl's order: weighted sum, projector, mean over time, classifier."""
+    share = F.softmax(weights["layer_weights"], dim=-1)
+    pooled = []
+    for frames in utterances:  # (T, L, D)
+        mixed = sum(share[layer] * frames[:, layer] for layer in range(LAYERS))
+        projected = mixed @ weights["projector.weight"].T + weights["projector.bias"]
+        pooled.append(projected.mean(dim=0))
+    return torch.stack(pooled) @ weights["classifier.weight"].T + weights["classifier.bias"]
+
+
+def test_means_give_the_output_and_gradient_of_all_frames():
+    torch.manual_seed(0)
+    model = DownstreamModel(LAYERS, DIM, SLOTS, PROJECTOR).double()
+    with torch.no_grad():
+        model.layer_weights.copy_(torch.randn(LAYERS))
+    utterances = [torch.randn(length, LAYERS, DIM).double() for length in LENGTHS]
+    labels = torch.tensor([[0, 4, 1], [2, 0, 0], [1, 1, 1], [0, 0, 0], [2, 3, 0]])
+    means = torch.stack([utterance.mean(dim=0) for utterance in utterances])
+
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    logits = on_all_frames(weights, utterances)
+    torch.testing.assert_close(torch.cat(model(means), dim=1), logits)
+    action, thing, place = logits.split(SLOTS, dim=1)
+    expected = sum(
+        F.cross_entropy(part, labels[:, slot]) for slot, part in enumerate((action, thing, place))
+    )
+    expected.backward()
+    loss = model.loss(means, labels)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    for name, weight in model.named_parameters():
+        assert weight.grad.abs().sum() > 1e-6
+        torch.testing.assert_close(weight.grad, weights[name].grad)
+    guess = torch.stack([part.argmax(dim=1) for part in (action, thing, place)], dim=1)
+    assert torch.equal(model.predict(means, batch=2), guess)
+
+
+def test_as_many_parameters_are_trained_as_the_paper_says():
+    def count(layers: int, dim: int, slots: list[int]) -> int:
+        return DownstreamModel(layers, dim, slots, 256).trained_parameters
+
+    assert count(13, 768, [12]) == 768 * 256 + 256 + 256 * 12 + 12 + 13 == 199_961  # 0.2M
+    assert count(13, 768, [6, 14, 4]) == 203_045  # 0.2M
+    assert count(1, 256, [12]) == 68_876  # 0.07M: one layer has no weight to learn

@@ -12,9 +12,10 @@ import ctypes
 import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import espeakng_loader
 import numpy as np
@@ -45,10 +46,7 @@ UTF8 = 1
 RATE, VOLUME, PITCH, RANGE = 1, 2, 3, 4  # espeak_PARAMETER
 
 
-@dataclass(frozen=True)
-class Speaker:
-    """A voice."""
-
+class Speaker(NamedTuple):
     name: str
     voice: str  # accent+variant
     rate: int  # words a minute
@@ -56,6 +54,7 @@ class Speaker:
 
 
 Clips = dict[Speaker, dict[str, str]]  # by speaker: path below the corpus -> text
+Writer = Callable[[Path, dict[str, int], int, int], None]  # folder, utterances, seed, workers
 
 
 def variants() -> list[str]:
@@ -85,41 +84,33 @@ def speakers(seed: int) -> dict[str, list[Speaker]]:
 
 
 class Espeak:
-    """The synthesiser of this process. The library has one global state: make one instance a
-    process.
+    """A process's one synthesiser: the library has one global state.
 
     What it returns depends on what it spoke before (phases and noise run on), so the same sequence
     of calls in a fresh process gives the same samples.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, voice: str) -> None:
+        """``voice``: accent and variant, such as ``en-us+m4``."""
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         data_path = str(espeakng_loader.get_data_path())
         self.sample_rate: int = self._library.espeak_Initialize(
             SYNCHRONOUS, 0, data_path.encode(), DONT_EXIT
         )
         if self.sample_rate <= 0:
-            raise UserError(
-                f"{data_path}: espeak-ng could not read its data; "
-                "reinstall the package espeakng-loader"
-            )
+            raise UserError(f"{data_path}: cannot be read; reinstall the package espeakng-loader")
         self._pieces: list[np.ndarray] = []
         shorts = ctypes.POINTER(ctypes.c_short)
         callback = ctypes.CFUNCTYPE(ctypes.c_int, shorts, ctypes.c_int, ctypes.c_void_p)
         self._callback = callback(self._receive)  # kept: ctypes does not hold it
         self._library.espeak_SetSynthCallback(self._callback)
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+            raise UserError(f"espeak-ng has no voice {voice!r}")
 
     def _receive(self, samples, count: int, _events) -> int:
         if samples and count > 0:
             self._pieces.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0  # continue
-
-    def set_voice(self, name: str) -> None:
-        """Choose a voice such as ``en-us+m4`` (accent + variant). Raises ``UserError`` for an
-        unknown one.
-        """
-        if self._library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise UserError(f"espeak-ng has no voice {name!r}")
 
     def speak(self, text: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
         """Return ``text`` as (T,) float32 in [-1, 1] at ``sample_rate``.
@@ -152,8 +143,7 @@ def speak(folder: Path, clips: Clips, seed: tuple[int, int], title: str, workers
 def _record(job: tuple[Path, Speaker, dict[str, str], tuple[int, int]]) -> None:
     folder, speaker, texts, seed = job
     rng = np.random.default_rng((*seed, *speaker.name.encode()))
-    espeak = Espeak()
-    espeak.set_voice(speaker.voice)
+    espeak = Espeak(speaker.voice)
     for path, text in texts.items():
         spoken = espeak.speak(
             text,
@@ -203,31 +193,33 @@ def write_audio(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
 
 
-def parse_sizes(description: str, **utterances: list[int]) -> argparse.Namespace:
-    """The command line of a script that speaks corpora. ``utterances``: the defaults of the flags
-    that say how many train, valid and test have.
+def speak_corpora(description: str, corpora: Mapping[str, tuple[str, list[int], Writer]]) -> None:
+    """Run a script that speaks corpora. ``corpora``: the flag that says how many utterances train,
+    valid and test have, its default, and the function that writes a corpus of a name.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="the corpora's parent folder")
-    sizes = {"type": _at_least(1), "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
-    for name, default in utterances.items():
-        parser.add_argument(f"--{name}", default=default, help="utterances", **sizes)
-    parser.add_argument("--seed", type=_at_least(0), default=1)
+    sizes = {"type": int, "nargs": 3, "metavar": ("TRAIN", "VALID", "TEST")}
+    for flag, default, _ in corpora.values():
+        parser.add_argument(f"--{flag}", default=default, help="utterances", **sizes)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--workers", type=_at_least(1), default=os.cpu_count(), help="does not change the result"
+        "--workers", type=int, default=os.cpu_count(), help="does not change the result"
     )
-    return parser.parse_args()
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected at least {least}, found {text}")
-        return int(text)
-
-    return integer
+    args = parser.parse_args()
+    utterances = [count for flag, _, _ in corpora.values() for count in getattr(args, flag)]
+    if args.seed < 0 or min(args.workers, *utterances) < 1:
+        raise UserError("expected a --seed of at least 0, and all other numbers of at least 1")
+    start = time.monotonic()
+    for name, (flag, _, write) in corpora.items():
+        counts = getattr(args, flag)
+        with new_corpus(args.out / name, {"seed": args.seed, "utterances": counts}) as folder:
+            write(folder, dict(zip(SPLITS, counts)), args.seed, args.workers)
+    print(
+        f"{time.monotonic() - start:.0f} s; next: preprocess/runner.py --action generate_manifest"
+    )
 
 
 @contextlib.contextmanager

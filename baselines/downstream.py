@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.config import load_config
 from pipeline.errors import UserError
 
-CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
+CONFIG = Path(__file__).resolve().parent / "config" / "downstream.yaml"
 
 
 class DownstreamModel(nn.Module):
@@ -39,7 +39,6 @@ class DownstreamModel(nn.Module):
 
     @property
     def trained_parameters(self) -> int:
-        """How many numbers training changes."""
         return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
 
     def forward(self, means: Tensor) -> tuple[Tensor, ...]:
@@ -87,7 +86,6 @@ class Split(NamedTuple):
     labels: Tensor  # (rows, slots), counted from each slot's first
 
     def to(self, device: torch.device) -> Split:
-        """The same on the device."""
         return Split(*(tensor.to(device) for tensor in self))
 
 
@@ -95,8 +93,8 @@ def load_settings(overrides: list[str]) -> Settings:
     """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
     settings = load_config(Settings, CONFIG, overrides)
     for key in ("projector_dim", "batch_size", "max_update", "validate_every"):
-        if getattr(settings, key) < 1:
-            raise UserError(f"--set {key}={getattr(settings, key)}: expected at least 1")
+        if (value := getattr(settings, key)) < 1:
+            raise UserError(f"--set {key}={value}: expected at least 1")
     if settings.lr <= 0 or settings.clip_norm < 0:
         raise UserError("--set lr and clip_norm: expected lr above 0 and clip_norm of 0 or more")
     return settings

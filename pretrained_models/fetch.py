@@ -53,15 +53,22 @@ class Partial:
         try:
             notes = json.loads(self._notes.read_text(encoding="utf-8"))
             self.validator, self.total = notes["validator"], notes["total"]
-            is_same = notes["url"] == url
+            if notes["url"] != url:
+                self.start()
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            is_same = False
-        if not is_same:
             self.start()
 
     @property
     def length(self) -> int:
         return self.path.stat().st_size
+
+    def error(self, reason: str) -> DownloadError:
+        return DownloadError(f"{self.name}: {self.url}: {reason}")
+
+    @property
+    def by_hand(self) -> str:
+        target = self.final.with_name(self.name)
+        return f"get it elsewhere, put it at {target} and run this again"
 
     def start(self, validator: str | None = None, total: int | None = None) -> None:
         """Begin the file anew; ``validator`` is the server's mark of this version of it."""
@@ -94,23 +101,20 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
     if partial.length:
         print(f"{path.name}: resumes after {partial.length:,} bytes", flush=True)
     try:
-        _complete(partial, expected, timeout)
-        digest = sha256(partial.path)
-        if partial.resumed and expected.sha256 not in (None, digest):
-            print(f"{path.name}: its parts are of different files; from the start", flush=True)
-            partial.start()
+        while True:
             _complete(partial, expected, timeout)
             digest = sha256(partial.path)
-        if expected.sha256 not in (None, digest):
+            if expected.sha256 in (None, digest):
+                partial.publish()
+                return digest
+            was_resumed = partial.resumed
             partial.start()
-            raise DownloadError(
-                f"{path.name}: {url} has sha256 {digest}, but {expected.source} says "
-                f"{expected.sha256}; what came is removed"
-            )
-        partial.publish()
+            if not was_resumed:
+                said = f"{expected.source} says {expected.sha256}; what came is removed"
+                raise partial.error(f"has sha256 {digest}, but {said}")
+            print(f"{path.name}: its parts are of different files; from the start", flush=True)
     finally:
         partial.remove_if_empty()
-    return digest
 
 
 def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
@@ -123,10 +127,8 @@ def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
             left = ATTEMPTS if partial.length > best else left - 1
             best = max(best, partial.length)
             if not left:
-                raise DownloadError(
-                    f"{partial.name}: {partial.url}: {reason}; gave up after {ATTEMPTS} attempts. "
-                    "The same command resumes here"
-                ) from None
+                gave_up = f"gave up after {ATTEMPTS} attempts. The same command resumes here"
+                raise partial.error(f"{reason}; {gave_up}") from None
             print(f"{partial.name}: {reason}; trying again", flush=True)
             time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
 
@@ -156,14 +158,12 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
             partial.start()
         if error.code in _PASSING:
             raise _Interrupted(said) from None
-        raise DownloadError(f"{partial.name}: {partial.url}: {said}; {_by_hand(partial)}") from None
+        raise partial.error(f"{said}; {partial.by_hand}") from None
     except URLError as error:
+        said = f"no connection ({error.reason})"
         if partial.reached:
-            raise _Interrupted(f"no connection ({error.reason})") from None
-        raise DownloadError(
-            f"{partial.name}: no connection to {partial.url} ({error.reason}); check the network, "
-            f"or {_by_hand(partial)}"
-        ) from None
+            raise _Interrupted(said) from None
+        raise partial.error(f"{said}; check the network, or {partial.by_hand}") from None
     except DownloadError:
         raise
     except (OSError, HTTPException) as error:
@@ -174,7 +174,7 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
 def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) -> None:
     """Decide by the answer's head whether the body is what was asked for."""
     if response.headers.get_content_type() == "text/html":
-        raise _refusal(partial, "gives a web page (a proxy's log-in?), no file")
+        raise partial.error("gives a web page (a proxy's log-in?), no file")
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     if response.status == 200:
@@ -190,21 +190,18 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
         partial.resumed, partial.total = True, total
     total = partial.total
     if response.length == 0:
-        raise _refusal(partial, "is empty")
+        raise partial.error("is empty")
     if total is None and not (response.chunked or expected.sha256):
-        raise _refusal(partial, "does not say how long it is: nothing to check")
+        raise partial.error("does not say how long it is: nothing to check")
     if None not in (total, expected.size) and total != expected.size:
         partial.start()
-        raise _refusal(
-            partial, f"has {total:,} bytes, but {expected.source} says {expected.size:,}"
-        )
+        said = f"{expected.source} says {expected.size:,}"
+        raise partial.error(f"has {total:,} bytes, but {said}")
     missing = (total or 0) - partial.length
     free = shutil.disk_usage(partial.path.parent).free
     if missing > free:
-        raise DownloadError(
-            f"{partial.name}: {missing:,} bytes to come, {free:,} free in {partial.path.parent}; "
-            "make room"
-        )
+        here = f"{free:,} free in {partial.path.parent}"
+        raise partial.error(f"{missing:,} bytes to come, {here}; make room")
 
 
 def _receive(response: HTTPResponse, partial: Partial) -> None:
@@ -220,9 +217,9 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
                 while piece:  # a nearly full disk takes a part
                     piece = piece[handle.write(piece) :]
             except OSError as error:
-                raise DownloadError(
-                    f"{partial.name}: {error.strerror} after {partial.length:,} bytes, which are "
-                    f"kept in {partial.path}; make room and run the same command again"
+                raise partial.error(
+                    f"{error.strerror} after {partial.length:,} bytes, which are kept in "
+                    f"{partial.path}; make room and run the same command again"
                 ) from None
         os.fsync(handle.fileno())
     if total is None and partial.length:
@@ -232,14 +229,6 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
     elif partial.length > total:
         partial.start()
         raise _Interrupted(f"more than the {total:,} bytes that it promised")
-
-
-def _refusal(partial: Partial, reason: str) -> DownloadError:
-    return DownloadError(f"{partial.name}: {partial.url} {reason}")
-
-
-def _by_hand(partial: Partial) -> str:
-    return f"get it elsewhere, put it at {partial.final.with_name(partial.name)} and run this again"
 
 
 class _Redirects(http.HTTPRedirectHandler):

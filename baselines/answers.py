@@ -4,6 +4,7 @@ ulm_prompt/cal_acc.py scores.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.tasks import add_selection
 from ulm_prompt.scoring.sample_file import write_samples
 
 
@@ -57,10 +59,8 @@ def write_answers(
 
     A classifier only knows the label set, so its ``_within_labels`` twin holds the same answers.
     """
-    sources = [
-        {"file_name": file, "src": "", "label": label}
-        for file, label in zip(files, labels, strict=True)
-    ]
+    pairs = zip(files, labels, strict=True)
+    sources = [{"file_name": file, "src": "", "label": label} for file, label in pairs]
     entries = {
         row: {kind: {"predict": answer} for kind in ("free", "within")}
         for row, answer in enumerate(answers)
@@ -68,6 +68,18 @@ def write_answers(
     write_samples(path, sources, entries, scored=False)
     right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
     return 100 * right / len(sources)
+
+
+def parse_flags(description: str, config: Path) -> argparse.Namespace:
+    """The command line of a baseline. ``config``: the file whose values ``--set`` changes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
+    override = f"override config/{config.name}"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
+    add_selection(parser)
+    return parser.parse_args()
 
 
 def answers_path(

@@ -76,7 +76,6 @@ class Means(NamedTuple):
 
 
 def means_folder(workspace: Workspace, downstream: str, unit_model: str) -> Path:
-    """The folder of one downstream's means."""
     return workspace.downstream_data(downstream) / unit_model / "layer_means"
 
 

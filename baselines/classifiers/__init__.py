@@ -1,1 +1,0 @@
-"""The linear classifiers that the prompts are compared with."""

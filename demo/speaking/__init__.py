@@ -1,1 +1,0 @@
-"""Speech that espeak-ng speaks for the demos."""

@@ -1,1 +1,0 @@
-"""Download, check and unpack pretrained models."""
