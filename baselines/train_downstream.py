@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from baselines.answers import Slots, answers_path, card_path, parse_flags, write_answers
-from baselines.downstream import CONFIG, Settings, Split, load_settings, train
-from baselines.means import COMMAND, read_means, read_plan
+from baselines.classifiers.answers import Slots, answers_path, card_path, parse_flags, write_answers
+from baselines.classifiers.downstream import CONFIG, Settings, Split, load_settings, train
+from baselines.classifiers.means import COMMAND, read_means, read_plan
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS

@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.svm import LinearSVC
 
-from baselines.answers import answers_path, card_path, parse_flags, write_answers
+from baselines.classifiers.answers import answers_path, card_path, parse_flags, write_answers
 from pipeline.config import load_config
 from pipeline.errors import UserError, run
 from pipeline.files import sha256, write_json

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from baselines.answers import card_path
+from baselines.classifiers.answers import card_path
 from experiments.demos import DATE, Seconds, demo_stages, run_stages, seconds_of, train_command
 from experiments.pictures import draw_demo
 from pipeline.errors import run

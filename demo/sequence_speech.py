@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.texts import VALUES, SlotCommand, sentences, slot_commands
-from demo.voices import ACCENT, Clips, Speaker, speak, speak_corpora, speakers
+from demo.speaking.texts import VALUES, SlotCommand, sentences, slot_commands
+from demo.speaking.voices import ACCENT, Clips, Speaker, speak, speak_corpora, speakers
 from pipeline.errors import run
 
 FOLDERS = {"train": "train-clean-100", "valid": "dev-clean", "test": "test-clean"}

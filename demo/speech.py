@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.texts import intent_commands
-from demo.voices import Clips, speak, speak_corpora, speakers
+from demo.speaking.texts import intent_commands
+from demo.speaking.voices import Clips, speak, speak_corpora, speakers
 from pipeline.errors import run
 
 COLUMNS = ["", "path", "speakerId", "transcription", "action", "object", "location"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from baselines.answers import card_path
+from baselines.classifiers.answers import card_path
 from experiments.runs import BASELINES, Command, Run, has_data, has_lm, outcome, selection
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError, run
 from pipeline.unit_models import UnitModel, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
-from pretrained_models.pretrained import PretrainedModels
+from pretrained_models.fetching.pretrained import PretrainedModels
 
 KINDS = ("checkpoint", "kmeans", "lm")
 

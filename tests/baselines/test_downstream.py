@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from baselines import layer_means, train_downstream
-from baselines.downstream import DownstreamModel, Split, accuracy, load_settings, train
-from baselines.means import LayerMeans, means_folder, read_means
+from baselines.classifiers.downstream import DownstreamModel, Split, accuracy, load_settings, train
+from baselines.classifiers.means import LayerMeans, means_folder, read_means
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.ranks import Ranks

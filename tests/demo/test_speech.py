@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from demo.sequence_speech import FOLDERS, VOICES, iob_line
-from demo.texts import VALUES, intent_commands, sentences, slot_commands
-from demo.voices import LEFT_OUT, speakers, variants
+from demo.speaking.texts import VALUES, intent_commands, sentences, slot_commands
+from demo.speaking.voices import LEFT_OUT, speakers, variants
 from pipeline.rows import SPLITS
 from tests.conftest import stage
 from tests.preprocess.tasks import preprocessor

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from baselines.downstream import load_settings
+from baselines.classifiers.downstream import load_settings
 from experiments.paper import FIRST_SEED, load_paper, survey, trained_numbers
 from experiments.tables import Figure, read_figures
 from pipeline.files import read_json, sha256, write_json

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pretrained_models import fetch
+from pretrained_models.fetching import fetch
 
 
 class Remote(ThreadingHTTPServer):

@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import UserError, run
 from pipeline.files import holding
 from pretrained_models.download import main
-from pretrained_models.pretrained import unpack_lm
+from pretrained_models.fetching.pretrained import unpack_lm
 from tests.conftest import REPOSITORY, stage
 from tests.pretrained_models.conftest import Remote
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrained_models import fetch as module
-from pretrained_models.fetch import DownloadError, Expected, fetch
+from pretrained_models.fetching import fetch as module
+from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 from tests.pretrained_models.conftest import Remote
 
 CONTENT = random.Random(1).randbytes(600_000)

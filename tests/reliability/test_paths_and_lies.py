@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from baselines.means import means_folder, read_means
+from baselines.classifiers.means import means_folder, read_means
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.unit_models import find_unit_model

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from baselines.answers import write_answers
+from baselines.classifiers.answers import write_answers
 from pipeline.files import sha256, write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny

@@ -29,7 +29,8 @@ from pipeline.rows import SPLITS
 
 SAMPLE_RATE = 16_000
 ACCENT = "en-us"
-# These speak differently each time: espeak-ng reads unset memory in them (with glibc, the variable
+# These speak differently each time: espeak-ng reads unset memory in them (with glibc, the
+# variable
 # MALLOC_PERTURB_ changes their samples).
 LEFT_OUT = frozenset(
     ("Alicia", "Demonic", "f2", "f3", "f5", "sandro", "victor", "whisper", "whisperf")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.config import load_config
 from pipeline.errors import UserError
 
-CONFIG = Path(__file__).resolve().parent / "config" / "downstream.yaml"
+CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
 
 
 class DownstreamModel(nn.Module):

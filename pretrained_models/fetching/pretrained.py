@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.files import holding, read_json, replacing, replacing_folder, sha256, write_json
 from pipeline.unit_models import OWN, PretrainedFile, WheelEntry
 from pipeline.workspace import Workspace
-from pretrained_models.fetch import DownloadError, Expected, fetch
+from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 
 RECORDS = "downloaded.json"
 LM_FILES = ("checkpoint_best.pt", "dict.txt")

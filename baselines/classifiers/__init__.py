@@ -1,0 +1,1 @@
+"""The linear classifiers that the prompts are compared with."""

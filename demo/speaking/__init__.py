@@ -1,0 +1,1 @@
+"""Speech that espeak-ng speaks for the demos."""

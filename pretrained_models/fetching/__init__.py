@@ -1,0 +1,1 @@
+"""Download, check and unpack pretrained models."""
