@@ -23,8 +23,10 @@ from experiments.paper import (
     run_of,
     survey,
 )
+from experiments.pictures import draw_results
 from experiments.runs import Command, commands, run_all, stop_after
 from experiments.tables import (
+    CHART,
     DOCUMENT,
     FIGURES,
     Figure,
@@ -54,6 +56,7 @@ def main() -> None:
         documented = with_earlier(paper, figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
         put_table(DOCUMENT, render(paper, documented))
+        draw_results(paper, documented, CHART)
     stop_after(failed)
 
 

@@ -10,7 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.paper import Paper
 from experiments.runs import Outcome, Run, by_row
+from experiments.tables import Figure
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.scoring.class_report import answers
@@ -62,6 +64,33 @@ def draw_demo(
         samples = workspace.samples(task, unit_model, date, date)
         confusion_on(matrix_axis, *answers(samples, names), task)
     save(figure, path, dpi=80)
+
+
+def draw_results(paper: Paper, figures: Iterable[Figure], path: Path) -> None:
+    """Write README's chart: the test accuracy of the paper's prompts beside what we measured."""
+    published = {
+        (cell.task, cell.unit_model): cell.published
+        for cell in paper.cells
+        if cell.method == "PT" and paper.tasks[cell.task].metric == "accuracy"
+    }
+    bars = {"PT, paper": published}
+    for method in ("PT", "FT-LM", "n-grams"):
+        values: dict[tuple[str, str], list[float]] = {column: [] for column in published}
+        for run in figures:
+            if run.method == method and (run.task, run.unit_model) in values:
+                values[run.task, run.unit_model].append(run.value)
+        bars[method] = {column: mean(runs) for column, runs in values.items() if runs}
+    figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
+    colours = ("#9aa5b1", "#1f6fb2", "#e08a1e", "#c9c2b5")
+    for number, ((name, accuracies), colour) in enumerate(zip(bars.items(), colours)):
+        at = [list(published).index(column) + 0.2 * (number - 1.5) for column in accuracies]
+        drawn = axis.bar(at, list(accuracies.values()), 0.19, color=colour, label=name)
+        axis.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
+    axis.set_xticks(range(len(published)), [", ".join(column) for column in published])
+    axis.set(ylim=(90, 100.4), ylabel="test accuracy, % (axis from 90)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(ncols=len(bars), loc="outside upper center", frameon=False)
+    save(figure, path)
 
 
 def _accuracies(outcomes: Mapping[Run, Outcome]) -> dict[str, dict[str, list[float]]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FIGURES = REPOSITORY / "docs" / "results.csv"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
+CHART = REPOSITORY / "docs" / "results.png"  # in README.md
 BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"  # Markdown does not show the marks
 END = "<!-- end of tables -->\n"
 EMPTY = "–"

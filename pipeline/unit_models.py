@@ -292,8 +292,7 @@ class _Reader:
             what = f"{url} is relative; give base_url, or a whole address"
             self._check(self.base_url, name, what)
             url = f"{self.base_url.rstrip('/')}/{url}"
-        what = f"expected an http or https address, found {url}"
-        self._check(url is None or _URL.fullmatch(url), name, what)
+        self._check(url is None or _URL.fullmatch(url), name, f"expected http(s)://, found {url}")
         return PretrainedFile(local, url, entry.sha256, entry.size, is_lm, entry.wheel, entry.note)
 
     def _check(self, is_right: object, name: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import binarize, renamed_texts
+from ulm_prompt.prompt_lm.lm import load_dictionary
 
 
 def main() -> None:
@@ -19,9 +20,10 @@ def main() -> None:
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args, needs_lm=True):
         target = workspace.data_bin(pair.unit_model, pair.data_name)
-        dictionary = lm_folder(workspace, pair.unit_model) / "dict.txt"
+        lm = lm_folder(workspace, pair.unit_model)
         with holding(target):
-            counts = binarize(renamed_texts(workspace, pair), dictionary, target)
+            texts = renamed_texts(workspace, pair)
+            counts = binarize(texts, load_dictionary(lm), lm / "dict.txt", target)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")
     print("next: python ulm_prompt/train.py --date DATE")

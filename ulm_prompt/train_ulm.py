@@ -79,6 +79,8 @@ def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
 ) -> runs.Settings:
     """Write the text and its binaries; return fairseq's settings."""
+    from ulm_prompt.prompt_lm.lm import load_dictionary
+
     begin_from = args.begin_from and args.begin_from.resolve()
     begun = runs.check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
@@ -101,7 +103,7 @@ def prepare(
     elif not (save_dir / runs.LAST).exists():  # a run keeps the symbols that it began with
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
-    binarize(texts, dictionary, data_bin)
+    binarize(texts, load_dictionary(save_dir), dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
     return runs.unit_lm_settings(recipe, data_bin, begin_from)
 

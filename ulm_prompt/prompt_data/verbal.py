@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, text_lines, write_json, writing
@@ -18,6 +19,9 @@ from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
+
+if TYPE_CHECKING:
+    from fairseq.data import Dictionary
 
 SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
@@ -191,9 +195,11 @@ def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | 
         ) from None
 
 
-def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> dict[str, int]:
+def binarize(
+    texts: Mapping[str, Path], dictionary: Dictionary, dictionary_path: Path, target: Path
+) -> dict[str, int]:
     """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
-    rows.
+    rows. ``dictionary`` was read from ``dictionary_path``.
 
     The folder is complete or absent: it is written under another name and renamed. fairseq reads
     a text ten times as slowly, to the same bytes.
@@ -201,9 +207,6 @@ def binarize(texts: Mapping[str, Path], dictionary_path: Path, target: Path) -> 
     import torch
     from fairseq.data import indexed_dataset
 
-    from ulm_prompt.prompt_lm.lm import load_dictionary
-
-    dictionary = load_dictionary(dictionary_path.parent)
     counts = {}
     with replacing_folder(target) as folder:
         for split, text in texts.items():
