@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from tests.preprocess import corpora
-from tests.pretrained_models.remote import Remote
+from tests.pretrained_models.conftest import Remote
 
 UNIT_MODEL = "logmel100"
 COUNTS = {"train": 61, "valid": 13, "test": 11}
