@@ -24,15 +24,13 @@ from pipeline.rows import SPLITS
 from pipeline.runs import run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.prompt_record import PromptRecord, read_record
+from ulm_prompt.prompt_data.prompt_record import BEST, LAST, RECORD, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import check_data_bin
-from ulm_prompt.scoring.pictures import valid_curve
-from ulm_prompt.scoring.scores import score, scores_of
+from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.runs import plan
 
 Command = list[str]
-BEST = "checkpoint_best.pt"
 
 
 class Baseline(NamedTuple):
@@ -205,7 +203,7 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         raise _other_run(folder, changed[0])
     if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
         return None
-    last, record = folder / "checkpoint_last.pt", folder / "prompt.json"
+    last, record = folder / LAST, folder / RECORD
     resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
     return card if card.trained_parameters and not resumed else None
 

@@ -10,7 +10,6 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import binarize, renamed_texts
-from ulm_prompt.prompt_lm.lm import load_dictionary
 
 
 def main() -> None:
@@ -18,7 +17,11 @@ def main() -> None:
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    for pair in find_pairs(args, needs_lm=True):
+    pairs = find_pairs(args, needs_lm=True)
+
+    from ulm_prompt.prompt_lm.lm import load_dictionary  # imports fairseq, which takes seconds
+
+    for pair in pairs:
         target = workspace.data_bin(pair.unit_model, pair.data_name)
         lm = lm_folder(workspace, pair.unit_model)
         with holding(target):

@@ -19,7 +19,7 @@ from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.scores import label_names, sample_files
+from ulm_prompt.scoring.scores import label_names, sample_files, valid_curve
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
@@ -29,7 +29,7 @@ def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
         log = Workspace(args.workspace).logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = pictures.valid_curve(log)
+        runs[date] = valid_curve(log)
     pictures.draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
 
 

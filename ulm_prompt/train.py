@@ -15,7 +15,7 @@ from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_a
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
 

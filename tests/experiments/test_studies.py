@@ -19,7 +19,7 @@ from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.recipe import load_recipe
 
 NAMES = ["few_shot", "prompt_length", "recipe", "seeds", "verbalizer"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.torch_files import allow_fairseq, load_torch
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 
 # how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
 _APART = ("provenance.json",)

@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 
 UNIT_MODEL = "tiny100"
 TUNED = ("lm_dropout=0.0", "warmup_updates=1", "batch_size=27")

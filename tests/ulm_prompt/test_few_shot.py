@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_lm.data import draw_shots
-from ulm_prompt.scoring.pictures import valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 
 # four classes of which one has three distinct rows; all are drawn several times
 ROWS = [((each, each % 7), (each % 4, 9)) for each in range(40) if each % 4 or each < 12]

@@ -8,9 +8,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, text_lines, writing
@@ -146,6 +143,11 @@ def topics(
     random half of the dimensions. Learned on ``train``. Returns (utterances, codebooks) of integers
     below ``CLUSTERS`` for both splits.
     """
+    # not at the top: train_ulm.py checks its flags first
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 3), token_pattern=r"\S+", min_df=min(10, 1 + len(train) // 1000),
         sublinear_tf=True, max_features=15_000,

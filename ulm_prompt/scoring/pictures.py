@@ -1,9 +1,8 @@
-"""Every picture that the stages write, and learning curves as a training log holds them."""
+"""Every picture that the stages write."""
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,19 +24,6 @@ COLOURS = plt.get_cmap("tab10").colors
 OTHER = "(other)"  # an answer that is no class of the test split
 MOST_NAMED = 40  # classes; the axes of a larger confusion matrix have no names
 MOST_COUNTED = 15  # classes; the squares of a larger one hold no numbers
-_VALID = re.compile(r"valid on 'valid' subset \| (?P<scores>.*)")
-_SCORE = re.compile(r"(\w+) (-?[\d.]+(?:e-?\d+)?)")
-
-
-def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
-    """Update number -> scores of each validation, in order; what a restart repeated counts once."""
-    curve = {}
-    with open(train_log, encoding="utf-8") as handle:
-        for line in handle:
-            if match := _VALID.search(line):
-                scores = {name: float(value) for name, value in _SCORE.findall(match["scores"])}
-                curve[int(scores["num_updates"])] = scores
-    return dict(sorted(curve.items()))
 
 
 def save(figure: plt.Figure, path: Path, dpi: int = 120) -> None:

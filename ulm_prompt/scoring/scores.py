@@ -1,9 +1,12 @@
-"""The scores of a sample file: labels right, or the words, characters and slots of texts."""
+"""The scores of a sample file: labels right, or the words, characters and slots of texts. And the
+scores on valid that a training log holds.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +20,8 @@ from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
 from ulm_prompt.prompt_data.verbal import load_verbal
 from ulm_prompt.scoring.sample_file import WITHIN, read_samples, within_path
 
+_VALID = re.compile(r"valid on 'valid' subset \| (?P<scores>.*)")
+_SCORE = re.compile(r"(\w+) (-?[\d.]+(?:e-?\d+)?)")
 COUNTS = ("utterances", "too long to answer")
 # shares of the utterances: each has an interval
 SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
@@ -169,3 +174,14 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
             f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "
             "and ulm_prompt/verbalizer.py again"
         ) from None
+
+
+def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
+    """Update number -> scores of each validation, in order; what a restart repeated counts once."""
+    curve = {}
+    with open(train_log, encoding="utf-8") as handle:
+        for line in handle:
+            if match := _VALID.search(line):
+                scores = {name: float(value) for name, value in _SCORE.findall(match["scores"])}
+                curve[int(scores["num_updates"])] = scores
+    return dict(sorted(curve.items()))
