@@ -60,9 +60,10 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames = _sample(preprocessors)
     shape = settings.km_clusters, settings.km_starts, task.seed, settings.km_reassign
-    save_kmeans(km_path, fit_kmeans(frames, *shape))
+    centres = fit_kmeans(frames, *shape)
     save_config(first.config, km_path.with_suffix(".yaml"))
     write_json(km_path.with_suffix(".json"), provenance())
+    save_kmeans(km_path, centres)  # last: a run that finds it is done
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
