@@ -8,17 +8,18 @@ process that computes it, nor on what was computed before.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+from pipeline.files import read_json
 from pipeline.runs import torch_threads
 from preprocess.actions.manifest import Entry
-from preprocess.speech2unit.audio import BadAudio, Waveform, read_audio
+from preprocess.speech2unit.audio import MOST_SAMPLES, BadAudio, Waveform, read_audio
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
@@ -31,6 +32,7 @@ class Block(NamedTuple):
     name: str
     root: Path
     entries: Sequence[Entry]
+    seconds: float = 0.0  # of audio
 
 
 class Encoded(NamedTuple, Generic[Result]):
@@ -39,20 +41,44 @@ class Encoded(NamedTuple, Generic[Result]):
     block: Block
     results: list[Result | BadAudio]
     seconds: float  # of good audio
-    notes: Counter[str]  # what had to be converted, and in how many files
+    notes: list[Sequence[str]]  # of each entry: what was converted or is remarkable
+
+
+def file_rates(manifest: Path) -> Mapping[str, int]:
+    """Samples a second of the files of a folder of manifests, as generate_manifest measured them;
+    16 kHz where it was not yet recorded.
+    """
+    record = manifest / "provenance.json"
+    rates = read_json(record, "generate_manifest").get("rates") if record.exists() else None
+    if not isinstance(rates, dict):
+        rates = {"most": SAMPLE_RATE, "others": {}}
+    return defaultdict(lambda: rates["most"], rates["others"])
+
+
+def rates_record(rates: Mapping[str, int]) -> dict[str, object]:
+    """What ``file_rates`` reads: ``most`` files' rate, and that of the ``others`` by path."""
+    most = Counter(rates.values()).most_common(1)[0][0] if rates else SAMPLE_RATE
+    return {"most": most, "others": {path: rate for path, rate in rates.items() if rate != most}}
 
 
 def cut_blocks(
-    name: str, root: Path, entries: Sequence[Entry], batch_seconds: float
+    name: str,
+    root: Path,
+    entries: Sequence[Entry],
+    batch_seconds: float,
+    rates: Mapping[str, int] | None = None,
 ) -> list[Block]:
-    """Cut ``entries`` into blocks of about four batches, by the manifest's samples."""
-    most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
-    blocks, start, samples = [], 0, 0
+    """Cut ``entries`` into blocks of about four batches, by the manifest's samples and the files'
+    ``rates`` (None: 16 kHz).
+    """
+    rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
+    blocks, start, seconds = [], 0, 0.0
     for index, entry in enumerate(entries):
-        samples += entry.frames
-        if samples >= most or index == len(entries) - 1:
-            blocks.append(Block(f"{name}-{len(blocks):06d}", root, entries[start : index + 1]))
-            start, samples = index + 1, 0
+        seconds += entry.frames / rates[entry.path]
+        if seconds >= BATCHES_A_BLOCK * batch_seconds or index == len(entries) - 1:
+            of_block = entries[start : index + 1]
+            blocks.append(Block(f"{name}-{len(blocks):06d}", root, of_block, seconds))
+            start, seconds = index + 1, 0.0
     return blocks
 
 
@@ -77,9 +103,13 @@ class Encoder(Generic[Result]):
         self._reading = min(8, os.cpu_count() or 1)
 
     def __call__(self, blocks: Sequence[Block]) -> Iterator[Encoded[Result]]:
-        """Yield each block's results, in the order of ``blocks``; memory holds a few of them."""
-        pending: deque[Future[Encoded[Result]]] = deque()
+        """Yield each block's results, in the order of ``blocks``. Memory holds a few of them;
+        recordings of up to an hour add no more than an hour.
+        """
+        pending: deque[tuple[float, Future[Encoded[Result]]]] = deque()  # (seconds, block)
         at_once = torch.get_num_threads() if self._on_cpu else 1
+        ordinary = (at_once + 2) * BATCHES_A_BLOCK * self._batch_samples
+        most = (ordinary + MOST_SAMPLES) / SAMPLE_RATE  # seconds in memory
         with (
             torch_threads(1 if self._on_cpu else None),
             ThreadPoolExecutor(self._reading) as reading,
@@ -87,19 +117,25 @@ class Encoder(Generic[Result]):
         ):
             try:
                 for block in blocks:
+                    ahead = sum(seconds for seconds, _ in pending) + block.seconds
+                    while pending and ahead > most:
+                        seconds, first = pending.popleft()
+                        ahead -= seconds
+                        yield first.result()
                     loads = [reading.submit(self._load, block.root, e) for e in block.entries]
-                    pending.append(computing.submit(self._encode, block, loads))
+                    pending.append((block.seconds, computing.submit(self._encode, block, loads)))
                     if len(pending) > at_once + 1:
-                        yield pending.popleft().result()
+                        yield pending.popleft()[1].result()
                 while pending:
-                    yield pending.popleft().result()
+                    yield pending.popleft()[1].result()
             finally:
                 for pool in (reading, computing):
                     pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, root: Path, entry: Entry) -> Waveform | BadAudio:
         try:
-            loaded = read_audio(root / entry.path, entry.start, entry.frames)
+            whole = entry.start == 0 and entry.file == entry.path
+            loaded = read_audio(root / entry.path, entry.start, entry.frames, whole)
         except BadAudio as error:
             return error
         if len(loaded.samples) < self._reader.min_samples:
@@ -120,5 +156,5 @@ class Encoder(Generic[Result]):
             with torch.inference_mode():
                 for index, features in zip(batch, self._reader(waveforms), strict=True):
                     results[index] = self._finish(features)
-        notes = Counter(note for index in good for note in loaded[index].notes)
+        notes = [item.notes if isinstance(item, Waveform) else () for item in loaded]
         return Encoded(block, results, sum(lengths.values()) / SAMPLE_RATE, notes)

@@ -53,7 +53,7 @@ def test_bad_audio_is_said_why(tmp_path):
         "empty": "is an empty file",
         "text": "is not readable audio",
         "nan": "not finite",
-        "brief": "ends early: the manifest says 5000 samples, found 1600",
+        "brief": "ends early: expected 5000 samples, found 1600",
         "absent": "does not exist",
     }.items():
         with pytest.raises(BadAudio, match=reason):
