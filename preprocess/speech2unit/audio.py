@@ -50,7 +50,7 @@ def measured(path: Path, at_once: bool = True) -> Measured:
         return Measured(frames, rate, (*channels, *_resampling(rate), *recording.notes))
 
 
-def length_and_rate(path: Path, at_once: bool = True) -> tuple[int, int]:
+def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
     """Samples a channel and samples a second. Raises ``BadAudio`` as ``measured`` does."""
     return measured(path, at_once)[:2]
 
@@ -111,7 +111,7 @@ def mono_blocks(path: Path, size: int) -> Iterator[np.ndarray]:
     """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
     channel; the last may be shorter. Raises ``BadAudio`` as ``read_audio`` does.
     """
-    frames, _ = length_and_rate(path, at_once=False)
+    frames, _ = length_and_rate(path)
     with opened(path) as recording:
         yield from _mono(recording.file, frames, size, Counter())
 

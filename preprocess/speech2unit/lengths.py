@@ -28,7 +28,7 @@ _NEVER_WRITTEN = (1 << 31) - (1 << 16)  # bytes: recorders and pipes leave -1, o
 _PADDING = 16  # bytes that a header may promise too many
 # libsndfile's log: "data : 96000 (should be 47978)"
 _SIZES = re.compile(
-    r"^ *(?:data|SSND|Data Size|[Rr]iff(?: size)?) : (\d+) \(should be (\d+)\)", re.M
+    r"^ *(?:data|SSND|Data Size|[Rr]iff(?: size)?) *: (\d+) \(should be (\d+)\)", re.M
 )
 
 

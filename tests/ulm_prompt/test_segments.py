@@ -162,7 +162,7 @@ def test_memory_does_not_grow_with_the_recording(
     monkeypatch.setattr(audio, "MOST_SAMPLES", 1_000_000)
     corpora.write(tmp_path / "long.wav", np.tile(recording(-60), 120))
     with pytest.raises(BadAudio, match="cut it"):
-        audio.length_and_rate(tmp_path / "long.wav")
+        audio.measured(tmp_path / "long.wav")
     tracemalloc.start()
     pieces = find_pieces(tmp_path / "long.wav")
     peak = tracemalloc.get_traced_memory()[1]

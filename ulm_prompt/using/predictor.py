@@ -228,7 +228,7 @@ class Predictor:
                 heard = array_waveform(audio)
                 _check_seconds(len(heard.samples) / SAMPLE_RATE)
             else:
-                length, rate = length_and_rate(Path(audio), at_once=False)
+                length, rate = length_and_rate(Path(audio))
                 _check_seconds(length / rate)
                 heard = read_audio(Path(audio), 0, length)
             return self._long_enough(heard)

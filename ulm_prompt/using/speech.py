@@ -77,7 +77,7 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
     which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
     """
     if isinstance(audio, Path):
-        _, rate = length_and_rate(audio, at_once=False)
+        _, rate = length_and_rate(audio)
         hop = round(rate * FRAME)
         blocks = mono_blocks(audio, 1000 * hop)
     else:
