@@ -169,7 +169,8 @@ def mixed(samples: np.ndarray, heard: Counter[str]) -> np.ndarray:
     powers = samples.var(axis=0)  # (C,), without an offset
     if mono.var() < KEPT * powers.mean() / len(powers):
         heard["cancelling"] += 1
-        return samples[:, powers.argmax()].copy()
+        loud = powers >= 0.99 * powers.max()  # the first of equals, in every block of a file
+        return samples[:, loud.argmax()].copy()
     heard["mixed"] += 1
     return mono
 
@@ -223,7 +224,7 @@ class Tally:
             self.left_out[str(outcome).partition(":")[0]] += 1
         else:
             self.read += 1
-            self.notes.update(outcome)
+            self.notes.update(tuple(outcome))
 
     def record(self) -> dict[str, object]:
         """The counts for a provenance.json."""
