@@ -160,12 +160,11 @@ class AudioRun:
         made = read_json(record, self._command)
         if made.get("plan") != self._plan or made.get("left_out"):
             return False
-        absent = sum(stamp is None for stamp in self._stored.stamps.values())
-        if absent:
+        if absent := sum(stamp is None for stamp in self._stored.stamps.values()):
             unsure = f"; {absent} of its audio files do not exist now, none was compared"
         elif "audio_files" not in made:
             unsure = "; remove it if audio files have changed"
-        elif made["audio_files"] == self._fingerprints():
+        elif made["audio_files"] == self._stored.fingerprint():
             unsure = ", audio files included"
         else:
             self.task.say(f"{self.folder}: audio files have changed since, it is made again")
@@ -173,9 +172,6 @@ class AudioRun:
         self._stored.remove()  # of a run that ended between its record and this
         self.task.say(f"{self.folder} already exists, made from these manifests and models{unsure}")
         return True
-
-    def _fingerprints(self) -> dict[str, str]:
-        return {split: self._stored.fingerprint(b) for split, b in self._splits.items()}
 
     def _resume(self) -> None:
         """Remove the blocks of other runs and of other audio, and print how many are left."""
@@ -235,14 +231,9 @@ class AudioRun:
             self.write_split(self.output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
+        more = {"audio": tally.record(), "audio_files": self._stored.fingerprint()}
         left_out = [line.file for line in bad]
-        self.task.save_run(
-            self.folder,
-            plan=self._plan,
-            left_out=left_out,
-            audio=tally.record(),
-            audio_files=self._fingerprints(),
-        )
+        self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
         if not bad:
             self._stored.remove()
 

@@ -4,7 +4,6 @@ audio files that they were made from. ``plan.json`` says which run they belong t
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -37,8 +36,11 @@ class StoredBlocks:
     def __init__(
         self, folder: Path, blocks: Sequence[Block], plan: dict[str, Any], command: str
     ) -> None:
-        self._folder, self._blocks, self._command = folder, blocks, command
+        self._folder, self._command = folder, command
         self._plan = {**plan, "blocks": [len(block.entries) for block in blocks]}
+        # size and time of each audio file, before any is read; None: it does not exist
+        paths = {str(block.root / e.path) for block in blocks for e in block.entries}
+        self.stamps = {path: _stamp(path) for path in paths}
 
     def open(self, discard: bool) -> None:
         """Make the folder ready. Blocks of another plan are removed (``discard``) or raise
@@ -117,18 +119,9 @@ class StoredBlocks:
             f"{len(stale)} blocks are computed again"
         )
 
-    @functools.cached_property
-    def stamps(self) -> dict[str, list[int] | None]:
-        """Size and time of each audio file when the run begins, before any is read. None: it does
-        not exist.
-        """
-        paths = {str(block.root / e.path) for block in self._blocks for e in block.entries}
-        return {path: _stamp(path) for path in paths}
-
-    def fingerprint(self, blocks: Sequence[Block]) -> str:
-        """The SHA-256 of the stamps of the blocks' audio files."""
-        stamps = [self.stamps[str(block.root / e.path)] for block in blocks for e in block.entries]
-        return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()
+    def fingerprint(self) -> str:
+        """The SHA-256 of all stamps."""
+        return hashlib.sha256(json.dumps(self.stamps, sort_keys=True).encode()).hexdigest()
 
     def _path(self, block: Block) -> Path:
         return self._folder / f"{block.name}.jsonl"

@@ -42,12 +42,11 @@ def measured(path: Path, at_once: bool = True) -> Measured:
     """
     with opened(path) as recording:
         file = recording.file
-        rate = _rate(file)
         frames = recording.length()
-        if at_once:
-            _check_size(frames, rate)
+        _check_size(frames if at_once else 1, file.samplerate)
         channels = (f"{file.channels} channels",) if file.channels > 1 else ()
-        return Measured(frames, rate, (*channels, *_resampling(rate), *recording.notes))
+        notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
+        return Measured(frames, file.samplerate, notes)
 
 
 def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
@@ -55,16 +54,10 @@ def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
     return measured(path, at_once)[:2]
 
 
-def _rate(file: soundfile.SoundFile) -> int:
-    if not LEAST_RATE <= file.samplerate <= MOST_RATE:
-        raise BadAudio(
-            f"has an unusual rate: {file.samplerate} Hz, expected {LEAST_RATE} to {MOST_RATE}"
-        )
-    return file.samplerate
-
-
 def _check_size(frames: int, rate: int) -> None:
     """Raises ``BadAudio`` for what would take more memory than any utterance."""
+    if not LEAST_RATE <= rate <= MOST_RATE:
+        raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
     if frames * SAMPLE_RATE // rate > MOST_SAMPLES:
         raise BadAudio(
             f"is too long for one utterance: {frames / rate / 3600:.2f} h, expected at most "
@@ -87,8 +80,7 @@ def read_audio(path: Path, start: int, frames: int, whole: bool = False) -> Wave
     Raises ``BadAudio``: unreadable, shorter than that, over an hour, or of impossible values.
     """
     with opened(path) as recording:
-        file = recording.file
-        rate = _rate(file)
+        file, rate = recording.file, recording.file.samplerate
         _check_size(frames, rate)
         recording.skip(start)
         size, heard = max(1, AT_ONCE // file.channels), Counter()
@@ -101,9 +93,9 @@ def read_audio(path: Path, start: int, frames: int, whole: bool = False) -> Wave
             stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
             parts = [stream.resample_chunk(block) for block in blocks]
             parts.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
-    notes = (*_mixing(heard, file.channels), *_resampling(rate), *_level(heard), *recording.notes)
+    notes = *_notes(heard, file.channels, rate), *recording.notes
     if whole and frames < recording.frames != UNKNOWN:
-        notes = (*notes, "longer than the manifest says, cut there")
+        notes = *notes, "longer than the manifest says, cut there"
     return Waveform(parts[0] if len(parts) == 1 else np.concatenate(parts), notes)
 
 
@@ -141,7 +133,7 @@ def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
         samples = (samples - (scale if kind == "u" else 0)) / np.float32(scale)
     heard = Counter()
     _hear(samples, heard)
-    return Waveform(samples, _level(heard))
+    return Waveform(samples, _notes(heard, 1, SAMPLE_RATE))
 
 
 def _mono(
@@ -191,23 +183,16 @@ def _hear(samples: np.ndarray, heard: Counter[str]) -> None:
     heard["sound"] += bool(peak)
 
 
-def _mixing(heard: Counter[str], channels: int) -> Iterator[str]:
-    if heard["mixed"]:
-        yield f"{channels} channels mixed to one" + (", their mean" if channels > 2 else "")
-    if heard["cancelling"]:
-        yield f"the loudest of {channels} channels taken, which cancel each other"
-
-
-def _resampling(rate: int) -> Iterator[str]:
-    if rate != SAMPLE_RATE:
-        yield f"{rate} Hz resampled to {SAMPLE_RATE} Hz"
-
-
-def _level(heard: Counter[str]) -> Iterator[str]:
-    if not heard["sound"]:
-        yield "silent (all zeros)"
-    if heard["full"] > CLIPPED * heard["samples"]:
-        yield "clipped (over a tenth at full scale)"
+def _notes(heard: Counter[str], channels: int, rate: int) -> tuple[str, ...]:
+    mean = ", their mean" if channels > 2 else ""
+    notes = {
+        f"{channels} channels mixed to one{mean}": heard["mixed"],
+        f"the loudest of {channels} channels taken, which cancel each other": heard["cancelling"],
+        f"{rate} Hz resampled to {SAMPLE_RATE} Hz": rate != SAMPLE_RATE,
+        "silent (all zeros)": not heard["sound"],
+        "clipped (over a tenth at full scale)": heard["full"] > CLIPPED * heard["samples"],
+    }
+    return tuple(note for note, is_so in notes.items() if is_so)
 
 
 class Tally:
