@@ -222,7 +222,7 @@ class Tally:
             if counts:
                 listed = "; ".join(f"{words}: {count:,}" for words, count in counts.items())
                 parts[number] += f" ({listed})"
-        return "; ".join(parts)
+        return "; ".join(parts if self.left_out else parts[:1])
 
 
 def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:
