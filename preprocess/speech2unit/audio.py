@@ -99,11 +99,12 @@ def read_audio(path: Path, start: int, frames: int, whole: bool = False) -> Wave
     return Waveform(parts[0] if len(parts) == 1 else np.concatenate(parts), notes)
 
 
-def mono_blocks(path: Path, size: int) -> Iterator[np.ndarray]:
+def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np.ndarray]:
     """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
-    channel; the last may be shorter. Raises ``BadAudio`` as ``read_audio`` does.
+    channel; the last may be shorter. ``frames``: its length, where it was measured already.
+    Raises ``BadAudio`` as ``read_audio`` does.
     """
-    frames, _ = length_and_rate(path)
+    frames = length_and_rate(path)[0] if frames is None else frames
     with opened(path) as recording:
         yield from _mono(recording.file, frames, size, Counter())
 

@@ -128,7 +128,7 @@ def opened(path: Path) -> Iterator[Opened]:
             frames = file.frames
         elif sizes := _SIZES.search(file.extra_info):
             declared, actual = map(int, sizes.groups())
-            if declared >= _NEVER_WRITTEN:
+            if not 0 < declared < _NEVER_WRITTEN:
                 notes = [NO_LENGTH]
             elif declared > actual + _PADDING:
                 promised = frames * declared // max(actual, 1)

@@ -106,3 +106,21 @@ def test_an_error_in_a_thread_reaches_the_caller(corpus):
     encoder = Encoder(LogMel(Source()), broken, CPU, 1.0)
     with pytest.raises(RuntimeError, match="no room"):
         list(encoder(cut_blocks("all", root, entries, 1.0)))
+
+
+def test_long_recordings_do_not_fill_memory(tmp_path, threads):
+    """Beside ordinary blocks an hour is read ahead, not a recording a thread."""
+    threads(6)
+    submitted = []
+
+    class Entries(list):
+        def __iter__(self):
+            submitted.append(1)
+            return super().__iter__()
+
+    write(tmp_path / "a.wav", tone(0.5, 100))
+    entries = Entries([Entry("a.wav", 8_000, 0, "a.wav", "0")])
+    blocks = [Block(f"all-{number}", tmp_path, entries, 3000.0) for number in range(8)]
+    for taken, _ in enumerate(Encoder(LogMel(Source()), len, CPU, 1.0)(blocks), start=1):
+        assert len(submitted) <= taken
+    assert len(submitted) == 8

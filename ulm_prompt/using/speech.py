@@ -77,9 +77,9 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
     which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
     """
     if isinstance(audio, Path):
-        _, rate = length_and_rate(audio)
+        frames, rate = length_and_rate(audio)
         hop = round(rate * FRAME)
-        blocks = mono_blocks(audio, 1000 * hop)
+        blocks = mono_blocks(audio, 1000 * hop, frames)
     else:
         rate, hop = SAMPLE_RATE, round(SAMPLE_RATE * FRAME)
         blocks = [array_waveform(audio).samples]
