@@ -72,13 +72,14 @@ def cut_blocks(
     ``rates`` (None: 16 kHz).
     """
     rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
-    blocks, start, seconds = [], 0, 0.0
+    most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
+    blocks, start, samples = [], 0, 0.0
     for index, entry in enumerate(entries):
-        seconds += entry.frames / rates[entry.path]
-        if seconds >= BATCHES_A_BLOCK * batch_seconds or index == len(entries) - 1:
-            of_block = entries[start : index + 1]
+        samples += entry.frames * SAMPLE_RATE / rates[entry.path]
+        if samples >= most or index == len(entries) - 1:
+            of_block, seconds = entries[start : index + 1], samples / SAMPLE_RATE
             blocks.append(Block(f"{name}-{len(blocks):06d}", root, of_block, seconds))
-            start, seconds = index + 1, 0.0
+            start, samples = index + 1, 0.0
     return blocks
 
 
