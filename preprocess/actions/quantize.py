@@ -85,7 +85,11 @@ def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
         blocks += cut_blocks(task.downstream, root, entries, settings.batch_seconds, of_task)
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
     encoder = Encoder(
-        reader, lambda features: features.cpu().numpy(), device, settings.batch_seconds
+        reader,
+        lambda features: features.cpu().numpy(),
+        device,
+        settings.batch_seconds,
+        np.concatenate,
     )
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
     filled, bad, tally = 0, {}, Tally()
@@ -151,7 +155,9 @@ class Quantizing(AudioRun):
         task.say(f"{len(centres)} clusters of {task.km_path}{more}")
         kmeans = KMeans(centres, device)
         seconds = task.config.fairseqrc.batch_seconds
-        return Encoder(reader, lambda features: written(kmeans(features)), device, seconds)
+        return Encoder(
+            reader, lambda features: written(kmeans(features)), device, seconds, " ".join
+        )
 
     def output(self, split: str) -> Path:
         """The split's file."""

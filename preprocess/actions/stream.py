@@ -19,10 +19,17 @@ import torch
 from pipeline.files import read_json
 from pipeline.runs import torch_threads
 from preprocess.actions.manifest import Entry
-from preprocess.speech2unit.audio import MOST_SAMPLES, BadAudio, Waveform, read_audio
+from preprocess.speech2unit.audio import (
+    MOST_IN_PIECES,
+    MOST_SAMPLES,
+    BadAudio,
+    Waveform,
+    read_audio,
+)
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
+LONG = 600 * SAMPLE_RATE  # samples: from ten minutes on, features are not held all at once
 BATCHES_A_BLOCK = 4  # sorted by length together, so that a batch holds similar lengths
 
 
@@ -97,7 +104,10 @@ class Encoder(Generic[Result]):
         finish: Callable[[torch.Tensor], Result],
         device: torch.device,
         batch_seconds: float,
+        join: Callable[[list[Result]], Result] | None = None,
     ) -> None:
+        """``join`` makes one result of a long waveform's pieces, where the reader has pieces."""
+        self._join = join if hasattr(reader, "pieces") else None
         self._reader, self._finish = reader, finish
         self._batch_samples = int(batch_seconds * SAMPLE_RATE)
         self._on_cpu = device.type == "cpu"
@@ -136,7 +146,8 @@ class Encoder(Generic[Result]):
     def _load(self, root: Path, entry: Entry) -> Waveform | BadAudio:
         try:
             whole = entry.start == 0 and entry.file == entry.path
-            loaded = read_audio(root / entry.path, entry.start, entry.frames, whole)
+            most = MOST_IN_PIECES if self._join else MOST_SAMPLES
+            loaded = read_audio(root / entry.path, entry.start, entry.frames, whole, most)
         except BadAudio as error:
             return error
         if len(loaded.samples) < self._reader.min_samples:
@@ -152,6 +163,9 @@ class Encoder(Generic[Result]):
         lengths = {index: len(loaded[index].samples) for index in good}
         results: list[Result | BadAudio] = list(loaded)
         order = sorted(good, key=lengths.__getitem__)
+        while self._join and order and lengths[order[-1]] > LONG:
+            index = order.pop()
+            results[index] = self._in_pieces(torch.from_numpy(loaded[index].samples))
         for batch in grouped(order, lengths.__getitem__, self._batch_samples):
             waveforms = [torch.from_numpy(loaded[index].samples) for index in batch]
             with torch.inference_mode():
@@ -159,3 +173,16 @@ class Encoder(Generic[Result]):
                     results[index] = self._finish(features)
         notes = [item.notes if isinstance(item, Waveform) else () for item in loaded]
         return Encoded(block, results, sum(lengths.values()) / SAMPLE_RATE, notes)
+
+    @torch.inference_mode()
+    def _in_pieces(self, waveform: torch.Tensor) -> Result:
+        """The result of (T,), whose features are never all in memory."""
+        size, overlap = self._reader.pieces
+        pieces = (waveform[i : i + size + overlap] for i in range(0, len(waveform), size))
+        return self._join(
+            [
+                self._finish(self._reader([piece])[0])
+                for piece in pieces
+                if len(piece) >= self._reader.min_samples
+            ]
+        )

@@ -21,7 +21,8 @@ from preprocess.speech2unit.lengths import UNKNOWN, BadAudio, opened
 
 LEAST_RATE, MOST_RATE = 1_000, 1_000_000  # Hz
 MOST_SAMPLES = 3600 * SAMPLE_RATE  # at 16 kHz, of one utterance: an hour
-AT_ONCE = 1 << 26  # samples of all channels that are read at once, 256 MiB
+MOST_IN_PIECES = 9 * MOST_SAMPLES  # for a reader that computes a waveform in pieces
+AT_ONCE = 1 << 24  # samples of all channels that are read at once, 64 MiB
 MOST_PEAK = 8.0  # of float samples: some recordings exceed 1, none so far
 KEPT = 0.1  # the least power of a mix, as a share of what unrelated channels would keep
 FULL_SCALE = 0.99  # 127 of 8 bits; a recording with more than CLIPPED of its samples there is noted
@@ -38,12 +39,12 @@ class Measured(NamedTuple):
 
 def measured(path: Path, at_once: bool = True) -> Measured:
     """Measure a recording, as a rule without decoding it (``lengths``). Raises ``BadAudio``
-    (missing, empty, not audio, cut short; over an hour where it is read ``at_once``).
+    (missing, empty, not audio, cut short; over nine hours where it is read ``at_once``).
     """
     with opened(path) as recording:
         file = recording.file
         frames = recording.length()
-        _check_size(frames if at_once else 1, file.samplerate)
+        _check_size(frames if at_once else 1, file.samplerate, MOST_IN_PIECES)
         channels = (f"{file.channels} channels",) if file.channels > 1 else ()
         notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
         return Measured(frames, file.samplerate, notes)
@@ -54,14 +55,14 @@ def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
     return measured(path, at_once)[:2]
 
 
-def _check_size(frames: int, rate: int) -> None:
+def _check_size(frames: int, rate: int, most: int) -> None:
     """Raises ``BadAudio`` for what would take more memory than any utterance."""
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
-    if frames * SAMPLE_RATE // rate > MOST_SAMPLES:
+    if frames * SAMPLE_RATE // rate > most:
         raise BadAudio(
             f"is too long for one utterance: {frames / rate / 3600:.2f} h, expected at most "
-            f"{MOST_SAMPLES / SAMPLE_RATE / 3600:.2f} h; cut it"
+            f"{most / SAMPLE_RATE / 3600:.2f} h; cut it"
         )
 
 
@@ -72,31 +73,31 @@ class Waveform(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_audio(path: Path, start: int, frames: int, whole: bool = False) -> Waveform:
+def read_audio(
+    path: Path, start: int, frames: int, whole: bool = False, most: int | None = None
+) -> Waveform:
     """Read samples ``start`` to ``start + frames`` (at the file's own rate), mixed to one channel
-    and resampled to 16 kHz. At most 256 MiB are read at once; beyond them memory holds the result.
-    ``whole``: a longer file is noted.
+    and resampled to 16 kHz. At most 64 MiB are read at once; beyond them memory holds the result.
+    ``whole``: a longer file is noted. ``most``: samples at 16 kHz, by default an hour.
 
-    Raises ``BadAudio``: unreadable, shorter than that, over an hour, or of impossible values.
+    Raises ``BadAudio``: unreadable, shorter than that, over ``most``, or of impossible values.
     """
     with opened(path) as recording:
         file, rate = recording.file, recording.file.samplerate
-        _check_size(frames, rate)
+        _check_size(frames, rate, most or MOST_SAMPLES)
         recording.skip(start)
         size, heard = max(1, AT_ONCE // file.channels), Counter()
         blocks = _mono(file, frames, size, heard)
-        if rate == SAMPLE_RATE:
-            parts = list(blocks)
-        elif frames <= size:
-            parts = [soxr.resample(block, rate, SAMPLE_RATE) for block in blocks]
-        else:
-            stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-            parts = [stream.resample_chunk(block) for block in blocks]
-            parts.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
+        if rate != SAMPLE_RATE:
+            blocks = _resampled(blocks, rate, at_once=frames <= size)
+        samples, filled = np.empty(frames * SAMPLE_RATE // rate + 2, np.float32), 0
+        for block in blocks:
+            samples[filled : filled + len(block)] = block
+            filled += len(block)
     notes = *_notes(heard, file.channels, rate), *recording.notes
     if whole and frames < recording.frames != UNKNOWN:
         notes = *notes, "longer than the manifest says, cut there"
-    return Waveform(parts[0] if len(parts) == 1 else np.concatenate(parts), notes)
+    return Waveform(samples[:filled], notes)
 
 
 def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np.ndarray]:
@@ -150,6 +151,16 @@ def _mono(
         left -= len(samples)
         _hear(samples, heard)
         yield mixed(samples, heard)
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate: int, at_once: bool) -> Iterator[np.ndarray]:
+    """The blocks at 16 kHz: one ``at_once``, or a stream of them."""
+    if at_once:
+        yield from (soxr.resample(block, rate, SAMPLE_RATE) for block in blocks)
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    yield from (stream.resample_chunk(block) for block in blocks)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
 
 
 def mixed(samples: np.ndarray, heard: Counter[str]) -> np.ndarray:
