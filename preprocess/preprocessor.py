@@ -22,7 +22,8 @@ from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
 from preprocess.actions.manifest import Entry, distinct, inside, unit_rows, write_manifest
-from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
+from preprocess.actions.stream import rates_record
+from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
 
 
@@ -157,7 +158,7 @@ class Preprocessor(Generic[ConfigType]):
         records = [{"slot": self.slots[slot], "name": name} for slot, name in pairs]
         write_json(self.manifest / "labels.json", dict(enumerate(records)))
         self.say(f"read {self.root}, wrote {self.manifest} ({len(pairs)} labels)")
-        self.save_run(self.manifest)
+        self.save_run(self.manifest, **self._measured)
 
     def report_bad_audio(self, skip: bool) -> None:
         """List the bad files beside the manifests. Raises ``UserError`` unless they may be
@@ -166,18 +167,24 @@ class Preprocessor(Generic[ConfigType]):
         report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", skip)
 
     def _measure(self, utterances: Sequence[Utterance]) -> dict[str, int]:
-        """The samples of each file that is taken whole, from its header."""
+        """The samples of each file. Keeps for the record their rates and what was counted."""
         for utterance in utterances:
             check_name(utterance.path), check_name(utterance.name or "")
         whole = {u.path for u in utterances if u.frames is None}
-        paths = sorted(inside(path, self.root, str(self.root)) for path in whole)
+        paths = sorted({inside(u.path, self.root, str(self.root)) for u in utterances})
         frames: dict[str, int] = {}
+        rates: dict[str, int] = {}
+        tally = Tally()
         for path in tqdm(paths, f"{self.downstream} headers", unit="file", disable=None):
             try:
-                frames[path] = length_and_rate(self.root / path)[0]
+                frames[path], rates[path], notes = measured(self.root / path, path in whole)
+                tally.add(notes)
             except BadAudio as error:
                 self.bad_audio[self.root / path] = str(error)
+                tally.add(error)
+        self.say(str(tally))
         self.report_bad_audio(self.skip_bad)
+        self._measured = {"audio": tally.record(), "rates": rates_record(rates)}
         return frames
 
     def _labels(self, utterance: Utterance, numbers: dict[tuple[int, str], int]) -> str:

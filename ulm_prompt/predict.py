@@ -99,6 +99,7 @@ def main() -> None:
         + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else ""),
         file=sys.stderr,
     )
+    print(predictor.audio, file=sys.stderr)
     if bad:
         sys.exit(1)
 

@@ -9,11 +9,8 @@ each split.
 from __future__ import annotations
 
 import contextlib
-import json
-import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,13 +18,14 @@ from typing import Any, NamedTuple, TypeVar
 from tqdm import tqdm
 
 from pipeline.errors import UserError
-from pipeline.files import holding, read_json, sha256, write_json, writing
+from pipeline.files import holding, read_json, sha256
 from pipeline.ranks import Ranks, on_main, wait_for_all
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks
+from preprocess.actions.stored_blocks import Line, StoredBlocks
+from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, report_bad_audio
+from preprocess.speech2unit.audio import report_bad_audio
 
 Result = TypeVar("Result")
 
@@ -37,15 +35,6 @@ class Shard(NamedTuple):
 
     index: int
     count: int
-
-
-class Line(NamedTuple):
-    """One distinct file of the manifest: what was computed, as text, or why there is nothing."""
-
-    file: str
-    path: str
-    result: str | None
-    bad: str | None
 
 
 class Progress:
@@ -59,14 +48,12 @@ class Progress:
         )
         self._start = time.monotonic()
         self._seconds = 0.0
-        self.notes: Counter[str] = Counter()
 
     def __call__(self, blocks: Iterable[Encoded[Result]]) -> Iterator[Encoded[Result]]:
         """Yield the blocks and count them."""
         with self._bar:
             for block in blocks:
                 self._seconds += block.seconds
-                self.notes += block.notes
                 self._bar.set_postfix_str(self.summary(), refresh=False)
                 self._bar.update(len(block.results))
                 yield block
@@ -93,9 +80,10 @@ class AudioRun:
         self._splits: dict[str, list[Block]] = {}
         self._rows: dict[str, int] = {}
         seconds = task.config.fairseqrc.batch_seconds
+        rates = file_rates(task.manifest)
         for split in SPLITS:
             root, entries = read_manifest(task.manifest / f"{split}.tsv")
-            self._splits[split] = cut_blocks(split, root, distinct(entries), seconds)
+            self._splits[split] = cut_blocks(split, root, distinct(entries), seconds, rates)
             self._rows[split] = len(entries)
         self._blocks = [block for blocks in self._splits.values() for block in blocks]
         self._plan = {
@@ -103,7 +91,7 @@ class AudioRun:
             "batch_seconds": seconds,
             "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
         }
-        self._block_folder = folder / "blocks"
+        self._stored = StoredBlocks(folder / "blocks", self._blocks, self._plan, command)
 
     def encoder(self) -> Encoder[str]:
         """What maps audio to the text that is stored of it. Loads models, so only when needed."""
@@ -139,15 +127,18 @@ class AudioRun:
         with contextlib.ExitStack() as stack:
             with holding(self.folder, wait=5):  # other shards hold it for a moment, too
                 stack.enter_context(holding(lock))
-            self._open_blocks(discard=False)
-            computed = self._compute(self._blocks[shard.index :: shard.count])
+            blocks = self._blocks[shard.index :: shard.count]
+            self._stored.open(discard=False)
+            self._say_if(self._stored.remove_changed(blocks))
+            computed = self._compute(blocks)
+            self.task.say(str(self._stored.tally(blocks)))
             self.task.say(f"{name} is done" if computed else f"{name} is done already")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
         with self._holding_all():
             if not self._is_done():
-                self._open_blocks(discard=False)
+                self._stored.open(discard=False)
                 self._write(skip_bad)
 
     @contextlib.contextmanager
@@ -160,48 +151,39 @@ class AudioRun:
             yield
 
     def _is_done(self) -> bool:
-        """Whether the splits exist, from the same plan, with no file left out (it may be repaired
-        by now). If so, prints it and removes what an earlier run left behind.
+        """Whether the splits exist, from the same plan and audio files, with no file left out (it
+        may be repaired by now). If so, prints it and removes what an earlier run left behind.
         """
         record = self.folder / "provenance.json"
         if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
             return False
         made = read_json(record, self._command)
-        done = made.get("plan") == self._plan and not made.get("left_out")
-        if done:
-            self._remove_blocks()  # of a run that ended between its record and this
-            self.task.say(
-                f"{self.folder} already exists, made from these manifests and models; remove it if "
-                "audio files have changed"
-            )
-        return done
+        if made.get("plan") != self._plan or made.get("left_out"):
+            return False
+        if absent := sum(stamp is None for stamp in self._stored.stamps.values()):
+            unsure = f"; {absent} of its audio files do not exist now, none was compared"
+        elif "audio_files" not in made:
+            unsure = "; remove it if audio files have changed"
+        elif made["audio_files"] == self._stored.fingerprint():
+            unsure = ", audio files included"
+        else:
+            self.task.say(f"{self.folder}: audio files have changed since, it is made again")
+            return False
+        self._stored.remove()  # of a run that ended between its record and this
+        self.task.say(f"{self.folder} already exists, made from these manifests and models{unsure}")
+        return True
 
     def _resume(self) -> None:
-        """Remove the blocks of other runs, and print how many there are of this."""
-        self._open_blocks(discard=True)
-        stored = sum(1 for _ in self._block_folder.glob("*.jsonl"))
-        if stored:
+        """Remove the blocks of other runs and of other audio, and print how many are left."""
+        self._stored.open(discard=True)
+        self._say_if(self._stored.remove_changed(self._blocks))
+        if stored := self._stored.count():
             total = len(self._blocks)
             self.task.say(f"resumes an earlier run: {stored} of {total} blocks done")
 
-    def _open_blocks(self, discard: bool) -> None:
-        """Make the folder ready. Blocks of another plan are removed (``discard``) or raise
-        ``UserError``: other shards may be at work on them.
-        """
-        path = self._block_folder / "plan.json"
-        if path.exists() and read_json(path, self._command) != self._plan:
-            if not discard:
-                raise UserError(
-                    f"{path}: the blocks there were made with other settings or another manifest; "
-                    f"remove {self._block_folder} and run every shard again"
-                )
-            self._remove_blocks()
-        if not path.exists():
-            write_json(path, self._plan)
-
-    def _remove_blocks(self) -> None:
-        if self._block_folder.exists():
-            shutil.rmtree(self._block_folder)
+    def _say_if(self, text: str) -> None:
+        if text:
+            self.task.say(text)
 
     def _compute(self, blocks: Sequence[Block]) -> bool:
         """Compute those of ``blocks`` that are missing or hold bad audio (it may be repaired by
@@ -210,7 +192,7 @@ class AudioRun:
         blocks = [
             block
             for block in blocks
-            if not self._path(block).exists() or any(line.bad for line in self._read(block))
+            if not self._stored.has(block) or any(line.bad for line in self._stored.read(block))
         ]
         if not blocks:
             return False
@@ -219,60 +201,42 @@ class AudioRun:
         for encoded in progress(encoder(blocks)):
             self.store(encoded)
         self.task.say(progress.summary())
-        for note, count in progress.notes.items():
-            self.task.say(f"note: {count} files: {note}")
         return True
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
-        absent = [block.name for block in self._blocks if not self._path(block).exists()]
+        absent = [block.name for block in self._blocks if not self._stored.has(block)]
         if absent:
             raise UserError(
-                f"{self._block_folder}: {len(absent)} of {len(self._blocks)} blocks are missing, "
+                f"{self.folder}/blocks: {len(absent)} of {len(self._blocks)} blocks are missing, "
                 f"the first is {absent[0]}; run the shards that have not finished"
+            )
+        if changed := sum(map(self._stored.changed, self._blocks)):
+            raise UserError(
+                f"{self.folder}/blocks: {changed} audio files have changed since they were read; "
+                f"run {self._command} again, or its shards"
             )
         bad: list[Line] = []
         good = dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
-            for line in self._lines(blocks):
+            for line in self._stored.lines(blocks):
                 bad += [line] if line.bad else []
                 good[split] += not line.bad
+        tally = self._stored.tally(self._blocks)
+        self.task.say(str(tally))
         reasons = {Path(line.path): line.bad for line in bad}
         report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
         for split, blocks in self._splits.items():
-            lines = (line for line in self._lines(blocks) if not line.bad)
+            lines = (line for line in self._stored.lines(blocks) if not line.bad)
             self.write_split(self.output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
+        more = {"audio": tally.record(), "audio_files": self._stored.fingerprint()}
         left_out = [line.file for line in bad]
-        self.task.save_run(self.folder, plan=self._plan, left_out=left_out)
+        self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
         if not bad:
-            self._remove_blocks()
+            self._stored.remove()
 
     def store(self, encoded: Encoded[str]) -> None:
         """Write a finished block's file."""
-        block = encoded.block
-        with writing(self._path(block)) as handle:
-            for entry, result in zip(block.entries, encoded.results, strict=True):
-                bad = isinstance(result, BadAudio)
-                outcome = (None, str(result)) if bad else (result, None)
-                line = Line(entry.file, str(block.root / entry.path), *outcome)
-                handle.write(json.dumps(line) + "\n")
-
-    def _path(self, block: Block) -> Path:
-        return self._block_folder / f"{block.name}.jsonl"
-
-    def _read(self, block: Block) -> list[Line]:
-        """Read a finished block. Raises ``UserError`` for one that is not of this manifest."""
-        path = self._path(block)
-        try:
-            lines = [Line(*json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-        except (ValueError, TypeError):
-            lines = []
-        if [line.file for line in lines] != [entry.file for entry in block.entries]:
-            raise UserError(f"{path}: not what {self._command} wrote; remove it and run that again")
-        return lines
-
-    def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
-        for block in blocks:
-            yield from self._read(block)
+        self._stored.write(encoded)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from pipeline.files import write_json, writing
 from pipeline.runs import provenance
 from preprocess.actions.audio_run import AudioRun, Line, Progress
 from preprocess.actions.manifest import Entry, distinct, read_manifest
-from preprocess.actions.stream import Encoder, cut_blocks
+from preprocess.actions.stream import Encoder, cut_blocks, file_rates
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, report_bad_audio
-from preprocess.speech2unit.features import SAMPLE_RATE, written
+from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
+from preprocess.speech2unit.features import written
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 
 
@@ -58,38 +58,46 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
         )
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
-    frames = _sample(preprocessors)
+    frames, tally = _sample(preprocessors)
     shape = settings.km_clusters, settings.km_starts, task.seed, settings.km_reassign
     centres = fit_kmeans(frames, *shape)
     save_config(first.config, km_path.with_suffix(".yaml"))
-    write_json(km_path.with_suffix(".json"), provenance())
+    write_json(km_path.with_suffix(".json"), provenance() | {"audio": tally.record()})
     save_kmeans(km_path, centres)  # last: a run that finds it is done
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
-def _sample(preprocessors: Sequence[Preprocessor]) -> np.ndarray:
+def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
     """At most ``km_frames`` frames (N, D) float32 of files that are drawn from the train manifests
-    of all tasks together.
+    of all tasks together, and what was read for them.
     """
     first = preprocessors[0]
     settings = first.config.fairseqrc
     manifests = [read_manifest(task.manifest / "train.tsv") for task in preprocessors]
     pools = [distinct(entries) for _, entries in manifests]
+    rates = [file_rates(task.manifest) for task in preprocessors]
     reader, device = first.feature_reader()
     seconds = settings.km_frames / reader.frame_rate
-    chosen = _draw(pools, seconds, first.config.taskrc.seed)
+    chosen = _draw(pools, rates, seconds, first.config.taskrc.seed)
     blocks = []
-    for task, (root, _), entries in zip(preprocessors, manifests, chosen, strict=True):
-        blocks += cut_blocks(task.downstream, root, entries, settings.batch_seconds)
+    for task, (root, _), entries, of_task in zip(
+        preprocessors, manifests, chosen, rates, strict=True
+    ):
+        blocks += cut_blocks(task.downstream, root, entries, settings.batch_seconds, of_task)
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
     encoder = Encoder(
-        reader, lambda features: features.cpu().numpy(), device, settings.batch_seconds
+        reader,
+        lambda features: features.cpu().numpy(),
+        device,
+        settings.batch_seconds,
+        np.concatenate,
     )
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
-    filled, bad = 0, {}
+    filled, bad, tally = 0, {}, Tally()
     progress = Progress("features", sum(map(len, chosen)))
-    for block, results, *_ in progress(encoder(blocks)):
-        for entry, result in zip(block.entries, results, strict=True):
+    for block, results, _, notes in progress(encoder(blocks)):
+        for entry, result, noted in zip(block.entries, results, notes, strict=True):
+            tally.add(result if isinstance(result, BadAudio) else noted)
             if isinstance(result, BadAudio):
                 bad[block.root / entry.path] = str(result)
                 continue
@@ -97,23 +105,27 @@ def _sample(preprocessors: Sequence[Preprocessor]) -> np.ndarray:
             sample[filled : filled + len(frames)] = frames
             filled += len(frames)
     print(progress.summary())
+    print(tally)
     report = first.learned_km_path.with_suffix(".bad_audio.txt")
     report_bad_audio(bad, report, first.skip_bad)
-    return sample[:filled]
+    return sample[:filled], tally
 
 
-def _draw(pools: Sequence[Sequence[Entry]], seconds: float, seed: int) -> list[list[Entry]]:
-    """Draw files from all pools together until they last ``seconds``. Returns the drawn files of
-    each pool, in the pool's order.
+def _draw(
+    pools: Sequence[Sequence[Entry]], rates: Sequence[Mapping[str, int]], seconds: float, seed: int
+) -> list[list[Entry]]:
+    """Draw files from all pools together until they last ``seconds``, by each pool's ``rates``.
+    Returns the drawn files of each pool, in the pool's order.
     """
     files = [(pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))]
     drawn: set[tuple[int, int]] = set()
-    missing = seconds * SAMPLE_RATE
+    missing = seconds
     for position in np.random.default_rng(seed).permutation(len(files)):
         if missing <= 0:
             break
         pool, index = files[position]
-        missing -= pools[pool][index].frames
+        entry = pools[pool][index]
+        missing -= entry.frames / rates[pool][entry.path]
         drawn.add((pool, index))
     return [
         [entry for index, entry in enumerate(entries) if (pool, index) in drawn]
@@ -144,7 +156,9 @@ class Quantizing(AudioRun):
         task.say(f"{len(centres)} clusters of {task.km_path}{more}")
         kmeans = KMeans(centres, device)
         seconds = task.config.fairseqrc.batch_seconds
-        return Encoder(reader, lambda features: written(kmeans(features)), device, seconds)
+        return Encoder(
+            reader, lambda features: written(kmeans(features)), device, seconds, " ".join
+        )
 
     def output(self, split: str) -> Path:
         """The split's file."""

@@ -8,20 +8,28 @@ process that computes it, nor on what was computed before.
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+from pipeline.files import read_json
 from pipeline.runs import torch_threads
 from preprocess.actions.manifest import Entry
-from preprocess.speech2unit.audio import BadAudio, Waveform, read_audio
+from preprocess.speech2unit.audio import (
+    MOST_IN_PIECES,
+    MOST_SAMPLES,
+    BadAudio,
+    Waveform,
+    read_audio,
+)
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
+LONG = 600 * SAMPLE_RATE  # samples: from ten minutes on, features are not held all at once
 BATCHES_A_BLOCK = 4  # sorted by length together, so that a batch holds similar lengths
 
 
@@ -31,6 +39,7 @@ class Block(NamedTuple):
     name: str
     root: Path
     entries: Sequence[Entry]
+    seconds: float = 0.0  # of audio
 
 
 class Encoded(NamedTuple, Generic[Result]):
@@ -39,20 +48,45 @@ class Encoded(NamedTuple, Generic[Result]):
     block: Block
     results: list[Result | BadAudio]
     seconds: float  # of good audio
-    notes: Counter[str]  # what had to be converted, and in how many files
+    notes: list[Sequence[str]]  # of each entry: what was converted or is remarkable
+
+
+def file_rates(manifest: Path) -> Mapping[str, int]:
+    """Samples a second of the files of a folder of manifests, as generate_manifest measured them;
+    16 kHz where it was not yet recorded.
+    """
+    record = manifest / "provenance.json"
+    rates = read_json(record, "generate_manifest").get("rates") if record.exists() else None
+    if not isinstance(rates, dict):
+        rates = {"most": SAMPLE_RATE, "others": {}}
+    return defaultdict(lambda: rates["most"], rates["others"])
+
+
+def rates_record(rates: Mapping[str, int]) -> dict[str, object]:
+    """What ``file_rates`` reads: ``most`` files' rate, and that of the ``others`` by path."""
+    most = Counter(rates.values()).most_common(1)[0][0] if rates else SAMPLE_RATE
+    return {"most": most, "others": {path: rate for path, rate in rates.items() if rate != most}}
 
 
 def cut_blocks(
-    name: str, root: Path, entries: Sequence[Entry], batch_seconds: float
+    name: str,
+    root: Path,
+    entries: Sequence[Entry],
+    batch_seconds: float,
+    rates: Mapping[str, int] | None = None,
 ) -> list[Block]:
-    """Cut ``entries`` into blocks of about four batches, by the manifest's samples."""
+    """Cut ``entries`` into blocks of about four batches, by the manifest's samples and the files'
+    ``rates`` (None: 16 kHz).
+    """
+    rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
     most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
-    blocks, start, samples = [], 0, 0
+    blocks, start, samples = [], 0, 0.0
     for index, entry in enumerate(entries):
-        samples += entry.frames
+        samples += entry.frames * SAMPLE_RATE / rates[entry.path]
         if samples >= most or index == len(entries) - 1:
-            blocks.append(Block(f"{name}-{len(blocks):06d}", root, entries[start : index + 1]))
-            start, samples = index + 1, 0
+            of_block, seconds = entries[start : index + 1], samples / SAMPLE_RATE
+            blocks.append(Block(f"{name}-{len(blocks):06d}", root, of_block, seconds))
+            start, samples = index + 1, 0.0
     return blocks
 
 
@@ -70,16 +104,23 @@ class Encoder(Generic[Result]):
         finish: Callable[[torch.Tensor], Result],
         device: torch.device,
         batch_seconds: float,
+        join: Callable[[list[Result]], Result] | None = None,
     ) -> None:
+        """``join`` makes one result of a long waveform's pieces, where the reader has pieces."""
+        self._join = join if hasattr(reader, "pieces") else None
         self._reader, self._finish = reader, finish
         self._batch_samples = int(batch_seconds * SAMPLE_RATE)
         self._on_cpu = device.type == "cpu"
         self._reading = min(8, os.cpu_count() or 1)
 
     def __call__(self, blocks: Sequence[Block]) -> Iterator[Encoded[Result]]:
-        """Yield each block's results, in the order of ``blocks``; memory holds a few of them."""
-        pending: deque[Future[Encoded[Result]]] = deque()
+        """Yield each block's results, in the order of ``blocks``. Memory holds a few of them;
+        recordings of up to an hour add no more than an hour.
+        """
+        pending: deque[tuple[float, Future[Encoded[Result]]]] = deque()  # (seconds, block)
         at_once = torch.get_num_threads() if self._on_cpu else 1
+        ordinary = (at_once + 2) * BATCHES_A_BLOCK * self._batch_samples
+        most = (ordinary + MOST_SAMPLES) / SAMPLE_RATE  # seconds in memory
         with (
             torch_threads(1 if self._on_cpu else None),
             ThreadPoolExecutor(self._reading) as reading,
@@ -87,19 +128,26 @@ class Encoder(Generic[Result]):
         ):
             try:
                 for block in blocks:
+                    ahead = sum(seconds for seconds, _ in pending) + block.seconds
+                    while pending and ahead > most:
+                        seconds, first = pending.popleft()
+                        ahead -= seconds
+                        yield first.result()
                     loads = [reading.submit(self._load, block.root, e) for e in block.entries]
-                    pending.append(computing.submit(self._encode, block, loads))
+                    pending.append((block.seconds, computing.submit(self._encode, block, loads)))
                     if len(pending) > at_once + 1:
-                        yield pending.popleft().result()
+                        yield pending.popleft()[1].result()
                 while pending:
-                    yield pending.popleft().result()
+                    yield pending.popleft()[1].result()
             finally:
                 for pool in (reading, computing):
                     pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, root: Path, entry: Entry) -> Waveform | BadAudio:
         try:
-            loaded = read_audio(root / entry.path, entry.start, entry.frames)
+            whole = entry.start == 0 and entry.file == entry.path
+            most = MOST_IN_PIECES if self._join else MOST_SAMPLES
+            loaded = read_audio(root / entry.path, entry.start, entry.frames, whole, most)
         except BadAudio as error:
             return error
         if len(loaded.samples) < self._reader.min_samples:
@@ -115,10 +163,26 @@ class Encoder(Generic[Result]):
         lengths = {index: len(loaded[index].samples) for index in good}
         results: list[Result | BadAudio] = list(loaded)
         order = sorted(good, key=lengths.__getitem__)
+        while self._join and order and lengths[order[-1]] > LONG:
+            index = order.pop()
+            results[index] = self._in_pieces(torch.from_numpy(loaded[index].samples))
         for batch in grouped(order, lengths.__getitem__, self._batch_samples):
             waveforms = [torch.from_numpy(loaded[index].samples) for index in batch]
             with torch.inference_mode():
                 for index, features in zip(batch, self._reader(waveforms), strict=True):
                     results[index] = self._finish(features)
-        notes = Counter(note for index in good for note in loaded[index].notes)
+        notes = [item.notes if isinstance(item, Waveform) else () for item in loaded]
         return Encoded(block, results, sum(lengths.values()) / SAMPLE_RATE, notes)
+
+    @torch.inference_mode()
+    def _in_pieces(self, waveform: torch.Tensor) -> Result:
+        """The result of (T,), whose features are never all in memory."""
+        size, overlap = self._reader.pieces
+        pieces = (waveform[i : i + size + overlap] for i in range(0, len(waveform), size))
+        return self._join(
+            [
+                self._finish(self._reader([piece])[0])
+                for piece in pieces
+                if len(piece) >= self._reader.min_samples
+            ]
+        )

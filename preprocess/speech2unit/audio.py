@@ -1,108 +1,240 @@
 """Reading audio: any rate and any number of channels in, 16 kHz mono float32 out, or the reason why
-a file cannot be used.
+a file cannot be used. What was converted or is remarkable is noted and counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
+import torch
 
 from pipeline.errors import UserError
 from pipeline.files import writing
 from preprocess.speech2unit.features import SAMPLE_RATE
+from preprocess.speech2unit.lengths import UNKNOWN, BadAudio, opened
 
 LEAST_RATE, MOST_RATE = 1_000, 1_000_000  # Hz
-MOST_SAMPLES = 1 << 29  # read at once, of all channels: 9 hours at 16 kHz, 2 GiB
-HEADERLESS = "has no header that says its rate and format; convert it to wav or flac"
+MOST_SAMPLES = 3600 * SAMPLE_RATE  # at 16 kHz, of one utterance: an hour
+MOST_IN_PIECES = 9 * MOST_SAMPLES  # for a reader that computes a waveform in pieces
+AT_ONCE = 1 << 24  # samples of all channels that are read at once, 64 MiB
+MOST_PEAK = 8.0  # of float samples: some recordings exceed 1, none so far
+KEPT = 0.1  # the least power of a mix, as a share of what unrelated channels would keep
+FULL_SCALE = 0.99  # 127 of 8 bits; a recording with more than CLIPPED of its samples there is noted
+CLIPPED = 0.1
 
 
-class BadAudio(Exception):
-    """A file that cannot become units; its text is the reason."""
+class Measured(NamedTuple):
+    """Samples a channel, samples a second, and what is remarkable, before decoding."""
+
+    frames: int
+    rate: int
+    notes: tuple[str, ...]
 
 
-def length_and_rate(path: Path, at_once: bool = True) -> tuple[int, int]:
-    """Samples a channel and samples a second, from the header. Raises ``BadAudio`` (missing, empty,
-    not audio; too long to be read ``at_once``).
+def measured(path: Path, at_once: bool = True) -> Measured:
+    """Measure a recording, as a rule without decoding it (``lengths``). Raises ``BadAudio``
+    (missing, empty, not audio, cut short; over nine hours where it is read ``at_once``).
     """
-    try:
-        header = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise BadAudio(_reason(path, error)) from None
-    except TypeError:  # of a name that ends with .raw
-        raise BadAudio(HEADERLESS) from None
-    if header.frames == 0:
-        raise BadAudio("holds no samples")
-    _check_header(header.frames if at_once else 1, header.channels, header.samplerate)
-    return header.frames, header.samplerate
+    with opened(path) as recording:
+        file = recording.file
+        frames = recording.length()
+        _check_size(frames if at_once else 1, file.samplerate, MOST_IN_PIECES)
+        channels = (f"{file.channels} channels",) if file.channels > 1 else ()
+        notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
+        return Measured(frames, file.samplerate, notes)
 
 
-def _check_header(frames: int, channels: int, rate: int) -> None:
+def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
+    """Samples a channel and samples a second. Raises ``BadAudio`` as ``measured`` does."""
+    return measured(path, at_once)[:2]
+
+
+def _check_size(frames: int, rate: int, most: int) -> None:
     """Raises ``BadAudio`` for what would take more memory than any utterance."""
     if not LEAST_RATE <= rate <= MOST_RATE:
-        raise BadAudio(f"declares {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
-    if max(frames * channels, frames * SAMPLE_RATE // rate) > MOST_SAMPLES:
-        raise BadAudio(f"declares {frames:,} samples of {channels} channels; cut it")
+        raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
+    if frames * SAMPLE_RATE // rate > most:
+        raise BadAudio(
+            f"is too long for one utterance: {frames / rate / 3600:.2f} h, expected at most "
+            f"{most / SAMPLE_RATE / 3600:.2f} h; cut it"
+        )
 
 
 class Waveform(NamedTuple):
-    """``samples`` (T,) float32 at 16 kHz; ``notes`` say what had to be converted."""
+    """``samples`` (T,) float32 at 16 kHz; ``notes`` say what was converted or is remarkable."""
 
     samples: np.ndarray
     notes: tuple[str, ...]
 
 
-def read_audio(path: Path, start: int, frames: int) -> Waveform:
+def read_audio(
+    path: Path, start: int, frames: int, whole: bool = False, most: int | None = None
+) -> Waveform:
     """Read samples ``start`` to ``start + frames`` (at the file's own rate), mixed to one channel
-    and resampled to 16 kHz.
+    and resampled to 16 kHz. At most 64 MiB are read at once; beyond them memory holds the result.
+    ``whole``: a longer file is noted. ``most``: samples at 16 kHz, by default an hour.
 
-    Raises ``BadAudio``: unreadable, shorter than the manifest says, or values that are not finite.
+    Raises ``BadAudio``: unreadable, shorter than that, over ``most``, or of impossible values.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            _check_header(frames, file.channels, rate)
-            file.seek(start)
-            samples = file.read(frames, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise BadAudio(_reason(path, error)) from None
-    except TypeError:
-        raise BadAudio(HEADERLESS) from None
-    except MemoryError:
-        raise BadAudio(f"declares {frames} samples, more than fit into memory") from None
-    if len(samples) < frames:
-        raise BadAudio(f"ends early: the manifest says {frames} samples, found {len(samples)}")
-    if not np.isfinite(samples).all():
-        raise BadAudio("holds values that are not finite (NaN or infinity)")
-    notes = []
-    if samples.shape[1] > 1:
-        notes.append(f"{samples.shape[1]} channels mixed to one")
-    mono = samples.mean(axis=1)  # (T,) of (T, C)
-    if rate != SAMPLE_RATE:
-        notes.append(f"{rate} Hz resampled to {SAMPLE_RATE} Hz")
-        mono = soxr.resample(mono, rate, SAMPLE_RATE)
-    return Waveform(mono, tuple(notes))
+    with opened(path) as recording:
+        file, rate = recording.file, recording.file.samplerate
+        _check_size(frames, rate, most or MOST_SAMPLES)
+        recording.skip(start)
+        size, heard = max(1, AT_ONCE // file.channels), Counter()
+        blocks = _mono(file, frames, size, heard)
+        if rate != SAMPLE_RATE:
+            blocks = _resampled(blocks, rate, at_once=frames <= size)
+        samples, filled = np.empty(frames * SAMPLE_RATE // rate + 2, np.float32), 0
+        for block in blocks:
+            samples[filled : filled + len(block)] = block
+            filled += len(block)
+    notes = *_notes(heard, file.channels, rate), *recording.notes
+    if whole and frames < recording.frames != UNKNOWN:
+        notes = *notes, "longer than the manifest says, cut there"
+    return Waveform(samples[:filled], notes)
 
 
-def mono_blocks(path: Path, size: int) -> Iterator[np.ndarray]:
+def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np.ndarray]:
     """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
-    channel; the last may be shorter. Raises ``BadAudio``: unreadable, or it ends too early.
+    channel; the last may be shorter. ``frames``: its length, where it was measured already.
+    Raises ``BadAudio`` as ``read_audio`` does.
     """
+    frames = length_and_rate(path)[0] if frames is None else frames
+    with opened(path) as recording:
+        yield from _mono(recording.file, frames, size, Counter())
+
+
+def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
+    """Take samples (T,) at 16 kHz: float in [-1, 1], or integers, which are scaled by their type as
+    a file's are. Raises ``BadAudio`` for another type or shape, and for impossible values.
+    """
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
     try:
-        with soundfile.SoundFile(path) as file:
-            left = file.frames
-            while left:
-                samples = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, C)
-                if len(samples) < min(size, left):
-                    raise BadAudio(f"ends {left - len(samples):,} samples before its header says")
-                left -= len(samples)
-                yield samples.mean(axis=1)
-    except soundfile.LibsndfileError as error:
-        raise BadAudio(_reason(path, error)) from None
+        array = np.asarray(array)
+    except ValueError as error:  # lists of different lengths
+        raise BadAudio(f"expected samples (T,): {error}") from None
+    kind, size = array.dtype.kind, array.dtype.itemsize
+    if kind not in "fiu" or kind in "iu" and size > 4:
+        raise BadAudio(
+            f"expected samples of float or of integers up to 32 bits: found {array.dtype}; "
+            "convert them"
+        )
+    if array.ndim != 1:
+        raise BadAudio(f"expected samples (T,): found {array.shape}; pass one channel")
+    samples = array.astype(np.float32)
+    if kind in "iu":
+        scale = 2 ** (8 * size - 1)
+        samples = (samples - (scale if kind == "u" else 0)) / np.float32(scale)
+    heard = Counter()
+    _hear(samples, heard)
+    return Waveform(samples, _notes(heard, 1, SAMPLE_RATE))
+
+
+def _mono(
+    file: soundfile.SoundFile, frames: int, size: int, heard: Counter[str]
+) -> Iterator[np.ndarray]:
+    """The next ``frames`` in blocks (``size``,), mixed; ``heard`` counts what is in them."""
+    left = frames
+    while left:
+        samples = file.read(min(size, left), dtype="float32", always_2d=True)  # (T, C)
+        if len(samples) < min(size, left):
+            there = frames - left + len(samples)
+            raise BadAudio(f"ends early: expected {frames} samples, found {there}")
+        left -= len(samples)
+        _hear(samples, heard)
+        yield mixed(samples, heard)
+
+
+def _resampled(blocks: Iterator[np.ndarray], rate: int, at_once: bool) -> Iterator[np.ndarray]:
+    """The blocks at 16 kHz: one ``at_once``, or a stream of them."""
+    if at_once:
+        yield from (soxr.resample(block, rate, SAMPLE_RATE) for block in blocks)
+        return
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    yield from (stream.resample_chunk(block) for block in blocks)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+def mixed(samples: np.ndarray, heard: Counter[str]) -> np.ndarray:
+    """Map (T, C) to (T,): the channels' mean, or the loudest channel where the mean would lose
+    them, as in opposite phase: where its power is below a tenth of what unrelated channels keep.
+    """
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    mono = samples.mean(axis=1)
+    powers = samples.var(axis=0)  # (C,), without an offset
+    if mono.var() < KEPT * powers.mean() / len(powers):
+        heard["cancelling"] += 1
+        loud = powers >= 0.99 * powers.max()  # the first of equals, in every block of a file
+        return samples[:, loud.argmax()].copy()
+    heard["mixed"] += 1
+    return mono
+
+
+def _hear(samples: np.ndarray, heard: Counter[str]) -> None:
+    """Count samples at full scale and others than 0. Raises ``BadAudio`` for impossible values."""
+    level = np.abs(samples)
+    peak = level.max(initial=0.0)
+    if not np.isfinite(peak):
+        raise BadAudio("holds values that are not finite (NaN or infinity)")
+    if peak > MOST_PEAK:
+        raise BadAudio(
+            f"is not scaled to [-1, 1]: its float peak is {peak:,.5g}, far above 1; divide it (16 "
+            "bits: by 32768), or store it as integers"
+        )
+    heard["samples"] += level.size
+    heard["full"] += np.count_nonzero(level >= FULL_SCALE)
+    heard["sound"] += bool(peak)
+
+
+def _notes(heard: Counter[str], channels: int, rate: int) -> tuple[str, ...]:
+    mean = ", their mean" if channels > 2 else ""
+    notes = {
+        f"{channels} channels mixed to one{mean}": heard["mixed"],
+        f"the loudest of {channels} channels taken, which cancel each other": heard["cancelling"],
+        f"{rate} Hz resampled to {SAMPLE_RATE} Hz": rate != SAMPLE_RATE,
+        "silent (all zeros)": not heard["sound"],
+        "clipped (over a tenth at full scale)": heard["full"] > CLIPPED * heard["samples"],
+    }
+    return tuple(note for note, is_so in notes.items() if is_so)
+
+
+class Tally:
+    """How many recordings were read, what was noted about them, and how many were left out."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.notes: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()  # by kind of reason
+
+    def add(self, outcome: Iterable[str] | BadAudio) -> None:
+        """Count a recording's notes, or the reason why it cannot be used."""
+        if isinstance(outcome, BadAudio):
+            self.left_out[str(outcome).partition(":")[0]] += 1
+        else:
+            self.read += 1
+            self.notes.update(tuple(outcome))
+
+    def record(self) -> dict[str, object]:
+        """The counts for a provenance.json."""
+        return {"read": self.read, "notes": dict(self.notes), "left_out": dict(self.left_out)}
+
+    def __str__(self) -> str:
+        """``audio: 180 recordings read (8000 Hz resampled to 16000 Hz: 40); 1 left out (...)``."""
+        parts = [f"audio: {self.read:,} recordings read", f"{self.left_out.total():,} left out"]
+        for number, counts in enumerate((self.notes, self.left_out)):
+            if counts:
+                listed = "; ".join(f"{words}: {count:,}" for words, count in counts.items())
+                parts[number] += f" ({listed})"
+        return "; ".join(parts if self.left_out else parts[:1])
 
 
 def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:
@@ -122,11 +254,3 @@ def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> 
     if not skip:
         raise UserError(message)
     print(message)
-
-
-def _reason(path: Path, error: soundfile.LibsndfileError) -> str:
-    if not path.exists():
-        return "does not exist"
-    if path.stat().st_size == 0:
-        return "is an empty file"
-    return f"is not readable audio: {error.error_string.rstrip('.')}"

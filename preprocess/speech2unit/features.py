@@ -45,6 +45,9 @@ class FeatureReader(Protocol):
     dim: int  # D, numbers a frame
     frame_rate: float  # frames a second
     min_samples: int  # at 16 kHz; anything shorter has no frame
+    # where it may be cut with the same features: every so many samples, and how many a piece sees
+    # of the next; a reader without it computes a whole waveform at once
+    pieces: tuple[int, int]
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)

@@ -46,6 +46,8 @@ class Hubert:
         self._encoder = Wav2VecEncoder(settings, weights, layers, source.all_layers)
         self._device = source.device
         self._normalize = settings.normalize if source.normalize is None else source.normalize
+        if not self._normalize:  # over the whole waveform
+            self.pieces = _PIECE, 0
         self.dim = self._encoder.dim
         conv = self._encoder.conv
         self.min_samples = conv.samples(1)

@@ -32,6 +32,7 @@ class LogMel:
     dim = 80
     frame_rate = SAMPLE_RATE / _SHIFT
     min_samples = _WINDOW
+    pieces = 10 * _BLOCK * _SHIFT, _WINDOW - _SHIFT
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a checkpoint or a layer."""

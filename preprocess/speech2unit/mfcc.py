@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
 
 _WINDOW, _SHIFT = 400, 160  # samples: 25 ms, 10 ms
+_BLOCK = 60 * SAMPLE_RATE  # samples at a time: a list takes eight times a waveform's memory
 # Measured with 100 units and a linear classifier on speakers not heard (docs/speech_to_units.md)
 _CEPSTRA = 13
 _DELTAS = 1  # HuBERT has 2
@@ -55,7 +56,8 @@ class Mfcc:
     def _features(self, waveform: torch.Tensor) -> np.ndarray:
         """Map (T,) to (frames, 130)."""
         mfcc = kaldi.OnlineMfcc(self._options)
-        mfcc.accept_waveform(SAMPLE_RATE, waveform.tolist())  # an array takes 5 times as long
+        for piece in waveform.split(_BLOCK):
+            mfcc.accept_waveform(SAMPLE_RATE, piece.tolist())  # an array takes 5 times as long
         mfcc.input_finished()
         frames = np.stack([mfcc.get_frame(index) for index in range(mfcc.num_frames_ready)])
         frames = kaldi.compute_deltas(self._deltas, frames)  # (T, 26)

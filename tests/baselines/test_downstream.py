@@ -122,12 +122,9 @@ def test_shards_give_the_same_bytes(workspace, monkeypatch, capsys):
 
 
 def test_rows_of_bad_audio_are_left_out(workspace):
-    whole = compute(workspace)
+    compute(workspace)
     before = read_means(Workspace(workspace), NAME, "logmel100", "train")
     (workspace / "corpora" / NAME / "wavs/speakers/train/1.wav").write_bytes(b"")
-    LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)  # done already: audio is not read
-    assert written(workspace) == whole
-    (task_of(workspace).units / "layer_means" / "train.npy").unlink()
     with pytest.raises(UserError, match="train/1.wav"):
         LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
     LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=True)

@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio, report_bad_audio
+from preprocess.speech2unit import audio
+from preprocess.speech2unit.audio import (
+    BadAudio,
+    Tally,
+    array_waveform,
+    length_and_rate,
+    measured,
+    mono_blocks,
+    read_audio,
+    report_bad_audio,
+)
 from tests.preprocess.corpora import tone, write
 
 KINDS = {  # format and subtype, as people have them; the error that each may make
@@ -53,7 +64,7 @@ def test_bad_audio_is_said_why(tmp_path):
         "empty": "is an empty file",
         "text": "is not readable audio",
         "nan": "not finite",
-        "brief": "ends early: the manifest says 5000 samples, found 1600",
+        "brief": "ends early: expected 5000 samples, found 1600",
         "absent": "does not exist",
     }.items():
         with pytest.raises(BadAudio, match=reason):
@@ -76,3 +87,107 @@ def test_samples_without_a_header(tmp_path, name):
     for read in (lambda path: read_audio(path, 0, 1600), length_and_rate):
         with pytest.raises(BadAudio, match="has no header that says its rate"):
             read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("peak", "accepted"), [(1.5, True), (32_767, False), (-32_768, False)])
+def test_a_float_file_may_exceed_one_a_little(tmp_path, peak, accepted):
+    samples = tone(0.5, 200)
+    samples *= peak / np.abs(samples).max()
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    if accepted:
+        assert np.array_equal(read_audio(tmp_path / "a.wav", 0, 8000).samples, np.float32(samples))
+        return
+    for read in (lambda path: read_audio(path, 0, 8000), lambda path: [*mono_blocks(path, 80)]):
+        with pytest.raises(BadAudio, match="float peak is .*far above 1; divide it"):
+            read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.int32])
+def test_arrays_of_integers_are_scaled_by_their_type(kind):
+    samples = tone(0.5, 200)
+    scale, middle = 2.0 ** (8 * np.dtype(kind).itemsize - 1), 128 if kind is np.uint8 else 0
+    array = (samples * scale + middle).astype(kind)
+    for given in (array, torch.from_numpy(array)):
+        taken = array_waveform(given).samples
+        assert taken.dtype == np.float32 and np.abs(taken - samples).max() <= 2 / min(scale, 2**23)
+    assert array_waveform(np.full(9, np.iinfo(kind).min, kind)).samples.tolist() == [-1.0] * 9
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros(9, bool), "found bool"),
+        (np.zeros(9, complex), "found complex128"),
+        (np.zeros(9, np.int64), "found int64"),
+        (torch.zeros(9, dtype=torch.complex64), "found complex64"),
+        (np.array(["a"]), "found <U1"),
+        (np.zeros((2, 9)), r"found \(2, 9\); pass one channel"),
+        ([[0.0], [0.0, 1.0]], "expected samples"),
+        (np.full(9, 32_767.0), "peak is 32,767, far above 1"),
+        (np.full(9, np.nan), "not finite"),
+    ],
+)
+def test_arrays_that_are_no_samples(array, reason):
+    with pytest.raises(BadAudio, match=reason):
+        array_waveform(array)
+
+
+STEREO = {  # gains of a voice in the channels; the mix, or the channel that is taken
+    "the same": ((1, 1), "2 channels mixed to one"),
+    "one is silent": ((0, 1), "2 channels mixed to one"),
+    "opposite": ((1, -1), "the loudest of 2 channels taken, which cancel each other"),
+    "nearly opposite": ((1, -0.8), "the loudest of 2 channels taken, which cancel each other"),
+    "a half the other way": ((1, -0.5), "2 channels mixed to one"),
+    "5.1, the voice in front": ((0, 0, 1, 0, 0, 0), "6 channels mixed to one, their mean"),
+}
+
+
+@pytest.mark.parametrize(("gains", "note"), STEREO.values(), ids=STEREO)
+def test_channels_are_never_mixed_to_silence(tmp_path, gains, note):
+    voice = tone(0.5, 200)
+    write(tmp_path / "a.wav", voice[:, None] * gains + 0.1)
+    samples, notes = read_audio(tmp_path / "a.wav", 0, 8000)
+    expected = voice if "taken" in note else voice * np.mean(gains)
+    assert notes == (note,) and np.abs(samples - expected - 0.1).max() < 1e-4
+    assert np.array_equal(np.concatenate([*mono_blocks(tmp_path / "a.wav", 3000)]), samples)
+
+
+def test_silent_and_clipped_recordings_are_noted(tmp_path):
+    for name, samples, expected in (
+        ("silent", np.zeros(8000), ("silent (all zeros)",)),
+        ("clipped", np.clip(20 * tone(0.5, 200), -1, 1), ("clipped (over a tenth at full scale)",)),
+        ("faint", np.eye(8000)[0] / 1000, ()),
+    ):
+        write(tmp_path / f"{name}.wav", samples)
+        assert read_audio(tmp_path / f"{name}.wav", 0, 8000).notes == expected
+
+
+def test_a_long_recording_is_read_in_blocks_or_refused(tmp_path, monkeypatch):
+    """Memory holds one channel at 16 kHz; beyond an hour it is refused before it is read."""
+    write(tmp_path / "a.wav", np.stack(2 * [tone(3.0, 200, 48_000)], axis=1), 48_000)
+    whole = read_audio(tmp_path / "a.wav", 0, 144_000).samples
+    monkeypatch.setattr(audio, "AT_ONCE", 20_000)
+    in_blocks = read_audio(tmp_path / "a.wav", 0, 144_000).samples
+    assert np.array_equal(in_blocks, whole)
+    monkeypatch.setattr(audio, "MOST_SAMPLES", 16_000)
+    monkeypatch.setattr(audio, "MOST_IN_PIECES", 16_000)
+    for read in (measured, lambda path: read_audio(path, 0, 144_000)):
+        with pytest.raises(BadAudio, match="too long for one utterance: .* cut it"):
+            read(tmp_path / "a.wav")
+    assert length_and_rate(tmp_path / "a.wav") == (144_000, 48_000)
+
+
+def test_the_line_at_the_end_of_a_stage():
+    tally = Tally()
+    for outcome in (
+        ["silent"],
+        [],
+        ["silent"],
+        BadAudio("is cut short: 1 s"),
+        BadAudio("is empty"),
+    ):
+        tally.add(outcome)
+    assert str(tally) == (
+        "audio: 3 recordings read (silent: 2); 2 left out (is cut short: 1; is empty: 1)"
+    )
+    assert tally.record()["left_out"] == {"is cut short": 1, "is empty": 1}

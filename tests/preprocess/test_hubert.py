@@ -164,3 +164,20 @@ def test_conv_layers_are_read_and_not_run(tmp_path):
     with pytest.raises(UserError, match="conv_feature_layers"):
         Hubert(Source(tmp_path / "hubert.pt", 2))
     assert not sentinel.exists()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_where_a_long_recording_may_be_cut(tmp_path, monkeypatch, normalize):
+    """Piece by piece the features are those of the whole, unless it is normalised as a whole."""
+    monkeypatch.setattr(hubert_module, "_PIECE", 4_000)
+    ssl_checkpoints.hubert(tmp_path / "hubert.pt")
+    reader = Hubert(Source(tmp_path / "hubert.pt", 2, normalize))
+    if normalize:
+        assert not hasattr(reader, "pieces")
+        return
+    wave = torch.randn(10_100, generator=torch.Generator().manual_seed(0))
+    size, overlap = reader.pieces
+    cuts = [wave[i : i + size + overlap] for i in range(0, len(wave), size)]
+    with torch.inference_mode():
+        parts = torch.cat([reader([cut])[0] for cut in cuts])
+        torch.testing.assert_close(parts, reader([wave])[0], atol=0, rtol=0)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from preprocess.actions import stream
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Block, Encoder, cut_blocks
+from preprocess.speech2unit.audio import read_audio
 from preprocess.speech2unit.features import Source, best_device
 from preprocess.speech2unit.logmel import LogMel
 from tests.preprocess.corpora import tone, write
@@ -106,3 +108,45 @@ def test_an_error_in_a_thread_reaches_the_caller(corpus):
     encoder = Encoder(LogMel(Source()), broken, CPU, 1.0)
     with pytest.raises(RuntimeError, match="no room"):
         list(encoder(cut_blocks("all", root, entries, 1.0)))
+
+
+def test_long_recordings_do_not_fill_memory(tmp_path, threads):
+    """Beside ordinary blocks an hour is read ahead, not a recording a thread."""
+    threads(6)
+    submitted = []
+
+    class Entries(list):
+        def __iter__(self):
+            submitted.append(1)
+            return super().__iter__()
+
+    write(tmp_path / "a.wav", tone(0.5, 100))
+    entries = Entries([Entry("a.wav", 8_000, 0, "a.wav", "0")])
+    blocks = [Block(f"all-{number}", tmp_path, entries, 3000.0) for number in range(8)]
+    for taken, _ in enumerate(Encoder(LogMel(Source()), len, CPU, 1.0)(blocks), start=1):
+        assert len(submitted) <= taken
+    assert len(submitted) == 8
+
+
+def test_a_long_recording_is_computed_in_pieces(tmp_path, monkeypatch):
+    """The same features, but never all at once; no reader without pieces takes it."""
+    monkeypatch.setattr(stream, "LONG", 10_000)
+    monkeypatch.setattr(stream, "MOST_SAMPLES", 16_000)
+    write(tmp_path / "a.wav", tone(4.0, 100))
+    entry = Entry("a.wav", 64_000, 0, "a.wav", "0")
+    reader = LogMel(Source())
+    (expected,) = reader([torch.from_numpy(read_audio(tmp_path / "a.wav", 0, 64_000).samples)])
+    for size in (160 * 7, 160 * 399, 160 * 500):
+        reader.pieces = size, 240
+        lengths = []
+
+        def finish(features, lengths=lengths):
+            lengths.append(len(features))
+            return features
+
+        encoder = Encoder(reader, finish, CPU, 1.0, torch.cat)
+        ((_, (features,), *_),) = encoder(cut_blocks("all", tmp_path, [entry], 1.0))
+        torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
+        assert max(lengths) <= size // 160
+    ((_, (bad,), *_),) = Encoder(reader, len, CPU, 1.0)(cut_blocks("a", tmp_path, [entry], 1.0))
+    assert "too long for one utterance: 0.00 h" in str(bad)

@@ -159,10 +159,10 @@ def test_memory_does_not_grow_with_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten minutes are 38 MB of float32. What is too much to be read at once is cut all the same."""
-    monkeypatch.setattr(audio, "MOST_SAMPLES", 1_000_000)
+    monkeypatch.setattr(audio, "MOST_IN_PIECES", 1_000_000)
     corpora.write(tmp_path / "long.wav", np.tile(recording(-60), 120))
     with pytest.raises(BadAudio, match="cut it"):
-        audio.length_and_rate(tmp_path / "long.wav")
+        audio.measured(tmp_path / "long.wav")
     tracemalloc.start()
     pieces = find_pieces(tmp_path / "long.wav")
     peak = tracemalloc.get_traced_memory()[1]

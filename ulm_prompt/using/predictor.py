@@ -4,6 +4,7 @@ predictor = Predictor.load(["KS", "IC"], Path("workspace"))
 (answers,) = predictor(["clip.wav"])
 answers["KS"][0].names, answers["KS"][0].probability
 for start, end, answers in predictor.segments("meeting.wav"): ...
+print(predictor.audio)  # how many recordings were read, mixed, resampled, left out and so on
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from pipeline.errors import UserError
 from pipeline.runs import torch_threads
 from pipeline.unit_models import UnitModel, find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.speech2unit.audio import BadAudio, length_and_rate, read_audio
+from preprocess.speech2unit.audio import (
+    BadAudio,
+    Tally,
+    Waveform,
+    array_waveform,
+    length_and_rate,
+    read_audio,
+)
 from preprocess.speech2unit.features import SAMPLE_RATE
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
@@ -39,7 +47,7 @@ from ulm_prompt.using.find_prompts import (
     task_and_unit_model,
 )
 from ulm_prompt.using.share import load_prompt, record_of
-from ulm_prompt.using.speech import LONGEST, SpeechToUnits, UnitFiles, find_pieces, samples_of
+from ulm_prompt.using.speech import LONGEST, SpeechToUnits, UnitFiles, find_pieces, heard_of
 
 MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
 SMALL = 10_000_000  # LM parameters up to which threads wait for each other more than they compute
@@ -83,6 +91,7 @@ class Predictor:
     ) -> None:  # fmt: skip
         self.records = {name: prompt.record for name, prompt in prompts.items()}
         self._prompts, self._speech, self._symbols = prompts, speech, symbols
+        self.audio = Tally()  # of all recordings so far
         self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
@@ -133,14 +142,22 @@ class Predictor:
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
     ) -> list[dict[str, list[Prediction]] | BadAudio]:
-        """The ``top`` likeliest answers of every task to each file or waveform, (T,) float32 at 16
-        kHz; for audio that cannot be used, the reason.
+        """The ``top`` likeliest answers of every task to each file or waveform, (T,) at 16 kHz; for
+        audio that cannot be used, the reason. Waveforms are float in [-1, 1] or integers, which
+        their type scales. ``self.audio`` counts what was converted or is remarkable.
         """
         with ThreadPoolExecutor(4) as reading:
             loaded = list(reading.map(self._waveform, audio))
-        good = [number for number, item in enumerate(loaded) if isinstance(item, Tensor)]
+        for item in loaded:
+            self.audio.add(item if isinstance(item, BadAudio) else item.notes)
+        return self._answered(loaded, top)
+
+    def _answered(
+        self, loaded: Sequence[Waveform | BadAudio], top: int
+    ) -> list[dict[str, list[Prediction]] | BadAudio]:
+        good = [number for number, item in enumerate(loaded) if isinstance(item, Waveform)]
         with torch_threads(self._threads):
-            units = self._speech([loaded[number] for number in good])
+            units = self._speech([torch.from_numpy(loaded[number].samples) for number in good])
         results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
         for number, answers in zip(good, self.answers(units, top)):
             results[number] = answers
@@ -155,18 +172,21 @@ class Predictor:
 
         Raises ``BadAudio`` for a recording that cannot be used, or that holds no sound.
         """
-        recording = Path(audio) if isinstance(audio, (str, Path)) else _samples(audio).numpy()
+        notes: dict[str, None] = {}
         try:
+            is_file = isinstance(audio, (str, Path))
+            recording = Path(audio) if is_file else array_waveform(audio).samples
             pieces = find_pieces(recording, longest or LONGEST)
-        except (OSError, ValueError) as error:  # what is no file name at all
-            raise BadAudio(str(error)) from None
-        for first in range(0, len(pieces), PIECES):
-            batch = pieces[first : first + PIECES]
-            results = self([samples_of(recording, piece) for piece in batch], top)
-            for piece, answers in zip(batch, results):
-                if isinstance(answers, BadAudio):
-                    raise answers
-                yield Segment(piece.start, piece.end, answers)
+            for first in range(0, len(pieces), PIECES):
+                batch = pieces[first : first + PIECES]
+                loaded = [self._long_enough(heard_of(recording, piece)) for piece in batch]
+                notes |= dict.fromkeys(note for heard in loaded for note in heard.notes)
+                for piece, answers in zip(batch, self._answered(loaded, top)):
+                    yield Segment(piece.start, piece.end, answers)
+        except BadAudio as error:
+            self.audio.add(error)
+            raise
+        self.audio.add(notes)
 
     def answer_files(
         self, paths: Sequence[Path], top: int, segments: bool, longest: float | None
@@ -202,35 +222,32 @@ class Predictor:
                         answers[number][name] = [_named(answer, record) for answer in ranked]
         return answers
 
-    def _waveform(self, audio: Audio) -> Tensor | BadAudio:
-        is_file = isinstance(audio, (str, Path))
+    def _waveform(self, audio: Audio) -> Waveform | BadAudio:
         try:
-            samples = None if is_file else _samples(audio)
-            length, rate = length_and_rate(Path(audio)) if is_file else (len(samples), SAMPLE_RATE)
-            if length > MOST_SECONDS * rate:
-                raise BadAudio(
-                    f"lasts {length / rate:,.0f} s, expected at most {MOST_SECONDS:.0f}; cut it, "
-                    "or use --segments"
-                )
-            if is_file:
-                samples = torch.from_numpy(read_audio(Path(audio), 0, length).samples)
+            if not isinstance(audio, (str, Path)):
+                heard = array_waveform(audio)
+                _check_seconds(len(heard.samples) / SAMPLE_RATE)
+            else:
+                length, rate = length_and_rate(Path(audio))
+                _check_seconds(length / rate)
+                heard = read_audio(Path(audio), 0, length)
+            return self._long_enough(heard)
         except BadAudio as error:
             return error
-        except (OSError, ValueError) as error:  # what is no file name at all
-            return BadAudio(str(error))
-        if not samples.isfinite().all():
-            return BadAudio("holds values that are not finite (NaN or infinity)")
-        if len(samples) < (least := self._speech.reader.min_samples):
-            return BadAudio(f"is shorter than one frame ({1000 * least / SAMPLE_RATE:.0f} ms)")
-        return samples
+
+    def _long_enough(self, heard: Waveform) -> Waveform:
+        """``heard``. Raises ``BadAudio`` where it has no frame."""
+        if len(heard.samples) < (least := self._speech.reader.min_samples):
+            raise BadAudio(f"is shorter than one frame ({1000 * least / SAMPLE_RATE:.0f} ms)")
+        return heard
 
 
-def _samples(audio: np.ndarray | Tensor) -> Tensor:
-    """(T,) float32. Raises ``BadAudio`` for another shape."""
-    samples = torch.as_tensor(audio, dtype=torch.float32, device="cpu")
-    if samples.ndim != 1:
-        raise BadAudio(f"expected samples (T,), found {tuple(samples.shape)}")
-    return samples
+def _check_seconds(seconds: float) -> None:
+    if seconds > MOST_SECONDS:
+        raise BadAudio(
+            f"is too long for one utterance: {seconds:,.0f} s, expected at most "
+            f"{MOST_SECONDS:.0f}; cut it, or use --segments"
+        )
 
 
 def _named(answer: Answer, record: PromptRecord) -> Prediction:

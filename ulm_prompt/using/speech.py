@@ -23,7 +23,14 @@ from pipeline.files import read_json, sha256
 from pipeline.unit_models import UnitModel
 from pipeline.workspace import REPOSITORY
 from preprocess.actions.config import FairseqConfig, TaskConfig, fill_in
-from preprocess.speech2unit.audio import BadAudio, length_and_rate, mono_blocks, read_audio
+from preprocess.speech2unit.audio import (
+    BadAudio,
+    Waveform,
+    array_waveform,
+    length_and_rate,
+    mono_blocks,
+    read_audio,
+)
 from preprocess.speech2unit.features import (
     SAMPLE_RATE,
     Source,
@@ -70,15 +77,14 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
     which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
     """
     if isinstance(audio, Path):
-        _, rate = length_and_rate(audio, at_once=False)
+        frames, rate = length_and_rate(audio)
         hop = round(rate * FRAME)
-        blocks = mono_blocks(audio, 1000 * hop)
+        blocks = mono_blocks(audio, 1000 * hop, frames)
     else:
-        rate, hop, blocks = SAMPLE_RATE, round(SAMPLE_RATE * FRAME), [audio]
+        rate, hop = SAMPLE_RATE, round(SAMPLE_RATE * FRAME)
+        blocks = [array_waveform(audio).samples]
     total, powers = 0, []
     for samples in blocks:  # (T,)
-        if not np.isfinite(samples).all():
-            raise BadAudio("holds values that are not finite (NaN or infinity)")
         total += len(samples)
         whole = samples[: len(samples) // hop * hop]
         powers.append(whole.reshape(-1, hop).var(axis=1, dtype=np.float32))  # without the offset
@@ -95,11 +101,16 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
     return [Piece(*times[:2], *(round(time * rate) for time in times[2:])) for times in pieces]
 
 
-def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
-    """What a prompt hears of a piece: (T,) float32 at 16 kHz. Raises ``BadAudio``."""
+def heard_of(audio: Path | np.ndarray, piece: Piece) -> Waveform:
+    """What a prompt hears of a piece. Raises ``BadAudio``."""
     if isinstance(audio, Path):
-        return read_audio(audio, piece.first, piece.last - piece.first).samples
-    return audio[piece.first : piece.last]
+        return read_audio(audio, piece.first, piece.last - piece.first)
+    return array_waveform(audio[piece.first : piece.last])
+
+
+def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
+    """The samples of ``heard_of``, (T,) float32 at 16 kHz."""
+    return heard_of(audio, piece).samples
 
 
 def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:

@@ -1,0 +1,167 @@
+"""How long a recording is: what decodes counts, whatever its header declares."""
+
+import os
+import socket
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from preprocess.speech2unit.audio import (
+    BadAudio,
+    length_and_rate,
+    measured,
+    mono_blocks,
+    read_audio,
+)
+from preprocess.speech2unit.lengths import NO_END, NO_LENGTH
+from tests.preprocess.corpora import tone, write
+
+RATE, SECONDS = 16_000, 3
+FORMS = {
+    "wav": ("WAV", "PCM_16"),
+    "float.wav": ("WAV", "FLOAT"),
+    "gsm.wav": ("WAV", "GSM610"),
+    "aiff": ("AIFF", "PCM_16"),
+    "au": ("AU", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "ogg": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+}
+
+
+def recorded(folder: Path, kind: str, **options: str) -> tuple[Path, bytes]:
+    """A file of three seconds, and its bytes."""
+    path = folder / f"a.{kind}"
+    form, subtype = FORMS[kind]
+    soundfile.write(path, tone(SECONDS, 200), RATE, format=form, subtype=subtype, **options)
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_whole_files(tmp_path, kind):
+    path, _ = recorded(tmp_path, kind)
+    assert measured(path) == (SECONDS * RATE, RATE, ())
+    assert read_audio(path, 0, SECONDS * RATE).notes == ()
+    crop = read_audio(path, 20_000, 9_000).samples
+    whole = read_audio(path, 0, SECONDS * RATE).samples
+    np.testing.assert_allclose(crop, whole[20_000:29_000], atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMS if FORMS[kind][0] != "OGG"])
+def test_a_file_cut_in_its_middle(tmp_path, kind):
+    path, content = recorded(tmp_path, kind)
+    path.write_bytes(content[: len(content) // 2])
+    reason = r"is cut short: (1\.\d\d s of (3\.\d\d)|0\.3\d s of 3\.00) s are there"
+    for read in (measured, length_and_rate, lambda path: list(mono_blocks(path, RATE))):
+        with pytest.raises(BadAudio, match=reason):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_an_ogg_declares_no_length_and_its_end_is_marked(tmp_path, kind):
+    path, content = recorded(tmp_path, kind)
+    path.write_bytes(content[: len(content) // 2])
+    frames, _, notes = measured(path)
+    assert notes == (NO_END,) and RATE / 2 < frames < 2 * RATE
+    assert read_audio(path, 0, frames).notes == (NO_END,)
+
+
+@pytest.mark.parametrize(
+    ("of_riff", "of_data"),
+    [(36, 0), (0, 0), (8, 0), (0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFF024, 0x7FFFF000)],
+)
+@pytest.mark.parametrize("chunk", [b"", b"LIST\x04\0\0\0INFO"])
+def test_a_wav_that_was_never_closed_is_read_to_its_end(tmp_path, of_riff, of_data, chunk):
+    path, content = recorded(tmp_path, "wav")
+    sizes = struct.pack("<I", of_riff + len(chunk) * (of_riff == 36)), struct.pack("<I", of_data)
+    path.write_bytes(b"RIFF" + sizes[0] + content[8:36] + chunk + b"data" + sizes[1] + content[44:])
+    assert measured(path) == (SECONDS * RATE, RATE, (NO_LENGTH,))
+    samples, notes = read_audio(path, 0, SECONDS * RATE)
+    assert notes == (NO_LENGTH,) and np.abs(samples - tone(SECONDS, 200)).max() < 1e-4
+
+
+def test_an_aiff_that_was_never_closed(tmp_path):
+    path, content = recorded(tmp_path, "aiff")
+    at = content.index(b"SSND") + 4
+    path.write_bytes(content[:at] + bytes(4) + content[at + 4 :])
+    assert measured(path) == (SECONDS * RATE, RATE, (NO_LENGTH,))
+
+
+def test_a_wav_without_samples_stays_one(tmp_path):
+    write(tmp_path / "a.wav", np.zeros(0))
+    with pytest.raises(BadAudio, match="holds no samples"):
+        measured(tmp_path / "a.wav")
+
+
+def test_a_flac_of_unknown_length(tmp_path):
+    path, content = recorded(tmp_path, "flac")
+    header = bytearray(content)
+    header[21] &= 0xF0  # the total is 36 bits of STREAMINFO
+    header[22:26] = bytes(4)
+    path.write_bytes(header)
+    assert measured(path) == (SECONDS * RATE, RATE, (NO_LENGTH,))
+    assert len(read_audio(path, RATE, RATE).samples) == RATE
+    assert sum(map(len, mono_blocks(path, 7_000))) == SECONDS * RATE
+    path.write_bytes(header[: len(header) // 2])
+    with pytest.raises(BadAudio, match=r"is cut short: [01]\.\d\d s are there"):
+        measured(path)
+
+
+@pytest.fixture
+def variable(tmp_path) -> tuple[bytes, int]:
+    """An MP3 of variable bit rate less its first frame, which has the count of frames, and its
+    samples; a loud begin makes libsndfile guess too few.
+    """
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([0.5 * rng.standard_normal(3 * RATE), np.zeros(6 * RATE)])
+    path = tmp_path / "variable.mp3"
+    soundfile.write(path, samples, RATE, bitrate_mode="VARIABLE", compression_level=0.2)
+    content = path.read_bytes()
+    return content[content.index(content[:2], 4) :], len(samples)
+
+
+@pytest.mark.parametrize("before", [b"", b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)])
+def test_an_mp3_of_variable_bit_rate_without_its_header(tmp_path, variable, before):
+    frames, samples = variable
+    path = tmp_path / "a.mp3"
+    path.write_bytes(before + frames)
+    assert soundfile.info(path).frames < 0.6 * samples, "or libsndfile has learned it"
+    length, _, notes = measured(path)
+    assert notes == (NO_LENGTH,) and samples <= length < samples + 3_000
+    read = read_audio(path, 0, length).samples
+    assert len(read) == length and np.abs(read[: 2 * RATE]).max() > 0.5 > np.abs(read[-RATE:]).max()
+
+
+def test_an_mp3_inside_a_wav(tmp_path, variable):
+    frames, samples = variable
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 16_000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    chunks = b"WAVEfmt " + struct.pack("<I", len(form)) + form
+    chunks += b"data" + struct.pack("<I", len(frames)) + frames
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(chunks)) + chunks)
+    length, _, notes = measured(tmp_path / "a.wav")
+    assert notes == (NO_LENGTH,) and samples <= length < samples + 3_000
+    assert len(read_audio(tmp_path / "a.wav", 0, length).samples) == length
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "device.wav").symlink_to(os.devnull)
+    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)  # a socket's path may have 108 bytes
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.wav")
+    for name, reason in {
+        "pipe": "it is a pipe; save it to a file first",
+        "folder": "it is a folder",
+        "socket": "it is a socket",
+        "device": "it is a socket or a device",
+        "gone": "does not exist",
+    }.items():
+        for read in (measured, lambda path: read_audio(path, 0, 9), lambda p: [*mono_blocks(p, 9)]):
+            with pytest.raises(BadAudio, match=reason):
+                read(tmp_path / f"{name}.wav")
