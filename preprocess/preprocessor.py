@@ -21,7 +21,15 @@ from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
-from preprocess.actions.manifest import Entry, distinct, inside, unit_rows, write_manifest
+from preprocess.actions.corpus import Listing, check_labels, check_rows, located
+from preprocess.actions.manifest import (
+    Entry,
+    distinct,
+    inside,
+    made_from,
+    unit_rows,
+    write_manifest,
+)
 from preprocess.speech2unit.audio import BadAudio, length_and_rate, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
 
@@ -57,6 +65,7 @@ class Preprocessor(Generic[ConfigType]):
         self.workspace = workspace
         self.skip_bad = skip_bad
         self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
+        self.listing = Listing()
         self.data = workspace.downstream_data(downstream)
         self.manifest = self.data / "manifest"
         self.units = self.data / config.taskrc.unit_model
@@ -118,7 +127,10 @@ class Preprocessor(Generic[ConfigType]):
         """A path of the config: a relative one starts at the workspace, wherever the command is
         typed.
         """
-        return self.workspace.root / Path(path).expanduser()
+        try:
+            return self.workspace.root / Path(path).expanduser()
+        except RuntimeError:
+            raise UserError(f"{path}: there is no such user; write the folder out") from None
 
     def generate_manifest(self) -> None:
         """Write ``manifest/{train,valid,test}.tsv`` and ``labels.json``."""
@@ -127,14 +139,20 @@ class Preprocessor(Generic[ConfigType]):
                 f"{self.root}: corpus folder of {self.downstream} not found; "
                 "name it with --set datarc.root_path=FOLDER"
             )
-        splits = {split: self.utterances(split) for split in SPLITS}
+        splits = {
+            split: [u._replace(path=located(u.path, self.root, str(self.root))) for u in utterances]
+            for split, utterances in ((split, self.utterances(split)) for split in SPLITS)
+        }
         for split, utterances in splits.items():
             if not utterances:
                 raise UserError(
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
-        names = enumerate(self.label_names(splits["train"]))
-        pairs = [(slot, name) for slot, slot_names in names for name in slot_names]
+        names = self.label_names(splits["train"])
+        notes = check_labels(dict(zip(self.slots, names))) + check_rows(splits)
+        for note in self.listing.report() + notes:
+            self.say(note)
+        pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
         numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one
         frames = self._measure([u for utterances in splits.values() for u in utterances])
         entries = {
@@ -256,9 +274,9 @@ class Preprocessor(Generic[ConfigType]):
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:
-        """Leave the resolved config and what made the output beside it."""
+        """Leave the resolved config, what made the output, and the manifest's hashes beside it."""
         save_config(self.config, folder / "config.yaml")
-        write_json(folder / "provenance.json", provenance() | more)
+        write_json(folder / "provenance.json", provenance() | made_from(self.manifest) | more)
 
     def say(self, text: str) -> None:
         """Print a line about this downstream."""
