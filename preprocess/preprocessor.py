@@ -21,7 +21,7 @@ from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
-from preprocess.actions.corpus import Listing, check_labels, check_rows, located
+from preprocess.actions.corpus import Listing, alike, first_few, in_two_splits, located
 from preprocess.actions.manifest import (
     Entry,
     distinct,
@@ -35,8 +35,8 @@ from preprocess.speech2unit.features import FeatureReader, Source, best_device, 
 
 
 class Utterance(NamedTuple):
-    """One row to be. ``labels`` are a name for each of the task's slots, or what its
-    ``named_labels`` reads. Without ``frames`` it is the whole file.
+    """One row to be. ``labels`` are a name for each of the task's slots, a text, whose characters
+    are labels, or what ``named_labels`` reads. Without ``frames`` it is the whole file.
     """
 
     path: str  # relative to the corpus folder
@@ -106,17 +106,19 @@ class Preprocessor(Generic[ConfigType]):
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
         """The names of each slot in the order of their numbers, which is here the order of their
-        first appearance in train.
+        first appearance in train, or of the characters' codes.
         """
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
                 names[slot][name] = None
-        return [list(slot_names) for slot_names in names]
+        is_text = isinstance(train[0].labels, str)
+        return [sorted(slot_names) if is_text else list(slot_names) for slot_names in names]
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """Slot and name of each label, in their order; here: one for each slot."""
-        return enumerate(utterance.labels)
+        """Slot and name of each label, in their order; here: one for each slot, or characters."""
+        is_text = isinstance(utterance.labels, str)
+        return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     @property
     def root(self) -> Path:
@@ -149,9 +151,11 @@ class Preprocessor(Generic[ConfigType]):
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
         names = self.label_names(splits["train"])
-        notes = check_labels(dict(zip(self.slots, names))) + check_rows(splits)
-        for note in self.listing.report() + notes:
-            self.say(note)
+        for kind, paths in self.listing.passed_over.items():
+            self._warn(f"passed over, {kind}", [path.name for path in sorted(paths)])
+        for slot, slot_names in zip(self.slots, names):
+            self._warn(f"warning, {slot}s that look alike", alike(slot, slot_names))
+        self._warn("warning, recordings that are in two splits", in_two_splits(splits))
         pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
         numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one
         frames = self._measure([u for utterances in splits.values() for u in utterances])
@@ -197,6 +201,10 @@ class Preprocessor(Generic[ConfigType]):
                 self.bad_audio[self.root / path] = str(error)
         self.report_bad_audio(self.skip_bad)
         return frames
+
+    def _warn(self, what: str, names: Sequence[str]) -> None:
+        if names:
+            self.say(f"{what}: {len(names)} ({first_few(names)})")
 
     def _labels(self, utterance: Utterance, numbers: dict[tuple[int, str], int]) -> str:
         labels = []

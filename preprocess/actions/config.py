@@ -94,15 +94,9 @@ def check_numbers(config: Config) -> None:
 
 
 def names_in(key: str, value: object) -> list[str]:
-    """The names under ``key``: one, or a list of different ones. Raises ``UserError`` for anything
-    else.
-    """
-    names = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, str) and name for name in names)
-        or len(set(names)) < len(names)
-    ):
+    """The names under ``key``: one, or a list. Raises ``UserError`` for anything else."""
+    names = value if isinstance(value, list) else [value]
+    are_names = all(isinstance(name, str) and name for name in names)
+    if not names or not are_names or len(set(names)) < len(names):
         raise UserError(f"{key}={value}: expected a name or a list of different names")
     return names

@@ -11,7 +11,7 @@ import csv
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, text_lines, writing
@@ -111,36 +111,28 @@ def files_left_out(record: Path, command: str) -> set[str]:
     return set(names)
 
 
-def made_from(manifest: Path) -> dict[str, dict[str, str]]:
-    """What an output remembers of its manifests, by split: ``manifest``, the file's SHA-256, and
+def made_from(manifest: Path) -> dict[str, Any]:
+    """What an output remembers of its manifests: ``manifest``, the SHA-256 of each split's, and
     ``audio``, that of all but the labels. Empty where there are none.
     """
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
     if not all(path.exists() for path in paths.values()):
         return {}
+    tables = map(read_manifest, paths.values())
+    heard = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
     return {
         "manifest": {split: sha256(path) for split, path in paths.items()},
-        "audio": {split: _audio_hash(path) for split, path in paths.items()},
+        "audio": hashlib.sha256(heard.encode()).hexdigest(),
     }
 
 
-def _audio_hash(path: Path) -> str:
-    root, entries = read_manifest(path)
-    heard = [str(root), *(entry[:4] for entry in distinct(entries))]
-    return hashlib.sha256(repr(heard).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _is_stale(record: Path, path: Path) -> bool:
-    """Whether units were made from another manifest than ``path``. Other labels do not matter."""
+def _is_stale(record: Path, manifest: Path) -> bool:
+    """Whether units were made from other manifests. Other labels do not matter."""
     made = read_json(record, QUANTIZE) if record.exists() else {}
-    plan = made.get("plan")
-    planned, remembered, audio = (
-        part.get(key, {}).get(path.stem) if isinstance(part, dict) else None
-        for part, key in ((plan, "manifest"), (made, "manifest"), (made, "audio"))
-    )
-    if planned in (None, sha256(path)):
-        return False
-    return planned != remembered or audio != _audio_hash(path)
+    plan, now = made.get("plan"), made_from(manifest)
+    planned = plan.get("manifest") if isinstance(plan, dict) else None
+    same_audio = made.get("manifest") == planned and made.get("audio") == now["audio"]
+    return planned not in (None, now["manifest"]) and not same_audio
 
 
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
@@ -157,7 +149,7 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
     files = [entry.file for entry in distinct(entries)]
     good = [file for file in files if file not in left_out]
-    if list(units) != good or _is_stale(record, manifest / f"{split}.tsv"):
+    if list(units) != good or _is_stale(record, manifest):
         raise UserError(
             f"{path}: units of other audio than {manifest / split}.tsv lists; the manifest has "
             f"changed: run {QUANTIZE} again"

@@ -1,5 +1,5 @@
-"""Tables of recordings, CSV or TSV, as people, spreadsheets and corpora write them. A row is one
-line of the file, so that no quotation mark can swallow the next row.
+"""Tables of recordings as people, spreadsheets and corpora write them. A row is one line of the
+file, so that no quotation mark can swallow the next row.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from typing import NamedTuple
 from pipeline.errors import UserError
 from preprocess.actions.corpus import located
 
-_SEPARATORS = {"\t": "a tab", ";": "a semicolon", ",": "a comma", "|": "a bar", " ": "a space"}
-
 
 class TableRow(NamedTuple):
-    """``where`` names file and line, to begin an error with; ``path`` starts at the corpus folder;
-    ``values`` are the other columns' that were asked for and exist, in Unicode's NFC.
+    """``where`` names file and line, ``path`` starts at the corpus folder; ``values``: the other
+    columns that were asked for and exist, in Unicode's NFC.
     """
 
     where: str
@@ -29,15 +27,14 @@ class TableRow(NamedTuple):
 def read_table(
     file: Path,
     root: Path,
-    path: str,
     columns: Sequence[str],
     missing: str,
     say: Callable[[str], None],
-    optional: Sequence[str] = (),
-    may_be_empty: Sequence[str] = (),
+    optional: Sequence[str | None] = (),
+    may_be_empty: Sequence[str | None] = (),
 ) -> list[TableRow]:
-    """Read the columns ``path`` and ``columns``, and those of ``optional`` and ``may_be_empty``
-    that the first line names. ``.tsv`` has tabs, another file commas.
+    """Read ``columns``, the first of which holds paths, and those of the others that the first line
+    names. ``.tsv`` has tabs, another file commas.
 
     Quotation marks of a TSV that do not pair up within a line are text (Common Voice writes none
     around a field), which ``say`` tells. Raises ``UserError``, naming the line, for such a mark in
@@ -51,8 +48,8 @@ def read_table(
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a table in UTF-8 ({error})") from None
     delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    names = _header(lines[0], file, delimiter, [path, *columns])
-    wanted = [name for name in (path, *columns, *optional, *may_be_empty) if name in names]
+    names = _header(lines[0], file, delimiter, columns)
+    wanted = [name for name in (*columns, *optional, *may_be_empty) if name and name in names]
     try:
         rows = _rows(lines, file, delimiter, csv.QUOTE_MINIMAL)
     except UserError as error:
@@ -61,33 +58,30 @@ def read_table(
         rows = _rows(lines, file, delimiter, csv.QUOTE_NONE)
         say(f"{file.name}: quotation marks are read as text ({error})")
     table = []
-    for number, row in enumerate(rows, start=1):
-        if number == 1 or not row:  # an empty line
-            continue
+    for number, row in enumerate(rows[1:], start=2):
         where = f"{file}, line {number}"
-        fields = {name: row[names.index(name)].strip() for name in wanted}
+        fields = {name: row[names.index(name)].strip() for name in wanted if row}
         for name, value in fields.items():
             if not value and name not in may_be_empty:
                 raise UserError(f"{where}: nothing in the column {name!r}")
-        audio = located(fields.pop(path), root, where)
-        values = {name: unicodedata.normalize("NFC", value) for name, value in fields.items()}
-        table.append(TableRow(where, audio, values))
+        if row:  # else an empty line
+            path = located(fields.pop(columns[0]), root, where)
+            values = {name: unicodedata.normalize("NFC", value) for name, value in fields.items()}
+            table.append(TableRow(where, path, values))
     return table
 
 
 def _header(line: str, file: Path, delimiter: str, needed: Sequence[str]) -> list[str]:
     """The columns' names. Raises ``UserError`` for one that is missing or there twice."""
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    listed = ", ".join(filter(None, names)) or "nothing"
     missing = [name for name in needed if name not in names]
     if missing:
-        remedy = "name yours in datarc"
-        other = next((mark for mark in _SEPARATORS if len(names) == 1 and mark in line), None)
-        if other:
-            remedy = f"its separator is {_SEPARATORS[other]}, expected {_SEPARATORS[delimiter]}"
+        listed = ", ".join(filter(None, names))[:200] or "nothing"
+        other = next((mark for mark in "\t;,| " if mark in line and len(names) == 1), "")
+        remedy = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
         raise UserError(
             f"{file}: no column {', '.join(map(repr, missing))} in its first line, which has "
-            f"{listed[:200]}; {remedy}"
+            f"{listed}; {remedy or 'name yours in datarc'}"
         )
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
@@ -99,22 +93,19 @@ def _rows(lines: Sequence[str], file: Path, delimiter: str, quoting: int) -> lis
     """The fields of every line; none of an empty one."""
     rows: list[list[str]] = []
     table = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-    wrong = ""
     try:
         for row in table:
             if table.line_num != len(rows) + 1:
-                wrong = 'a quotation mark opens here and closes in another line; write "" for one'
-            elif row and rows and len(row) != len(rows[0]):
-                wrong = f"{len(row)} fields, the first line has {len(rows[0])}"
-                if len(row) > len(rows[0]):
-                    wrong += f'; put "..." around a text that holds {_SEPARATORS[delimiter]}'
-            elif "\0" in lines[len(rows)]:
-                wrong = "a NUL character; is the table in UTF-16? save it as UTF-8"
-            if wrong:
-                break
+                raise csv.Error('a quotation mark closes in another line; write "" for one')
+            if "\0" in lines[len(rows)]:
+                raise csv.Error("a NUL character; is the table in UTF-16? save it as UTF-8")
+            if row and rows and len(row) != len(rows[0]):
+                more = '; put "..." around a text that holds the separator'
+                raise csv.Error(
+                    f"{len(row)} fields, the first line has {len(rows[0])}"
+                    + more * (len(row) > len(rows[0]))
+                )
             rows.append(row)
     except csv.Error as error:
-        wrong = f"its quotation marks do not pair up ({error})"
-    if wrong:
-        raise UserError(f"{file}, line {len(rows) + 1}: {wrong}")
+        raise UserError(f"{file}, line {len(rows) + 1}: {error}") from None
     return rows

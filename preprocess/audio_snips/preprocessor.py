@@ -71,17 +71,15 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
                 f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
                 f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
             )
-        if len(wavs) > len(paths):
-            self.say(f"{split}: {len(wavs) - len(paths)} recordings of other voices left out")
         spoken = {path.stem for path in paths}
-        silent = [
-            name
-            for name in texts
-            if name.split("-")[0] in speakers and f"-{split}-" in name and name not in spoken
-        ]
-        if silent:
-            self.say(f"{split}: {len(silent)} lines of {TEXT} have no recording: "
-                     f"{first_few(silent)}")  # fmt: skip
+        silent = [name for name in texts if f"-{split}-" in name and name not in spoken]
+        silent = [name for name in silent if name.split("-")[0] in speakers]
+        for count, what in (
+            (len(wavs) - len(paths), "recordings of other voices left out"),
+            (len(silent), f"lines of {TEXT} without a recording ({first_few(silent)})"),
+        ):
+            if count:
+                self.say(f"{split}: {count} {what}")
         return utterances
 
     def _read_texts(self) -> dict[str, tuple[str, ...]]:

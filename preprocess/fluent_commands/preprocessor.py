@@ -18,5 +18,5 @@ class FluentCommands(Preprocessor[Config]):
         """The lines of ``data/<split>_data.csv``, in its order."""
         path = self.root / "data" / f"{split}_data.csv"
         missing = "not found; datarc.root_path is the folder that holds data/ and wavs/"
-        rows = read_table(path, self.root, "path", self.slots, missing, self.say)
+        rows = read_table(path, self.root, ("path", *self.slots), missing, self.say)
         return [Utterance(row.path, tuple(row.values[slot] for slot in self.slots)) for row in rows]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,9 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
     config_class = LibriSpeechConfig
     slots = ("character",)
 
-    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """Every character of the transcript."""
-        return ((0, character) for character in utterance.labels)
-
-    def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The characters that train has, in the order of their codes."""
-        return [sorted(*super().label_names(train))]
-
     def utterances(self, split: str) -> list[Utterance]:
         """The lines of the split's transcripts, folder by folder, sorted by their files' names."""
         utterances: list[Utterance] = []
-        unspoken: list[str] = []
         for name in names_in(f"datarc.{split}", getattr(self.config.datarc, split)):
             folder = self.root / name
             transcripts = self.listing.files(folder, "*/*/*.txt", TRANSCRIPT)
@@ -99,17 +90,12 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
                     f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it; datarc.root_path is the"
                     f" folder that holds LibriSpeech's, datarc.{split} names this one"
                 )
-            paths = self.listing.files(folder, "*/*/*", *AUDIO, TRANSCRIPT)
-            audio = {path.with_suffix(""): path for path in reversed(paths)}
-            for transcript in transcripts:
-                del audio[transcript.with_suffix("")]
-                utterances += self._read(transcript, audio)
-            unspoken += [path.name for path in audio.values()]
-        if unspoken:
-            self.say(
-                f"{split}: {len(unspoken)} recordings left out, no transcript has a line of them: "
-                f"{first_few(unspoken)}"
-            )
+            paths = self.listing.files(folder, "*/*/*", *AUDIO, ".txt")
+            audio = {path.with_suffix(""): path for path in paths if path.suffix != ".txt"}
+            utterances += [row for path in transcripts for row in self._read(path, audio)]
+            if audio:
+                listed = first_few(path.name for path in audio.values())
+                self.say(f"{name}: {len(audio)} recordings left out, without a text ({listed})")
         return utterances
 
     def _read(self, transcript: Path, audio: dict[Path, Path]) -> Iterator[Utterance]:

@@ -89,11 +89,9 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         comes without test files of ``_silence_``: they are drawn.
         """
         lists = self._lists()
-        if self.config.datarc.classes not in (len(CLASSES), lists and len(WORDS)):
-            raise UserError(
-                f"datarc.classes={self.config.datarc.classes}: expected 12, or 35 with v0.02 "
-                f"({LISTS['test']} in datarc.root_path)"
-            )
+        classes = self.config.datarc.classes
+        if classes not in (len(CLASSES), lists and len(WORDS)):
+            raise UserError(f"datarc.classes={classes}: expected 12, or 35 with v0.02's layout")
         if split == "test" and lists is None:
             return self._test()
         by_class = self._files_by_class(split, lists)
@@ -105,21 +103,16 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
             return files
         silences = round(np.mean([len(by_class[word]) for word in KEYWORDS]))
         if split == "test":
-            self.say(f"test: {silences} rows of {SILENCE} drawn from the background noise, and "
-                     f"{len(by_class[UNKNOWN])} of {UNKNOWN}")  # fmt: skip
+            unknown = f"{len(by_class[UNKNOWN])} files are {UNKNOWN}"
+            self.say(f"test: {silences} rows of {SILENCE} drawn from background noise; {unknown}")
         return files + [self._silence(rng) for _ in range(silences)]
 
     def _lists(self) -> dict[str, str] | None:
         """v0.02: the split of each file in its lists; None for v0.01's two folders."""
-        paths = {split: self.root / name for split, name in LISTS.items()}
-        if (self.root / TRAIN_FOLDER).is_dir() or not any(map(Path.exists, paths.values())):
+        if (self.root / TRAIN_FOLDER).is_dir() or not (self.root / LISTS["test"]).exists():
             return None
-        lists: dict[str, str] = {}
-        for split, path in paths.items():
-            for line in filter(None, map(str.strip, text_lines(path, "not found; v0.02 has it"))):
-                if lists.setdefault(line, split) != split:
-                    raise UserError(f"{path}: {line} is in {LISTS[lists[line]]}, too")
-        return lists
+        lines = {split: text_lines(self.root / LISTS[split], "not found") for split in LISTS}
+        return {line.strip(): split for split in lines for line in lines[split] if line.strip()}
 
     def _drawn(
         self, by_class: dict[str, list[Utterance]], rng: np.random.Generator
@@ -129,8 +122,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
 
         This is SUPERB's weighted sampling with replacement, which balances the classes.
         """
-        count = sum(map(len, by_class.values()))
-        count += len(self._noise()) if SILENCE in self.classes else 0
+        noises = len(self._noise()) if SILENCE in self.classes else 0
+        count = sum(map(len, by_class.values())) + noises
         rows = []
         for number in rng.integers(len(self.classes), size=count):
             name = self.classes[number]
@@ -170,44 +163,39 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         self, split: str, lists: dict[str, str] | None
     ) -> dict[str, list[Utterance]]:
         top = TRAIN_FOLDER if lists is None else "."
-        by_class: dict[str, list[Utterance]] = {
-            name: [] for name in self.classes if name != SILENCE
-        }
-        absent = {file for file, listed in (lists or {}).items() if listed == split}
+        by_class: dict[str, list[Utterance]] = {name: [] for name in self.classes}
+        by_class.pop(SILENCE, None)
         folders = [folder for folder in self._folders(top) if folder != Path(NOISE_FOLDER).name]
         strange = [folder for folder in folders if folder not in WORDS]
         if strange and UNKNOWN not in by_class:
             raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
         if strange and split == SPLITS[0]:
             self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
-        for folder in folders:
-            name = folder if folder in by_class else UNKNOWN
-            for path in self._wavs(f"{top}/{folder}".removeprefix("./")):
-                file = f"{folder}/{Path(path).name}"
-                absent.discard(file)
-                drawn = which_split(Path(path).name) if lists is None else lists.get(file, "train")
-                if drawn == split:
-                    by_class[name].append(Utterance(path, (name,)))
-        self.bad_audio.update({self.root / file: "does not exist" for file in sorted(absent)})
-        return self._complete(split, top, by_class)
-
-    def _test(self) -> list[Utterance]:
-        by_class = {
-            folder: [Utterance(path, (folder,)) for path in self._wavs(f"{TEST_FOLDER}/{folder}")]
-            for folder in self._folders(TEST_FOLDER)
+        paths = {
+            f"{f}/{Path(path).name}": path for f in folders for path in self._wavs(f"{top}/{f}")
         }
-        self._complete("test", TEST_FOLDER, dict.fromkeys(CLASSES, []) | by_class)
-        return [utterance for utterances in by_class.values() for utterance in utterances]
-
-    def _complete(
-        self, split: str, folder: str, by_class: dict[str, list[Utterance]]
-    ) -> dict[str, list[Utterance]]:
+        for file, path in paths.items():
+            folder, name = file.split("/")
+            if split == (which_split(name) if lists is None else lists.get(file, "train")):
+                label = folder if folder in by_class else UNKNOWN
+                by_class[label].append(Utterance(path, (label,)))
+        absent = [file for file in lists or {} if lists[file] == split and file not in paths]
+        self.bad_audio.update({self.root / file: "does not exist" for file in absent})
         for name, utterances in by_class.items():
             if not utterances:
-                raise UserError(
-                    f"{self.root / folder}: the {split} split has no file of class {name}"
-                )
+                where = self.root / top
+                raise UserError(f"{where}: the {split} split has no file of class {name}")
         return by_class
+
+    def _test(self) -> list[Utterance]:
+        folders = self._folders(TEST_FOLDER)
+        if missing := set(CLASSES) - set(folders):
+            self.say(f"warning, test has no folder of {', '.join(sorted(missing))}")
+        return [
+            Utterance(path, (folder,))
+            for folder in folders
+            for path in self._wavs(f"{TEST_FOLDER}/{folder}")
+        ]
 
     def _folders(self, folder: str) -> list[str]:
         if not (self.root / folder).is_dir():
@@ -215,10 +203,10 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
                 f"{self.root / folder}: not found; datarc.root_path is the folder that holds "
                 f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
             )
-        return [path.name for path in self.listing.folders(self.root / folder)]
+        return [path.name for path in self.listing.files(self.root / folder, "*/", "")]
 
     def _wavs(self, folder: str) -> list[str]:
         wavs = self.listing.files(self.root / folder, "*", ".wav")
         if not wavs:
             raise UserError(f"{self.root / folder}: holds no .wav file")
-        return [f"{folder}/{path.name}" for path in wavs]
+        return [path.relative_to(self.root).as_posix() for path in wavs]

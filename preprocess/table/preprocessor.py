@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -42,9 +41,7 @@ class TableConfig(Config):
 
 
 class Table(Preprocessor[TableConfig]):
-    """Labels are numbered column by column, in the order of their first appearance in train. The
-    labels of a text are its characters, in the order of their codes.
-    """
+    """Labels are numbered column by column, in the order of their first appearance in train."""
 
     config_class = TableConfig
 
@@ -53,17 +50,6 @@ class Table(Preprocessor[TableConfig]):
         """The label columns."""
         datarc = self.config.datarc
         return ("character",) if datarc.text else tuple(datarc.labels)
-
-    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """The columns' values, or every character of the text."""
-        if self.config.datarc.text:
-            return ((0, character) for character in utterance.labels)
-        return super().named_labels(utterance)
-
-    def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The names of train, the characters of texts sorted."""
-        names = super().label_names(train)
-        return [sorted(*names)] if self.config.datarc.text else names
 
     def utterances(self, split: str) -> list[Utterance]:
         """The lines of this split, in the table's order."""
@@ -86,72 +72,52 @@ class Table(Preprocessor[TableConfig]):
                 f"datarc.table={','.join(tables)}: expected one table, or train's, valid's, test's"
             )
         own_splits = SPLITS if len(tables) > 1 else (None,)
-        reading = _Reading(self)
-        lines = [
-            line
-            for table, split in zip(tables, own_splits)
-            for line in reading.lines(self.root / table, split)
-        ]
-        if reading.dropped:
-            self.say(f"{tables[0]}: {left_out(reading.dropped)}")
-        seed = self.config.taskrc.seed
-        splits, how = draw_splits(lines, datarc.valid, datarc.test, seed)
+        self._dropped: Counter[str] = Counter()
+        self._rows: dict[str, str] = {}  # row by its name
+        self._lengths: dict[str, tuple[int, int]] = {}
+        lines = [line for pair in zip(tables, own_splits) for line in self._read(*pair)]
+        if self._dropped:
+            self.say(f"{tables[0]}: {left_out(self._dropped)}")
+        splits, how = draw_splits(lines, datarc.valid, datarc.test, self.config.taskrc.seed)
+        self.say(f"{', '.join(tables)}: {len(lines)} rows, splits {how}")
         classes = Counter(pair for line in lines for pair in self.named_labels(line.utterance))
-        smallest = ""
         if classes and not datarc.text:
-            slot, name = min(classes, key=lambda pair: classes[pair])
-            smallest = f"; smallest class: {self.slots[slot]} {name!r}, {classes[slot, name]} rows"
-        self.say(f"{', '.join(tables)}: {len(lines)} rows, splits {how}{smallest}")
+            (slot, name), count = classes.most_common()[-1]
+            self.say(f"smallest class: {self.slots[slot]} {name!r}, {count} rows")
         return {
             split: [line.utterance for line, drawn in zip(lines, splits) if drawn == split]
             for split in SPLITS
         }
 
+    def _read(self, table: str, own_split: str | None) -> Iterator[Line]:
+        """The table's lines, of ``own_split`` or of the splits that it names.
 
-class _Reading:
-    """One reading of a task's tables; ``dropped`` counts the characters left out of its texts."""
-
-    def __init__(self, task: Table) -> None:
-        self._task = task
-        self._seen: dict[tuple[str, int, int | None], str] = {}
-        self._lengths: dict[str, tuple[int, int]] = {}
-        self.dropped: Counter[str] = Counter()
-
-    def lines(self, table: Path, split: str | None) -> list[Line]:
-        """The table's lines, of ``split`` or of the splits that it names.
-
-        Raises ``UserError``, naming the line, for what ``read_table`` and ``_segment`` refuse, a
-        text without letters, another split than ours, or a piece that is listed twice.
+        Raises ``UserError`` for a text without letters, another split, or audio that was read.
         """
-        datarc = self._task.config.datarc
-        columns = [datarc.text] if datarc.text else datarc.labels
-        times = [name for name in (datarc.start, datarc.end) if name and name not in columns]
-        optional = [name for name in (datarc.speaker, None if split else datarc.split) if name]
+        datarc = self.config.datarc
+        columns = [datarc.path, *([datarc.text] if datarc.text else datarc.labels)]
+        times = [None if name in columns else name for name in (datarc.start, datarc.end)]
+        others = (datarc.speaker, None if own_split else datarc.split)
         missing = "table not found; datarc.table names it, relative to datarc.root_path"
-        rows = read_table(
-            table, self._task.root, datarc.path, columns, missing, self._task.say, optional, times
-        )
-        return [self._line(row, columns, split) for row in rows]
-
-    def _line(self, row: TableRow, columns: Sequence[str], own_split: str | None) -> Line:
-        datarc = self._task.config.datarc
-        labels: Sequence[str] = tuple(row.values[column] for column in columns)
-        if datarc.text:
-            words = (normalised(word, self.dropped) for word in labels[0].split())
-            labels = " ".join(filter(None, words))
-        if not labels:
-            text = row.values[datarc.text]
-            raise UserError(f"{row.where}: no letter in the text {text[:60]!r}")
-        split = own_split or row.values.get(datarc.split)
-        if split is not None and split not in SPLITS:
-            raise UserError(f"{row.where}: split {split!r}; expected {', '.join(SPLITS)}")
-        start, end = (row.values.get(name, "") for name in (datarc.start, datarc.end))
-        piece = self._segment(row, start, end) if start or end else (0, None, None)
-        utterance = Utterance(row.path, labels, *piece)
-        first = self._seen.setdefault((row.path, *piece[:2]), row.where)
-        if first != row.where:
-            raise UserError(f"{row.where}: {utterance.name or row.path} is already in {first}")
-        return Line(utterance, split, row.values.get(datarc.speaker))
+        file = self.root / table
+        for row in read_table(file, self.root, columns, missing, self.say, others, times):
+            labels: Sequence[str] = tuple(row.values[name] for name in columns[1:])
+            if datarc.text:
+                words = [normalised(word, self._dropped) for word in labels[0].split()]
+                if not any(words):
+                    raise UserError(f"{row.where}: no letter in the text {labels[0][:60]!r}")
+                labels = " ".join(filter(None, words))
+            split = own_split or row.values.get(datarc.split)
+            if split not in (None, *SPLITS):
+                raise UserError(f"{row.where}: split {split!r}; expected {', '.join(SPLITS)}")
+            start, end = (row.values.get(name, "") for name in times)
+            piece = self._segment(row, start, end) if start or end else (0, None, None)
+            utterance = Utterance(row.path, labels, *piece)
+            name = utterance.name or utterance.path
+            first = self._rows.setdefault(name, row.where)
+            if first != row.where:
+                raise UserError(f"{row.where}: {name} is already in {first}")
+            yield Line(utterance, split, row.values.get(datarc.speaker))
 
     def _segment(self, row: TableRow, start: str, end: str) -> tuple[int, int | None, str]:
         """Start and samples, at the file's own rate, of the piece from ``start`` to ``end`` seconds
@@ -167,7 +133,7 @@ class _Reading:
         name = f"{row.path}:{_written(first)}-{'end' if last is None else _written(last)}"
         try:
             if row.path not in self._lengths:
-                path = self._task.root / row.path
+                path = self.root / row.path
                 self._lengths[row.path] = length_and_rate(path, at_once=False)
         except BadAudio:
             return 0, None, name  # reported with all others

@@ -23,42 +23,41 @@ class Line(NamedTuple):
 def draw_splits(
     lines: Sequence[Line], valid: float, test: float, seed: int
 ) -> tuple[list[str], str]:
-    """The split of each line, and how it came about: the table's own. Else speakers are drawn,
+    """The split of each line, and how it was chosen: as the table says; else speakers are drawn,
     where it has them, or recordings, where one has several lines. Else each class is divided, so
     that every split has its share, and train one line at least; with several labels a line, the
-    whole is, so that train keeps every label. A text is one class.
+    whole, so that train keeps every label. A text is one class.
 
     Raises ``UserError`` for fewer than three speakers or recordings.
     """
     if all(line.split is not None for line in lines):
         return [line.split for line in lines], "as given"
     rng = random.Random(seed)
-    paths = [line.utterance.path for line in lines]
-    for what, groups in (("speaker", [line.speaker for line in lines]), ("recording", paths)):
-        if None not in groups and (what == "speaker" or len(set(groups)) < len(groups)):
-            members = sorted(set(groups))
-            if len(members) < len(SPLITS):
-                raise UserError(
-                    f"{len(members)} {what}s, too few to draw train, valid and test from: name the "
-                    "splits in a column 'split', or set datarc.speaker= to draw without regard to "
-                    "speakers"
-                )
-            split_of = dict(zip(members, _draw(len(members), valid, test, rng)))
-            counts = Counter(split_of.values())
-            listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
-            return [split_of[group] for group in groups], f"drawn by {what} ({listed})"
+    what, groups = "speaker", [line.speaker for line in lines]
+    if None in groups:
+        what, groups = "recording", [line.utterance.path for line in lines]
+    members = sorted(set(groups))
+    if what == "speaker" or len(members) < len(lines):
+        if len(members) < len(SPLITS):
+            raise UserError(
+                f"{len(members)} {what}s, too few to draw train, valid and test from; name each "
+                "line's split in a column (datarc.split), or set datarc.speaker= to ignore speakers"
+            )
+        split_of = dict(zip(members, _draw(len(members), valid, test, rng)))
+        counts = Counter(split_of.values())
+        listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
+        return [split_of[group] for group in groups], f"drawn by {what} ({listed})"
     answers = [line.utterance.labels for line in lines]
-    labels = [() if isinstance(answer, str) else tuple(enumerate(answer)) for answer in answers]
-    if max(map(len, labels), default=0) > 1:
-        return _draw_by_label(labels, valid, test, rng), "drawn so that train has every label"
+    if any(len(answer) > 1 for answer in answers if not isinstance(answer, str)):
+        return _draw_by_label(answers, valid, test, rng), "drawn so that train has every label"
     classes: dict[Hashable, list[int]] = {}
-    for number, label in enumerate(labels):
-        classes.setdefault(label, []).append(number)
+    for number, answer in enumerate(answers):
+        classes.setdefault("" if isinstance(answer, str) else answer, []).append(number)
     splits = [""] * len(lines)
-    for members in classes.values():
-        for number, split in zip(members, _draw(len(members), valid, test, rng)):
+    for numbers in classes.values():
+        for number, split in zip(numbers, _draw(len(numbers), valid, test, rng)):
             splits[number] = split
-    return splits, "drawn by class" if any(labels) else "drawn"
+    return splits, "drawn" if "" in classes else "drawn by class"
 
 
 def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str]:
@@ -74,24 +73,25 @@ def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str
 
 
 def _draw_by_label(
-    labels: Sequence[Sequence[Hashable]], valid: float, test: float, rng: random.Random
+    answers: Sequence[Sequence[str]], valid: float, test: float, rng: random.Random
 ) -> list[str]:
-    """A split for each line of ``labels``. Test and valid get their shares of all lines: first
-    lines of whose labels no share is full, then any; never the last in train with a label.
+    """A split for each of ``answers``. Test and valid get their shares of all: first answers of
+    whose labels no share is full, then any; never the last in train with a label.
     """
-    splits = ["train"] * len(labels)
-    counts = Counter(label for line in labels for label in line)
-    in_train = counts.copy()
+    splits = ["train"] * len(answers)
+    labels = [tuple(enumerate(answer)) for answer in answers]
+    total = Counter(label for line in labels for label in line)
+    in_train = total.copy()
     order = rng.sample(range(len(labels)), len(labels))
     for split, share in (("test", test), ("valid", valid)):
-        taken: Counter[Hashable] = Counter()
+        taken: Counter[tuple[int, str]] = Counter()
         missing = max(1, round(share * len(labels)))
-        for is_strict in (True, False):
+        for most in (share, 1.0):
             for number in order:
                 line = labels[number]
-                full = is_strict and any(taken[label] >= share * counts[label] for label in line)
-                needed = any(in_train[label] < 2 for label in line)
-                if missing and splits[number] == "train" and not full and not needed:
+                is_full = any(taken[label] >= most * total[label] for label in line)
+                is_last = any(in_train[label] < 2 for label in line)
+                if missing and splits[number] == "train" and not (is_full or is_last):
                     splits[number] = split
                     taken.update(line)
                     in_train.subtract(line)

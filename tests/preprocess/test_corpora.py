@@ -53,7 +53,7 @@ def test_what_systems_leave_is_passed_over(tmp_path, capsys, downstream):
     preprocessor(downstream, tmp_path).generate_manifest()
     assert files(task) == expected
     said = capsys.readouterr().out
-    assert "that systems leave: " in said and ".DS_Store, " in said
+    assert "passed over, that systems leave: " in said and ".DS_Store, " in said
 
 
 def test_capital_suffixes_are_read(tmp_path, capsys):
@@ -71,7 +71,7 @@ def test_capital_suffixes_are_read(tmp_path, capsys):
             assert len(files(task)[2]) == 23
             (task.root / TEST_FOLDER / "yes" / "notes.txt").touch()
             preprocessor(name, tmp_path).generate_manifest()
-            assert "passed over, 1 of another kind: notes.txt" in capsys.readouterr().out
+            assert "passed over, of another kind: 1 (notes.txt)" in capsys.readouterr().out
 
 
 def test_folders_that_are_no_words_are_told(tmp_path, capsys):
@@ -80,8 +80,8 @@ def test_folders_that_are_no_words_are_told(tmp_path, capsys):
     preprocessor("speech_commands", tmp_path).generate_manifest()
     assert "read as _unknown_: my recordings" in capsys.readouterr().out
     shutil.rmtree(root / TEST_FOLDER / "go")
-    with pytest.raises(UserError, match=f"{TEST_FOLDER}: the test split has no file of class go"):
-        preprocessor("speech_commands", tmp_path).generate_manifest()
+    preprocessor("speech_commands", tmp_path).generate_manifest()
+    assert "warning, test has no folder of go" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_speech_commands_v002_by_its_lists(v002, capsys):
     labels = Counter(int(entry.labels) for entry in entries)
     assert labels == {**dict.fromkeys(range(10), 1), 10: 25, 11: 1}
     said = capsys.readouterr().out
-    assert "test: 1 rows of _silence_ drawn from the background noise, and 25 of _unknown_" in said
+    assert "test: 1 rows of _silence_ drawn from background noise; 25 files are _unknown_" in said
     preprocessor("speech_commands", v002, "datarc.train=each_once").generate_manifest()
     assert files(task) == [train, valid, test]
 
@@ -127,7 +127,6 @@ def test_speech_commands_v002_in_35_classes(v002):
     ("file", "line", "message"),
     [
         ("testing_list.txt", "yes/gone.wav", r"1 audio file.*yes/gone\.wav \(does not exist\)"),
-        ("testing_list.txt", "yes/a_nohash_0.wav", "yes/a_nohash_0.wav is in validation_list.txt"),
         ("sheep/a_nohash_0.wav", "", "sheep: not one of the 35 words"),
         ("validation_list.txt", None, r"validation_list\.txt: not found"),
         (None, None, r"datarc\.classes=36: expected 12, or 35"),
@@ -157,7 +156,7 @@ def test_librispeech_of_several_folders(tmp_path, capsys):
     task.generate_manifest()
     assert [path.split("/")[0] for path in files(task)[0]] == ["train-b", "train-b", "train-a"]
     said = capsys.readouterr().out
-    assert "train: 1 recordings left out, no transcript has a line of them: 20-198-0009" in said
+    assert "train-b: 1 recordings left out, without a text (20-198-0009.flac)" in said
     for wrong in ("[]", "[a,a]", "7"):
         task = preprocessor("librispeech", tmp_path, f"datarc.train={wrong}")
         with pytest.raises(UserError, match=r"datarc\.train=.*: expected a name or a list"):
@@ -172,7 +171,7 @@ def test_audio_snips_counts_what_has_no_partner(tmp_path, capsys):
     preprocessor("audio_snips", tmp_path).generate_manifest()
     said = capsys.readouterr().out
     assert "train: 1 recordings of other voices left out" in said
-    assert "train: 1 lines of all.iob.snips.txt have no recording: Ivy-snips-train-9" in said
+    assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in said
     again = "Ivy-snips-train-9 BOS stop EOS\tO O PlayMusic\n"
     (tmp_path / "corpora/audio_snips/all.iob.snips.txt").open("a").write(again)
     with pytest.raises(UserError, match=r"line 7: Ivy-snips-train-9 has another text further up"):

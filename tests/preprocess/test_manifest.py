@@ -40,14 +40,14 @@ def fluent(workspace: Path, *rows: str) -> Preprocessor:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('wavs/speakers/train/0.wav,"start,lamp,none', "line 2: its quotation marks do not"),
+        ('wavs/speakers/train/0.wav,"start,lamp,none', "line 2: unexpected end of data"),
         ("wavs/speakers/train/0.wav,start, lamp,none,x", "line 2: 5 fields, the first line has 4"),
         ("wavs/speakers/train/0.wav,start,lamp", "line 2: 3 fields, the first line has 4"),
         ("wavs/speakers/train/0.wav,start,,none", "line 2: nothing in the column 'object'"),
         ("wavs\\speakers\\train\\0.wav,start,lamp,none", "line 2: .*write / between folders"),
         (
             "./wavs/speakers/train/2.wav,start,lamp,none",
-            r"train/2\.wav: listed twice, as 'start, lamp, none' \(train\) and as 'start, heat",
+            r"train/2\.wav: is start, lamp, none in train, start, heat, none in train; one",
         ),
     ],
 )
@@ -85,7 +85,7 @@ def test_labels_that_look_alike_are_told(tmp_path, capsys):
     names = json.loads((task.manifest / "labels.json").read_text())
     assert [entry["name"] for entry in names.values()].count(forms[0]) == 1
     said = capsys.readouterr().out
-    assert "these actions look alike, and stay different: 'start' and 'Start'" in said
+    assert "warning, actions that look alike: 1 ('start' and 'Start')" in said
     task.label_names = lambda train: [["start", "stop"], forms, ["none"]]
     with pytest.raises(UserError, match=r"object 'caf\\xe9' and 'cafe\\u0301': one label"):
         task.generate_manifest()
@@ -95,7 +95,7 @@ def test_recordings_in_two_splits_are_told(tmp_path, capsys):
     task = fluent(tmp_path, *ROWS, "wavs/speakers/test/0.wav,start,lamp,kitchen")
     task.generate_manifest()
     said = capsys.readouterr().out
-    assert "warning: 1 recordings are in two splits: wavs/speakers/test/0.wav" in said
+    assert "warning, recordings that are in two splits: 1 (wavs/speakers/test/0.wav)" in said
 
 
 def test_a_quotation_mark_in_a_manifest_swallows_no_row(tmp_path):
@@ -131,7 +131,7 @@ def test_units_of_an_earlier_manifest(tmp_path, capsys):
     assert json.loads((again.units / "labels.json").read_text())["0"]["name"] == "cat"
     manifest = again.manifest / "valid.tsv"
     manifest.write_text(manifest.read_text().replace("\t9600\t", "\t9601\t"))
-    with pytest.raises(UserError, match=r"units of other audio than .*valid\.tsv.*quantized again"):
+    with pytest.raises(UserError, match=r"units of other audio than .*quantized again"):
         again.postprocess()
     Quantizing(again).run(Ranks(), skip_bad=False)
     again.postprocess()
