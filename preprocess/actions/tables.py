@@ -15,8 +15,8 @@ from preprocess.actions.corpus import located
 
 
 class TableRow(NamedTuple):
-    """``where`` names file and line, ``path`` starts at the corpus folder; ``values``: the other
-    columns that were asked for and exist, in Unicode's NFC.
+    """``where`` names file and line, ``path`` starts at the corpus folder; ``values``: the columns
+    that were asked for and exist, in Unicode's NFC.
     """
 
     where: str
@@ -65,7 +65,7 @@ def read_table(
             if not value and name not in may_be_empty:
                 raise UserError(f"{where}: nothing in the column {name!r}")
         if row:  # else an empty line
-            path = located(fields.pop(columns[0]), root, where)
+            path = located(fields[columns[0]], root, where)
             values = {name: unicodedata.normalize("NFC", value) for name, value in fields.items()}
             table.append(TableRow(where, path, values))
     return table
