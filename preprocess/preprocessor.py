@@ -211,8 +211,8 @@ class Preprocessor(Generic[ConfigType]):
         for slot, name in self.named_labels(utterance):
             if (slot, name) not in numbers:
                 raise UserError(
-                    f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train split; "
-                    "put a row there (where splits are drawn: another taskrc.seed)"
+                    f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train "
+                    "split; put a row there (where splits are drawn: another taskrc.seed)"
                 )
             labels.append(str(numbers[slot, name]))
         return " ".join(labels)

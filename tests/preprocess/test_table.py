@@ -213,6 +213,14 @@ def test_splits_of_many_labels_have_their_shares(seed):
         assert counts[c, name, "test"] <= max(2, 0.3 * total)
 
 
+def test_a_label_of_one_line_stays_in_train():
+    answers = [("a", f"only {n}" if n < 30 else "b") for n in range(40)]
+    lines = [Line(Utterance(f"{n}.wav", labels), None, None) for n, labels in enumerate(answers)]
+    splits, _ = draw_splits(lines, 0.1, 0.1, 0)
+    assert set(splits[:30]) == {"train"}
+    assert (splits.count("valid"), splits.count("test")) == (4, 4)
+
+
 def test_pieces_of_one_recording_stay_in_one_split():
     lines = [Line(Utterance(f"{n % 10}.wav", ("a",), n, 9, f"{n}"), None, None) for n in range(40)]
     splits, how = draw_splits(lines, 0.1, 0.1, 0)
