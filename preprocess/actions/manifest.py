@@ -113,7 +113,7 @@ def files_left_out(record: Path, command: str) -> set[str]:
 
 def made_from(manifest: Path) -> dict[str, Any]:
     """What an output remembers of its manifests: ``manifest``, the SHA-256 of each split's, and
-    ``audio``, that of all but the labels. Empty where there are none.
+    ``heard``, that of all but the labels. Empty where there are none.
     """
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
     if not all(path.exists() for path in paths.values()):
@@ -122,7 +122,7 @@ def made_from(manifest: Path) -> dict[str, Any]:
     heard = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
     return {
         "manifest": {split: sha256(path) for split, path in paths.items()},
-        "audio": hashlib.sha256(heard.encode()).hexdigest(),
+        "heard": hashlib.sha256(heard.encode()).hexdigest(),
     }
 
 
@@ -131,7 +131,7 @@ def _is_stale(record: Path, manifest: Path) -> bool:
     made = read_json(record, QUANTIZE) if record.exists() else {}
     plan, now = made.get("plan"), made_from(manifest)
     planned = plan.get("manifest") if isinstance(plan, dict) else None
-    same_audio = made.get("manifest") == planned and made.get("audio") == now["audio"]
+    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
     return planned not in (None, now["manifest"]) and not same_audio
 
 
