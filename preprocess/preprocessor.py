@@ -21,7 +21,7 @@ from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
-from preprocess.actions.corpus import Listing, alike, first_few, in_two_splits, located
+from preprocess.actions.corpus import Listing, located, notes
 from preprocess.actions.manifest import (
     Entry,
     distinct,
@@ -151,11 +151,8 @@ class Preprocessor(Generic[ConfigType]):
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
         names = self.label_names(splits["train"])
-        for kind, paths in self.listing.passed_over.items():
-            self._warn(f"passed over, {kind}", [path.name for path in sorted(paths)])
-        for slot, slot_names in zip(self.slots, names):
-            self._warn(f"warning, {slot}s that look alike", alike(slot, slot_names))
-        self._warn("warning, recordings that are in two splits", in_two_splits(splits))
+        for note in notes(self.listing, dict(zip(self.slots, names)), splits):
+            self.say(note)
         pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
         numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one
         frames = self._measure([u for utterances in splits.values() for u in utterances])
@@ -201,10 +198,6 @@ class Preprocessor(Generic[ConfigType]):
                 self.bad_audio[self.root / path] = str(error)
         self.report_bad_audio(self.skip_bad)
         return frames
-
-    def _warn(self, what: str, names: Sequence[str]) -> None:
-        if names:
-            self.say(f"{what}: {len(names)} ({first_few(names)})")
 
     def _labels(self, utterance: Utterance, numbers: dict[tuple[int, str], int]) -> str:
         labels = []

@@ -51,6 +51,27 @@ def first_few(names: Iterable[str]) -> str:
     return ", ".join(names[:3] + ["…"] * (len(names) > 3))
 
 
+def notes(
+    listing: Listing,
+    labels: Mapping[str, Sequence[str]],
+    splits: Mapping[str, Sequence[Utterance]],
+) -> list[str]:
+    """A line each about what was passed over, labels that look alike (by slot), and recordings in
+    two splits. Raises ``UserError`` as ``_alike`` and ``_in_two_splits`` do.
+    """
+    counted = {
+        f"passed over, {kind}": [path.name for path in sorted(paths)]
+        for kind, paths in listing.passed_over.items()
+    }
+    counted |= {
+        f"warning, {slot}s that look alike": _alike(slot, names) for slot, names in labels.items()
+    }
+    counted["warning, recordings that are in two splits"] = _in_two_splits(splits)
+    return [
+        f"{what}: {len(names)} ({first_few(names)})" for what, names in counted.items() if names
+    ]
+
+
 def located(name: str, root: Path, where: str) -> str:
     """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, relative where
     it is an absolute one inside ``root``, in the Unicode form (NFC or NFD) of what exists.
@@ -73,7 +94,7 @@ def located(name: str, root: Path, where: str) -> str:
     return path.relative_to(root).as_posix()
 
 
-def alike(slot: str, names: Sequence[str]) -> list[str]:
+def _alike(slot: str, names: Sequence[str]) -> list[str]:
     """The pairs of labels that differ in case, spaces and invisible characters alone. Raises
     ``UserError`` for two that differ in their Unicode form alone.
     """
@@ -92,7 +113,7 @@ def alike(slot: str, names: Sequence[str]) -> list[str]:
     return pairs
 
 
-def in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
+def _in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
     """The rows' names that two splits have. Raises ``UserError`` for one with two answers."""
     first: dict[str, tuple[str, tuple[str, ...]]] = {}
     shared = []
