@@ -25,8 +25,9 @@ def draw_splits(
 ) -> tuple[list[str], str]:
     """The split of each line, and how it was chosen: as the table says; else speakers are drawn,
     where it has them, or recordings, where one has several lines. Else each class is divided, so
-    that every split has its share, and train one line at least; with several labels a line, the
-    whole, so that train keeps every label. A text is one class.
+    that every split has its share, and train one line at least. With several labels a line, or
+    classes too small to be divided, the whole is, so that train keeps every label. A text is one
+    class.
 
     Raises ``UserError`` for fewer than three speakers or recordings.
     """
@@ -41,15 +42,13 @@ def draw_splits(
         if len(members) < len(SPLITS):
             raise UserError(
                 f"{len(members)} {what}s, too few to draw train, valid and test from; name each "
-                "line's split in a column (datarc.split), or set datarc.speaker= to ignore speakers"
+                "line's split in a column (datarc.split); datarc.speaker= ignores speakers"
             )
         split_of = dict(zip(members, _draw(len(members), valid, test, rng)))
         counts = Counter(split_of.values())
         listed = ", ".join(f"{split} {counts[split]}" for split in SPLITS)
         return [split_of[group] for group in groups], f"drawn by {what} ({listed})"
     answers = [line.utterance.labels for line in lines]
-    if any(len(answer) > 1 for answer in answers if not isinstance(answer, str)):
-        return _draw_by_label(answers, valid, test, rng), "drawn so that train has every label"
     classes: dict[Hashable, list[int]] = {}
     for number, answer in enumerate(answers):
         classes.setdefault("" if isinstance(answer, str) else answer, []).append(number)
@@ -57,6 +56,12 @@ def draw_splits(
     for numbers in classes.values():
         for number, split in zip(numbers, _draw(len(numbers), valid, test, rng)):
             splits[number] = split
+    are_rare = any(
+        splits.count(split) + 1 < share * len(lines) / 2
+        for split, share in (("valid", valid), ("test", test))
+    )
+    if are_rare or any(len(answer) > 1 for answer in classes):
+        return _draw_by_label(answers, valid, test, rng), "drawn so that train has every label"
     return splits, "drawn" if "" in classes else "drawn by class"
 
 

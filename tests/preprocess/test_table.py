@@ -221,6 +221,14 @@ def test_a_label_of_one_line_stays_in_train():
     assert (splits.count("valid"), splits.count("test")) == (4, 4)
 
 
+def test_classes_of_two_lines_are_drawn_from():
+    """None can be divided into three; train has each."""
+    lines = [Line(Utterance(f"{n}.wav", (f"{n // 2}",)), None, None) for n in range(60)]
+    splits, _ = draw_splits(lines, 0.1, 0.1, 0)
+    assert (splits.count("valid"), splits.count("test")) == (6, 6)
+    assert all("train" in splits[n : n + 2] for n in range(0, 60, 2))
+
+
 def test_pieces_of_one_recording_stay_in_one_split():
     lines = [Line(Utterance(f"{n % 10}.wav", ("a",), n, 9, f"{n}"), None, None) for n in range(40)]
     splits, how = draw_splits(lines, 0.1, 0.1, 0)
