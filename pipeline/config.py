@@ -5,10 +5,12 @@ overrides.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
@@ -34,6 +36,9 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     except Exception as error:  # omegaconf raises nearly anything
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)
+        if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
+            known = (field.name for field in fields(error.object_type))
+            reason += f"; expected one of {', '.join(known)}"
         raise UserError(
             f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}"
         ) from None

@@ -21,15 +21,23 @@ from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
-from preprocess.actions.manifest import Entry, distinct, inside, unit_rows, write_manifest
+from preprocess.actions.corpus import Listing, located, notes
+from preprocess.actions.manifest import (
+    Entry,
+    distinct,
+    inside,
+    made_from,
+    unit_rows,
+    write_manifest,
+)
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
 
 
 class Utterance(NamedTuple):
-    """One row to be. ``labels`` are a name for each of the task's slots, or what its
-    ``named_labels`` reads. Without ``frames`` it is the whole file.
+    """One row to be. ``labels`` are a name for each of the task's slots, a text, whose characters
+    are labels, or what ``named_labels`` reads. Without ``frames`` it is the whole file.
     """
 
     path: str  # relative to the corpus folder
@@ -58,6 +66,7 @@ class Preprocessor(Generic[ConfigType]):
         self.workspace = workspace
         self.skip_bad = skip_bad
         self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
+        self.listing = Listing()
         self.data = workspace.downstream_data(downstream)
         self.manifest = self.data / "manifest"
         self.units = self.data / config.taskrc.unit_model
@@ -98,17 +107,19 @@ class Preprocessor(Generic[ConfigType]):
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
         """The names of each slot in the order of their numbers, which is here the order of their
-        first appearance in train.
+        first appearance in train, or of the characters' codes.
         """
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
                 names[slot][name] = None
-        return [list(slot_names) for slot_names in names]
+        is_text = isinstance(train[0].labels, str)
+        return [sorted(slot_names) if is_text else list(slot_names) for slot_names in names]
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """Slot and name of each label, in their order; here: one for each slot."""
-        return enumerate(utterance.labels)
+        """Slot and name of each label, in their order; here: one for each slot, or characters."""
+        is_text = isinstance(utterance.labels, str)
+        return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     @property
     def root(self) -> Path:
@@ -119,7 +130,10 @@ class Preprocessor(Generic[ConfigType]):
         """A path of the config: a relative one starts at the workspace, wherever the command is
         typed.
         """
-        return self.workspace.root / Path(path).expanduser()
+        try:
+            return self.workspace.root / Path(path).expanduser()
+        except RuntimeError:
+            raise UserError(f"{path}: there is no such user; write the folder out") from None
 
     def generate_manifest(self) -> None:
         """Write ``manifest/{train,valid,test}.tsv`` and ``labels.json``."""
@@ -128,14 +142,19 @@ class Preprocessor(Generic[ConfigType]):
                 f"{self.root}: corpus folder of {self.downstream} not found; "
                 "name it with --set datarc.root_path=FOLDER"
             )
-        splits = {split: self.utterances(split) for split in SPLITS}
+        splits = {
+            split: [u._replace(path=located(u.path, self.root, str(self.root))) for u in utterances]
+            for split, utterances in ((split, self.utterances(split)) for split in SPLITS)
+        }
         for split, utterances in splits.items():
             if not utterances:
                 raise UserError(
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
-        names = enumerate(self.label_names(splits["train"]))
-        pairs = [(slot, name) for slot, slot_names in names for name in slot_names]
+        names = self.label_names(splits["train"])
+        for note in notes(self.listing, dict(zip(self.slots, names)), splits):
+            self.say(note)
+        pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
         numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one
         frames = self._measure([u for utterances in splits.values() for u in utterances])
         entries = {
@@ -192,7 +211,8 @@ class Preprocessor(Generic[ConfigType]):
         for slot, name in self.named_labels(utterance):
             if (slot, name) not in numbers:
                 raise UserError(
-                    f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train split"
+                    f"{utterance.path}: {self.slots[slot]} {name!r} never occurs in the train "
+                    "split; put a row there (where splits are drawn: another taskrc.seed)"
                 )
             labels.append(str(numbers[slot, name]))
         return " ".join(labels)
@@ -263,9 +283,9 @@ class Preprocessor(Generic[ConfigType]):
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:
-        """Leave the resolved config and what made the output beside it."""
+        """Leave the resolved config, what made the output, and the manifest's hashes beside it."""
         save_config(self.config, folder / "config.yaml")
-        write_json(folder / "provenance.json", provenance() | more)
+        write_json(folder / "provenance.json", provenance() | made_from(self.manifest) | more)
 
     def say(self, text: str) -> None:
         """Print a line about this downstream."""

@@ -79,15 +79,24 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
 
 
 def check_numbers(config: Config) -> None:
-    """Raises ``UserError`` for a number below its least value."""
+    """Raises ``UserError`` for a number below its least or above its greatest value."""
     settings = config.fairseqrc
-    for key, value, least in (
-        ("taskrc.seed", config.taskrc.seed, 0),
-        ("fairseqrc.km_clusters", settings.km_clusters, 1),
-        ("fairseqrc.km_frames", settings.km_frames, 1),
-        ("fairseqrc.km_starts", settings.km_starts, 1),
-        ("fairseqrc.km_reassign", settings.km_reassign, 0),
-        ("fairseqrc.batch_seconds", settings.batch_seconds, 0.001),
+    for key, value, least, most in (
+        ("taskrc.seed", config.taskrc.seed, 0, 2**32 - 1),  # numpy's and scikit-learn's
+        ("fairseqrc.km_clusters", settings.km_clusters, 1, 1_000_000),
+        ("fairseqrc.km_frames", settings.km_frames, 1, 100_000_000),  # kept in memory
+        ("fairseqrc.km_starts", settings.km_starts, 1, 10_000),
+        ("fairseqrc.km_reassign", settings.km_reassign, 0, 1),
+        ("fairseqrc.batch_seconds", settings.batch_seconds, 0.001, 36_000),
     ):
-        if value is not None and not value >= least:  # nor nan
-            raise UserError(f"{key}={value}: expected at least {least}")
+        if value is not None and not least <= value <= most:  # nor nan
+            raise UserError(f"{key}={value}: expected at least {least}, at most {most:,}")
+
+
+def names_in(key: str, value: object) -> list[str]:
+    """The names under ``key``: one, or a list. Raises ``UserError`` for anything else."""
+    names = value if isinstance(value, list) else [value]
+    are_names = all(isinstance(name, str) and name for name in names)
+    if not names or not are_names or len(set(names)) < len(names):
+        raise UserError(f"{key}={value}: expected a name or a list of different names")
+    return names

@@ -8,13 +8,14 @@ with a tab or a quotation mark is quoted as in CSV.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, text_lines, writing
-from pipeline.rows import Row, are_labels, check_name
+from pipeline.files import read_json, sha256, text_lines, writing
+from pipeline.rows import SPLITS, Row, are_labels, check_name
 from preprocess.speech2unit.features import merge_runs
 
 QUANTIZE = "preprocess/runner.py --action quantized"
@@ -59,7 +60,9 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
     entries = []
     try:
         (root,) = next(table, ["."])
-        for fields in table:
+        for number, fields in enumerate(table, start=2):
+            if table.line_num != number:  # a quotation mark that closes in another line
+                raise ValueError
             name, frames, start, file, labels = fields
             entries.append(Entry(name, int(frames), int(start), file, labels))
             if entries[-1].frames < 1 or entries[-1].start < 0 or not are_labels(labels):
@@ -108,6 +111,30 @@ def files_left_out(record: Path, command: str) -> set[str]:
     return set(names)
 
 
+def made_from(manifest: Path) -> dict[str, Any]:
+    """What an output remembers of its manifests: ``manifest``, the SHA-256 of each split's, and
+    ``heard``, that of all but the labels. Empty where there are none.
+    """
+    paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
+    if not all(path.exists() for path in paths.values()):
+        return {}
+    tables = map(read_manifest, paths.values())
+    heard = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
+    return {
+        "manifest": {split: sha256(path) for split, path in paths.items()},
+        "heard": hashlib.sha256(heard.encode()).hexdigest(),
+    }
+
+
+def _is_stale(record: Path, manifest: Path) -> bool:
+    """Whether units were made from other manifests. Other labels do not matter."""
+    made = read_json(record, QUANTIZE) if record.exists() else {}
+    plan, now = made.get("plan"), made_from(manifest)
+    planned = plan.get("manifest") if isinstance(plan, dict) else None
+    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
+    return planned not in (None, now["manifest"]) and not same_audio
+
+
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
     """A row for each entry of ``split`` whose audio was good, and how many have none.
 
@@ -121,10 +148,11 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     record = quantized / "provenance.json"
     left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
     files = [entry.file for entry in distinct(entries)]
-    if list(units) != [file for file in files if file not in left_out]:
+    good = [file for file in files if file not in left_out]
+    if list(units) != good or _is_stale(record, manifest):
         raise UserError(
-            f"{path}: its {len(units)} files are not those of {manifest / split}.tsv; "
-            f"the manifest has changed: run {QUANTIZE} again"
+            f"{path}: units of other audio than {manifest / split}.tsv lists; the manifest has "
+            f"changed: run {QUANTIZE} again"
         )
     merged = merge_runs if merge else str
     rows = [

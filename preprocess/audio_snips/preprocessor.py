@@ -17,6 +17,7 @@ from omegaconf import MISSING
 from pipeline.errors import UserError
 from pipeline.files import text_lines
 from preprocess.actions.config import Config, DataConfig
+from preprocess.actions.corpus import first_few
 from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
 
@@ -57,10 +58,10 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
         """
         texts = self._read_texts()
         speakers = set(getattr(self.config.datarc, f"{split}_speakers"))
+        wavs = self.listing.files(self.root / split, "**/*", ".wav")
+        paths = [path for path in wavs if path.stem.split("-")[0] in speakers]
         utterances = []
-        for path in sorted((self.root / split).glob("**/*.wav"), key=lambda path: path.name):
-            if path.stem.split("-")[0] not in speakers:
-                continue
+        for path in sorted(paths, key=lambda path: path.name):
             if path.stem not in texts:
                 raise UserError(f"{self.root / TEXT}: no line for {path.stem} ({path})")
             name = path.relative_to(self.root).as_posix()
@@ -70,6 +71,15 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
                 f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
                 f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
             )
+        spoken = {path.stem for path in paths}
+        silent = [name for name in texts if f"-{split}-" in name and name not in spoken]
+        silent = [name for name in silent if name.split("-")[0] in speakers]
+        for count, what in (
+            (len(wavs) - len(paths), "recordings of other voices left out"),
+            (len(silent), f"lines of {TEXT} without a recording ({first_few(silent)})"),
+        ):
+            if count:
+                self.say(f"{split}: {count} {what}")
         return utterances
 
     def _read_texts(self) -> dict[str, tuple[str, ...]]:
@@ -79,7 +89,11 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             dropped: Counter[str] = Counter()
             path = self.root / TEXT
             lines = _lines(path)
-            self._texts = dict(_parse(line, path, n, slot_types, dropped) for n, line in lines)
+            self._texts: dict[str, tuple[str, ...]] = {}
+            for number, line in lines:
+                name, labels = _parse(line, path, number, slot_types, dropped)
+                if self._texts.setdefault(name, labels) != labels:
+                    raise UserError(f"{path}, line {number}: {name} has another text further up")
             if dropped:
                 self.say(f"{TEXT}: {left_out(dropped)}")
         return self._texts

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
-from preprocess.actions.config import Config, DataConfig
+from preprocess.actions.config import Config, DataConfig, names_in
+from preprocess.actions.corpus import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 
 # 28; the paper counts 29. An answer's end is the LM's own </s> and needs no label.
 CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TRANSCRIPT = ".trans.txt"
+AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus")  # corpora are converted, too
 _APOSTROPHES = str.maketrans("’‘`", "'''")
 
 
@@ -57,9 +61,11 @@ def left_out(dropped: Counter[str]) -> str:
 
 @dataclass
 class LibriSpeechData(DataConfig):
-    train: str = MISSING
-    valid: str = MISSING
-    test: str = MISSING
+    """A split's folder, or a list of folders."""
+
+    train: Any = MISSING
+    valid: Any = MISSING
+    test: Any = MISSING
 
 
 @dataclass
@@ -73,28 +79,30 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
     config_class = LibriSpeechConfig
     slots = ("character",)
 
-    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """Every character of the transcript."""
-        return ((0, character) for character in utterance.labels)
-
-    def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The characters that train has, in the order of their codes."""
-        return [sorted(*super().label_names(train))]
-
     def utterances(self, split: str) -> list[Utterance]:
-        """The lines of the split's transcripts, sorted by their files' names."""
-        folder = self.root / getattr(self.config.datarc, split)
-        transcripts = sorted(folder.glob("*/*/*.trans.txt"))
-        if not transcripts:
-            raise UserError(
-                f"{folder}: no <speaker>/<chapter>/*.trans.txt in it; datarc.root_path is the "
-                f"folder that holds LibriSpeech's, datarc.{split} names this one"
-            )
-        return [utterance for path in transcripts for utterance in self._read(path)]
+        """The lines of the split's transcripts, folder by folder, sorted by their files' names."""
+        utterances: list[Utterance] = []
+        for name in names_in(f"datarc.{split}", getattr(self.config.datarc, split)):
+            folder = self.root / name
+            transcripts = self.listing.files(folder, "*/*/*.txt", TRANSCRIPT)
+            if not transcripts:
+                raise UserError(
+                    f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it; datarc.root_path is the"
+                    f" folder that holds LibriSpeech's, datarc.{split} names this one"
+                )
+            paths = self.listing.files(folder, "*/*/*", *AUDIO, ".txt")
+            audio = {path.with_suffix(""): path for path in paths if path.suffix != ".txt"}
+            utterances += [row for path in transcripts for row in self._read(path, audio)]
+            if audio:
+                listed = first_few(path.name for path in audio.values())
+                self.say(f"{name}: {len(audio)} recordings left out, without a text ({listed})")
+        return utterances
 
-    def _read(self, path: Path) -> Iterator[Utterance]:
-        chapter = path.parent.relative_to(self.root)
-        for number, line in enumerate(text_lines(path, "not found"), start=1):
+    def _read(self, transcript: Path, audio: dict[Path, Path]) -> Iterator[Utterance]:
+        """A transcript's lines, whose files are taken out of ``audio``, a file by its stem."""
+        for number, line in enumerate(text_lines(transcript, "not found"), start=1):
             name, _, text = line.partition(" ")
-            labels = checked(text, f"{path}, line {number}")
-            yield Utterance(f"{chapter.as_posix()}/{name}.flac", labels)
+            labels = checked(text, f"{transcript}, line {number}")
+            stem = transcript.parent / name
+            path = audio.pop(stem, stem.with_name(f"{name}{AUDIO[0]}"))
+            yield Utterance(path.relative_to(self.root).as_posix(), labels)

@@ -1,5 +1,5 @@
-"""Keyword spotting on Speech Commands v0.01 with the SUPERB splits: ten keywords, ``_unknown_`` and
-``_silence_``.
+"""Keyword spotting on Speech Commands: ten keywords, ``_unknown_`` and ``_silence_`` with v0.01 and
+the SUPERB splits; those or 35 words with v0.02 and the splits of its lists.
 """
 
 from __future__ import annotations
@@ -14,16 +14,24 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.files import text_lines
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig
+from preprocess.actions.corpus import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, length_and_rate
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = "_unknown_", "_silence_"
 CLASSES = (*KEYWORDS, UNKNOWN, SILENCE)  # the label is the index
+WORDS = (  # v0.02's; v0.01 has 30 of them
+    *KEYWORDS, "backward", "bed", "bird", "cat", "dog", "eight", "five", "follow", "forward",
+    "four", "happy", "house", "learn", "marvin", "nine", "one", "seven", "sheila", "six", "three",
+    "tree", "two", "visual", "wow", "zero",
+)  # fmt: skip
 TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
 NOISE_FOLDER = f"{TRAIN_FOLDER}/_background_noise_"
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}  # as v0.02 unpacks
 MAX_WAVS_PER_CLASS = 2**27 - 1
 
 
@@ -49,6 +57,7 @@ class Drawing(Enum):
 
 @dataclass
 class SpeechCommandsData(DataConfig):
+    classes: int = 12  # older configs lack it
     train: Drawing = field(default=Drawing.drawn)
     valid: Drawing = field(default=Drawing.drawn)
 
@@ -59,26 +68,51 @@ class SpeechCommandsConfig(Config):
 
 
 class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
-    """Train and valid by ``which_split``; the test set is a folder of its own."""
+    """v0.01: train and valid by ``which_split``, the test set is a folder of its own. v0.02: one
+    folder, whose lists name the files of valid and test.
+    """
 
     config_class = SpeechCommandsConfig
     slots = ("keyword",)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The twelve classes in the published order, or the 35 words sorted."""
+        return CLASSES if self.config.datarc.classes == len(CLASSES) else tuple(sorted(WORDS))
+
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The twelve classes, in the published order."""
-        return [list(CLASSES)]
+        """The classes."""
+        return [list(self.classes)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The test folder's files; train and valid are drawn, or each file once (``datarc``)."""
-        if split == "test":
+        """Test has every file once; train and valid are drawn, or have it too (``datarc``). v0.02
+        comes without test files of ``_silence_``: they are drawn.
+        """
+        lists = self._lists()
+        classes = self.config.datarc.classes
+        if classes not in (len(CLASSES), lists and len(WORDS)):
+            raise UserError(f"datarc.classes={classes}: expected 12, or 35 with v0.02's layout")
+        if split == "test" and lists is None:
             return self._test()
-        by_class = self._files_by_class(split)
+        by_class = self._files_by_class(split, lists)
         rng = np.random.default_rng([self.config.taskrc.seed, SPLITS.index(split)])
-        if getattr(self.config.datarc, split) is Drawing.drawn:
+        if split != "test" and getattr(self.config.datarc, split) is Drawing.drawn:
             return self._drawn(by_class, rng)
         files = [utterance for utterances in by_class.values() for utterance in utterances]
+        if SILENCE not in self.classes:
+            return files
         silences = round(np.mean([len(by_class[word]) for word in KEYWORDS]))
+        if split == "test":
+            unknown = f"{len(by_class[UNKNOWN])} files are {UNKNOWN}"
+            self.say(f"test: {silences} rows of {SILENCE} drawn from background noise; {unknown}")
         return files + [self._silence(rng) for _ in range(silences)]
+
+    def _lists(self) -> dict[str, str] | None:
+        """v0.02: the split of each file in its lists; None for v0.01's two folders."""
+        if (self.root / TRAIN_FOLDER).is_dir() or not (self.root / LISTS["test"]).exists():
+            return None
+        lines = {split: text_lines(self.root / LISTS[split], "not found") for split in LISTS}
+        return {line.strip(): split for split in lines for line in lines[split] if line.strip()}
 
     def _drawn(
         self, by_class: dict[str, list[Utterance]], rng: np.random.Generator
@@ -88,10 +122,11 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
 
         This is SUPERB's weighted sampling with replacement, which balances the classes.
         """
-        count = sum(map(len, by_class.values())) + len(self._noise())
+        noises = len(self._noise()) if SILENCE in self.classes else 0
+        count = sum(map(len, by_class.values())) + noises
         rows = []
-        for number in rng.integers(len(CLASSES), size=count):
-            name = CLASSES[number]
+        for number in rng.integers(len(self.classes), size=count):
+            name = self.classes[number]
             if name == SILENCE:
                 rows.append(self._silence(rng))
             else:
@@ -111,7 +146,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         if hasattr(self, "_noise_files"):
             return self._noise_files
         self._noise_files: dict[str, tuple[int, int]] = {}
-        for path in self._wavs(NOISE_FOLDER):
+        folder = NOISE_FOLDER if (self.root / TRAIN_FOLDER).is_dir() else Path(NOISE_FOLDER).name
+        for path in self._wavs(folder):
             try:
                 frames, rate = length_and_rate(self.root / path)
                 if frames < rate:
@@ -123,39 +159,54 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
             self.report_bad_audio(skip=False)
         return self._noise_files
 
-    def _files_by_class(self, split: str) -> dict[str, list[Utterance]]:
-        by_class: dict[str, list[Utterance]] = {name: [] for name in (*KEYWORDS, UNKNOWN)}
-        for folder in self._folders(TRAIN_FOLDER):
-            if folder == Path(NOISE_FOLDER).name:
-                continue
-            name = folder if folder in KEYWORDS else UNKNOWN
-            for path in self._wavs(f"{TRAIN_FOLDER}/{folder}"):
-                if which_split(Path(path).name) == split:
-                    by_class[name].append(Utterance(path, (name,)))
+    def _files_by_class(
+        self, split: str, lists: dict[str, str] | None
+    ) -> dict[str, list[Utterance]]:
+        top = TRAIN_FOLDER if lists is None else "."
+        by_class: dict[str, list[Utterance]] = {name: [] for name in self.classes}
+        by_class.pop(SILENCE, None)
+        folders = [folder for folder in self._folders(top) if folder != Path(NOISE_FOLDER).name]
+        strange = [folder for folder in folders if folder not in WORDS]
+        if strange and UNKNOWN not in by_class:
+            raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
+        if strange and split == SPLITS[0]:
+            self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
+        paths = {
+            f"{f}/{Path(path).name}": path for f in folders for path in self._wavs(f"{top}/{f}")
+        }
+        for file, path in paths.items():
+            folder, name = file.split("/")
+            if split == (which_split(name) if lists is None else lists.get(file, "train")):
+                label = folder if folder in by_class else UNKNOWN
+                by_class[label].append(Utterance(path, (label,)))
+        absent = [file for file in lists or {} if lists[file] == split and file not in paths]
+        self.bad_audio.update({self.root / file: "does not exist" for file in absent})
         for name, utterances in by_class.items():
             if not utterances:
-                raise UserError(
-                    f"{self.root / TRAIN_FOLDER}: the {split} split has no file of class {name}"
-                )
+                where = self.root / top
+                raise UserError(f"{where}: the {split} split has no file of class {name}")
         return by_class
 
     def _test(self) -> list[Utterance]:
+        folders = self._folders(TEST_FOLDER)
+        if missing := set(CLASSES) - set(folders):
+            self.say(f"warning, test has no folder of {', '.join(sorted(missing))}")
         return [
             Utterance(path, (folder,))
-            for folder in self._folders(TEST_FOLDER)
+            for folder in folders
             for path in self._wavs(f"{TEST_FOLDER}/{folder}")
         ]
 
     def _folders(self, folder: str) -> list[str]:
         if not (self.root / folder).is_dir():
             raise UserError(
-                f"{self.root / folder}: not found; datarc.root_path is the folder that "
-                f"holds {TRAIN_FOLDER} and {TEST_FOLDER}"
+                f"{self.root / folder}: not found; datarc.root_path is the folder that holds "
+                f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
             )
-        return sorted(path.name for path in (self.root / folder).iterdir() if path.is_dir())
+        return [path.name for path in self.listing.files(self.root / folder, "*/", "")]
 
     def _wavs(self, folder: str) -> list[str]:
-        wavs = sorted(f"{folder}/{path.name}" for path in (self.root / folder).glob("*.wav"))
+        wavs = self.listing.files(self.root / folder, "*", ".wav")
         if not wavs:
             raise UserError(f"{self.root / folder}: holds no .wav file")
-        return wavs
+        return [path.relative_to(self.root).as_posix() for path in wavs]

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import random
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
-from preprocess.actions.config import Config, DataConfig
-from preprocess.actions.manifest import inside
+from preprocess.actions.config import Config, DataConfig, names_in
+from preprocess.actions.tables import TableRow, read_table
 from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
+from preprocess.speech2unit.audio import BadAudio, length_and_rate
+from preprocess.table.splits import Line, draw_splits
 
 
 @dataclass
 class TableData(DataConfig):
-    """The table's file, its columns, the shares of its splits."""
+    """The table's file or files, its columns, the shares of its splits."""
 
-    table: str = MISSING
+    table: Any = MISSING  # a file, or a list: train's, valid's and test's
     path: str = MISSING
     labels: list[str] = field(default_factory=list)
     text: str | None = None
-    split: str = MISSING
-    speaker: str = MISSING
+    start: str | None = "start"  # older configs lack it
+    end: str | None = "end"
+    split: str | None = MISSING
+    speaker: str | None = MISSING
     valid: float = MISSING
     test: float = MISSING
 
@@ -40,9 +41,7 @@ class TableConfig(Config):
 
 
 class Table(Preprocessor[TableConfig]):
-    """Labels are numbered column by column, in the order of their first appearance in train. The
-    labels of a text are its characters, in the order of their codes.
-    """
+    """Labels are numbered column by column, in the order of their first appearance in train."""
 
     config_class = TableConfig
 
@@ -52,128 +51,102 @@ class Table(Preprocessor[TableConfig]):
         datarc = self.config.datarc
         return ("character",) if datarc.text else tuple(datarc.labels)
 
-    def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """The columns' values, or every character of the text."""
-        if self.config.datarc.text:
-            return ((0, character) for character in utterance.labels)
-        return super().named_labels(utterance)
-
-    def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The names of train, the characters of texts sorted."""
-        names = super().label_names(train)
-        return [sorted(*names)] if self.config.datarc.text else names
-
     def utterances(self, split: str) -> list[Utterance]:
-        """The table's lines of this split, in its order."""
+        """The lines of this split, in the table's order."""
+        if split == SPLITS[0] or not hasattr(self, "_splits"):  # read once, for all of them
+            self._splits = self._read_and_draw()
+        return self._splits[split]
+
+    def _read_and_draw(self) -> dict[str, list[Utterance]]:
         datarc = self.config.datarc
-        dropped: Counter[str] = Counter()
+        if not (datarc.valid > 0 and datarc.test > 0 and datarc.valid + datarc.test < 1):  # nor nan
+            raise UserError(
+                f"datarc.valid={datarc.valid}, datarc.test={datarc.test}: expected shares "
+                "above 0 that leave something to train on"
+            )
+        if bool(datarc.text) == bool(datarc.labels):
+            raise UserError("datarc: name either the columns of the labels, or that of the text")
+        tables = names_in("datarc.table", datarc.table)
+        if len(tables) not in (1, len(SPLITS)):
+            raise UserError(
+                f"datarc.table={','.join(tables)}: expected one table, or train's, valid's, test's"
+            )
+        own_splits = SPLITS if len(tables) > 1 else (None,)
+        self._dropped: Counter[str] = Counter()
+        self._rows: dict[str, str] = {}  # row by its name
+        self._lengths: dict[str, tuple[int, int]] = {}
+        lines = [line for pair in zip(tables, own_splits) for line in self._read(*pair)]
+        if self._dropped:
+            self.say(f"{tables[0]}: {left_out(self._dropped)}")
+        splits, how = draw_splits(lines, datarc.valid, datarc.test, self.config.taskrc.seed)
+        self.say(f"{', '.join(tables)}: {len(lines)} rows, splits {how}")
+        classes = Counter(pair for line in lines for pair in self.named_labels(line.utterance))
+        if classes and not datarc.text:
+            (slot, name), count = classes.most_common()[-1]
+            self.say(f"smallest class: {self.slots[slot]} {name!r}, {count} rows")
+        return {
+            split: [line.utterance for line, drawn in zip(lines, splits) if drawn == split]
+            for split in SPLITS
+        }
 
-        def spelled(text: str) -> str:
-            return " ".join(filter(None, (normalised(word, dropped) for word in text.split())))
+    def _read(self, table: str, own_split: str | None) -> Iterator[Line]:
+        """The table's lines, of ``own_split`` or of the splits that it names.
 
-        lines = read_table(self.root / datarc.table, datarc, spelled)
-        if split == SPLITS[0]:  # once a table
-            if min(datarc.valid, datarc.test) <= 0 or datarc.valid + datarc.test >= 1:
-                raise UserError(
-                    f"datarc.valid={datarc.valid}, datarc.test={datarc.test}: expected shares "
-                    "above 0 that leave something to train on"
-                )
-            if bool(datarc.text) == bool(datarc.labels):
-                raise UserError(
-                    "datarc: name either the columns of the labels, or that of the text"
-                )
-            if dropped:
-                self.say(f"{datarc.table}: {left_out(dropped)}")
-        splits = draw_splits(lines, datarc, self.config.taskrc.seed)
-        return [line.utterance for line, drawn in zip(lines, splits) if drawn == split]
+        Raises ``UserError`` for a text without letters, another split, or audio that was read.
+        """
+        datarc = self.config.datarc
+        columns = [datarc.path, *([datarc.text] if datarc.text else datarc.labels)]
+        times = [None if name in columns else name for name in (datarc.start, datarc.end)]
+        others = (datarc.speaker, None if own_split else datarc.split)
+        missing = "table not found; datarc.table names it, relative to datarc.root_path"
+        file = self.root / table
+        for row in read_table(file, self.root, columns, missing, self.say, others, times):
+            labels: Sequence[str] = tuple(row.values[name] for name in columns[1:])
+            if datarc.text:
+                words = [normalised(word, self._dropped) for word in labels[0].split()]
+                if not any(words):
+                    raise UserError(f"{row.where}: no letter in the text {labels[0][:60]!r}")
+                labels = " ".join(filter(None, words))
+            split = own_split or row.values.get(datarc.split)
+            if split not in (None, *SPLITS):
+                raise UserError(f"{row.where}: split {split!r}; expected {', '.join(SPLITS)}")
+            start, end = (row.values.get(name, "") for name in times)
+            piece = self._segment(row, start, end) if start or end else (0, None, None)
+            utterance = Utterance(row.path, labels, *piece)
+            name = utterance.name or utterance.path
+            first = self._rows.setdefault(name, row.where)
+            if first != row.where:
+                raise UserError(f"{row.where}: {name} is already in {first}")
+            yield Line(utterance, split, row.values.get(datarc.speaker))
 
-
-class Line(NamedTuple):
-    """A recording. ``split`` and ``speaker`` are None where the table has no such column."""
-
-    utterance: Utterance
-    split: str | None
-    speaker: str | None
-
-
-def read_table(path: Path, columns: TableData, spelled: Callable[[str], str]) -> list[Line]:
-    """Read every line; ``spelled`` turns a text into the characters that are its labels.
-
-    Raises ``UserError``, naming the line, for a missing column, an empty field, another split than
-    ours, a path that leaves the corpus, or a recording that is listed twice.
-    """
-    wanted = [columns.path, *([columns.text] if columns.text else columns.labels)]
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = csv.DictReader(handle, delimiter=delimiter)
-            header = [name for name in table.fieldnames or () if name]
-            rows = [(table.line_num, row) for row in table]
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: table not found; datarc.table names it, relative to datarc.root_path"
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a table in UTF-8 ({error})") from None
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise UserError(
-            f"{path}: no column {missing[0]!r} in its first line, which has "
-            f"{', '.join(header) or 'nothing'}; name yours in datarc"
-        )
-    wanted += [name for name in (columns.split, columns.speaker) if name in header]
-    lines: list[Line] = []
-    seen: dict[str, int] = {}
-    for number, row in rows:
-        where = f"{path}, line {number}"
-        row = {name: (row.get(name) or "").strip() for name in wanted}
-        for name, value in row.items():
-            if not value:
-                raise UserError(f"{where}: nothing in the column {name!r}")
-        name = inside(row[columns.path], path.parent, where)
-        if seen.setdefault(name, number) != number:
-            raise UserError(f"{where}: {name} is already in line {seen[name]}")
-        if columns.text:
-            labels: Sequence[str] = spelled(row[columns.text])
-        else:
-            labels = tuple(row[column] for column in columns.labels)
-        if not labels:
-            raise UserError(f"{where}: no letter in the text {row[columns.text][:60]!r}")
-        split = row.get(columns.split)
-        if split is not None and split not in SPLITS:
-            raise UserError(f"{where}: split {split!r}; expected {', '.join(SPLITS)}")
-        lines.append(Line(Utterance(name, labels), split, row.get(columns.speaker)))
-    return lines
-
-
-def draw_splits(lines: Sequence[Line], shares: TableData, seed: int) -> list[str]:
-    """The split of each line: the table's own. Else speakers are drawn, where it has them. Else
-    each class is divided, so that every split has its share, and train one line at least.
-    """
-    if all(line.split is not None for line in lines):
-        return [line.split for line in lines]
-    rng = random.Random(seed)
-    if all(line.speaker is not None for line in lines):
-        speakers = sorted({line.speaker for line in lines})
-        by_speaker = dict(zip(speakers, _draw(len(speakers), shares, rng)))
-        return [by_speaker[line.speaker] for line in lines]
-    classes: dict[Hashable, list[int]] = {}
-    for number, line in enumerate(lines):
-        classes.setdefault("" if shares.text else line.utterance.labels, []).append(number)
-    splits = [""] * len(lines)
-    for members in classes.values():
-        for number, split in zip(members, _draw(len(members), shares, rng)):
-            splits[number] = split
-    return splits
+    def _segment(self, row: TableRow, start: str, end: str) -> tuple[int, int | None, str]:
+        """Start and samples, at the file's own rate, of the piece from ``start`` to ``end`` seconds
+        (empty: the file's), and the row's name. ``end`` may lie 5 ms behind the file's, rounded.
+        """
+        try:
+            first, last = float(start or 0), float(end) if end else None
+        except ValueError:
+            raise UserError(
+                f"{row.where}: start {start!r}, end {end!r}; expected seconds such as 1.25 (datarc."
+                "start and datarc.end name the columns; empty: none)"
+            ) from None
+        name = f"{row.path}:{_written(first)}-{'end' if last is None else _written(last)}"
+        try:
+            if row.path not in self._lengths:
+                path = self.root / row.path
+                self._lengths[row.path] = length_and_rate(path, at_once=False)
+        except BadAudio:
+            return 0, None, name  # reported with all others
+        frames, rate = self._lengths[row.path]
+        last = frames / rate if last is None else last
+        if not 0 <= first < last <= frames / rate + 0.005:  # nor nan
+            raise UserError(
+                f"{row.where}: {first:g} to {last:g} s; {row.path} lasts {frames / rate:.3f} s"
+            )
+        begin = round(first * rate)
+        return begin, max(1, min(round(last * rate), frames) - begin), name
 
 
-def _draw(count: int, shares: TableData, rng: random.Random) -> list[str]:
-    """``count`` splits in random order: at least one train, then test and valid by their shares,
-    one each where there are three or more.
-    """
-    least = 1 if count >= 3 else 0
-    test = min(max(least, round(shares.test * count)), count - 1)
-    valid = min(max(least, round(shares.valid * count)), count - 1 - test)
-    splits = ["test"] * test + ["valid"] * valid + ["train"] * (count - test - valid)
-    rng.shuffle(splits)
-    return splits
+def _written(seconds: float) -> str:
+    """With three decimals, or more where they are needed."""
+    return f"{seconds:.3f}" if round(seconds, 3) == seconds else repr(seconds)
