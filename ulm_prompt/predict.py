@@ -58,8 +58,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    for out in (sys.stdout, sys.stderr):
-        out.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     sources = check_sources(args.audio)
     for word in args.prompt or [str(shipped_prompt())]:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
