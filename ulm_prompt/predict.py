@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 
 from tqdm import tqdm
 
@@ -17,7 +18,14 @@ from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.input_output import FORMATS, STDIN, as_they_arrive, check_sources, stream
+from ulm_prompt.using.input_output import (
+    FORMATS,
+    STDIN,
+    as_they_arrive,
+    check_sources,
+    on_a_line,
+    stream,
+)
 
 BATCH = 32  # files at a time
 
@@ -75,7 +83,10 @@ def main() -> None:
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
-    files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
+    passed_over: Counter[str] = Counter()
+    walked = stream([word for word in sources if word != STDIN], passed_over)
+    count = sum(1 for _ in walked)
+    files = None if STDIN in sources else count  # a list may be endless
     with tqdm(total=files, unit="file", disable=None, file=sys.stderr) as bar:
         for batch in as_they_arrive(stream(sources), BATCH):
             answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
@@ -83,7 +94,7 @@ def main() -> None:
                 with tqdm.external_write_mode(file=sys.stdout):
                     if isinstance(result, BadAudio):
                         bad += 1
-                        print(f"no answer: {path}: {result}", file=sys.stderr)
+                        print(f"no answer: {on_a_line(path)}: {result}", file=sys.stderr)
                         continue
                     good += 1
                     writer.write(path, result, times)
@@ -91,10 +102,12 @@ def main() -> None:
             bar.update(len(batch))
     seconds = time.perf_counter() - start
     what = "segments" if args.segments else "utterances"
+    left_out = ", ".join(f"{number:,} {kind}" for kind, number in (+passed_over).items())
     print(
         f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
         f"by {', '.join(predictor.records)}"
-        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else ""),
+        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else "")
+        + (f"; passed over: {left_out}" if left_out else ""),
         file=sys.stderr,
     )
     if bad:
