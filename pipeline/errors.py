@@ -88,14 +88,16 @@ def run(main: Callable[[], None]) -> None:
         if not is_out_of_memory(error):
             raise
         first = str(error).split("\n")[0][:200]
-        _leave(1, f"{first if 'memory' in first else f'out of memory {first}'.strip()}; {_SMALLER}")
+        if "memory" not in first:
+            first = f"out of memory: {first}" if first else "out of memory"
+        _leave(1, f"{first}; {_SMALLER}")
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to resume")
 
 
 def _prepare_streams() -> None:
     """Let every name be printed. Raises ``UserError`` where nothing can be."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         raise UserError("Windows is not supported; use Linux, macOS, or Linux on Windows (WSL)")
     if sys.stderr is None:  # closed by `2>&-`
         sys.stderr = open(os.devnull, "w", encoding="utf-8")

@@ -55,7 +55,9 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside ``path``; swap the two on success, remove it on any
-    error. Where ``path`` is a symbolic link, what it leads to is replaced. Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
+    error. Where ``path`` is a symbolic link, what it leads to is replaced.
+
+    Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
     """
     path = _behind_link(path)
     _check_writable(path)
