@@ -67,6 +67,8 @@ def foreign_model(state: Mapping[Any, Any]) -> str | None:
         return f"a downstream model of s3prl's; {_SPEECH}"
     if names >= {"task_cfg", "model_cfg", "model_weight"}:
         return f"a speech model in s3prl's form; {_SPEECH}"
+    if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
+        return f"a WavLM, whose attention is another; {_SPEECH}"
     if "pytorch-lightning_version" in names:
         return "a PyTorch Lightning checkpoint; expected fairseq's"
     if names and all(hasattr(value, "dtype") for value in state.values()):
