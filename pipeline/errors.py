@@ -41,12 +41,12 @@ def one_line(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean NAME?`` where a known name is almost ``word``, else nothing."""
+    """``(did you mean NAME?)`` where a known name is almost ``word``, else nothing."""
     from difflib import get_close_matches  # only a mistake needs it
 
     names = {name.casefold(): name for name in known}
     match = get_close_matches(word.casefold(), names, 1)
-    return f"; did you mean {names[match[0]]}?" if match else ""
+    return f" (did you mean {names[match[0]]}?)" if match else ""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -196,5 +196,5 @@ def test_another_system_is_named(monkeypatch, capsys: pytest.CaptureFixture[str]
 
 def test_almost_a_name() -> None:
     known = ["hubert100", "cpc100", "KS"]
-    assert near("hubert_100", known) == "; did you mean hubert100?"
-    assert near("ks", known) == "; did you mean KS?" and near("mfcc", known) == ""
+    assert near("hubert_100", known) == " (did you mean hubert100?)"
+    assert near("ks", known) == " (did you mean KS?)" and near("mfcc", known) == ""
