@@ -15,7 +15,7 @@ from collections import Counter
 from tqdm import tqdm
 
 from pipeline.errors import UserError, run
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
 from ulm_prompt.using.input_output import (
@@ -28,6 +28,7 @@ from ulm_prompt.using.input_output import (
 )
 
 BATCH = 32  # files at a time
+MOST_ANSWERS = 10_000
 
 
 def parse() -> argparse.Namespace:
@@ -43,8 +44,10 @@ def parse() -> argparse.Namespace:
         help="a task (its only trained prompt), a checkpoints folder, an exported folder or a "
         "file; give it again for more tasks (default: the prompt that comes with the repository)",
     )
-    flag("--unit_model", help="choose among a task's prompts")
-    flag("--model_date", help="choose among a task's prompts: the --date of training")
+    flag("--unit_model", type=name_part, help="choose among a task's prompts")
+    flag(
+        "--model_date", type=name_part, help="choose among a task's prompts: the --date of training"
+    )
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
     longest = "of a segment; a longer one is slid over (default: 2, for single words)"
     flag("--longest", type=float, metavar="SECONDS", help=longest)
@@ -53,8 +56,8 @@ def parse() -> argparse.Namespace:
     add_dtype(flag)
     add_workspace(parser)
     args = parser.parse_args()
-    if args.top < 1:
-        raise UserError(f"--top {args.top}: expected at least 1")
+    if not 1 <= args.top <= MOST_ANSWERS:
+        raise UserError(f"--top {args.top}: expected at least 1, at most {MOST_ANSWERS:,}")
     if args.longest is not None and not (args.segments and 0.2 <= args.longest <= 60):
         raise UserError(f"--longest {args.longest:g}: expected 0.2 to 60 seconds, with --segments")
     if not args.prompt and (args.unit_model or args.model_date):
