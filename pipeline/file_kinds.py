@@ -13,14 +13,9 @@ _STARTS = {  # of the first bytes, in lower case and without space before them
     b"<!doctype": "a web page",
     b"<html": "a web page",
     b"<?xml": "an XML text, perhaps a server's error",
-    b"\x89hdf": "an HDF5 file",
-    b"gguf": "a GGUF file of llama.cpp's",
     b"\x1f\x8b": "a gzip archive; unpack it",
     b"\x93numpy": "a numpy array",
     b"riff": "an audio file",
-    b"flac": "an audio file",
-    b"oggs": "an audio file",
-    b"%pdf": "a PDF",
 }
 _LM_WEIGHT = re.compile(
     r"(transformer\.)?h\.0\..*|model\.(decoder\.)?layers\.0\..*|gpt_neox\.layers\.0\..*|"
@@ -69,8 +64,6 @@ def foreign_model(state: Mapping[Any, Any]) -> str | None:
         return f"a speech model in s3prl's form; {_SPEECH}"
     if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
         return f"a WavLM, whose attention is another; {_SPEECH}"
-    if "pytorch-lightning_version" in names:
-        return "a PyTorch Lightning checkpoint; expected fairseq's"
     if names and all(hasattr(value, "dtype") for value in state.values()):
         return "weights alone, without the settings beside them; expected the whole checkpoint"
     return None

@@ -45,9 +45,7 @@ def parse() -> argparse.Namespace:
         "file; give it again for more tasks (default: the prompt that comes with the repository)",
     )
     flag("--unit_model", type=name_part, help="choose among a task's prompts")
-    flag(
-        "--model_date", type=name_part, help="choose among a task's prompts: the --date of training"
-    )
+    flag("--model_date", type=name_part, help="the same: the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
     longest = "of a segment; a longer one is slid over (default: 2, for single words)"
     flag("--longest", type=float, metavar="SECONDS", help=longest)
@@ -87,11 +85,9 @@ def main() -> None:
     good = bad = 0
     start = time.perf_counter()
     passed_over: Counter[str] = Counter()
-    walked = stream([word for word in sources if word != STDIN], passed_over)
-    count = sum(1 for _ in walked)
-    files = None if STDIN in sources else count  # a list may be endless
+    files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
     with tqdm(total=files, unit="file", disable=None, file=sys.stderr) as bar:
-        for batch in as_they_arrive(stream(sources), BATCH):
+        for batch in as_they_arrive(stream(sources, passed_over), BATCH):
             answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
             for path, times, result in answers:
                 with tqdm.external_write_mode(file=sys.stdout):

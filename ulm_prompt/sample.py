@@ -118,12 +118,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model_date", type=name_part, required=True, help="the --date of training"
-    )
-    parser.add_argument(
-        "--sample_date", type=name_part, required=True, help="names the output folder"
-    )
+    date = {"type": name_part, "required": True}
+    parser.add_argument("--model_date", **date, help="the --date of training")
+    parser.add_argument("--sample_date", **date, help="names the output folder")
     file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
     parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)

@@ -43,9 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs, changed in every run"
     )
-    parser.add_argument(
-        "--date", type=name_part, help="names the study with these flags, to keep it from others"
-    )
+    apart = "names the study with these flags, to keep it from others"
+    parser.add_argument("--date", type=name_part, help=apart)
     add_workspace(parser)
     return parser.parse_args()
 

@@ -75,9 +75,8 @@ def parse_flags(description: str, config: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--date", type=name_part, required=True, help="names the run, for example 20221122"
-    )
+    date = "names the run, for example 20221122"
+    parser.add_argument("--date", type=name_part, required=True, help=date)
     override = f"override config/{config.name}"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
     add_selection(parser)

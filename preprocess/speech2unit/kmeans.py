@@ -9,7 +9,6 @@ objects that only remember their values (``kmeans_pickle``).
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,14 +103,13 @@ def load_kmeans(path: Path) -> np.ndarray:
         )
     with open(path, "rb") as handle:
         start = handle.read(6)
-    is_zip = start[:2] == b"PK"
-    is_torch = path.suffix in (".pt", ".pth") or (is_zip and _is_torch_zip(path))
-    is_numpy = not is_torch and (is_zip or start == b"\x93NUMPY" or path.suffix in (".npz", ".npy"))
-    what = "a scikit-learn k-means by joblib"
-    if is_numpy or is_torch:
-        what = f"{'an array' if is_numpy else 'a tensor'} 'centres' (K, D) of floats"
+    read = read_joblib
+    if path.suffix in (".pt", ".pth"):
+        read = _read_torch
+    elif start.startswith((b"PK", b"\x93NUMPY")):
+        read = _read_numpy
     try:
-        centres = (_read_numpy if is_numpy else _read_torch if is_torch else read_joblib)(path)
+        centres = read(path)
         if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
             raise ValueError(f"centres of shape {centres.shape}, or not finite")
     except UserError:
@@ -123,18 +121,11 @@ def load_kmeans(path: Path) -> np.ndarray:
         kind = kind_of_file(path)
         found = f": {kind}" if kind else " or a damaged file"
         raise UserError(
-            f"{path}: expected {what}, found something else{found} ({reason}); get it again "
-            "from its source, or learn it again"
+            f"{path}: expected a scikit-learn k-means by joblib, or (K, D) centres in .npz, .npy "
+            f"or .pt, found something else{found} ({reason}); get it again from its source, or "
+            "learn it again"
         ) from None
     return centres
-
-
-def _is_torch_zip(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _centres_of(names: Mapping[str, Any]) -> Any:
@@ -149,6 +140,8 @@ def _read_numpy(path: Path) -> np.ndarray:
     loaded = np.load(path, allow_pickle=False)
     if not isinstance(loaded, np.ndarray):
         with loaded as archive:
+            if any(name.endswith("/data.pkl") for name in archive.files):
+                return _read_torch(path)
             loaded = _centres_of(archive)
     return _floats(loaded)
 

@@ -103,7 +103,7 @@ def test_words_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         server.bind("socket.wav")
     reader, writer = os.pipe()
     for word in ("fifo.wav", "socket.wav", "/dev/null", f"/dev/fd/{reader}"):
-        with pytest.raises(UserError, match=f"{word}: a pipe, .*; save its audio to a file, or"):
+        with pytest.raises(UserError, match=f"{word}: a pipe or device, .*; save it first, or"):
             check_sources([word])
     os.close(reader)
     os.close(writer)

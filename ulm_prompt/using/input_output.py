@@ -45,15 +45,13 @@ def check_sources(words: Sequence[str]) -> list[str]:
     if STDIN in words and sys.stdin is None:
         raise UserError("-: standard input is closed; pipe in a list of files")
     for word in words:
-        path = Path(word)
         if word == STDIN:
             continue
-        if not path.exists():
+        if not Path(word).exists():
             raise UserError(f"{word}: no such file or folder")
-        if not (path.is_file() or path.is_dir()):
+        if not (Path(word).is_file() or Path(word).is_dir()):
             raise UserError(
-                f"{word}: a pipe, socket or device, expected a file; save its audio to a file, "
-                "or pipe in a list of files with -"
+                f"{word}: a pipe or device, expected a file; save it first, or name - for a list"
             )
         if next(stream([word]), None) is None:
             raise UserError(f"{word}: no files in this folder, but for hidden ones")
@@ -80,23 +78,20 @@ def stream(words: Sequence[str], passed_over: Counter[str] | None = None) -> Ite
 
 def _inside(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
     unreadable: list[str] = []
-    read: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int]] = set()
     walk = os.walk(top, onerror=lambda error: unreadable.append(error.filename), followlinks=True)
     for root, folders, files in walk:
         status = Path(root).stat()
-        identity = status.st_dev, status.st_ino
-        if identity in read:  # a link may lead back up
+        if (identity := (status.st_dev, status.st_ino)) in seen:  # a link may lead back up
             passed_over["folders read already"] += 1
             folders.clear()
             continue
-        read.add(identity)
+        seen.add(identity)
         for kind, names in (("hidden files", files), ("hidden folders", folders)):
             shown = sorted(name for name in names if not name.startswith("."))
             passed_over[kind] += len(names) - len(shown)
             names[:] = shown
         yield from (Path(root) / name for name in files)
-        yield from map(Path, unreadable)
-        unreadable.clear()
     yield from map(Path, unreadable)
 
 
@@ -106,27 +101,23 @@ def listed(names: IO[bytes]) -> Iterator[Path]:
 
     Raises ``UserError`` for UTF-16 and for names of both kinds.
     """
-    left, end = b"", b""
-    while piece := names.read1(1 << 16):
+    left, end, piece = b"", b"", b"none yet"
+    while piece:
+        piece = names.read1(1 << 16)
         left += piece
-        if not end and left.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise UserError("-: the list is UTF-16 text; save it as UTF-8")
-        if not end and (b"\0" in left or b"\n" in left):
+        if not end and (b"\0" in left or b"\n" in left or not piece):
+            if left.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError("-: the list is UTF-16 text; save it as UTF-8")
             left = left.removeprefix(codecs.BOM_UTF8)
             end = b"\0" if b"\0" in left else b"\n"
-        if end:
-            *whole, left = left.split(end)
-            yield from _paths(whole, end)
-    yield from _paths([left if end else left.removeprefix(codecs.BOM_UTF8)], end)
-
-
-def _paths(names: Iterable[bytes], end: bytes) -> Iterator[Path]:
-    for name in names:
-        if b"\0" in name:
-            raise UserError("-: some names end with a line, others with NUL; write all in one way")
-        name = name if end == b"\0" else name.rstrip(b"\r\n")
-        if name.strip():
-            yield Path(name.decode(errors="surrogateescape"))
+        whole = left.split(end) if end else [left]
+        left = whole.pop() if piece else b""
+        for name in whole:
+            if b"\0" in name:
+                raise UserError("-: some names end with a line, others with NUL; choose one way")
+            name = name.rstrip(b"\r") if end == b"\n" else name
+            if name.strip():
+                yield Path(os.fsdecode(name))
 
 
 def on_a_line(path: Path) -> str:
