@@ -42,9 +42,8 @@ def kind_of_file(path: Path) -> str | None:
             return kind
     if head[4:8] == b"ORTM":
         return "an ONNX Runtime model"
-    if (
-        head[:1] == b"\x08" and len(head) > 8 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42"
-    ):  # its second field
+    # protobuf: the version, a number, and then a field of another kind
+    if len(head) > 8 and head[0] == 0x08 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42":
         return "an ONNX model"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:
         return "a safetensors file"
