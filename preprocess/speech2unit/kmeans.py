@@ -103,11 +103,11 @@ def load_kmeans(path: Path) -> np.ndarray:
         )
     with open(path, "rb") as handle:
         start = handle.read(6)
-    read = read_joblib
+    read, what = read_joblib, "a scikit-learn k-means by joblib"
     if path.suffix in (".pt", ".pth"):
-        read = _read_torch
-    elif start.startswith((b"PK", b"\x93NUMPY")):
-        read = _read_numpy
+        read, what = _read_torch, "a tensor of centres (K, D)"
+    elif start.startswith((b"PK", b"\x93NUMPY")) or path.suffix == ".npz":
+        read, what = _read_numpy, "an .npz with one array 'centres', or an .npy of it"
     try:
         centres = read(path)
         if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
@@ -121,9 +121,8 @@ def load_kmeans(path: Path) -> np.ndarray:
         kind = kind_of_file(path)
         found = f": {kind}" if kind else " or a damaged file"
         raise UserError(
-            f"{path}: expected a scikit-learn k-means by joblib, or (K, D) centres in .npz, .npy "
-            f"or .pt, found something else{found} ({reason}); get it again from its source, or "
-            "learn it again"
+            f"{path}: expected {what}, found something else{found} ({reason}); get it again from "
+            "its source, or learn it again"
         ) from None
     return centres
 
