@@ -16,6 +16,7 @@ from pipeline.torch_files import load_safetensors, load_torch
 from preprocess.speech2unit.cpc import Cpc
 from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.hubert import Hubert
+from preprocess.speech2unit.kmeans import load_kmeans
 from preprocess.speech2unit.moonshine import Moonshine
 from tests.preprocess.onnx_models import write_encoder
 from tests.reliability.hostile import refused
@@ -100,3 +101,17 @@ def test_ours_are_not_taken_for_others(tmp_path: Path) -> None:
     for state in ({"model": {"decoder.layers.0.fc1.weight": A}}, {"weights": {}, "config": {}}, {}):
         torch.save(state, tmp_path / "a.pt")
         assert load_torch(tmp_path / "a.pt").keys() == state.keys()
+
+
+@pytest.mark.parametrize("full", [MemoryError(), RuntimeError("can't allocate memory: you tried")])
+def test_a_full_memory_is_no_damage(tmp_path: Path, monkeypatch, full: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise full
+
+    torch.save({"a": {}}, tmp_path / "a.pt")
+    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
+    for module in (torch, np):
+        monkeypatch.setattr(module, "load", fail)
+    for load, name in ((load_torch, "a.pt"), (load_kmeans, "a.pt"), (load_kmeans, "a.npy")):
+        with pytest.raises(type(full)):
+            load(tmp_path / name)
