@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pipeline.errors import UserError
 
 logging.getLogger("filelock").setLevel(logging.WARNING)  # it logs every lock
-_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
 @contextlib.contextmanager
@@ -37,8 +37,9 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any
-    error.
+    error. Where ``path`` is a symbolic link, what it leads to is replaced.
     """
+    path = _behind_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     with naming(path, temporary):
@@ -54,8 +55,11 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder beside ``path``; swap the two on success, remove it on any
-    error. Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
+    error. Where ``path`` is a symbolic link, what it leads to is replaced.
+
+    Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
     """
+    path = _behind_link(path)
     _check_writable(path)
     temporary = _temporary(path)
     old = temporary.with_suffix(".old")
@@ -71,6 +75,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _behind_link(path: Path) -> Path:
+    """The path that a symbolic link leads to, whether or not it exists; else ``path`` itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def _check_writable(folder: Path) -> None:
@@ -89,7 +98,7 @@ def _temporary(path: Path) -> Path:
             continue
         if kind == "old" and not path.exists():
             left.rename(path)
-        elif left.is_dir():
+        elif left.is_dir() and not left.is_symlink():
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
@@ -127,12 +136,14 @@ def holding(output: Path, wait: float = 0) -> Iterator[None]:
     ``.NAME.lock``. At the end it is removed, with the folders that were made for it alone.
 
     ``wait``: seconds to wait for another process; -1: as long as it takes. A killed process holds
-    nothing. Raises ``UserError`` when another process holds the output, and on a file system
-    without locks.
+    nothing. On a file system without locks, ``.NAME.held`` says by its existence alone that the
+    output is held; one that was left on another machine must be removed by hand.
+    Raises ``UserError`` when another process holds the output.
     """
     absent = [folder for folder in output.parents if not folder.exists()]
     path = output.with_name(f".{output.name}.lock")
-    lock = FileLock(path, thread_local=False)
+    lock: BaseFileLock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    held = output.with_name(f".{output.name}.held")
     while not lock.is_locked:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -141,16 +152,15 @@ def holding(output: Path, wait: float = 0) -> Iterator[None]:
         except FileNotFoundError:  # one that ended just now removed the folder
             continue
         except Timeout:
+            crashed = f", or remove {held} if its machine crashed" if held.exists() else ""
             raise UserError(
-                f"{output}: another process is writing there; wait for it or stop it first"
+                f"{output}: another process is writing there; wait for it or stop it first{crashed}"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _NO_LOCKS or isinstance(lock, SoftFileLock):
                 raise
-            raise UserError(
-                f"{path}: this file system has no locks ({error.strerror}); "
-                "put --workspace on another one"
-            ) from None
+            path.unlink(missing_ok=True)  # no process can hold it here
+            path, lock = held, SoftFileLock(held, thread_local=False)
     try:
         yield
     finally:

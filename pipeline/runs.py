@@ -30,6 +30,8 @@ def run_script(
         env=os.environ | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        encoding=sys.stdout.encoding,  # the script's too
+        errors="surrogateescape",
         text=True,
     ) as process:
         for line in process.stdout:

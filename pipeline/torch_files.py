@@ -16,7 +16,8 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
+from pipeline.file_kinds import foreign_model, kind_of_file
 from pipeline.files import writing
 
 # What checkpoints hold beside tensors. Each of these only stores the values it is given.
@@ -58,23 +59,37 @@ def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
     ``mapped``: leave the tensors in the file until they are copied, so that an optimizer's state
     takes no memory; the file must not be written over until then. (Before 1.6 torch wrote another
     format, which is read whole.)
-    Raises ``UserError`` when it is missing, is no torch file, or would run code.
+    Raises ``UserError`` when it is missing, is no torch file or another project's, or would run
+    code.
     """
+    state = load_torch_values(path, mapped)
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
+    if foreign := foreign_model(state):
+        raise UserError(f"{path}: this is {foreign}")
+    return state
+
+
+def load_torch_values(path: Path, mapped: bool = False) -> Any:
+    """The same for whatever a torch file holds: a tensor, a list."""
+    if path.is_dir():
+        raise UserError(f"{path}: this is {kind_of_file(path)}; name fairseq's checkpoint, a file")
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
         mapped = mapped and zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a checkpoint that can be read without running its code "
-            f"({_reason(error)}); get it again from its source"
-        ) from None
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's reader raises anything on bytes that are no checkpoint
+        if is_out_of_memory(error):
+            raise
+        if kind := kind_of_file(path):
+            raise UserError(f"{path}: this is {kind}; expected a torch checkpoint") from None
+        if isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{path}: not a checkpoint that can be read without running its code "
+                f"({_reason(error)}); get it again from its source"
+            ) from None
         raise UserError(f"{path}: damaged or not a torch checkpoint ({_reason(error)})") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
-    return state
 
 
 def _reason(error: Exception) -> str:
@@ -95,5 +110,5 @@ def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load(path.read_bytes())
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        reason = kind_of_file(path) or str(error).split("\n")[0]
         raise UserError(f"{path}: not a safetensors file ({reason}); get it again") from None

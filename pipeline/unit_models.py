@@ -11,19 +11,18 @@ import functools
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from omegaconf import MISSING
 
 from pipeline.config import load_config
-from pipeline.errors import UserError
+from pipeline.errors import UserError, near
 from pipeline.workspace import REPOSITORY, Workspace
 
 REGISTRY = REPOSITORY / "pretrained_models" / "registry.yaml"
 OWN = "my_unit_models.yaml"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
 # ASCII, as in a request; no user:password@, which error messages would show
-_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+/[!-~]+")
+_URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F.:]+\])(:\d{1,5})?/[!-~]+")
 _WHEEL = re.compile(r"\w+-[\w.]+-py3-none-\w+\.whl")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -181,7 +180,7 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
     known = unit_models(workspace, base_url)
     if name not in known:
         raise UserError(
-            f"unit model {name}: unknown; there is {', '.join(known)}; "
+            f"unit model {name}: unknown{near(name, known)}; there is {', '.join(known)}; "
             f"describe your own in {workspace.pretrained / OWN}"
         )
     return known[name]
@@ -244,7 +243,7 @@ class _Reader:
         """A checkpoint keeps the file name of its url: people have it under that name."""
         file_name = f"{name}.ort"
         if entry.url:
-            file_name = urlsplit(entry.url).path.rsplit("/", 1)[-1]
+            file_name = re.split("[?#]", entry.url)[0].rsplit("/", 1)[-1]
             is_model = NAME.fullmatch(file_name) and file_name.endswith(".pt")
             what = f"url must end in a file name like model.pt, found {entry.url}"
             self._check(is_model, name, what)

@@ -5,7 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def name_part(word: str) -> str:
+    """``word``, a date or name that becomes part of a path: argparse's ``type`` of such flags.
+
+    Raises ``UserError`` for what no file name holds, and what would lead to another folder.
+    """
+    is_name = word.strip() and word.isprintable() and "/" not in word and word[0] != "."
+    if not is_name or len(word.encode()) > 100:
+        raise UserError(
+            f"{word[:120]!r}: becomes part of a file's name; expected 1 to 100 letters, digits or "
+            "signs, no / and no . at the beginning"
+        )
+    return word
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline.config import save_config
 from pipeline.errors import UserError
+from pipeline.file_kinds import kind_of_file
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.runs import provenance
@@ -256,7 +257,8 @@ class Preprocessor(Generic[ConfigType]):
             if path == self.km_path:
                 remedies.append("--action learn_kmeans")
             remedies.append("--set fairseqrc.km_path or ckpt_path=FILE")
-            raise UserError(f"{path}: {what} not found; get it by {', or '.join(remedies)}")
+            missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
+            raise UserError(f"{path}: {what} {missing}; get it by {', or '.join(remedies)}")
         return sha256(path)
 
     def postprocess(self) -> None:

@@ -24,8 +24,8 @@ def main() -> None:
     known = unit_models(workspace, args.base_url)
     models = [unit_model(name, workspace, args.base_url) for name in args.unit_model]
     pretrained = PretrainedModels(workspace)
-    if not args.timeout > 0:
-        raise UserError(f"--timeout {args.timeout}: expected more than 0 seconds")
+    if not 0 < args.timeout <= 86_400:
+        raise UserError(f"--timeout {args.timeout}: expected more than 0 seconds, at most a day")
     if args.list:
         print_table(models or list(known.values()), pretrained)
         return

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from pipeline.errors import run
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
 from ulm_prompt.scoring.scores import COUNTS, SHARES, sample_files, scores_of, wilson
 
@@ -35,7 +35,8 @@ def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--sample_date", required=True, nargs="+", help="the --sample_date of decoding")
+    of_decoding = "the --sample_date of decoding"
+    flag("--sample_date", type=name_part, required=True, nargs="+", help=of_decoding)
     add_selection(parser)
     report = "classes, slots, mistakes, a confusion matrix (PNG)"
     flag("--report", action="store_true", help=report)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError, run
 from pipeline.files import holding
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.prompt_record import BEST, README, RECORD, TENSORS
 from ulm_prompt.prompt_data.tasks import add_workspace
 
@@ -19,7 +19,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt_task", required=True, help="for example KS")
     parser.add_argument("--unit_model", required=True, help="for example hubert100")
-    parser.add_argument("--model_date", required=True, help="the --date of training")
+    date = "the --date of training"
+    parser.add_argument("--model_date", type=name_part, required=True, help=date)
     parser.add_argument("--checkpoint", default=BEST, help="another file than the best, or a path")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     parser.add_argument("--license", help="under which others may use the prompt: CC-BY-4.0, ...")

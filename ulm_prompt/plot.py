@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.unit_models import lm_folder
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
@@ -101,8 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
     flag("what", choices=[*PLOTS, "cer_by_length"])
-    flag("--date", nargs="+", default=[], help="runs of train.py")
-    flag("--sample_date", nargs="+", default=[], help="cer_by_length: of sample.py")
+    flag("--date", type=name_part, nargs="+", default=[], help="runs of train.py")
+    flag("--sample_date", type=name_part, nargs="+", default=[], help="cer_by_length: of sample.py")
     flag("--utterances", type=int, default=200, help="attention: test utterances (default: 200)")
     flag("--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)")
     add_selection(parser)

@@ -10,16 +10,25 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 
 from tqdm import tqdm
 
 from pipeline.errors import UserError, run
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.input_output import FORMATS, STDIN, as_they_arrive, check_sources, stream
+from ulm_prompt.using.input_output import (
+    FORMATS,
+    STDIN,
+    as_they_arrive,
+    check_sources,
+    on_a_line,
+    stream,
+)
 
 BATCH = 32  # files at a time
+MOST_ANSWERS = 10_000
 
 
 def parse() -> argparse.Namespace:
@@ -35,8 +44,8 @@ def parse() -> argparse.Namespace:
         help="a task (its only trained prompt), a checkpoints folder, an exported folder or a "
         "file; give it again for more tasks (default: the prompt that comes with the repository)",
     )
-    flag("--unit_model", help="choose among a task's prompts")
-    flag("--model_date", help="choose among a task's prompts: the --date of training")
+    flag("--unit_model", type=name_part, help="choose among a task's prompts")
+    flag("--model_date", type=name_part, help="the same: the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
     longest = "of a segment; a longer one is slid over (default: 2, for single words)"
     flag("--longest", type=float, metavar="SECONDS", help=longest)
@@ -45,8 +54,8 @@ def parse() -> argparse.Namespace:
     add_dtype(flag)
     add_workspace(parser)
     args = parser.parse_args()
-    if args.top < 1:
-        raise UserError(f"--top {args.top}: expected at least 1")
+    if not 1 <= args.top <= MOST_ANSWERS:
+        raise UserError(f"--top {args.top}: expected at least 1, at most {MOST_ANSWERS:,}")
     if args.longest is not None and not (args.segments and 0.2 <= args.longest <= 60):
         raise UserError(f"--longest {args.longest:g}: expected 0.2 to 60 seconds, with --segments")
     if not args.prompt and (args.unit_model or args.model_date):
@@ -58,8 +67,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    for out in (sys.stdout, sys.stderr):
-        out.reconfigure(errors="surrogateescape")  # a file's name may be no UTF-8
     sources = check_sources(args.audio)
     for word in args.prompt or [str(shipped_prompt())]:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
@@ -77,15 +84,16 @@ def main() -> None:
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
     start = time.perf_counter()
+    passed_over: Counter[str] = Counter()
     files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
     with tqdm(total=files, unit="file", disable=None, file=sys.stderr) as bar:
-        for batch in as_they_arrive(stream(sources), BATCH):
+        for batch in as_they_arrive(stream(sources, passed_over), BATCH):
             answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
             for path, times, result in answers:
                 with tqdm.external_write_mode(file=sys.stdout):
                     if isinstance(result, BadAudio):
                         bad += 1
-                        print(f"no answer: {path}: {result}", file=sys.stderr)
+                        print(f"no answer: {on_a_line(path)}: {result}", file=sys.stderr)
                         continue
                     good += 1
                     writer.write(path, result, times)
@@ -93,10 +101,12 @@ def main() -> None:
             bar.update(len(batch))
     seconds = time.perf_counter() - start
     what = "segments" if args.segments else "utterances"
+    left_out = ", ".join(f"{number:,} {kind}" for kind, number in (+passed_over).items())
     print(
         f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
         f"by {', '.join(predictor.records)}"
-        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else ""),
+        + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else "")
+        + (f"; passed over: {left_out}" if left_out else ""),
         file=sys.stderr,
     )
     print(predictor.audio, file=sys.stderr)

@@ -14,7 +14,7 @@ from pipeline.errors import UserError, run
 from pipeline.files import holding, sha256, write_json
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data import verbal
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
@@ -118,8 +118,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model_date", required=True, help="the --date of training")
-    parser.add_argument("--sample_date", required=True, help="names the output folder")
+    date = {"type": name_part, "required": True}
+    parser.add_argument("--model_date", **date, help="the --date of training")
+    parser.add_argument("--sample_date", **date, help="names the output folder")
     file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
     parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)

@@ -20,7 +20,7 @@ from experiments.studies import (
     study_title,
 )
 from pipeline.errors import UserError, run
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace, find_pairs
 from ulm_prompt.prompt_data.verbal import check_data_bin
 
@@ -43,7 +43,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs, changed in every run"
     )
-    parser.add_argument("--date", help="names the study with these flags, to keep it from others")
+    apart = "names the study with these flags, to keep it from others"
+    parser.add_argument("--date", type=name_part, help=apart)
     add_workspace(parser)
     return parser.parse_args()
 

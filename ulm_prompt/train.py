@@ -13,7 +13,7 @@ from pipeline.errors import run
 from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.recipe import DTYPES
@@ -23,7 +23,7 @@ from ulm_prompt.training.runs import prepare
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--date", required=True, help="names the run, for example 20221122")
+    flag("--date", type=name_part, required=True, help="names the run, for example 20221122")
     flag("--prefix_prompt_length", type=int, help="P (default: the task's config)")
     infix = "vectors that stand where <s> is, in place of the prefix (default: 0)"
     flag("--infix_prompt_length", type=int, default=0, help=infix)

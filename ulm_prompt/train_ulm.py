@@ -17,7 +17,7 @@ from pipeline.errors import UserError, run
 from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
@@ -28,8 +28,8 @@ from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--unit_model", required=True, help="for example hubert100")
-    flag("--date", required=True, help="names the run; the same date resumes it")
+    flag("--unit_model", type=name_part, required=True, help="for example hubert100")
+    flag("--date", type=name_part, required=True, help="names the run; the same date resumes it")
     flag("--config", default="gslm", help="a file in config/ulm/")
     flag("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
     flag("--valid_text", type=Path, nargs="+", default=[], help="the same, for valid")

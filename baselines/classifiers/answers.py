@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
 from ulm_prompt.scoring.sample_file import write_samples
 
@@ -75,7 +75,8 @@ def parse_flags(description: str, config: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--date", required=True, help="names the run, for example 20221122")
+    date = "names the run, for example 20221122"
+    parser.add_argument("--date", type=name_part, required=True, help=date)
     override = f"override config/{config.name}"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
     add_selection(parser)

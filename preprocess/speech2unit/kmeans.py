@@ -1,20 +1,15 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Our files are ``.npz`` with one array, ``centres`` (K, D). The released files are joblib pickles of
-a scikit-learn model. A pickle is a program that can run anything. Reading one here runs none of it:
-the names that it imports become ``_Kept`` objects, which only remember their values.
+Our files are ``.npz`` with one array, ``centres`` (K, D); an ``.npy`` or a torch file of such an
+array is read too. The released files are joblib pickles of a scikit-learn model. A pickle is a
+program that can run anything. Reading one here runs none of it: the names that it imports become
+objects that only remember their values (``kmeans_pickle``).
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
-import math
-import pickle
-import zlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +17,11 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
+from pipeline.file_kinds import kind_of_file
 from pipeline.files import writing
-
-_DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) writes
-    b"\x78": zlib.decompress,
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ": lzma.decompress,
-    b"\x5d\x00": lzma.decompress,
-}
-_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+from pipeline.torch_files import load_torch_values
+from preprocess.speech2unit.kmeans_pickle import read_joblib
 
 
 class KMeans:
@@ -113,133 +102,60 @@ def load_kmeans(path: Path) -> np.ndarray:
             "or name one with --set fairseqrc.km_path=FILE"
         )
     with open(path, "rb") as handle:
-        is_zip = handle.read(2) == b"PK"
-    is_npz = is_zip or path.suffix == ".npz"
-    what = "an .npz with one array 'centres'" if is_npz else "a scikit-learn k-means by joblib"
+        start = handle.read(6)
+    read, what = read_joblib, "a scikit-learn k-means by joblib"
+    if path.suffix in (".pt", ".pth"):
+        read, what = _read_torch, "a tensor of centres (K, D)"
+    elif start.startswith((b"PK", b"\x93NUMPY")) or path.suffix == ".npz":
+        read, what = _read_numpy, "an .npz with one array 'centres', or an .npy of it"
     try:
-        centres = _read_npz(path) if is_npz else _read_joblib(path)
+        centres = read(path)
         if centres.ndim != 2 or not centres.size or not np.isfinite(centres).all():
             raise ValueError(f"centres of shape {centres.shape}, or not finite")
     except UserError:
         raise
     except Exception as error:  # numpy and pickle raise anything on bytes that are not theirs
+        if is_out_of_memory(error):
+            raise
         reason = ascii(str(error).split("\n")[0][:200])[1:-1]
+        kind = kind_of_file(path)
+        found = f": {kind}" if kind else " or a damaged file"
         raise UserError(
-            f"{path}: expected {what}, found something else or a damaged file ({reason}); get it "
-            "again from its source, or learn it again"
+            f"{path}: expected {what}, found something else{found} ({reason}); get it again from "
+            "its source, or learn it again"
         ) from None
     return centres
 
 
-def _read_npz(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as archive:
-        centres = archive["centres"]
-    return centres if centres.dtype == np.float64 else centres.astype(np.float32)
+def _centres_of(names: Mapping[str, Any]) -> Any:
+    """The value under a name that means centres. Raises ``ValueError`` where there is none."""
+    for name in ("centres", "centers", "centroids", "cluster_centers", "cluster_centers_"):
+        if name in names:
+            return names[name]
+    raise ValueError(f"no 'centres', but {', '.join(map(str, list(names)[:5])) or 'nothing'}")
 
 
-def _read_joblib(path: Path) -> np.ndarray:
-    """The ``cluster_centers_`` of a KMeans or MiniBatchKMeans, float32 or float64."""
-    content = path.read_bytes()
-    for start, decompress in _DECOMPRESS.items():
-        if content.startswith(start):
-            content = decompress(content)
-            break
-    model = _Unpickler(io.BytesIO(content), path).load()
-    if type(model) is not _Model:
-        raise ValueError("no KMeans or MiniBatchKMeans")
-    array = model.state["cluster_centers_"].array
-    if array.dtype not in (np.float32, np.float64):
+def _read_numpy(path: Path) -> np.ndarray:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.ndarray):
+        with loaded as archive:
+            if any(name.endswith("/data.pkl") for name in archive.files):
+                return _read_torch(path)
+            loaded = _centres_of(archive)
+    return _floats(loaded)
+
+
+def _read_torch(path: Path) -> np.ndarray:
+    loaded = load_torch_values(path)
+    loaded = _centres_of(loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, torch.Tensor):
+        raise ValueError(f"a {type(loaded).__name__}")
+    is_bfloat16 = loaded.dtype == torch.bfloat16  # numpy has none
+    return _floats((loaded.float() if is_bfloat16 else loaded).detach().numpy())
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """float32, or float64 as it is. Raises ``ValueError`` for what cannot be centres."""
+    if not np.issubdtype(array.dtype, np.floating):
         raise ValueError(f"centres of {array.dtype}")
-    return array
-
-
-class _Kept:
-    """An object of the file: the arguments and the state that it would be made from."""
-
-    def __new__(cls, *arguments: Any) -> _Kept:
-        kept = super().__new__(cls)
-        kept.arguments = arguments
-        return kept
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Model(_Kept):
-    """scikit-learn's KMeans or MiniBatchKMeans."""
-
-
-class _Array(_Kept):
-    """A numpy array whose bytes are in the pickle: one pickled without joblib."""
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        self.array = _array(data, dtype, shape, fortran)
-
-
-class _Dtype(_Kept):
-    """A numpy dtype: a code, and a byte order in its state."""
-
-
-class _Wrapper(_Kept):
-    """joblib's NumpyArrayWrapper: it describes an array, whose bytes follow in the file."""
-
-    stream: io.BytesIO
-
-    def __setstate__(self, state: Any) -> None:
-        if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2
-            self.stream.seek(self.stream.read(1)[0], io.SEEK_CUR)
-        size = _dtype(state["dtype"]).itemsize * math.prod(state["shape"])
-        data = self.stream.read(size)
-        self.array = _array(data, state["dtype"], state["shape"], state["order"] == "F")
-
-
-_NAMES: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _Kept,
-    ("numpy", "ndarray"): _Kept,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, in protocol 2
-} | {
-    (f"sklearn.cluster.{module}", name): _Model
-    for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
-    for name in ("KMeans", "MiniBatchKMeans")
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads a pickle whose names are numpy's, joblib's and k-means', and imports none of them."""
-
-    def __init__(self, stream: io.BytesIO, path: Path) -> None:
-        # an io.BytesIO cannot peek, so the unpickler reads no byte of an array before its wrapper
-        super().__init__(stream)
-        self._path = path
-        wrapper = type("_Wrapper", (_Wrapper,), {"stream": stream})
-        modules = "joblib.numpy_pickle", "sklearn.externals.joblib.numpy_pickle"
-        self._names = _NAMES | {(module, "NumpyArrayWrapper"): wrapper for module in modules}
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        """The stand-in for a name. Raises ``UserError`` for a name that no k-means needs."""
-        known = self._names.get((module.replace("numpy._core.", "numpy.core."), name))
-        if known is not None:
-            return known
-        if module.startswith("numpy.random"):  # a random state, left by partial_fit
-            return _Kept
-        raise UserError(
-            f"{self._path}: refused, it holds code or an unknown class "
-            f"({f'{module}.{name}'[:100]}); expected a scikit-learn k-means saved by joblib; get "
-            "the k-means again from its source"
-        )
-
-
-def _dtype(kept: _Dtype) -> np.dtype:
-    """A numpy type of numbers. Raises ``ValueError`` for any other: objects may hold code."""
-    code = kept.arguments[0]
-    if type(kept) is not _Dtype or code not in _NUMBERS:
-        raise ValueError("an array of something other than numbers")
-    return np.dtype(code).newbyteorder(">" if kept.state[1] == ">" else "<")
-
-
-def _array(data: bytes, dtype: _Dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
-    array = np.frombuffer(data, _dtype(dtype)).reshape(shape, order="F" if fortran else "C")
-    return np.array(array, array.dtype.newbyteorder("="), order="C")
+    return array if array.dtype == np.float64 else array.astype(np.float32)

@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
+from pipeline.file_kinds import kind_of_file
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
 
 _HOP, _FIELD = 384, 895  # samples from frame to frame, and those that one frame sees (three convs)
@@ -42,8 +43,9 @@ class Moonshine:
                 "empty"
             )
         if not path.is_file():
+            what = f"this is {kind_of_file(path)}" if path.is_dir() else "not found"
             raise UserError(
-                f"{path}: not found; get it by python pretrained_models/download.py moonshine100"
+                f"{path}: {what}; get it by python pretrained_models/download.py moonshine100"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
@@ -55,7 +57,11 @@ class Moonshine:
             names = {value.name for value in self._session.get_inputs()}
             (output,) = self._session.get_outputs()
         except Exception as error:  # onnxruntime has no class of its own for this
-            reason = str(error).split("\n")[0][:200]
+            if is_out_of_memory(error):
+                raise
+            kind = kind_of_file(path)
+            is_other = kind and "ONNX" not in kind
+            reason = f"this is {kind}" if is_other else str(error).split("\n")[0][:200]
             raise UserError(f"{path}: not an ONNX Runtime model ({reason}); get it again") from None
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
             raise UserError(

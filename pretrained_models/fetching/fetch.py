@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.error import HTTPError, URLError
 
 from tqdm import tqdm
 
+from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
 
 ATTEMPTS = 6  # in a row without a byte gained
@@ -88,13 +90,22 @@ class Partial:
             self.path.unlink()
 
 
-def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
+def fetch(
+    url: str,
+    path: Path,
+    expected: Expected,
+    timeout: float,
+    check: Callable[[Path], None] = lambda path: None,
+) -> str:
     """Download ``url`` to ``path`` and return its SHA-256. The caller holds ``path``'s lock.
+
+    Where no hash is known, ``check`` opens the whole file, before it gets its name, and raises
+    ``UserError`` for another kind of file.
 
     A transfer that is cut, or stalls for ``timeout`` seconds, resumes where it stopped, in this
     call or a later one, if the server can and its file is still the same; otherwise from the
     start. Raises ``DownloadError`` when the server cannot be reached, gives up, or sends something
-    other than ``expected`` (which is removed), and for a full disk.
+    other than ``expected`` or that fails the ``check`` (which is removed), and for a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Partial(path, url)
@@ -104,6 +115,8 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
         while True:
             _complete(partial, expected, timeout)
             digest = sha256(partial.path)
+            if expected.sha256 is None:
+                _open(partial, check)
             if expected.sha256 in (None, digest):
                 partial.publish()
                 return digest
@@ -115,6 +128,15 @@ def fetch(url: str, path: Path, expected: Expected, timeout: float) -> str:
             print(f"{path.name}: its parts are of different files; from the start", flush=True)
     finally:
         partial.remove_if_empty()
+
+
+def _open(partial: Partial, check: Callable[[Path], None]) -> None:
+    try:
+        check(partial.path)
+    except UserError as error:
+        partial.start()
+        reason = str(error).removeprefix(f"{partial.path}: ")
+        raise partial.error(f"{reason}; what came is removed") from None
 
 
 def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
@@ -144,8 +166,8 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
         headers["Range"] = f"bytes={partial.length}-"
         if partial.validator:
             headers["If-Range"] = partial.validator
-    request = http.Request(partial.url, headers=headers)
     try:
+        request = http.Request(partial.url, headers=headers)
         with http.build_opener(_Redirects).open(request, timeout=timeout) as response:
             partial.reached = True
             _check_head(response, partial, expected)
@@ -166,6 +188,8 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
         raise partial.error(f"{said}; check the network, or {partial.by_hand}") from None
     except DownloadError:
         raise
+    except ValueError as error:  # an address in brackets that is none
+        raise partial.error(f"no address ({error})") from None
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
         raise _Interrupted(f"cut after {partial.length:,} bytes ({reason})") from None
@@ -175,6 +199,10 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
     """Decide by the answer's head whether the body is what was asked for."""
     if response.headers.get_content_type() == "text/html":
         raise partial.error("gives a web page (a proxy's log-in?), no file")
+    encoding = response.headers.get("Content-Encoding", "identity")
+    # some servers call an archive's own gzip an encoding
+    if encoding != "identity" and not partial.name.endswith(".tgz"):
+        raise partial.error(f"comes in the encoding {encoding}, which was not asked for")
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
     if response.status == 200:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +183,67 @@ def test_one_that_waits_gets_it(tmp_path: Path) -> None:
     with holding(tmp_path / "data", wait=-1):
         assert (tmp_path / "written").exists()
     assert os.waitpid(process, 0)[1] == 0
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_outputs_are_written_through_links(tmp_path: Path, exists: bool) -> None:
+    """Twice: what the first run leaves must not stop the second."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    links = {name: tmp_path / name for name in ("KS-data-bin", "verbal.json")}
+    for name, link in links.items():
+        link.symlink_to(Path("disk") / name)
+    if exists:
+        (disk / "KS-data-bin").mkdir()
+        (disk / "KS-data-bin" / "old.bin").touch()
+        (disk / "verbal.json").write_text("old")
+    for name in ("first", "second"):
+        with replacing_folder(links["KS-data-bin"]) as folder, writing(links["verbal.json"]) as new:
+            (folder / name).touch()
+            new.write(name)
+    assert all(link.is_symlink() for link in links.values())
+    assert links["verbal.json"].read_text() == "second"
+    assert [path.name for path in links["KS-data-bin"].iterdir()] == ["second"]
+    assert set(tmp_path.iterdir()) == {disk, *links.values()}
+    assert {path.name for path in disk.iterdir()} == set(links)
+
+
+def test_a_link_that_an_earlier_version_moved_aside_is_swept(tmp_path: Path) -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()  # no process has its number now
+    (tmp_path / f".bin.{os.uname().nodename}.{child.pid}.old").symlink_to(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for _ in range(2):
+        with replacing_folder(tmp_path / "bin"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, code: int) -> None:
+    """Lustre without ``-o flock``, some NFS: a file holds by its existence, and no run stays
+    locked out by a killed one.
+    """
+
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def killed() -> None:
+        with holding(tmp_path / "data"):
+            die()
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with holding(tmp_path / "data"):
+        assert [path.name for path in tmp_path.iterdir()] == [".data.held"]
+        assert in_fork(tmp_path / "data") == 2
+        with (
+            pytest.raises(UserError, match=r"or remove .*\.data\.held if its machine crashed"),
+            holding(tmp_path / "data"),
+        ):
+            pass
+    assert not list(tmp_path.iterdir())
+    die_in(killed)
+    assert (tmp_path / ".data.held").exists()
+    with holding(tmp_path / "data"):
+        pass
+    assert not list(tmp_path.iterdir())

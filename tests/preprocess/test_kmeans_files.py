@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joblib.numpy_pickle import NumpyArrayWrapper, NumpyPickler
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from tests.conftest import stage
-from tests.reliability.hostile import Runs
+from tests.reliability.hostile import Runs, refused
 
 COMPRESSIONS = [0, *((name, 3) for name in ("zlib", "gzip", "bz2", "xz", "lzma"))]
 
@@ -47,15 +49,67 @@ def test_files_equal_joblib_and_units_equal_scikit_learn(tmp_path, dtype, compre
         lambda m: vars(m).update(random_state=np.random.RandomState(3), inertia_=np.float64(1)),
         lambda m: setattr(m, "random_state", np.random.default_rng(3)),
         lambda m: m.partial_fit(np.ones((20, 4), np.float32)),
+        lambda m: setattr(m, "feature_names_in_", np.array(["a", "b", "ü", "d"], dtype=object)),
     ],
-    ids=["fortran", "big-endian", "RandomState", "Generator", "partial_fit"],
+    ids=["fortran", "big-endian", "RandomState", "Generator", "partial_fit", "DataFrame"],
 )
-def test_other_models(tmp_path, change):
-    model, plain = fitted(), fitted(kind=sklearn.cluster.KMeans)
+@pytest.mark.parametrize("protocol", range(6))
+def test_other_models(tmp_path, change, protocol):
+    """What scikit-learn keeps beside the centres; as joblib and as pickle write it."""
+    model = fitted()
     change(model)
-    for other in (model, plain):
-        joblib.dump(other, tmp_path / "km.bin")
-        assert np.array_equal(load_kmeans(tmp_path / "km.bin"), other.cluster_centers_)
+    joblib.dump(model, tmp_path / "joblib.bin", protocol=protocol)
+    (tmp_path / "pickle.bin").write_bytes(pickle.dumps(model, protocol))
+    for path in tmp_path.iterdir():
+        assert np.array_equal(load_kmeans(path), model.cluster_centers_), path.name
+
+
+def test_plain_arrays(tmp_path):
+    centres = fitted(np.float64).cluster_centers_
+    tensor = torch.from_numpy(centres)
+    np.save(tmp_path / "a.npy", centres)
+    np.save(tmp_path / "no_suffix.npy", centres)
+    (tmp_path / "no_suffix.npy").rename(tmp_path / "no_suffix")
+    np.savez(tmp_path / "a.npz", centroids=centres)
+    joblib.dump(centres, tmp_path / "array.bin")
+    torch.save(tensor, tmp_path / "a.pt")
+    torch.save({"cluster_centers": tensor, "k": 3}, tmp_path / "zip")
+    torch.save({"centroids": tensor}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    for path in tmp_path.iterdir():
+        read = load_kmeans(path)
+        assert read.dtype == np.float64 and np.array_equal(read, centres), path.name
+    torch.save({"centres": tensor.bfloat16()}, tmp_path / "half.pt")
+    assert load_kmeans(tmp_path / "half.pt").dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("a.npy", np.zeros(3), "centres of shape (3,)"),
+        ("a.npy", np.zeros((2, 3), int), "centres of int64"),
+        ("a.npy", np.array([["a"]], dtype=object), "Object arrays cannot be loaded"),
+        ("a.pt", {"model": torch.zeros(2)}, "no 'centres', but model"),
+        ("a.pt", [1], "a list"),
+        ("a.pt", torch.zeros(2, 2, dtype=torch.int), "centres of"),
+        (
+            "a.bin",
+            make_pipeline(StandardScaler(), sklearn.cluster.KMeans()),
+            "holds scikit-learn's Pipeline",
+        ),
+        ("a.bin", b"version https://git-lfs.github.com/spec/v1", "else: a Git LFS pointer"),
+        ("a.bin", b"<!DOCTYPE html><html>", "found something else: a web page"),
+        ("a.npz", b"PK\x03\x04", "or a damaged file"),
+    ],
+)
+def test_what_is_no_kmeans_is_named(tmp_path, name, value, reason):
+    path = tmp_path / name
+    if isinstance(value, bytes):
+        path.write_bytes(value)
+    else:
+        save = {".npy": np.save, ".pt": lambda path, value: torch.save(value, path)}
+        save.get(path.suffix, lambda path, value: joblib.dump(value, path))(path, value)
+    message = refused(lambda: load_kmeans(path))
+    assert reason in message and "code" not in message
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -69,9 +123,7 @@ def test_protocols_and_files_of_other_versions(tmp_path, protocol, numpy_2):
 
     model, handle = fitted(), Unseekable()
     NumpyPickler(handle, protocol=protocol).dump(model)
-    contents = [handle.getvalue()]
-    if protocol < 5:
-        contents.append(pickle.dumps(model, protocol))
+    contents = [handle.getvalue(), pickle.dumps(model, protocol)]
     for content in contents:
         if protocol < 4:  # names as lines: give them scikit-learn 0.21's, with its own joblib
             content = content.replace(b"cluster._kmeans\n", b"cluster.k_means_\n")
@@ -80,6 +132,24 @@ def test_protocols_and_files_of_other_versions(tmp_path, protocol, numpy_2):
                 content = content.replace(b"cnumpy.core.", b"cnumpy._core.")
         (tmp_path / "km.bin").write_bytes(content)
         assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
+
+
+def test_a_file_of_python_2(tmp_path):
+    """Its strings are bytes, and those of an array are no ASCII."""
+
+    class Pickler(pickle._Pickler):
+        dispatch = dict(pickle._Pickler.dispatch)
+
+        def save_bytes(self, value):
+            self.write(b"T" + len(value).to_bytes(4, "little") + value)
+            self.memoize(value)
+
+        dispatch[bytes] = save_bytes
+
+    model = fitted()
+    with open(tmp_path / "km.bin", "wb") as handle:
+        Pickler(handle, 2).dump(model)
+    assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
 
 
 def wrapper(shape: object, dtype: object) -> NumpyArrayWrapper:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import socket
 import struct
@@ -11,9 +12,25 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pretrained_models.fetching import fetch
+
+
+def kmeans_bytes(number: float) -> bytes:
+    """A file of two centres."""
+    content = io.BytesIO()
+    np.savez(content, centres=np.full((2, 3), float(number)))
+    return content.getvalue()
+
+
+def checkpoint_bytes() -> bytes:
+    """A torch file of 240,000 bytes and a few."""
+    content = io.BytesIO()
+    torch.save({"model": {"a": torch.zeros(240_000, dtype=torch.uint8)}}, content)
+    return content.getvalue()
 
 
 class Remote(ThreadingHTTPServer):
@@ -45,7 +62,7 @@ class Remote(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
     Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut=N, reset=N,
-    stall=N (after N bytes), chunked, empty, kind (Content-Type), nameless (no length).
+    stall=N (after N bytes), chunked, empty, kind (Content-Type), encoding, nameless (no length).
     """
 
     server: Remote
@@ -80,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {shown}-{len(content) - 1}/{len(content)}")
         if etag:
             self.send_header("ETag", etag)
+        if "encoding" in fault:
+            self.send_header("Content-Encoding", fault["encoding"])
         if "date" in fault:
             self.send_header("Last-Modified", fault["date"])
         body = content[start:]

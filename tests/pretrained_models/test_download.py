@@ -18,12 +18,12 @@ from pipeline.files import holding
 from pretrained_models.download import main
 from pretrained_models.fetching.pretrained import unpack_lm
 from tests.conftest import REPOSITORY, stage
-from tests.pretrained_models.conftest import Remote
+from tests.pretrained_models.conftest import Remote, checkpoint_bytes, kmeans_bytes
 
 SCRIPT = "pretrained_models/download.py"
 GSLM = "/textless_nlp/gslm"
 KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.tgz"
-SPEECH = b"speech model" * 20_000
+CENTRES, SPEECH = kmeans_bytes(1), checkpoint_bytes()
 
 
 def tgz(path: Path | io.BytesIO, files: dict[str, bytes | tuple[bytes, str]], folder: str = ""):
@@ -41,14 +41,14 @@ def tgz(path: Path | io.BytesIO, files: dict[str, bytes | tuple[bytes, str]], fo
 
 LM_FILES = {"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"}
 GOOD_LM = tgz(io.BytesIO(), LM_FILES, "logmel50_lm/").getvalue()
-WHOLE = {"logmel50_km.bin": b"centres"} | {f"logmel50_lm/{n}": c for n, c in LM_FILES.items()}
+WHOLE = {"logmel50_km.bin": CENTRES} | {f"logmel50_lm/{n}": c for n, c in LM_FILES.items()}
 
 
 @pytest.fixture
 def mirror(remote: Remote) -> Remote:
     """Holds what logmel50 needs, and a wrong HuBERT."""
     remote.files = {
-        KMEANS: b"centres",
+        KMEANS: CENTRES,
         LM: GOOD_LM,
         "/hubert/hubert_base_ls960.pt": b"not it",
         "/mine.pt": SPEECH,
@@ -136,13 +136,13 @@ def test_what_a_user_put_there_is_checked_and_never_removed(mirror: Remote, tmp_
     (folder / "hubert_base_ls960.pt").write_bytes(b"another HuBERT")
     printed = download(mirror, tmp_path, "hubert50", "--only", "checkpoint", code=2)
     assert "1703cf8d" in printed and "remove" in printed
-    (folder / "logmel50_km.bin").write_bytes(b"by hand")
+    (folder / "logmel50_km.bin").write_bytes(kmeans_bytes(2))
     (folder / "logmel50_lm.tgz").write_bytes(GOOD_LM)
     download(mirror, tmp_path, "logmel50")
     assert not mirror.requests
     assert here(tmp_path) == WHOLE | {
         "hubert_base_ls960.pt": b"another HuBERT",
-        "logmel50_km.bin": b"by hand",
+        "logmel50_km.bin": kmeans_bytes(2),
         "logmel50_lm.tgz": GOOD_LM,
     }
 

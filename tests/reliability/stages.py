@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from tests.preprocess import corpora
@@ -122,7 +123,8 @@ class Mirror(Remote):
     def __init__(self) -> None:
         super().__init__()
         noise = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
-        weights, archive = io.BytesIO(), io.BytesIO()
+        weights, archive, centres = io.BytesIO(), io.BytesIO(), io.BytesIO()
+        np.savez(centres, centres=noise[:100_000].numpy().reshape(50, -1))
         torch.save({"model": {"weight": noise}}, weights)
         with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar:
             members = {"checkpoint_best.pt": weights.getvalue(), "dict.txt": b"0 1\n"}
@@ -131,7 +133,7 @@ class Mirror(Remote):
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
         self.files = {
-            "/textless_nlp/gslm/logmel/km50/km.bin": noise[:100_000].numpy().tobytes(),
+            "/textless_nlp/gslm/logmel/km50/km.bin": centres.getvalue(),
             "/textless_nlp/gslm/logmel/lm_km50/logmel50_lm.tgz": archive.getvalue(),
         }
 

@@ -17,7 +17,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.models.transformer_lm import TransformerLanguageModel
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, is_out_of_memory
 from pipeline.torch_files import load_torch
 
 HOW_TO_GET = (
@@ -131,6 +131,8 @@ def _read(folder: Path, stamps: tuple) -> tuple[TransformerLanguageModel, Dictio
     try:
         model = TransformerLanguageModel.build_model(settings, source)
     except Exception as error:  # fairseq raises anything for sizes that do not go together
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path}: settings of no unit LM ({_reason(error)})") from None
     load_weights(model, weights, path)
     for name, parameter in model.named_parameters():  # the file's pages take no memory

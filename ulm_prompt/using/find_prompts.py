@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, near
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.prompt_record import (
     BEST,
@@ -40,9 +40,10 @@ def find_prompt(
         raise UserError(f"--prompt {word}: neither {TENSORS} nor {BEST} in this folder")
     if path.is_file() and path.suffix in (".pt", ".safetensors"):
         return path
+    meant = near(word, task_names())
     raise UserError(
-        f"--prompt {word}: no such task ({', '.join(task_names())}), checkpoints folder, exported "
-        "folder or .pt file"
+        f"--prompt {word}: no such task{meant} of {', '.join(task_names())}, checkpoints folder, "
+        "exported folder or .pt file"
     )
 
 
@@ -92,9 +93,12 @@ def _only_prompt(
         and ((record := read_record(folder)) is None or record.trained_parameters > 0)
     ]
     if not finished:
-        running = f"; {folders[0].name} is not finished" if folders else ""
+        trained = pattern.parent.glob(workspace.checkpoints(task, "*", "*").name)
+        instead = near(pattern.name, [folder.name for folder in trained])
+        if folders:
+            instead = f"; {folders[0].name} is not finished"
         raise UserError(
-            f"--prompt {task}: no trained prompt at {pattern}{running}; train one with "
+            f"--prompt {task}: no trained prompt at {pattern}{instead}; train one with "
             "ulm_prompt/train.py, or name a folder"
         )
     if len(finished) > 1:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import os
 import queue
+import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,7 +32,8 @@ def check_sources(words: Sequence[str]) -> list[str]:
     """The files and folders to read; ``-`` stands for a list on standard input, and so does
     nothing when something is piped in.
 
-    Raises ``UserError`` for a name that does not exist, an empty folder, or no audio at all.
+    Raises ``UserError`` for a name that does not exist, a pipe or device, an empty folder, or no
+    audio at all.
     """
     words = list(words)
     if not words:
@@ -38,29 +42,87 @@ def check_sources(words: Sequence[str]) -> list[str]:
         words = [STDIN]
     if words.count(STDIN) > 1:
         raise UserError("-: standard input can be read once")
+    if STDIN in words and sys.stdin is None:
+        raise UserError("-: standard input is closed; pipe in a list of files")
     for word in words:
-        if word != STDIN and not Path(word).exists():
+        if word == STDIN:
+            continue
+        if not Path(word).exists():
             raise UserError(f"{word}: no such file or folder")
-        if word != STDIN and next(stream([word]), None) is None:
+        if not (Path(word).is_file() or Path(word).is_dir()):
+            raise UserError(
+                f"{word}: a pipe or device, expected a file; save it first, or name - for a list"
+            )
+        if next(stream([word]), None) is None:
             raise UserError(f"{word}: no files in this folder, but for hidden ones")
     return words
 
 
-def stream(words: Sequence[str]) -> Iterator[Path]:
-    """Every file, in the order of ``words``; a folder's by name, without the hidden ones. A name
-    does not tell audio: reading it does. Nothing is kept in memory.
+def stream(words: Sequence[str], passed_over: Counter[str] | None = None) -> Iterator[Path]:
+    """Every file, in the order of ``words``; a folder's by name. A name does not tell audio:
+    reading it does. Nothing is kept in memory but the folders' identities.
+
+    Links are followed. ``passed_over`` counts what is left out: hidden files and folders, and
+    folders that were read already. A folder that cannot be read is given as a file is.
     """
     for word in words:
         if word == STDIN:
             # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
-            with open(0, encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
-                yield from (Path(line.rstrip("\r\n")) for line in lines if line.strip())
+            with open(0, "rb", closefd=False) as names:
+                yield from listed(names)
         elif not Path(word).is_dir():
             yield Path(word)
         else:
-            for root, folders, files in os.walk(word):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                yield from (Path(root) / name for name in sorted(files) if name[0] != ".")
+            yield from _inside(Path(word), Counter() if passed_over is None else passed_over)
+
+
+def _inside(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    unreadable: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    walk = os.walk(top, onerror=lambda error: unreadable.append(error.filename), followlinks=True)
+    for root, folders, files in walk:
+        status = Path(root).stat()
+        if (identity := (status.st_dev, status.st_ino)) in seen:  # a link may lead back up
+            passed_over["folders read already"] += 1
+            folders.clear()
+            continue
+        seen.add(identity)
+        for kind, names in (("hidden files", files), ("hidden folders", folders)):
+            shown = sorted(name for name in names if not name.startswith("."))
+            passed_over[kind] += len(names) - len(shown)
+            names[:] = shown
+        yield from (Path(root) / name for name in files)
+    yield from map(Path, unreadable)
+
+
+def listed(names: IO[bytes]) -> Iterator[Path]:
+    """The files of a list as they arrive: a name a line, or names that end with NUL (``find
+    -print0``). A byte order mark, Windows' line ends and blank lines are no part of a name.
+
+    Raises ``UserError`` for UTF-16 and for names of both kinds.
+    """
+    left, end, piece = b"", b"", b"none yet"
+    while piece:
+        piece = names.read1(1 << 16)
+        left += piece
+        if not end and (b"\0" in left or b"\n" in left or not piece):
+            if left.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise UserError("-: the list is UTF-16 text; save it as UTF-8")
+            left = left.removeprefix(codecs.BOM_UTF8)
+            end = b"\0" if b"\0" in left else b"\n"
+        whole = left.split(end) if end else [left]
+        left = whole.pop() if piece else b""
+        for name in whole:
+            if b"\0" in name:
+                raise UserError("-: some names end with a line, others with NUL; choose one way")
+            name = name.rstrip(b"\r") if end == b"\n" else name
+            if name.strip():
+                yield Path(os.fsdecode(name))
+
+
+def on_a_line(path: Path) -> str:
+    """The name with line breaks and terminal controls as escapes; the bytes of others stay."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(path))
 
 
 def as_they_arrive(paths: Iterable[Path], most: int) -> Iterator[list[Path]]:
@@ -162,7 +224,7 @@ class Table(Writer):
         name = "".join(sign if sign.isprintable() else "?" for sign in file)
         name = name if entry["rank"] == 1 else ""
         if len(name) > self._width:
-            name = "…" + name[1 - self._width :]
+            name = "..." + name[3 - self._width :]
         times = "".join(f"{entry[name]:8.2f}  " for name in ("start", "end") if name in entry)
         percent = f"{100 * entry['probability']:5.1f}"
         labels = entry["labels"]

@@ -1,0 +1,63 @@
+"""Dates and names that flags give become parts of paths: checked by every script, in one way."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.workspace import name_part
+from tests.conftest import REPOSITORY
+
+UNIT_MODEL, TASK = ("--unit_model", "hubert100"), ("--prompt_task", "KS")
+FLAGS = [
+    ("ulm_prompt.train", "--date"),
+    ("ulm_prompt.train_ulm", "--date", *UNIT_MODEL),
+    ("ulm_prompt.train_ulm", "--unit_model", "--date", "d"),
+    ("ulm_prompt.sample", "--model_date", "--sample_date", "d"),
+    ("ulm_prompt.sample", "--sample_date", "--model_date", "d"),
+    ("ulm_prompt.cal_acc", "--sample_date"),
+    ("ulm_prompt.export", "--model_date", *UNIT_MODEL, *TASK, "--out", "out"),
+    ("ulm_prompt.plot", "--date", "curves"),
+    ("ulm_prompt.plot", "--sample_date", "cer_by_length"),
+    ("ulm_prompt.predict", "--model_date", *TASK[1:]),
+    ("ulm_prompt.predict", "--unit_model", *TASK[1:]),
+    ("ulm_prompt.study", "--date", "prompt_length", *UNIT_MODEL, *TASK),
+    ("baselines.unit_ngrams", "--date"),
+    ("baselines.train_downstream", "--date"),
+]
+
+
+@pytest.mark.parametrize(("module", "flag", "others"), [(m, f, o) for m, f, *o in FLAGS])
+def test_a_date_leads_to_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, flag: str, others: list[str]
+) -> None:
+    words = [module, *others, "--workspace", str(tmp_path / "in"), f"{flag}=../../x"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match=r"^'\.\./\.\./x': becomes part of a file's name; expected"):
+        importlib.import_module(module).main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_flag_for_a_date_is_checked() -> None:
+    for folder in ("ulm_prompt", "baselines", "preprocess", "experiments", "demo"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            for call in re.findall(r'(?:flag|add_argument)\(\s*"--\w*date".*', path.read_text()):
+                assert "type=name_part" in call or "**date" in call, f"{path}: {call}"
+
+
+@pytest.mark.parametrize(
+    "word", ["", " ", ".", "..", ".a", "a/b", "/", "a\nb", "a\0", "caf\udce9", "x" * 101, "ü" * 51]
+)
+def test_what_no_file_name_holds(word: str) -> None:
+    with pytest.raises(UserError):
+        name_part(word)
+
+
+@pytest.mark.parametrize("word", ["20221122", "2022-11-22", "a b", "v1.2", "ü", "x" * 100, "-1"])
+def test_names(word: str) -> None:
+    assert name_part(word) == word
