@@ -18,9 +18,9 @@ from tests.ulm_prompt.test_training_step import a_sample, criterion
 from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
+from ulm_prompt.prompt_lm.label_map import LabelMap
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import LabelMap
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels
@@ -29,7 +29,7 @@ COUNT = 3
 
 def a_model(noise: float = 0.3) -> PromptLanguageModel:
     model = tiny.prompted()
-    label_map = LabelMap(UNITS, SYMBOLS, COUNT, EOS)
+    label_map = LabelMap([tiny.dictionary()[unit] for unit in UNITS], tiny.dictionary(), COUNT)
     torch.manual_seed(8)
     label_map.weight.data += noise * torch.randn_like(label_map.weight)
     return PromptLanguageModel(model.lm, model.prompt, label_map).eval()

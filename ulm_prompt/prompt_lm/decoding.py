@@ -63,6 +63,9 @@ def decode(
     if options.sampling:
         choose = sampler(options.seed, options.topk, options.topp, options.temperature)
     most_tokens = max(BATCH_TOKENS, options.max_units + 2)
+    max_labels, label_map = options.max_labels, lm.model.label_map
+    if label_map is not None:  # then nothing but </s> may follow: no step to see that
+        max_labels = min(max_labels, label_map.count)
     for batch in batches_by_length(order, sizes, most_tokens, options.batch_size):
         numbers = batch.tolist()
         if all(number in done for number in numbers):
@@ -70,11 +73,11 @@ def decode(
         tokens = [rows[number] for number in numbers]
         if options.beam > 1:
             state = lm.prefill(tokens, score_rows=options.temperature)
-            width = options.beam, options.max_labels
+            width = options.beam, max_labels
             score = options.lenpen, options.temperature
             found = (beam_search(lm, state, *width, sets, *score) for sets in (None, labels))
             answers = [[best.answer for best, *_ in both] for both in zip(*found)]
         else:
             state = lm.prefill(tokens)
-            answers = follow(lm, state, numbers, options.max_labels, choose, labels)
+            answers = follow(lm, state, numbers, max_labels, choose, labels)
         yield [Decoded(number, *both) for number, both in zip(numbers, answers)]

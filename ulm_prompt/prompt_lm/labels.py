@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import label_limit
+from ulm_prompt.prompt_data.verbal import with_joint_names
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 
@@ -98,6 +99,8 @@ class LabelAnswers:
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
         """Raises ``UserError`` for a label unit that ``dictionary`` lacks."""
+        if record.training.get("verbalizer") == "learnable":
+            dictionary = with_joint_names(dictionary, record.verbal.values())
         for unit in record.verbal.values():
             if dictionary.index(unit) == dictionary.unk():
                 raise UserError(

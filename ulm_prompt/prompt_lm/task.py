@@ -20,6 +20,7 @@ from omegaconf import II, MISSING
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.verbal import JOIN
 from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.prompt import METHODS, initialise
@@ -46,13 +47,13 @@ class UnitPromptConfig(FairseqDataclass):
 
 @register_task("unit_prompt", dataclass=UnitPromptConfig)
 class UnitPromptTask(FairseqTask):
-    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
+    """The prompt's rows, and the LM, with whose dict that of the data-bin begins."""
 
-    source_dictionary = target_dictionary = property(lambda self: self.unit_lm.dictionary)
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
-    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
+    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM, dictionary: Dictionary) -> None:
         super().__init__(cfg)
-        self.unit_lm = unit_lm
+        self.unit_lm, self.dictionary = unit_lm, dictionary
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
@@ -61,11 +62,13 @@ class UnitPromptTask(FairseqTask):
         written = Path(cfg.data) / "dict.txt"
         if not written.is_file():
             raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
+        dictionary, symbols = load_dictionary(written.parent), unit_lm.dictionary.symbols
+        own, others = dictionary.symbols[: len(symbols)], dictionary.symbols[len(symbols) :]
+        if own != symbols or not all(JOIN in name for name in others):  # names of labels
             raise UserError(
                 f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
             )
-        return cls(cfg, unit_lm)
+        return cls(cfg, unit_lm, dictionary)
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
@@ -81,7 +84,7 @@ class UnitPromptTask(FairseqTask):
         """Open a split, once. Raises ``UserError`` for one that is missing or broken."""
         if split in self.datasets:
             return
-        dictionary = self.unit_lm.dictionary
+        dictionary = self.dictionary
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if self.cfg.max_tokens:
             self._check_lengths(dataset, split)
