@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.data import batches_by_length
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.search import Answer, beam_search, follow, likeliest, sampler
@@ -39,6 +39,7 @@ class Decoded:
     row: int
     free: Answer
     within: Answer
+    log_odds: float | None = None  # of ``within``, one of two labels, against the other
 
 
 def decode(
@@ -80,4 +81,15 @@ def decode(
         else:
             state = lm.prefill(tokens)
             answers = follow(lm, state, numbers, max_labels, choose, labels)
-        yield [Decoded(number, *both) for number, both in zip(numbers, answers)]
+        odds = log_odds(state, labels, [within for _, within in answers])
+        yield [Decoded(number, *both, odd) for number, both, odd in zip(numbers, answers, odds)]
+
+
+def log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
+    """Of each answer to a row of ``state`` against the other label; None unless there are two."""
+    symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
+    if len(symbols) != 2 or not labels.ends[labels.following[0, symbols]].all():
+        return [None] * len(answers)
+    first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
+    odds = [one - other for one, other in zip(first, second)]
+    return [odd if answer.symbols == symbols[:1] else -odd for odd, answer in zip(odds, answers)]
