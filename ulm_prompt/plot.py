@@ -15,14 +15,13 @@ from pathlib import Path
 
 from pipeline.errors import UserError, run
 from pipeline.files import read_json, writing
-from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import BEST
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import MADE_BY, read_prompt_text, renamed_texts, verbal_path
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.comparison import most_frequent
+from ulm_prompt.scoring.comparison import labels_of, most_frequent
 from ulm_prompt.scoring.scores import label_names, sample_files, train_curve, valid_curve
 
 
@@ -34,10 +33,8 @@ def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
         runs[date] = {"valid": valid_curve(log), "train": train_curve(log)}
-    rows = [workspace.rows(pair.config.downstream, pair.unit_model, s) for s in ("train", "valid")]
-    guess = None
-    if not pair.config.is_sequence and all(file.is_file() for file in rows):
-        guess = most_frequent(*([row.labels for row in read_rows(file)] for file in rows))
+    labels = labels_of(workspace, pair, "train", "valid")
+    guess = most_frequent(*labels) if labels else None
     pictures.draw_curves(runs, guess, f"{pair.task}, {pair.unit_model}", path)
 
 
@@ -50,8 +47,8 @@ def plot_verbalizer(args: argparse.Namespace, pair: Pair, path: Path) -> None:
 
     lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
-    symbols = enumerate(lm.dictionary.symbols[lm.dictionary.nspecial :], lm.dictionary.nspecial)
-    embeddings = {symbol: weights[number] for number, symbol in symbols}
+    first = lm.dictionary.nspecial
+    embeddings = dict(zip(lm.dictionary.symbols[first:], weights[first:]))
     title = f"{pair.task}: labels on {pair.unit_model}'s units"
     pictures.draw_verbalizer(embeddings, names, title, path)
 
@@ -108,11 +105,10 @@ def is_ready(args: argparse.Namespace, pair: Pair) -> bool:
     if args.what == "verbalizer":
         path = verbal_path(workspace, pair)
         return path.is_file() and pair.task in read_json(path, MADE_BY)
-    folder, file = workspace.checkpoints, BEST
+    runs = [(pair.task, pair.unit_model, date) for date in args.date]
     if args.what == "curves":
-        folder, file = workspace.logs, "train.log"
-    runs = (folder(pair.task, pair.unit_model, date) for date in args.date)
-    return all((run / file).is_file() for run in runs)
+        return all((workspace.logs(*run) / "train.log").is_file() for run in runs)
+    return all((workspace.checkpoints(*run) / BEST).is_file() for run in runs)
 
 
 PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot_attention}

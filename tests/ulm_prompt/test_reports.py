@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.scoring.class_report import answers, class_report
+from ulm_prompt.scoring.class_report import answers, class_report, print_report, slot_answers
+from ulm_prompt.scoring.comparison import print_comparison
 from ulm_prompt.scoring.pictures import OTHER
 from ulm_prompt.scoring.scores import Label
 
@@ -70,6 +72,12 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
             r["predict"].split()[index : index + 1] == [r["label"].split()[index]] for r in rows
         ]
         assert report["slots"][slot] == pytest.approx(100 * sum(right) / 60)
+    assert [score["errors"] for score in report["classes"]] == sorted(
+        (round(s["utterances"] * (1 - s["recall"] / 100)) for s in report["classes"]), reverse=True
+    )
+    by_slot = slot_answers(path, NAMES)
+    assert list(by_slot) == ["action", "object"] and by_slot["object"][2] == ["heat", "lamp"]
+    assert by_slot["object"][1].count("lamp") == sum(r["predict"].endswith(" 5") for r in rows)
     _, answered, classes = answers(path, NAMES)
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
     twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
@@ -77,6 +85,23 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
     wrong.sort(key=lambda row: row["score"], reverse=True)
     assert [m["file_name"] for m in report["mistakes"]] == [row["file_name"] for row in wrong]
     assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(wrong[0]["score"]))
+
+
+def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.CaptureFixture) -> None:
+    """The slots first; the 30 classes with the most errors, the rest in one line."""
+    shares = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    classes = [{"name": f"class {n}", "utterances": 1, "errors": n < 40, **shares}
+               for n in range(90)]  # fmt: skip
+    slots = {"numberOfShots": 46.24, "size": 100.0}
+    compared = {"without_a_prompt": {}, "run": {}, "slots": slots, "most_frequent": slots}
+    print_comparison(compared)
+    print_report({"classes": classes, "mistakes": [], "confusion": "c.png"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [
+        "  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%",
+    ]  # fmt: skip
+    assert sum(line.startswith("  class ") for line in lines) == 31
+    assert "  and 60 more classes: 60 utterances, 10 errors (--json lists them)" in lines
 
 
 def test_attention_on_the_prompt_is_what_a_full_computation_finds():
@@ -169,6 +194,19 @@ def test_pictures_need_no_window_and_name_what_is_missing(workspace):
     said = stage("ulm_prompt/plot.py", "curves", *flags, "--date", "d", code=2)
     assert "train.log: not found" in said
     stage("ulm_prompt/plot.py", "verbalizer", *flags)
-    stage("ulm_prompt/plot.py", "attention", *flags, "--date", "d", "--utterances", 5)
+    tiny.write_corpus(workspace, "other", "speech_commands")  # neither an LM nor a prompt
+    tiny.write_corpus(workspace, "tiny100", "speech_commands")  # no prompt
+    attention = ("attention", *flags, "--date", "d", "--utterances", 5)
+    try:
+        said = stage("ulm_prompt/plot.py", *attention)
+        assert "KS tiny100: passed over, it has nothing for attention" in said
+        said = stage("ulm_prompt/plot.py", *attention, "--unit_model", "hubert", code=2)
+        assert "there is KS other, KS tiny100, IC tiny100" in said
+        stage("ulm_prompt/plot.py", *attention, "--prompt_task", "IC", "--unit_model", "tiny100")
+    finally:
+        shutil.rmtree(Workspace(workspace).downstream_data("speech_commands"))
+    said = stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "s", "--unit_model", "x", code=2)
+    assert "samples_*_x_*.json: no samples; " in said and "there is IC_tiny100_d" in said
+    assert "there is s\n" in stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "t", code=2)
     for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_d"):
         picture(workspace / "samples" / "plots" / f"{name}.png")
