@@ -43,7 +43,7 @@ def draw_curves(
     """Accuracy and loss on valid and on train over updates, of each run by its name. ``guess``: the
     accuracy in % of the most frequent label.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for axis, score, what in (
         (left, "accuracy", "accuracy, % (labels before it given)"),
         (right, "label_loss", "loss, nats a label"),
@@ -59,8 +59,12 @@ def draw_curves(
         axis.grid(alpha=0.3)
     if guess is not None:
         left.axhline(guess, color="black", linestyle=":", label="most frequent label of train")
-    left.set_ylim(-2, 102)
-    left.legend(title="--date; train: with its noise")
+    top = max(max(line.get_ydata(), default=0.0) for line in left.lines) or 1.0
+    left.set_ylim(-0.02 * top, 1.05 * top)
+    figure.legend(
+        *left.get_legend_handles_labels(), title="--date; train: with its noise", ncols=5,
+        loc="outside lower center",
+    )  # fmt: skip
     figure.suptitle(title)
     save(figure, path)
 
@@ -132,7 +136,7 @@ Answers = tuple[Sequence[str], Sequence[str], Sequence[str]]  # spoken, answered
 def draw_confusion(slots: Mapping[str, Answers], title: str, path: Path) -> None:
     """A confusion matrix of each slot, two beside each other."""
     most = max(len(classes) for *_, classes in slots.values())
-    side = 4 + 0.28 * min(most, MOST_NAMED)
+    side = 4 + 0.28 * min(most, MOST_NAMED if len(slots) == 1 else MOST_COUNTED)
     columns = min(2, len(slots))
     rows = math.ceil(len(slots) / columns)
     figure, axes = plt.subplots(

@@ -226,6 +226,9 @@ def train_curve(train_log: Path) -> dict[int, dict[str, float]]:
     where these are fewer, over the last 100 updates.
     """
     curves = _curves(train_log)
+    ends = list(curves["epochs"])
+    if len(ends) > 1 and ends[-1] - ends[-2] < ends[0] / 2:  # cut off: a few batches say little
+        del curves["epochs"][ends[-1]]
     return max(curves["epochs"], curves["updates"], key=len)
 
 
