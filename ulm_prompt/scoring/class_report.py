@@ -20,37 +20,22 @@ from ulm_prompt.scoring.scores import Label, is_baseline, label_names, named_lab
 MOST_CLASSES = 30  # that are printed
 
 
-def label_text(units: str, names: Mapping[str, Label]) -> str:
-    """``71 12 57`` -> ``activate, lamp, kitchen``; ? for a unit that is no label."""
-    return ", ".join(names[unit].name if unit in names else "?" for unit in units.split())
+def label_text(units: str, names: Mapping[str, Label], at: slice = slice(None)) -> str:
+    """``71 12 57`` -> ``activate, lamp, kitchen``, or the slots ``at`` alone; ? for no label."""
+    return ", ".join(names[unit].name if unit in names else "?" for unit in units.split()[at])
 
 
-def answers(path: Path, names: Mapping[str, Label]) -> tuple[list[str], list[str], list[str]]:
-    """The class of each row of a sample file, its answer or ``OTHER``, and all classes."""
+def answers(
+    path: Path, names: Mapping[str, Label], at: slice = slice(None)
+) -> tuple[list[str], list[str], list[str]]:
+    """The class of each row of a sample file, its answer or ``OTHER``, and all classes; of the
+    slots ``at`` alone.
+    """
     rows = list(read_samples(path))
-    spoken = [label_text(row["label"], names) for row in rows]
+    spoken = [label_text(row["label"], names, at) for row in rows]
     classes = set(spoken)
-    answered = [label_text(row["predict"], names) for row in rows]
+    answered = [label_text(row["predict"], names, at) for row in rows]
     return spoken, [name if name in classes else OTHER for name in answered], sorted(classes)
-
-
-def slot_answers(
-    path: Path, names: Mapping[str, Label]
-) -> dict[str, tuple[list[str], list[str], list[str]]]:
-    """The same of each slot, where a row has several labels."""
-    rows = [(row["label"].split(), row["predict"].split()) for row in read_samples(path)]
-    by_slot = {}
-    for index, slot in enumerate(_titles(rows[0][0], names)):
-        spoken = [label_text(label[index], names) for label, _ in rows]
-        classes = set(spoken)
-        given = (label_text("".join(answer[index : index + 1]), names) for _, answer in rows)
-        answered = [name if name in classes else OTHER for name in given]
-        by_slot[slot] = spoken, answered, sorted(classes)
-    return by_slot
-
-
-def _titles(label: list[str], names: Mapping[str, Label]) -> list[str]:
-    return slot_titles([names[unit].slot if unit in names else "label" for unit in label])
 
 
 def class_report(path: Path, names: Mapping[str, Label]) -> dict[str, Any]:
@@ -74,7 +59,8 @@ def class_report(path: Path, names: Mapping[str, Label]) -> dict[str, Any]:
     scores.sort(key=lambda score: -score["errors"])
     mistakes = [] if is_baseline(path) else _mistakes(path, names)
     first = next(read_samples(path))["label"].split()
-    slots = slot_accuracies(path, _titles(first, names))
+    titles = slot_titles([names[unit].slot if unit in names else "label" for unit in first])
+    slots = slot_accuracies(path, titles)
     return {"classes": scores, "slots": slots, "mistakes": mistakes}
 
 
@@ -121,8 +107,13 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):
-        slots = slot_answers(path, names) or {"": answers(path, names)}
-        draw_confusion(slots, f"{pair.task}, {pair.unit_model}", picture)
+        slots = {
+            title: answers(path, names, slice(at, at + 1))
+            for at, title in enumerate(report["slots"])
+        }
+        draw_confusion(
+            slots or {"": answers(path, names)}, f"{pair.task}, {pair.unit_model}", picture
+        )
     return report | {"mistakes": report["mistakes"][:mistakes], "confusion": str(picture)}
 
 

@@ -56,12 +56,11 @@ class Score:
 def score(path: Path) -> Score:
     """Score a sample file. Raises ``UserError`` for a missing or malformed file."""
     twin = within_path(path)
-    pairs, within, right_within = _pairs(path), Counter(), None
-    total = pairs.total()
-    eer = cost = None
+    pairs, free, right = _count(path)
+    total = free.total()
+    within, right_within, eer, cost = Counter(), None, None, None
     if twin.exists():
-        pairs_within = _pairs(twin)
-        within, right_within = _answers(pairs_within), _right(pairs_within)
+        _, within, right_within = _count(twin)
         if within.total() != total:
             raise UserError(
                 f"{twin}: {within.total()} utterances, {path.name} has {total}; run sample.py again"
@@ -71,41 +70,33 @@ def score(path: Path) -> Score:
     in_use = [*(label for label, _ in pairs), *(answer for answer in within if answer)]
     known = [set(slot) for slot in zip(*(text.split() for text in in_use))]
     invalid = 0
-    for answer, times in _answers(pairs).items():
+    for answer, times in free.items():
         units = answer.split()
         if len(units) != len(known) or any(u not in slot for u, slot in zip(units, known)):
             invalid += times
     shares = (
-        None if count is None else 100 * count / total
-        for count in (_right(pairs), right_within, invalid)
+        None if count is None else 100 * count / total for count in (right, right_within, invalid)
     )
     return Score(total, *shares, within[""], macro_f1(pairs), eer, cost)
 
 
-def _pairs(path: Path) -> Counter[tuple[str, str]]:
-    """How often a sample file has each pair of label and answer."""
-    return Counter((sample["label"], sample["predict"]) for sample in read_samples(path))
-
-
-def _answers(pairs: Counter[tuple[str, str]]) -> Counter[str]:
-    answers: Counter[str] = Counter()
-    for (_, answer), times in pairs.items():
+def _count(path: Path) -> tuple[Counter[tuple[str, str]], Counter[str], int]:
+    """How often a sample file has each label with each answer, and each answer; the right ones."""
+    pairs = Counter((sample["label"], sample["predict"]) for sample in read_samples(path))
+    answers, right = Counter(), 0
+    for (label, answer), times in pairs.items():
         answers[answer] += times
-    return answers
-
-
-def _right(pairs: Counter[tuple[str, str]]) -> int:
-    return sum(times for (label, answer), times in pairs.items() if label == answer)
+        right += times * (label == answer)
+    return pairs, answers, right
 
 
 def macro_f1(pairs: Counter[tuple[str, str]]) -> float:
     """The mean F1 in % of the classes that are some utterance's label. ``pairs``: label, answer."""
-    both, right = _answers(pairs), Counter()
-    classes = dict.fromkeys(label for label, _ in pairs)
-    for (label, answer), times in pairs.items():
-        both[label] += times
-        right[label] += times * (label == answer)
-    return 100 * sum(2 * right[name] / both[name] for name in classes) / len(classes)
+    both, right = Counter(), {label: pairs[label, label] for label, _ in pairs}
+    for pair, times in pairs.items():
+        for name in pair:
+            both[name] += times
+    return 100 * sum(2 * right[name] / both[name] for name in right) / len(right)
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:
@@ -155,7 +146,7 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
 
         pair, twin = replace(pair, verbalizer=verbalizer), within_path(path)
         free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
-        unanswered = _answers(_pairs(twin))[""]
+        unanswered = _count(twin)[1][""]
         named = {}
         for result, where in ((free, ""), (within, " within labels")):
             named |= {
