@@ -37,7 +37,9 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
     columns = zip(*(zip(*(row.split() for row in rows)) for rows in (train, test)))
     named = named_labels(workspace, pair, set(" ".join(test).split()))
     titles = slot_titles([named[number].slot for number in test[0].split()])
-    target = named[test[labels.index(rarer(labels))]].name if len(set(labels)) == 2 else None
+    target = None
+    if len(set(labels)) == 2 and not titles:
+        target = named[test[labels.index(rarer(labels))]].name
     run = {} if is_baseline(path) else own_splits(path, workspace, pair)
     return {
         "without_a_prompt": without,
