@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -22,6 +23,7 @@ from tests.ulm_prompt.test_training_step import a_sample, criterion
 from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.verbal import unit_names
 from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.label_map import LabelMap
@@ -248,6 +250,8 @@ def test_1251_labels_on_100_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         torch.tensor([EOS, *(lm.dictionary.index(unit) for unit in entry["src"].split())])
         for entry in samples
     ]
+    monkeypatch.setattr(label_answers, "MOST_SCORED", 9)
+    record = dataclasses.replace(record, most_labels=1)
     answers = LabelAnswers(record, lm.dictionary)(cached, cached.prefill(rows), 2)
     for (best, second), entry in zip(answers, samples):
         assert record.verbal[best.labels[0]] == entry["predict"] and best.score >= second.score

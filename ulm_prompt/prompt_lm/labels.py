@@ -93,8 +93,9 @@ class LabelAnswers:
     """A prompt's likeliest answers within its label set.
 
     The candidates are the label sequences of train; where these are not known, every combination of
-    the slots' labels. All are scored, exactly, unless they are texts or hold more than
-    ``MOST_SCORED`` labels: then a beam as wide as the number of wanted answers searches among them.
+    the slots' labels. All are scored, exactly, unless they are texts or, of several labels each,
+    hold more than ``MOST_SCORED``: then a beam as wide as the number of wanted answers searches
+    among them.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
@@ -114,7 +115,8 @@ class LabelAnswers:
         known = record.label_sequences
         count = math.prod(map(len, slots)) if known is None else len(known)
         self._sets, self._sequences = None, []
-        if not record.is_text and count * record.most_labels <= MOST_SCORED:
+        few = record.most_labels == 1 or count * record.most_labels <= MOST_SCORED
+        if not record.is_text and few:  # single labels are one product, however many
             candidates = itertools.product(*slots) if known is None else map(tuple, known)
             self._sequences = [
                 tuple(symbol_of[label] for label in labels) for labels in dict.fromkeys(candidates)

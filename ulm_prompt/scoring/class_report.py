@@ -57,10 +57,11 @@ def class_report(path: Path, names: Mapping[str, Label]) -> dict[str, Any]:
         errors = count - times_right[name]
         scores.append({"name": name, "utterances": count, "errors": errors, **shares, "f1": f1})
     scores.sort(key=lambda score: -score["errors"])
-    mistakes = [] if is_baseline(path) else _mistakes(path, names)
-    first = next(read_samples(path))["label"].split()
+    samples = list(read_samples(path))
+    mistakes = [] if is_baseline(samples[0]) else _mistakes(path, names)
+    first = samples[0]["label"].split()
     titles = slot_titles([names[unit].slot if unit in names else "label" for unit in first])
-    slots = slot_accuracies(path, titles)
+    slots = slot_accuracies(samples, titles)
     return {"classes": scores, "slots": slots, "mistakes": mistakes}
 
 
@@ -99,7 +100,7 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
         )
     if pair.config.is_sequence:
         return {}
-    if is_baseline(path):
+    if is_baseline(next(read_samples(path))):
         numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
         names = named_labels(workspace, pair, sorted(set(numbers.split())))
     else:

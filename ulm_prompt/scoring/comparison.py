@@ -28,7 +28,8 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
     known: nothing for texts, or without the rows that were decoded.
     """
     pair = pair_of(workspace, path)
-    labels = [row["label"] for row in read_samples(path)]
+    samples = list(read_samples(path))
+    labels = [sample["label"] for sample in samples]
     rows = labels_of(workspace, pair, "train", "test") if pair is not None else None
     if rows is None or len(rows[1]) != len(labels):
         return {}
@@ -40,11 +41,11 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
     target = None
     if len(set(labels)) == 2 and not titles:
         target = named[test[labels.index(rarer(labels))]].name
-    run = {} if is_baseline(path) else own_splits(path, workspace, pair)
+    run = {} if is_baseline(samples[0]) else own_splits(path, workspace, pair)
     return {
         "without_a_prompt": without,
         "run": run,
-        "slots": slot_accuracies(path, titles),
+        "slots": slot_accuracies(samples, titles),
         "target": target,
         "most_frequent": {slot: most_frequent(*both) for slot, both in zip(titles, columns)},
     }
@@ -71,9 +72,9 @@ def slot_titles(slots: Sequence[str]) -> list[str]:
     return titles if len(titles) > 1 else []
 
 
-def slot_accuracies(path: Path, titles: Sequence[str]) -> dict[str, float]:
+def slot_accuracies(samples: Sequence[dict[str, Any]], titles: Sequence[str]) -> dict[str, float]:
     """Slot -> the share of a sample file's rows, in %, with the right label there."""
-    rows = [(row["label"].split(), row["predict"].split()) for row in read_samples(path)]
+    rows = [(sample["label"].split(), sample["predict"].split()) for sample in samples]
     shares = {}
     for at, title in enumerate(titles):
         right = sum(answer[at : at + 1] == label[at : at + 1] for label, answer in rows)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -181,9 +181,9 @@ def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
     return {unit: named[number] for number, unit in verbal.items()}
 
 
-def is_baseline(path: Path) -> bool:
-    """Whether a baseline wrote the sample file: it answers with label numbers, from no units."""
-    return next(read_samples(path)).get("src") == ""
+def is_baseline(sample: dict[str, Any]) -> bool:
+    """Whether a baseline wrote the utterance: it answers with label numbers, from no units."""
+    return sample.get("src") == ""
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
