@@ -22,7 +22,7 @@ from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.comparison import comparison
+from ulm_prompt.scoring.comparison import comparison, most_frequent
 from ulm_prompt.scoring.detection import equal_error_rate, minimum_detection_cost
 from ulm_prompt.scoring.scores import macro_f1, score, train_curve, wilson
 
@@ -120,6 +120,7 @@ def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
     zeros = sum(line.endswith("|0") for line in rows.read_text().splitlines())
     expected = {"train's most frequent label": pytest.approx(100 * zeros / 30)}
     assert comparison(path, two_classes)["without_a_prompt"] == expected
+    assert most_frequent(["a", "a", "b"], ["b", "b", "a", "b"]) == 25
     card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
     write_json(card, {"rows": {"test": sha256(rows)}, "test": {"accuracy": 71.5}})
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
