@@ -226,6 +226,8 @@ def test_1251_labels_on_100_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         rows = [Row(f"{n}.wav", f"{n // 36} {36 + n % 36}", str(n)) for n in labels]
         write_rows(workspace.rows("speech_commands", "tiny100", split), rows)
     data_stages(tmp_path)
+    dicts = workspace.data_bin("tiny100", "KS"), workspace.lm("tiny100")
+    assert len({(folder / "dict.txt").read_bytes() for folder in dicts}) == 1
     task = "--prompt_task", "KS"
     with pytest.raises(UserError, match="1,180 of 1,251 labels have no unit .*=learnable"):
         call("train", tmp_path, *task, "--date", "fixed")

@@ -232,8 +232,8 @@ def binarize(
     names: Iterable[str] = (),
 ) -> dict[str, int]:  # fmt: skip
     """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
-    rows. ``dictionary`` was read from ``dictionary_path``; those of the labels' ``names`` that join
-    several units follow it.
+    rows. ``dictionary`` was read from ``dictionary_path``; the labels' ``names`` of several
+    units are numbered behind its symbols, and are not in the folder's dict.txt.
 
     The folder is complete or absent: it is written under another name and renamed. fairseq reads
     a text ten times as slowly, to the same bytes.
@@ -256,7 +256,5 @@ def binarize(
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
-        with open(folder / "dict.txt", "a", encoding="utf-8") as handle:
-            handle.writelines(f"{name} 0\n" for name in symbols.symbols[len(dictionary) :])
         write_json(folder / SOURCES, _hashes(texts))
     return counts

@@ -20,7 +20,7 @@ from omegaconf import II, MISSING
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_data.verbal import JOIN
+from ulm_prompt.prompt_data.verbal import with_joint_names
 from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.prompt import METHODS, initialise
@@ -43,17 +43,19 @@ class UnitPromptConfig(FairseqDataclass):
     max_tokens: int = II("dataset.max_tokens")
     skip_long: bool = field(default=False, metadata={"help": "leave out rows over --max-tokens"})
     seed: int = II("common.seed")
+    label_units: str = II("model.label_units")  # those of several units follow the LM's symbols
 
 
 @register_task("unit_prompt", dataclass=UnitPromptConfig)
 class UnitPromptTask(FairseqTask):
-    """The prompt's rows, and the LM, with whose dict that of the data-bin begins."""
+    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
 
     source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
-    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM, dictionary: Dictionary) -> None:
+    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
         super().__init__(cfg)
-        self.unit_lm, self.dictionary = unit_lm, dictionary
+        self.unit_lm = unit_lm
+        self.dictionary = with_joint_names(unit_lm.dictionary, cfg.label_units.split())
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
@@ -62,13 +64,11 @@ class UnitPromptTask(FairseqTask):
         written = Path(cfg.data) / "dict.txt"
         if not written.is_file():
             raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        dictionary, symbols = load_dictionary(written.parent), unit_lm.dictionary.symbols
-        own, others = dictionary.symbols[: len(symbols)], dictionary.symbols[len(symbols) :]
-        if own != symbols or not all(JOIN in name for name in others):  # names of labels
+        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
             raise UserError(
                 f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
             )
-        return cls(cfg, unit_lm, dictionary)
+        return cls(cfg, unit_lm)
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
