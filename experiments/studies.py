@@ -28,6 +28,8 @@ COLUMNS = 4  # of validations in a table of learning curves
 TESTS = {  # the scores of the test split that a table has, as far as the task has them
     "accuracy": "test",
     "accuracy_within_labels": "test, within labels",
+    "macro_f1": "test macro F1",
+    "eer": "test EER",
     "invalid": "invalid answers",
     "WER": "test WER",
     "CER": "test CER",
@@ -197,9 +199,10 @@ def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
 
 def _run_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]:
     """A row for each way: accuracies as mean ± standard deviation over its seeds."""
-    tested = [key for key in TESTS if all(key in outcome.test for outcome in outcomes.values())]
-    tests = [TESTS[key] for key in tested]
-    rows = [[f"{title}: accuracy, %", "trained", "valid", *tests, "seeds"]]
+    tests = [outcome.test for outcome in outcomes.values()]
+    tested = [key for key in TESTS if all(test.get(key) is not None for test in tests)]
+    names = [TESTS[key] for key in tested]
+    rows = [[f"{title}: accuracy, %", "trained", "valid", *names, "seeds"]]
     for name, seeds in by_row(outcomes).items():
         scores = [[outcome.card["valid"]["accuracy"] for outcome in seeds]]
         scores += [[outcome.test[key] for outcome in seeds] for key in tested]

@@ -11,12 +11,16 @@ from pathlib import Path
 from pipeline.errors import run
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
-from ulm_prompt.scoring.scores import COUNTS, SHARES, sample_files, scores_of, wilson
-
-
-def written(name: str, value: float) -> str:
-    """A score as it is printed."""
-    return f"{value:,}" if name in COUNTS else f"{value:.2f} %"
+from ulm_prompt.scoring.comparison import comparison, print_comparison
+from ulm_prompt.scoring.detection import ABOUT
+from ulm_prompt.scoring.scores import (
+    COST,
+    SHARES,
+    sample_files,
+    scores_of,
+    wilson,
+    written,
+)
 
 
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
@@ -38,13 +42,14 @@ def main() -> None:
     of_decoding = "the --sample_date of decoding"
     flag("--sample_date", type=name_part, required=True, nargs="+", help=of_decoding)
     add_selection(parser)
-    report = "classes, slots, mistakes, a confusion matrix (PNG)"
+    report = "classes, mistakes, a confusion matrix of each slot (PNG)"
     flag("--report", action="store_true", help=report)
     flag("--mistakes", type=int, default=10, help="with --report: how many (default: 10)")
     flag("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
+    compared = {path: comparison(path, workspace) for path in by_file}
     reports = {}
     if args.report:
         from ulm_prompt.scoring.class_report import print_report, write_report
@@ -54,7 +59,8 @@ def main() -> None:
     for path, scores in by_file.items():
         count = int(scores["utterances"])
         intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
-        whole[str(path)] = scores | {"intervals": intervals} | reports.get(path, {})
+        beside = compared[path] | reports.get(path, {})
+        whole[str(path)] = scores | {"intervals": intervals} | beside
         if args.json:
             continue
         print(path)
@@ -63,6 +69,10 @@ def main() -> None:
             low, high = intervals.get(name, (0, 0))
             interval = f"  (95 %: {low:.2f} to {high:.2f})" if name in intervals else ""
             print(f"  {name:<{width}}  {written(name, value)}{interval}")
+        if COST in scores:
+            target = compared[path].get("target")
+            print(f"  {ABOUT}{f', {target}' if target else ''}")
+        print_comparison(compared[path])
         if args.report:
             print_report(reports[path])
     if args.json:

@@ -9,7 +9,7 @@ from pipeline.files import holding
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import binarize, renamed_texts
+from ulm_prompt.prompt_data.verbal import binarize, load_verbal, renamed_texts
 
 
 def main() -> None:
@@ -26,7 +26,8 @@ def main() -> None:
         lm = lm_folder(workspace, pair.unit_model)
         with holding(target):
             texts = renamed_texts(workspace, pair)
-            counts = binarize(texts, load_dictionary(lm), lm / "dict.txt", target)
+            names = load_verbal(workspace, pair)[1].values()
+            counts = binarize(texts, load_dictionary(lm), lm / "dict.txt", target, names)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")
     print("next: python ulm_prompt/train.py --date DATE")

@@ -1,9 +1,10 @@
 """Pictures of trained prompts and their answers.
 
-curves: accuracy on valid over updates, of every run of --date. verbalizer: the LM's embeddings of
-the units in two dimensions, with the labels that they stand for. attention: how much each layer and
-head looks at the prompt where the first label is read, on test utterances. cer_by_length: CER
-against label length (the paper's figure), a PNG and a CSV in the folder of the first --sample_date.
+curves: accuracy and loss on train and valid over updates, of every run of --date. verbalizer: the
+LM's embeddings of the units in two dimensions, with the labels that they stand for. attention: how
+much each layer and head looks at the prompt where the first label is read, on test utterances.
+cer_by_length: CER against label length (the paper's figure), a PNG and a CSV in the folder of the
+first --sample_date.
 """
 
 from __future__ import annotations
@@ -13,24 +14,28 @@ import csv
 from pathlib import Path
 
 from pipeline.errors import UserError, run
-from pipeline.files import writing
+from pipeline.files import read_json, writing
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
+from ulm_prompt.prompt_data.prompt_record import BEST
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import MADE_BY, read_prompt_text, renamed_texts, verbal_path
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.scores import label_names, sample_files, valid_curve
+from ulm_prompt.scoring.comparison import labels_of, most_frequent
+from ulm_prompt.scoring.scores import label_names, sample_files, train_curve, valid_curve
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     """Every run of ``--date`` in one picture."""
-    runs = {}
+    workspace, runs = Workspace(args.workspace), {}
     for date in args.date:
-        log = Workspace(args.workspace).logs(pair.task, pair.unit_model, date) / "train.log"
+        log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = valid_curve(log)
-    pictures.draw_curves(runs, f"{pair.task}, {pair.unit_model}", path)
+        runs[date] = {"valid": valid_curve(log), "train": train_curve(log)}
+    labels = labels_of(workspace, pair, "train", "valid")
+    guess = most_frequent(*labels) if labels else None
+    pictures.draw_curves(runs, guess, f"{pair.task}, {pair.unit_model}", path)
 
 
 def plot_verbalizer(args: argparse.Namespace, pair: Pair, path: Path) -> None:
@@ -43,7 +48,7 @@ def plot_verbalizer(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
     weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
     first = lm.dictionary.nspecial
-    embeddings = {lm.dictionary[i]: weights[i] for i in range(first, len(lm.dictionary))}
+    embeddings = dict(zip(lm.dictionary.symbols[first:], weights[first:]))
     title = f"{pair.task}: labels on {pair.unit_model}'s units"
     pictures.draw_verbalizer(embeddings, names, title, path)
 
@@ -55,7 +60,7 @@ def plot_attention(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     workspace = Workspace(args.workspace)
     rows = read_prompt_text(renamed_texts(workspace, pair)["test"], "ulm_prompt/verbalizer.py")
     checkpoints = workspace.checkpoints(pair.task, pair.unit_model, args.date[0])
-    if not (checkpoints / "checkpoint_best.pt").is_file():
+    if not (checkpoints / BEST).is_file():
         raise UserError(f"{checkpoints}: no prompt; train it with ulm_prompt/train.py")
 
     import torch
@@ -94,6 +99,18 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
     print(f"{', '.join(runs)} -> {output} and .png")
 
 
+def is_ready(args: argparse.Namespace, pair: Pair) -> bool:
+    """Whether the pair has what the picture shows."""
+    workspace = Workspace(args.workspace)
+    if args.what == "verbalizer":
+        path = verbal_path(workspace, pair)
+        return path.is_file() and pair.task in read_json(path, MADE_BY)
+    runs = [(pair.task, pair.unit_model, date) for date in args.date]
+    if args.what == "curves":
+        return all((workspace.logs(*run) / "train.log").is_file() for run in runs)
+    return all((workspace.checkpoints(*run) / BEST).is_file() for run in runs)
+
+
 PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot_attention}
 
 
@@ -108,8 +125,8 @@ def main() -> None:
     add_selection(parser)
     args = parser.parse_args()
     for name in ("utterances", "width"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+        if (value := getattr(args, name)) < 1:
+            raise UserError(f"--{name} {value}: expected at least 1")
     needed = {"verbalizer": None, "cer_by_length": "sample_date"}.get(args.what, "date")
     if needed and not getattr(args, needed):
         raise UserError(f"plot.py {args.what}: name the run with --{needed}")
@@ -118,12 +135,11 @@ def main() -> None:
         return
     workspace = Workspace(args.workspace)
     pairs = find_pairs(args, needs_lm=args.what != "curves")
-    if args.what == "curves":  # of the pairs that were trained in these runs, if there are any
-        logs = [[workspace.logs(p.task, p.unit_model, date) for date in args.date] for p in pairs]
-        trained = [all((log / "train.log").is_file() for log in of_pair) for of_pair in logs]
-        pairs = [pair for pair, is_trained in zip(pairs, trained) if is_trained] or pairs
+    ready = [pair for pair in pairs if is_ready(args, pair)]
+    for pair in [pair for pair in pairs if ready and pair not in ready]:
+        print(f"{pair.task} {pair.unit_model}: passed over, it has nothing for {args.what}")
     run_name = f"_{args.date[0]}" if args.what == "attention" else ""
-    for pair in pairs:
+    for pair in ready or pairs:  # without any, the first says what is missing
         name = f"{args.what}_{pair.task}_{pair.unit_model}{run_name}.png"
         path = workspace.root / "samples" / "plots" / name
         PLOTS[args.what](args, pair, path)

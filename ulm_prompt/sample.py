@@ -73,6 +73,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     reason = f"as in {part.name}" if begun else reason
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     symbols = unit_lm.dictionary
+    if model.label_map is not None:
+        symbols = verbal.with_joint_names(symbols, card.verbal.values())
 
     def encoded(text: str, where: object) -> list[int]:
         return verbal.encode(text, symbols.indices, str(where), lm / "dict.txt")

@@ -1,7 +1,8 @@
 """Stage 2c: rename labels to existing units.
 
 The map is verbal.json, the renamed text data_<method>/. --verbalizer NAME keeps both under
-verbalizers/NAME/ instead, beside the default ones.
+verbalizers/NAME/ instead, beside the default ones. Labels beyond the units are named by two units
+and more, 12+47; a prompt learns them with train.py --set verbalizer=learnable.
 """
 
 from __future__ import annotations
@@ -60,22 +61,24 @@ def verbal_map(
     ranked += [label for label in labels if label not in counts[1]]
     workspace = Workspace(args.workspace)
     train = verbal.prompt_texts(workspace, pair)["train"]
-    if len(ranked) > len(units):
-        raise UserError(
-            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
-            "use a unit model with more clusters"
-        )
     if missing := [label for label in ranked if label not in labels]:
         raise UserError(
             f"{train}: label {missing[0]} is not in labelspace.json; "
             "run ulm_prompt/gen_labelspace.py again"
         )
+    used = min(len(ranked), len(units))
     if args.method == "kmeans":
-        units = spread_units(lm_folder(workspace, pair.unit_model), units, len(ranked))
+        units = spread_units(lm_folder(workspace, pair.unit_model), units, used)
     if args.method == "random":
-        units = random.Random(args.seed).sample(units, len(ranked))
-    names = dict(zip(ranked, units))
-    return {label: names[label] for label in labels}
+        units = random.Random(args.seed).sample(units, used)
+    names = units[:used] if pair.config.is_sequence else verbal.unit_names(units, len(ranked))
+    if len(names) < len(ranked):
+        raise UserError(
+            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
+            "use a unit model with more clusters"
+        )
+    by_label = dict(zip(ranked, names))
+    return {label: by_label[label] for label in labels}
 
 
 def main() -> None:
@@ -110,6 +113,11 @@ def main() -> None:
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
             f"{rows:,} rows -> {kind}/, {verbal.verbal_path(workspace, pair)}"
         )
+        if joint := sum(verbal.JOIN in name for name in names.values()):
+            print(
+                f"  {joint:,} labels have no unit of their own: the fixed verbalizer cannot answer "
+                "them; train with --set verbalizer=learnable"
+            )
         for split, (_, unseen) in renamed.items():
             if unseen:
                 print(f"  {split}: {unseen:,} rows have a label that train never has")

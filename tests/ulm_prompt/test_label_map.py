@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.errors import UserError
+from pipeline.rows import Row, write_rows
+from pipeline.runs import torch_threads
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.in_process import call, data_stages
 from tests.ulm_prompt.test_decoding import some_rows
 from tests.ulm_prompt.test_model import published_logits
 from tests.ulm_prompt.test_training_step import a_sample, criterion
 from ulm_prompt.prompt_data.prompt_record import read_record
+from ulm_prompt.prompt_data.verbal import unit_names
+from ulm_prompt.prompt_lm import checkpoint
+from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
-from ulm_prompt.prompt_lm.labels import LabelSets
+from ulm_prompt.prompt_lm.label_map import LabelMap
+from ulm_prompt.prompt_lm.labels import LabelAnswers, LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import LabelMap
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels
@@ -29,7 +37,7 @@ COUNT = 3
 
 def a_model(noise: float = 0.3) -> PromptLanguageModel:
     model = tiny.prompted()
-    label_map = LabelMap(UNITS, SYMBOLS, COUNT, EOS)
+    label_map = LabelMap([tiny.dictionary()[unit] for unit in UNITS], tiny.dictionary(), COUNT)
     torch.manual_seed(8)
     label_map.weight.data += noise * torch.randn_like(label_map.weight)
     return PromptLanguageModel(model.lm, model.prompt, label_map).eval()
@@ -182,3 +190,70 @@ def test_sample_answers_with_labels_alone(trained: Path) -> None:
     )
     assert right / (3 * len(samples)) > 0.5, "chance is a quarter"
     assert "utterances              29" in printed
+
+
+def test_labels_beyond_the_units_are_named_by_several() -> None:
+    assert unit_names(["7", "3", "9"], 5) == ["7", "3", "9", "7+3", "3+9"]
+    assert unit_names(["7", "3"], 9) == ["7", "3", "7+3"]
+    names = unit_names([str(unit) for unit in range(100)], 1251)
+    assert len(set(names)) == 1251 and names[-1] == "28+41"
+    counts = [sum(str(unit) in name.split("+") for name in names) for unit in range(100)]
+    assert max(counts) - min(counts) <= 14, "no unit names far more labels than another"
+
+
+def test_a_joint_name_is_the_mean_of_its_units() -> None:
+    """Where it starts, and as what the LM reads it before the next label."""
+    model = tiny.prompted()
+    model.label_map = LabelMap(["5", "7", "5+7"], tiny.dictionary(), 2)
+    logits = torch.randn(2, 3, SYMBOLS)
+    scores = model.label_map(logits, torch.arange(3))[:, 1]  # (B, V + 1)
+    five, seven = (tiny.dictionary().index(unit) for unit in ("5", "7"))
+    assert scores.shape[-1] == SYMBOLS + 1
+    torch.testing.assert_close(scores[:, SYMBOLS], logits[:, 1, [five, seven]].mean(1))
+    assert torch.isinf(scores).sum() == 2 * (SYMBOLS - 2)
+    vectors = model.embed(torch.tensor([[five, seven, SYMBOLS]]), torch.zeros(3, 32))[0]
+    torch.testing.assert_close(vectors[2], vectors[:2].mean(0))
+    with pytest.raises(UserError, match="label 5.100: unit 100 is not in"):
+        LabelMap(["5", "5+100"], tiny.dictionary(), 2)
+
+
+def test_1251_labels_on_100_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From rows to accuracy; an answer of one label takes no step after the row is read."""
+    workspace, count = Workspace(tmp_path), 1251
+    tiny.write_lm(workspace.lm("tiny100"))
+    drawn = random.Random(1).sample(range(count), 60)
+    for split, labels in {"train": range(count), "valid": drawn, "test": drawn}.items():
+        rows = [Row(f"{n}.wav", f"{n // 36} {36 + n % 36}", str(n)) for n in labels]
+        write_rows(workspace.rows("speech_commands", "tiny100", split), rows)
+    data_stages(tmp_path)
+    dicts = workspace.data_bin("tiny100", "KS"), workspace.lm("tiny100")
+    assert len({(folder / "dict.txt").read_bytes() for folder in dicts}) == 1
+    task = "--prompt_task", "KS"
+    with pytest.raises(UserError, match="1,180 of 1,251 labels have no unit .*=learnable"):
+        call("train", tmp_path, *task, "--date", "fixed")
+    assert not (tmp_path / "checkpoints").exists()
+    knobs = "verbalizer=learnable", "batch_size=64", "lr=0.03", "lr_schedule=fixed", "max_epoch=5"
+    with torch_threads(1):
+        flags = "--date", "d", "--recipe", "fast", "--set", *knobs, "max_update=0"
+        call("train", tmp_path, *task, *flags)
+    folder = workspace.checkpoints("KS", "tiny100", "d")
+    record = read_record(folder)
+    assert record.trained_parameters == 3 * 32 * 7 + 32 + count * SYMBOLS
+    monkeypatch.setattr(CachedLM, "step", None)
+    call("sample", tmp_path, *task, "--model_date", "d", "--sample_date", "s")
+    path = workspace.samples("KS", "tiny100", "d", "s")
+    assert "utterances              60" in call("cal_acc", tmp_path, "--sample_date", "s")
+    samples = list(json.loads(path.read_text()).values())
+    right = sum(entry["label"] == entry["predict"] for entry in samples)
+    assert right > 6 and any("+" in entry["predict"] for entry in samples), "chance is 0.05"
+    model, lm = checkpoint.load(folder, workspace.lm("tiny100"))
+    cached = CachedLM(model, PAD, EOS)
+    rows = [
+        torch.tensor([EOS, *(lm.dictionary.index(unit) for unit in entry["src"].split())])
+        for entry in samples
+    ]
+    monkeypatch.setattr(label_answers, "MOST_SCORED", 9)
+    record = dataclasses.replace(record, most_labels=1)
+    answers = LabelAnswers(record, lm.dictionary)(cached, cached.prefill(rows), 2)
+    for (best, second), entry in zip(answers, samples):
+        assert record.verbal[best.labels[0]] == entry["predict"] and best.score >= second.score

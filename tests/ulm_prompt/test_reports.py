@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,16 @@ import torch
 from PIL import Image
 
 from baselines.classifiers.answers import write_answers
-from pipeline.files import sha256, write_json
+from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.scoring.class_report import answers, class_report, without_a_prompt
+from ulm_prompt.scoring.class_report import answers, class_report, print_report
+from ulm_prompt.scoring.comparison import print_comparison
 from ulm_prompt.scoring.pictures import OTHER
-from ulm_prompt.scoring.scores import Label, wilson
+from ulm_prompt.scoring.scores import Label
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),
@@ -71,6 +72,12 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
             r["predict"].split()[index : index + 1] == [r["label"].split()[index]] for r in rows
         ]
         assert report["slots"][slot] == pytest.approx(100 * sum(right) / 60)
+    assert [score["errors"] for score in report["classes"]] == sorted(
+        (round(s["utterances"] * (1 - s["recall"] / 100)) for s in report["classes"]), reverse=True
+    )
+    _, objects, classes = answers(path, NAMES, slice(1, 2))
+    assert classes == ["heat", "lamp"]
+    assert objects.count("lamp") == sum(row["predict"].endswith(" 5") for row in rows)
     _, answered, classes = answers(path, NAMES)
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
     twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
@@ -78,6 +85,23 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
     wrong.sort(key=lambda row: row["score"], reverse=True)
     assert [m["file_name"] for m in report["mistakes"]] == [row["file_name"] for row in wrong]
     assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(wrong[0]["score"]))
+
+
+def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.CaptureFixture) -> None:
+    """The slots first; the 30 classes with the most errors, the rest in one line."""
+    shares = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    classes = [{"name": f"class {n}", "utterances": 1, "errors": n < 40, **shares}
+               for n in range(90)]  # fmt: skip
+    slots = {"numberOfShots": 46.24, "size": 100.0}
+    compared = {"without_a_prompt": {}, "run": {}, "slots": slots, "most_frequent": slots}
+    print_comparison(compared)
+    print_report({"classes": classes, "mistakes": [], "confusion": "c.png"})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == [
+        "  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%",
+    ]  # fmt: skip
+    assert sum(line.startswith("  class ") for line in lines) == 31
+    assert "  and 60 more classes: 60 utterances, 10 errors (--json lists them)" in lines
 
 
 def test_attention_on_the_prompt_is_what_a_full_computation_finds():
@@ -135,7 +159,7 @@ def test_the_report_of_a_sample_file(workspace):
     said = stage(
         "ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s", "--report"
     )
-    for word in ("accuracy of action", "accuracy of place", "precision", "mistakes", " -> "):
+    for word in ("slot    accuracy  train's most", "errors  precision", "mistakes", " -> "):
         assert word in said
     picture(workspace / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
     flags = ("--sample_date", "s", "s", "--report", "--mistakes", "2", "--json")
@@ -143,7 +167,7 @@ def test_the_report_of_a_sample_file(workspace):
     assert len(one["mistakes"]) == 2 and set(one["slots"]) == {"action", "object", "place"}
     assert sum(entry["utterances"] for entry in one["classes"]) == one["utterances"] == 29
     said = stage("ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s")
-    assert "precision" not in said and said.count("accuracy") == 2
+    assert "precision" not in said and "\n  place " in said
 
 
 def test_a_baseline_s_report_names_its_labels(workspace):
@@ -170,36 +194,19 @@ def test_pictures_need_no_window_and_name_what_is_missing(workspace):
     said = stage("ulm_prompt/plot.py", "curves", *flags, "--date", "d", code=2)
     assert "train.log: not found" in said
     stage("ulm_prompt/plot.py", "verbalizer", *flags)
-    stage("ulm_prompt/plot.py", "attention", *flags, "--date", "d", "--utterances", 5)
+    tiny.write_corpus(workspace, "other", "speech_commands")  # neither an LM nor a prompt
+    tiny.write_corpus(workspace, "tiny100", "speech_commands")  # no prompt
+    attention = ("attention", *flags, "--date", "d", "--utterances", 5)
+    try:
+        said = stage("ulm_prompt/plot.py", *attention)
+        assert "KS tiny100: passed over, it has nothing for attention" in said
+        said = stage("ulm_prompt/plot.py", *attention, "--unit_model", "hubert", code=2)
+        assert "there is KS other, KS tiny100, IC tiny100" in said
+        stage("ulm_prompt/plot.py", *attention, "--prompt_task", "IC", "--unit_model", "tiny100")
+    finally:
+        shutil.rmtree(Workspace(workspace).downstream_data("speech_commands"))
+    said = stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "s", "--unit_model", "x", code=2)
+    assert "samples_*_x_*.json: no samples; " in said and "there is IC_tiny100_d" in said
+    assert "there is s\n" in stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "t", code=2)
     for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_d"):
         picture(workspace / "samples" / "plots" / f"{name}.png")
-
-
-@pytest.mark.parametrize(("right", "count"), [(94, 100), (0, 12), (12, 12), (2894, 3081), (1, 2)])
-def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: int) -> None:
-    """Its ends are the true shares of which ``right`` is 1.96 standard deviations away."""
-    ends = [end / 100 for end in wilson(100 * right / count, count)]
-    for end, edge in zip(ends, (0.0, 1.0)):
-        distance = abs(right - count * end)
-        deviation = math.sqrt(count * end * (1 - end))
-        assert end == edge or distance == pytest.approx(1.959964 * deviation, rel=1e-6)
-    assert ends[0] <= right / count <= ends[1]
-
-
-def test_a_report_says_what_an_answer_without_a_prompt_reaches(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    tiny.write_corpus(tmp_path, downstream="speech_commands")
-    for name in ("make_data", "gen_labelspace", "verbalizer"):
-        stage(f"ulm_prompt/{name}.py", "--workspace", tmp_path)
-    units = Pair("KS", "tiny100", load_task("KS"))
-    path = workspace.samples("KS", "tiny100", "d", "d")
-    labels = list("555543333")
-    write_json(path, {str(n): {"file_name": "a", "src": "1 <s>", "label": label, "predict": "5"}
-                      for n, label in enumerate(labels)})  # fmt: skip
-    assert without_a_prompt(path, workspace, units) == {"the most frequent label": 400 / 9}
-    card = tmp_path / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
-    rows = sha256(workspace.rows("speech_commands", "tiny100", "test"))
-    write_json(card, {"rows": {"test": rows}, "test": {"accuracy": 71.5}})
-    assert without_a_prompt(path, workspace, units)["unit n-grams, linear"] == 71.5
-    write_json(card, {"rows": {"test": "of others"}, "test": {"accuracy": 71.5}})
-    assert "unit n-grams, linear" not in without_a_prompt(path, workspace, units)

@@ -86,7 +86,7 @@ def test_scores_of_every_task(root: Path) -> None:
                re.split(r"\n(?=/)", printed.split("\n\n(1)")[0].strip())}  # fmt: skip
     assert list(by_task) == ["ASR", "KS", "SF"]
     lines = by_task["KS"].splitlines()[1:]
-    names = ("utterances", "accuracy", "accuracy within labels", "invalid answers")
+    names = ("utterances", "accuracy", "accuracy within labels", "macro F1", "invalid answers")
     assert [line[:26] for line in lines] == [f"  {name:22}  " for name in names]
     for task, slots in (("ASR", 0), ("SF", 2)):
         assert len(re.findall(r"(?:WER|CER) .* %", by_task[task])) == 4 + slots

@@ -123,9 +123,11 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     ]
     if not pairs:
         wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
+        known = [f"{p.task} {p.unit_model}" for t in task_names() for p in _pairs_of(workspace, t)]
         raise UserError(
             f"{args.workspace / 'preprocess'}: no quantised data for {wanted} "
             "(<downstream>/data/<unit_model>/train); make it with preprocess/runner.py"
+            + (f"; there is {', '.join(known)}" if known else "")
         )
     with_lm = [pair for pair in pairs if lm_folder(workspace, pair.unit_model).is_dir()]
     if needs_lm and with_lm and not args.unit_model:

@@ -6,10 +6,12 @@ rows -> data_prompt/ -> verbal.json and the renamed text -> binaries.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
+JOIN = "+"  # 12+47 names a label that has no unit of its own
 MADE_BY = "ulm_prompt/verbalizer.py"
 
 
@@ -33,12 +36,13 @@ def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
     """Stream (units, labels) of each line ``units <s> labels``, both as written.
 
     Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
-    without one ``<s>``.
+    without one ``<s>``. The verbalizer's text may name labels by several units, ``12+47``.
     """
     lines = text_lines(path, f"not found; run {made_by} first")
     for number, line in enumerate(lines, start=1):
         units, separator, labels = line.partition(SEPARATOR)
-        if not (units and separator and are_labels(labels)):
+        numbers = labels.replace(JOIN, " ") if made_by == MADE_BY else labels
+        if not (units and separator and are_labels(numbers)):
             raise UserError(
                 f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
                 f"run {made_by} again"
@@ -68,6 +72,34 @@ def rename_labels(
             unseen += any(label not in seen for label in labels.split())
             handle.write(f"{units}{SEPARATOR}{renamed}\n")
     return count, unseen
+
+
+def unit_names(units: Sequence[str], count: int) -> list[str]:
+    """Names for ``count`` labels: the units in their order, then sets of two units and more, those
+    that stand closest to each other first. Fewer where there are not so many sets.
+    """
+    names: list[str] = []
+    for size in range(1, len(units) + 1):
+        if len(names) >= count:
+            break
+        sets = sorted(itertools.combinations(range(len(units)), size), key=lambda s: s[-1] - s[0])
+        names += [JOIN.join(units[i] for i in chosen) for chosen in sets]
+    return names[:count]
+
+
+def with_joint_names(dictionary: Dictionary, names: Iterable[str]) -> Dictionary:
+    """``dictionary``, and behind its symbols those ``names`` that join several units.
+
+    Raises ``UserError`` for a name with a unit that ``dictionary`` lacks.
+    """
+    joint = [name for name in names if JOIN in name]
+    if not joint:
+        return dictionary
+    extended = copy.deepcopy(dictionary)
+    for name in joint:
+        encode(name.replace(JOIN, " "), dictionary.indices, f"label {name}", "the LM's dict.txt")
+        extended.add_symbol(name)
+    return extended
 
 
 def prompt_texts(workspace: Workspace, pair: Pair, kind: str = "data_prompt") -> dict[str, Path]:
@@ -196,10 +228,12 @@ def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | 
 
 
 def binarize(
-    texts: Mapping[str, Path], dictionary: Dictionary, dictionary_path: Path, target: Path
-) -> dict[str, int]:
+    texts: Mapping[str, Path], dictionary: Dictionary, dictionary_path: Path, target: Path,
+    names: Iterable[str] = (),
+) -> dict[str, int]:  # fmt: skip
     """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
-    rows. ``dictionary`` was read from ``dictionary_path``.
+    rows. ``dictionary`` was read from ``dictionary_path``; the labels' ``names`` of several
+    units are numbered behind its symbols, and are not in the folder's dict.txt.
 
     The folder is complete or absent: it is written under another name and renamed. fairseq reads
     a text ten times as slowly, to the same bytes.
@@ -208,15 +242,16 @@ def binarize(
     from fairseq.data import indexed_dataset
 
     counts = {}
+    symbols = with_joint_names(dictionary, names)
     with replacing_folder(target) as folder:
         for split, text in texts.items():
             file = str(folder / split)
             builder = indexed_dataset.make_builder(
-                indexed_dataset.data_file_path(file), impl="mmap", vocab_size=len(dictionary)
+                indexed_dataset.data_file_path(file), impl="mmap", vocab_size=len(symbols)
             )
             counts[split] = 0
             for number, line in enumerate(text_lines(text, "not found"), start=1):
-                row = encode(line, dictionary.indices, f"{text}, line {number}", dictionary_path)
+                row = encode(line, symbols.indices, f"{text}, line {number}", dictionary_path)
                 builder.add_item(torch.tensor([*row, dictionary.eos()], dtype=torch.int32))
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))

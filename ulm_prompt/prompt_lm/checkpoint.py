@@ -21,6 +21,7 @@ from ulm_prompt.prompt_data.prompt_record import (
     read_record,
     write_record,
 )
+from ulm_prompt.prompt_lm.label_map import WEIGHT, LabelMap
 from ulm_prompt.prompt_lm.lm import (
     UnitLM,
     are_weights,
@@ -32,8 +33,6 @@ from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import (
     KEYS,
     VALUES,
-    WEIGHT,
-    LabelMap,
     Prompt,
     in_input_space,
     is_fine_tuned,
@@ -184,9 +183,8 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
             )
     label_map = None
     if record.training.get("verbalizer") == "learnable":
-        symbols = unit_lm.dictionary
-        units = [symbols.index(unit) for unit in record.verbal.values()]
-        label_map = LabelMap(units, len(symbols), record.labels_per_utterance, symbols.eos())
+        names = list(record.verbal.values())
+        label_map = LabelMap(names, unit_lm.dictionary, record.labels_per_utterance)
         label_map.load_state(state, str(path))
     return PromptLanguageModel(unit_lm.model, prompt, label_map).eval()
 

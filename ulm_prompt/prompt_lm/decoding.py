@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.data import batches_by_length
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.search import Answer, beam_search, follow, likeliest, sampler
@@ -39,6 +39,7 @@ class Decoded:
     row: int
     free: Answer
     within: Answer
+    log_odds: float | None = None  # of ``within``, one of two labels, against the other
 
 
 def decode(
@@ -63,6 +64,9 @@ def decode(
     if options.sampling:
         choose = sampler(options.seed, options.topk, options.topp, options.temperature)
     most_tokens = max(BATCH_TOKENS, options.max_units + 2)
+    max_labels, label_map = options.max_labels, lm.model.label_map
+    if label_map is not None:  # then nothing but </s> may follow: no step to see that
+        max_labels = min(max_labels, label_map.count)
     for batch in batches_by_length(order, sizes, most_tokens, options.batch_size):
         numbers = batch.tolist()
         if all(number in done for number in numbers):
@@ -70,11 +74,22 @@ def decode(
         tokens = [rows[number] for number in numbers]
         if options.beam > 1:
             state = lm.prefill(tokens, score_rows=options.temperature)
-            width = options.beam, options.max_labels
+            width = options.beam, max_labels
             score = options.lenpen, options.temperature
             found = (beam_search(lm, state, *width, sets, *score) for sets in (None, labels))
             answers = [[best.answer for best, *_ in both] for both in zip(*found)]
         else:
             state = lm.prefill(tokens)
-            answers = follow(lm, state, numbers, options.max_labels, choose, labels)
-        yield [Decoded(number, *both) for number, both in zip(numbers, answers)]
+            answers = follow(lm, state, numbers, max_labels, choose, labels)
+        odds = log_odds(state, labels, [within for _, within in answers])
+        yield [Decoded(number, *both, odd) for number, both, odd in zip(numbers, answers, odds)]
+
+
+def log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
+    """Of each answer to a row of ``state`` against the other label; None unless there are two."""
+    symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
+    if len(symbols) != 2 or not labels.ends[labels.following[0, symbols]].all():
+        return [None] * len(answers)
+    first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
+    odds = [one - other for one, other in zip(first, second)]
+    return [odd if answer.symbols == symbols[:1] else -odd for odd, answer in zip(odds, answers)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import label_limit
+from ulm_prompt.prompt_data.verbal import with_joint_names
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 
@@ -92,12 +93,15 @@ class LabelAnswers:
     """A prompt's likeliest answers within its label set.
 
     The candidates are the label sequences of train; where these are not known, every combination of
-    the slots' labels. All are scored, exactly, unless they are texts or hold more than
-    ``MOST_SCORED`` labels: then a beam as wide as the number of wanted answers searches among them.
+    the slots' labels. All are scored, exactly, unless they are texts or, of several labels each,
+    hold more than ``MOST_SCORED``: then a beam as wide as the number of wanted answers searches
+    among them.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
         """Raises ``UserError`` for a label unit that ``dictionary`` lacks."""
+        if record.training.get("verbalizer") == "learnable":
+            dictionary = with_joint_names(dictionary, record.verbal.values())
         for unit in record.verbal.values():
             if dictionary.index(unit) == dictionary.unk():
                 raise UserError(
@@ -111,7 +115,8 @@ class LabelAnswers:
         known = record.label_sequences
         count = math.prod(map(len, slots)) if known is None else len(known)
         self._sets, self._sequences = None, []
-        if not record.is_text and count * record.most_labels <= MOST_SCORED:
+        few = record.most_labels == 1 or count * record.most_labels <= MOST_SCORED
+        if not record.is_text and few:  # single labels are one product, however many
             candidates = itertools.product(*slots) if known is None else map(tuple, known)
             self._sequences = [
                 tuple(symbol_of[label] for label in labels) for labels in dict.fromkeys(candidates)

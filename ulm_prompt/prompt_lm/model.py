@@ -17,8 +17,9 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
+from ulm_prompt.prompt_lm.label_map import LabelMap
 from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
-from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, LabelMap, Prompt, in_input_space
+from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, Prompt, in_input_space
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
@@ -72,17 +73,15 @@ class PromptLanguageModel(BaseFairseqModel):
     @classmethod
     def build_model(cls, cfg: PromptLanguageModelConfig, task: Any) -> "PromptLanguageModel":
         """A model over the LM of ``task``; the task gives the prompt its starting values."""
-        lm, symbols = task.unit_lm.model, task.unit_lm.dictionary
+        lm = task.unit_lm.model
         if cfg.fine_tune:
             return cls(lm, None)
         length, infix = cfg.infix_prompt_length or cfg.prefix_prompt_length, cfg.infix_prompt_length
         shape = len(lm.decoder.layers), length, lm.decoder.embed_dim
         prompt = Prompt(*shape, cfg.prompt_dropout, cfg.projected, infix > 0)
         prompt.values.lr_scale = cfg.value_lr_scale
-        label_map = None
-        if cfg.label_units:
-            units = [symbols.index(unit) for unit in cfg.label_units.split()]
-            label_map = LabelMap(units, len(symbols), cfg.labels_per_utterance, symbols.eos())
+        names, count = cfg.label_units.split(), cfg.labels_per_utterance
+        label_map = LabelMap(names, task.unit_lm.dictionary, count) if names else None
         return cls(lm, prompt, label_map)
 
     def train(self, mode: bool = True) -> "PromptLanguageModel":
@@ -132,7 +131,8 @@ class PromptLanguageModel(BaseFairseqModel):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
         decoder = self.lm.decoder
-        x = decoder.embed_tokens(tokens)
+        table = decoder.embed_tokens
+        x = table(tokens) if self.label_map is None else self.label_map.embed(tokens, table)
         if self.prompt is not None:
             sep = self.in_lm_dtype(self.prompt.sep)
             x = torch.where((tokens == SEP).unsqueeze(-1), sep, x)

@@ -1,4 +1,4 @@
-"""The trainable part: keys and values for every layer, the ``<s>`` vector, and the label map."""
+"""The trainable part: keys and values for every layer, and the ``<s>`` vector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ _VALUE = "decoder.deep_value_embed_prompts.{}.weight"
 _TOKENS = "decoder.embed_tokens.weight"  # of an LM beside the prompt
 # names that ours have beside them
 KEYS, VALUES = "projected.keys", "projected.values"  # in a running state
-WEIGHT = "label_map.weight"
 
 
 class Prompt(nn.Module):
@@ -247,51 +246,3 @@ def rounding(state: dict[str, Tensor], layers: Sequence[TransformerDecoderLayer]
     pairs = zip(project(saved, layers), (state[KEYS], state[VALUES]))
     errors = [(solved - raw).norm(dim=(1, 2)) / raw.norm(dim=(1, 2)) for solved, raw in pairs]
     return torch.cat(errors).max().item()
-
-
-class LabelMap(nn.Module):
-    """The learnable verbalizer: a linear map from the LM's output to label scores (SpeechPrompt v2,
-    arXiv 2303.00733).
-
-    ``weight``, (labels, V): a label's score is its row times the LM's logits. It starts as the
-    fixed verbalizer: one at the label's own unit. That unit stays the label's name: in the text, in
-    teacher forcing, and in the answers.
-    """
-
-    def __init__(self, units: Sequence[int], vocabulary: int, count: int, eos: int) -> None:
-        """``units``: the symbol that names each label. ``count``: labels of an utterance."""
-        super().__init__()
-        self.count, self.eos = count, eos
-        self.register_buffer("units", torch.tensor(units), persistent=False)
-        self.weight = nn.Parameter(torch.eye(vocabulary)[self.units])
-
-    def forward(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Logits of the symbols ``numbers``, (Q,), of ``<s> labels </s>``: (B, Q, V) -> (B, Q, V).
-
-        ``<s>`` keeps the LM's own. Then only labels are possible, and after the last one only
-        ``</s>``, so that there is nothing to learn there.
-        """
-        scores = logits @ self.weight.float().T  # (B, Q, labels)
-        impossible = torch.full_like(logits, -torch.inf)
-        labels = impossible.index_copy(2, self.units, scores)
-        end = impossible.clone()
-        end[..., self.eos] = 0.0
-        numbers = numbers[:, None]
-        return torch.where(numbers == 0, logits, torch.where(numbers > self.count, end, labels))
-
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds beside the prompt."""
-        return {WEIGHT: self.weight.detach().clone()}
-
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the weight from a checkpoint. Raises ``UserError`` naming ``source`` when it is
-        missing or has another shape.
-        """
-        shapes = tuple(self.weight.shape), tuple(state[WEIGHT].shape) if WEIGHT in state else None
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"{source}: expected {WEIGHT} of shape {shapes[0]}, found {shapes[1]}; it belongs "
-                "to another task or LM"
-            )
-        self.weight.copy_(state[WEIGHT])

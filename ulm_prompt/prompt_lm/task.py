@@ -20,6 +20,7 @@ from omegaconf import II, MISSING
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.verbal import with_joint_names
 from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.prompt import METHODS, initialise
@@ -42,17 +43,19 @@ class UnitPromptConfig(FairseqDataclass):
     max_tokens: int = II("dataset.max_tokens")
     skip_long: bool = field(default=False, metadata={"help": "leave out rows over --max-tokens"})
     seed: int = II("common.seed")
+    label_units: str = II("model.label_units")  # those of several units follow the LM's symbols
 
 
 @register_task("unit_prompt", dataclass=UnitPromptConfig)
 class UnitPromptTask(FairseqTask):
     """The prompt's rows, and the LM, of whose dict the data-bin was written."""
 
-    source_dictionary = target_dictionary = property(lambda self: self.unit_lm.dictionary)
+    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
     def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
         super().__init__(cfg)
         self.unit_lm = unit_lm
+        self.dictionary = with_joint_names(unit_lm.dictionary, cfg.label_units.split())
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
@@ -81,7 +84,7 @@ class UnitPromptTask(FairseqTask):
         """Open a split, once. Raises ``UserError`` for one that is missing or broken."""
         if split in self.datasets:
             return
-        dictionary = self.unit_lm.dictionary
+        dictionary = self.dictionary
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if self.cfg.max_tokens:
             self._check_lengths(dataset, split)

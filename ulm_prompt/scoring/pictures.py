@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,22 +34,37 @@ def save(figure: plt.Figure, path: Path, dpi: int = 120) -> None:
     plt.close(figure)
 
 
+Curve = Mapping[int, Mapping[str, float]]  # update -> scores
+
+
 def draw_curves(
-    runs: Mapping[str, Mapping[int, Mapping[str, float]]], title: str, path: Path
+    runs: Mapping[str, Mapping[str, Curve]], guess: float | None, title: str, path: Path
 ) -> None:
-    """Accuracy and loss on valid over updates, of each run by its name."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    """Accuracy and loss on valid and on train over updates, of each run by its name. ``guess``: the
+    accuracy in % of the most frequent label.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for axis, score, what in (
-        (left, "accuracy", "accuracy on valid, % (labels before it given)"),
-        (right, "label_loss", "loss on valid, nats a label"),
+        (left, "accuracy", "accuracy, % (labels before it given)"),
+        (right, "label_loss", "loss, nats a label"),
     ):
-        for name, curve in runs.items():
-            values = [scores[score] for scores in curve.values()]
-            axis.plot(list(curve), values, marker="o", markersize=3, label=name)
+        for number, (name, splits) in enumerate(runs.items()):
+            for (split, curve), style in zip(splits.items(), ("o-", ".--")):
+                values = [scores[score] for scores in curve.values()]
+                colour, label = COLOURS[number % len(COLOURS)], f"{name}, {split}"
+                axis.plot(list(curve), values, style, color=colour, markersize=4, label=label)
         axis.set(xlabel="updates", ylabel=what)
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    right.set_ylim(bottom=0)
-    left.legend(title="--date")
+    if guess is not None:
+        left.axhline(guess, color="black", linestyle=":", label="most frequent label of train")
+    top = max(max(line.get_ydata(), default=0.0) for line in left.lines) or 1.0
+    left.set_ylim(-0.02 * top, 1.05 * top)
+    figure.legend(
+        *left.get_legend_handles_labels(), title="--date; train: with its noise", ncols=5,
+        loc="outside lower center",
+    )  # fmt: skip
     figure.suptitle(title)
     save(figure, path)
 
@@ -62,7 +78,7 @@ def draw_verbalizer(
     """The LM's unit embeddings, (D,) each, in the plane of their two largest principal components.
 
     ``labels``: unit -> (slot, name) of what it stands for. The axes say how much of the variance
-    they show.
+    they show, the title how many labels have no unit of their own.
     """
     from sklearn.decomposition import PCA
 
@@ -74,6 +90,8 @@ def draw_verbalizer(
         axis.scatter(*others.T, s=14, color="0.75", label="other units")
     for number, slot in enumerate(dict.fromkeys(slot for slot, _ in labels.values())):
         units = [unit for unit in labels if labels[unit][0] == slot and unit in points]
+        if not units:
+            continue
         colour = COLOURS[number % len(COLOURS)]
         axis.scatter(*np.array([points[unit] for unit in units]).T, s=30, color=colour, label=slot)
         for unit in units:
@@ -82,6 +100,8 @@ def draw_verbalizer(
     first, second = (
         f"{100 * share:.0f} % of the variance" for share in pca.explained_variance_ratio_
     )
+    if beyond := len(labels.keys() - points.keys()):
+        title += f" ({beyond:,} labels have none of their own)"
     axis.set(title=title, xlabel=f"first component, {first}", ylabel=f"second, {second}")
     axis.legend(fontsize=9)
     axis.grid(alpha=0.2)
@@ -110,13 +130,25 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     save(figure, path)
 
 
-def draw_confusion(
-    spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str, path: Path
-) -> None:
-    """A confusion matrix alone in a picture."""
-    side = 4 + 0.28 * min(len(classes), MOST_NAMED)
-    figure, axis = plt.subplots(figsize=(side + 2, side), layout="constrained")
-    confusion_on(axis, spoken, answered, classes, title)
+Answers = tuple[Sequence[str], Sequence[str], Sequence[str]]  # spoken, answered, classes
+
+
+def draw_confusion(slots: Mapping[str, Answers], title: str, path: Path) -> None:
+    """A confusion matrix of each slot, two beside each other."""
+    most = max(len(classes) for *_, classes in slots.values())
+    side = 4 + 0.28 * min(most, MOST_NAMED if len(slots) == 1 else MOST_COUNTED)
+    columns = min(2, len(slots))
+    rows = math.ceil(len(slots) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=((side + 2) * columns, side * rows), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat[len(slots) :]:
+        axis.remove()
+    for axis, (slot, answers) in zip(axes.flat, slots.items()):
+        confusion_on(axis, *answers, slot or title)
+    if len(slots) > 1:
+        figure.suptitle(title)
     save(figure, path, dpi=110)
 
 

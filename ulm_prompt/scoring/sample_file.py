@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 BOS = "<s>"
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
-FORMAT = 2  # of a partial file; 1 kept every ``<s>`` in an answer
+FORMAT = 3  # of a partial file; 1 kept every ``<s>`` in an answer, 2 had no log-odds
 # to a row that is too long for the LM; it has no probability
 NO_ANSWER: dict[str, Any] = {
     **{kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")},
@@ -144,7 +144,8 @@ def begun_in(partial: Path) -> str | None:
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
     """Both answers to a row as they are stored: label units, the log-probability that the LM gives
-    them, and the share of each label unit in it. ``symbols``: how many the free answer had.
+    them, and the share of each label unit in it. ``symbols``: how many the free answer had. Within
+    two labels also ``log_odds``, of the answer against the other label.
 
     As published, ``<s>`` is no part of an answer: ``<s> 53`` is ``53``.
     """
@@ -157,6 +158,8 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
             "score": round(sum(score for _, score in labels), DIGITS),
             "label_scores": [round(score, DIGITS) for _, score in labels],
         }
+    if decoded.log_odds is not None:
+        stored["within"]["log_odds"] = round(decoded.log_odds, DIGITS)
     return stored
 
 

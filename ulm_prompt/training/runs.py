@@ -17,7 +17,13 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import LAST, PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
+from ulm_prompt.prompt_data.verbal import (
+    JOIN,
+    SOURCES,
+    check_data_bin,
+    load_verbal,
+    verbal_path,
+)
 from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 
@@ -79,6 +85,12 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
             "input vectors only; leave one of them out"
         )
     method, verbal = load_verbal(workspace, pair)
+    joint = [name for name in verbal.values() if JOIN in name]
+    if joint and recipe.verbalizer == "fixed":
+        raise UserError(
+            f"{verbal_path(workspace, pair)}: {len(joint):,} of {len(verbal):,} labels have no "
+            "unit of their own, which verbalizer=fixed needs; add --set verbalizer=learnable"
+        )
     check_data_bin(workspace, pair)
     data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
 

@@ -24,7 +24,7 @@ from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import origin_path
-from ulm_prompt.scoring.scores import named_labels, scores_of
+from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_LABELS = 100  # that the page lists of a slot
@@ -147,7 +147,7 @@ def scores_on_test(
         is_greedy = options.get("beam") == 1 and not options.get("sampling")
         if is_greedy and made_from.get("prompt") == sha256(checkpoint):
             scores = scores_of(path, workspace)
-            return {name: round(value, 2) for name, value in scores.items()}
+            return {name: round(value, 4 if name == COST else 2) for name, value in scores.items()}
     return {}
 
 
@@ -163,7 +163,7 @@ def page(record: PromptRecord, name: str, digest: str) -> str:
         recipe = f"{record.recipe}, seed {record.training.get('seed', 'not known')}"
     if "accuracy" in record.valid:
         valid = f"{record.valid['accuracy']:.2f} %, the labels before it given"
-    scores = [f"{key} {value:.2f} %" for key, value in record.test.items() if key != "utterances"]
+    scores = [f"{key} {written(key, v)}" for key, v in record.test.items() if key != "utterances"]
     test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
     facts = {
         "answers with": f"{len(record.labels)} labels, "

@@ -1,0 +1,161 @@
+"""Scores against slow or independent computations, and what they are read beside."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from sklearn.metrics import f1_score, roc_curve
+
+from pipeline.files import sha256, write_json
+from pipeline.rows import Row, write_rows
+from pipeline.workspace import Workspace
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.test_model import published_logits
+from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.scoring import pictures
+from ulm_prompt.scoring.comparison import comparison, most_frequent
+from ulm_prompt.scoring.detection import equal_error_rate, minimum_detection_cost
+from ulm_prompt.scoring.scores import macro_f1, score, train_curve, wilson
+
+
+@pytest.mark.parametrize(("right", "count"), [(94, 100), (0, 12), (12, 12), (2894, 3081), (1, 2)])
+def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: int) -> None:
+    """Its ends are the true shares of which ``right`` is 1.96 standard deviations away."""
+    ends = [end / 100 for end in wilson(100 * right / count, count)]
+    for end, edge in zip(ends, (0.0, 1.0)):
+        distance = abs(right - count * end)
+        deviation = math.sqrt(count * end * (1 - end))
+        assert end == edge or distance == pytest.approx(1.959964 * deviation, rel=1e-6)
+    assert ends[0] <= right / count <= ends[1]
+
+
+@pytest.mark.parametrize(("seed", "targets", "digits"), [(1, 7, 1), (2, 60, 0), (3, 200, 5)])
+def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> None:
+    """Against scikit-learn's ROC and a root finder, and a loop over every threshold; with ties."""
+    generator = np.random.default_rng(seed)
+    yes = generator.normal(1, 1, targets).round(digits)
+    no = generator.normal(0, 1, 300).round(digits)
+    labels = [1] * targets + [0] * 300
+    alarms, hits, _ = roc_curve(labels, [*yes, *no], drop_intermediate=False)
+    expected = brentq(lambda x: 1 - x - np.interp(x, alarms, hits), 0, 1)
+    assert equal_error_rate(yes.tolist(), no.tolist()) == pytest.approx(100 * expected)
+    costs = []
+    for threshold in [*yes, *no, math.inf]:
+        misses = sum(score < threshold for score in yes) / targets
+        false = sum(score >= threshold for score in no) / 300
+        costs.append((0.05 * misses + 0.95 * false) / 0.05)
+    assert minimum_detection_cost(yes.tolist(), no.tolist()) == pytest.approx(min(costs))
+    assert equal_error_rate([2.0], [1.0]) == minimum_detection_cost([2.0], [1.0]) == 0
+    assert equal_error_rate([-math.inf, 3.0], [1.0, 2.0]) == 50
+
+
+def test_macro_f1() -> None:
+    generator = random.Random(4)
+    both = [(generator.choice("abc"), generator.choice("abcx")) for _ in range(90)]
+    expected = f1_score(*zip(*both), labels=["a", "b", "c"], average="macro")
+    assert macro_f1(Counter(both)) == pytest.approx(100 * expected)
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """KS with two labels, and what a random prompt answers."""
+    workspace = Workspace(tmp_path_factory.mktemp("two"))
+    generator = random.Random(5)
+    for split, count in {"train": 40, "valid": 9, "test": 30}.items():
+        rows = [
+            Row(f"{n}.wav", " ".join(str(generator.randrange(100)) for _ in range(6)), label)
+            for n, label in enumerate(generator.choices("01", (5, 2), k=count))
+        ]
+        write_rows(workspace.rows("speech_commands", "tiny100", split), rows)
+    names = {"0": {"slot": "keyword", "name": "other"}, "1": {"slot": "keyword", "name": "wake"}}
+    write_json(workspace.rows("speech_commands", "tiny100", "x").parent / "labels.json", names)
+    tiny.write_lm(workspace.lm("tiny100"))
+    for name in ("make_data", "gen_labelspace", "verbalizer"):
+        call(name, workspace.root)
+    folder = workspace.checkpoints("KS", "tiny100", "d")
+    folder.mkdir(parents=True)
+    state = {**tiny.lm().state_dict(), **tiny.prompted().prompt.published_state()}
+    torch.save({"model": state}, folder / "checkpoint_best.pt")
+    flags = "--model_date", "d", "--sample_date", "s", "--dtype", "float32"
+    call("sample", workspace.root, *flags)
+    return workspace
+
+
+def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
+    path = two_classes.samples("KS", "tiny100", "d", "s")
+    rows = list(json.loads(path.with_stem(path.stem + "_within_labels").read_text()).values())
+    model, symbols = tiny.prompted(), tiny.dictionary()
+    units = json.loads((two_classes.datasets("tiny100") / "verbal.json").read_text())["KS"]
+    wake, scores = units["1"], {True: [], False: []}
+    for row in rows:
+        tokens = [symbols.eos(), *(symbols.index(unit) for unit in row["src"].split())]
+        inputs = model.lm, model.prompt, torch.tensor([tokens]), model.prompt.inputs
+        logits = published_logits(*inputs)[0, -1]
+        odds = (logits[symbols.index(wake)] - logits[symbols.index(units["0"])]).item()
+        assert row["log_odds"] == pytest.approx(abs(odds), abs=1e-3)
+        assert (row["predict"] == wake) == (odds > 0)
+        scores[row["label"] == wake].append(odds)
+    assert 0 < len(scores[True]) < len(scores[False]), "wake is the rarer label"
+    said = score(path)
+    assert said.eer == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
+    printed = call("cal_acc", two_classes.root, "--sample_date", "s")
+    assert f"EER                     {said.eer:.2f} %" in printed
+    assert f"minimum detection cost  {said.detection_cost:.4f}\n" in printed
+    assert "C_miss=1, C_fa=1, P_target=0.05" in printed and "the rarer label, wake\n" in printed
+
+
+def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
+    """The most frequent label is train's; n-grams count where they had the same test rows."""
+    path = two_classes.samples("KS", "tiny100", "d", "s")
+    rows = two_classes.rows("speech_commands", "tiny100", "test")
+    zeros = sum(line.endswith("|0") for line in rows.read_text().splitlines())
+    expected = {"train's most frequent label": pytest.approx(100 * zeros / 30)}
+    assert comparison(path, two_classes)["without_a_prompt"] == expected
+    assert most_frequent(["a", "a", "b"], ["b", "b", "a", "b"]) == 25
+    card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
+    write_json(card, {"rows": {"test": sha256(rows)}, "test": {"accuracy": 71.5}})
+    printed = call("cal_acc", two_classes.root, "--sample_date", "s")
+    assert "  without a prompt: unit n-grams, linear, 71.50 %\n" in printed
+    write_json(card, {"rows": {"test": "of others"}, "test": {"accuracy": 71.5}})
+    assert comparison(path, two_classes)["without_a_prompt"] == expected
+
+
+def test_train_and_valid_of_the_run_that_was_decoded(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = "--prompt_task", "IC", "--recipe", "fast", "--date", "beside", "--set", "max_epoch=3"
+    call("train", prepared, *flags, "max_update=0", "lr_schedule=fixed")
+    flags = "--prompt_task", "IC", "--model_date", "beside", "--sample_date", "beside"
+    call("sample", prepared, *flags)
+    workspace = Workspace(prepared)
+    path = workspace.samples("IC", "tiny100", "beside", "beside")
+    curve = train_curve(workspace.logs("IC", "tiny100", "beside") / "train.log")
+    card = json.loads(
+        (workspace.checkpoints("IC", "tiny100", "beside") / "prompt.json").read_text()
+    )
+    run = comparison(path, workspace)["run"]
+    assert len(curve) == 3 and run["train"] == curve[card["run"]["updates"]]["accuracy"]
+    assert run["valid"] == card["valid"]["accuracy"]
+    assert f"{run['train']:.2f} % on train" in call("cal_acc", prepared, "--sample_date", "beside")
+    compared = comparison(path, workspace)
+    assert load_task("IC").labels_per_utterance == len(compared["slots"])
+    assert all(0 < share < 100 for share in compared["most_frequent"].values())
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda figure, *_: figures.append(figure))
+    call("plot", prepared, "curves", "--date", "beside", "--prompt_task", "IC")
+    left, right = figures[0].axes
+    assert [line.get_label() for line in left.lines] == [
+        "beside, valid", "beside, train", "most frequent label of train",
+    ]  # fmt: skip
+    for axis in (left, right):
+        low, high = axis.get_ylim()
+        assert all(low <= y <= high for line in axis.lines for y in line.get_ydata())
