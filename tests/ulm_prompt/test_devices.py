@@ -1,5 +1,5 @@
 """Everything that runs on a GPU, run on the ``meta`` device, whose tensors have no values: one that
-was made on the CPU by mistake meets the others and fails. What asks for values gets zeros.
+was made on the CPU by mistake meets the others and fails. What asks for values gets 0 or 1.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class OneDevice(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def values_are_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    zeros = {
-        "tolist": lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype).tolist(),
+def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = {
+        "tolist": lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype).tolist(),
         "item": lambda tensor: 0,
         "__int__": lambda tensor: 0,
         "nonzero": lambda tensor: torch.zeros(
             len(tensor), tensor.ndim, dtype=torch.long, device=META
         ),
     }
-    for name, zero in zeros.items():
+    for name, value in made_up.items():
         real = getattr(torch.Tensor, name)
-        chosen = lambda tensor, zero=zero, real=real: (  # noqa: E731
-            zero(tensor) if tensor.is_meta else real(tensor)
+        chosen = lambda tensor, value=value, real=real: (  # noqa: E731
+            value(tensor) if tensor.is_meta else real(tensor)
         )
         monkeypatch.setattr(torch.Tensor, name, chosen)
 
