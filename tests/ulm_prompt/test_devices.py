@@ -43,7 +43,9 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = {
-        "tolist": lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype).tolist(),
+        "tolist": lambda tensor: torch.full(
+            tensor.shape, 0 if tensor.dtype == torch.long else 1
+        ).tolist(),
         "item": lambda tensor: 0,
         "__int__": lambda tensor: 0,
         "nonzero": lambda tensor: torch.zeros(
