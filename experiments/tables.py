@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 FIGURES = REPOSITORY / "docs" / "results.csv"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
 CHART = REPOSITORY / "docs" / "results.png"  # in README.md
-BEGIN = "<!-- tables: python reproduce.py --write_docs -->\n"  # Markdown does not show the marks
-END = "<!-- end of tables -->\n"
+# Markdown does not show the marks
+MARKS = "<!-- tables: python reproduce.py --write_docs -->\n", "<!-- end of tables -->\n"
 EMPTY = "–"
 
 
@@ -97,19 +97,19 @@ def with_earlier(
     return sorted(both, key=lambda f: (methods.index(f.method), f.unit_model, f.task, f.seed))
 
 
-def put_table(path: Path, table: str) -> None:
+def put_table(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace the text between the marks. Raises ``UserError`` when they are missing."""
-    before, _, after = split_at_marks(path)
+    before, _, after = split_at_marks(path, marks)
     with writing(path) as handle:
-        handle.write(before + BEGIN + table + END + after)
+        handle.write(before + marks[0] + table + marks[1] + after)
 
 
-def split_at_marks(path: Path) -> tuple[str, str, str]:
+def split_at_marks(path: Path, marks: tuple[str, str] = MARKS) -> tuple[str, str, str]:
     """The text before the marks, between them, and after them."""
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    between, end, after = rest.partition(END)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
+    between, end, after = rest.partition(marks[1])
     if not (begin and end):
-        raise UserError(f"{path}: expected the marks {BEGIN.strip()} and {END.strip()}")
+        raise UserError(f"{path}: expected the marks {marks[0].strip()} and {marks[1].strip()}")
     return before, between, after
 
 

@@ -1,4 +1,8 @@
-"""Run every bench_*.py beside this file: ``python -m tests.benchmarks [decode ...]``."""
+"""Run each bench_*.py beside this file: ``python -m tests.benchmarks [--write_docs] [NAME ...]``.
+
+The measurements go to logs/bench.json and logs/bench.md; ``--write_docs`` puts the table into
+docs/dev/speed.md too.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,33 @@ import importlib
 import sys
 from pathlib import Path
 
+from experiments.tables import markdown, put_table
+from pipeline.files import write_json, writing
+from tests.benchmarks.measure import HEAD, RESULTS, machine
+from tests.conftest import REPOSITORY
+
+LOGS, DOCUMENT = REPOSITORY / "logs", REPOSITORY / "docs" / "dev" / "speed.md"
+MARKS = "<!-- table: make bench, or python -m tests.benchmarks --write_docs -->\n", "<!-- end -->\n"
+
 
 def main() -> None:
-    found = {path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")}
-    wanted = sys.argv[1:] or sorted(found)
-    unknown = set(wanted) - found
+    names = {path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")}
+    words = [word for word in sys.argv[1:] if word != "--write_docs"]
+    wanted = words or sorted(names)
+    unknown = set(wanted) - names
     if unknown:
-        sys.exit(f"error: no benchmark {unknown.pop()}; there are {', '.join(sorted(found))}")
+        sys.exit(f"error: no benchmark {unknown.pop()}; there are {', '.join(sorted(names))}")
     for name in wanted:
         print(f"== {name}", flush=True)
         importlib.import_module(f"tests.benchmarks.bench_{name}").main()
+    table = f"{machine()}\n\n{markdown([HEAD, *(result.cells() for result in RESULTS)])}\n"
+    results = [{**result._asdict(), "ratio": result.ratio} for result in RESULTS]
+    write_json(LOGS / "bench.json", {"machine": machine(), "results": results})
+    with writing(LOGS / "bench.md") as handle:
+        handle.write(table)
+    print(f"wrote {LOGS / 'bench.json'} and bench.md")
+    if "--write_docs" in sys.argv:
+        put_table(DOCUMENT, table, MARKS)
 
 
 if __name__ == "__main__":

@@ -19,19 +19,24 @@ from pipeline.workspace import Workspace
 from tests.benchmarks.measure import (
     DEVICE,
     UNITS,
+    Result,
     a_model,
+    machine,
     matrix_rate,
+    product_shapes,
+    report,
     rows_of,
     timed,
     where_time_goes,
-)  # fmt: skip
+)
 from tests.benchmarks.published_decoding import decode_as_published
-from tests.conftest import stage
+from tests.conftest import DATA, stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.precision import choose_dtype
+from ulm_prompt.using.predictor import Predictor
 
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}
 BLOCK = 64
@@ -43,14 +48,18 @@ def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float]:
-    """Print one line: milliseconds an utterance both ways, the ratio, FLOP/s. Returns the times.
+def compare(
+    name: str, shape: str, parts: list[list[Row]], dtype: torch.dtype = torch.float32
+) -> tuple[float, float]:
+    """Report milliseconds an utterance both ways, and return them. The published way is float32.
 
     The two take turns, ours before and after the other, so that other work on the machine falls on
     both. Random weights end no answer: both are cut where a trained prompt's ends, the labels and
     one look for ``</s>``. Ours gives the answer within the label set too.
     """
-    model, dictionary = a_model(shape, 6).eval(), tiny.dictionary()
+    theirs, mine = (a_model(shape, 6).eval() for _ in range(2))
+    mine.prompt.load_state_dict(theirs.prompt.state_dict())
+    dictionary = tiny.dictionary()
 
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]
@@ -59,38 +68,51 @@ def compare(name: str, shape: str, parts: list[list[Row]]) -> tuple[float, float
     count = len(labels[0])
     sets = LabelSets.build("slots", labels, len(dictionary), dictionary.eos())
     options = Options(max_labels=count + 1)
-    lm = CachedLM(model, dictionary.pad(), dictionary.eos())
+    lm = CachedLM(mine, dictionary.pad(), dictionary.eos(), dtype)
     rows = [[torch.tensor(indices(f"</s> {row.units} <s>")) for row in part] for part in parts]
 
     def published(part: list[torch.Tensor]) -> dict[int, list[int]]:
-        return dict(decode_as_published(model, dictionary, part, count))
+        return dict(decode_as_published(theirs, dictionary, part, count))
 
     def cached(part: list[torch.Tensor]) -> dict[int, list[int]]:
-        found = decode(lm, part, sets, options)
-        return {one.row: one.free.symbols[:count] for batch in found for one in batch}
+        batches = decode(lm, part, sets, options)
+        return {one.row: one.free.symbols[:count] for batch in batches for one in batch}
 
     cached(rows[0][:8])  # warm up
     same, spent = 0, [0.0, 0.0]
     for part in rows:
-        before, ours = timed(lambda part=part: cached(part))
-        first, theirs = timed(lambda part=part: published(part))
+        before, answers = timed(lambda part=part: cached(part))
+        first, expected = timed(lambda part=part: published(part))
         after, _ = timed(lambda part=part: cached(part))
-        same += sum(theirs[row] == ours[row] for row in theirs)
+        same += sum(expected[row] == answers[row] for row in expected)
         spent = [spent[0] + first, spent[1] + (before + after) / 2]
     total = sum(map(len, rows))
-    parameters = sum(parameter.numel() for parameter in model.lm.parameters())
+    parameters = sum(parameter.numel() for parameter in mine.lm.parameters())
     tokens = sum(len(row) + count for part in rows for row in part)
-    floor = 2 * parameters * tokens / spent[1]
-    theirs_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
-    print(
-        f"{name:<22} {total:5} utterances  {theirs_ms:8.1f} ms{ours_ms:8.2f} ms  "
-        f"{theirs_ms / ours_ms:5.1f}x  equal {same}/{total}  "
-        f"{floor / 1e9:6.1f} GFLOP/s (matmul {matrix_rate(torch.float32):.1f})",
-        flush=True,
-    )
+    published_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
+    shapes = product_shapes(sum(map(len, rows[0])), mine.lm.decoder.embed_dim)
+    achieved = 2 * parameters * tokens / spent[1] / 1e9
+    note = f"random weights: {same} of {total} answers equal"
+    what = f"decode {name}, {total} utterances, {str(dtype).removeprefix('torch.')}"
+    rate = matrix_rate(dtype, *shapes)
+    report(Result(what, published_ms, ours_ms, "ms an utterance", achieved, rate, note))
     if shape == "3.2M":
         where_time_goes(lambda: [cached(part) for part in rows])
-    return theirs_ms, ours_ms
+    return published_ms, ours_ms
+
+
+def equal_answers(dtype: str) -> None:
+    """Report how many answers of the repository's trained prompt are the same in ``dtype``."""
+    clips = sorted((DATA / "audio/speech_commands/speech_commands_test_set_v0.01").rglob("*.wav"))
+    if not clips:
+        print("no clips at hand: answers of trained weights are not compared")
+        return
+    exact, rounded = (
+        [answers["KS"][0].names for answers in Predictor.load(dtype=name)(clips)]
+        for name in ("float32", dtype)
+    )
+    same = sum(one == other for one, other in zip(exact, rounded))
+    print(f"trained weights, {len(clips)} real clips: {same} answers in {dtype} as in float32")
 
 
 def start_up() -> None:
@@ -111,13 +133,15 @@ def start_up() -> None:
         )
         flags = ("--workspace", root, "--model_date", "d", "--sample_date", "s")
         python = [sys.executable, "-c"]
-        found = {"import torch": [], "import fairseq": [], "sample.py": []}
+        times = {"import torch": [], "import fairseq": [], "sample.py": []}
         for _ in range(3):
             for name in ("import torch", "import fairseq"):
-                found[name].append(timed(lambda name=name: subprocess.run([*python, name]))[0])
-            found["sample.py"].append(timed(lambda: stage("ulm_prompt/sample.py", *flags))[0])
-    parts = [f"{name} {min(times):.1f} s" for name, times in found.items()]
-    print(f"{'start-up, tiny LM':<22} {', '.join(parts)}")
+                times[name].append(timed(lambda name=name: subprocess.run([*python, name]))[0])
+            times["sample.py"].append(timed(lambda: stage("ulm_prompt/sample.py", *flags))[0])
+    torch_alone, all_of_fairseq, ours = (1e3 * min(seconds) for seconds in times.values())
+    beyond = "start-up of sample.py on a tiny LM, 29 utterances, beyond import torch"
+    note = f"import torch {torch_alone:.0f} ms; beside it all of fairseq's import"
+    report(Result(beyond, all_of_fairseq - torch_alone, ours - torch_alone, "ms", note=note))
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -127,21 +151,22 @@ def main(arguments: Sequence[str] = ()) -> None:
     flag("--every", type=int, default=12, help="one of so many blocks of 64, 3.2M LM")
     flag("--large", type=int, default=16, help="utterances for the 151M LM; 0: none")
     args = parser.parse_args(arguments)
-    threads = torch.get_num_threads()
-    print(f"{DEVICE}, {threads} thread(s); auto: {choose_dtype('auto', DEVICE, 151_263_232)[1]}")
-    print(f"{'':22} {'':16}  {'published':>8}{'ours':>11}")
+    dtype, reason = choose_dtype("auto", DEVICE, 151_263_232)
+    print(f"{machine()}; auto: {dtype}, {reason}")
     start_up()
     both = {task: rows_of(args.units, name, "test") for task, name in DOWNSTREAMS.items()}
     whole = [0.0, 0.0]
     for task, rows in both.items():
         parts = blocks(rows, BLOCK)
         parts = parts[args.every // 2 :: args.every] or parts
-        times = compare(f"{task} test, 3.2M", "3.2M", parts)
-        whole = [total + len(rows) * each for total, each in zip(whole, times)]
-    print(f"{'KS and IC test, 3.2M':<22} {'both splits, whole:':<48}{whole[0] / whole[1]:5.1f}x")
+        times = compare(f"{task} test, 3.2M LM", "3.2M", parts)
+        whole = [total + len(rows) * time for total, time in zip(whole, times)]
+    print(f"KS and IC test, both splits whole: {whole[0] / whole[1]:.1f}x")
     if args.large:
         parts = blocks(both["IC"], args.large)
-        compare("IC test, 151M", "151M", [parts[len(parts) // 2]])
+        for of_lm in dict.fromkeys((torch.float32, dtype)):
+            compare("IC test, 151M LM", "151M", [parts[len(parts) // 2]], of_lm)
+    equal_answers("bfloat16")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tests.benchmarks.measure import (
     DEVICE,
     UNITS,
+    Result,
     a_model,
+    machine,
     matrix_rate,
+    product_shapes,
+    report,
     rows_of,
     timed,
     where_time_goes,
@@ -73,6 +77,7 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
 
     def step(batch: Batch) -> Tensor:
         torch.manual_seed(0)  # the same dropout
+        torch.set_flush_denormal(name == "ours")
         adam.zero_grad()
         loss = {"ours": ours, "published": published}[name](batch)
         (loss / sum(len(row["tokens"]) for row in batch)).backward()
@@ -84,7 +89,7 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
 
 
 def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
-    """Print one line: milliseconds a step both ways (the two take turns), the ratio, FLOP/s."""
+    """Report milliseconds a step both ways; the two take turns."""
     models = {name: a_model(shape, 3, dropout=0.1) for name in ("published", "ours")}
     models["ours"].lm.to(dtype)
     models["ours"].prompt.load_state_dict(models["published"].prompt.state_dict())
@@ -102,12 +107,17 @@ def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
     tokens = sum(len(row["tokens"]) for row in data[-1])
     parameters = sum(parameter.numel() for parameter in models["ours"].lm.parameters())
     theirs, ours = (float(np.median(spent[name])) for name in ("published", "ours"))
-    print(
-        f"{shape:>5} {str(dtype).removeprefix('torch.')}  {tokens} tokens  "
-        f"published {1e3 * theirs:8.1f} ms  ours {1e3 * ours:8.1f} ms  {theirs / ours:5.2f}x  "
-        f"{4 * parameters * tokens / ours / 1e9:7.1f} GFLOP/s (matmul {matrix_rate(dtype):.1f})  "
-        f"losses apart {apart:.0e}",
-        flush=True,
+    width = models["ours"].lm.decoder.embed_dim
+    report(
+        Result(
+            f"training step, {shape} LM, {tokens} tokens, {short(dtype)}",
+            1e3 * theirs,
+            1e3 * ours,
+            "ms",
+            4 * parameters * tokens / ours / 1e9,
+            matrix_rate(dtype, *product_shapes(tokens, width)),
+            f"losses {apart:.0e} apart",
+        )
     )
     where_time_goes(lambda: step["ours"](data[0]))
 
@@ -141,7 +151,7 @@ def resident(field: str) -> float:
 
 
 def compare_memory(shape: str, units: Path, dtype: str) -> None:
-    """Print one line: what a step needs both ways."""
+    """Report what a step needs both ways."""
     found = {}
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back
     for name, its_dtype in (("published", "float32"), ("ours", dtype)):
@@ -153,10 +163,14 @@ def compare_memory(shape: str, units: Path, dtype: str) -> None:
         )
         found[name] = [int(word) for word in result.stdout.split()]
     (theirs, their_peak), (ours, our_peak) = found["published"], found["ours"]
-    print(
-        f"{shape:>5} memory of a step beyond the weights: published {theirs} MB, ours {ours} MB, "
-        f"{ours / theirs:.2f} of it; the process's peak {their_peak} and {our_peak} MB"
-    )
+    note = f"{ours / theirs:.2f} of it; the processes' peaks {their_peak} and {our_peak} MB"
+    what = f"memory of a step beyond the weights, {shape} LM, {dtype}"
+    report(Result(what, theirs, ours, "MB", note=note))
+
+
+def short(dtype: torch.dtype) -> str:
+    """``torch.float32`` -> ``float32``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -171,11 +185,11 @@ def main(arguments: Sequence[str] = ()) -> None:
     if args.memory_of:
         peak_memory(*args.memory_of, args.units, dtype)
         return
-    print(f"{DEVICE}, {torch.get_num_threads()} thread(s); dtype {dtype}: {reason}")
+    print(f"{machine()}; dtype {dtype}: {reason}")
     for shape, steps in (("3.2M", 10 * args.steps), ("151M", args.steps)):
-        for each in dict.fromkeys((torch.float32, dtype)):
-            compare(shape, args.units, steps, each)
-            compare_memory(shape, args.units, str(each).removeprefix("torch."))
+        for of_lm in dict.fromkeys((torch.float32, dtype)):
+            compare(shape, args.units, steps, of_lm)
+            compare_memory(shape, args.units, short(of_lm))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -62,9 +63,73 @@ def where_time_goes(work: Callable[[], object]) -> None:
     print(f"{'':6}{', '.join(shares)}", flush=True)
 
 
-def matrix_rate(dtype: torch.dtype) -> float:
-    """GFLOP/s of a square matrix product: the best of a few, after one to warm up."""
-    size = 4096 if DEVICE.type == "cuda" else 384
-    left, right = (torch.ones(size, size, dtype=dtype, device=DEVICE) for _ in range(2))
-    times = [timed(lambda: left @ right)[0] for _ in range(6)]
-    return 2 * size**3 / min(times[1:]) / 1e9
+def matrix_rate(dtype: torch.dtype, *shapes: tuple[int, int, int]) -> float:
+    """GFLOP/s of matrix products at best: of ``shapes``, (rows, inner, columns) each, and some
+    squares.
+    """
+    sizes = (4096, 8192) if DEVICE.type == "cuda" else (384, 1024, 2048)
+    rates = []
+    for rows, inner, columns in (*shapes, *((size, size, size) for size in sizes)):
+        left = torch.randn(rows, inner, device=DEVICE).to(dtype)
+        right = torch.randn(inner, columns, device=DEVICE).to(dtype)
+        best = min(timed(lambda left=left, right=right: left @ right)[0] for _ in range(6))
+        rates.append(2 * rows * inner * columns / best / 1e9)
+    return max(rates)
+
+
+def product_shapes(tokens: int, width: int) -> list[tuple[int, int, int]]:
+    """The products of a layer over ``tokens``, there and back."""
+    return [(tokens, width, width), (tokens, width, 4 * width), (tokens, 4 * width, width)]
+
+
+class Result(NamedTuple):
+    """One measurement. ``achieved`` and ``limit`` are GFLOP/s: the least that the work needs over
+    its time, and ``matrix_rate``.
+    """
+
+    what: str
+    published: float | None
+    ours: float
+    unit: str
+    achieved: float | None = None
+    limit: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times less ours takes."""
+        return None if self.published is None else self.published / self.ours
+
+    def cells(self) -> list[str]:
+        """A line of the table."""
+        numbers = [self.published, self.ours]
+        cells = ["" if number is None else f"{number:,.4g}" for number in numbers]
+        cells[-1] += f" {self.unit}"
+        ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
+        bound = ""
+        if self.limit:
+            bound = f"{self.achieved:.0f} of {self.limit:.0f}, {self.achieved / self.limit:.0%}"
+        return [self.what, *cells, ratio, bound, self.note]
+
+
+HEAD = ["", "published", "ours", "ratio", "GFLOP/s of the matrix rate", ""]
+RESULTS: list[Result] = []  # of this process
+
+
+def report(result: Result) -> None:
+    """Print a measurement and keep it."""
+    RESULTS.append(result)
+    print("  ".join(cell for cell in result.cells() if cell), flush=True)
+
+
+def machine() -> str:
+    """The processor or card, the versions and the day."""
+    if DEVICE.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ")[1] for line in lines if "model name" in line), "a CPU")
+        flags = next((line for line in lines if line.startswith("flags")), "").split()
+        fast = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags] or ["no bfloat16"]
+        name = f"{name} ({', '.join(fast)}), {torch.get_num_threads()} threads"
+    return f"{name}; torch {torch.__version__}; {datetime.date.today()}"

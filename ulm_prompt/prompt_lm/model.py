@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
+from ulm_prompt.prompt_lm.halves import attend, feed_forward
 from ulm_prompt.prompt_lm.label_map import LabelMap
 from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
 from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, Prompt, in_input_space
@@ -198,22 +198,13 @@ class PromptLanguageModel(BaseFairseqModel):
         normed = layer.self_attn_layer_norm(x)
         keys = heads_of(layer, attention.k_proj(normed))  # (B, H, T, D/H)
         values = heads_of(layer, attention.v_proj(normed))
-        if past is not None:
-            keys, values = past.join(keys, values)
         if read_at is not None:
             index = read_at.unsqueeze(-1).expand(-1, -1, x.shape[-1])
             x, normed = x.gather(1, index), normed.gather(1, index)
-        attended = F.scaled_dot_product_attention(
-            heads_of(layer, attention.q_proj(normed)),
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=attention.dropout_module.p if attention.training else 0.0,
-        )  # (B, H, Q, D/H)
-        attended = attention.out_proj(attended.transpose(1, 2).flatten(2))
-        x = x + layer.dropout_module(attended)
-        hidden = activate(layer, layer.fc1(layer.final_layer_norm(x)))
-        return x + layer.dropout_module(layer.fc2(hidden))
+        query = heads_of(layer, attention.q_proj(normed))  # (B, H, Q, D/H)
+        dropout = attention.dropout_module.p if attention.training else 0.0
+        attended = attention.out_proj(attend(query, keys, values, past, mask, dropout))
+        return feed_forward(layer, x + layer.dropout_module(attended))
 
     def logits(self, x: Tensor) -> Tensor:
         """The stock final layer norm and output projection: (..., V)."""
@@ -253,29 +244,6 @@ def mask_at(mask: Tensor, read_at: Tensor) -> Tensor:
     """The rows of ``mask``, (1 or B, T, S), at ``read_at``, (B, Q): (B, 1, Q, S)."""
     mask = mask.expand(len(read_at), -1, -1)
     return mask.gather(1, read_at.unsqueeze(2).expand(-1, -1, mask.shape[2])).unsqueeze(1)
-
-
-class _LeanReLU(torch.autograd.Function):
-    """ReLU that keeps for the way back which numbers were positive, a byte each."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.mark_dirty(x.relu_())
-        ctx.save_for_backward(x > 0)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return gradient * positive
-
-
-def activate(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
-    """The layer's own activation of ``x``, its widest tensor, which may be overwritten."""
-    frozen = not layer.fc2.weight.requires_grad  # else fc2 keeps the activation itself
-    if frozen and layer.activation_fn is F.relu and torch.is_grad_enabled() and x.requires_grad:
-        return _LeanReLU.apply(x)
-    return layer.activation_fn(x)
 
 
 @torch.inference_mode()

@@ -1,0 +1,116 @@
+"""Everything that runs on a GPU, run on the ``meta`` device, whose tensors have no values: one that
+was made on the CPU by mistake meets the others and fails. What asks for values gets 0 or 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from preprocess.speech2unit.features import Source, feature_reader
+from preprocess.speech2unit.kmeans import KMeans
+from tests.preprocess import ssl_checkpoints
+from tests.ulm_prompt import tiny
+from tests.ulm_prompt.test_training_step import a_sample
+from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
+from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
+from ulm_prompt.prompt_lm.search import beam_search, follow, likeliest, sampler
+
+META = torch.device("meta")
+MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # take both devices
+ROWS = [torch.tensor([2, *range(4, 4 + length), 0]) for length in (5, 9, 6)]
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses an operation on tensors of two devices, as CUDA does; numbers (0-d) may be mixed."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim}
+        name = func.overloadpacket.__name__
+        assert len(devices) < 2 or name in MOVES, f"{name} on {devices}"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_up = {
+        "tolist": lambda tensor: torch.full(
+            tensor.shape, 0 if tensor.dtype == torch.long else 1
+        ).tolist(),
+        "item": lambda tensor: 0,
+        "__int__": lambda tensor: 0,
+        "nonzero": lambda tensor: torch.zeros(
+            len(tensor), tensor.ndim, dtype=torch.long, device=META
+        ),
+    }
+    for name, value in made_up.items():
+        real = getattr(torch.Tensor, name)
+        chosen = lambda tensor, value=value, real=real: (  # noqa: E731
+            value(tensor) if tensor.is_meta else real(tensor)
+        )
+        monkeypatch.setattr(torch.Tensor, name, chosen)
+
+
+def on_meta(**shape: bool) -> tuple[torch.nn.Module, CachedLM]:
+    model = tiny.prompted(**shape).to(META)
+    return model, CachedLM(model, pad=1, eos=2)
+
+
+def test_a_tensor_of_the_cpu_is_noticed() -> None:
+    with OneDevice(), pytest.raises((AssertionError, RuntimeError)):
+        torch.cat([torch.zeros(2), torch.zeros(2, device=META)])
+
+
+@pytest.mark.parametrize("infix", [False, True])
+def test_a_training_step(infix: bool) -> None:
+    model, sample = tiny.prompted(infix=infix).to(META).train(), a_sample()
+    criterion = LabelCrossEntropy(
+        argparse.Namespace(target_dictionary=tiny.dictionary()), "published"
+    )
+    sample["net_input"] = {name: value.to(META) for name, value in sample["net_input"].items()}
+    sample["target"], sample["is_label"] = sample["target"].to(META), sample["is_label"].to(META)
+    with OneDevice():
+        loss, _, _ = criterion(model, sample)
+        loss.backward()
+    assert model.prompt.keys.grad.device == META
+
+
+@pytest.mark.parametrize("choose", [likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)])
+def test_answers_symbol_by_symbol(choose) -> None:
+    _, lm = on_meta()
+    labels = LabelSets.build("slots", [[4, 5], [6, 7]], 104, 2).to(META)
+    with OneDevice():
+        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)
+    assert len(answers) == len(ROWS)
+
+
+def test_beams_and_scored_sequences() -> None:
+    _, lm = on_meta()
+    labels = LabelSets.build("trie", [[4, 5], [6, 7]], 104, 2).to(META)
+    with OneDevice():
+        beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
+        totals, _ = score_sequences(lm, lm.prefill(ROWS), [(4, 5), (6,)], 2)
+    assert totals.device == META and totals.shape == (3, 2)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "cpc", "w2v2", "logmel", "mfcc"])
+def test_speech_to_units(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    make = {"w2v2": ssl_checkpoints.wav2vec2, "logmel": None, "mfcc": None}
+    if make := make.get(kind, getattr(ssl_checkpoints, kind, None)):
+        make(path)
+    reader = feature_reader(kind, Source(path if make else None, 2 if make else None, device=META))
+    waveforms = [torch.zeros(samples) for samples in (8_000, 5_000, 8_000)]
+    kmeans = KMeans(np.zeros((4, reader.dim), np.float32), META)
+    with OneDevice():
+        units = [kmeans(features) for features in reader(waveforms)]
+    assert all(one.device == META and one.ndim == 1 for one in units)
