@@ -24,9 +24,17 @@ from pipeline.rows import SPLITS
 from pipeline.runs import run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.prompt_record import BEST, LAST, RECORD, PromptRecord, read_record
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    EXTENSIBLE,
+    PromptRecord,
+    differences,
+    ended,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import check_data_bin
+from ulm_prompt.prompt_data.verbal import check_data_bin, lm_hashes
+from ulm_prompt.scoring.sample_file import made_from
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.runs import plan
 
@@ -180,9 +188,6 @@ def has_data(workspace: Workspace, pair: Pair) -> bool:
 
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
-    from ulm_prompt.prompt_lm import checkpoint  # imports fairseq, which takes seconds
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
-
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
     if not (folder / BEST).is_file():
@@ -196,26 +201,27 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         set=list(run.knobs),
         dtype=None,
     )
-    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
-    wanted = dataclasses.replace(plan(args, pair, folder), lm_fingerprint=lm.fingerprint)
-    card = read_record(folder)
-    if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
+    wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
+    if card := ended(folder, wanted, lm_hashes(lm)):
+        return card
+
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
+
+    wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
+    if changed := differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
+    if any(card.training.get(knob) != wanted.training[knob] for knob in EXTENSIBLE):
         return None
-    last, record = folder / LAST, folder / RECORD
-    resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
-    return card if card.trained_parameters and not resumed else None
+    return card if card.trained_parameters else None  # an earlier version's, or another LM file
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
-    """The run's answers; None where there are none, or its prompt is newer."""
+    """The run's answers; None where there are none by its prompt."""
     pair = run.pair
     prompt = workspace.checkpoints(pair.task, pair.unit_model, run.date) / BEST
     samples = workspace.samples(pair.task, pair.unit_model, run.date, run.sample_date)
-    if not (samples.is_file() and prompt.is_file()):
-        return None
-    return samples if samples.stat().st_mtime >= prompt.stat().st_mtime else None
+    is_whole = samples.is_file() and prompt.is_file()
+    return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
 
 
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:

@@ -119,6 +119,12 @@ def main() -> None:
         recipe = on_main(here, lambda: choose_recipe(args, workspace))
         for output in (save_dir, folder):  # all runs of a unit model write the same LM
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
+        if on_main(here, lambda: runs.is_of_another_run(folder, save_dir)):
+            print(
+                f"{folder} already exists: kept, its prompts depend on it; to train another, "
+                "remove it, or describe a second unit model (docs/own_task.md)"
+            )
+            return
         settings = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.training.fairseq_run import train

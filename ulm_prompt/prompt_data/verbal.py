@@ -27,6 +27,8 @@ SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
 MADE_BY = "ulm_prompt/verbalizer.py"
+_WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
+_LATER = ("LM's dict",)  # what the records of earlier versions lack
 
 
 def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
@@ -89,6 +91,10 @@ def verbal_path(workspace: Workspace, pair: Pair) -> Path:
     return folder / "verbal.json"
 
 
+def _sources_path(workspace: Workspace, pair: Pair) -> Path:
+    return verbal_path(workspace, pair).with_name("verbal_sources.json")
+
+
 def record_rows(workspace: Workspace, pair: Pair) -> None:
     """Save beside data_prompt/ the hashes of the rows that it was made from."""
     folder = prompt_texts(workspace, pair)["train"].parent
@@ -96,10 +102,13 @@ def record_rows(workspace: Workspace, pair: Pair) -> None:
 
 
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
-    """Save the task's label -> unit map in verbal.json, then its sources in verbal_sources.json."""
-    path = verbal_path(workspace, pair)
+    """Save the task's label -> unit map in verbal.json, then in verbal_sources.json the hashes of
+    its sources and of the text that was renamed by it.
+    """
     sources = {"method": method, **_sources(workspace, pair, names, method)}
-    for file, entry in ((path, names), (path.with_name("verbal_sources.json"), sources)):
+    sources["renamed"] = _hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
+    files = {verbal_path(workspace, pair): names, _sources_path(workspace, pair): sources}
+    for file, entry in files.items():
         by_task = read_json(file, MADE_BY) if file.exists() else {}
         by_task[pair.task] = entry
         write_json(file, in_paper_order(by_task))
@@ -112,14 +121,14 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     """
     path = verbal_path(workspace, pair)
     names = read_json(path, MADE_BY).get(pair.task)
-    recorded = read_json(path.with_name("verbal_sources.json"), MADE_BY).get(pair.task)
+    recorded = read_json(_sources_path(workspace, pair), MADE_BY).get(pair.task)
     if names is None or recorded is None:
         raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
     method = recorded.get("method") if isinstance(recorded, dict) else None
     if not (isinstance(names, dict) and str(method).isidentifier()):
         raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
     for name, value in _sources(workspace, pair, names, method).items():
-        if recorded.get(name) != value:
+        if recorded.get(name, value if name in _LATER else None) != value:
             raise UserError(
                 f"{path}: stale, {pair.task}'s {name} has changed since it was made; "
                 f"run {MADE_BY} again"
@@ -130,18 +139,30 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
     method, _ = load_verbal(workspace, pair)
-    return prompt_texts(workspace, pair, renamed_kind(pair, method))
-
-
-def check_data_bin(workspace: Workspace, pair: Pair) -> None:
-    """Raises ``UserError`` unless the task's binaries were made from the current renamed text."""
-    path = workspace.data_bin(pair.unit_model, pair.data_name) / SOURCES
-    made_from = read_json(path, "ulm_prompt/fairseq_preprocess.py")
-    if made_from != _hashes(renamed_texts(workspace, pair)):
+    texts = prompt_texts(workspace, pair, renamed_kind(pair, method))
+    recorded = read_json(_sources_path(workspace, pair), MADE_BY)[pair.task].get("renamed")
+    if recorded not in (None, _hashes(texts)):  # None: by an earlier version
         raise UserError(
-            f"{path.parent}: stale, its text has changed since; "
-            "run ulm_prompt/fairseq_preprocess.py again"
+            f"{texts['train'].parent}: not the text that the verbalizer wrote (another SHA-256); "
+            f"run {MADE_BY} again"
         )
+    return texts
+
+
+def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    """The hashes of the renamed text that the task's binaries were made from.
+
+    Raises ``UserError`` unless that is the current text, and the binaries are what was written.
+    """
+    folder = workspace.data_bin(pair.unit_model, pair.data_name)
+    made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
+    written = made_from.pop("written", None)  # None: by an earlier version
+    problem = "stale, its text has changed since"
+    if made_from == _hashes(renamed_texts(workspace, pair)):
+        if written in (None, _hashes({name: folder / name for name in _WRITTEN})):
+            return made_from
+        problem = f"not the files that {SOURCES} was written for (another SHA-256)"
+    raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
 
 
 def _sources(
@@ -163,8 +184,14 @@ def _sources(
         "data_prompt": _hashes(texts),
     }
     if method == "kmeans":
-        sources["LM"] = sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt")
+        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
+        sources |= {"LM": weights, "LM's dict": symbols}
     return sources
+
+
+def lm_hashes(folder: Path) -> dict[str, str]:
+    """By them the same LM is known without loading it. A missing file has an empty hash."""
+    return _hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
 
 
 def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
@@ -177,7 +204,7 @@ def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    return {split: sha256(path) for split, path in files.items()}
+    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}
 
 
 def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
@@ -221,5 +248,6 @@ def binarize(
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
-        write_json(folder / SOURCES, _hashes(texts))
+        written = _hashes({name: folder / name for name in _WRITTEN})
+        write_json(folder / SOURCES, {**_hashes(texts), "written": written})
     return counts

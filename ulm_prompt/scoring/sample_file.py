@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming, read_json, write_json
-from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype
+from pipeline.files import naming, read_json, sha256, write_json
+from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype, label_limit
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -79,6 +79,29 @@ def check_search(args: argparse.Namespace) -> None:
     }.items():
         if is_so:
             raise UserError(problem)
+
+
+def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dict[str, Any]:
+    """The values of ``add_search``'s flags, also of those that were not given; not of --dtype.
+    ``longest``: the most labels that an utterance of train has.
+    """
+    options = {name: getattr(args, name) for name in vars(_no_flags()) if name != "dtype"}
+    options["max_labels"] = label_limit(args.max_labels, longest)
+    options["within_labels"] = args.within_labels or ("set" if is_text else "slots")
+    return options
+
+
+def are_default(options: Mapping[str, Any], is_text: bool, longest: int) -> bool:
+    """Whether answers that were searched for with ``options`` are the greedy ones to every row."""
+    default = search_options(_no_flags(), is_text, longest)
+    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
+    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
+
+
+def _no_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_search(parser)
+    return parser.parse_args([])
 
 
 class PartialAnswers(dict[int, dict[str, Any]]):
@@ -170,6 +193,7 @@ def write_samples(
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
     after them only when ``scored``.
     """
+    origin_path(path).unlink(missing_ok=True)  # of earlier answers
     free, within = {}, {}
     for row, source in enumerate(sources):
         answer = answers[row]
@@ -188,6 +212,32 @@ def within_path(samples: Path) -> Path:
 def origin_path(samples: Path) -> Path:
     """The file beside ``samples`` that says what they were made from."""
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
+
+
+def write_origin(samples: Path, record: dict[str, Any]) -> None:
+    """Record what both sample files were made from, with their hashes."""
+    write_json(origin_path(samples), {**record, "files": _hashes(samples)})
+
+
+def made_from(samples: Path) -> dict[str, Any]:
+    """What ``write_origin`` recorded; nothing where it did not, or of other files than these."""
+    path = origin_path(samples)
+    record = read_json(path, "ulm_prompt/sample.py") if path.is_file() else {}
+    return record if record.get("files") in (None, _hashes(samples)) else {}
+
+
+def _hashes(samples: Path) -> dict[str, str]:
+    files = {"free": samples, "within": within_path(samples)}
+    return {kind: sha256(path) for kind, path in files.items() if path.is_file()}
+
+
+def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
+    """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
+    record = made_from(samples)
+    machine = record.get("machine")
+    in_dtype = isinstance(machine, list) and dtype in ("auto", str(machine[0])[len("torch.") :])
+    is_same = all(record.get(name) == value for name, value in wanted.items())
+    return "files" in record and is_same and in_dtype
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

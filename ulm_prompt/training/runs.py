@@ -15,9 +15,16 @@ from pipeline.files import read_json, replacing_folder, sha256, write_json
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import LAST, PromptRecord, TrainingRun, read_record
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    LAST,
+    PromptRecord,
+    TrainingRun,
+    ended,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import SOURCES, check_data_bin, load_verbal
+from ulm_prompt.prompt_data.verbal import check_data_bin, lm_hashes, load_verbal
 from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, UnitLMRecipe, load_recipe
 
@@ -79,9 +86,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
             "input vectors only; leave one of them out"
         )
     method, verbal = load_verbal(workspace, pair)
-    check_data_bin(workspace, pair)
-    data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
-
+    data = check_data_bin(workspace, pair)
     earlier = read_record(save_dir)
     if recipe.dtype == "auto" and earlier is not None:  # a run resumes in the dtype it began in
         recipe.dtype = earlier.training.get("dtype", "auto")
@@ -100,28 +105,32 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         labels_per_utterance=pair.config.labels_per_utterance,
         labels={n: label._asdict() for n, label in named_labels(workspace, pair, verbal).items()},
         made_by=provenance(),
-        run=TrainingRun(data=read_json(data_bin / SOURCES, "ulm_prompt/fairseq_preprocess.py")),
+        run=TrainingRun(data),
     )
 
 
-def prepare(args: argparse.Namespace, pair: Pair, save_dir: Path) -> tuple[PromptRecord, Settings]:
+def prepare(
+    args: argparse.Namespace, pair: Pair, save_dir: Path
+) -> tuple[PromptRecord, Settings | None]:
     """Check all that can be checked without training, and write nothing. Returns the card of the
-    run, and what fairseq is told of it beside the recipe.
+    run, and what fairseq is told of it beside the recipe: None when the run has ended.
     """
     workspace = Workspace(args.workspace)
     card = plan(args, pair, save_dir)
+    lm = lm_folder(workspace, pair.unit_model)
+    if done := ended(save_dir, card, lm_hashes(lm)):
+        return done, None
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm
     from ulm_prompt.prompt_lm.precision import dtype_to_train_in
 
-    lm = lm_folder(workspace, pair.unit_model)
     unit_lm = load_unit_lm(lm)
     dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
-        lm_fingerprint=unit_lm.fingerprint,
-        lm_parameters=unit_lm.parameters,
+        **unit_lm.identity,
         training={**card.training, "dtype": dtype},
+        run=dataclasses.replace(card.run, lm=lm_hashes(lm)),
     )
     return card, _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm)
 
@@ -261,9 +270,18 @@ def check_same_run(
     write_json(save_dir / RUN, record)
 
 
+def is_of_another_run(folder: Path, save_dir: Path) -> bool:
+    """Whether ``folder`` holds an LM that train_ulm.py made from another checkpoint than the best
+    one in ``save_dir``. By earlier versions' records that cannot be told: then it is another.
+    """
+    path, best = folder / OURS, save_dir / BEST
+    recorded = read_json(path, NEW_RUN).get("checkpoint") if path.exists() else None
+    return path.exists() and not (best.exists() and recorded == sha256(best))
+
+
 def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
-    """Write the LM into ``folder`` in the released layout, without the optimizer's state. Returns
-    its valid loss in bits.
+    """Write the LM into ``folder`` in the released layout, without the optimizer's state, and by
+    which ``checkpoint`` it was made. Returns its valid loss in bits.
     """
     from pipeline.torch_files import load_torch, save_torch
 
@@ -273,5 +291,6 @@ def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
         shutil.copyfile(dictionary, fresh / "dict.txt")
         model = {"cfg": {"model": state["cfg"]["model"]}, "model": state["model"]}
         save_torch(model, fresh / "checkpoint_best.pt")
-        write_json(fresh / OURS, {"valid_loss_bits": loss, **provenance()})
+        record = {"valid_loss_bits": loss, "checkpoint": sha256(checkpoint), **provenance()}
+        write_json(fresh / OURS, record)
     return loss
