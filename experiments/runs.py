@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS
-from pipeline.runs import run_script
+from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.prompt_record import (
@@ -144,7 +145,7 @@ def run_all(
     """Run every task's commands in turn, ``jobs`` tasks at once, and show them as they run.
 
     A task that fails says why, and the others run all the same. Returns the seconds of each task
-    that succeeded. ``one_core``: also when ``jobs`` is 1.
+    that succeeded. ``one_core``: also when ``jobs`` is 1. SIGTERM ends the commands too.
     """
     environment = {"OMP_NUM_THREADS": "1"} if one_core or jobs > 1 else {}
 
@@ -159,8 +160,15 @@ def run_all(
             return None
         return time.monotonic() - start
 
+    def end(number: int, _: object) -> None:
+        for process in list(RUNNING):
+            process.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     with ThreadPoolExecutor(jobs) as pool:
         spent = dict(zip(tasks, pool.map(seconds, tasks)))
+    signal.signal(signal.SIGTERM, before)
     return {name: value for name, value in spent.items() if value is not None}
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.workspace import REPOSITORY
 
+RUNNING: set[subprocess.Popen] = set()  # the scripts that run_script waits for
 PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 
 
@@ -32,8 +33,10 @@ def run_script(
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
+        RUNNING.add(process)
         for line in process.stdout:
             print(prefix + line, end="", flush=True)
+    RUNNING.discard(process)
     return process.returncode
 
 

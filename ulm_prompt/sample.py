@@ -16,7 +16,7 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data import verbal
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 
@@ -134,7 +134,8 @@ def main() -> None:
     sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
-    print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.sample_date}")
+    words = ("ulm_prompt/cal_acc.py", "--sample_date", args.sample_date)
+    print_next(args, *words, verbalizer=False)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_a
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
@@ -55,6 +55,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
 
         card = on_main(here, lambda: checkpoint.begin(save_dir, card))
         print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}")
+        print("loss is in bits, label_loss in nats a label, accuracy in %")
         train(card.training, settings, save_dir, logs, here)
         log = logs / "train.log"
         done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
@@ -81,7 +82,8 @@ def main() -> None:
     with process_group(here):
         for pair in on_main(here, lambda: find_pairs(args, needs_lm=True)):
             train_pair(args, pair, here)
-    print(f"next: python ulm_prompt/sample.py --model_date {args.date} --sample_date {args.date}")
+    dates = ("--model_date", args.date, "--sample_date", args.date)
+    print_next(args, "ulm_prompt/sample.py", *dates)
 
 
 if __name__ == "__main__":

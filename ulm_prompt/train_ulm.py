@@ -18,7 +18,7 @@ from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.prompt_data.tasks import add_workspace, print_next
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
 from ulm_prompt.training import runs
@@ -133,8 +133,9 @@ def main() -> None:
         train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
         loss = on_main(here, lambda: runs.publish(best, save_dir / "dict.txt", folder))
-    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
-    print("next: python ulm_prompt/fairseq_preprocess.py")
+    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
+    has_text = (workspace.datasets(args.unit_model) / "verbal.json").exists()
+    print_next(args, f"ulm_prompt/{'fairseq_preprocess' if has_text else 'make_data'}.py")
 
 
 if __name__ == "__main__":

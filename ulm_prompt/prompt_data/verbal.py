@@ -149,6 +149,15 @@ def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     return texts
 
 
+def current_method(workspace: Workspace, pair: Pair) -> str | None:
+    """The method that made the task's map and renamed text; None where these are to be made."""
+    try:
+        renamed_texts(workspace, pair)
+        return load_verbal(workspace, pair)[0]
+    except UserError:
+        return None
+
+
 def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     """The hashes of the renamed text that the task's binaries were made from.
 
@@ -163,6 +172,17 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
             return made_from
         problem = f"not the files that {SOURCES} was written for (another SHA-256)"
     raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
+
+
+def is_binarized(workspace: Workspace, pair: Pair) -> bool:
+    """Whether the task's binaries were made from the current renamed text and the LM's dict."""
+    try:
+        check_data_bin(workspace, pair)
+    except UserError:
+        return False
+    path = workspace.data_bin(pair.unit_model, pair.data_name) / SOURCES
+    written = read_json(path, "").get("written", {})
+    return written.get("dict.txt") == lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
 
 
 def _sources(

@@ -85,6 +85,12 @@ class UnitPromptTask(FairseqTask):
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if self.cfg.max_tokens:
             self._check_lengths(dataset, split)
+        positions = self.unit_lm.untouched.max_positions()
+        if facts := _longer(dataset.sizes, positions, f"the LM's tokens_per_sample={positions:,}"):
+            logger.info(
+                f"too long: {split}: {facts}; they are used, but the LM has learned no such "
+                "positions: cut those utterances, or train an LM with a larger tokens_per_sample"
+            )
         if split == "train" and self.cfg.shots:
             whole = len(dataset)
             dataset.draw(self.cfg.shots, self.cfg.seed)
@@ -101,20 +107,16 @@ class UnitPromptTask(FairseqTask):
         ``skip_long`` asks for that, or if no row is left.
         """
         most, sizes = self.cfg.max_tokens, dataset.sizes
-        count = int((sizes > most).sum())
-        if not count:
+        facts = _longer(sizes, most, f"max_tokens={most:,}")
+        if not facts:
             return
-        facts = (
-            f"{split}: {count:,} of {len(sizes):,} rows are longer than max_tokens={most:,} "
-            f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
-        )
-        if not self.cfg.skip_long or count == len(sizes):
+        if not self.cfg.skip_long or sizes.min() > most:
             raise UserError(
-                f"{facts}; leave them out with --set skip_long=true, or raise max_tokens: memory "
-                "grows with the square of a row's length"
+                f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
+                "max_tokens: memory grows with the square of a row's length"
             )
         dataset.leave_out(longer_than=most)
-        logger.info(f"too long: {facts}; left out")
+        logger.info(f"too long: {split}: {facts}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
@@ -132,6 +134,17 @@ class UnitPromptTask(FairseqTask):
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of ``get_checkpoint_dict``."""
         vars(should_stop_early).update(state)
+
+
+def _longer(sizes: np.ndarray, most: int, limit: str) -> str:
+    """How many rows have more than ``most`` tokens, and which is the longest; "" for none."""
+    count = int((sizes > most).sum())
+    if not count:
+        return ""
+    return (
+        f"{count:,} of {len(sizes):,} rows are longer than {limit} "
+        f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
+    )
 
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
@@ -213,6 +226,9 @@ class BlockDataset(LosslessDataset):
         rows = open_rows(split, dictionary)
         self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
         sizes = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
+        limit = f"tokens_per_sample={length:,}"
+        if break_mode == "eos" and (facts := _longer(sizes, length, limit)):
+            logger.info(f"too long: {split.name}: {facts}; each becomes several samples")
         cuts = [np.arange(end - size, end, length) for size, end in zip(sizes, sizes.cumsum())]
         self.starts = np.concatenate(cuts)
         self.sizes = np.diff(self.starts, append=len(self.text))

@@ -65,10 +65,13 @@ def check_search(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")
     cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
-    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or args.seed < 0
+    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or not 0 <= args.seed < 2**32
     for problem, is_so in {
-        f"--temperature {args.temperature}: expected more than 0": not args.temperature > 0,
-        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, a seed >= 0": out_of_range,
+        f"--temperature {args.temperature}: expected 0.001 to 1000": (
+            not 0.001 <= args.temperature <= 1000
+        ),
+        f"--lenpen {args.lenpen}: expected -10 to 10": not -10 <= args.lenpen <= 10,
+        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, 0 <= seed < 2**32": out_of_range,
         "--topk and --topp: choose one": args.topk and args.topp,
         "--sampling and --beam: choose one": args.sampling and args.beam > 1,
         "--topk and --topp belong to --sampling: add it": cut and not args.sampling,

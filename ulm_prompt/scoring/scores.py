@@ -179,7 +179,7 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """Update number -> scores of each validation, in order; what a restart repeated counts once."""
     curve = {}
-    with open(train_log, encoding="utf-8") as handle:
+    with open(train_log, encoding="utf-8", errors="replace") as handle:
         for line in handle:
             if match := _VALID.search(line):
                 scores = {name: float(value) for name, value in _SCORE.findall(match["scores"])}

@@ -95,8 +95,10 @@ def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> An
             expected = f"expected one of {', '.join(CHOICES[knob])}"
         elif knob in BELOW_ONE and not 0 <= value < 1:
             expected = "expected 0 or more, below 1"
-        elif isinstance(value, (int, float)) and not value >= least:  # nor nan
-            expected = f"expected at least {least}"
+        elif (
+            isinstance(value, (int, float)) and not least <= value < 2**32
+        ):  # nor nan; numpy's seeds
+            expected = f"expected at least {least}, below 2**32"
         else:
             continue
         raise UserError(f"recipe, {knob}={value}: {expected}")

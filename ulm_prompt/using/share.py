@@ -37,7 +37,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     """The record of the prompt at ``path``: a shared one's as it is, another checkpoint's (ours or
     a published one) completed by what the workspace knows.
 
-    Raises ``UserError`` for a fine-tuned LM, an unfinished run, and where the workspace lacks what belongs to it.
+    Raises ``UserError`` for a fine-tuned LM, for an unfinished run, and where the workspace lacks
+    what belongs to it.
     """
     record = read_record(path.parent)
     if record is not None and record.units is not None:
