@@ -183,5 +183,6 @@ def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
         for line in handle:
             if match := _VALID.search(line):
                 scores = {name: float(value) for name, value in _SCORE.findall(match["scores"])}
-                curve[int(scores["num_updates"])] = scores
+                if "num_updates" in scores:  # else the line is damaged
+                    curve[int(scores["num_updates"])] = scores
     return dict(sorted(curve.items()))
