@@ -34,7 +34,7 @@ from ulm_prompt.prompt_data.prompt_record import (
     read_record,
 )
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import check_data_bin, lm_hashes
+from ulm_prompt.prompt_data.verbal import lm_hashes
 from ulm_prompt.scoring.sample_file import made_from
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.runs import plan
@@ -183,15 +183,6 @@ def has_lm(workspace: Workspace, unit_model: str) -> bool:
     """Whether the unit LM is there."""
     folder = lm_folder(workspace, unit_model)
     return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
-
-
-def has_data(workspace: Workspace, pair: Pair) -> bool:
-    """Whether stages 2 and 3 were done, on the present rows."""
-    try:
-        check_data_bin(workspace, pair)
-    except UserError:
-        return False
-    return True
 
 
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:

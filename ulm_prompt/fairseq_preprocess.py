@@ -9,7 +9,7 @@ from pipeline.files import holding
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, print_next
-from ulm_prompt.prompt_data.verbal import binarize, is_binarized, renamed_texts
+from ulm_prompt.prompt_data.verbal import binarize, has_data_bin, renamed_texts
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     for pair in pairs:
         target = workspace.data_bin(pair.unit_model, pair.data_name)
         lm = lm_folder(workspace, pair.unit_model)
-        if is_binarized(workspace, pair):
+        if has_data_bin(workspace, pair):
             print(f"{pair.task} {pair.unit_model}: {target} is of this text and dict: kept")
             continue
 

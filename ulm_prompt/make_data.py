@@ -14,16 +14,16 @@ from ulm_prompt.prompt_data.verbal import prompt_texts, record_rows
 
 def check_manifest(workspace: Workspace, pair: Pair) -> None:
     """Raises ``UserError`` when the manifests that the rows were made from have changed since."""
-    data, quantise = workspace.downstream_data(pair.config.downstream), "preprocess/runner.py"
-    record = data / pair.unit_model / "provenance.json"
-    recorded = read_json(record, quantise).get("manifest") if record.is_file() else None
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    data, stage = workspace.downstream_data(downstream), "preprocess/runner.py"
+    record = data / unit_model / "provenance.json"
+    recorded = read_json(record, stage).get("manifest") if record.is_file() else None
     for split in SPLITS if isinstance(recorded, dict) else ():
         manifest = data / "manifest" / f"{split}.tsv"
         if manifest.is_file() and recorded.get(split) != sha256(manifest):
             raise UserError(
-                f"{record.parent}: stale, {manifest} has changed since; run {quantise} "
-                f"--downstream {pair.config.downstream} --unit_model {pair.unit_model} --action "
-                "quantized, then postprocess"
+                f"{record.parent}: stale, {manifest} has changed since; run {stage} --downstream "
+                f"{downstream} --unit_model {unit_model} --action quantized, then postprocess"
             )
 
 

@@ -114,8 +114,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
                 bar.update(len(batch))
         answers.add({row: NO_ANSWER for row in range(len(rows)) if row not in answers})
         scored = options.beam > 1 or options.sampling
-        sample_file.write_samples(target, sources, answers, scored)
-        sample_file.write_origin(target, made_from)
+        sample_file.write_samples(target, sources, answers, scored, made_from)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
         sample_file.report_long(rows, answers, options, unit_lm.model.max_positions())
         answers.remove()

@@ -20,6 +20,8 @@ from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.recipe import DTYPES
 from ulm_prompt.training.runs import prepare
 
+UNITS = "loss in bits, label_loss in nats a label, accuracy in %"
+
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,8 +56,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
         from ulm_prompt.training.fairseq_run import train
 
         card = on_main(here, lambda: checkpoint.begin(save_dir, card))
-        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}")
-        print("loss is in bits, label_loss in nats a label, accuracy in %")
+        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}; {UNITS}")
         train(card.training, settings, save_dir, logs, here)
         log = logs / "train.log"
         done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
@@ -64,14 +65,11 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
 
 def report(card: PromptRecord) -> None:
     """Print where the best checkpoint was, and its scores on valid."""
-    units = {"loss": " bits", "label_loss": " nats a label", "accuracy": " %"}
-    scores = ", ".join(
-        f"{name} {value:.3f}{units.get(name, '')}" for name, value in card.valid.items()
-    )
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
         f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
         f"{card.run.total_updates:,}; on valid, with the labels before it given: "
-        f"{scores or 'not known, its train.log was removed'}"
+        f"{scores or 'not known, its train.log was removed'} ({UNITS})"
     )
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
-from pipeline.unit_models import find_unit_model, lm_folder
+from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data import verbal
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
+
+GET_LM = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
 
 
 def read_labelspace(path: Path, task: str) -> list[str]:
@@ -83,20 +85,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
-    methods += " (default: freq, where the data has no map yet)"
-    parser.add_argument("--method", choices=verbal.METHODS, help=methods)
+    parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    is_given, args.method = args.method is not None, args.method or "freq"
     pairs = find_pairs(args)
     for pair in pairs:
         folder = workspace.datasets(pair.unit_model)
-        if not is_given and (method := verbal.current_method(workspace, pair)):
-            path = verbal.verbal_path(workspace, pair)
-            print(f"{pair.task} {pair.unit_model}: {path} is of this data, by {method}: kept")
-            continue
         with holding(folder):
             labels = read_labelspace(folder / "labelspace.json", pair.task)
             sources = verbal.prompt_texts(workspace, pair)
@@ -122,13 +118,8 @@ def main() -> None:
                 print(f"  {split}: {unseen:,} rows have a label that train never has")
     lacking = [p.unit_model for p in pairs if not lm_folder(workspace, p.unit_model).is_dir()]
     if lacking:
-        words = ["ulm_prompt/train_ulm.py", "--date", "DATE", "--unit_model", lacking[0]]
-        if (lm := find_unit_model(lacking[0], workspace).lm) and lm.url:  # a released one
-            words = ["pretrained_models/download.py", lacking[0], "--only", "lm"]
-        args.prompt_task = args.unit_model = None
-        print_next(args, *words, verbalizer=False)
-    else:
-        print_next(args, "ulm_prompt/fairseq_preprocess.py")
+        print(f"{lacking[0]}: no unit LM yet; run {GET_LM}, then")
+    print_next(args, "ulm_prompt/fairseq_preprocess.py")
 
 
 if __name__ == "__main__":

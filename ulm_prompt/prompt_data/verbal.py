@@ -149,40 +149,35 @@ def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     return texts
 
 
-def current_method(workspace: Workspace, pair: Pair) -> str | None:
-    """The method that made the task's map and renamed text; None where these are to be made."""
-    try:
-        renamed_texts(workspace, pair)
-        return load_verbal(workspace, pair)[0]
-    except UserError:
-        return None
-
-
 def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     """The hashes of the renamed text that the task's binaries were made from.
 
-    Raises ``UserError`` unless that is the current text, and the binaries are what was written.
+    Raises ``UserError`` unless that is the current text, the binaries are what was written, and
+    their dict is the LM's, if there is an LM.
     """
     folder = workspace.data_bin(pair.unit_model, pair.data_name)
     made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
-    written = made_from.pop("written", None)  # None: by an earlier version
-    problem = "stale, its text has changed since"
-    if made_from == _hashes(renamed_texts(workspace, pair)):
-        if written in (None, _hashes({name: folder / name for name in _WRITTEN})):
-            return made_from
+    recorded = made_from.pop("written", None)  # None: by an earlier version
+    written = _hashes({name: folder / name for name in _WRITTEN})
+    symbols = lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
+    if made_from != _hashes(renamed_texts(workspace, pair)):
+        problem = "stale, its text has changed since"
+    elif recorded not in (None, written):
         problem = f"not the files that {SOURCES} was written for (another SHA-256)"
+    elif symbols not in ("", written["dict.txt"]):
+        problem = "stale, the LM has another dict.txt"
+    else:
+        return made_from
     raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
 
 
-def is_binarized(workspace: Workspace, pair: Pair) -> bool:
-    """Whether the task's binaries were made from the current renamed text and the LM's dict."""
+def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
+    """Whether stages 2 and 3 were done, on the present rows and the LM's dict."""
     try:
         check_data_bin(workspace, pair)
     except UserError:
         return False
-    path = workspace.data_bin(pair.unit_model, pair.data_name) / SOURCES
-    written = read_json(path, "").get("written", {})
-    return written.get("dict.txt") == lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
+    return True
 
 
 def _sources(

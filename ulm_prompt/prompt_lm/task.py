@@ -56,16 +56,8 @@ class UnitPromptTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
-        """Raises ``UserError`` when the LM is incomplete or the data-bin has another dict."""
-        unit_lm = load_unit_lm(Path(cfg.lm), cfg.lm_dropout)
-        written = Path(cfg.data) / "dict.txt"
-        if not written.is_file():
-            raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
-            raise UserError(
-                f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
-            )
-        return cls(cfg, unit_lm)
+        """Raises ``UserError`` when the LM is incomplete."""
+        return cls(cfg, load_unit_lm(Path(cfg.lm), cfg.lm_dropout))
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
@@ -226,9 +218,6 @@ class BlockDataset(LosslessDataset):
         rows = open_rows(split, dictionary)
         self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
         sizes = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
-        limit = f"tokens_per_sample={length:,}"
-        if break_mode == "eos" and (facts := _longer(sizes, length, limit)):
-            logger.info(f"too long: {split.name}: {facts}; each becomes several samples")
         cuts = [np.arange(end - size, end, length) for size, end in zip(sizes, sizes.cumsum())]
         self.starts = np.concatenate(cuts)
         self.sizes = np.diff(self.starts, append=len(self.text))

@@ -188,9 +188,10 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
 
 def write_samples(
     path: Path, sources: Iterable[dict[str, str]], answers: Mapping[int, dict[str, Any]],
-    scored: bool,
+    scored: bool, made_from: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the free answers to ``path`` and those within the label set beside it.
+    """Write the free answers to ``path``, those within the label set beside it, and last, with
+    their hashes, what both were ``made_from``.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
@@ -205,6 +206,8 @@ def write_samples(
         within[str(row)] = {**source, **answer["within"]}
     write_json(within_path(path), within)
     write_json(path, free)
+    if made_from is not None:
+        write_json(origin_path(path), {**made_from, "files": _hashes(path)})
 
 
 def within_path(samples: Path) -> Path:
@@ -217,13 +220,8 @@ def origin_path(samples: Path) -> Path:
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
 
 
-def write_origin(samples: Path, record: dict[str, Any]) -> None:
-    """Record what both sample files were made from, with their hashes."""
-    write_json(origin_path(samples), {**record, "files": _hashes(samples)})
-
-
 def made_from(samples: Path) -> dict[str, Any]:
-    """What ``write_origin`` recorded; nothing where it did not, or of other files than these."""
+    """What both sample files were made from; nothing where that is not recorded of these files."""
     path = origin_path(samples)
     record = read_json(path, "ulm_prompt/sample.py") if path.is_file() else {}
     return record if record.get("files") in (None, _hashes(samples)) else {}
@@ -237,8 +235,7 @@ def _hashes(samples: Path) -> dict[str, str]:
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
     """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
     record = made_from(samples)
-    machine = record.get("machine")
-    in_dtype = isinstance(machine, list) and dtype in ("auto", str(machine[0])[len("torch.") :])
+    in_dtype = dtype in ("auto", str(record.get("machine", [""])[0]).removeprefix("torch."))
     is_same = all(record.get(name) == value for name, value in wanted.items())
     return "files" in record and is_same and in_dtype
 
