@@ -45,12 +45,12 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
     lm = lm_folder(workspace, pair.unit_model)
     card, settings = on_main(here, lambda: prepare(args, pair, save_dir))
-    if settings is None:
-        print(f"{save_dir}: this run has finished; nothing to train")
-        report(card)
-        return
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
+        if settings is None:
+            print(f"{save_dir}: this run has finished; nothing to train")
+            report(card)
+            return
 
         from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
