@@ -48,14 +48,15 @@ run() { # a stage script and its flags, in a process group of its own, to which 
     set +m
     wait "$group"
 }
-pass_on() { # the stage ends in its own way; its exit code is ours
-    kill -s "$1" -- "-$group"
-    wait "$group"
+pass_on() { # the stage ends in its own way
+    kill -s "$1" -- "-$group" 2> /dev/null || true
+    wait || true
+    exit $((128 + $2))
 }
-for signal in INT TERM HUP; do
-    # shellcheck disable=SC2064  # the signal's name now, the group later
-    trap "pass_on $signal" "$signal"
-done
+group=''
+trap 'pass_on HUP 1' HUP
+trap 'pass_on INT 2' INT
+trap 'pass_on TERM 15' TERM
 wanted() { ((stage <= $1 && $1 <= stop_stage)); }
 
 if wanted 1; then
