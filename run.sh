@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The stages of the README in a row, for one task: only calls them, skips what is done, stops at the first failure.
+# The stages of the README in a row, for one task: only calls them; each knows what is done. Stops at the first failure.
 # usage: ./run.sh --downstream speech_commands --unit_model hubert100 [--stage 1] [--stop-stage 6] [options]
 #   --date NAME         names the run (default: run)
 #   --lm_config NAME    stage 3, without a unit LM: train one by ulm_prompt/config/ulm/NAME.yaml (default: none)
@@ -38,22 +38,32 @@ workspace=$(absolute "$workspace")
 [[ $root_path ]] && root_path=$(absolute "$root_path")
 python=${PYTHON:-python}
 data=$workspace/preprocess/$downstream/data
-datasets=$workspace/ulm_prompt/datasets/$unit_model
 selection=(--prompt_task "$task" --unit_model "$unit_model")
 
-run() { # a stage script and its flags
+run() { # a stage script and its flags, in a process group of its own, to which signals are passed on
     echo "\$ python $*"
-    (cd "$here" && "$python" "$@" --workspace "$workspace")
+    set -m
+    (cd "$here" && exec "$python" "$@" --workspace "$workspace") &
+    group=$!
+    set +m
+    wait "$group"
 }
-done_already() { echo "stage $1: done already"; }
+pass_on() { # the stage ends in its own way
+    kill -s "$1" -- "-$group" 2> /dev/null || true
+    wait || true
+    exit $((128 + $2))
+}
+group=''
+trap 'pass_on HUP 1' HUP
+trap 'pass_on INT 2' INT
+trap 'pass_on TERM 15' TERM
 wanted() { ((stage <= $1 && $1 <= stop_stage)); }
-newer() { [[ -e $1 && ! $2 -nt $1 ]]; } # the first file is there and was made after the second
 
 if wanted 1; then
     audio=(--downstream "$downstream" --unit_model "$unit_model")
     [[ $root_path ]] && audio+=(--set "datarc.root_path=$root_path")
     rows=$data/$unit_model
-    if [[ -e $rows/test && ! -e $rows/quantized ]]; then done_already 1; else # they were quantised elsewhere
+    if [[ -e $rows/test && ! -e $rows/quantized ]]; then echo "stage 1: done already, elsewhere"; else
         if [[ -e $data/manifest/labels.json ]]; then
             read -r corpus < "$data/manifest/train.tsv"
             [[ ! $root_path || $(real "$root_path") == "$(real "$corpus")" ]] ||
@@ -63,31 +73,23 @@ if wanted 1; then
         fi
         km=$workspace/pretrained_models/${unit_model}_km
         [[ -e $km.npz || -e $km.bin ]] || run preprocess/runner.py --action learn_kmeans "${audio[@]}"
-        run preprocess/runner.py --action quantized "${audio[@]}" # itself knows what is done
-        newer "$rows/test" "$rows/quantized/provenance.json" || run preprocess/runner.py --action postprocess "${audio[@]}"
+        for action in quantized postprocess; do run preprocess/runner.py --action $action "${audio[@]}"; done
     fi
 fi
 if wanted 2; then
-    if newer "$datasets/$downstream/data_freq/test.txt" "$data/$unit_model/test"; then done_already 2; else
-        for script in make_data gen_labelspace verbalizer; do run ulm_prompt/$script.py "${selection[@]}"; done
-    fi
+    for script in make_data gen_labelspace verbalizer; do run ulm_prompt/$script.py "${selection[@]}"; done
 fi
 if wanted 3; then
     if [[ $lm_config && ! -e $workspace/pretrained_models/${unit_model}_lm/checkpoint_best.pt ]]; then
         run ulm_prompt/train_ulm.py --unit_model "$unit_model" --date "$date" --config "$lm_config"
     fi
-    if newer "$workspace/ulm_prompt/data-bins/$unit_model/$task-data-bin/sources.json" "$datasets/$downstream/data_freq/test.txt"
-    then done_already 3; else run ulm_prompt/fairseq_preprocess.py "${selection[@]}"; fi
+    run ulm_prompt/fairseq_preprocess.py "${selection[@]}"
 fi
 if wanted 4; then
     flags=(--date "$date" ${recipe:+--recipe "$recipe"} ${prefix_prompt_length:+--prefix_prompt_length "$prefix_prompt_length"})
     # shellcheck disable=SC2206  # several knobs in one word
     [[ $set ]] && flags+=(--set $set)
-    run ulm_prompt/train.py "${selection[@]}" "${flags[@]}" # resumes a run by itself, and knows a finished one
+    run ulm_prompt/train.py "${selection[@]}" "${flags[@]}"
 fi
-if wanted 5; then
-    samples=$workspace/samples/samples_$date/samples_${task}_${unit_model}_$date.json
-    if newer "$samples" "$workspace/checkpoints/${task}_${unit_model}_checkpoints_$date/checkpoint_best.pt"
-    then done_already 5; else run ulm_prompt/sample.py "${selection[@]}" --model_date "$date" --sample_date "$date"; fi
-fi
+if wanted 5; then run ulm_prompt/sample.py "${selection[@]}" --model_date "$date" --sample_date "$date"; fi
 if wanted 6; then run ulm_prompt/cal_acc.py "${selection[@]}" --sample_date "$date"; fi

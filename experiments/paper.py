@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from baselines.classifiers.answers import card_path
-from experiments.runs import BASELINES, Command, Run, has_data, has_lm, outcome, selection
+from experiments.runs import BASELINES, Command, Run, has_lm, outcome, selection
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
@@ -18,8 +18,8 @@ from pipeline.rows import SPLITS
 from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.prompt_data.verbal import load_verbal
-from ulm_prompt.training.runs import OURS
+from ulm_prompt.prompt_data.verbal import has_data_bin, load_verbal
+from ulm_prompt.training.ulm_run import OURS
 
 PAPER = Path(__file__).with_name("paper.yaml")
 METHODS = ("PT", "PT-v2", "FT-LM", "FT-DM", "n-grams")
@@ -117,7 +117,7 @@ def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figu
     Raises ``UserError`` as ``outcome`` does.
     """
     if cell.method not in BASELINES:
-        if not (has_lm(workspace, cell.unit_model) and has_data(workspace, cell.pair)):
+        if not (has_lm(workspace, cell.unit_model) and has_data_bin(workspace, cell.pair)):
             return None
     elif cell.method == "n-grams" and not has_rows(cell, workspace):
         return None
@@ -165,7 +165,7 @@ def preparation(cell: Cell, workspace: Workspace) -> Iterator[Command]:
     if not has_rows(cell, workspace):
         for action in ("generate_manifest", "quantized", "postprocess"):
             yield ["preprocess/runner.py", "--action", action, *_data_flags(cell, workspace)]
-    if cell.method != "n-grams" and not has_data(workspace, cell.pair):
+    if cell.method != "n-grams" and not has_data_bin(workspace, cell.pair):
         for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
             yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
 

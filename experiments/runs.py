@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -21,14 +22,22 @@ from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS
-from pipeline.runs import run_script
+from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.prompt_record import BEST, LAST, RECORD, PromptRecord, read_record
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    EXTENSIBLE,
+    PromptRecord,
+    differences,
+    ended,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import check_data_bin
+from ulm_prompt.prompt_data.verbal import lm_hashes
+from ulm_prompt.scoring.sample_file import made_from
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
-from ulm_prompt.training.runs import plan
+from ulm_prompt.training.prompt_run import plan
 
 Command = list[str]
 
@@ -136,7 +145,7 @@ def run_all(
     """Run every task's commands in turn, ``jobs`` tasks at once, and show them as they run.
 
     A task that fails says why, and the others run all the same. Returns the seconds of each task
-    that succeeded. ``one_core``: also when ``jobs`` is 1.
+    that succeeded. ``one_core``: also when ``jobs`` is 1. SIGTERM ends the commands too.
     """
     environment = {"OMP_NUM_THREADS": "1"} if one_core or jobs > 1 else {}
 
@@ -151,8 +160,15 @@ def run_all(
             return None
         return time.monotonic() - start
 
+    def end(number: int, _: object) -> None:
+        for process in list(RUNNING):
+            process.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
     with ThreadPoolExecutor(jobs) as pool:
         spent = dict(zip(tasks, pool.map(seconds, tasks)))
+    signal.signal(signal.SIGTERM, before)
     return {name: value for name, value in spent.items() if value is not None}
 
 
@@ -169,20 +185,8 @@ def has_lm(workspace: Workspace, unit_model: str) -> bool:
     return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
 
 
-def has_data(workspace: Workspace, pair: Pair) -> bool:
-    """Whether stages 2 and 3 were done, on the present rows."""
-    try:
-        check_data_bin(workspace, pair)
-    except UserError:
-        return False
-    return True
-
-
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
-    from ulm_prompt.prompt_lm import checkpoint  # imports fairseq, which takes seconds
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
-
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
     if not (folder / BEST).is_file():
@@ -196,26 +200,27 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         set=list(run.knobs),
         dtype=None,
     )
-    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
-    wanted = dataclasses.replace(plan(args, pair, folder), lm_fingerprint=lm.fingerprint)
-    card = read_record(folder)
-    if changed := checkpoint.differences(card, wanted) if card else ["origin"]:
+    wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
+    if card := ended(folder, wanted, lm_hashes(lm)):
+        return card
+
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
+
+    wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
+    if changed := differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if any(card.training.get(knob) != wanted.training[knob] for knob in ("max_epoch", "patience")):
+    if any(card.training.get(knob) != wanted.training[knob] for knob in EXTENSIBLE):
         return None
-    last, record = folder / LAST, folder / RECORD
-    resumed = last.is_file() and last.stat().st_mtime > record.stat().st_mtime  # and then killed
-    return card if card.trained_parameters and not resumed else None
+    return card if card.trained_parameters else None  # an earlier version's, or another LM file
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
-    """The run's answers; None where there are none, or its prompt is newer."""
+    """The run's answers; None where there are none by its prompt."""
     pair = run.pair
     prompt = workspace.checkpoints(pair.task, pair.unit_model, run.date) / BEST
     samples = workspace.samples(pair.task, pair.unit_model, run.date, run.sample_date)
-    if not (samples.is_file() and prompt.is_file()):
-        return None
-    return samples if samples.stat().st_mtime >= prompt.stat().st_mtime else None
+    is_whole = samples.is_file() and prompt.is_file()
+    return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
 
 
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:

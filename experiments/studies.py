@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pictures import draw_study
-from experiments.runs import Command, Outcome, Run, by_row, has_data, selection
+from experiments.runs import Command, Outcome, Run, by_row, selection
 from experiments.tables import markdown, spread, write_csv
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files import writing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import CONFIG, Pair
-from ulm_prompt.prompt_data.verbal import METHODS
+from ulm_prompt.prompt_data.verbal import METHODS, has_data_bin
 from ulm_prompt.training.recipe import load_recipe
 
 FOLDER = CONFIG / "studies"
@@ -128,7 +128,7 @@ def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
 
 def preparation(run: Run, workspace: Workspace) -> list[Command]:
     """The commands that make the data of the run's verbalizer, unless they were run."""
-    if not run.pair.verbalizer or has_data(workspace, run.pair):
+    if not run.pair.verbalizer or has_data_bin(workspace, run.pair):
         return []
     flags = selection(run.pair, workspace)
     method = run.pair.verbalizer.partition("_")[0]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from pipeline.workspace import REPOSITORY
 
+RUNNING: set[subprocess.Popen] = set()  # the scripts that run_script waits for
 PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 
 
@@ -34,8 +35,10 @@ def run_script(
         errors="surrogateescape",
         text=True,
     ) as process:
+        RUNNING.add(process)
         for line in process.stdout:
             print(prefix + line, end="", flush=True)
+    RUNNING.discard(process)
     return process.returncode
 
 

@@ -24,7 +24,7 @@ from pipeline.files import read_json, replacing_folder, write_json
 from pipeline.runs import run_script
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
-from ulm_prompt.training.runs import OURS
+from ulm_prompt.training.ulm_run import OURS
 
 UNIT_MODEL, DATE, LICENCE = "moonshine100", "shipped", "CC-BY-4.0"
 SHIPPED = Path(__file__).resolve().parent / "shipped"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
-from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call, prepare
 
 TASK = ("--downstream", "speech_commands", "--unit_model", "tiny100")
 
 
-def run(workspace: Path, *flags: str, code: int = 0) -> str:
+def run(workspace: Path, *flags: str, code: int = 0, **environment: str) -> str:
     result = subprocess.run(
         [REPOSITORY / "run.sh", *TASK, "--workspace", workspace.name, *flags],
         cwd=workspace.parent,
-        env=os.environ | {"PYTHON": sys.executable},
+        env=os.environ | {"PYTHON": sys.executable} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -29,21 +33,44 @@ def run(workspace: Path, *flags: str, code: int = 0) -> str:
     return result.stdout + result.stderr
 
 
-def test_stages_are_called_once_and_again_when_their_input_is_newer(tmp_path: Path) -> None:
-    tiny.write_corpus(tmp_path)
-    space = Workspace(tmp_path)
-    said = run(tmp_path, "--stop-stage", "2")
-    assert "stage 1: done already" in said
-    for script in ("make_data", "gen_labelspace", "verbalizer"):
+def test_what_is_done_is_known_by_what_it_was_made_from(tmp_path: Path) -> None:
+    """A second call computes nothing, without torch. Older rows (``cp -p``) are other rows."""
+    root, other = tmp_path / "w", tmp_path / "other"
+    prepare(root, "speech_commands")
+    call("train", root, "--date", "run", "--set", "max_update=1")
+    call("sample", root, "--model_date", "run", "--sample_date", "run")
+    (other / "torch").mkdir(parents=True)
+    (other / "torch" / "__init__.py").write_text("raise ImportError('torch is loaded')")
+    again = ("--set", "max_update=1")
+    said = run(root, *again, PYTHONPATH=str(other))
+    assert "stage 1: done already" in said and "utterances              29" in said
+    for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess", "train"):
         assert said.count(f"$ python ulm_prompt/{script}.py --prompt_task KS") == 1
-    assert (
-        Workspace(tmp_path).prompt_text("tiny100", "speech_commands", "data_freq", "test").exists()
+    for done in ("and dict: kept", "has finished", "nothing to decode"):
+        assert done in said
+    rows = Workspace(root).rows("speech_commands", "tiny100", "test")
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[::-1]))
+    os.utime(rows, (1, 1))
+    said = run(root, *again, code=2)  # what is trained knows its rows
+    assert "labels renamed by freq" in said and "holds a run with another data" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_stage_too(tmp_path: Path, number: signal.Signals) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/stage\nexec sleep 60\n")
+    python.chmod(0o755)
+    process = subprocess.Popen(
+        [REPOSITORY / "run.sh", *TASK, "--workspace", tmp_path, "--stage", "2"],
+        env=os.environ | {"PYTHON": str(python)},
+        stderr=subprocess.DEVNULL,
     )
-    said = run(tmp_path, "--stop-stage", "2")
-    assert "stage 2: done already" in said and "$ python" not in said
-    rows = space.rows("speech_commands", "tiny100", "test")
-    os.utime(rows, (rows.stat().st_mtime + 60,) * 2)
-    assert "verbalizer.py" in run(tmp_path, "--stage", "2", "--stop-stage", "2")
+    while not (tmp_path / "stage").exists() or not (tmp_path / "stage").read_text():
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "stage").read_text()), 0)
 
 
 def test_the_first_failure_ends_it_with_its_message(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import argparse
 from pipeline.errors import run
 from pipeline.files import holding, read_json, write_json
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, in_paper_order
+from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, in_paper_order, print_next
 from ulm_prompt.prompt_data.verbal import prompt_texts, read_prompt_text
 
 
@@ -27,7 +27,7 @@ def main() -> None:
             labelspace[pair.task] = sorted(labels, key=int)
             write_json(path, in_paper_order(labelspace))
         print(f"{pair.task} {pair.unit_model}: {len(labelspace[pair.task])} labels -> {path}")
-    print("next: python ulm_prompt/verbalizer.py")
+    print_next(args, "ulm_prompt/verbalizer.py")
 
 
 if __name__ == "__main__":

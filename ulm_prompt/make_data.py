@@ -5,11 +5,26 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import UserError, run
-from pipeline.files import holding, writing
+from pipeline.files import holding, read_json, sha256, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.prompt_data.verbal import prompt_texts, record_rows
+
+
+def check_manifest(workspace: Workspace, pair: Pair) -> None:
+    """Raises ``UserError`` when the manifests that the rows were made from have changed since."""
+    downstream, unit_model = pair.config.downstream, pair.unit_model
+    data, stage = workspace.downstream_data(downstream), "preprocess/runner.py"
+    record = data / unit_model / "provenance.json"
+    recorded = read_json(record, stage).get("manifest") if record.is_file() else None
+    for split in SPLITS if isinstance(recorded, dict) else ():
+        manifest = data / "manifest" / f"{split}.tsv"
+        if manifest.is_file() and recorded.get(split) != sha256(manifest):
+            raise UserError(
+                f"{record.parent}: stale, {manifest} has changed since; run {stage} --downstream "
+                f"{downstream} --unit_model {unit_model} --action quantized, then postprocess"
+            )
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
@@ -40,12 +55,13 @@ def main() -> None:
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
     for pair in find_pairs(args):
+        check_manifest(workspace, pair)
         with holding(workspace.datasets(pair.unit_model)):
             counts = {split: make_split(workspace, pair, split) for split in SPLITS}
             record_rows(workspace, pair)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
-    print("next: python ulm_prompt/gen_labelspace.py")
+    print_next(args, "ulm_prompt/gen_labelspace.py")
 
 
 if __name__ == "__main__":

@@ -7,17 +7,16 @@ the label set. The same command resumes a run that was cut off.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from pipeline.errors import UserError, run
-from pipeline.files import holding, sha256, write_json
+from pipeline.files import holding, sha256
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
-from ulm_prompt.prompt_data import verbal
+from ulm_prompt.prompt_data import label_names, verbal
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, label_limit
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
 
@@ -50,6 +49,28 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     sources = read_test(workspace, pair, texts["test"])
     train = verbal.read_prompt_text(texts["train"], verbal.MADE_BY)
     train_labels = list(dict.fromkeys(labels for _, labels in train))
+    card = read_record(prompt.parent)
+    if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
+        raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
+    if card is not None and not card.trained_parameters:
+        print(f"{prompt}: its training has not finished; decoding with what it has so far")
+    longest = max(len(labels.split()) for labels in train_labels)
+    options = sample_file.search_options(args, pair.config.is_sequence, longest)
+    if options["max_labels"] < longest and not pair.config.is_sequence:
+        limit = options["max_labels"]
+        raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
+    lm = lm_folder(workspace, pair.unit_model)
+    made_from = {
+        "prompt": sha256(prompt),
+        "lm_files": verbal.lm_hashes(lm),
+        "data": {split: sha256(texts[split]) for split in ("train", "test")},
+        "rows": sha256(workspace.rows(pair.config.downstream, pair.unit_model, "test")),
+        "options": options,
+    }
+    target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
+    if sample_file.is_done(target, made_from, args.dtype):
+        print(f"{pair.task} {pair.unit_model}: {target} has these answers; nothing to decode")
+        return
 
     import torch
     from tqdm import tqdm
@@ -60,13 +81,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.labels import LabelSets
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
-    card = read_record(prompt.parent)
-    if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
-        raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
-    target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
     part = target.with_name(target.name + ".part")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lm = lm_folder(workspace, pair.unit_model)
     model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
     begun = sample_file.begun_in(part) if args.dtype == "auto" else None
     dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
@@ -74,31 +90,21 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
     symbols = unit_lm.dictionary
     if model.label_map is not None:
-        symbols = verbal.with_joint_names(symbols, card.verbal.values())
+        symbols = label_names.with_joint_names(symbols, card.verbal.values())
 
     def encoded(text: str, where: object) -> list[int]:
-        return verbal.encode(text, symbols.indices, str(where), lm / "dict.txt")
+        return label_names.encode(text, symbols.indices, str(where), lm / "dict.txt")
 
     rows = [
         torch.tensor(encoded(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
         for line, source in enumerate(sources, start=1)
     ]
     sequences = [encoded(labels, texts["train"]) for labels in train_labels]
-    within = args.within_labels or ("set" if pair.config.is_sequence else "slots")
+    within = options["within_labels"]
     labels = LabelSets.build(within, sequences, len(symbols), symbols.eos())
-    longest = max(map(len, sequences))
-    limit = label_limit(args.max_labels, longest)
-    if limit < longest and not pair.config.is_sequence:
-        raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
-    flags = {**vars(args), "max_labels": limit}
-    options = Options(**{name: flags[name] for name in Options.__dataclass_fields__})
-    made_from = {
-        "prompt": sha256(prompt),
-        "lm": unit_lm.fingerprint,
-        "data": {split: sha256(texts[split]) for split in ("train", "test")},
-        "options": {**dataclasses.asdict(options), "within_labels": within},
-        "machine": [str(dtype), device.type, torch.__version__],
-    }
+    options = Options(**{name: options[name] for name in Options.__dataclass_fields__})
+    made_from["lm"] = unit_lm.fingerprint
+    made_from["machine"] = [str(dtype), device.type, torch.__version__]
     with holding(target):
         answers = PartialAnswers(part, made_from)
         if answers:
@@ -109,9 +115,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
                 answers.add({done.row: sample_file.entry(done, symbols) for done in batch})
                 bar.update(len(batch))
         answers.add({row: NO_ANSWER for row in range(len(rows)) if row not in answers})
-        write_json(sample_file.origin_path(target), made_from)
         scored = options.beam > 1 or options.sampling
-        sample_file.write_samples(target, sources, answers, scored)
+        sample_file.write_samples(target, sources, answers, scored, made_from)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
         sample_file.report_long(rows, answers, options, unit_lm.model.max_positions())
         answers.remove()
@@ -131,7 +136,8 @@ def main() -> None:
     sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
-    print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.sample_date}")
+    words = ("ulm_prompt/cal_acc.py", "--sample_date", args.sample_date)
+    print_next(args, *words, verbalizer=False)
 
 
 if __name__ == "__main__":

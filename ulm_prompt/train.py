@@ -14,10 +14,13 @@ from pipeline.files import holding
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.scoring.scores import valid_curve
+from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
-from ulm_prompt.training.runs import prepare
+
+UNITS = "loss in bits, label_loss in nats a label, accuracy in %"
 
 
 def parse() -> argparse.Namespace:
@@ -44,19 +47,29 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
     card, settings = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
+        if settings is None:
+            print(f"{save_dir}: this run has finished; nothing to train")
+            report(card)
+            return
 
         from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
 
-        on_main(here, lambda: checkpoint.begin(save_dir, card))
-        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}")
+        card = on_main(here, lambda: checkpoint.begin(save_dir, card))
+        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}; {UNITS}")
         train(card.training, settings, save_dir, logs, here)
         log = logs / "train.log"
         done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in done.valid.items())
+    report(done)
+
+
+def report(card: PromptRecord) -> None:
+    """Print where the best checkpoint was, and its scores on valid."""
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
-        f"{pair.task} {pair.unit_model}: best at update {done.run.updates:,} of "
-        f"{done.run.total_updates:,}; on valid, with the labels before it given: {scores}"
+        f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
+        f"{card.run.total_updates:,}; on valid, with the labels before it given: "
+        f"{scores or 'not known, its train.log was removed'} ({UNITS})"
     )
 
 
@@ -67,7 +80,8 @@ def main() -> None:
     with process_group(here):
         for pair in on_main(here, lambda: find_pairs(args, needs_lm=True)):
             train_pair(args, pair, here)
-    print(f"next: python ulm_prompt/sample.py --model_date {args.date} --sample_date {args.date}")
+    dates = ("--model_date", args.date, "--sample_date", args.date)
+    print_next(args, "ulm_prompt/sample.py", *dates)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from pipeline.files import holding, writing
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace, name_part
-from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.prompt_data.tasks import add_workspace, print_next
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
-from ulm_prompt.training import runs
+from ulm_prompt.training import ulm_run
 from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
 
 
@@ -55,7 +55,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
             f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "
             "lm: in my_unit_models.yaml, or take another --unit_model"
         )
-    if not ((folder / runs.OURS).exists() or has_no_lm(folder)):
+    if not ((folder / ulm_run.OURS).exists() or has_no_lm(folder)):
         raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
     if args.begin_from and args.begin_from.resolve() == folder.resolve():
         raise UserError(
@@ -63,7 +63,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         )
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-        recipe.dtype = runs.begun_in(save_dir) or "auto"
+        recipe.dtype = ulm_run.begun_in(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
     recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
@@ -77,12 +77,12 @@ def has_no_lm(folder: Path) -> bool:
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
-) -> runs.Settings:
+) -> ulm_run.Settings:
     """Write the text and its binaries; return fairseq's settings."""
     from ulm_prompt.prompt_lm.lm import load_dictionary
 
     begin_from = args.begin_from and args.begin_from.resolve()
-    begun = runs.check_begins_from(begin_from, recipe) if begin_from else None
+    begun = ulm_run.check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
@@ -92,7 +92,7 @@ def prepare(
         recipe.seed,
     )
     dictionary = save_dir / "dict.txt"
-    runs.check_same_run(save_dir, recipe, texts, begun)
+    ulm_run.check_same_run(save_dir, recipe, texts, begun)
     given, folder = begin_from, workspace.lm(args.unit_model)
     if begin_from is None and has_no_lm(folder) and (folder / "dict.txt").is_file():
         given = folder  # stages 2 and 3 were run with it
@@ -100,12 +100,12 @@ def prepare(
     if given:
         with writing(dictionary, "wb") as handle:
             handle.write((given / "dict.txt").read_bytes())
-    elif not (save_dir / runs.LAST).exists():  # a run keeps the symbols that it began with
+    elif not (save_dir / ulm_run.LAST).exists():  # a run keeps the symbols that it began with
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, load_dictionary(save_dir), dictionary, data_bin)
     save_config(recipe, save_dir / "config.yaml")
-    return runs.unit_lm_settings(recipe, data_bin, begin_from)
+    return ulm_run.unit_lm_settings(recipe, data_bin, begin_from)
 
 
 def main() -> None:
@@ -119,6 +119,12 @@ def main() -> None:
         recipe = on_main(here, lambda: choose_recipe(args, workspace))
         for output in (save_dir, folder):  # all runs of a unit model write the same LM
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
+        if on_main(here, lambda: ulm_run.is_of_another_run(folder, save_dir)):
+            print(
+                f"{folder} already exists: kept, its prompts depend on it; to train another, "
+                "remove it, or describe a second unit model (docs/own_task.md)"
+            )
+            return
         settings = on_main(here, lambda: prepare(args, recipe, workspace, save_dir))
 
         from ulm_prompt.training.fairseq_run import train
@@ -126,9 +132,10 @@ def main() -> None:
         logs = workspace.logs("ulm", args.unit_model, args.date)
         train(vars(recipe), settings, save_dir, logs, here)
         best = save_dir / "checkpoint_best.pt"
-        loss = on_main(here, lambda: runs.publish(best, save_dir / "dict.txt", folder))
-    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits -> {folder}")
-    print("next: python ulm_prompt/fairseq_preprocess.py")
+        loss = on_main(here, lambda: ulm_run.publish(best, save_dir / "dict.txt", folder))
+    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
+    has_text = (workspace.datasets(args.unit_model) / "verbal.json").exists()
+    print_next(args, f"ulm_prompt/{'fairseq_preprocess' if has_text else 'make_data'}.py")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data import verbal
-from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
+from ulm_prompt.prompt_data import label_names, verbal
+from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
+
+GET_LM = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
 
 
 def read_labelspace(path: Path, task: str) -> list[str]:
@@ -71,7 +73,7 @@ def verbal_map(
         units = spread_units(lm_folder(workspace, pair.unit_model), units, used)
     if args.method == "random":
         units = random.Random(args.seed).sample(units, used)
-    names = units[:used] if pair.config.is_sequence else verbal.unit_names(units, len(ranked))
+    names = units[:used] if pair.config.is_sequence else label_names.unit_names(units, len(ranked))
     if len(names) < len(ranked):
         raise UserError(
             f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
@@ -91,7 +93,8 @@ def main() -> None:
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    for pair in find_pairs(args):
+    pairs = find_pairs(args)
+    for pair in pairs:
         folder = workspace.datasets(pair.unit_model)
         with holding(folder):
             labels = read_labelspace(folder / "labelspace.json", pair.task)
@@ -113,7 +116,7 @@ def main() -> None:
             f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
             f"{rows:,} rows -> {kind}/, {verbal.verbal_path(workspace, pair)}"
         )
-        if joint := sum(verbal.JOIN in name for name in names.values()):
+        if joint := sum(label_names.JOIN in name for name in names.values()):
             print(
                 f"  {joint:,} labels have no unit of their own: the fixed verbalizer cannot answer "
                 "them; train with --set verbalizer=learnable"
@@ -121,7 +124,10 @@ def main() -> None:
         for split, (_, unseen) in renamed.items():
             if unseen:
                 print(f"  {split}: {unseen:,} rows have a label that train never has")
-    print("next: python ulm_prompt/fairseq_preprocess.py")
+    lacking = [p.unit_model for p in pairs if not lm_folder(workspace, p.unit_model).is_dir()]
+    if lacking:
+        print(f"{lacking[0]}: no unit LM yet; run {GET_LM}, then")
+    print_next(args, "ulm_prompt/fairseq_preprocess.py")
 
 
 if __name__ == "__main__":

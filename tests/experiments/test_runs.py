@@ -6,6 +6,10 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +21,7 @@ from experiments.tables import Figure, read_figures
 from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
 from pipeline.workspace import Workspace
-from tests.conftest import stage
+from tests.conftest import REPOSITORY, stage
 from tests.ulm_prompt import tiny
 
 TABLES = """
@@ -176,8 +180,29 @@ def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
         assert shown_seeds == seeds
 
 
-def test_answers_older_than_their_prompt_are_not_shown(root: Path) -> None:
+def test_answers_of_another_prompt_are_not_shown(root: Path) -> None:
+    """By hashes: what ``cp -p`` brings is older, and what is copied is newer."""
     (prompt,) = root.glob("checkpoints/KS_tiny100_checkpoints_PT*/checkpoint_best.pt")
-    later = prompt.stat().st_mtime + 1000
-    os.utime(prompt, (later, later))
+    before = prompt.read_bytes()
+    prompt.write_bytes(before)
+    assert list(shown(root)) == [PROMPT, COUNTS]
+    (samples,) = root.glob("samples/*/samples_KS_tiny100_PT*501.json")
+    answers = samples.read_bytes()
+    samples.write_bytes(answers.replace(b'"predict": "', b'"predict": "9', 1))
+    os.utime(samples)
     assert list(shown(root)) == [COUNTS]
+    samples.write_bytes(answers)
+    prompt.write_bytes(before.replace(b"updates", b"Updates"))
+    os.utime(prompt, (1, 1))
+    assert list(shown(root)) == [COUNTS]
+
+
+def test_a_signal_ends_the_commands_too(tmp_path: Path) -> None:
+    child = f"import time; open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(60)"
+    code = f"from experiments.runs import run_all; print(run_all({{'a': [['-c', {child!r}]]}}, 1))"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM and "{" not in process.stdout.read()

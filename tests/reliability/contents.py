@@ -14,7 +14,7 @@ from ulm_prompt.scoring.scores import valid_curve
 
 # how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
 _APART = ("provenance.json",)
-_HOW = ("made_by", "command", "git_revision", "versions")
+_HOW = ("made_by", "command", "git_revision", "versions", "files", "checkpoint")
 
 
 def contents(workspace: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from tests.ulm_prompt.spoken import UNIT_MODEL, write_prompt
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.scoring.scores import valid_curve
 
 LONG = " ".join(str(12 + n % 80) for n in range(100_000))
 KNOBS = ("max_update=2", "warmup_updates=0", "batch_size=8", "max_tokens=512")
@@ -53,6 +54,26 @@ def sampled(root: Path, *flags: object) -> tuple[str, list[dict], dict[str, obje
     (scores,) = json.loads(scored).values()
     call("cal_acc", root, "--sample_date", "d", "--report")
     return printed, list(within.values()), scores
+
+
+def test_rows_beyond_the_positions_of_the_lm(tmp_path: Path) -> None:
+    """They are trained on; the reader is told, with the knob of the LM that decides."""
+    write(tmp_path, ("train",), train=[Row("long.wav", " ".join(LONG.split()[:600]), "0")])
+    data_stages(tmp_path)
+    said = train(tmp_path, "max_tokens=1024")
+    assert (
+        "too long: train: 1 of 13 rows are longer than the LM's tokens_per_sample=512 "
+        "(row 1 is the longest, 603 tokens); they are used, but"
+    ) in said
+    assert "too long: valid" not in said
+
+
+def test_a_log_with_bytes_that_are_no_text(tmp_path: Path) -> None:
+    line = b"a | valid on 'valid' subset | loss 2.5 | num_updates 7\n"
+    damaged = line.replace(b"loss", b"\xff\xfe") + line.replace(b"num_up", b"num\xff")
+    (tmp_path / "train.log").write_bytes(damaged + line.replace(b"7", b"9"))
+    curve = valid_curve(tmp_path / "train.log")
+    assert curve == {7: {"num_updates": 7.0}, 9: {"loss": 2.5, "num_updates": 9.0}}
 
 
 def test_rows_of_100_000_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,7 @@ def choose(root: Path, **others: object) -> object:
         ("lr_schedule=linear", "lr_schedule=linear: expected one of fixed, cosine"),
         ("dropout=7", "dropout=7.0: expected 0 or more, below 1"),
         ("lr=nan", "lr=nan: expected at least 0"),
+        ("lr=inf", r"lr=inf: expected at least 0, below 2\*\*32"),
         ("lr=fast", "lr: Value 'fast' of type 'str' could not be converted to Float"),
         ("update_freq=0", "update_freq=0: expected at least 1"),
         ("max_update=50 warmup_updates=50", "the cosine schedule ends there"),
@@ -203,6 +204,8 @@ def trained(prepared: Path) -> Path:
     [
         (["--set", "lm_dropout=0.5"], "a prompt's LM is frozen"),
         (["--set", "seed=-1"], "seed=-1: expected at least 0"),
+        (["--set", f"seed={2**40}"], f"seed={2**40}: expected at least 0, below"),
+        (["--set", "value_lr_scale=nan"], "value_lr_scale=nan: expected at least 0"),
         (["--set", "lr_schedule=cosin"], "expected one of fixed"),
         (["--set", "lr_schedule=inverse_sqrt", "warmup_updates=0"], "needs at least 1"),
         (["--infix_prompt_length", -1], "expected 0 or more"),

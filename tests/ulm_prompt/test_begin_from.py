@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_a_run_goes_on_from_the_lm_that_it_began_from(root: Path) -> None:
     tiny.write_lm(root / "released", seed=1, **SHAPE)
     message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
     assert "another begin_from" in message
+
+
+def test_a_second_run_keeps_the_lm(root: Path) -> None:
+    """Prompts were trained on it; also one of an earlier version, which does not say its run."""
+    train_ulm(root, "max_update=1")
+    folder = Workspace(root).lm(UNIT_MODEL)
+    before = (folder / "checkpoint_best.pt").read_bytes()
+    shutil.move(root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a", root / "moved")
+    assert f"{folder} already exists: kept" in train_ulm(root, "max_update=2")
+    assert not (root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a" / "text").exists()
+    shutil.move(root / "moved", root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a")
+    assert "this run has finished" in train_ulm(root, "max_update=1")
+    (folder / "ulm.json").write_text("{}")
+    assert "already exists: kept" in train_ulm(root, "max_update=1")
+    assert (folder / "checkpoint_best.pt").read_bytes() == before
+    shutil.rmtree(folder)
+    train_ulm(root, "max_update=1")
+    assert (folder / "checkpoint_best.pt").exists()
 
 
 def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:

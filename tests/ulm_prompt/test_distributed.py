@@ -37,11 +37,13 @@ def prompt(root: Path, date: str, *knobs: str) -> list[str]:
 
 
 def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
-    command = ["train_ulm", "--workspace", str(root), "--unit_model", "ulm100", "--date", date]
-    return [*command, "--config", "tiny", "--set", *LM, *knobs]
+    command = ["train_ulm", "--workspace", str(root), "--unit_model", unit_model("ulm", date)]
+    return [*command, "--date", date, "--config", "tiny", "--set", *LM, *knobs]
 
 
-UNIT_MODELS = {"KS": UNIT_MODEL, "ulm": "ulm100"}
+def unit_model(task: str, date: str) -> str:
+    """A unit model keeps its LM: every run of one has its own."""
+    return f"ulm_{date}" if task == "ulm" else UNIT_MODEL
 
 
 def pairs(*runs: tuple[str, str, str]) -> pytest.MarkDecorator:
@@ -62,7 +64,7 @@ def launch(world: int, commands: list[list[str]], *kill: int) -> subprocess.Comp
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with every run of this file, of one process and of two."""
     root = tmp_path_factory.mktemp("workspace")
-    for name in (UNIT_MODEL, "ulm100"):
+    for name in (UNIT_MODEL, *(unit_model("ulm", date) for date in ("one", "two", "bfloat16"))):
         tiny.write_corpus(root, name)
     tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
     data = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
@@ -105,12 +107,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def curve(root: Path, task: str, date: str) -> dict[int, tuple[float, float]]:
     """Updates -> the loss on valid, and how many utterances all ranks together saw in a batch."""
-    scores = valid_curve(Workspace(root).logs(task, UNIT_MODELS[task], date) / "train.log")
+    scores = valid_curve(Workspace(root).logs(task, unit_model(task, date), date) / "train.log")
     return {update: (each["loss"], each["bsz"]) for update, each in scores.items()}
 
 
 def weights(root: Path, task: str, date: str) -> dict[str, torch.Tensor]:
-    folder = Workspace(root).checkpoints(task, UNIT_MODELS[task], date)
+    folder = Workspace(root).checkpoints(task, unit_model(task, date), date)
     return torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
 
 
@@ -161,7 +163,7 @@ def test_half_precision_learns_as_float32(
     ]
     assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
     if task == "KS":
-        card = read_record(Workspace(trained).checkpoints(task, UNIT_MODELS[task], second))
+        card = read_record(Workspace(trained).checkpoints(task, UNIT_MODEL, second))
         assert card.training["dtype"] in second
 
 

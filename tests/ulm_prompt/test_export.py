@@ -82,19 +82,32 @@ def test_answers_are_those_of_the_checkpoint(
 def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
     spoken_workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Newer sample files of the same name, of another checkpoint or of draws, are passed over, and
-    so is one that does not say what it is of.
+    """Newer sample files of the same name are passed over: of another checkpoint, test split or
+    search, changed by hand, and one that does not say what it is of.
     """
     workspace = Workspace(tmp_path / "copy")  # other tests leave sample files in the shared one
     leave = shutil.ignore_patterns("corpora", "samples")
     shutil.copytree(spoken_workspace.root, workspace.root, ignore=leave)
     checkpoint = workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "checkpoint_best.pt"
-    greedy = {"beam": 1, "sampling": False}
+    data = read_record(checkpoint.parent).run.data
+    options = {
+        "beam": 1,
+        "sampling": False,
+        "max_units": 16_384,
+        "max_labels": 200,
+        "batch_size": 9,
+    }
+    best = {"prompt": sha256(checkpoint), "options": options, "data": data}
     runs = {
-        "best": (1, {"prompt": sha256(checkpoint), "options": greedy}),
-        "last": (2, {"prompt": "0" * 64, "options": greedy}),
-        "drawn": (3, {"prompt": sha256(checkpoint), "options": {**greedy, "sampling": True}}),
-        "unknown": (4, None),
+        "best": (1, best),
+        "a_checkpoint": (2, {**best, "prompt": "0" * 64}),
+        "a_draw": (3, {**best, "options": {**options, "sampling": True}}),
+        "a_cut": (0, {**best, "options": {**options, "max_units": 10}}),
+        "a_short": (0, {**best, "options": {**options, "max_labels": 3}}),
+        "a_set": (0, {**best, "options": {**options, "within_labels": "set"}}),
+        "a_test": (3, {**best, "data": {"test": "0" * 64}}),
+        "an_edit": (4, {**best, "files": {}}),
+        "an_unknown": (4, None),
     }
     for date, (right, origin) in runs.items():
         path = workspace.samples("IC", spoken.UNIT_MODEL, "d", date)

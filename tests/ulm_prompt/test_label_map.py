@@ -20,8 +20,8 @@ from tests.ulm_prompt.in_process import call, data_stages
 from tests.ulm_prompt.test_decoding import some_rows
 from tests.ulm_prompt.test_model import published_logits
 from tests.ulm_prompt.test_training_step import a_sample, criterion
+from ulm_prompt.prompt_data.label_names import unit_names
 from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.prompt_data.verbal import unit_names
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.cache import CachedLM

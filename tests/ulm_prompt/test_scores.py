@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import f1_score, roc_curve
 
 from pipeline.files import sha256, write_json
-from pipeline.rows import Row, write_rows
+from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
@@ -114,7 +114,7 @@ def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
 
 
 def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
-    """The most frequent label is train's; n-grams count where they had the same test rows."""
+    """The most frequent label is train's; n-grams count where they had the same rows."""
     path = two_classes.samples("KS", "tiny100", "d", "s")
     rows = two_classes.rows("speech_commands", "tiny100", "test")
     zeros = sum(line.endswith("|0") for line in rows.read_text().splitlines())
@@ -122,10 +122,12 @@ def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
     assert comparison(path, two_classes)["without_a_prompt"] == expected
     assert most_frequent(["a", "a", "b"], ["b", "b", "a", "b"]) == 25
     card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
-    write_json(card, {"rows": {"test": sha256(rows)}, "test": {"accuracy": 71.5}})
+    paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
+    hashes = {split: sha256(path) for split, path in paths.items()}
+    write_json(card, {"rows": hashes, "test": {"accuracy": 71.5}})
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
     assert "  without a prompt: unit n-grams, linear, 71.50 %\n" in printed
-    write_json(card, {"rows": {"test": "of others"}, "test": {"accuracy": 71.5}})
+    write_json(card, {"rows": {**hashes, "train": "of others"}, "test": {"accuracy": 71.5}})
     assert comparison(path, two_classes)["without_a_prompt"] == expected
 
 

@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import read_json, sha256, write_json
 
 FORMAT = 2  # 1: an export by an earlier version; without a number: a run's card by one
 RECORD, TENSORS, README = "prompt.json", "prompt.safetensors", "README.md"
 BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # names take part in paths
 _REMEDY = "take the file from its source again, or train with a new --date"
+# what must be the same for a run to resume, beside its data and its knobs
+_FIXED = (
+    "task", "unit_model", "prefix_prompt_length", "infix_prompt_length", "fine_tune",
+    "lm_fingerprint", "dict_fingerprint", "verbalizer", "verbal",
+)  # fmt: skip
+EXTENSIBLE = ("max_epoch", "patience")  # knobs with which a run may last longer
+# what the records of earlier versions lack, and what these did
+_LATER = {"shots": 0, "verbalizer": "fixed", "unit_noise": 0.0, "skip_long": False}
 
 Part = TypeVar("Part")
 
@@ -45,6 +53,7 @@ class TrainingRun:
     updates: int = 0  # at the best checkpoint
     total_updates: int = 0
     rounding: float = 0.0  # see prompt.rounding
+    lm: dict[str, str] = field(default_factory=dict)  # the LM's files -> SHA-256
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ class PromptRecord:
     label_sequences: list[list[str]] | None = None  # train's; None: not known, or too many
     test: dict[str, float] = field(default_factory=dict)
     license: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # beside it -> SHA-256; in training: none
 
     @property
     def is_text(self) -> bool:
@@ -119,6 +129,53 @@ def read_record(folder: Path) -> PromptRecord | None:
     return record
 
 
+def differences(earlier: PromptRecord, record: PromptRecord) -> list[str]:
+    """In what a run of ``record`` differs from the earlier one, so that it cannot resume it."""
+    changed = [name for name in _FIXED if getattr(earlier, name) != getattr(record, name)]
+    if "dict_fingerprint" in changed and not earlier.dict_fingerprint:  # an earlier version's
+        changed.remove("dict_fingerprint")
+    if earlier.run is None or earlier.run.data != record.run.data:
+        changed.append("data")
+    return changed + [
+        name
+        for name, value in record.training.items()
+        if name not in EXTENSIBLE and earlier.training.get(name, _LATER.get(name)) != value
+    ]
+
+
+def check_file(path: Path, record: PromptRecord) -> None:
+    """Raises ``UserError`` when ``path`` is another file than the record beside it was written for.
+    One that the record does not name may be anything.
+    """
+    if record.files.get(path.name, digest := sha256(path)) != digest:
+        raise UserError(
+            f"{path}: not the file that {RECORD} beside it was written for (another SHA-256); "
+            f"{_REMEDY}"
+        )
+
+
+def has_ended(folder: Path, record: PromptRecord) -> bool:
+    """Whether the run ended with the checkpoints in ``folder``. Raises ``UserError`` for others."""
+    for name in record.files:
+        if (folder / name).exists():
+            check_file(folder / name, record)
+    return BEST in record.files and (folder / BEST).exists()
+
+
+def ended(folder: Path, card: PromptRecord, lm: dict[str, str]) -> PromptRecord | None:
+    """The record of the run that ``card`` plans, when it has ended on the LM whose files have the
+    hashes ``lm``. None: not known before the LM is loaded. Raises ``UserError`` as ``has_ended``.
+    """
+    record = read_record(folder)
+    if record is None or record.run is None or not has_ended(folder, record):
+        return None
+    names = ("lm_fingerprint", "dict_fingerprint")
+    card = dataclasses.replace(card, **{name: getattr(record, name) for name in names})
+    lasts_as_long = all(record.training.get(knob) == card.training[knob] for knob in EXTENSIBLE)
+    is_same = lasts_as_long and record.run.lm == lm and not differences(record, card)
+    return record if is_same else None
+
+
 def _build(kind: type[Part], values: dict[str, Any], path: Path, prefix: str = "") -> Part:
     """The dataclass ``kind`` of JSON values. Raises ``UserError`` where name or type is wrong."""
     hints = get_type_hints(kind)
@@ -160,6 +217,8 @@ def _check(record: PromptRecord, path: Path) -> None:
         if not _NAME.fullmatch(getattr(record, name)):
             expected = "a name of letters, digits, and _ . -"
             raise _wrong(path, name, expected, getattr(record, name))
+    if other := record.files.keys() - {BEST, LAST, TENSORS}:
+        raise _wrong(path, "files", f"{BEST}, {LAST} or {TENSORS}", min(other))
     if record.units is None:
         return  # export.py has still to complete it
     labels, units = record.labels, record.verbal

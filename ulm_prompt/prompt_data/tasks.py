@@ -5,6 +5,7 @@ workspace.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,18 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     """Add the flag that every stage has."""
     folder = "the folder of data and outputs"
     parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=folder)
+
+
+def print_next(args: argparse.Namespace, *words: object, verbalizer: bool = True) -> None:
+    """Print the command of the next stage, with the data that ``args`` chose. ``verbalizer``:
+    whether that stage has the flag.
+    """
+    names = ("verbalizer", "prompt_task", "unit_model")[not verbalizer :]
+    chosen = {name: value for name in names if (value := getattr(args, name, None))}
+    if args.workspace != REPOSITORY:
+        chosen["workspace"] = str(args.workspace)
+    flags = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    print(f"next: python {shlex.join([*map(str, words), *flags])}")
 
 
 def add_dtype(add_argument: Callable[..., object]) -> None:

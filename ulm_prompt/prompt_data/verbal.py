@@ -6,12 +6,10 @@ rows -> data_prompt/ -> verbal.json and the renamed text -> binaries.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 import json
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from pipeline.files import read_json, replacing_folder, sha256, text_lines, writ
 from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import JOIN, encode, with_joint_names
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
 
 if TYPE_CHECKING:
@@ -28,8 +27,9 @@ if TYPE_CHECKING:
 SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
-JOIN = "+"  # 12+47 names a label that has no unit of its own
 MADE_BY = "ulm_prompt/verbalizer.py"
+_WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
+_LATER = ("LM's dict",)  # what the records of earlier versions lack
 
 
 def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
@@ -74,34 +74,6 @@ def rename_labels(
     return count, unseen
 
 
-def unit_names(units: Sequence[str], count: int) -> list[str]:
-    """Names for ``count`` labels: the units in their order, then sets of two units and more, those
-    that stand closest to each other first. Fewer where there are not so many sets.
-    """
-    names: list[str] = []
-    for size in range(1, len(units) + 1):
-        if len(names) >= count:
-            break
-        sets = sorted(itertools.combinations(range(len(units)), size), key=lambda s: s[-1] - s[0])
-        names += [JOIN.join(units[i] for i in chosen) for chosen in sets]
-    return names[:count]
-
-
-def with_joint_names(dictionary: Dictionary, names: Iterable[str]) -> Dictionary:
-    """``dictionary``, and behind its symbols those ``names`` that join several units.
-
-    Raises ``UserError`` for a name with a unit that ``dictionary`` lacks.
-    """
-    joint = [name for name in names if JOIN in name]
-    if not joint:
-        return dictionary
-    extended = copy.deepcopy(dictionary)
-    for name in joint:
-        encode(name.replace(JOIN, " "), dictionary.indices, f"label {name}", "the LM's dict.txt")
-        extended.add_symbol(name)
-    return extended
-
-
 def prompt_texts(workspace: Workspace, pair: Pair, kind: str = "data_prompt") -> dict[str, Path]:
     """The path of each split's text."""
     folder = pair.unit_model, pair.config.downstream, kind
@@ -121,6 +93,10 @@ def verbal_path(workspace: Workspace, pair: Pair) -> Path:
     return folder / "verbal.json"
 
 
+def _sources_path(workspace: Workspace, pair: Pair) -> Path:
+    return verbal_path(workspace, pair).with_name("verbal_sources.json")
+
+
 def record_rows(workspace: Workspace, pair: Pair) -> None:
     """Save beside data_prompt/ the hashes of the rows that it was made from."""
     folder = prompt_texts(workspace, pair)["train"].parent
@@ -128,10 +104,13 @@ def record_rows(workspace: Workspace, pair: Pair) -> None:
 
 
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
-    """Save the task's label -> unit map in verbal.json, then its sources in verbal_sources.json."""
-    path = verbal_path(workspace, pair)
+    """Save the task's label -> unit map in verbal.json, then in verbal_sources.json the hashes of
+    its sources and of the text that was renamed by it.
+    """
     sources = {"method": method, **_sources(workspace, pair, names, method)}
-    for file, entry in ((path, names), (path.with_name("verbal_sources.json"), sources)):
+    sources["renamed"] = _hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
+    files = {verbal_path(workspace, pair): names, _sources_path(workspace, pair): sources}
+    for file, entry in files.items():
         by_task = read_json(file, MADE_BY) if file.exists() else {}
         by_task[pair.task] = entry
         write_json(file, in_paper_order(by_task))
@@ -144,14 +123,14 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     """
     path = verbal_path(workspace, pair)
     names = read_json(path, MADE_BY).get(pair.task)
-    recorded = read_json(path.with_name("verbal_sources.json"), MADE_BY).get(pair.task)
+    recorded = read_json(_sources_path(workspace, pair), MADE_BY).get(pair.task)
     if names is None or recorded is None:
         raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
     method = recorded.get("method") if isinstance(recorded, dict) else None
     if not (isinstance(names, dict) and str(method).isidentifier()):
         raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
     for name, value in _sources(workspace, pair, names, method).items():
-        if recorded.get(name) != value:
+        if recorded.get(name, value if name in _LATER else None) != value:
             raise UserError(
                 f"{path}: stale, {pair.task}'s {name} has changed since it was made; "
                 f"run {MADE_BY} again"
@@ -162,18 +141,45 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
     method, _ = load_verbal(workspace, pair)
-    return prompt_texts(workspace, pair, renamed_kind(pair, method))
-
-
-def check_data_bin(workspace: Workspace, pair: Pair) -> None:
-    """Raises ``UserError`` unless the task's binaries were made from the current renamed text."""
-    path = workspace.data_bin(pair.unit_model, pair.data_name) / SOURCES
-    made_from = read_json(path, "ulm_prompt/fairseq_preprocess.py")
-    if made_from != _hashes(renamed_texts(workspace, pair)):
+    texts = prompt_texts(workspace, pair, renamed_kind(pair, method))
+    recorded = read_json(_sources_path(workspace, pair), MADE_BY)[pair.task].get("renamed")
+    if recorded not in (None, _hashes(texts)):  # None: by an earlier version
         raise UserError(
-            f"{path.parent}: stale, its text has changed since; "
-            "run ulm_prompt/fairseq_preprocess.py again"
+            f"{texts['train'].parent}: not the text that the verbalizer wrote (another SHA-256); "
+            f"run {MADE_BY} again"
         )
+    return texts
+
+
+def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    """The hashes of the renamed text that the task's binaries were made from.
+
+    Raises ``UserError`` unless that is the current text, the binaries are what was written, and
+    their dict is the LM's, if there is an LM.
+    """
+    folder = workspace.data_bin(pair.unit_model, pair.data_name)
+    made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
+    recorded = made_from.pop("written", None)  # None: by an earlier version
+    written = _hashes({name: folder / name for name in _WRITTEN})
+    symbols = lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
+    if made_from != _hashes(renamed_texts(workspace, pair)):
+        problem = "stale, its text has changed since"
+    elif recorded not in (None, written):
+        problem = f"not the files that {SOURCES} was written for (another SHA-256)"
+    elif symbols not in ("", written["dict.txt"]):
+        problem = "stale, the LM has another dict.txt"
+    else:
+        return made_from
+    raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
+
+
+def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
+    """Whether stages 2 and 3 were done, on the present rows and the LM's dict."""
+    try:
+        check_data_bin(workspace, pair)
+    except UserError:
+        return False
+    return True
 
 
 def _sources(
@@ -195,8 +201,14 @@ def _sources(
         "data_prompt": _hashes(texts),
     }
     if method == "kmeans":
-        sources["LM"] = sha256(lm_folder(workspace, pair.unit_model) / "checkpoint_best.pt")
+        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
+        sources |= {"LM": weights, "LM's dict": symbols}
     return sources
+
+
+def lm_hashes(folder: Path) -> dict[str, str]:
+    """By them the same LM is known without loading it. A missing file has an empty hash."""
+    return _hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
 
 
 def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
@@ -209,22 +221,7 @@ def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
 
 
 def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    return {split: sha256(path) for split, path in files.items()}
-
-
-def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
-    """The symbols of ``line`` as numbers. Raises ``UserError``, beginning with ``where``, for one
-    that the dict lacks.
-    """
-    words = line.split()
-    try:
-        return [symbols[word] for word in words]
-    except KeyError:
-        unknown = min(word for word in words if word not in symbols)
-        raise UserError(
-            f"{where}: unit {unknown} is not in {dictionary}; the units and the LM must come from "
-            "the same unit model"
-        ) from None
+    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}
 
 
 def binarize(
@@ -256,5 +253,6 @@ def binarize(
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
-        write_json(folder / SOURCES, _hashes(texts))
+        written = _hashes({name: folder / name for name in _WRITTEN})
+        write_json(folder / SOURCES, {**_hashes(texts), "written": written})
     return counts

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.files import sha256
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
 from ulm_prompt.prompt_data.prompt_record import (
     BEST,
@@ -17,7 +18,9 @@ from ulm_prompt.prompt_data.prompt_record import (
     RECORD,
     TENSORS,
     PromptRecord,
-    TrainingRun,
+    check_file,
+    differences,
+    has_ended,
     read_record,
     write_record,
 )
@@ -25,7 +28,6 @@ from ulm_prompt.prompt_lm.label_map import WEIGHT, LabelMap
 from ulm_prompt.prompt_lm.lm import (
     UnitLM,
     are_weights,
-    dict_fingerprint,
     load_unit_lm,
     load_weights,
 )
@@ -40,18 +42,12 @@ from ulm_prompt.prompt_lm.prompt import (
     without_prompt,
 )
 
-# what must be the same for a run to resume, beside its data and its knobs
-_FIXED = (
-    "task", "unit_model", "prefix_prompt_length", "infix_prompt_length", "fine_tune",
-    "lm_fingerprint", "verbalizer", "verbal",
-)  # fmt: skip
-_EXTENSIBLE = ("max_epoch", "patience")  # knobs with which a run may last longer
-# knobs that the records of earlier versions lack, and what these did
-_LATER = {"shots": 0, "verbalizer": "fixed", "unit_noise": 0.0, "skip_long": False}
 
+def begin(folder: Path, record: PromptRecord) -> PromptRecord:
+    """Write the record before training, and return it. It names no files until training ends.
 
-def begin(folder: Path, record: PromptRecord) -> None:
-    """Write the record before training. Raises ``UserError`` when the folder holds another run."""
+    Raises ``UserError`` when the folder holds another run, or other checkpoints than its run left.
+    """
     earlier = read_record(folder)
     if any((folder / name).exists() for name in (BEST, LAST, TENSORS)):
         if earlier is None:
@@ -63,32 +59,18 @@ def begin(folder: Path, record: PromptRecord) -> None:
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
             )
-        record = dataclasses.replace(
-            record,
-            trained_parameters=earlier.trained_parameters,
-            valid=earlier.valid,
-            run=earlier.run,
-        )
+        has_ended(folder, earlier)
+        run = dataclasses.replace(earlier.run, lm=record.run.lm)
+        record = dataclasses.replace(record, valid=earlier.valid, run=run)
     write_record(folder, record)
-
-
-def differences(earlier: PromptRecord, record: PromptRecord) -> list[str]:
-    """In what a run of ``record`` differs from the earlier one, so that it cannot resume it."""
-    changed = [name for name in _FIXED if getattr(earlier, name) != getattr(record, name)]
-    if earlier.run is None or earlier.run.data != record.run.data:
-        changed.append("data")
-    return changed + [
-        name
-        for name, value in record.training.items()
-        if name not in _EXTENSIBLE and earlier.training.get(name, _LATER.get(name)) != value
-    ]
+    return record
 
 
 def finish(
     folder: Path, record: PromptRecord, curve: dict[int, dict[str, float]], lm: Path
 ) -> PromptRecord:
-    """Reduce the best checkpoint to what was trained, and complete the record from the learning
-    curve. ``lm``: the LM's folder.
+    """Reduce the best checkpoint to what was trained, and complete the record, which ``begin``
+    returned, from the learning curve. ``lm``: the LM's folder.
     """
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
     if "optimizer_history" in best:
@@ -98,13 +80,16 @@ def finish(
     for between in folder.glob("checkpoint_*_*.pt"):  # fairseq's of the last validation
         between.unlink()
     scores = curve.get(best["updates"], {})
+    if not scores and record.run.updates == best["updates"]:  # its log was removed
+        scores = record.valid
     trained = sum(tensor.numel() for tensor in best["model"].values())
     record = dataclasses.replace(
         record,
         trained_parameters=record.lm_parameters if record.fine_tune else trained,
         valid={name: scores[name] for name in ("loss", "label_loss", "accuracy") if name in scores},
-        run=TrainingRun(
-            data=record.run.data,
+        files={name: sha256(folder / name) for name in (BEST, LAST)},
+        run=dataclasses.replace(
+            record.run,
             updates=best["updates"],
             total_updates=last["optimizer_history"][-1]["num_updates"],
             rounding=best["rounding"],
@@ -153,19 +138,27 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
     """The checkpoint at ``path`` over the LM of ``lm_folder``, in evaluation mode.
 
     Several prompts may share one LM; a fine-tuned LM takes its place. Raises ``UserError`` when
-    the prompt was trained on another LM.
+    the prompt was trained on another LM, and for another file than its record was written for.
     """
     state = read_weights(path)
     record = read_record(path.parent)
     if record is None:
         return _published(path, state, unit_lm, lm_folder)
+    model = _recorded(path, state, record, unit_lm, lm_folder)
+    check_file(path, record)  # last: what differs in a way that can be named was named
+    return model
+
+
+def _recorded(
+    path: Path, state: dict[str, Tensor], record: PromptRecord, unit_lm: UnitLM, lm_folder: Path
+) -> PromptLanguageModel:
     if record.lm_fingerprint != unit_lm.fingerprint:
         raise UserError(
             f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, but the prompt in "
             f"{path.parent} was trained on {record.lm_fingerprint}; put that LM there, or train "
             "again"
         )
-    here = dict_fingerprint(unit_lm.dictionary)
+    here = unit_lm.identity["dict_fingerprint"]
     if record.dict_fingerprint not in ("", here):
         raise UserError(
             f"{lm_folder / 'dict.txt'}: has fingerprint {here}, but the prompt in {path.parent} "

@@ -10,7 +10,7 @@ from fairseq.data import Dictionary
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_data.verbal import JOIN, with_joint_names
+from ulm_prompt.prompt_data.label_names import JOIN, with_joint_names
 
 WEIGHT = "label_map.weight"  # its name in a checkpoint
 

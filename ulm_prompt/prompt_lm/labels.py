@@ -12,9 +12,9 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.label_names import with_joint_names
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import label_limit
-from ulm_prompt.prompt_data.verbal import with_joint_names
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 

@@ -71,6 +71,15 @@ class UnitLM:
         """The number of its weights."""
         return sum(weight.numel() for weight in self.untouched.parameters())
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a prompt's record says of its LM: weights, symbols in their order, size."""
+        return {
+            "lm_fingerprint": self.fingerprint,
+            "dict_fingerprint": dict_fingerprint(self.dictionary),
+            "lm_parameters": self.parameters,
+        }
+
 
 def load_dictionary(folder: Path) -> Dictionary:
     """Read ``dict.txt``. Raises ``UserError`` when it is missing or malformed, or holds a symbol
@@ -107,7 +116,7 @@ def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
         if not path.is_file():
             raise UserError(f"{path}: not found; {HOW_TO_GET}")
         status = path.stat()
-        stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        stamps.append((status.st_ino, status.st_ctime_ns, status.st_size))
     return UnitLM(*_read(folder, tuple(stamps)), dropout)
 
 

@@ -20,7 +20,7 @@ from omegaconf import II, MISSING
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
-from ulm_prompt.prompt_data.verbal import with_joint_names
+from ulm_prompt.prompt_data.label_names import with_joint_names
 from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.prompt import METHODS, initialise
@@ -59,16 +59,8 @@ class UnitPromptTask(FairseqTask):
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
-        """Raises ``UserError`` when the LM is incomplete or the data-bin has another dict."""
-        unit_lm = load_unit_lm(Path(cfg.lm), cfg.lm_dropout)
-        written = Path(cfg.data) / "dict.txt"
-        if not written.is_file():
-            raise UserError(f"{cfg.data}: no data-bin; run ulm_prompt/fairseq_preprocess.py first")
-        if load_dictionary(written.parent).symbols != unit_lm.dictionary.symbols:
-            raise UserError(
-                f"{written}: not the dict of {cfg.lm}; run ulm_prompt/fairseq_preprocess.py again"
-            )
-        return cls(cfg, unit_lm)
+        """Raises ``UserError`` when the LM is incomplete."""
+        return cls(cfg, load_unit_lm(Path(cfg.lm), cfg.lm_dropout))
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
@@ -88,6 +80,12 @@ class UnitPromptTask(FairseqTask):
         dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
         if self.cfg.max_tokens:
             self._check_lengths(dataset, split)
+        positions = self.unit_lm.untouched.max_positions()
+        if facts := _longer(dataset.sizes, positions, f"the LM's tokens_per_sample={positions:,}"):
+            logger.info(
+                f"too long: {split}: {facts}; they are used, but the LM has learned no such "
+                "positions: cut those utterances, or train an LM with a larger tokens_per_sample"
+            )
         if split == "train" and self.cfg.shots:
             whole = len(dataset)
             dataset.draw(self.cfg.shots, self.cfg.seed)
@@ -104,20 +102,16 @@ class UnitPromptTask(FairseqTask):
         ``skip_long`` asks for that, or if no row is left.
         """
         most, sizes = self.cfg.max_tokens, dataset.sizes
-        count = int((sizes > most).sum())
-        if not count:
+        facts = _longer(sizes, most, f"max_tokens={most:,}")
+        if not facts:
             return
-        facts = (
-            f"{split}: {count:,} of {len(sizes):,} rows are longer than max_tokens={most:,} "
-            f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
-        )
-        if not self.cfg.skip_long or count == len(sizes):
+        if not self.cfg.skip_long or sizes.min() > most:
             raise UserError(
-                f"{facts}; leave them out with --set skip_long=true, or raise max_tokens: memory "
-                "grows with the square of a row's length"
+                f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
+                "max_tokens: memory grows with the square of a row's length"
             )
         dataset.leave_out(longer_than=most)
-        logger.info(f"too long: {facts}; left out")
+        logger.info(f"too long: {split}: {facts}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
@@ -135,6 +129,17 @@ class UnitPromptTask(FairseqTask):
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of ``get_checkpoint_dict``."""
         vars(should_stop_early).update(state)
+
+
+def _longer(sizes: np.ndarray, most: int, limit: str) -> str:
+    """How many rows have more than ``most`` tokens, and which is the longest; "" for none."""
+    count = int((sizes > most).sum())
+    if not count:
+        return ""
+    return (
+        f"{count:,} of {len(sizes):,} rows are longer than {limit} "
+        f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
+    )
 
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json, sha256
-from pipeline.rows import read_rows
+from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.detection import rarer
-from ulm_prompt.scoring.sample_file import origin_path, read_samples
+from ulm_prompt.scoring.sample_file import made_from, read_samples
 from ulm_prompt.scoring.scores import is_baseline, named_labels, train_curve
 
 MOST_FREQUENT = "train's most frequent label"
@@ -83,13 +83,15 @@ def slot_accuracies(samples: Sequence[dict[str, Any]], titles: Sequence[str]) ->
 
 
 def ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
-    """The accuracy of baselines/unit_ngrams.py, where it was scored on the same test rows."""
-    test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    """The accuracy of baselines/unit_ngrams.py, where it was trained and scored on these rows."""
+    data = pair.config.downstream, pair.unit_model
+    paths = {split: workspace.rows(*data, split) for split in SPLITS}
+    rows = {split: sha256(path) for split, path in paths.items() if path.is_file()}
     pattern = f"checkpoints/{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json"
     accuracies = {}
-    for path in sorted(workspace.root.glob(pattern), key=lambda path: path.stat().st_mtime):
+    for path in sorted(workspace.root.glob(pattern)):
         card = read_json(path, "baselines/unit_ngrams.py")
-        if card.get("rows", {}).get("test") == sha256(test):
+        if card.get("rows") == rows:
             accuracies["unit n-grams, linear"] = card["test"]["accuracy"]
     return accuracies
 
@@ -98,12 +100,11 @@ def own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]
     """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
     date = path.stem.removeprefix(f"samples_{pair.task}_{pair.unit_model}_")
     run = pair.task, pair.unit_model, date
-    best, origin = workspace.checkpoints(*run) / BEST, origin_path(path)
-    if not (best.is_file() and origin.is_file()):
+    best = workspace.checkpoints(*run) / BEST
+    if not best.is_file() or made_from(path).get("prompt") != sha256(best):
         return {}
-    made_from = read_json(origin, "ulm_prompt/sample.py").get("prompt")
     record = read_record(best.parent)
-    if record is None or record.run is None or made_from != sha256(best):
+    if record is None or record.run is None:
         return {}
     log = workspace.logs(*run) / "train.log"
     curve, accuracies = train_curve(log) if log.is_file() else {}, {}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming, read_json, write_json
-from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype
+from pipeline.files import naming, read_json, sha256, write_json
+from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype, label_limit
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -65,10 +65,13 @@ def check_search(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: expected at least 1")
     cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
-    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or args.seed < 0
+    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or not 0 <= args.seed < 2**32
     for problem, is_so in {
-        f"--temperature {args.temperature}: expected more than 0": not args.temperature > 0,
-        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, a seed >= 0": out_of_range,
+        f"--temperature {args.temperature}: expected 0.001 to 1000": (
+            not 0.001 <= args.temperature <= 1000
+        ),
+        f"--lenpen {args.lenpen}: expected -10 to 10": not -10 <= args.lenpen <= 10,
+        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, 0 <= seed < 2**32": out_of_range,
         "--topk and --topp: choose one": args.topk and args.topp,
         "--sampling and --beam: choose one": args.sampling and args.beam > 1,
         "--topk and --topp belong to --sampling: add it": cut and not args.sampling,
@@ -79,6 +82,29 @@ def check_search(args: argparse.Namespace) -> None:
     }.items():
         if is_so:
             raise UserError(problem)
+
+
+def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dict[str, Any]:
+    """The values of ``add_search``'s flags, also of those that were not given; not of --dtype.
+    ``longest``: the most labels that an utterance of train has.
+    """
+    options = {name: getattr(args, name) for name in vars(_no_flags()) if name != "dtype"}
+    options["max_labels"] = label_limit(args.max_labels, longest)
+    options["within_labels"] = args.within_labels or ("set" if is_text else "slots")
+    return options
+
+
+def are_default(options: Mapping[str, Any], is_text: bool, longest: int) -> bool:
+    """Whether answers that were searched for with ``options`` are the greedy ones to every row."""
+    default = search_options(_no_flags(), is_text, longest)
+    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
+    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
+
+
+def _no_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_search(parser)
+    return parser.parse_args([])
 
 
 class PartialAnswers(dict[int, dict[str, Any]]):
@@ -165,14 +191,16 @@ def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
 
 def write_samples(
     path: Path, sources: Iterable[dict[str, str]], answers: Mapping[int, dict[str, Any]],
-    scored: bool,
+    scored: bool, made_from: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the free answers to ``path`` and those within the label set beside it.
+    """Write the free answers to ``path``, those within the label set beside it, and last, with
+    their hashes, what both were ``made_from``.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
     ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
     after them only when ``scored``.
     """
+    origin_path(path).unlink(missing_ok=True)  # of earlier answers
     free, within = {}, {}
     for row, source in enumerate(sources):
         answer = answers[row]
@@ -181,6 +209,8 @@ def write_samples(
         within[str(row)] = {**source, **answer["within"]}
     write_json(within_path(path), within)
     write_json(path, free)
+    if made_from is not None:
+        write_json(origin_path(path), {**made_from, "files": _hashes(path)})
 
 
 def within_path(samples: Path) -> Path:
@@ -191,6 +221,26 @@ def within_path(samples: Path) -> Path:
 def origin_path(samples: Path) -> Path:
     """The file beside ``samples`` that says what they were made from."""
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
+
+
+def made_from(samples: Path) -> dict[str, Any]:
+    """What both sample files were made from; nothing where that is not recorded of these files."""
+    path = origin_path(samples)
+    record = read_json(path, "ulm_prompt/sample.py") if path.is_file() else {}
+    return record if record.get("files") in (None, _hashes(samples)) else {}
+
+
+def _hashes(samples: Path) -> dict[str, str]:
+    files = {"free": samples, "within": within_path(samples)}
+    return {kind: sha256(path) for kind, path in files.items() if path.is_file()}
+
+
+def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
+    """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
+    record = made_from(samples)
+    in_dtype = dtype in ("auto", str(record.get("machine", [""])[0]).removeprefix("torch."))
+    is_same = all(record.get(name) == value for name, value in wanted.items())
+    return "files" in record and is_same and in_dtype
 
 
 def read_samples(path: Path) -> Iterator[dict[str, Any]]:

@@ -225,12 +225,13 @@ def train_curve(train_log: Path) -> dict[int, dict[str, float]]:
 
 def _curves(train_log: Path) -> dict[str, dict[int, dict[str, float]]]:
     curves: dict[str, dict[int, dict[str, float]]] = {name: {} for name in _CURVES}
-    with open(train_log, encoding="utf-8") as handle:
+    with open(train_log, encoding="utf-8", errors="replace") as handle:
         for line in handle:
             for name, pattern in _CURVES.items():
                 if match := pattern.search(line):
                     scores = {key: float(value) for key, value in _SCORE.findall(match["scores"])}
-                    curves[name][int(scores["num_updates"])] = scores
+                    if "num_updates" in scores:  # else the line is damaged
+                        curves[name][int(scores["num_updates"])] = scores
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 

@@ -25,7 +25,7 @@ from pipeline.ranks import Ranks, on_main
 from pipeline.torch_files import load_torch
 from ulm_prompt.prompt_data.prompt_record import LAST
 from ulm_prompt.training.fairseq_patches import patched
-from ulm_prompt.training.runs import Settings
+from ulm_prompt.training.recipe import Settings
 
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")

@@ -17,6 +17,7 @@ from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.tasks import CONFIG
 
+Settings = dict[str, dict[str, Any]]  # fairseq's group -> name -> value
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 CHOICES = {
     "space": ("input", "projected"),
@@ -95,8 +96,10 @@ def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> An
             expected = f"expected one of {', '.join(CHOICES[knob])}"
         elif knob in BELOW_ONE and not 0 <= value < 1:
             expected = "expected 0 or more, below 1"
-        elif isinstance(value, (int, float)) and not value >= least:  # nor nan
-            expected = f"expected at least {least}"
+        elif (
+            isinstance(value, (int, float)) and not least <= value < 2**32
+        ):  # nor nan; numpy's seeds
+            expected = f"expected at least {least}, below 2**32"
         else:
             continue
         raise UserError(f"recipe, {knob}={value}: {expected}")
@@ -109,3 +112,14 @@ def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> An
             f"warmup_updates={warmup}"
         )
     return recipe
+
+
+def schedule_and_dtype(recipe: Recipe | UnitLMRecipe, whole_lm: bool) -> Settings:
+    """fairseq's settings of both. ``whole_lm``: it trains the LM itself in the dtype, with Adam in
+    float32.
+    """
+    schedule: dict[str, Any] = {"_name": recipe.lr_schedule}
+    if recipe.lr_schedule == "cosine":
+        schedule["lr_period_updates"] = recipe.max_update - recipe.warmup_updates
+    half = {"bf16": recipe.dtype == "bfloat16", "fp16": recipe.dtype == "float16"}
+    return {"lr_scheduler": schedule, "common": half if whole_lm else {}}

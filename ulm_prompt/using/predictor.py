@@ -32,9 +32,9 @@ from preprocess.speech2unit.audio import (
     read_audio,
 )
 from preprocess.speech2unit.features import SAMPLE_RATE
+from ulm_prompt.prompt_data.label_names import encode
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
-from ulm_prompt.prompt_data.verbal import encode
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.data import batches_by_length
 from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, replacing_folder, sha256, writing
+from pipeline.files import replacing_folder, sha256, writing
 from pipeline.runs import provenance
 from pipeline.torch_files import save_safetensors
 from pipeline.unit_models import find_unit_model, lm_folder
@@ -23,7 +23,7 @@ from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text
 from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.scoring.sample_file import origin_path
+from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
@@ -37,7 +37,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     """The record of the prompt at ``path``: a shared one's as it is, another checkpoint's (ours or
     a published one) completed by what the workspace knows.
 
-    Raises ``UserError`` for a fine-tuned LM, and where the workspace lacks what belongs to it.
+    Raises ``UserError`` for a fine-tuned LM, for an unfinished run, and where the workspace lacks
+    what belongs to it.
     """
     record = read_record(path.parent)
     if record is not None and record.units is not None:
@@ -48,6 +49,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         record = PromptRecord(task, unit_model, 0, method, verbal, lm_fingerprint="")
     if record.fine_tune:
         raise UserError(FINE_TUNED.format(path))
+    if record.run and not record.trained_parameters:
+        raise UserError(f"{path}: its training has not finished; run ulm_prompt/train.py again")
     sequences, most_labels = _label_sequences(workspace, pair, record)
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
@@ -63,7 +66,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         labels_per_utterance=pair.config.labels_per_utterance,
         most_labels=most_labels,
         label_sequences=sequences if few else None,
-        dict_fingerprint=dict_fingerprint(load_dictionary(files.lm_folder)),
+        dict_fingerprint=record.dict_fingerprint
+        or dict_fingerprint(load_dictionary(files.lm_folder)),
     )
 
 
@@ -114,38 +118,38 @@ def write_shared(
         record,
         **model.prompt.lengths,
         trained_parameters=sum(tensor.numel() for tensor in tensors.values()),
-        lm_fingerprint=unit_lm.fingerprint,
-        lm_parameters=unit_lm.parameters,
+        **unit_lm.identity,
         made_by={
             stage: {name: value for name, value in made_by.items() if name != "command"}  # paths
             for stage, made_by in (("trained", record.made_by), ("exported", provenance()))
         },
         run=None,
-        test=scores_on_test(workspace, *pair, model_date, checkpoint),
+        test=scores_on_test(workspace, record, model_date, checkpoint),
         license=license,
     )
     with replacing_folder(out) as fresh:
         save_safetensors(tensors, fresh / TENSORS)
+        record = dataclasses.replace(record, files={TENSORS: sha256(fresh / TENSORS)})
         write_record(fresh, record)
         with writing(fresh / README) as handle:
-            handle.write(page(record, out.name, sha256(fresh / TENSORS)))
+            handle.write(page(record, out.name, record.files[TENSORS]))
     return record
 
 
 def scores_on_test(
-    workspace: Workspace, task: str, unit_model: str, model_date: str, checkpoint: Path
+    workspace: Workspace, record: PromptRecord, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """The scores of the newest sample file that ``checkpoint`` gave by greedy decoding, in % but
-    for ``utterances``; none where there is no such file.
+    """The scores of what ``checkpoint`` answered by the default search, in % but for
+    ``utterances``; none where there is no such sample file. A run's prompt is scored on the test
+    split that it was trained beside.
     """
-    name = workspace.samples(task, unit_model, model_date, "*")
-    files = (workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")
-    for path in sorted(files, key=lambda path: -path.stat().st_mtime):
-        origin = origin_path(path)
-        made_from = read_json(origin, "ulm_prompt/sample.py") if origin.is_file() else {}
-        options = made_from.get("options") or {}
-        is_greedy = options.get("beam") == 1 and not options.get("sampling")
-        if is_greedy and made_from.get("prompt") == sha256(checkpoint):
+    name = workspace.samples(record.task, record.unit_model, model_date, "*")
+    for path in sorted((workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")):
+        origin = made_from(path)
+        data, of_run = origin.get("data") or {}, record.run.data if record.run else {}
+        is_of_its_test = data.get("test") in (None, of_run.get("test", data.get("test")))
+        is_default = are_default(origin.get("options") or {}, record.is_text, record.most_labels)
+        if origin.get("prompt") == sha256(checkpoint) and is_of_its_test and is_default:
             scores = scores_of(path, workspace)
             return {name: round(value, 4 if name == COST else 2) for name, value in scores.items()}
     return {}
