@@ -63,6 +63,4 @@ def foreign_model(state: Mapping[Any, Any]) -> str | None:
         return f"a speech model in s3prl's form; {_SPEECH}"
     if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
         return f"a WavLM, whose attention is another; {_SPEECH}"
-    if names and all(hasattr(value, "dtype") for value in state.values()):
-        return "weights alone, without the settings beside them; expected the whole checkpoint"
     return None

@@ -147,9 +147,11 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
             stored = (state.get("cfg") or {})[part]
         return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
     except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
+        alone = all(isinstance(value, torch.Tensor) for value in state.values())
+        found = ": these are weights alone" if alone else ""
         raise UserError(
             f"{path}: its settings (args or cfg, for a fine-tuned recogniser also w2v_args) are "
-            "missing; get it again"
+            f"missing{found}; get the whole checkpoint again"
         ) from None
 
 

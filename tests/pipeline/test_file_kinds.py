@@ -85,7 +85,6 @@ def test_a_folder(tmp_path: Path) -> None:
         ({"Featurizer": {}, "Downstream": {}, "Optimizer": {}, "Args": 1}, "a downstream model of"),
         ({"task_cfg": {}, "model_cfg": {}, "model_weight": {}}, "a speech model in s3prl's form"),
         ({"cfg": {"extractor_mode": "default"}, "model": {}}, "a WavLM"),
-        ({"decoder.layers.0.fc1.weight": A, "decoder.version": A}, "weights alone, without the"),
     ],
 )
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old format"])
@@ -98,9 +97,12 @@ def test_checkpoints_by_their_keys(tmp_path: Path, state: dict, kind: str, is_zi
 
 
 def test_ours_are_not_taken_for_others(tmp_path: Path) -> None:
-    for state in ({"model": {"decoder.layers.0.fc1.weight": A}}, {"weights": {}, "config": {}}, {}):
+    alone = {"decoder.layers.0.fc1.weight": A, "decoder.version": A}  # as the baselines' are
+    for state in ({"model": alone}, {"weights": {}, "config": {}}, {}, alone):
         torch.save(state, tmp_path / "a.pt")
         assert load_torch(tmp_path / "a.pt").keys() == state.keys()
+    message = refused(lambda: Hubert(Source(tmp_path / "a.pt", 1)))
+    assert "are missing: these are weights alone; get the whole" in message
 
 
 @pytest.mark.parametrize("full", [MemoryError(), RuntimeError("can't allocate memory: you tried")])
