@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline.errors import UserError, one_line
 from pipeline.files import holding, read_json, sha256
-from pipeline.rows import SPLITS
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.pictures import OTHER, draw_confusion
@@ -122,13 +121,12 @@ def without_a_prompt(path: Path, workspace: Workspace, pair: Pair) -> dict[str, 
     """
     labels = Counter(row["label"] for row in read_samples(path))
     accuracies = {"the most frequent label": 100 * max(labels.values()) / labels.total()}
-    data = pair.config.downstream, pair.unit_model
-    paths = {split: workspace.rows(*data, split) for split in SPLITS}
-    rows = {split: sha256(path) for split, path in paths.items() if path.is_file()}
+    rows = workspace.rows(pair.config.downstream, pair.unit_model, "test")
     pattern = f"{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json"  # of baselines/unit_ngrams.py
-    for path_of_card in sorted(workspace.root.glob(f"checkpoints/{pattern}")):
+    cards = sorted(workspace.root.glob(f"checkpoints/{pattern}"), key=lambda p: p.stat().st_mtime)
+    for path_of_card in cards if rows.is_file() else ():
         card = read_json(path_of_card, "baselines/unit_ngrams.py")
-        if card.get("rows") == rows:
+        if card.get("rows", {}).get("test") == sha256(rows):
             accuracies["unit n-grams, linear"] = card["test"]["accuracy"]
     return accuracies
 
