@@ -61,6 +61,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
     lm = lm_folder(workspace, pair.unit_model)
     made_from = {
+        "format": sample_file.FORMAT,
         "prompt": sha256(prompt),
         "lm_files": verbal.lm_hashes(lm),
         "data": {split: sha256(texts[split]) for split in ("train", "test")},
