@@ -9,7 +9,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -131,13 +131,17 @@ def start_up() -> None:
             {"model": {**model.lm.state_dict(), **model.prompt.published_state()}},
             target / "checkpoint_best.pt",
         )
-        flags = ("--workspace", root, "--model_date", "d", "--sample_date", "s")
+        flags = ("--workspace", root, "--model_date", "d", "--sample_date")
         python = [sys.executable, "-c"]
+
+        def sample(turn: int) -> Callable[[], str]:
+            return lambda: stage("ulm_prompt/sample.py", *flags, str(turn))  # a new output
+
         times = {"import torch": [], "import fairseq": [], "sample.py": []}
-        for _ in range(3):
+        for turn in range(3):
             for name in ("import torch", "import fairseq"):
                 times[name].append(timed(lambda name=name: subprocess.run([*python, name]))[0])
-            times["sample.py"].append(timed(lambda: stage("ulm_prompt/sample.py", *flags))[0])
+            times["sample.py"].append(timed(sample(turn))[0])
     torch_alone, all_of_fairseq, ours = (1e3 * min(seconds) for seconds in times.values())
     beyond = "start-up of sample.py on a tiny LM, 29 utterances, beyond import torch"
     note = f"import torch {torch_alone:.0f} ms; beside it all of fairseq's import"
