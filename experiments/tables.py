@@ -145,7 +145,9 @@ def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str
 
 def _by_task(paper: Paper, figures: Sequence[Figure]) -> str:
     """A row for each task and unit model, then the mean over those that are scored by accuracy."""
-    rows = [["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]]
+    rows = [
+        ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
+    ]
     means: dict[str, list[float]] = {method: [] for method in paper.methods}
     columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
     for task, model in columns:

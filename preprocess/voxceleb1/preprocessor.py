@@ -44,6 +44,7 @@ class VoxCeleb1(Table):
         if not records or not {ID, GENDER} <= records[0].keys():
             found = ", ".join(map(str, records[0])) if records else "nothing"
             raise UserError(
-                f"{self.root / META}: expected tabs and the columns {ID!r}, {GENDER!r}; found {found}"
+                f"{self.root / META}: expected tabs and the columns {ID!r}, {GENDER!r}; "
+                f"found {found}"
             )
         return {record[ID]: record[GENDER] for record in records}
