@@ -59,6 +59,7 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Preprocessor) and value is not Preprocessor
     ]
+    classes = [value for value in classes if value.__module__ == module.__name__] or classes
     if len(classes) != 1:
         raise UserError(
             f"{module.__file__}: expected one subclass of Preprocessor, found {len(classes)}"
