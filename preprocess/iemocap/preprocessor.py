@@ -15,7 +15,7 @@ _UTTERANCE = re.compile(r"\[[\d. -]+\]\s+(?P<name>\w+)_(?P<number>\w+)\s+(?P<emo
 class Iemocap(Table):
     """Columns: ``emotion``, in three letters, and ``session``, such as Session5."""
 
-    def table_rows(self, table: str, own_split: str | None) -> list[TableRow]:
+    def rows_of(self, table: str, own_split: str | None) -> list[TableRow]:
         """The utterances, session by session, in the annotations' order. Raises ``UserError``
         where there are no annotations.
         """

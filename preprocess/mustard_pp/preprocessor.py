@@ -6,7 +6,7 @@ import csv
 
 from pipeline.errors import UserError
 from preprocess.actions.corpus import located
-from preprocess.actions.tables import TableRow, filled
+from preprocess.actions.tables import TableRow
 from preprocess.table.preprocessor import Table
 
 COLUMNS = ("KEY", "Sarcasm")
@@ -15,7 +15,7 @@ COLUMNS = ("KEY", "Sarcasm")
 class MustardPP(Table):
     """``sarcasm`` is 1 or 0; a row of the context has none, and is left out."""
 
-    def table_rows(self, table: str, own_split: str | None) -> list[TableRow]:
+    def rows_of(self, table: str, own_split: str | None) -> list[TableRow]:
         """The utterances, in the table's order. Raises ``UserError`` for another table."""
         file = self.root / table
         try:
@@ -35,6 +35,7 @@ class MustardPP(Table):
         rows = []
         for key, sarcasm in spoken:
             where, values = f"{file}, {key}", {"path": key, "sarcasm": sarcasm}
-            path = located(filled(self.config.datarc.audio, values, where), self.root, where)
+            path = self.config.datarc.audio.replace("{path}", key)
+            path = located(path, self.root, where)
             rows.append(TableRow(where, path, values))
         return rows

@@ -6,6 +6,7 @@ import csv
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines
+from preprocess.actions.config import names_in
 from preprocess.actions.tables import Form, TableRow, read_table
 from preprocess.table.preprocessor import Table
 
@@ -16,16 +17,18 @@ ID, GENDER = "VoxCeleb1 ID", "Gender"
 class VoxCeleb1(Table):
     """Columns: ``split``, ``speaker``, the first folder of a path, and, on demand, ``gender``."""
 
-    def table_rows(self, table: str, own_split: str | None) -> list[TableRow]:
+    def rows_of(self, table: str, own_split: str | None) -> list[TableRow]:
         """The lines of the list. Raises ``UserError`` for another list, or a speaker whose gender
         is not in vox1_meta.csv.
         """
-        form = Form(("split", "path"), " ", audio=self.config.datarc.audio)
+        form = Form(
+            ("split", "path"), " ", audio=names_in("datarc.audio", self.config.datarc.audio)
+        )
         missing = "list not found; datarc.root_path is the folder that holds it"
         listed = read_table(
             self.root / table, self.root, ("path", "split"), missing, self.say, form=form
         )
-        genders = self._genders() if GENDER.lower() in self.slots else None
+        genders = self._genders() if "gender" in self.slots else None
         rows = []
         for row in listed:
             speaker = row.values["path"].partition("/")[0]
