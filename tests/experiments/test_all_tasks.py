@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments.paper import PAPERS, all_tasks, load_paper, missing, run_of, trained_numbers
+from experiments import runs
+from experiments.paper import PAPERS, load_paper, missing, run_of, trained_numbers
 from experiments.tables import Figure, render
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, write_rows
 from pipeline.workspace import Workspace
-from tests.conftest import stage
+from reproduce import main
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.label_names import unit_names
 from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.prompt_lm.label_map import LabelMap
@@ -63,35 +68,62 @@ def test_the_table_lists_every_cell_with_its_source_and_the_mean_of_those_at_han
     assert lines[-1].endswith("| **93.50** (2 of 13) |") and len(lines) == len(paper.cells) + 3
 
 
-def test_one_failing_task_of_three_does_not_stop_the_others(tmp_path: Path) -> None:
-    """The second run makes what the first could not."""
+def run_here(command: list[str], prefix: str, environment: dict[str, str]) -> int:
+    """A stage in this process, its workspace the last flag; its exit code."""
+    print("$ python", *command)
+    try:
+        call(Path(command[0]).stem, Path(command[-1]), *command[1:])
+    except UserError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def reproduced(monkeypatch: pytest.MonkeyPatch, workspace: Path, *flags: str) -> None:
+    words = ["reproduce.py", "--workspace", str(workspace), *flags]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(runs, "run_script", run_here)
+    one_by_one = contextlib.nullcontext(SimpleNamespace(map=map))  # torch and signals: no threads
+    monkeypatch.setattr(runs, "ThreadPoolExecutor", lambda jobs: one_by_one)
+    main()
+
+
+def test_one_failing_task_of_three_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run makes only what the first could not."""
     workspace = Workspace(tmp_path)
-    for downstream in tiny.LABELS:
-        tiny.write_corpus(tmp_path, "tiny100", downstream)
+    prepare(tmp_path, *tiny.LABELS)
     rows = [workspace.rows("table", "tiny100", split) for split in SPLITS]
     for path in rows:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("no row\n")
-    tiny.write_lm(workspace.lm("tiny100"))
-    (workspace.lm("tiny100") / "ulm.json").write_text("{}")
-    flags = ("reproduce.py", "--workspace", tmp_path, "--all", "--unit_model", "tiny100",
-             "--set", "max_update=60")  # fmt: skip
-    said = stage(*flags, code=1)
-    assert "left out, neither corpus nor rows are here: ASR, SF, " in said
-    assert "error: task TABLE tiny100: see the messages above" in said
-    assert "(2 of 3)" in said and "| KS | accuracy | tiny100 | – | **" in said
+    flags = "--all", "--unit_model", "tiny100", "--set", "max_update=3", "warmup_updates=0"
+    with pytest.raises(SystemExit):
+        reproduced(monkeypatch, tmp_path, *flags)
+    printed = capsys.readouterr()
+    assert "left out, neither corpus nor rows are here: ASR, SF, " in printed.out
+    assert "error: task TABLE tiny100: see the messages above" in printed.err
+    assert "(2 of 3)" in printed.out and "| KS | accuracy | tiny100 | – | **" in printed.out
     for path in rows:
         write_rows(path, tiny.rows("speech_commands", 40, 1))
-    again = stage(*flags)
-    assert "(3 of 3)" in again and "--prompt_task KS" not in again
+    reproduced(monkeypatch, tmp_path, *flags)
+    again = capsys.readouterr().out
+    assert "(3 of 3)" in again and "train.py --date task-seed100501 --recipe fast" in again
+    assert "--prompt_task KS" not in again and (tmp_path / "samples/tables_all").is_dir()
 
 
-def test_flags_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no task has a corpus or rows here"):
-        all_tasks("tiny100", [], Workspace(tmp_path))
-    for flags, what in (
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (("--all", "--unit_model", "tiny100"), "no task has a corpus or rows here"),
         (("--all",), "give --unit_model"),
         (("--set", "lr=1"), "for --all alone"),
         (("--paper", "v2", "--write_docs"), "--paper v1 alone"),
-    ):
-        assert what in stage("reproduce.py", "--workspace", tmp_path, *flags, code=2)
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(
+    flags: tuple[str, ...], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=what):
+        reproduced(monkeypatch, tmp_path, *flags)
