@@ -247,7 +247,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
                 needed[known.km_path] = f"{download} kmeans"
         else:
             needed[Path(cell.unit_model)] = "describe it in pretrained_models/my_unit_models.yaml"
-        if needed and not on_features:
+        if needed and not on_features and cell.method != TASK:
             rows = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
             needed[rows] = "or units that were quantised elsewhere, instead of these"
     elif is_sequence:
