@@ -39,10 +39,10 @@ def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> lis
 def with_input(tasks: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
     """The tasks whose corpus or manifest exists, else all; says which are left out."""
     ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
-    for task in tasks:
-        if ready and task not in ready:
-            what = "manifest" if after_manifest else "corpus"
-            task.say(f"left out, its {what} does not exist")
+    left_out = [task.downstream for task in tasks if ready and task not in ready]
+    if left_out:
+        what = "manifest" if after_manifest else "corpus"
+        print(f"left out, no {what} exists: {', '.join(left_out)}")
     return ready or tasks
 
 
