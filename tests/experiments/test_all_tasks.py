@@ -50,6 +50,7 @@ def test_every_cell_has_a_task_and_says_what_it_lacks(paper, tmp_path: Path) -> 
     for cell in paper.cells:
         load_task(cell.task)
         assert missing(cell, paper, Workspace(tmp_path)), cell
+    tiny.write_lm(Workspace(tmp_path).lm("hubert100"))
     released = run_of(paper.cells[0], 1, Workspace(tmp_path))
     assert released.recipe == "v2" and "verbalizer=learnable" in released.knobs
 
