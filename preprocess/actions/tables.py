@@ -8,7 +8,7 @@ import csv
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ class Form(NamedTuple):
 
 
 PLAIN = Form()
+Records = Iterator[tuple[str, dict[str, str]]]  # where a row is, and its fields
 
 
 def read_table(
@@ -77,20 +78,13 @@ def read_table(
                 raise UserError(f"{where}: nothing in the column {name!r}")
         values = {name: unicodedata.normalize("NFC", value) for name, value in fields.items()}
         known = {**record, "path": fields[columns[0]].removeprefix(form.prefix)}
-        paths = [located(_filled(name, known, where), root, where) for name in form.audio]
+        try:
+            paths = [template.format_map(known) for template in form.audio]
+        except (LookupError, ValueError, AttributeError) as error:
+            raise UserError(f"{where}: datarc.audio: no column {error} in it") from None
         path = next((path for path in paths[:-1] if (root / path).exists()), paths[-1])
-        table.append(TableRow(where, path, values))
+        table.append(TableRow(where, located(path, root, where), values))
     return table
-
-
-def _filled(template: str, values: Mapping[str, str], where: str) -> str:
-    """``template`` with each ``{name}`` replaced. Raises ``UserError`` for an unknown name."""
-    try:
-        return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], template)
-    except KeyError as error:
-        raise UserError(
-            f"{where}: {template}: no column {error}; there is {list(values)}"
-        ) from None
 
 
 def read_files(listing: Listing, root: Path, pattern: str) -> list[TableRow]:
@@ -102,17 +96,13 @@ def read_files(listing: Listing, root: Path, pattern: str) -> list[TableRow]:
     names = re.findall(r"\{(\w+)\}", stem)
     wild = {"**/": "(?:.*/)?", "*": "[^/]*"}
     parts = re.split(r"(\{\w+\}|\*\*/|\*)", stem)
-    match = re.compile(
-        "".join("([^/]+)" if p[:1] == "{" else wild.get(p, re.escape(p)) for p in parts)
-    ).fullmatch
+    regex = "".join("([^/]+)" if p[:1] == "{" else wild.get(p, re.escape(p)) for p in parts)
     if not dot or "/" in suffix or len(set(names)) < len(names):
-        raise UserError(
-            f"datarc.files={pattern}: expected different {{names}}, and .wav at the end"
-        )
+        raise UserError(f"datarc.files={pattern}: expected {{names}} that differ, .wav at the end")
     rows = []
     for path in listing.files(root, re.sub(r"\{\w+\}", "*", stem) + ".*", f".{suffix}".lower()):
         name = path.relative_to(root).as_posix()
-        if groups := match(name.rpartition(".")[0]):
+        if groups := re.fullmatch(regex, name.rpartition(".")[0]):
             values = [unicodedata.normalize("NFC", value) for value in groups.groups()]
             rows.append(TableRow(str(path), name, dict(zip(names, values))))
     if not rows:
@@ -123,9 +113,7 @@ def read_files(listing: Listing, root: Path, pattern: str) -> list[TableRow]:
                                          for w in numbers(row.path)])  # fmt: skip
 
 
-def _json_records(
-    text: str, file: Path, needed: Sequence[str]
-) -> Iterator[tuple[str, dict[str, str]]]:
+def _json_records(text: str, file: Path, needed: Sequence[str]) -> Records:
     """The objects of a JSON file: one a line, a list, or by their names (as the column ``key``).
 
     Raises ``UserError`` for anything else, and for an object that lacks a column.
@@ -156,12 +144,8 @@ def _parsed(text: str) -> Any:
 
 
 def _records(
-    lines: Sequence[str],
-    file: Path,
-    needed: Sequence[str],
-    form: Form,
-    say: Callable[[str], None],
-) -> Iterator[tuple[str, dict[str, str]]]:
+    lines: list[str], file: Path, needed: Sequence[str], form: Form, say: Callable[[str], None]
+) -> Records:
     """Where each line is that is not empty, and its fields by the columns' names."""
     delimiter = form.separator or ("\t" if file.suffix.lower() == ".tsv" else ",")
     header = delimiter.join(form.columns) if form.columns else lines[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig, names_in
+from preprocess.actions.corpus import first_few
 from preprocess.actions.tables import Form, TableRow, read_files, read_table
 from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
@@ -86,14 +87,10 @@ class Table(Preprocessor[TableConfig]):
         if self._dropped:
             self.say(f"{next(iter(tables))}: {left_out(self._dropped)}")
         if self._unnamed:
-            listed = ", ".join(
-                f"{name!r} {count:,}" for name, count in self._unnamed.most_common(9)
-            )
-            self.say(f"{self._unnamed.total():,} rows left out, not in datarc.names: {listed}")
+            total, names = self._unnamed.total(), first_few(map(repr, self._unnamed))
+            self.say(f"{total:,} rows left out, their labels are not in datarc.names ({names})")
         seed = self.config.taskrc.seed
-        if not datarc.rows and 0 < [line.split for line in lines].count(None) < len(lines):
-            raise UserError("datarc.rows: say how the rows without a split are shared out")
-        if datarc.rows:
+        if datarc.rows or len({line.split is None for line in lines}) > 1:
             splits, how = share_out(lines, datarc.rows, None if datarc.in_order else seed)
         else:
             splits, how = draw_splits(lines, datarc.valid, datarc.test, seed)
@@ -116,10 +113,7 @@ class Table(Preprocessor[TableConfig]):
         if datarc.files:
             return {datarc.files: None}
         if isinstance(datarc.table, dict):
-            return {
-                name: _split(split, "datarc.table") if split else None
-                for name, split in datarc.table.items()
-            }
+            return {str(name): split for name, split in datarc.table.items()}
         tables = names_in("datarc.table", datarc.table)
         if len(tables) not in (1, len(SPLITS)):
             raise UserError(
@@ -173,9 +167,11 @@ class Table(Preprocessor[TableConfig]):
                     self._unnamed[unnamed[0]] += 1
                     continue
                 labels = tuple(datarc.names.get(name, name) for name in labels)
-            split = own_split or row.values.get(datarc.split)
-            if not own_split and split is not None:
-                split = _split(split, row.where, datarc.splits)
+            name = own_split or row.values.get(datarc.split)
+            split = datarc.splits.get(name, name)
+            if split not in (None, *SPLITS):
+                known = ", ".join(dict.fromkeys((*datarc.splits, *SPLITS)))
+                raise UserError(f"{row.where}: split {split!r}; expected {known}")
             group = tuple(row.values[name] for name in datarc.per or datarc.labels)
             times = [row.values.get(name, "") for name in self._times()]
             piece = self._segment(row, *times) if any(times) else (0, None, None)
@@ -215,15 +211,6 @@ class Table(Preprocessor[TableConfig]):
             )
         begin = round(first * rate)
         return begin, max(1, min(round(last * rate), frames) - begin), name
-
-
-def _split(name: str, where: str, names: Mapping[str, str | None] = {}) -> str | None:
-    """The split that ``name`` stands for. Raises ``UserError`` for none of them."""
-    split = names.get(name, name)
-    if split not in (*SPLITS, *[None] * (name in names)):
-        known = ", ".join(dict.fromkeys((*names, *SPLITS)))
-        raise UserError(f"{where}: split {split!r}; expected {known}")
-    return split
 
 
 def _written(seconds: float) -> str:

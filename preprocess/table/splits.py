@@ -33,8 +33,11 @@ def share_out(
 
     Raises ``UserError`` for an unknown split or a number below 0.
     """
-    if not rows.keys() <= set(SPLITS) or not all(0 < number < 1e9 for number in rows.values()):
-        raise UserError(f"datarc.rows={rows}: expected numbers above 0 for train, valid, test")
+    if not rows or not set(rows) <= set(SPLITS) or not all(0 < n < 1e9 for n in rows.values()):
+        raise UserError(
+            f"datarc.rows={rows}: expected numbers above 0 for train, valid or test, by which rows "
+            "without a split are shared out"
+        )
     rest = next((split for split in SPLITS if split not in rows), None)
     splits = [line.split for line in lines]
     groups: dict[tuple[str, ...], list[int]] = {}

@@ -4,6 +4,7 @@ tests/preprocess/test_table_forms.py has the rules that they share.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.files import read_json
 from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
+from preprocess.actions.downstreams import load_downstreams
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.speech_commands.preprocessor import KEYWORDS, LISTS, WORDS
 from tests.preprocess.corpora import tone, write
@@ -183,6 +185,15 @@ def test_from_audio_to_accuracy(workspace):
     call("sample", workspace, "--model_date", "d", "--sample_date", "d")
     scores = call("cal_acc", workspace, "--sample_date", "d")
     assert all(task in scores for task in CORPORA)
+
+
+def test_the_runner_says_once_what_it_leaves_out(tmp_path, capsys):
+    (tmp_path / "corpora" / "voxforge").mkdir(parents=True)
+    flags = {"downstream": None, "set": [], "unit_model": None, "config": None, "skip_bad": False}
+    (task,) = load_downstreams(argparse.Namespace(**flags, workspace=tmp_path), False)
+    assert task.downstream == "voxforge"
+    said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert said[-1] == "left out, without a corpus" and len(set(said)) == len(said) <= 2
 
 
 def test_every_task_reads_a_downstream_of_its_own():

@@ -165,8 +165,8 @@ def test_without_a_name_the_runner_does_what_is_there(
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
     (task,) = with_input(tasks, after_manifest=False)
     assert task.downstream == "librispeech"
-    others = ", ".join(name for name in TASKS if name != "librispeech")
-    assert capsys.readouterr().out.splitlines()[-1] == f"left out, no corpus exists: {others}"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out, without a corpus: ") and line.count(",") == len(TASKS) - 1
     assert with_input(tasks, after_manifest=True) == tasks
     task.generate_manifest()
     assert with_input(tasks, after_manifest=True) == [task]

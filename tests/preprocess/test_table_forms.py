@@ -107,7 +107,7 @@ def test_shares_of_what_has_no_split(tmp_path, capsys):
     said = ("split=fold", "splits={'0': test, '1': , '2': , '3': , '4': }", "rows={valid: 0.2}",
             "names={a: owl, b: cat}")  # fmt: skip
     _, splits = read(tmp_path, files, *said)
-    assert "1 rows left out, not in datarc.names: 'c' 1" in capsys.readouterr().out
+    assert "1 rows left out, their labels are not in datarc.names ('c')" in capsys.readouterr().out
     counts = {split: Counter(row.labels[0] for row in splits[split]) for split in SPLITS}
     assert counts == {"train": {"owl": 16, "cat": 16}, "valid": {"owl": 4, "cat": 4},
                       "test": {"owl": 5, "cat": 5}}  # fmt: skip
@@ -116,10 +116,10 @@ def test_shares_of_what_has_no_split(tmp_path, capsys):
     assert "28 left out" in capsys.readouterr().out
     for wrong, message in (
         (said[:1], r"line 2: split '0'; expected train"),
-        (said[:2], r"datarc\.rows: say how the rows without a split"),
+        (said[:2], r"datarc\.rows={}: expected numbers .* rows without a split"),
         ((*said, "rows={dev: 2}"), r"datarc\.rows=.*: expected numbers above 0 for train"),
         ((*said, "rows={valid: -1}"), r"datarc\.rows="),
-        ((*said, "audio='{folder}/{path}'"), r"line 2: .*no column 'folder'; there is"),
+        ((*said, "audio='{folder}/{path}'"), r"line 2: datarc\.audio: no column 'folder'"),
         ((*said, "files='*.wav'"), r"name either the table, or the pattern"),
     ):
         with pytest.raises(UserError, match=message):
