@@ -1,7 +1,9 @@
-"""Rebuild the paper's tables from the models and corpora at hand, beside the published figures.
+"""Rebuild a paper's tables from the models and corpora at hand, beside the published figures; or,
+with --all, train and score every prompt task whose corpus or rows are here.
 
-The stage scripts make every cell, and are shown as they run; a finished run is not made again. For
-an empty cell it says which file is missing and how to get it.
+The stage scripts make every cell, and are shown as they run; a finished run is not made again. A
+task that fails does not stop the others. For an empty cell it says which file is missing and how
+to get it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from experiments.paper import (
     FIRST_SEED,
     METHODS,
     PAPER,
+    PAPERS,
     Cell,
     Paper,
+    all_tasks,
     features,
     load_paper,
     missing,
@@ -29,15 +33,14 @@ from experiments.tables import (
     CHART,
     DOCUMENT,
     FIGURES,
-    Figure,
     put_table,
     read_figures,
     render,
+    report,
     with_earlier,
     write_figures,
 )
 from pipeline.errors import UserError, run
-from pipeline.files import writing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection
 
@@ -45,13 +48,13 @@ from ulm_prompt.prompt_data.tasks import add_selection
 def main() -> None:
     args = parse()
     workspace = Workspace(args.workspace.resolve())
-    paper = load_paper(args.tables)
+    paper, name = wanted_table(args, workspace)
     cells = chosen(paper, args)
     lacking = {str(cell): missing(cell, paper, workspace) for cell in cells}
     at_hand = [cell for cell in cells if not lacking[str(cell)]]
     failed = [] if args.list else make(at_hand, workspace, args)
     figures, unusable = survey(paper, args.seeds, workspace)
-    report(render(paper, figures), figures, unusable, lacking, workspace.root / "samples/tables")
+    report(render(paper, figures), figures, unusable, lacking, workspace.root / "samples" / name)
     if args.write_docs:
         documented = with_earlier(paper, figures, read_figures(FIGURES))
         write_figures(FIGURES, documented)
@@ -60,22 +63,37 @@ def main() -> None:
     stop_after(failed)
 
 
+def wanted_table(args: argparse.Namespace, workspace: Workspace) -> tuple[Paper, str]:
+    """The cells that the flags ask for, and the folder of their results. Raises ``UserError`` for
+    flags that contradict each other.
+    """
+    if args.write_docs and (args.all or args.tables or PAPERS[args.paper] != PAPER):
+        raise UserError("--write_docs: docs/results.md has the tables of --paper v1 alone")
+    if args.set and not args.all:
+        raise UserError("--set: for --all alone; the list of cells says how the others are trained")
+    if not args.all:
+        name = "tables" if args.tables or args.paper == "v1" else f"tables_{args.paper}"
+        return load_paper(args.tables or PAPERS[args.paper]), name
+    if not args.unit_model:
+        raise UserError("--all: give --unit_model, for example moonshine100")
+    return all_tasks(args.unit_model, args.set, workspace), "tables_all"
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--paper", choices=PAPERS, default="v1", help="SpeechPrompt v1 or v2")
+    parser.add_argument("--all", action="store_true", help="every task that has data, as it is set")
+    knobs = {"nargs": "+", "default": [], "metavar": "KEY=VALUE"}
+    parser.add_argument("--set", **knobs, help="with --all: knobs of train.py, for every run")
     parser.add_argument("--list", action="store_true", help="make nothing: show what there is")
     parser.add_argument("--method", choices=METHODS, help="only this row")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="runs to make of each cell (default: 1)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="runs at once, a core each (default: 1, all cores)"
-    )
-    parser.add_argument("--tables", type=Path, default=PAPER, help="another list of cells")
-    parser.add_argument(
-        "--write_docs",
-        action="store_true",
-        help="put these figures into the tables of docs/; other cells stay",
-    )
+    of_cell = "runs to make of each cell (default: 1)"
+    parser.add_argument("--seeds", type=int, default=1, help=of_cell)
+    at_once = "runs at once, a core each (default: 1, all cores)"
+    parser.add_argument("--jobs", type=int, default=1, help=at_once)
+    parser.add_argument("--tables", type=Path, help="another list of cells")
+    into_docs = "put these figures into the tables of docs/; other cells stay"
+    parser.add_argument("--write_docs", action="store_true", help=into_docs)
     add_selection(parser)
     return parser.parse_args()
 
@@ -109,34 +127,6 @@ def make(cells: Sequence[Cell], workspace: Workspace, args: argparse.Namespace) 
     }
     made = run_all(runs, args.jobs)
     return [name for name in (*map(str, cells), *runs) if name not in prepared | made]
-
-
-def report(
-    table: str,
-    figures: list[Figure],
-    unusable: dict[str, str],
-    lacking: dict[str, list[str]],
-    folder: Path,
-) -> None:
-    """Print the tables and what is missing; save them in ``folder``. ``lacking``: what every
-    chosen cell lacks.
-    """
-    write_figures(folder / "results.csv", figures)
-    with writing(folder / "results.md") as handle:
-        handle.write(table)
-    print(f"\n{table}")
-    filled = {figure.cell for figure in figures}
-    needed_for: dict[str, list[str]] = {}
-    for cell, lines in lacking.items():
-        for line in lines:
-            needed_for.setdefault(line, []).append(cell)
-        if cell not in filled and not lines:
-            print(f"{cell}: empty, and all that it needs is here")
-    for name, reason in unusable.items():
-        print(f"{name}: left out: {reason}")
-    for line, cells in needed_for.items():
-        print(f"missing {line}\n    for {', '.join(cells)}")
-    print(f"\nwrote {folder}/results.csv and results.md")
 
 
 if __name__ == "__main__":

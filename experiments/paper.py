@@ -17,12 +17,16 @@ from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.tasks import Pair, load_task
+from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 from ulm_prompt.prompt_data.verbal import has_data_bin, load_verbal
 from ulm_prompt.training.ulm_run import OURS
 
 PAPER = Path(__file__).with_name("paper.yaml")
-METHODS = ("PT", "PT-v2", "FT-LM", "FT-DM", "n-grams")
+PAPERS = {"v1": PAPER, "v2": PAPER.with_name("paper_v2.yaml")}  # SpeechPrompt, SpeechPrompt v2
+TASK = "task"  # a prompt as the task's config says
+PROMPTS = ("PT", "PT-v2", "v2", TASK)
+METHODS = (*PROMPTS, "FT-LM", "FT-DM", "n-grams")
+V2 = "v2"  # a recipe
 FIRST_SEED = 100501  # the published one
 SAMPLE_DATE = "tables"
 PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
@@ -48,8 +52,10 @@ class Cell:
     unit_model: str = MISSING
     published: float | None = None
     parameters: str | None = None
+    source: str | None = None
     prompt: int | None = None
     own_lm: list[str] = field(default_factory=list)
+    set: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.method} {self.task} {self.unit_model}"
@@ -71,8 +77,9 @@ class Cell:
 
 @dataclass
 class Paper:
-    """The whole of paper.yaml."""
+    """The whole of paper.yaml, or of its like."""
 
+    mean: bool = False  # a row a task, and their mean; else a column a task
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
@@ -86,8 +93,34 @@ def load_paper(path: Path) -> Paper:
             raise UserError(f"{path}: {cell}: expected a method of {', '.join(METHODS)}")
         if cell.task not in paper.tasks:
             raise UserError(f"{path}: {cell}: its task is not among the tasks")
-        if cell.method.startswith("PT") and not cell.prompt:
+        if cell.method in PROMPTS and not cell.prompt:
             raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
+    return paper
+
+
+def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
+    """A table of every prompt task whose corpus or rows are in the workspace. ``knobs``: changed
+    in every run. Raises ``UserError`` where there is none.
+    """
+    paper = Paper(mean=True, methods={TASK: "the prompt as ulm_prompt/config/<TASK>.yaml says"})
+    left_out = []
+    for name in task_names():
+        config = load_task(name)
+        length = config.prefix_prompt_length
+        cell = Cell(TASK, name, unit_model, prompt=length, set=knobs)
+        if not (has_rows(cell, workspace) or _corpus_folder(cell, workspace).is_dir()):
+            left_out.append(name)
+            continue
+        metric = "WER" if config.is_sequence else "accuracy"
+        paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
+        paper.cells.append(cell)
+    if left_out:
+        print(f"left out, neither corpus nor rows are here: {', '.join(left_out)}")
+    if not paper.cells:
+        raise UserError(
+            f"{workspace.root}: no task has a corpus or rows here; docs/tasks.md says where the "
+            "corpora are to be had, and preprocess/<downstream>/config.yaml where they belong"
+        )
     return paper
 
 
@@ -124,6 +157,9 @@ def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figu
     result = outcome(run_of(cell, seed, workspace), workspace)
     if result is None:
         return None
+    value = result.test[paper.tasks[cell.task].metric]
+    if value is None:
+        raise UserError(f"its test split has no {paper.tasks[cell.task].metric}")
     lm = "own" if _trained_here(workspace, cell.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
@@ -131,7 +167,7 @@ def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figu
         cell.task,
         cell.unit_model,
         seed,
-        value=round(result.test[paper.tasks[cell.task].metric], 4),
+        value=round(value, 4),
         lm="" if cell.method in BASELINES else lm,
         git_revision=result.card["made_by"]["git_revision"],
         **{name: result.card[name] for name in facts if name in result.card},
@@ -144,13 +180,14 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
     if baseline := BASELINES.get(cell.method):
         return Run(cell.method, cell.pair, seed, date, date, baseline, knobs=(seed_knob,))
     own = _trained_here(workspace, cell.unit_model)
-    knobs = [*(cell.own_lm if own else []), seed_knob]
-    if cell.method == "PT-v2":
+    knobs = [*(cell.own_lm if own else []), *cell.set, seed_knob]
+    recipe = {V2: V2, TASK: cell.pair.config.recipe}.get(cell.method, "published")
+    if cell.method == "PT-v2" or recipe == V2:
         knobs.insert(-1, "verbalizer=learnable")
     prompted = cell.method != "FT-LM"
     return Run(
         cell.method, cell.pair, seed, date, SAMPLE_DATE,
-        recipe=("fast" if own else "published") if prompted else None,
+        recipe=("fast" if own else recipe) if prompted else None,
         fine_tune=not prompted,
         prefix_prompt_length=_prompt_length(cell, workspace) if prompted else None,
         knobs=tuple(knobs),
@@ -179,11 +216,11 @@ def features(cell: Cell, workspace: Workspace) -> Iterator[Command]:
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
-    """Whether the corpus is quantised already. The demo's is not the corpus."""
+    """Whether the corpus is quantised already. The demo's is not the paper's corpus."""
     downstream = cell.pair.config.downstream
     rows = [workspace.rows(downstream, cell.unit_model, split) for split in SPLITS]
     quantised_here = (rows[0].parent / "quantized").is_dir()
-    if quantised_here and (_corpus_folder(cell, workspace) / DEMO).is_file():
+    if quantised_here and _is_demo(cell, workspace):
         return False
     return all(path.is_file() for path in rows)
 
@@ -200,7 +237,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
         if not root.is_dir():
             needed[root] = corpus
-        elif (root / DEMO).is_file():
+        elif _is_demo(cell, workspace):
             needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
         known = find_unit_model(cell.unit_model, workspace)
         if known.is_described:
@@ -210,7 +247,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
                 needed[known.km_path] = f"{download} kmeans"
         else:
             needed[Path(cell.unit_model)] = "describe it in pretrained_models/my_unit_models.yaml"
-        if needed and not on_features:
+        if needed and not on_features and cell.method != TASK:
             rows = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
             needed[rows] = "or units that were quantised elsewhere, instead of these"
     elif is_sequence:
@@ -236,6 +273,11 @@ def _data_flags(cell: Cell, workspace: Workspace) -> Command:
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
     return workspace.root / Path(config.datarc.root_path).expanduser()
+
+
+def _is_demo(cell: Cell, workspace: Workspace) -> bool:
+    """Whether the corpus is the demo's, which the papers' figures are not of."""
+    return cell.method != TASK and (_corpus_folder(cell, workspace) / DEMO).is_file()
 
 
 def _trained_here(workspace: Workspace, unit_model: str) -> bool:

@@ -116,8 +116,11 @@ def split_at_marks(path: Path, marks: tuple[str, str] = MARKS) -> tuple[str, str
 def render(paper: Paper, figures: Sequence[Figure]) -> str:
     """Markdown: a table of the tasks that are scored by accuracy, and one of the others.
 
-    A column for each unit model and task; for each method ours below the published figures.
+    A column for each unit model and task; for each method ours below the published figures. With
+    ``paper.mean`` one table, a row for each of them.
     """
+    if paper.mean:
+        return _by_task(paper, figures)
     accuracy = [task for task, entry in paper.tasks.items() if entry.metric == "accuracy"]
     others = [task for task in paper.tasks if task not in accuracy]
     return "\n".join(_table(paper, figures, tasks) for tasks in (accuracy, others) if tasks)
@@ -140,10 +143,33 @@ def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str
     return markdown(rows)
 
 
+def _by_task(paper: Paper, figures: Sequence[Figure]) -> str:
+    """A row for each task and unit model, then the mean over those that are scored by accuracy."""
+    rows = [
+        ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
+    ]
+    means: dict[str, list[float]] = {method: [] for method in paper.methods}
+    columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
+    for task, model in columns:
+        entry = paper.tasks[task]
+        cells = [cell for cell in paper.cells if (cell.task, cell.unit_model) == (task, model)]
+        published = next((cell for cell in cells if cell.published), None)
+        rows.append([task, entry.metric, model, _published(published)])
+        for method, values in means.items():
+            ours = [figure for figure in figures if figure.cell == f"{method} {task} {model}"]
+            rows[-1].append(_ours(ours, entry.test_utterances))
+            if ours and entry.metric == "accuracy":
+                values.append(mean(figure.value for figure in ours))
+    count = sum(paper.tasks[task].metric == "accuracy" for task, _ in columns)
+    ours = (f"**{mean(v):.2f}** ({len(v)} of {count})" if v else EMPTY for v in means.values())
+    return markdown([*rows, ["**mean over tasks**", "accuracy", "", "", *ours]])
+
+
 def _published(cell: Cell | None) -> str:
     if cell is None or cell.published is None:
         return EMPTY
-    return f"*{cell.published:.2f}* ({cell.parameters})"
+    notes = "; ".join(filter(None, (cell.parameters, cell.source)))
+    return f"*{cell.published:.2f}* ({notes})"
 
 
 def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
@@ -171,3 +197,31 @@ def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
 def millions(count: int) -> str:
     """151,263,232 -> 151M, 77,824 -> 0.08M."""
     return f"{count / 1e6:.{0 if count >= 1e7 else 1 if count >= 1e6 else 2}f}M"
+
+
+def report(
+    table: str,
+    figures: list[Figure],
+    unusable: dict[str, str],
+    lacking: dict[str, list[str]],
+    folder: Path,
+) -> None:
+    """Print the tables and what is missing; save them in ``folder``. ``lacking``: what every
+    chosen cell lacks.
+    """
+    write_figures(folder / "results.csv", figures)
+    with writing(folder / "results.md") as handle:
+        handle.write(table)
+    print(f"\n{table}")
+    filled = {figure.cell for figure in figures}
+    needed_for: dict[str, list[str]] = {}
+    for cell, lines in lacking.items():
+        for line in lines:
+            needed_for.setdefault(line, []).append(cell)
+        if cell not in filled and not lines:
+            print(f"{cell}: empty, and all that it needs is here")
+    for name, reason in unusable.items():
+        print(f"{name}: left out: {reason}")
+    for line, cells in needed_for.items():
+        print(f"missing {line}\n    for {', '.join(cells)}")
+    print(f"\nwrote {folder}/results.csv and results.md")

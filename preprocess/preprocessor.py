@@ -153,7 +153,8 @@ class Preprocessor(Generic[ConfigType]):
                     f"{self.root}: no utterance for the {split} split of {self.downstream}"
                 )
         names = self.label_names(splits["train"])
-        for note in notes(self.listing, dict(zip(self.slots, names)), splits):
+        slots = dict(zip(self.slots, names))
+        for note in notes(self.listing, slots, splits, self.config.datarc.expected):
             self.say(note)
         pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
         numbers = {pair: number for number, pair in enumerate(pairs)}  # no two slots share one

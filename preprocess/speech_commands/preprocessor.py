@@ -91,7 +91,10 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         lists = self._lists()
         classes = self.config.datarc.classes
         if classes not in (len(CLASSES), lists and len(WORDS)):
-            raise UserError(f"datarc.classes={classes}: expected 12, or 35 with v0.02's layout")
+            raise UserError(
+                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with v0.02's layout, "
+                f"which has {LISTS['test']}"
+            )
         if split == "test" and lists is None:
             return self._test()
         by_class = self._files_by_class(split, lists)

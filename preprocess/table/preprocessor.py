@@ -7,32 +7,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig, names_in
-from preprocess.actions.tables import TableRow, read_table
+from preprocess.actions.corpus import first_few
+from preprocess.actions.tables import Form, TableRow, read_files, read_table
 from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, length_and_rate
-from preprocess.table.splits import Line, draw_splits
+from preprocess.table.splits import Line, draw_splits, share_out
 
 
 @dataclass
 class TableData(DataConfig):
-    """The table's file or files, its columns, the shares of its splits."""
+    """The table or files, their columns, the shares of the splits; config.yaml explains them."""
 
-    table: Any = MISSING  # a file, or a list: train's, valid's and test's
-    path: str = MISSING
+    table: Any = None
+    files: str | None = None
+    columns: list[str] = field(default_factory=list)
+    separator: str | None = None
+    prefix: str = ""
+    audio: Any = "{path}"
+    path: str = "path"
     labels: list[str] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)
     text: str | None = None
-    start: str | None = "start"  # older configs lack it
+    start: str | None = "start"
     end: str | None = "end"
-    split: str | None = MISSING
-    speaker: str | None = MISSING
-    valid: float = MISSING
-    test: float = MISSING
+    duration: str | None = None
+    split: str | None = "split"
+    splits: dict[str, Any] = field(default_factory=dict)
+    speaker: str | None = "speaker"
+    valid: float = 0.1
+    test: float = 0.1
+    rows: dict[str, float] = field(default_factory=dict)
+    per: list[str] = field(default_factory=list)
+    in_order: bool = False
 
 
 @dataclass
@@ -66,19 +76,24 @@ class Table(Preprocessor[TableConfig]):
             )
         if bool(datarc.text) == bool(datarc.labels):
             raise UserError("datarc: name either the columns of the labels, or that of the text")
-        tables = names_in("datarc.table", datarc.table)
-        if len(tables) not in (1, len(SPLITS)):
-            raise UserError(
-                f"datarc.table={','.join(tables)}: expected one table, or train's, valid's, test's"
-            )
-        own_splits = SPLITS if len(tables) > 1 else (None,)
+        if bool(datarc.table) == bool(datarc.files):
+            raise UserError("datarc: name either the table, or the pattern of the files")
+        tables = self._tables()
         self._dropped: Counter[str] = Counter()
+        self._unnamed: Counter[str] = Counter()
         self._rows: dict[str, str] = {}  # row by its name
         self._lengths: dict[str, tuple[int, int]] = {}
-        lines = [line for pair in zip(tables, own_splits) for line in self._read(*pair)]
+        lines = [line for pair in tables.items() for line in self._read(*pair)]
         if self._dropped:
-            self.say(f"{tables[0]}: {left_out(self._dropped)}")
-        splits, how = draw_splits(lines, datarc.valid, datarc.test, self.config.taskrc.seed)
+            self.say(f"{next(iter(tables))}: {left_out(self._dropped)}")
+        if self._unnamed:
+            total, names = self._unnamed.total(), first_few(map(repr, self._unnamed))
+            self.say(f"{total:,} rows left out, their labels are not in datarc.names ({names})")
+        seed = self.config.taskrc.seed
+        if datarc.rows or len({line.split is None for line in lines}) > 1:
+            splits, how = share_out(lines, datarc.rows, None if datarc.in_order else seed)
+        else:
+            splits, how = draw_splits(lines, datarc.valid, datarc.test, seed)
         self.say(f"{', '.join(tables)}: {len(lines)} rows, splits {how}")
         classes = Counter(pair for line in lines for pair in self.named_labels(line.utterance))
         if classes and not datarc.text:
@@ -89,42 +104,93 @@ class Table(Preprocessor[TableConfig]):
             for split in SPLITS
         }
 
+    def _tables(self) -> dict[str, str | None]:
+        """The split that each table is; None: its lines say, or are drawn. For files, the pattern.
+
+        Raises ``UserError`` for another number of tables in a list than one or three.
+        """
+        datarc = self.config.datarc
+        if datarc.files:
+            return {datarc.files: None}
+        if isinstance(datarc.table, dict):
+            return {str(name): split for name, split in datarc.table.items()}
+        tables = names_in("datarc.table", datarc.table)
+        if len(tables) not in (1, len(SPLITS)):
+            raise UserError(
+                f"datarc.table={','.join(tables)}: expected one table, or train's, valid's, test's"
+            )
+        return dict(zip(tables, SPLITS if len(tables) > 1 else (None,)))
+
+    def rows_of(self, table: str, own_split: str | None) -> list[TableRow]:
+        """The rows of a table, or of the files that match; each has all columns that are named."""
+        datarc = self.config.datarc
+        labels = [datarc.text] if datarc.text else datarc.labels
+        if datarc.files:
+            rows = read_files(self.listing, self.root, table)
+            if absent := [name for name in (*labels, *datarc.per) if name not in rows[0].values]:
+                raise UserError(f"datarc.files={table}: no {{{absent[0]}}} in it")
+            return rows
+        columns = [datarc.path, *labels, *datarc.per]
+        others = (datarc.speaker, None if own_split else datarc.split)
+        missing = "table not found; datarc.table names it, relative to datarc.root_path"
+        audio = names_in("datarc.audio", datarc.audio)
+        form = Form(datarc.columns, datarc.separator, datarc.prefix, audio)
+        file, times = self.root / table, self._times()
+        return read_table(file, self.root, columns, missing, self.say, others, times, form)
+
+    def _times(self) -> list[str | None]:
+        """The columns of a piece's start, end and length, None for those that are labels."""
+        datarc = self.config.datarc
+        others = (datarc.path, datarc.text, *datarc.labels)
+        times = (datarc.start, datarc.end, datarc.duration)
+        return [None if name in others else name for name in times]
+
     def _read(self, table: str, own_split: str | None) -> Iterator[Line]:
         """The table's lines, of ``own_split`` or of the splits that it names.
 
         Raises ``UserError`` for a text without letters, another split, or audio that was read.
         """
         datarc = self.config.datarc
-        columns = [datarc.path, *([datarc.text] if datarc.text else datarc.labels)]
-        times = [None if name in columns else name for name in (datarc.start, datarc.end)]
-        others = (datarc.speaker, None if own_split else datarc.split)
-        missing = "table not found; datarc.table names it, relative to datarc.root_path"
-        file = self.root / table
-        for row in read_table(file, self.root, columns, missing, self.say, others, times):
-            labels: Sequence[str] = tuple(row.values[name] for name in columns[1:])
+        for row in self.rows_of(table, own_split):
+            labels: Sequence[str]
             if datarc.text:
-                words = [normalised(word, self._dropped) for word in labels[0].split()]
+                text = row.values[datarc.text]
+                words = [normalised(word, self._dropped) for word in text.split()]
                 if not any(words):
-                    raise UserError(f"{row.where}: no letter in the text {labels[0][:60]!r}")
+                    raise UserError(f"{row.where}: no letter in the text {text[:60]!r}")
                 labels = " ".join(filter(None, words))
-            split = own_split or row.values.get(datarc.split)
+            else:
+                labels = tuple(row.values[name] for name in datarc.labels)
+                if unnamed := [
+                    name for name in labels if datarc.names and name not in datarc.names
+                ]:
+                    self._unnamed[unnamed[0]] += 1
+                    continue
+                labels = tuple(datarc.names.get(name, name) for name in labels)
+            name = own_split or row.values.get(datarc.split)
+            split = datarc.splits.get(name, name)
             if split not in (None, *SPLITS):
-                raise UserError(f"{row.where}: split {split!r}; expected {', '.join(SPLITS)}")
-            start, end = (row.values.get(name, "") for name in times)
-            piece = self._segment(row, start, end) if start or end else (0, None, None)
+                known = ", ".join(dict.fromkeys((*datarc.splits, *SPLITS)))
+                raise UserError(f"{row.where}: split {split!r}; expected {known}")
+            group = tuple(row.values[name] for name in datarc.per or datarc.labels)
+            times = [row.values.get(name, "") for name in self._times()]
+            piece = self._segment(row, *times) if any(times) else (0, None, None)
             utterance = Utterance(row.path, labels, *piece)
             name = utterance.name or utterance.path
             first = self._rows.setdefault(name, row.where)
             if first != row.where:
                 raise UserError(f"{row.where}: {name} is already in {first}")
-            yield Line(utterance, split, row.values.get(datarc.speaker))
+            yield Line(utterance, split, row.values.get(datarc.speaker), group)
 
-    def _segment(self, row: TableRow, start: str, end: str) -> tuple[int, int | None, str]:
+    def _segment(
+        self, row: TableRow, start: str, end: str, length: str
+    ) -> tuple[int, int | None, str]:
         """Start and samples, at the file's own rate, of the piece from ``start`` to ``end`` seconds
         (empty: the file's), and the row's name. ``end`` may lie 5 ms behind the file's, rounded.
         """
         try:
             first, last = float(start or 0), float(end) if end else None
+            last = first + float(length) if length else last
         except ValueError:
             raise UserError(
                 f"{row.where}: start {start!r}, end {end!r}; expected seconds such as 1.25 (datarc."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.errors import UserError
@@ -13,11 +13,52 @@ from preprocess.preprocessor import Utterance
 
 
 class Line(NamedTuple):
-    """A recording. ``split`` and ``speaker`` are None where the table has no such column."""
+    """A recording. ``split`` and ``speaker`` are None where the table has no such column. ``group``
+    is what ``share_out`` shares out.
+    """
 
     utterance: Utterance
     split: str | None
     speaker: str | None
+    group: tuple[str, ...] = ()
+
+
+def share_out(
+    lines: Sequence[Line], rows: Mapping[str, float], seed: int | None
+) -> tuple[list[str | None], str]:
+    """The split of each line, None of those left out, and how it was chosen. Lines without a split
+    are shared out group by group: so many of each (below 1: such a share) to the splits of
+    ``rows``, in its order, and what is over to the first of train, valid, test that is not there.
+    Without ``seed`` they are taken in their order.
+
+    Raises ``UserError`` for an unknown split or a number below 0.
+    """
+    if not rows or not set(rows) <= set(SPLITS) or not all(0 < n < 1e9 for n in rows.values()):
+        raise UserError(
+            f"datarc.rows={rows}: expected numbers above 0 for train, valid or test, by which rows "
+            "without a split are shared out"
+        )
+    rest = next((split for split in SPLITS if split not in rows), None)
+    splits = [line.split for line in lines]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, line in enumerate(lines):
+        if line.split is None:
+            groups.setdefault(line.group, []).append(number)
+    rng = random.Random(seed)
+    for numbers in groups.values():
+        if seed is not None:
+            rng.shuffle(numbers)
+        wanted = [
+            split
+            for split, count in rows.items()
+            for _ in range(round(count * len(numbers)) if count < 1 else int(count))
+        ]
+        for position, number in enumerate(numbers):
+            splits[number] = wanted[position] if position < len(wanted) else rest
+    open_lines = sum(map(len, groups.values()))
+    shares = ", ".join(f"{split} {count:g}" for split, count in rows.items())
+    how = f"as given, {open_lines} rows shared out in {len(groups)} groups ({shares} of each)"
+    return splits, how + (f", {splits.count(None)} left out" if None in splits else "")
 
 
 def draw_splits(

@@ -26,7 +26,8 @@ def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preproces
     """The task with its own config.yaml, ``logmel100`` with 8 clusters, corpora under
     ``<workspace>/corpora``.
     """
-    task = TASKS[downstream]
+    reader = SpeechCommands if downstream.startswith("speech_commands") else Table
+    task = TASKS.get(downstream, reader)
     path = REPOSITORY / "preprocess" / downstream / "config.yaml"
     small = ("taskrc.unit_model=logmel100", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=2")
     config = load_config(task.config_class, path, [*small, *overrides])

@@ -1,0 +1,36 @@
+"""Emotion on IEMOCAP: the utterances of its sessions and the emotion that its annotators chose."""
+
+from __future__ import annotations
+
+import re
+
+from pipeline.errors import UserError
+from pipeline.files import text_lines
+from preprocess.actions.tables import TableRow
+from preprocess.table.preprocessor import Table
+
+_UTTERANCE = re.compile(r"\[[\d. -]+\]\s+(?P<name>\w+)_(?P<number>\w+)\s+(?P<emotion>[a-z]{3})\b")
+
+
+class Iemocap(Table):
+    """Columns: ``emotion``, in three letters, and ``session``, such as Session5."""
+
+    def rows_of(self, table: str, own_split: str | None) -> list[TableRow]:
+        """The utterances, session by session, in the annotations' order. Raises ``UserError``
+        where there are no annotations.
+        """
+        rows = []
+        for file in self.listing.files(self.root, table, ".txt"):
+            session = file.relative_to(self.root).parts[0]
+            for number, line in enumerate(text_lines(file, "not found"), start=1):
+                if match := _UTTERANCE.match(line):
+                    dialogue = f"{session}/sentences/wav/{match['name']}"
+                    path = f"{dialogue}/{match['name']}_{match['number']}.wav"
+                    values = {"emotion": match["emotion"], "session": session}
+                    rows.append(TableRow(f"{file}, line {number}", path, values))
+        if not rows:
+            raise UserError(
+                f"{self.root}: no utterance in {table}; expected IEMOCAP's lines '[6.29 - 8.24] "
+                "Ses01F_impro01_F000 neu', and datarc.root_path the folder that holds Session1"
+            )
+        return rows
