@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 TOP = 8  # bars of a task
 WHOLE = 10.0  # s; a longer recording is answered in segments alone
-ADDRESS = "127.0.0.1"
 
 
 def answer(
@@ -68,7 +67,7 @@ def told(predictor: Predictor, task: str, one: Prediction) -> str:
 
 
 def page(predictor: Predictor) -> gradio.Blocks:
-    """The page. It sends nothing to anybody, and recordings are deleted after ten minutes."""
+    """The page. It asks nothing of other machines and deletes a recording after ten minutes."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     logging.getLogger().setLevel(logging.WARNING)  # fairseq lets every logger speak
     import gradio
@@ -98,21 +97,15 @@ def page(predictor: Predictor) -> gradio.Blocks:
     return blocks
 
 
-def launch(blocks: gradio.Blocks, port: int | None = None) -> str:
-    """Start the page in a thread, on this machine alone; returns its address. ``port``: by default
-    the first free one from 7860 on.
-    """
-    _, address, _ = blocks.launch(
-        server_name=ADDRESS, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
-        footer_links=[], ssr_mode=False, enable_monitoring=False,
-    )  # fmt: skip
-    return address
-
-
 def serve(predictor: Predictor) -> None:
-    """Show the page until Ctrl-C. Recordings lie in a temporary folder, which is then removed."""
+    """Show the page on this machine alone until Ctrl-C. Its recordings are then removed."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+        # gradio asks its own page whether it is there, and a proxy would not know
+        os.environ.update(GRADIO_TEMP_DIR=folder, no_proxy="127.0.0.1")
         blocks = page(predictor)
-        print(f"open {launch(blocks)} in a browser on this machine; Ctrl-C ends it", flush=True)
+        _, address, _ = blocks.launch(
+            server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True,
+            footer_links=[], ssr_mode=False, enable_monitoring=False,
+        )  # fmt: skip
+        print(f"open {address} in a browser on this machine; Ctrl-C ends it", flush=True)
         blocks.block_thread()
