@@ -158,7 +158,7 @@ def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | Non
     points, lines, ends = {}, {}, {}
     kept = last = max(record.run.updates, 1)
     for name, curve in {"valid": valid_curve(log), "train": train_curve(log)}.items():
-        points[name] = [(at, scores.get("accuracy", 0)) for at, scores in curve.items()]
+        points[name] = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
         last = max([last, *curve])
     for name, of_curve in points.items():
         if of_curve:
