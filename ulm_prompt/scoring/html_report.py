@@ -22,7 +22,7 @@ from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.scoring.class_report import class_report, probability_of, report_names
 from ulm_prompt.scoring.comparison import comparison_lines, trained_run
 from ulm_prompt.scoring.pictures import MOST_NAMED, OTHER
-from ulm_prompt.scoring.sample_file import read_samples, within_path
+from ulm_prompt.scoring.sample_file import BOS, read_samples, within_path
 from ulm_prompt.scoring.scores import Label, is_baseline, score_lines, train_curve, valid_curve
 
 MEGABYTES = 20  # of audio that a page holds
@@ -100,7 +100,10 @@ def _rows(path: Path, names: Mapping[str, Label], is_text: bool) -> Rows:
 
     twin, samples, rows = within_path(path), list(read_samples(path)), []
     for sample in samples:
-        facts = {"file": str(sample.get("file_name", "")), "units": str(sample.get("src", ""))}
+        facts = {
+            "file": str(sample.get("file_name", "")),
+            "units": str(sample.get("src", "")).removesuffix(f" {BOS}"),
+        }
         labels = {"spoken": told(sample["label"]), "answer": told(sample["predict"])}
         is_right = sample["label"] == sample["predict"]
         rows.append(facts | labels | {"right": is_right, "is_mistake": False, "probability": 0.0})
