@@ -64,10 +64,10 @@ def main() -> None:
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
     pages = {}
     if args.html:
-        from ulm_prompt.scoring.html_report import write_page
+        from ulm_prompt.scoring.html_report import write_pages
 
         scored = {path: scores | compared[path] for path, scores in by_file.items()}
-        pages = {path: write_page(path, workspace, scored, args.embed_audio) for path in scored}
+        pages = write_pages(scored, workspace, args.embed_audio)
     whole = {}
     for path, scores in by_file.items():
         count = int(scores["utterances"])

@@ -102,6 +102,8 @@ def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
     path = workspace.samples("IC", "tiny100", "one", "s")
     assert f"  page: {path.with_suffix('.html')} (audio: 28 linked, 1 not found)" in printed
     assert "(audio: 3 linked)" in printed, "the baseline's page"
+    one = json.loads(call("cal_acc", workspace.root, "--sample_date", "s", "--html", "--json"))
+    assert one[str(path)]["page"] == str(path.with_suffix(".html"))
     rows = data["rows"]
     for number, row in enumerate(rows):
         if number == ABSENT:

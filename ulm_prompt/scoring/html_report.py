@@ -25,64 +25,63 @@ from ulm_prompt.scoring.pictures import MOST_NAMED, OTHER
 from ulm_prompt.scoring.sample_file import BOS, read_samples, within_path
 from ulm_prompt.scoring.scores import Label, is_baseline, score_lines, train_curve, valid_curve
 
-MEGABYTES = 20  # of audio that a page holds
 WIDTH, HEIGHT = 640, 220  # of the curve's plane
 Rows = list[dict[str, Any]]
+Scored = Mapping[Path, Mapping[str, Any]]  # sample file -> its scores and comparison
 
 
-def write_page(
-    path: Path,
-    workspace: Workspace,
-    scored: Mapping[Path, Mapping[str, Any]],
-    megabytes: float | None = None,
-) -> dict[str, str]:
-    """Write the page of the sample file ``path``. ``scored``: scores and comparison of every sample
-    file of this call; those of the same task stand beside it. ``megabytes``: the audio that the
-    page may hold, the most confident mistakes first (None: all audio is linked).
+def write_pages(
+    scored: Scored, workspace: Workspace, megabytes: float | None = None
+) -> dict[Path, dict[str, str]]:
+    """Write a page beside each sample file; those of one task stand beside each other in it.
+    ``megabytes``: the audio that a page may hold, the most confident mistakes first (None: all
+    audio is linked).
 
-    Returns the page's name, and lines that say what audio and which runs it has. Raises
-    ``UserError`` where the rows that were decoded are not in the workspace.
+    Returns of each sample file its ``page``, and what became of the ``audio``. Raises ``UserError``
+    where the rows that were decoded are not in the workspace.
     """
-    pair, names = report_names(path, workspace, "--html")
-    rows = _rows(path, names, pair.config.is_sequence)
-    report = {"classes": [], "slots": {}} if pair.config.is_sequence else class_report(path, names)
-    others, beside = [], []
-    for other in scored:
-        other_pair, other_names = report_names(other, workspace, "--html")
-        if other != path and other_pair.task == pair.task:
-            beside.append(_beside(rows, _rows(other, other_names, pair.config.is_sequence)))
-            others.append(other)
-    page = path.with_suffix(".html")
-    audio = _add_audio(rows, workspace, pair, page, megabytes)
-    columns = {other: dict(_cells(scored[other])) for other in (path, *others)}
-    context = {
-        "title": f"{pair.task}, {pair.unit_model}: {_name(path)}",
-        "runs": [_name(run) for run in columns],
-        "scores": {
-            name: [cells.get(name, ("", "")) for cells in columns.values()]
-            for name in dict.fromkeys(name for cells in columns.values() for name in cells)
-        },
-        "beside": comparison_lines(scored[path]),
-        "curve": _curve(path, workspace, pair),
-        "audio": audio,
-        "classes": report["classes"],
-        "others": [(_name(other), facts) for other, facts in zip(others, beside)],
-        "data": {
-            "rows": rows,
-            "slots": list(report["slots"]),
-            "classes": [score["name"] for score in report["classes"]],
-            "other": OTHER,
-            "most": MOST_NAMED,
-            "runs": [_name(other) for other in others],
-            "answers": [facts and facts.pop("answers") for facts in beside],
-        },
-    }
-    template = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    ).get_template("report.html.j2")
-    with holding(page), writing(page, "wb") as handle:
-        handle.write(template.render(context).encode("utf-8", "replace"))
-    return {"page": str(page), "audio": audio}
+    pairs: dict[Path, Pair] = {}
+    rows: dict[Path, Rows] = {}
+    reports: dict[Path, dict[str, Any]] = {}
+    pages: dict[Path, dict[str, str]] = {}
+    for path in scored:
+        pairs[path], names = report_names(path, workspace, "--html")
+        is_text = pairs[path].config.is_sequence
+        rows[path] = _rows(path, names, is_text)
+        reports[path] = {"classes": [], "slots": {}} if is_text else class_report(path, names)
+    for path, pair in pairs.items():
+        others = [other for other in scored if other != path and pairs[other].task == pair.task]
+        page = path.with_suffix(".html")
+        audio = _add_audio(rows[path], workspace, pair, page, megabytes)
+        columns = {other: _cells(scored[other]) for other in (path, *others)}
+        context = {
+            "title": f"{pair.task}, {pair.unit_model}: {_name(path)}",
+            "scores": {
+                name: [cells.get(name, ("", "")) for cells in columns.values()]
+                for name in dict.fromkeys(name for cells in columns.values() for name in cells)
+            },
+            "runs": [_name(run) for run in columns],
+            "beside": comparison_lines(scored[path]),
+            "others": {_name(other): _beside(rows[path], rows[other]) for other in others},
+            "curve": _curve(path, workspace, pair),
+            "classes": reports[path]["classes"],
+            "audio": audio,
+            "data": {
+                "rows": rows[path],
+                "slots": list(reports[path]["slots"]),
+                "runs": [_name(other) for other in others],
+                "answers": [[row["answer"] for row in rows[other]] for other in others],
+                "other": OTHER,
+                "most": MOST_NAMED,
+            },
+        }
+        loader = FileSystemLoader(Path(__file__).parent)
+        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+        text = environment.get_template("report.html.j2").render(context)
+        with holding(page), writing(page, "wb") as handle:
+            handle.write(text.encode("utf-8", "replace"))
+        pages[path] = {"page": str(page), "audio": audio}
+    return pages
 
 
 def _name(path: Path) -> str:
@@ -132,7 +131,6 @@ def _beside(rows: Rows, others: Rows) -> dict[str, Any] | None:
         "alone": alone,
         "other_alone": other_alone,
         "p": mcnemar(alone, other_alone),
-        "answers": [other["answer"] for other in others],
     }
 
 
@@ -145,11 +143,11 @@ def mcnemar(one: int, other: int) -> float:
     return min(1.0, 2 * tail / 2**count)
 
 
-def _cells(scored: Mapping[str, Any]) -> list[tuple[str, tuple[str, str]]]:
-    """Name, value and interval of each score and slot."""
-    cells = [(name, cell) for name, *cell in score_lines(scored)]
+def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Name -> value and interval of each score and slot."""
+    cells = {name: (value, interval) for name, value, interval in score_lines(scored)}
     slots = scored.get("slots") or {}
-    return cells + [(f"{slot} right", (f"{share:.2f} %", "")) for slot, share in slots.items()]
+    return cells | {f"{slot} right": (f"{share:.2f} %", "") for slot, share in slots.items()}
 
 
 def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | None:
@@ -158,7 +156,8 @@ def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | Non
     if run is None or not run[1].is_file():
         return None
     record, log = run
-    points, lines, ends = {}, {}, {}
+    points: dict[str, list[tuple[int, float]]] = {}
+    lines, ends = {}, {}
     kept = last = max(record.run.updates, 1)
     for name, curve in {"valid": valid_curve(log), "train": train_curve(log)}.items():
         points[name] = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
