@@ -74,18 +74,19 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[dict[str, Any]]:
         if row["label"] == row["predict"]:
             continue
         texts = {key: label_text(row[key], names) for key in ("label", "predict")}
-        probability = probability_of(row, twin)
+        probability, _ = probabilities_of(row, twin)
         mistakes.append({"file_name": row["file_name"], **texts, "probability": probability})
     return sorted(mistakes, key=lambda mistake: -mistake["probability"])
 
 
-def probability_of(row: Mapping[str, Any], twin: Path) -> float:
-    """The LM's probability of the answer within the label set, by a ``row`` of the file ``twin``.
-    Raises ``UserError`` for a row without file or score.
+def probabilities_of(row: Mapping[str, Any], twin: Path) -> tuple[float, list[float]]:
+    """The LM's probability of the answer within the label set, and of each label after those before
+    it, by a ``row`` of the file ``twin``. Raises ``UserError`` for a row without file or score.
     """
     try:
         _, score = row["file_name"], row["score"]
-        return 0.0 if score is None else math.exp(score)
+        of_labels = [math.exp(share) for share in row.get("label_scores") or ()]
+        return 0.0 if score is None else math.exp(score), of_labels
     except (KeyError, TypeError, OverflowError):
         raise UserError(
             f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"

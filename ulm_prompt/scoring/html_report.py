@@ -19,7 +19,7 @@ from pipeline.errors import one_line
 from pipeline.files import holding, writing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.scoring.class_report import class_report, probability_of, report_names
+from ulm_prompt.scoring.class_report import class_report, probabilities_of, report_names
 from ulm_prompt.scoring.comparison import comparison_lines, trained_run
 from ulm_prompt.scoring.pictures import MOST_NAMED, OTHER
 from ulm_prompt.scoring.sample_file import BOS, read_samples, within_path
@@ -109,13 +109,10 @@ def _rows(path: Path, names: Mapping[str, Label], is_text: bool) -> Rows:
     has_scores = twin.exists() and not is_baseline(samples[0])
     for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
         if sample["predict"]:
-            shares = [math.exp(min(0, score)) for score in sample.get("label_scores") or []]
-            row |= {
-                "within": told(sample["predict"]),
-                "is_mistake": sample["label"] != sample["predict"],
-                "probability": probability_of(sample, twin),
-                "shares": [] if is_text else shares,
-            }
+            row["is_mistake"] = sample["label"] != sample["predict"]
+            row["within"] = told(sample["predict"])
+            row["probability"], shares = probabilities_of(sample, twin)
+            row["shares"] = [] if is_text else shares
     return rows
 
 
