@@ -43,7 +43,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     tiny.write_corpus(root, downstream="fluent_commands")
     slots = ("action", "object", "place")
     labels = {str(i): {"slot": slots[i // 4], "name": f"n{i}"} for i in range(12)}
-    labels["0"]["name"] = EVIL
+    labels["0"]["name"], labels["1"]["name"] = EVIL, "constructor"
     write_json(space.rows("fluent_commands", "tiny100", "train").parent / "labels.json", labels)
     tiny.write_lm(space.lm("tiny100"))
     for name in ("make_data", "gen_labelspace", "verbalizer"):
@@ -200,6 +200,8 @@ def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
         browser.js("document.querySelectorAll('#slots button')[1].click()")
         assert browser.js(f"document.querySelectorAll('{cell}').length") > 4
         assert browser.js("document.querySelectorAll('#matrix tbody tr').length") == 4
+        numbers = f"[...document.querySelectorAll('{cell}')].map(one => Number(one.innerText))"
+        assert sum(browser.js(numbers)) == 29
         browser.js("document.querySelector('[data-run]').click()")
         assert browser.js(heading) == "answers that differ from s/IC_tiny100_two: 8"
         browser.js("document.querySelector('[data-list=all]').click()")

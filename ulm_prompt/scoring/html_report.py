@@ -8,6 +8,7 @@ import base64
 import io
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.errors import one_line
 from pipeline.files import holding, writing
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import text_of
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.scoring.class_report import class_report, probabilities_of, report_names
 from ulm_prompt.scoring.comparison import comparison_lines, trained_run
@@ -49,35 +51,32 @@ def write_pages(
         is_text = pairs[path].config.is_sequence
         rows[path] = _rows(path, names, is_text)
         reports[path] = {"classes": [], "slots": {}} if is_text else class_report(path, names)
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     for path, pair in pairs.items():
         others = [other for other in scored if other != path and pairs[other].task == pair.task]
         page = path.with_suffix(".html")
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
-        columns = {other: _cells(scored[other]) for other in (path, *others)}
-        context = {
-            "title": f"{pair.task}, {pair.unit_model}: {_name(path)}",
-            "scores": {
-                name: [cells.get(name, ("", "")) for cells in columns.values()]
-                for name in dict.fromkeys(name for cells in columns.values() for name in cells)
-            },
-            "runs": [_name(run) for run in columns],
-            "beside": comparison_lines(scored[path]),
-            "others": {_name(other): _beside(rows[path], rows[other]) for other in others},
-            "curve": _curve(path, workspace, pair),
-            "classes": reports[path]["classes"],
-            "audio": audio,
-            "data": {
-                "rows": rows[path],
-                "slots": list(reports[path]["slots"]),
-                "runs": [_name(other) for other in others],
-                "answers": [[row["answer"] for row in rows[other]] for other in others],
-                "other": OTHER,
-                "most": MOST_NAMED,
-            },
+        data = {
+            "rows": rows[path],
+            "slots": list(reports[path]["slots"]),
+            "runs": [_name(other) for other in others],
+            "answers": [[row["answer"] for row in rows[other]] for other in others],
+            "other": OTHER,
+            "most": MOST_NAMED,
         }
-        loader = FileSystemLoader(Path(__file__).parent)
-        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-        text = environment.get_template("report.html.j2").render(context)
+        columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
+        text = template.get_template("report.html.j2").render(
+            title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
+            columns=columns,
+            names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
+            beside=comparison_lines(scored[path]),
+            others={_name(other): _beside(rows[path], rows[other]) for other in others},
+            curve=_curve(path, workspace, pair),
+            classes=reports[path]["classes"],
+            audio=audio,
+            data=data,
+        )
         with holding(page), writing(page, "wb") as handle:
             handle.write(text.encode("utf-8", "replace"))
         pages[path] = {"page": str(page), "audio": audio}
@@ -93,26 +92,22 @@ def _rows(path: Path, names: Mapping[str, Label], is_text: bool) -> Rows:
 
     def told(units: str) -> list[str]:
         labels = [names[unit].name if unit in names else "?" for unit in units.split()]
-        if not is_text:
-            return labels
-        return ["".join(label if len(label) == 1 else f"[{label}]" for label in labels)]
+        return [text_of(labels)] if is_text else labels
 
     twin, samples, rows = within_path(path), list(read_samples(path)), []
     for sample in samples:
-        facts = {
+        rows.append({
             "file": str(sample.get("file_name", "")),
             "units": str(sample.get("src", "")).removesuffix(f" {BOS}"),
-        }
-        labels = {"spoken": told(sample["label"]), "answer": told(sample["predict"])}
-        is_right = sample["label"] == sample["predict"]
-        rows.append(facts | labels | {"right": is_right, "is_mistake": False, "probability": 0.0})
+            "spoken": told(sample["label"]), "answer": told(sample["predict"]),
+            "right": sample["label"] == sample["predict"], "is_mistake": False, "probability": 0.0,
+        })  # fmt: skip
     has_scores = twin.exists() and not is_baseline(samples[0])
     for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
         if sample["predict"]:
             row["is_mistake"] = sample["label"] != sample["predict"]
             row["within"] = told(sample["predict"])
-            row["probability"], shares = probabilities_of(sample, twin)
-            row["shares"] = [] if is_text else shares
+            row["probability"], row["shares"] = probabilities_of(sample, twin)
     return rows
 
 
@@ -123,12 +118,9 @@ def _beside(rows: Rows, others: Rows) -> dict[str, Any] | None:
     pairs = list(zip(rows, others))
     alone = sum(row["right"] > other["right"] for row, other in pairs)
     other_alone = sum(row["right"] < other["right"] for row, other in pairs)
-    return {
-        "differ": sum(row["answer"] != other["answer"] for row, other in pairs),
-        "alone": alone,
-        "other_alone": other_alone,
-        "p": mcnemar(alone, other_alone),
-    }
+    differ = sum(row["answer"] != other["answer"] for row, other in pairs)
+    facts = {"differ": differ, "alone": alone, "other_alone": other_alone}
+    return facts | {"p": mcnemar(alone, other_alone)}
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -152,19 +144,14 @@ def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | Non
     run = trained_run(path, workspace, pair)
     if run is None or not run[1].is_file():
         return None
-    record, log = run
-    points: dict[str, list[tuple[int, float]]] = {}
-    lines, ends = {}, {}
-    kept = last = max(record.run.updates, 1)
-    for name, curve in {"valid": valid_curve(log), "train": train_curve(log)}.items():
-        points[name] = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
-        last = max([last, *curve])
-    for name, of_curve in points.items():
-        if of_curve:
-            plane = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in of_curve)
-            lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in plane)
-            ends[name] = f"{of_curve[-1][1]:.2f}"
-    return {"lines": lines, "ends": ends, "last": last, "kept": kept, "at": WIDTH * kept / last}
+    kept, lines = run[0].run.updates, {}
+    curves = {"valid": valid_curve(run[1]), "train": train_curve(run[1])}
+    last = max([1, kept, *curves["valid"], *curves["train"]])
+    for name, curve in curves.items():
+        points = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
+        plane = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in points)
+        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in plane)
+    return {"lines": lines, "last": last, "kept": kept, "at": WIDTH * kept / last}
 
 
 def _add_audio(
@@ -176,50 +163,40 @@ def _add_audio(
         return f"{len(rows):,} rows without audio: {manifest / 'test.tsv'} does not exist"
     from preprocess.actions.manifest import distinct, read_manifest  # torch takes a second
     from preprocess.actions.stream import file_rates
-    from preprocess.speech2unit.audio import BadAudio
 
     root, entries = read_manifest(manifest / "test.tsv")
     pieces, rates = {entry.file: entry for entry in distinct(entries)}, file_rates(manifest)
-    counts = {"embedded": 0, "linked": 0, "not found": 0}
-    left = 1e6 * (megabytes or 0)
+    counts, left = Counter(), 1e6 * (megabytes or 0)
     for row in sorted(rows, key=lambda row: (-row["is_mistake"], -row["probability"])):
         piece = pieces.get(row["file"])
         file = None if piece is None else (root / piece.path).absolute()
         if file is None or not file.is_file():
             counts["not found"] += 1
             continue
-        if left > 0:
-            try:
-                embedded = _embedded(file, piece.start, piece.frames)
-            except BadAudio:  # a browser may play it
-                embedded = ""
-            if 0 < len(embedded) <= left:
-                row["audio"], left = embedded, left - len(embedded)
-                counts["embedded"] += 1
-                continue
-            left = 0 if embedded else left
-        row["audio"] = _link(file, workspace, page)
+        embedded = _embedded(file, piece.start, piece.frames) if left > 0 else ""
+        if len(embedded) > left:  # the page is full
+            embedded, left = "", 0
+        left -= len(embedded)
+        counts["embedded" if embedded else "linked"] += 1
+        address = file.as_uri()
+        if file.is_relative_to(workspace.root.absolute()):  # which may move as a whole
+            address = quote(os.fsencode(os.path.relpath(file, page.parent)))
         if piece.file != piece.path:  # a part of the file
             times = (at / rates[piece.path] for at in (piece.start, piece.start + piece.frames))
-            row["audio"] += "#t={:.3f},{:.3f}".format(*times)
-        counts["linked"] += 1
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+            address += "#t={:.3f},{:.3f}".format(*times)
+        row["audio"] = embedded or address
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
 
 
 def _embedded(file: Path, start: int, frames: int) -> str:
-    """What the prompt hears of a file, as an address that holds it. Raises ``BadAudio``."""
+    """What the prompt hears of a file, as an address that holds it; nothing of bad audio."""
     import soundfile
 
-    from preprocess.speech2unit.audio import read_audio
-    from preprocess.speech2unit.features import SAMPLE_RATE
+    from preprocess.speech2unit.audio import SAMPLE_RATE, BadAudio, read_audio
 
     whole = io.BytesIO()
-    soundfile.write(whole, read_audio(file, start, frames).samples, SAMPLE_RATE, format="FLAC")
+    try:
+        soundfile.write(whole, read_audio(file, start, frames).samples, SAMPLE_RATE, format="FLAC")
+    except BadAudio:  # a browser may play it
+        return ""
     return f"data:audio/flac;base64,{base64.b64encode(whole.getvalue()).decode()}"
-
-
-def _link(file: Path, workspace: Workspace, page: Path) -> str:
-    """The file's address: relative in the workspace, which may move as a whole."""
-    if file.is_relative_to(workspace.root.absolute()):
-        return quote(os.fsencode(os.path.relpath(file, page.parent)))
-    return file.as_uri()
