@@ -8,7 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
-from pipeline.errors import run
+from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
 from ulm_prompt.scoring.comparison import comparison, print_comparison
@@ -17,6 +17,7 @@ from ulm_prompt.scoring.scores import (
     COST,
     SHARES,
     sample_files,
+    score_lines,
     scores_of,
     wilson,
     written,
@@ -45,8 +46,14 @@ def main() -> None:
     report = "classes, mistakes, a confusion matrix of each slot (PNG)"
     flag("--report", action="store_true", help=report)
     flag("--mistakes", type=int, default=10, help="with --report: how many (default: 10)")
+    page = "one HTML file a sample file: scores, curve, confusions, rows to listen to"
+    flag("--html", action="store_true", help=page)
+    embedded = "with --html: hold up to MB of audio in the page (default: link all; given: 20)"
+    flag("--embed_audio", metavar="MB", nargs="?", type=float, const=20.0, help=embedded)
     flag("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
+    if args.embed_audio is not None and not (args.html and 0 < args.embed_audio <= 1000):
+        raise UserError(f"--embed_audio {args.embed_audio:g}: expected up to 1000 MB, with --html")
     workspace = Workspace(args.workspace)
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
     compared = {path: comparison(path, workspace) for path in by_file}
@@ -55,26 +62,32 @@ def main() -> None:
         from ulm_prompt.scoring.class_report import print_report, write_report
 
         reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
+    pages = {}
+    if args.html:
+        from ulm_prompt.scoring.html_report import write_pages
+
+        scored = {path: scores | compared[path] for path, scores in by_file.items()}
+        pages = write_pages(scored, workspace, args.embed_audio)
     whole = {}
     for path, scores in by_file.items():
         count = int(scores["utterances"])
         intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
-        beside = compared[path] | reports.get(path, {})
+        beside = compared[path] | reports.get(path, {}) | pages.get(path, {})
         whole[str(path)] = scores | {"intervals": intervals} | beside
         if args.json:
             continue
         print(path)
         width = max(map(len, scores))
-        for name, value in scores.items():
-            low, high = intervals.get(name, (0, 0))
-            interval = f"  (95 %: {low:.2f} to {high:.2f})" if name in intervals else ""
-            print(f"  {name:<{width}}  {written(name, value)}{interval}")
+        for name, value, interval in score_lines(scores):
+            print(f"  {name:<{width}}  {value}{f'  (95 %: {interval})' if interval else ''}")
         if COST in scores:
             target = compared[path].get("target")
             print(f"  {ABOUT}{f', {target}' if target else ''}")
         print_comparison(compared[path])
         if args.report:
             print_report(reports[path])
+        if args.html:
+            print("\n  page: {page} (audio: {audio})".format(**pages[path]))
     if args.json:
         print(json.dumps(whole, indent=2, ensure_ascii=False))
         return

@@ -3,11 +3,13 @@
 predict.py clip.wav                                     (the prompt that comes with the repository)
 predict.py --segments meeting.wav                       (cut at pauses, answered piece by piece)
 predict.py --prompt KS --prompt IC clip.wav folder/ -   (-: a list of files on standard input)
+predict.py --serve                                      (a page that records, on this machine)
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections import Counter
@@ -51,6 +53,7 @@ def parse() -> argparse.Namespace:
     flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
+    flag("--serve", action="store_true", help="a page to record or drop a file; needs gradio")
     add_dtype(flag)
     add_workspace(parser)
     args = parser.parse_args()
@@ -58,6 +61,10 @@ def parse() -> argparse.Namespace:
         raise UserError(f"--top {args.top}: expected at least 1, at most {MOST_ANSWERS:,}")
     if args.longest is not None and not (args.segments and 0.2 <= args.longest <= 60):
         raise UserError(f"--longest {args.longest:g}: expected 0.2 to 60 seconds, with --segments")
+    if args.serve and (args.audio or args.segments or args.format or args.top != 1):
+        raise UserError("--serve: takes no audio, --segments, --format or --top; the page does")
+    if args.serve and importlib.util.find_spec("gradio") is None:
+        raise UserError("--serve: needs gradio, which is not installed; pip install gradio")
     if not args.prompt and (args.unit_model or args.model_date):
         raise UserError(
             "--unit_model and --model_date choose among a task's prompts: name it with --prompt"
@@ -67,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    sources = check_sources(args.audio)
+    sources = [] if args.serve else check_sources(args.audio)
     for word in args.prompt or [str(shipped_prompt())]:  # before torch is imported
         find_prompt(word, Workspace(args.workspace), args.unit_model, args.model_date)
 
@@ -80,6 +87,11 @@ def main() -> None:
         for record in predictor.records.values():
             names = " ".join(label["name"] for label in record.labels.values())
             print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
+    if args.serve:
+        from ulm_prompt.using.serve import serve
+
+        serve(predictor)
+        return
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0

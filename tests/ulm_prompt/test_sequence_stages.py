@@ -94,6 +94,17 @@ def test_scores_of_every_task(root: Path) -> None:
         assert re.search(r"utterances +13\n", by_task[task])
 
 
+def test_the_page_of_texts(root: Path) -> None:
+    """No confusions: an answer is one text, with slots' labels in brackets."""
+    printed = call("cal_acc", root, "--sample_date", "s", "--prompt_task", "SF", "--html")
+    assert "(audio: 13 rows without audio: " in printed
+    text = samples(root, "SF").with_suffix(".html").read_text()
+    rows = json.loads(text.split('id="data">')[1].split("</script>")[0])["rows"]
+    assert all(len(row["spoken"]) == len(row["within"]) == 1 for row in rows)
+    assert any(re.search(r"\[.+\]", row["spoken"][0]) for row in rows)
+    assert "WER within labels" in text and "Learning curve" in text and "Confusions" not in text
+
+
 def test_answers_within_the_labels_are_texts(root: Path) -> None:
     """Any label at any position: no unit that is none, and never empty, so nothing is invalid."""
     for task in ("ASR", "SF"):

@@ -33,6 +33,11 @@ def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | 
         ) from None
 
 
+def text_of(labels: Iterable[str]) -> str:
+    """Labels as a text: characters joined, slots' labels in brackets."""
+    return "".join(label if len(label) == 1 else f"[{label}]" for label in labels)
+
+
 def unit_names(units: Sequence[str], count: int) -> list[str]:
     """Names for ``count`` labels: the units in their order, then sets of two units and more, those
     that stand closest to each other first. Fewer where there are not so many sets.

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import UserError, one_line
 from pipeline.files import holding
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import pair_of
+from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.comparison import slot_accuracies, slot_titles
 from ulm_prompt.scoring.pictures import OTHER, draw_confusion
 from ulm_prompt.scoring.sample_file import read_samples, within_path
@@ -73,16 +73,43 @@ def _mistakes(path: Path, names: Mapping[str, Label]) -> list[dict[str, Any]]:
     for row in read_samples(twin):
         if row["label"] == row["predict"]:
             continue
-        try:
-            file, score = row["file_name"], row["score"]
-            probability = 0.0 if score is None else math.exp(score)
-        except (KeyError, TypeError, OverflowError):
-            raise UserError(
-                f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
-            ) from None
         texts = {key: label_text(row[key], names) for key in ("label", "predict")}
-        mistakes.append({"file_name": file, **texts, "probability": probability})
+        probability, _ = probabilities_of(row, twin)
+        mistakes.append({"file_name": row["file_name"], **texts, "probability": probability})
     return sorted(mistakes, key=lambda mistake: -mistake["probability"])
+
+
+def probabilities_of(row: Mapping[str, Any], twin: Path) -> tuple[float, list[float]]:
+    """The LM's probability of the answer within the label set, and of each label after those before
+    it, by a ``row`` of the file ``twin``. Raises ``UserError`` for a row without file or score.
+    """
+    try:
+        _, score = row["file_name"], row["score"]
+        of_labels = [math.exp(share) for share in row.get("label_scores") or ()]
+        return 0.0 if score is None else math.exp(score), of_labels
+    except (KeyError, TypeError, OverflowError):
+        raise UserError(
+            f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
+        ) from None
+
+
+def report_names(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, dict[str, Label]]:
+    """The task of the sample file ``path``, and what its label units, or a baseline's label
+    numbers, say.
+
+    Raises ``UserError``, which names ``flag``, when the rows that were decoded are not in the
+    workspace.
+    """
+    pair = pair_of(workspace, path)
+    if pair is None:
+        raise UserError(
+            f"{path}: the rows that it was decoded from are not in {workspace.root}; "
+            f"{flag} names the labels by them"
+        )
+    if not is_baseline(next(read_samples(path))):
+        return pair, label_names(workspace, pair)
+    numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
+    return pair, named_labels(workspace, pair, sorted(set(numbers.split())))
 
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
@@ -92,19 +119,9 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
 
     Raises ``UserError`` when the rows that were decoded are not in the workspace.
     """
-    pair = pair_of(workspace, path)
-    if pair is None:
-        raise UserError(
-            f"{path}: the rows that it was decoded from are not in {workspace.root}; "
-            "--report names the labels by them"
-        )
+    pair, names = report_names(path, workspace, "--report")
     if pair.config.is_sequence:
         return {}
-    if is_baseline(next(read_samples(path))):
-        numbers = " ".join(f"{row['label']} {row['predict']}" for row in read_samples(path))
-        names = named_labels(workspace, pair, sorted(set(numbers.split())))
-    else:
-        names = label_names(workspace, pair)
     report = class_report(path, names)
     picture = path.with_name(f"{path.stem}_confusion.png")
     with holding(picture):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import BEST, read_record
+from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.scoring.detection import rarer
 from ulm_prompt.scoring.sample_file import made_from, read_samples
@@ -98,15 +98,9 @@ def ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
 
 def own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
-    date = path.stem.removeprefix(f"samples_{pair.task}_{pair.unit_model}_")
-    run = pair.task, pair.unit_model, date
-    best = workspace.checkpoints(*run) / BEST
-    if not best.is_file() or made_from(path).get("prompt") != sha256(best):
+    if (trained := trained_run(path, workspace, pair)) is None:
         return {}
-    record = read_record(best.parent)
-    if record is None or record.run is None:
-        return {}
-    log = workspace.logs(*run) / "train.log"
+    record, log = trained
     curve, accuracies = train_curve(log) if log.is_file() else {}, {}
     if curve:
         nearest = min(curve, key=lambda update: abs(update - record.run.updates))
@@ -116,16 +110,38 @@ def own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]
     return accuracies
 
 
+def trained_run(path: Path, workspace: Workspace, pair: Pair) -> tuple[PromptRecord, Path] | None:
+    """The record and the log of the checkpoint that gave the answers in ``path``, if it is known.
+    The log may be missing.
+    """
+    date = path.stem.removeprefix(f"samples_{pair.task}_{pair.unit_model}_")
+    run = pair.task, pair.unit_model, date
+    best = workspace.checkpoints(*run) / BEST
+    if not best.is_file() or made_from(path).get("prompt") != sha256(best):
+        return None
+    record = read_record(best.parent)
+    if record is None or record.run is None:
+        return None
+    return record, workspace.logs(*run) / "train.log"
+
+
+def comparison_lines(compared: Mapping[str, Any]) -> list[str]:
+    """What ``comparison`` returned in words, the slots apart."""
+    without = compared.get("without_a_prompt", {})
+    lines = [f"without a prompt: {name}, {accuracy:.2f} %" for name, accuracy in without.items()]
+    given = {"train": "train (mean of its epoch, with training's noise)", "valid": "valid"}
+    if run := compared.get("run"):
+        splits = ", ".join(f"{value:.2f} % on {given[split]}" for split, value in run.items())
+        lines.append(f"the same prompt, labels before it given: {splits}")
+    return lines
+
+
 def print_comparison(compared: dict[str, Any]) -> None:
     """Print what ``comparison`` returned."""
     if not compared:
         return
-    for name, accuracy in compared["without_a_prompt"].items():
-        print(f"  without a prompt: {name}, {accuracy:.2f} %")
-    given = {"train": "train (mean of its epoch, with training's noise)", "valid": "valid"}
-    if run := compared["run"]:
-        splits = ", ".join(f"{value:.2f} % on {given[split]}" for split, value in run.items())
-        print(f"  the same prompt, labels before it given: {splits}")
+    for line in comparison_lines(compared):
+        print(f"  {line}")
     if compared["slots"]:
         width = max(len("slot"), *map(len, compared["slots"]))
         print(f"\n  {'slot':<{width}}  accuracy  {MOST_FREQUENT}")

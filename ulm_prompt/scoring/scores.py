@@ -8,7 +8,7 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +159,17 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     named = {"utterances": free.utterances, **named, "invalid answers": free.invalid}
     named["too long to answer"] = unanswered or None
     return {name: value for name, value in named.items() if value is not None}
+
+
+def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and 95 % interval of each score, as people read them; other entries are none."""
+    lines = []
+    for name, value in scores.items():
+        if isinstance(value, (int, float)):
+            shares = wilson(value, int(scores["utterances"])) if name in SHARES else ()
+            interval = "{:.2f} to {:.2f}".format(*shares) if shares else ""
+            lines.append((name, written(name, value), interval))
+    return lines
 
 
 # What a task's label units mean.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from ulm_prompt.prompt_data.label_names import text_of
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ class Table(Writer):
         percent = f"{100 * entry['probability']:5.1f}"
         labels = entry["labels"]
         if self.records[task].is_text:
-            text = "".join(label if len(label) == 1 else f"[{label}]" for label in labels)
+            text = text_of(labels)
         elif len(labels) == 1:
             text = labels[0]
         else:  # the percentage of each

@@ -1,0 +1,202 @@
+"""A page of a sample file, whole in one HTML file: scores, learning curve, confusions, and rows
+that one can listen to, beside those of other runs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.errors import one_line
+from pipeline.files import holding, writing
+from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import text_of
+from ulm_prompt.prompt_data.tasks import Pair
+from ulm_prompt.scoring.class_report import class_report, probabilities_of, report_names
+from ulm_prompt.scoring.comparison import comparison_lines, trained_run
+from ulm_prompt.scoring.pictures import MOST_NAMED, OTHER
+from ulm_prompt.scoring.sample_file import BOS, read_samples, within_path
+from ulm_prompt.scoring.scores import Label, is_baseline, score_lines, train_curve, valid_curve
+
+WIDTH, HEIGHT = 640, 220  # of the curve's plane
+Rows = list[dict[str, Any]]
+Scored = Mapping[Path, Mapping[str, Any]]  # sample file -> its scores and comparison
+
+
+def write_pages(
+    scored: Scored, workspace: Workspace, megabytes: float | None = None
+) -> dict[Path, dict[str, str]]:
+    """Write a page beside each sample file; those of one task stand beside each other in it.
+    ``megabytes``: the audio that a page may hold, the most confident mistakes first (None: all
+    audio is linked).
+
+    Returns of each sample file its ``page``, and what became of the ``audio``. Raises ``UserError``
+    where the rows that were decoded are not in the workspace.
+    """
+    pairs: dict[Path, Pair] = {}
+    rows: dict[Path, Rows] = {}
+    reports: dict[Path, dict[str, Any]] = {}
+    pages: dict[Path, dict[str, str]] = {}
+    for path in scored:
+        pairs[path], names = report_names(path, workspace, "--html")
+        is_text = pairs[path].config.is_sequence
+        rows[path] = _rows(path, names, is_text)
+        reports[path] = {"classes": [], "slots": {}} if is_text else class_report(path, names)
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    for path, pair in pairs.items():
+        others = [other for other in scored if other != path and pairs[other].task == pair.task]
+        page = path.with_suffix(".html")
+        audio = _add_audio(rows[path], workspace, pair, page, megabytes)
+        data = {
+            "rows": rows[path],
+            "slots": list(reports[path]["slots"]),
+            "runs": [_name(other) for other in others],
+            "answers": [[row["answer"] for row in rows[other]] for other in others],
+            "other": OTHER,
+            "most": MOST_NAMED,
+        }
+        columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
+        text = template.get_template("report.html.j2").render(
+            title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
+            columns=columns,
+            names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
+            beside=comparison_lines(scored[path]),
+            others={_name(other): _beside(rows[path], rows[other]) for other in others},
+            curve=_curve(path, workspace, pair),
+            classes=reports[path]["classes"],
+            audio=audio,
+            data=data,
+        )
+        with holding(page), writing(page, "wb") as handle:
+            handle.write(text.encode("utf-8", "replace"))
+        pages[path] = {"page": str(page), "audio": audio}
+    return pages
+
+
+def _name(path: Path) -> str:
+    return one_line(f"{path.parent.name.removeprefix('samples_')}/{path.stem[len('samples_') :]}")
+
+
+def _rows(path: Path, names: Mapping[str, Label], is_text: bool) -> Rows:
+    """What the page holds of each utterance. Labels are names, a text is one of them."""
+
+    def told(units: str) -> list[str]:
+        labels = [names[unit].name if unit in names else "?" for unit in units.split()]
+        return [text_of(labels)] if is_text else labels
+
+    twin, samples, rows = within_path(path), list(read_samples(path)), []
+    for sample in samples:
+        rows.append({
+            "file": str(sample.get("file_name", "")),
+            "units": str(sample.get("src", "")).removesuffix(f" {BOS}"),
+            "spoken": told(sample["label"]), "answer": told(sample["predict"]),
+            "right": sample["label"] == sample["predict"], "is_mistake": False, "probability": 0.0,
+        })  # fmt: skip
+    has_scores = twin.exists() and not is_baseline(samples[0])
+    for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
+        if sample["predict"]:
+            row["is_mistake"] = sample["label"] != sample["predict"]
+            row["within"] = told(sample["predict"])
+            row["probability"], row["shares"] = probabilities_of(sample, twin)
+    return rows
+
+
+def _beside(rows: Rows, others: Rows) -> dict[str, Any] | None:
+    """How two runs' free answers differ; None where they are to other rows."""
+    if [(row["file"], row["spoken"]) for row in rows] != [(r["file"], r["spoken"]) for r in others]:
+        return None
+    pairs = list(zip(rows, others))
+    alone = sum(row["right"] > other["right"] for row, other in pairs)
+    other_alone = sum(row["right"] < other["right"] for row, other in pairs)
+    differ = sum(row["answer"] != other["answer"] for row, other in pairs)
+    facts = {"differ": differ, "alone": alone, "other_alone": other_alone}
+    return facts | {"p": mcnemar(alone, other_alone)}
+
+
+def mcnemar(one: int, other: int) -> float:
+    """McNemar's two-sided exact p for rows that ``one`` run alone, or the ``other``, has right: the
+    binomial probability of a split at least so uneven, were both equally good.
+    """
+    count = one + other
+    tail = sum(math.comb(count, k) for k in range(min(one, other) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
+def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Name -> value and interval of each score and slot."""
+    cells = {name: (value, interval) for name, value, interval in score_lines(scored)}
+    slots = scored.get("slots") or {}
+    return cells | {f"{slot} right": (f"{share:.2f} %", "") for slot, share in slots.items()}
+
+
+def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | None:
+    """Accuracy over updates as points of a plane; None where the run's log is not known."""
+    run = trained_run(path, workspace, pair)
+    if run is None or not run[1].is_file():
+        return None
+    kept, lines = run[0].run.updates, {}
+    curves = {"valid": valid_curve(run[1]), "train": train_curve(run[1])}
+    last = max([1, kept, *curves["valid"], *curves["train"]])
+    for name, curve in curves.items():
+        points = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
+        plane = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in points)
+        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in plane)
+    return {"lines": lines, "last": last, "kept": kept, "at": WIDTH * kept / last}
+
+
+def _add_audio(
+    rows: Rows, workspace: Workspace, pair: Pair, page: Path, megabytes: float | None
+) -> str:
+    """Give rows the address of their audio as ``audio``; returns what became of it, counted."""
+    manifest = workspace.downstream_data(pair.config.downstream) / "manifest"
+    if not (manifest / "test.tsv").is_file():
+        return f"{len(rows):,} rows without audio: {manifest / 'test.tsv'} does not exist"
+    from preprocess.actions.manifest import distinct, read_manifest  # torch takes a second
+    from preprocess.actions.stream import file_rates
+
+    root, entries = read_manifest(manifest / "test.tsv")
+    pieces, rates = {entry.file: entry for entry in distinct(entries)}, file_rates(manifest)
+    counts, left = Counter(), 1e6 * (megabytes or 0)
+    for row in sorted(rows, key=lambda row: (-row["is_mistake"], -row["probability"])):
+        piece = pieces.get(row["file"])
+        file = None if piece is None else (root / piece.path).absolute()
+        if file is None or not file.is_file():
+            counts["not found"] += 1
+            continue
+        embedded = _embedded(file, piece.start, piece.frames) if left > 0 else ""
+        if len(embedded) > left:  # the page is full
+            embedded, left = "", 0
+        left -= len(embedded)
+        counts["embedded" if embedded else "linked"] += 1
+        address = file.as_uri()
+        if file.is_relative_to(workspace.root.absolute()):  # which may move as a whole
+            address = quote(os.fsencode(os.path.relpath(file, page.parent)))
+        if piece.file != piece.path:  # a part of the file
+            times = (at / rates[piece.path] for at in (piece.start, piece.start + piece.frames))
+            address += "#t={:.3f},{:.3f}".format(*times)
+        row["audio"] = embedded or address
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items()))
+
+
+def _embedded(file: Path, start: int, frames: int) -> str:
+    """What the prompt hears of a file, as an address that holds it; nothing of bad audio."""
+    import soundfile
+
+    from preprocess.speech2unit.audio import SAMPLE_RATE, BadAudio, read_audio
+
+    whole = io.BytesIO()
+    try:
+        soundfile.write(whole, read_audio(file, start, frames).samples, SAMPLE_RATE, format="FLAC")
+    except BadAudio:  # a browser may play it
+        return ""
+    return f"data:audio/flac;base64,{base64.b64encode(whole.getvalue()).decode()}"
