@@ -41,6 +41,7 @@ class FairseqConfig:
     km_starts: int = MISSING
     km_reassign: float = 0.01  # configs saved by earlier versions lack it
     batch_seconds: float = MISSING
+    dtype: str = "float32"  # the same
 
 
 @dataclass

@@ -188,7 +188,7 @@ class UnitFiles:
         """Raises ``UserError`` for a missing k-means or speech model."""
         option = "" if self._root == REPOSITORY else f" --workspace {self._root}"
         for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
-            if path is not None and not path.is_file():
+            if path is not None and not path.exists():
                 raise UserError(
                     f"{path}: {what} of {self.unit_model} not found; get it by "
                     f"python pretrained_models/download.py {self.unit_model}{option}, or put it "
@@ -227,8 +227,9 @@ class UnitFiles:
             digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
             kmeans = digest.hexdigest()[:16]
         return UnitSettings(
-            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans
-        )
+            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans,
+            settings.dtype,
+        )  # fmt: skip
 
 
 class SpeechToUnits:
@@ -238,7 +239,9 @@ class SpeechToUnits:
         """Raises ``UserError`` for a broken model, or one that does not fit its k-means."""
         settings = files.settings
         device, _ = best_device()
-        source = Source(files.ckpt_path, settings.layer, settings.normalize, device)
+        source = Source(
+            files.ckpt_path, settings.layer, settings.normalize, device, dtype=settings.dtype
+        )
         self.reader = feature_reader(settings.feature_type, source)
         if files.centres.shape[1] != self.reader.dim:
             raise UserError(
