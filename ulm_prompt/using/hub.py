@@ -77,14 +77,13 @@ def push(folder: Path, name: str) -> str:
 @contextlib.contextmanager
 def _errors(flag: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line."""
-    import httpx
     from huggingface_hub import errors
 
     try:
         yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise UserError(f"{flag}: the Hub cannot be reached, and it is not in the cache") from error
-    except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError, httpx.HTTPError) as error:
+    except (errors.HTTPError, errors.LocalTokenNotFoundError) as error:  # httpx2's, which it uses
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if status in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):

@@ -174,6 +174,8 @@ class UnitFiles:
             if (folder / "config.yaml").is_file():
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
+        if plan := self._plan():  # the config is postprocess's, which computes nothing in a dtype
+            self.settings.dtype = plan.get("dtype", "float32")
         fill_in(self.settings, unit_model.name, unit_model)
         self.lm_folder, self.km_path, self.ckpt_path = (
             unit_model.lm_folder,
@@ -199,10 +201,7 @@ class UnitFiles:
         """Raises ``UserError`` unless the k-means is the one that the downstream was quantised
         with; nothing is checked for units that were made elsewhere.
         """
-        if self._quantized is None or not self._quantized.is_file():
-            return
-        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
-        wanted = plan.get("kmeans") if isinstance(plan, dict) else None
+        wanted = self._plan().get("kmeans")
         here = self.km_path.is_file()
         if wanted is None or (here and sha256(self.km_path) == wanted):
             return
@@ -211,6 +210,13 @@ class UnitFiles:
             f"{self.km_path}: {problem} that {self._quantized.parent} was made with; "
             "restore it, or quantise and train again"
         )
+
+    def _plan(self) -> dict[str, Any]:
+        """What the downstream was quantised with; nothing where units were made elsewhere."""
+        if self._quantized is None or not self._quantized.is_file():
+            return {}
+        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
+        return plan if isinstance(plan, dict) else {}
 
     @functools.cached_property
     def centres(self) -> np.ndarray:
