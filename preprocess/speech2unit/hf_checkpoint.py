@@ -129,7 +129,7 @@ def _normalize(folder: Path, config: dict[str, Any]) -> bool:
 
 def _settings(config: dict[str, Any], path: Path, normalize: bool) -> Settings:
     norm = config.get("feat_extract_norm", "group")
-    if norm not in _EXTRACTORS:
+    if norm not in list(_EXTRACTORS):  # it may be anything
         raise UserError(f"{path}: feat_extract_norm={shown(norm)}; expected group or layer")
     shape = {key: config.get(key, default) for key, default in _CONV.items()}
     columns = list(shape.values())

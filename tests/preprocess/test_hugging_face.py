@@ -129,6 +129,8 @@ def a_weight(name: str) -> Callable[[Path], None]:
         (changed("config.json", layer_norm_eps=1e-3), "layer_norm_eps=0.001; only 1e-05"),
         (changed("config.json", conv_pos_batch_norm=True), "conv_pos_batch_norm=True is not supp"),
         (changed("config.json", feat_extract_norm="rms"), "feat_extract_norm=rms; expected"),
+        (changed("config.json", feat_extract_norm=[]), "feat_extract_norm=[]; expected group"),
+        (changed("config.json", model_type={}), "model_type is {}; expected hubert"),
         (changed("config.json", conv_dim=[32]), "expected three lists of one length"),
         (changed("config.json", conv_dim=["open()"] * 7), "conv_feature_layers="),
         (changed("preprocessor_config.json", sampling_rate=8000), "sampling_rate=8000; expected"),
