@@ -10,6 +10,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.ranks import Ranks
+from pipeline.unit_models import find_unit_model
 from preprocess.actions.audio_run import Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
@@ -19,6 +20,7 @@ from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.ssl_checkpoints import LARGE
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.hostile import refused
+from ulm_prompt.using.speech import UnitFiles
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -127,6 +129,9 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
         **plan,
         "dtype": "bfloat16",
     }
+    task.postprocess()  # its config says float32
+    files = UnitFiles(find_unit_model("tiny", task.workspace), "fluent_commands")
+    assert files.unit_settings().dtype == "bfloat16"
     exact.run_shard(Shard(0, 2))
     with pytest.raises(UserError, match="made with other settings"):
         near.run_shard(Shard(1, 2))

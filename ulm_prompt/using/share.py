@@ -164,6 +164,7 @@ def page(record: PromptRecord, name: str, digest: str) -> str:
     """
     units, count = record.units, record.labels_per_utterance
     layer = "" if units.layer is None else f", layer {units.layer}"
+    layer += "" if units.dtype == "float32" else f", in {units.dtype}"
     kmeans = "" if units.kmeans is None else f", k-means `{units.kmeans}`"
     recipe, valid = "not known (a published checkpoint)", "not known"
     if record.recipe is not None:
