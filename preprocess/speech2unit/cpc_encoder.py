@@ -128,8 +128,8 @@ class _Layer:
         """Map (n * stride, C_in), n divisible by 3, to (n, C); the last lacks what would follow it.
 
         Three outputs y0 = x0 A + x1 B, y1 = x1 A + x2 B, y2 = x2 A + x3 B need four products, not
-        six (Winograd's F(3, 2), the products being nearly all of the time). Their sums would lose
-        what bits bfloat16 has.
+        six (Winograd's F(3, 2), the products being nearly all of the time). In
+        bfloat16 their sums would lose too many bits: six products.
         """
         if self._first.dtype != torch.float32:
             rows = hidden.to(self._first.dtype).view(-1, len(self._first))  # (n, stride * C_in)

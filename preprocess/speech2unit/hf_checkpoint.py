@@ -62,7 +62,7 @@ _NAMES = (
 def is_hugging_face(path: Path) -> bool:
     """Whether ``path`` is a Hugging Face model: its folder, or its weights beside config.json."""
     is_weights = path.name in _WEIGHTS and (path.parent / CONFIG).is_file()
-    return path.is_dir() or path.suffix == ".safetensors" or is_weights
+    return path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or is_weights))
 
 
 def fingerprint(path: Path) -> str:

@@ -155,6 +155,8 @@ def test_a_weights_file_without_its_config(folder: Path) -> None:
     message = refused(lambda: Hubert(Source(path, 2)))
     assert f"{folder / 'config.json'}: not found; run the download of the model" in message
     assert kind_of_file(path) == "a safetensors file"
+    path.unlink()
+    assert f"{path}: checkpoint not found" in refused(lambda: Hubert(Source(path, 2)))
 
 
 def test_a_thousand_clusters_of_a_folder_make_units(tmp_path: Path) -> None:
