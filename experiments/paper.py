@@ -242,7 +242,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         known = find_unit_model(cell.unit_model, workspace)
         if known.is_described:
             parts = known.checkpoint.parts if known.checkpoint else ()
-            needed |= {part: f"{download} checkpoint" for part in parts if not part.is_file()}
+            needed |= {part: f"{download} checkpoint" for part in parts if not part.exists()}
             if not (on_features or known.km_path.is_file()):
                 needed[known.km_path] = f"{download} kmeans"
         else:

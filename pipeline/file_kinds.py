@@ -54,7 +54,10 @@ def foreign_model(state: Mapping[Any, Any]) -> str | None:
     """What another project's checkpoint is by its keys, and what is expected instead; else None."""
     names = {name for name in state if isinstance(name, str)}
     if any(name.endswith("feature_projection.projection.weight") for name in names):
-        return f"a Hugging Face HuBERT or wav2vec 2.0; {_SPEECH}"
+        return (
+            "a Hugging Face HuBERT or wav2vec 2.0; expected its folder, with config.json, or "
+            "fairseq's checkpoint"
+        )
     if any(map(_LM_WEIGHT.fullmatch, names)):
         return f"a Hugging Face language model; {_LM}"
     if len(names & {"Featurizer", "Downstream", "Upstream", "Optimizer", "Args", "Config"}) > 2:

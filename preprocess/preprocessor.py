@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pipeline.config import save_config
 from pipeline.errors import UserError
 from pipeline.file_kinds import kind_of_file
-from pipeline.files import read_json, sha256, write_json
+from pipeline.files import read_json, write_json
 from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
@@ -32,8 +32,10 @@ from preprocess.actions.manifest import (
     write_manifest,
 )
 from preprocess.actions.stream import rates_record
+from preprocess.speech2unit import features
 from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
 from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
+from preprocess.speech2unit.hf_checkpoint import fingerprint
 
 
 class Utterance(NamedTuple):
@@ -226,18 +228,21 @@ class Preprocessor(Generic[ConfigType]):
         """
         settings = self.config.fairseqrc
         device, why = best_device()
+        features.check_dtype(settings.dtype, device)
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
-        source = Source(self.ckpt_path, *layer, device, all_layers)
+        source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
-        self.say(f"{settings.feature_type} features on {why}")
+        note = getattr(reader, "note", "")
+        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{note}")
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:
         """What the features of all layers depend on, apart from the audio."""
-        return {
-            "feature_type": self.config.fairseqrc.feature_type,
-            "checkpoint": self._digest(self.ckpt_path, "the speech model's checkpoint"),
-        }
+        settings = self.config.fairseqrc
+        checkpoint = self._digest(self.ckpt_path, "the speech model's checkpoint")
+        # records of earlier versions do not name it
+        dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}
+        return {"feature_type": settings.feature_type, "checkpoint": checkpoint, **dtype}
 
     def unit_model_record(self) -> dict[str, object]:
         """What the units depend on, apart from the audio."""
@@ -252,7 +257,7 @@ class Preprocessor(Generic[ConfigType]):
     def _digest(self, path: Path | None, what: str) -> str | None:
         if path is None:
             return None
-        if not path.is_file():
+        if not path.is_file() and (path == self.km_path or not path.is_dir()):
             name = self.config.taskrc.unit_model
             remedies = [f"python pretrained_models/download.py {name}"] if self._known else []
             if path == self.km_path:
@@ -260,7 +265,7 @@ class Preprocessor(Generic[ConfigType]):
             remedies.append("--set fairseqrc.km_path or ckpt_path=FILE")
             missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
             raise UserError(f"{path}: {what} {missing}; get it by {', or '.join(remedies)}")
-        return sha256(path)
+        return fingerprint(path)
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest

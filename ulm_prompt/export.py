@@ -13,6 +13,7 @@ from pipeline.files import holding
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.prompt_record import BEST, README, RECORD, TENSORS
 from ulm_prompt.prompt_data.tasks import add_workspace
+from ulm_prompt.using import hub
 
 
 def main() -> None:
@@ -24,6 +25,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=BEST, help="another file than the best, or a path")
     parser.add_argument("--out", required=True, type=Path, help="the folder to write")
     parser.add_argument("--license", help="under which others may use the prompt: CC-BY-4.0, ...")
+    push = "upload it to the Hugging Face Hub too, where predict.py finds it as hf:USER/NAME"
+    parser.add_argument("--push", metavar="USER/NAME", help=push)
     add_workspace(parser)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
@@ -41,10 +44,16 @@ def main() -> None:
     if foreign := {path.name for path in out.glob("*")} - {README, RECORD, TENSORS}:
         raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
 
+    if args.push:
+        hub.check(args.push, f"--push {args.push}")
+    name = f"{hub.PREFIX}{args.push}" if args.push else str(args.out)
+
     from ulm_prompt.using.share import write_shared
 
+    where = args.model_date, workspace, args.license, out
     with holding(out):
-        record = write_shared(checkpoint, pair, args.model_date, workspace, args.license, out)
+        record = write_shared(checkpoint, pair, *where, name if args.push else None)
+        commit = hub.push(out, args.push) if args.push else None
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "
         f"{record.trained_parameters:,} trained parameters -> {args.out}"
@@ -53,7 +62,9 @@ def main() -> None:
         print("no test accuracy: no sample file of this checkpoint; ulm_prompt/sample.py makes one")
     if record.license is None:
         print("no licence: others may not know what they may do with it; --license names one")
-    print(f"next: python ulm_prompt/predict.py --prompt {args.out} FILES")
+    if commit:
+        print(f"pushed to {name}, commit {commit}")
+    print(f"next: python ulm_prompt/predict.py --prompt {name} FILES")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ def parse() -> argparse.Namespace:
         "--prompt",
         action="append",
         default=[],
-        help="a task (its only trained prompt), a checkpoints folder, an exported folder or a "
-        "file; give it again for more tasks (default: the prompt that comes with the repository)",
+        help="a task (its only trained prompt), a checkpoints folder, an exported folder, a file, "
+        "or hf:USER/NAME on the Hugging Face Hub; give it again for more tasks (default: the "
+        "prompt that comes with the repository)",
     )
     flag("--unit_model", type=name_part, help="choose among a task's prompts")
     flag("--model_date", type=name_part, help="the same: the --date of training")

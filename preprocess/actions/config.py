@@ -44,6 +44,7 @@ class FairseqConfig:
     km_starts: int = 20
     km_reassign: float = 0.01  # configs saved by earlier versions lack it
     batch_seconds: float = 60
+    dtype: str = "float32"  # the same
 
 
 @dataclass

@@ -73,6 +73,8 @@ def load_downstream(
     overrides = list(arguments.set)
     if arguments.unit_model:
         overrides.append(f"taskrc.unit_model={arguments.unit_model}")
+    if arguments.dtype:
+        overrides.append(f"fairseqrc.dtype={arguments.dtype}")
     path = arguments.config or HERE / name / "config.yaml"
     config = load_config(classes[0].config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
@@ -99,6 +101,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     names = f"one or more of: {', '.join(downstreams())} (default: all whose corpus exists)"
     parser.add_argument("--downstream", nargs="+", metavar="NAME", help=names)
     parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
+    dtype = "of the readers' products: float32, bfloat16, tf32 (the same as fairseqrc.dtype)"
+    parser.add_argument("--dtype", help=dtype)
     parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
     setting = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
     parser.add_argument("--set", **setting, help="override the config")

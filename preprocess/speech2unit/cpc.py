@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from preprocess.speech2unit.cpc_encoder import HOP, KERNELS, ConvEncoder, Stretch, frames_in
 from preprocess.speech2unit.fairseq_checkpoint import Weights
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.features import SAMPLE_RATE, Source, tf32
 
 _PIECE = 64_000  # samples of a piece; each piece starts from a fresh LSTM state
 _PIECE_FRAMES = _PIECE // HOP
@@ -35,6 +35,7 @@ class Cpc:
     convolutions where it is as wide: for one LSTM layer, the hidden states of SUPERB's toolkit.
     """
 
+    dtypes = ("float32", "bfloat16", "tf32")  # bfloat16: of the convolutions alone
     frame_rate = SAMPLE_RATE / HOP
     min_samples = HOP - 1
 
@@ -53,7 +54,9 @@ class Cpc:
         convs, self._lstms = _read_checkpoint(
             source.ckpt_path, layers, source.all_layers, source.device
         )
-        self._encoder = ConvEncoder(convs, source.device)
+        products = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
+        self._encoder = ConvEncoder(convs, source.device, products)
+        self._tf32 = source.dtype == "tf32"
         self._device = source.device
         self._all_layers = source.all_layers
         self.dim = self._lstms[0].hidden_size
@@ -67,8 +70,7 @@ class Cpc:
         frame = (layers + self._with_input, self.dim) if self._all_layers else (self.dim,)
         fresh = torch.zeros(2, layers, self.dim, device=self._device)
         tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
-        # cuDNN's default, TF32, would keep 10 bits of 23: other units than a CPU's
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with tf32(self._tf32):
             for piece in range(max(track.blocks for track in tracks)):
                 self._advance([track for track in tracks if piece < track.blocks], piece, fresh)
         return [track.features for track in tracks]

@@ -46,11 +46,17 @@ def frames_in(samples: int) -> int:
 
 class ConvEncoder:
     """Convolution, norm over channels, ReLU, five times. ``weights`` lie on the device under the
-    published names, ``conv{i}.weight`` to ``batchNorm{i}.bias``.
+    published names, ``conv{i}.weight`` to ``batchNorm{i}.bias``. ``products``: the dtype of the
+    matrix products but for the first layer's, which hears the samples.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], device: torch.device) -> None:
-        self._layers = [_Layer(weights, index, stride) for index, stride in enumerate(STRIDES)]
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], device: torch.device, products: torch.dtype
+    ) -> None:
+        self._layers = [
+            _Layer(weights, index, stride, products if index else torch.float32)
+            for index, stride in enumerate(STRIDES)
+        ]
         self._device = device
         self._most = _MOST_FRAMES.get(device.type, _MOST_FRAMES["cpu"])
 
@@ -99,16 +105,19 @@ class ConvEncoder:
 class _Layer:
     """One convolution, its norm and ReLU, without padding."""
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], index: int, stride: int) -> None:
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], index: int, stride: int, products: torch.dtype
+    ) -> None:
         kernel = weights[f"conv{index}.weight"]  # (C, C_in, 2 stride)
         channels = len(kernel)
         first, second = (
-            half.permute(2, 1, 0).reshape(-1, channels) for half in kernel.split(stride, dim=2)
+            half.permute(2, 1, 0).reshape(-1, channels).to(products)
+            for half in kernel.split(stride, dim=2)
         )  # A and B, (stride * C_in, C)
         self._stride, self._channels = stride, channels
         self._first, self._second = first, second
         self._sum, self._difference = (first + second) / 2, (first - second) / 2
-        self._bias = weights[f"conv{index}.bias"]
+        self._bias = weights[f"conv{index}.bias"].to(products)
         # layer_norm divides the variance by C, the published norm by C - 1
         ratio = (channels - 1) / channels
         self._norm = weights[f"batchNorm{index}.weight"].flatten() * ratio**0.5
@@ -119,8 +128,14 @@ class _Layer:
         """Map (n * stride, C_in), n divisible by 3, to (n, C); the last lacks what would follow it.
 
         Three outputs y0 = x0 A + x1 B, y1 = x1 A + x2 B, y2 = x2 A + x3 B need four products, not
-        six (Winograd's F(3, 2), the products being nearly all of the time).
+        six (Winograd's F(3, 2), the products being nearly all of the time). In
+        bfloat16 their sums would lose too many bits: six products.
         """
+        if self._first.dtype != torch.float32:
+            rows = hidden.to(self._first.dtype).view(-1, len(self._first))  # (n, stride * C_in)
+            output = torch.addmm(self._bias, rows, self._first)
+            output[:-1].addmm_(rows[1:], self._second)
+            return self._normalised(output.float())
         chunks = hidden.reshape(-1, 3, self._stride * hidden.shape[1])  # (n / 3, 3, stride * C_in)
         x0, x1, x2 = chunks.unbind(dim=1)
         last = -x1
@@ -132,10 +147,8 @@ class _Layer:
         torch.addmm(both, x0 - x2, self._first, out=output[:, 0])
         torch.sub(product, other, out=output[:, 1])
         torch.addmm(both, last, self._second, out=output[:, 2])
-        return F.layer_norm(
-            output.view(-1, self._channels),
-            (self._channels,),
-            self._norm,
-            self._shift,
-            self._epsilon,
-        ).relu_()
+        return self._normalised(output.view(-1, self._channels))
+
+    def _normalised(self, output: torch.Tensor) -> torch.Tensor:
+        shape = (self._channels,)
+        return F.layer_norm(output, shape, self._norm, self._shift, self._epsilon).relu_()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,8 @@ _FINE_TUNED = {
 _INSIDE = "w2v_encoder.w2v_model."
 # what torch >= 2.1 calls the two parts of a weight norm
 _WEIGHT_NORM = {
-    "encoder.pos_conv.0.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
-    "encoder.pos_conv.0.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v",
+    ".weight_g": ".parametrizations.weight.original0",
+    ".weight_v": ".parametrizations.weight.original1",
 }
 _CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
 _CONV_LAYER = re.compile(r"\((\d+),(\d+),(\d+)\)")
@@ -54,19 +54,41 @@ _MOST_CONV_LAYERS = 32
 
 
 class Weights:
-    """A checkpoint's tensors by name. What is not asked for, such as a training criterion's, stays
-    in the file.
+    """A checkpoint's tensors by fairseq's names. What is not asked for, such as a training
+    criterion's, stays in the file. ``names``: patterns of fairseq's names and what the file says
+    instead. ``dtype``: of what ``take`` and ``linear`` return, ``exact`` tensors apart.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], path: Path, device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Any],
+        path: Path,
+        device: torch.device,
+        names: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self._tensors = tensors
         self._path = path
         self._device = device
+        self._names = names
+        self.dtype = torch.float32
 
-    def take(self, name: str, *shape: int) -> torch.Tensor:
-        """Return one tensor, float32, on the device. Raises ``UserError`` where it is missing or
-        has another shape.
+    def __contains__(self, name: str) -> bool:
+        return self._name(name) in self._tensors
+
+    def _name(self, name: str) -> str:
+        for pattern, instead in self._names:
+            name = re.sub(pattern, instead, name)
+        for end, new in _WEIGHT_NORM.items():
+            if name.endswith(end) and name not in self._tensors:
+                newer = name.removesuffix(end) + new
+                return newer if newer in self._tensors else name
+        return name
+
+    def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
+        """Return one tensor on the device, of ``dtype`` or, if ``exact``, float32. Raises
+        ``UserError`` where it is missing or has another shape.
         """
+        name = self._name(name)
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
@@ -74,15 +96,16 @@ class Weights:
                 f"{self._path}: expected the weight {name} {shape}, found {stored}; "
                 "the file is damaged or another model's, get it again"
             )
-        return tensor.detach().to(self._device, torch.float32, copy=True)
+        dtype = torch.float32 if exact else self.dtype
+        return tensor.detach().to(self._device, dtype, copy=True)
 
     def linear(self, name: str, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``name.weight`` (rows, columns) and ``name.bias`` (rows,)."""
         return self.take(f"{name}.weight", rows, columns), self.take(f"{name}.bias", rows)
 
     def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``name.weight`` (size,) and ``name.bias`` (size,)."""
-        return self.take(f"{name}.weight", size), self.take(f"{name}.bias", size)
+        """Return ``name.weight`` (size,) and ``name.bias`` (size,), float32."""
+        return tuple(self.take(f"{name}.{part}", size, exact=True) for part in ("weight", "bias"))
 
 
 class Settings(NamedTuple):
@@ -123,18 +146,17 @@ def load_fairseq_checkpoint(
         model, task = _stored(inner, "model", path), _stored(inner, "task", path)
         name = model.get("_name") or model.get("arch")
     if name not in models:
-        raise UserError(f"{path}: its model is {_shown(name)}; expected {' or '.join(models)}")
+        raise UserError(f"{path}: its model is {shown(name)}; expected {' or '.join(models)}")
     if task.get("sample_rate", 16_000) != 16_000:
-        rate = _shown(task["sample_rate"])
+        rate = shown(task["sample_rate"])
         raise UserError(f"{path}: trained on {rate} Hz; expected 16000 Hz")
     weights = state.get("model")
     if not isinstance(weights, dict):
         raise UserError(f"{path}: no weights in it; get the file again")
     if fine_tuned:
         weights = {str(name).removeprefix(_INSIDE): weight for name, weight in weights.items()}
-    weights = {_WEIGHT_NORM.get(name, name): weight for name, weight in weights.items()}
     normalize = bool(task.get("normalize", False))
-    return _settings(model, normalize, path), Weights(weights, path, device)
+    return check_settings(model, normalize, path), Weights(weights, path, device)
 
 
 def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
@@ -155,25 +177,35 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
         ) from None
 
 
-def _settings(model: dict[str, Any], normalize: bool, path: Path) -> Settings:
+def check_settings(
+    model: dict[str, Any], normalize: bool, path: Path, names: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings that a file holds, under fairseq's keys; ``names``: what the file calls them.
+
+    Raises ``UserError`` for those that our forward pass does not know.
+    """
+    names = names or {}
     for key, expected in _REFUSED.items():
-        value = model.get(key, expected)
+        value, name = model.get(key, expected), names.get(key, key)
         if type(value) is not type(expected) or value != expected:
-            raise UserError(f"{path}: {key}={_shown(value)} is not supported; expected {expected}")
+            raise UserError(f"{path}: {name}={shown(value)} is not supported; expected {expected}")
     values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
     for key, default in _DEFAULTS.items():
         if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
-            raise UserError(f"{path}: {key}={_shown(values[key])} is not what fairseq writes there")
+            name, writer = names.get(key, key), "transformers writes" if names else "fairseq writes"
+            raise UserError(f"{path}: {name}={shown(values[key])} is not what {writer} there")
     if values["extractor_mode"] not in ("default", "layer_norm"):
         raise UserError(f"{path}: extractor_mode={values['extractor_mode']} is not supported")
-    for name in ("encoder_attention_heads", "conv_pos_groups"):
-        if values["encoder_embed_dim"] % values[name]:
-            raise UserError(f"{path}: {name}={values[name]} does not divide its width")
+    for key in ("encoder_attention_heads", "conv_pos_groups"):
+        if values["encoder_embed_dim"] % values[key]:
+            name = names.get(key, key)
+            raise UserError(f"{path}: {name}={values[key]} does not divide its width")
     conv_layers = parse_conv_layers(values.pop("conv_feature_layers"), path)
     return Settings(conv_layers=conv_layers, normalize=normalize, **values)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value of a file, short and on one line."""
     return ascii(str(value))[1:-1][:80]
 
 

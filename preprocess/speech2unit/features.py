@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
@@ -11,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 
 from pipeline.errors import UserError
+from pipeline.runs import multiplies_bfloat16
 
 Item = TypeVar("Item")
 SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
@@ -34,6 +36,7 @@ class Source(NamedTuple):
     normalize: bool | None = None  # layer-norm the waveform; None: as the checkpoint says
     device: torch.device = torch.device("cpu")
     all_layers: bool = False  # every layer's output instead of ``layer``'s
+    dtype: str = "float32"  # of matrix products, one of the reader's ``dtypes``
 
 
 class FeatureReader(Protocol):
@@ -45,6 +48,8 @@ class FeatureReader(Protocol):
     dim: int  # D, numbers a frame
     frame_rate: float  # frames a second
     min_samples: int  # at 16 kHz; anything shorter has no frame
+    # what ``Source.dtype`` may be; a reader without it knows float32 alone
+    dtypes: tuple[str, ...]
     # where it may be cut with the same features: every so many samples, and how many a piece sees
     # of the next; a reader without it computes a whole waveform at once
     pieces: tuple[int, int]
@@ -56,14 +61,48 @@ class FeatureReader(Protocol):
 
 
 def feature_reader(feature_type: str, source: Source) -> FeatureReader:
-    """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one."""
+    """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one, and for a
+    dtype that it does not compute in.
+    """
     if feature_type not in FEATURE_TYPES:
         raise UserError(
             f"fairseqrc.feature_type={feature_type}: unknown; "
             f"there is {', '.join(sorted(FEATURE_TYPES))}"
         )
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(source)
+    reader = getattr(importlib.import_module(module), name)
+    if source.dtype not in (dtypes := getattr(reader, "dtypes", ("float32",))):
+        raise UserError(
+            f"fairseqrc.dtype={source.dtype}: {feature_type} computes in {' or '.join(dtypes)}"
+        )
+    return reader(source)
+
+
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Raises ``UserError`` where ``device`` has no products in ``dtype``, or slow ones alone."""
+    is_card = device.type == "cuda"
+    if (dtype == "tf32" and not is_card) or (
+        dtype == "bfloat16" and not multiplies_bfloat16(device)[0]
+    ):
+        where = "this card" if is_card else "this processor"
+        raise UserError(f"fairseqrc.dtype={dtype}: {where} has no such products; take float32")
+
+
+@contextlib.contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Inside, a CUDA card's float32 products have TF32's 10 bits, or never have them. cuDNN's
+    default would keep 10 bits of 23: other units than a CPU's.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.allow_tf32
+    matmul.allow_tf32 = allowed
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:

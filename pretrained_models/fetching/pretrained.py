@@ -38,7 +38,7 @@ class PretrainedModels:
 
     def state(self, file: PretrainedFile) -> str:
         """In a word: ``here``, ``own`` (here, not from this script), ``partial`` or ``missing``."""
-        if all(part.is_file() for part in file.parts):
+        if all(part.exists() for part in file.parts):  # your own may be a Hugging Face folder
             known = all(self._record(part) for part in file.parts)
             return "here" if file.ships or (known and file.is_released) else "own"
         begun = file.download.with_name(f".{file.download.name}.part")

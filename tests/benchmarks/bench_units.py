@@ -5,7 +5,8 @@ python -m tests.benchmarks units, or python -m tests.benchmarks.bench_units [--c
 Random weights of the released shapes (HuBERT-base, layer 6; CPC big, LSTM layer 2). The published
 side is GSLM's own reader as fairseq installs it, then scikit-learn's predict; ours is what
 ``--action quantized`` runs. Both read the same wav files and have the same cores. Each side is
-measured in a process of its own, which gives its peak memory, and the two take turns.
+measured in a process of its own, which gives its peak memory, and the two take turns. Where the
+machine multiplies bfloat16, a line more compares ``--dtype bfloat16`` with float32.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import soundfile
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from pipeline.runs import multiplies_bfloat16
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.speech2unit.features import Source, best_device, feature_reader, written
@@ -70,9 +72,11 @@ def main(words: Sequence[str] = ()) -> None:
         columns += (("ours", 10), ("published", 12), ("ours", 8), ("equal units, %", 17))
         for head in (groups, columns):
             print("".join(f"{text:>{width}}" for text, width in head))
+        is_fast, _ = multiplies_bfloat16(best_device()[0])
+        sides = ("published", "ours", *["bfloat16"] * is_fast)
         for features in LAYERS:
             rounds = [
-                {side: run(side, features, folder) for side in ("published", "ours")}
+                {side: run(side, features, folder) for side in sides}
                 for _ in range(arguments.rounds)
             ]
             report(features, rounds)
@@ -111,10 +115,10 @@ def prepare(folder: Path, count: int) -> None:
         np.save(folder / f"{features}.npy", kmeans.cluster_centers_)
 
 
-def build(features: str, folder: Path):
+def build(features: str, folder: Path, dtype: str = "float32"):
     """Our reader."""
-    source = Source(folder / f"{features}.pt", LAYERS[features], device=best_device()[0])
-    return feature_reader(features, source)
+    known = folder / f"{features}.pt", LAYERS[features]
+    return feature_reader(features, Source(*known, device=best_device()[0], dtype=dtype))
 
 
 def run(side: str, features: str, folder: Path) -> dict[str, object]:
@@ -130,7 +134,10 @@ def measure(side: str, features: str, folder: Path) -> dict[str, object]:
     """Quantise all clips one way; the models are loaded and warm before the clock starts."""
     clips = [Path(clip) for clip in json.loads((folder / "clips.json").read_text())]
     centres = np.load(folder / f"{features}.npy")
-    work = (published if side == "published" else ours)(features, folder, centres)
+    if side == "published":
+        work = published(features, folder, centres)
+    else:
+        work = ours(features, folder, centres, "float32" if side == "ours" else side)
     work(clips[:4])
     start = time.perf_counter()
     units = work(clips)
@@ -141,13 +148,12 @@ def measure(side: str, features: str, folder: Path) -> dict[str, object]:
     return {"seconds": seconds, "audio": audio, "peak": peak, "units": units}
 
 
-def ours(features: str, folder: Path, centres: np.ndarray):
+def ours(features: str, folder: Path, centres: np.ndarray, dtype: str):
     """The stream that ``--action quantized`` runs."""
     device = best_device()[0]
     kmeans = KMeans(centres, device)
-    encoder = Encoder(
-        build(features, folder), lambda frames: written(kmeans(frames)), device, BATCH_SECONDS
-    )
+    reader = build(features, folder, dtype)
+    encoder = Encoder(reader, lambda frames: written(kmeans(frames)), device, BATCH_SECONDS)
 
     def work(clips: list[Path]) -> list[str]:
         entries = [
@@ -188,24 +194,36 @@ def published(features: str, folder: Path, centres: np.ndarray):
 
 def report(features: str, rounds: list[dict[str, dict]]) -> None:
     """One line of the table: medians over the rounds, the ratio of each round's pair."""
-    sides = {side: [round_[side] for round_ in rounds] for side in ("published", "ours")}
+    sides = {side: [round_[side] for round_ in rounds] for side in rounds[0]}
     count = len(rounds[0]["ours"]["units"])
     rate = {side: median(count / r["seconds"] for r in found) for side, found in sides.items()}
     real = {side: median(r["audio"] / r["seconds"] for r in found) for side, found in sides.items()}
     peak = {side: max(r["peak"] for r in found) for side, found in sides.items()}
     ratio = median(r["published"]["seconds"] / r["ours"]["seconds"] for r in rounds)
-    pairs = [
-        (a, b)
-        for one, other in zip(rounds[0]["published"]["units"], rounds[0]["ours"]["units"])
-        for a, b in zip(one.split(), other.split(), strict=True)
-    ]
-    equal = 100 * sum(a == b for a, b in pairs) / len(pairs)
     print(
         f"{features:8}{rate['published']:14.1f}{rate['ours']:7.1f}{ratio:6.2f}x"
         f"{real['published']:12.1f}{real['ours']:10.1f}"
-        f"{peak['published']:12.0f}{peak['ours']:8.0f}{equal:17.3f}",
+        f"{peak['published']:12.0f}{peak['ours']:8.0f}"
+        f"{equal(rounds[0]['published'], rounds[0]['ours']):17.3f}",
         flush=True,
     )
+    if "bfloat16" in sides:
+        ratio = median(r["ours"]["seconds"] / r["bfloat16"]["seconds"] for r in rounds)
+        print(
+            f"{'':8}in bfloat16 {rate['bfloat16']:.1f} utterances/s, {ratio:.2f} times ours in "
+            f"float32, {equal(rounds[0]['ours'], rounds[0]['bfloat16']):.2f} % equal units",
+            flush=True,
+        )
+
+
+def equal(one: dict, other: dict) -> float:
+    """The share of equal units, %."""
+    pairs = [
+        pair
+        for units in zip(one["units"], other["units"])
+        for pair in zip(*map(str.split, units), strict=True)
+    ]
+    return 100 * sum(a == b for a, b in pairs) / len(pairs)
 
 
 if __name__ == "__main__":

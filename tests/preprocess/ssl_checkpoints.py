@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from preprocess.speech2unit.cpc_encoder import KERNELS
 
@@ -104,3 +106,66 @@ def _spread(model: torch.nn.Module) -> torch.nn.Module:
             elif "encoder.layers" in name:
                 weight.mul_(5)
     return model.eval()
+
+
+# transformers' names of fairseq's weights, as its own conversion scripts have them
+_THEIRS = {
+    "post_extract_proj": "feature_projection.projection",
+    "encoder.pos_conv.0": "encoder.pos_conv_embed.conv",
+    "self_attn.k_proj": "attention.k_proj",
+    "self_attn.v_proj": "attention.v_proj",
+    "self_attn.q_proj": "attention.q_proj",
+    "self_attn.out_proj": "attention.out_proj",
+    "self_attn_layer_norm": "layer_norm",
+    "fc1": "feed_forward.intermediate_dense",
+    "fc2": "feed_forward.output_dense",
+}
+
+
+def hugging_face(folder: Path, checkpoint: Path, new: bool = True, prefix: str = "") -> Path:
+    """Write what ``hubert`` or ``wav2vec2`` wrote as transformers does. ``new``: safetensors and
+    torch's newer names of a weight norm; else a pickle and the older names.
+    """
+    state = torch.load(checkpoint, weights_only=False)
+    model = vars(state["args"]) if state["args"] else state["cfg"]["model"]
+    layers = eval(model["conv_feature_layers"])
+    kind = "hubert" if "_name" in model and model["_name"] == "hubert" else "wav2vec2"
+    weights = {}
+    for name, weight in state["model"].items():
+        parts = name.split(".")
+        if name.startswith("layer_norm."):
+            name = f"feature_projection.{name}"
+        elif name.startswith("feature_extractor."):
+            part = "conv" if parts[3] == "0" else "layer_norm"
+            name = ".".join([*parts[:3], part, parts[-1]])
+        for ours, theirs in _THEIRS.items():
+            name = name.replace(ours, theirs)
+        if new:
+            for number, part in enumerate(("weight_g", "weight_v")):
+                name = name.replace(part, f"parametrizations.weight.original{number}")
+        weights[prefix + name] = weight.contiguous()
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": kind,
+                "hidden_size": model["encoder_embed_dim"],
+                "num_hidden_layers": model["encoder_layers"],
+                "num_attention_heads": model["encoder_attention_heads"],
+                "intermediate_size": model["encoder_ffn_embed_dim"],
+                "conv_dim": [layer[0] for layer in layers],
+                "conv_kernel": [layer[1] for layer in layers],
+                "conv_stride": [layer[2] for layer in layers],
+                "conv_bias": model["conv_bias"],
+                "feat_extract_norm": {"default": "group"}.get(model["extractor_mode"], "layer"),
+                "do_stable_layer_norm": model["layer_norm_first"],
+                "hidden_act": "gelu",
+                "layer_norm_eps": 1e-05,
+            }
+        )
+    )
+    if new:
+        save_file(weights, folder / "model.safetensors")
+    else:
+        torch.save(weights, folder / "pytorch_model.bin")
+    return folder

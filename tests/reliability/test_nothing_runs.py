@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -63,10 +64,21 @@ PLACES: dict[str, Callable[[Runs], Any]] = {
     "object array": lambda runs: {"model": {"a": np.array([runs, None], dtype=object)}},
     "weights of cpc": lambda runs: {"weights": runs, "config": {"hiddenGar": runs}},
 }
+
+
+def as_hugging_face(path: Path) -> Path:
+    folder = path.parent / "hugging_face"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text('{"model_type": "hubert"}')
+    shutil.copy(path, folder / "pytorch_model.bin")
+    return folder
+
+
 LOADERS: dict[str, Callable[[Path], object]] = {
     "unit LM": lambda path: load_unit_lm(path.parent),
     "prompt": read_weights,
     "hubert": lambda path: Hubert(Source(path, 1, None, CPU)),
+    "hubert of Hugging Face": lambda path: Hubert(Source(as_hugging_face(path), 1, None, CPU)),
     "cpc": lambda path: Cpc(Source(path, 1, None, CPU)),
     "k-means": load_kmeans,
 }

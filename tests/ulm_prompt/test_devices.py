@@ -102,13 +102,18 @@ def test_beams_and_scored_sequences() -> None:
     assert totals.device == META and totals.shape == (3, 2)
 
 
-@pytest.mark.parametrize("kind", ["hubert", "cpc", "w2v2", "logmel", "mfcc"])
-def test_speech_to_units(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(kind, "float32") for kind in ("hubert", "cpc", "w2v2", "logmel", "mfcc")]
+    + [(kind, "bfloat16") for kind in ("hubert", "cpc", "w2v2")],
+)
+def test_speech_to_units(kind: str, dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     make = {"w2v2": ssl_checkpoints.wav2vec2, "logmel": None, "mfcc": None}
     if make := make.get(kind, getattr(ssl_checkpoints, kind, None)):
         make(path)
-    reader = feature_reader(kind, Source(path if make else None, 2 if make else None, device=META))
+    known = (path, 2) if make else (None, None)
+    reader = feature_reader(kind, Source(*known, device=META, dtype=dtype))
     waveforms = [torch.zeros(samples) for samples in (8_000, 5_000, 8_000)]
     kmeans = KMeans(np.zeros((4, reader.dim), np.float32), META)
     with OneDevice():

@@ -198,6 +198,11 @@ def changed(root: Path, **values: object) -> None:
     path.write_text(json.dumps({**read_json(path, ""), **values}))
 
 
+def in_bfloat16(root: Path) -> None:
+    units = read_json(root / "shared" / RECORD, "")["units"]
+    changed(root, units={**units, "dtype": "bfloat16"})
+
+
 def other_tensors(root: Path, width: int = 32, value: float = 0.0) -> None:
     state = Prompt(3, 3, width).published_state()
     state["decoder.sep_embed.weight"][0, 0] = value
@@ -220,6 +225,7 @@ def a_pickle(root: Path) -> None:
         (another_dict, "was trained with {dict_fingerprint}"),
         (another_kmeans, "its logmel100 has kmeans {kmeans}, here it is"),
         (partial(changed, unit_model="whales100"), "taskrc.unit_model=whales100: not in"),
+        (in_bfloat16, "dtype=bfloat16: logmel computes in float32"),
         (partial(changed, prefix_prompt_length=4), "length 3, but prompt.json beside it says 4"),
         (partial(other_tensors, width=16), "this prompt belongs to another LM"),
         (partial(other_tensors, value=float("nan")), "not finite"),

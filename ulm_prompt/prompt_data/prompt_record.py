@@ -43,6 +43,7 @@ class UnitSettings:
     normalize: bool | None
     merge: bool
     kmeans: str | None  # fingerprint of the centres; None: units that were made elsewhere
+    dtype: str = "float32"  # of the speech model's matrix products
 
 
 @dataclass(frozen=True)

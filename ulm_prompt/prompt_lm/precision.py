@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.runs import multiplies_bfloat16
 
 LARGE = 30_000_000  # LM parameters; on smaller LMs bfloat16 saves little or is slower
 FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1
@@ -21,14 +22,7 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torc
     """
     if name != "auto":
         return getattr(torch, name), "as asked"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        fast, what = major >= 8, f"compute capability {major}.{minor}"
-    else:
-        # GFLOP/s of large products in bfloat16 and float32, on three processors: 2,100 and 310 with
-        # AMX, 213 and 105 with AVX512-BF16 alone, 1.6 and 99 with neither
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        what = "a processor that multiplies bfloat16" if fast else "a processor without bfloat16"
+    fast, what = multiplies_bfloat16(device)
     if not fast:
         return torch.float32, f"{what} would be slower in it"
     if parameters < LARGE:

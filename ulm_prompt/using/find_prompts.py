@@ -1,4 +1,6 @@
-"""Which prompt a word means: a task's name, or the path of a folder or file with its tensors."""
+"""Which prompt a word means: a task's name, ``hf:USER/NAME``, or the path of a folder or file with
+its tensors.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from ulm_prompt.prompt_data.prompt_record import (
     read_record,
 )
 from ulm_prompt.prompt_data.tasks import task_names
+from ulm_prompt.using import hub
 
 # the prompt that comes with the repository, beside its LM and k-means
 SHIPPED = REPOSITORY / "pretrained_models" / "shipped" / "commands_moonshine100"
@@ -26,11 +29,12 @@ def find_prompt(
     """The file with the prompt's tensors.
 
     A task's name means its only finished prompt in the workspace; ``unit_model`` and ``model_date``
-    narrow the search. Any other word is a path. Raises ``UserError`` for no prompt, or several.
+    narrow the search. ``hf:USER/NAME`` is downloaded. Any other word is a path. Raises
+    ``UserError`` for no prompt, or several.
     """
     if word in task_names():
         return _only_prompt(word, workspace, unit_model, model_date)
-    path = Path(word).expanduser()
+    path = hub.downloaded(word) if word.startswith(hub.PREFIX) else Path(word).expanduser()
     if path.name in (RECORD, README):
         path = path.parent
     if path.is_dir():
@@ -65,9 +69,9 @@ def is_shipped(path: Path) -> bool:
 
 def task_and_unit_model(path: Path) -> tuple[str, str]:
     """What the prompt at ``path`` was trained for, by its record or the name of its folder."""
-    folder = path.resolve().parent
-    if record := read_record(folder):
+    if record := read_record(path.parent):  # the Hub's cache has links to files without a folder
         return record.task, record.unit_model
+    folder = path.resolve().parent
     tasks = [task for task in task_names() if folder.name.startswith(f"{task}_")]
     task = max(tasks, key=len, default="")
     unit_model = folder.name.removeprefix(f"{task}_").rpartition("_checkpoints_")[0]

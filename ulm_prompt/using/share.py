@@ -25,6 +25,7 @@ from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, l
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
+from ulm_prompt.using.hub import front_matter
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_LABELS = 100  # that the page lists of a slot
@@ -102,10 +103,11 @@ def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageM
 
 def write_shared(
     checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
-    license: str | None, out: Path,
+    license: str | None, out: Path, name: str | None = None,
 ) -> PromptRecord:  # fmt: skip
     """Write the folder to share, whole or not at all, from a prompt that is checked against the
-    workspace's LM. ``pair``: task and unit model. Returns the record.
+    workspace's LM. ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns
+    the record.
     """
     record = record_of(checkpoint, *pair, workspace)
     folder = lm_folder(workspace, pair[1])
@@ -132,7 +134,8 @@ def write_shared(
         record = dataclasses.replace(record, files={TENSORS: sha256(fresh / TENSORS)})
         write_record(fresh, record)
         with writing(fresh / README) as handle:
-            handle.write(page(record, out.name, record.files[TENSORS]))
+            handle.write(front_matter(record, load_task(record.task).downstream, out.name))
+            handle.write(page(record, name or out.name, record.files[TENSORS]))
     return record
 
 
@@ -156,11 +159,12 @@ def scores_on_test(
 
 
 def page(record: PromptRecord, name: str, digest: str) -> str:
-    """A short README.md of the prompt that is shared as folder ``name``; ``digest``: the SHA-256 of
+    """A short README.md of the prompt that ``--prompt`` calls ``name``; ``digest``: the SHA-256 of
     its tensors.
     """
     units, count = record.units, record.labels_per_utterance
     layer = "" if units.layer is None else f", layer {units.layer}"
+    layer += "" if units.dtype == "float32" else f", in {units.dtype}"
     kmeans = "" if units.kmeans is None else f", k-means `{units.kmeans}`"
     recipe, valid = "not known (a published checkpoint)", "not known"
     if record.recipe is not None:

@@ -174,6 +174,8 @@ class UnitFiles:
             if (folder / "config.yaml").is_file():
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
+        if plan := self._plan():  # the config is postprocess's, which computes nothing in a dtype
+            self.settings.dtype = plan.get("dtype", "float32")
         fill_in(self.settings, unit_model.name, unit_model)
         self.lm_folder, self.km_path, self.ckpt_path = (
             unit_model.lm_folder,
@@ -188,7 +190,7 @@ class UnitFiles:
         """Raises ``UserError`` for a missing k-means or speech model."""
         option = "" if self._root == REPOSITORY else f" --workspace {self._root}"
         for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
-            if path is not None and not path.is_file():
+            if path is not None and not path.exists():
                 raise UserError(
                     f"{path}: {what} of {self.unit_model} not found; get it by "
                     f"python pretrained_models/download.py {self.unit_model}{option}, or put it "
@@ -199,10 +201,7 @@ class UnitFiles:
         """Raises ``UserError`` unless the k-means is the one that the downstream was quantised
         with; nothing is checked for units that were made elsewhere.
         """
-        if self._quantized is None or not self._quantized.is_file():
-            return
-        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
-        wanted = plan.get("kmeans") if isinstance(plan, dict) else None
+        wanted = self._plan().get("kmeans")
         here = self.km_path.is_file()
         if wanted is None or (here and sha256(self.km_path) == wanted):
             return
@@ -211,6 +210,13 @@ class UnitFiles:
             f"{self.km_path}: {problem} that {self._quantized.parent} was made with; "
             "restore it, or quantise and train again"
         )
+
+    def _plan(self) -> dict[str, Any]:
+        """What the downstream was quantised with; nothing where units were made elsewhere."""
+        if self._quantized is None or not self._quantized.is_file():
+            return {}
+        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
+        return plan if isinstance(plan, dict) else {}
 
     @functools.cached_property
     def centres(self) -> np.ndarray:
@@ -227,8 +233,9 @@ class UnitFiles:
             digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
             kmeans = digest.hexdigest()[:16]
         return UnitSettings(
-            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans
-        )
+            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans,
+            settings.dtype,
+        )  # fmt: skip
 
 
 class SpeechToUnits:
@@ -238,7 +245,9 @@ class SpeechToUnits:
         """Raises ``UserError`` for a broken model, or one that does not fit its k-means."""
         settings = files.settings
         device, _ = best_device()
-        source = Source(files.ckpt_path, settings.layer, settings.normalize, device)
+        source = Source(
+            files.ckpt_path, settings.layer, settings.normalize, device, dtype=settings.dtype
+        )
         self.reader = feature_reader(settings.feature_type, source)
         if files.centres.shape[1] != self.reader.dim:
             raise UserError(

@@ -1,0 +1,188 @@
+"""The convolutions of HuBERT and wav2vec 2.0: of the waveform, and of 128 frames for positions.
+
+Products are in ``weights.dtype``. Norms, the positions' transform and the first layer, which hears
+the samples, stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
+from preprocess.speech2unit.features import tf32
+
+_EPSILON = 1e-5  # of every norm
+_FRAMES_A_PIECE = {"cpu": 64}  # 1.3 s: activations of 8 MB; elsewhere whole waveforms
+
+
+class ConvExtractor:
+    """fairseq's ``ConvFeatureExtractionModel`` in its two modes (``default``, ``layer_norm``)."""
+
+    def __init__(self, settings: Settings, weights: Weights) -> None:
+        self._group_norm = settings.extractor_mode == "default"
+        self._shape = settings.conv_layers
+        self.dim = self._shape[-1][0]
+        self._layers: list[_Conv] = []
+        channels = 1
+        for index, (out, kernel, stride) in enumerate(self._shape):
+            name = f"feature_extractor.conv_layers.{index}"
+            exact = index == 0
+            weight = weights.take(f"{name}.0.weight", out, channels, kernel, exact=exact)
+            bias = None
+            if settings.conv_bias:
+                bias = weights.take(f"{name}.0.bias", out, exact=exact)
+            norm = None
+            if not self._group_norm:
+                norm = weights.norm(f"{name}.2.1", out)
+            elif index == 0:
+                norm = weights.norm(f"{name}.2", out)
+            self._layers.append(_Conv(weight, bias, norm, stride))
+            channels = out
+
+    def frames(self, samples: int) -> int:
+        """How many frames a waveform of ``samples`` gives; 0 where it is too short for one."""
+        for _, kernel, stride in self._shape:
+            samples = max(0, (samples - kernel) // stride + 1)
+        return samples
+
+    def samples(self, frames: int) -> int:
+        """The least samples that give ``frames`` frames."""
+        for _, kernel, stride in reversed(self._shape):
+            frames = (frames - 1) * stride + kernel
+        return frames
+
+    def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Map waveforms of one length, (B, samples), to (B, T, C)."""
+        total = self.frames(waveforms.shape[1])
+        piece = _FRAMES_A_PIECE.get(waveforms.device.type, total)
+        hop = self.samples(2) - self.samples(1)
+        first = _Scaled(self._layers[0], waveforms) if self._group_norm else self._layers[0]
+        pieces = []
+        for start in range(0, total, piece):
+            count = min(piece, total - start)
+            begin = start * hop
+            frames = waveforms[:, begin : begin + self.samples(count)].unsqueeze(2)
+            for layer in (first, *self._layers[1:]):
+                frames = layer(frames)  # (B, T', C)
+            pieces.append(frames)
+        return torch.cat(pieces, dim=1)
+
+
+class _Conv:
+    """Convolution, layer norm where there is one, GELU, on (B, T, C_in) frames."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        norm: tuple[torch.Tensor, torch.Tensor] | None,
+        stride: int,
+    ) -> None:
+        out, channels, kernel = weight.shape
+        self.kernel, self.stride, self.bias, self.norm = kernel, stride, bias, norm
+        taps = weight.permute(2, 1, 0).reshape(kernel * channels, out)
+        # `stride` taps read frames that lie side by side: each group is one matrix product
+        self.taps = [group.contiguous() for group in taps.split(stride * channels)]
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map (B, T, C_in) to (B, (T - kernel) // stride + 1, C_out)."""
+        frames = frames.to(self.taps[0].dtype)
+        batch, length, channels = frames.shape
+        count = (length - self.kernel) // self.stride + 1
+        steps = (frames.stride(0), self.stride * channels, 1)
+        out = None
+        for index, weight in enumerate(self.taps):
+            start = frames.storage_offset() + index * self.stride * channels
+            windows = frames.as_strided((batch, count, len(weight)), steps, start)
+            weight = weight.expand(batch, *weight.shape)
+            out = torch.bmm(windows, weight) if out is None else out.baddbmm_(windows, weight)
+        if self.bias is not None:
+            out += self.bias
+        if self.norm is not None:
+            out = norm(out, self.norm)
+        return F.gelu(out)
+
+
+class _Scaled:
+    """The first layer with its group norm folded in, for given waveforms.
+
+    The norm runs over a channel's whole time. Its mean and variance follow from the waveform alone,
+    E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w over the windows x, so no pass over the 512 channels
+    is needed, and pieces of a waveform get the whole one's statistics.
+    """
+
+    def __init__(self, conv: _Conv, waveforms: torch.Tensor) -> None:
+        weight = torch.cat(conv.taps).double()  # (K, C)
+        scale, shift = (value.double() for value in conv.norm)
+        windows = waveforms.unfold(1, conv.kernel, conv.stride)  # (B, T, K)
+        mean, covariance = _moments(windows)  # (B, K), (B, K, K)
+        variance = ((covariance @ weight) * weight).sum(dim=1)  # (B, C)
+        scale = scale * torch.rsqrt(variance.clamp_min(0) + _EPSILON)  # (B, C)
+        self.weight = (weight * scale.unsqueeze(1)).float()  # (B, K, C)
+        self.bias = (shift - (mean @ weight) * scale).float().unsqueeze(1)  # (B, 1, C)
+        self.kernel, self.stride = conv.kernel, conv.stride
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map samples (B, T, 1) to (B, T', C)."""
+        windows = frames.squeeze(2).unfold(1, self.kernel, self.stride)  # (B, T', K)
+        return F.gelu(torch.baddbmm(self.bias, windows, self.weight))
+
+
+def _moments(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and covariance over the windows (B, T, K), in float64, a million samples at a time."""
+    count = windows.shape[1]
+    mean = sum(part.double().sum(dim=1) for part in windows.split(100_000, dim=1)) / count
+    covariance = 0
+    for part in windows.split(100_000, dim=1):
+        centred = part.double() - mean.unsqueeze(1)  # (B, T', K)
+        covariance = covariance + centred.transpose(1, 2) @ centred / count
+    return mean, covariance
+
+
+def linear(frames: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Map (..., C_in) to (..., C_out), in the weights' dtype."""
+    return F.linear(frames.to(weight[0].dtype), *weight)
+
+
+def norm(frames: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Layer norm over the last dimension, in float32."""
+    return F.layer_norm(frames.float(), frames.shape[-1:], *weight, _EPSILON)
+
+
+class PositionalConv:
+    """``gelu(conv(x))`` with zeros beyond both ends. Blocks of frames go through one transform
+    length, twice the kernel's.
+    """
+
+    def __init__(self, settings: Settings, weights: Weights) -> None:
+        dim = settings.encoder_embed_dim
+        kernel, groups = settings.conv_pos, settings.conv_pos_groups
+        shape = (dim, dim // groups, kernel)
+        direction = weights.take("encoder.pos_conv.0.weight_v", *shape, exact=True)
+        length = weights.take("encoder.pos_conv.0.weight_g", 1, 1, kernel, exact=True)
+        weight = direction * (length / direction.norm(dim=(0, 1), keepdim=True))  # weight norm
+        self._bias = weights.take("encoder.pos_conv.0.bias", dim, exact=True)
+        self._kernel, self._groups, self._size = kernel, groups, 2 * kernel
+        spectrum = torch.fft.rfft(weight, n=self._size).conj()  # correlation, not convolution
+        spectrum = spectrum.reshape(groups, dim // groups, dim // groups, -1)
+        self._spectrum = spectrum.permute(3, 0, 2, 1).contiguous()  # (F, G, C_in, C_out)
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        batch, length, dim = frames.shape
+        hop = self._size - self._kernel + 1  # outputs of a block that no wrap-around touches
+        blocks = -(-length // hop)
+        left = self._kernel // 2
+        padded = F.pad(frames, (0, 0, left, blocks * hop + self._kernel - 1 - left - length))
+        windows = padded.unfold(1, self._size, hop)  # (B, N, C, S)
+        spectrum = torch.fft.rfft(windows)  # (B, N, C, F)
+        spectrum = spectrum.reshape(batch * blocks, self._groups, dim // self._groups, -1)
+        with tf32(False):
+            product = spectrum.permute(3, 1, 0, 2) @ self._spectrum  # (F, G, B * N, C_out)
+        product = product.permute(2, 1, 3, 0).reshape(batch, blocks, dim, -1)
+        out = torch.fft.irfft(product, n=self._size)[..., :hop]  # (B, N, C, hop)
+        out = out.transpose(2, 3).reshape(batch, blocks * hop, dim)[:, :length]
+        return F.gelu(out + self._bias)

@@ -1,0 +1,175 @@
+"""Prompts by ``hf:USER/NAME``: pushed to a stand-in of the Hub, found there and in the cache."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.workspace import Workspace
+from tests.reliability.hostile import refused
+from tests.ulm_prompt import spoken
+from tests.ulm_prompt.hub_stand_in import TOKEN, Hub, serving
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, PromptRecord, read_record
+from ulm_prompt.using import hub as hub_module
+from ulm_prompt.using.find_prompts import find_prompt
+from ulm_prompt.using.hub import front_matter
+from ulm_prompt.using.predictor import Predictor
+
+NAME = "somebody/commands"
+
+
+def forget_huggingface_hub() -> None:
+    """It reads its environment when it is imported."""
+    for module in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+        del sys.modules[module]
+    hub_module.downloaded.cache_clear()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    pytest.importorskip("huggingface_hub")
+    with serving() as server:
+        for name, value in (("ENDPOINT", server.address), ("HOME", str(tmp_path / "hf")),
+                            ("TOKEN", TOKEN), ("HUB_DISABLE_XET", "1"),
+                            ("HUB_DISABLE_PROGRESS_BARS", "1")):  # fmt: skip
+            monkeypatch.setenv(f"HF_{name}", value)
+        forget_huggingface_hub()
+        yield server
+    forget_huggingface_hub()
+
+
+def export(workspace: Workspace, out: Path, *words: object) -> str:
+    selection = ("--prompt_task", "KS", "--model_date", "d", "--unit_model", spoken.UNIT_MODEL)
+    return call("export", workspace.root, *selection, "--out", out, *words)
+
+
+def test_pushed_found_and_answered(
+    hub: Hub, spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    printed = export(spoken_workspace, out, "--license", "CC-BY-4.0", "--push", NAME)
+    ((commit, files),) = hub.commits[NAME]
+    assert f"pushed to hf:{NAME}, commit {commit}" in printed
+    assert f"predict.py --prompt hf:{NAME} FILES" in printed
+    assert files == {path.name: path.read_bytes() for path in out.iterdir()} and len(files) == 3
+    assert f"--prompt hf:{NAME} clip.wav".encode() in files["README.md"]
+    assert "license: cc-by-4.0" in hub.metadata and hub.address.encode() not in files["README.md"]
+
+    hub.commits[NAME].append(
+        ("0" * 40, {**files, "run_me.py": b"1 / 0", "checkpoint_best.pt": b""})
+    )
+    clips = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[:3]
+    expected = Predictor.load([out], spoken_workspace.root)(clips)
+    newest = Predictor.load([f"hf:{NAME}"], spoken_workspace.root)
+    assert newest(clips) == expected
+    folder = find_prompt(f"hf:{NAME}", spoken_workspace).parent
+    assert folder.name == "0" * 40 and {path.name for path in folder.iterdir()} == set(files)
+    pinned = f"hf:{NAME}@{commit}"
+    assert find_prompt(pinned, spoken_workspace).parent.name == commit
+
+    hub.shutdown()
+    hub.server_close()  # from here on the cache alone
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    forget_huggingface_hub()
+    assert find_prompt(f"hf:{NAME}", spoken_workspace).parent == folder
+    message = refused(lambda: find_prompt("hf:somebody/else", spoken_workspace))
+    assert message.startswith("--prompt hf:somebody/else: the Hub cannot be reached")
+
+
+def test_a_strangers_prompt_is_checked_as_any(
+    hub: Hub, spoken_workspace: Workspace, tmp_path: Path
+) -> None:
+    export(spoken_workspace, tmp_path / "out", "--push", NAME)
+    ((_, files),) = hub.commits[NAME]
+    record = json.loads(files[RECORD])
+    changes = {
+        "1" * 40: ({RECORD: json.dumps(record | {"unit_model": "../x"}).encode()}, "a name of"),
+        "2" * 40: ({TENSORS: files[TENSORS][:-1] + b"\0"}, "another SHA-256"),
+        "3" * 40: ({RECORD: b"{"}, "not valid JSON"),
+    }
+    for sha, (change, expected) in changes.items():
+        hub.commits[NAME].append((sha, files | change))
+        word = f"hf:{NAME}@{sha}"
+        assert expected in refused(lambda word=word: Predictor.load([word], spoken_workspace.root))
+    hub.commits[NAME].append(("4" * 40, {"README.md": b""}))
+    message = refused(lambda: find_prompt(f"hf:{NAME}", spoken_workspace))
+    assert "neither prompt.safetensors nor checkpoint_best.pt" in message
+
+
+def test_what_goes_wrong_is_one_line(
+    hub: Hub, spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for word in ("hf:", "hf:name", "hf:a/b/c", "hf:../x", "hf:a b/c"):
+        message = refused(lambda word=word: find_prompt(word, spoken_workspace))
+        assert message == f"--prompt {word}: expected USER/NAME, letters, digits, and _ . - in both"
+    export(spoken_workspace, tmp_path / "out", "--push", NAME)
+    for word in ("hf:somebody/else", f"hf:{NAME}@{'9' * 40}"):
+        message = refused(lambda word=word: find_prompt(word, spoken_workspace))
+        assert f"--prompt {word}: no such repository or revision, or you may not" in message
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    forget_huggingface_hub()
+    with pytest.raises(UserError, match=r"--push .*out is complete\): no such .* log in \(hf auth"):
+        export(spoken_workspace, tmp_path / "out", "--push", NAME)
+    assert read_record(tmp_path / "out").task == "KS"
+
+
+def test_without_huggingface_hub(
+    spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    remedy = "huggingface_hub is not installed; get it by python -m pip install huggingface_hub"
+    assert refused(lambda: find_prompt("hf:a/b", spoken_workspace)) == f"--prompt hf:a/b: {remedy}"
+    with pytest.raises(UserError, match=f"--push a/b: {remedy}"):
+        export(spoken_workspace, tmp_path / "out", "--push", "a/b")
+    assert not (tmp_path / "out").exists()
+
+
+def record(**values: object) -> PromptRecord:
+    known = {"labels_per_utterance": 1, "lm_fingerprint": ""} | values
+    return PromptRecord("KS", "hubert100", 3, "freq", {}, **known)
+
+
+SCORES = {
+    "utterances": 9,
+    "accuracy": 93.54,
+    "accuracy within labels": 95.0,
+    "invalid answers": 1.0,
+}
+
+
+def test_the_facts_that_the_hub_reads() -> None:
+    """huggingface_hub reads them back as its own."""
+    cards = pytest.importorskip("huggingface_hub").ModelCard
+    text = front_matter(record(license="CC-BY-4.0", test=SCORES), "speech_commands", "my prompt")
+    facts = yaml.safe_load(text.split("---\n")[1])
+    assert facts["license"] == "cc-by-4.0" and facts["metrics"] == ["accuracy"]
+    data = cards(text + "# KS\n").data
+    assert (data.library_name, data.pipeline_tag) == ("speechprompt", "audio-classification")
+    assert data.datasets == ["speech_commands"] and "prompt-tuning" in data.tags
+    assert data.model_name == "my prompt"
+    scores = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert scores == {"accuracy": 93.54, "accuracy within labels": 95.0}
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"license": "Of my own: §1"}, {"license": "other", "license_name": "of-my-own-1"}),
+        ({"license": None}, {}),
+        ({"labels_per_utterance": 0, "test": {"WER": 34.2}},
+         {"pipeline_tag": "automatic-speech-recognition", "metrics": ["wer"]}),
+    ],
+)  # fmt: skip
+def test_other_facts(values: dict, expected: dict) -> None:
+    facts = yaml.safe_load(front_matter(record(**values), "corpus", "x").split("---\n")[1])
+    assert facts == facts | expected
+    assert ("license" in facts) == ("license" in expected)
+    assert ("model-index" in facts) == ("test" in values)
