@@ -57,7 +57,8 @@ def share_out(
             splits[number] = wanted[position] if position < len(wanted) else rest
     open_lines = sum(map(len, groups.values()))
     shares = ", ".join(f"{split} {count:g}" for split, count in rows.items())
-    how = f"as given, {open_lines} rows shared out in {len(groups)} groups ({shares} of each)"
+    how = "" if open_lines == len(lines) else "as given, "
+    how += f"{open_lines} rows shared out in {len(groups)} groups ({shares} of each)"
     return splits, how + (f", {splits.count(None)} left out" if None in splits else "")
 
 
