@@ -87,9 +87,8 @@ def test_files_whose_folders_are_columns(tmp_path, capsys):
     assert [len(splits[split]) for split in SPLITS] == [8, 16, 16]
     assert splits["train"][:2] == [Utterance(f"a/x/go/Voice_{n}.wav", ("go",)) for n in (1, 2)]
     assert splits["test"][3] == Utterance("a/x/go/Voice_10.wav", ("go",))
-    assert (
-        "40 rows, splits 40 rows shared out in 4 groups (train 2, valid 4 of each)"
-        in (capsys.readouterr().out)
+    assert "40 rows, splits 40 rows shared out in 4 groups (train 2, valid 4 of each)" in (
+        capsys.readouterr().out
     )
     assert task.listing.passed_over["of another kind"] == {task.root / "a/x/go/notes.txt"}
     with pytest.raises(
@@ -132,9 +131,9 @@ def test_another_size_than_expected_is_said(tmp_path, capsys):
     said = ("table=", "files='{word}/*.wav'", "labels=[word]", "rows={train: 1, valid: 1}")
     task, _ = read(tmp_path, {}, *said, "expected={train: 1, valid: 2, test: 1500, classes: 3}")
     task.generate_manifest()
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     counts = "train 2 (expected 1), test 2 (expected 1,500), classes 2 (expected 3)"
-    assert f"warning, not the corpus's known size: {counts}\n" in said
+    assert f"warning, not the corpus's known size: {counts}\n" in printed
     task, _ = read(tmp_path, {}, *said, "expected={dev: 2}")
     with pytest.raises(UserError, match=r"datarc\.expected: dev: expected one of train, valid"):
         task.generate_manifest()

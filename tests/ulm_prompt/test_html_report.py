@@ -202,6 +202,8 @@ def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
         assert browser.js("document.querySelectorAll('#matrix tbody tr').length") == 4
         numbers = f"[...document.querySelectorAll('{cell}')].map(one => Number(one.innerText))"
         assert sum(browser.js(numbers)) == 29
+        cells = f"[...document.querySelectorAll('{cell}')]"
+        assert browser.js(f"{cells}.every(one => one.style.background)")
         browser.js("document.querySelector('[data-run]').click()")
         assert browser.js(heading) == "answers that differ from s/IC_tiny100_two: 8"
         browser.js("document.querySelector('[data-list=all]').click()")
