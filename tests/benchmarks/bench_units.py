@@ -34,6 +34,7 @@ from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.speech2unit.features import Source, best_device, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
+from tests.benchmarks.measure import Result, machine, matrix_rate, report
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess import ssl_checkpoints
 from tests.preprocess.corpora import tone, write
@@ -49,6 +50,8 @@ BASE = {
 LAYERS = {"hubert": 6, "cpc": 2}
 DIMENSIONS = {"hubert": 768, "cpc": 512}
 BATCH_SECONDS = 60
+GFLOP_A_SECOND = 9.5  # of audio, of HuBERT Base up to layer 6
+SHAPE = (50, 768, 3072)  # a clip of a second in the feed-forward network
 
 
 def main(words: Sequence[str] = ()) -> None:
@@ -57,21 +60,10 @@ def main(words: Sequence[str] = ()) -> None:
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.features, arguments.folder)))
         return
-    print(f"{best_device()[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, arguments.clips)
-        groups = (
-            ("", 8),
-            ("utterances/s", 28),
-            ("x real time", 22),
-            ("peak MB", 20),
-            ("equal", 11),
-        )
-        columns = (("", 8), ("published", 14), ("ours", 7), ("ratio", 7), ("published", 12))
-        columns += (("ours", 10), ("published", 12), ("ours", 8), ("equal units, %", 17))
-        for head in (groups, columns):
-            print("".join(f"{text:>{width}}" for text, width in head))
         is_fast, _ = multiplies_bfloat16(best_device()[0])
         sides = ("published", "ours", *["bfloat16"] * is_fast)
         for features in LAYERS:
@@ -79,7 +71,7 @@ def main(words: Sequence[str] = ()) -> None:
                 {side: run(side, features, folder) for side in sides}
                 for _ in range(arguments.rounds)
             ]
-            report(features, rounds)
+            summarise(features, rounds)
 
 
 def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -192,28 +184,24 @@ def published(features: str, folder: Path, centres: np.ndarray):
     return work
 
 
-def report(features: str, rounds: list[dict[str, dict]]) -> None:
-    """One line of the table: medians over the rounds, the ratio of each round's pair."""
+def summarise(features: str, rounds: list[dict[str, dict]]) -> None:
+    """Report medians over the rounds."""
     sides = {side: [round_[side] for round_ in rounds] for side in rounds[0]}
     count = len(rounds[0]["ours"]["units"])
-    rate = {side: median(count / r["seconds"] for r in found) for side, found in sides.items()}
-    real = {side: median(r["audio"] / r["seconds"] for r in found) for side, found in sides.items()}
-    peak = {side: max(r["peak"] for r in found) for side, found in sides.items()}
-    ratio = median(r["published"]["seconds"] / r["ours"]["seconds"] for r in rounds)
-    print(
-        f"{features:8}{rate['published']:14.1f}{rate['ours']:7.1f}{ratio:6.2f}x"
-        f"{real['published']:12.1f}{real['ours']:10.1f}"
-        f"{peak['published']:12.0f}{peak['ours']:8.0f}"
-        f"{equal(rounds[0]['published'], rounds[0]['ours']):17.3f}",
-        flush=True,
-    )
-    if "bfloat16" in sides:
-        ratio = median(r["ours"]["seconds"] / r["bfloat16"]["seconds"] for r in rounds)
-        print(
-            f"{'':8}in bfloat16 {rate['bfloat16']:.1f} utterances/s, {ratio:.2f} times ours in "
-            f"float32, {equal(rounds[0]['ours'], rounds[0]['bfloat16']):.2f} % equal units",
-            flush=True,
-        )
+    spent = {side: median(r["seconds"] for r in runs) for side, runs in sides.items()}
+    peak = {side: max(r["peak"] for r in runs) for side, runs in sides.items()}
+    audio = rounds[0]["ours"]["audio"]
+    theirs = 1e3 * spent["published"] / count
+    for side in sides.keys() - {"published"}:
+        dtype = torch.bfloat16 if side == "bfloat16" else torch.float32
+        bound = [None, None]
+        if features == "hubert":
+            bound = [GFLOP_A_SECOND * audio / spent[side], matrix_rate(dtype, SHAPE)]
+        note = f"{equal(rounds[0]['published'], rounds[0][side]):.3f} % of the units equal, random "
+        note += f"weights; peak {peak['published']:.0f} and {peak[side]:.0f} MB"
+        what = f"{features} units, {count} clips, {str(dtype).removeprefix('torch.')}"
+        milliseconds = 1e3 * spent[side] / count
+        report(Result(what, theirs, milliseconds, "ms an utterance", *bound, note))
 
 
 def equal(one: dict, other: dict) -> float:
