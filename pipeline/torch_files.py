@@ -30,7 +30,7 @@ _SETTINGS = [argparse.Namespace, OrderedDict, defaultdict, dict, list, int, Any]
 _OMEGACONF = [DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode]
 _NUMPY = [
     *(
-        (getattr(np.core.multiarray, name), f"{package}.multiarray.{name}")
+        (getattr(np._core.multiarray, name), f"{package}.multiarray.{name}")
         for name in ("scalar", "_reconstruct")
         for package in ("numpy.core", "numpy._core")  # before numpy 2 and since
     ),

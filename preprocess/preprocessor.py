@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from pipeline.config import save_config
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.file_kinds import kind_of_file
 from pipeline.files import read_json, sha256, write_json
+from pipeline.progress import progress_bar
 from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
@@ -33,7 +34,7 @@ from preprocess.actions.manifest import (
 )
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
-from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
+from preprocess.speech2unit.features import FeatureReader, Source, feature_reader
 
 
 class Utterance(NamedTuple):
@@ -60,12 +61,13 @@ class Preprocessor(Generic[ConfigType]):
     slots: tuple[str, ...]  # the kinds of labels, such as action, object, location
 
     def __init__(
-        self, downstream: str, config: ConfigType, workspace: Workspace, skip_bad: bool = False
-    ) -> None:
+        self, downstream: str, config: ConfigType, workspace: Workspace, skip_bad: bool = False,
+        device: str = "auto",
+    ) -> None:  # fmt: skip
         self.downstream = downstream
         self.config = config
         self.workspace = workspace
-        self.skip_bad = skip_bad
+        self.skip_bad, self.device = skip_bad, device
         self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
         self.listing = Listing()
         self.data = workspace.downstream_data(downstream)
@@ -195,7 +197,7 @@ class Preprocessor(Generic[ConfigType]):
         frames: dict[str, int] = {}
         rates: dict[str, int] = {}
         tally = Tally()
-        for path in tqdm(paths, f"{self.downstream} headers", unit="file", disable=None):
+        for path in progress_bar(paths, desc=f"{self.downstream} headers", unit="file"):
             try:
                 frames[path], rates[path], notes = measured(self.root / path, path in whole)
                 tally.add(notes)
@@ -219,12 +221,12 @@ class Preprocessor(Generic[ConfigType]):
         return " ".join(labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the best device, with its reason printed.
+        """The configured features, on the chosen device, with the reason printed.
 
         ``all_layers``: every layer's, of waveforms normalised as the checkpoint says.
         """
         settings = self.config.fairseqrc
-        device, why = best_device()
+        device, why = choose_device(self.device)
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
         source = Source(self.ckpt_path, *layer, device, all_layers)
         reader = feature_reader(settings.feature_type, source)

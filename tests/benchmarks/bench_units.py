@@ -28,9 +28,10 @@ import soundfile
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from pipeline.devices import choose_device
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
-from preprocess.speech2unit.features import Source, best_device, feature_reader, written
+from preprocess.speech2unit.features import Source, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess import ssl_checkpoints
@@ -55,7 +56,7 @@ def main(words: Sequence[str] = ()) -> None:
     if arguments.side:
         print(json.dumps(measure(arguments.side, arguments.features, arguments.folder)))
         return
-    print(f"{best_device()[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{choose_device()[1]}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, arguments.clips)
@@ -113,7 +114,7 @@ def prepare(folder: Path, count: int) -> None:
 
 def build(features: str, folder: Path):
     """Our reader."""
-    source = Source(folder / f"{features}.pt", LAYERS[features], device=best_device()[0])
+    source = Source(folder / f"{features}.pt", LAYERS[features], device=choose_device()[0])
     return feature_reader(features, source)
 
 
@@ -143,7 +144,7 @@ def measure(side: str, features: str, folder: Path) -> dict[str, object]:
 
 def ours(features: str, folder: Path, centres: np.ndarray):
     """The stream that ``--action quantized`` runs."""
-    device = best_device()[0]
+    device = choose_device()[0]
     kmeans = KMeans(centres, device)
     encoder = Encoder(
         build(features, folder), lambda frames: written(kmeans(frames)), device, BATCH_SECONDS

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 
 LARGE = 30_000_000  # LM parameters; on smaller LMs bfloat16 saves little or is slower
@@ -21,6 +22,8 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torc
     """
     if name != "auto":
         return getattr(torch, name), "as asked"
+    if device.type == "mps":
+        return torch.float32, "bfloat16 is not measured on Apple's GPU"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         fast, what = major >= 8, f"compute capability {major}.{minor}"
@@ -41,11 +44,11 @@ def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
 
     Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, why = choose_device()
     dtype, reason = choose_dtype(name, device, parameters)
     chosen = str(dtype).removeprefix("torch.")
     if name == "auto":
-        print(f"dtype {chosen}: {reason}")
+        print(f"dtype {chosen}: {reason}; computes on {why}")
     if whole_lm and chosen == "float16" and device.type == "cpu":
         raise UserError(
             "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "

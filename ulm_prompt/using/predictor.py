@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.runs import torch_threads
 from pipeline.unit_models import UnitModel, find_unit_model
@@ -87,11 +88,12 @@ class Predictor:
 
     def __init__(
         self, prompts: dict[str, _Prompt], speech: SpeechToUnits, symbols: dict[str, int],
-        parameters: int,
+        parameters: int, computes_on: str,
     ) -> None:  # fmt: skip
         self.records = {name: prompt.record for name, prompt in prompts.items()}
         self._prompts, self._speech, self._symbols = prompts, speech, symbols
         self.audio = Tally()  # of all recordings so far
+        self.computes_on = computes_on  # the device, why it was chosen, and the dtype
         self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
@@ -102,6 +104,7 @@ class Predictor:
         unit_model: str | None = None,
         model_date: str | None = None,
         dtype: str = "auto",
+        device: str = "auto",
     ) -> Predictor:
         """Find the ``prompts`` (tasks, folders or files) and load what they share, once. With none,
         the prompt that comes with the repository answers.
@@ -110,6 +113,7 @@ class Predictor:
         does not go with the others, and for a missing LM, k-means or speech model.
         """
         prompts = prompts or [shipped_prompt()]
+        on, why = choose_device(device)
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
@@ -128,16 +132,16 @@ class Predictor:
         unit_lm = load_unit_lm(files.lm_folder)
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, _ = choose_dtype(dtype, device, unit_lm.parameters)
-        lms = [CachedLM(model.to(device), symbols.pad(), symbols.eos()) for model in models]
+        chosen, _ = choose_dtype(dtype, on, unit_lm.parameters)
+        lms = [CachedLM(model.to(on), symbols.pad(), symbols.eos()) for model in models]
         for lm in lms:  # every prompt is projected by now, in float32
             lm.to(chosen)
         loaded = {
             name: _Prompt(record, lm, LabelAnswers(record, symbols))
             for name, record, lm in zip(names, records, lms)
         }
-        return cls(loaded, SpeechToUnits(files), symbols.indices, unit_lm.parameters)
+        speech = SpeechToUnits(files, on)
+        return cls(loaded, speech, symbols.indices, unit_lm.parameters, f"{why}, {chosen}")
 
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
