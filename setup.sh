@@ -61,7 +61,7 @@ hashed --no-build-isolation -r locks/packages.txt
 READTHEDOCS=1 hashed --no-deps --no-build-isolation -r locks/fairseq.txt
 install --no-deps --no-build-isolation -e . # this repository, in place: its scripts find its packages
 # once, on all cores: every stage is a process of its own, and fairseq imports thousands of files
-.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
+PYTHONWARNINGS=ignore .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 .venv/bin/python - <<'PYTHON'
 import sys
 import torch

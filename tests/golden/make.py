@@ -23,29 +23,27 @@ from sklearn.cluster import KMeans
 
 HERE = Path(__file__).resolve().parent
 PACKED = HERE.parents[1] / "demo" / "speech_commands"
-WORDS = ("up", "no", "stop")
-SPLITS = {"train": 3, "valid": 1, "test": 1}  # clips of each word
+# the words of the clips; the most frequent is not the first
+SPLITS = {"train": "no up up stop up no", "valid": "up no", "test": "stop up"}
 UNIT_MODEL, CLUSTERS = "golden16", 16
 LEAST_MARGIN = 0.02  # squared distance by which a frame's centre is nearest: float32 rounds less
 
 
 def clips() -> list[tuple[str, str, np.ndarray]]:
-    """(split, word, samples) of the first clips of each word, int16."""
+    """(split, word, samples) of a word's first clips, int16."""
     with open(PACKED / "clips.csv", encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    chosen = []
-    for word in WORDS:
+    waveforms = {}
+    for word in set(" ".join(SPLITS.values()).split()):
         folder = f"speech_commands_v0.01/{word}"
         packed, _ = soundfile.read(PACKED / f"{folder}.opus", dtype="int16")
-        lengths = [int(row["samples"]) for row in rows if row["folder"] == folder]
-        ends = np.cumsum(lengths)
-        splits = [split for split, count in SPLITS.items() for _ in range(count)]
-        chosen += [
-            (split, word, packed[end - length : end])
-            for split, end, length in zip(splits, ends, lengths, strict=False)
-        ]
-    order = list(SPLITS)
-    return sorted(chosen, key=lambda clip: order.index(clip[0]))
+        ends = np.cumsum([int(row["samples"]) for row in rows if row["folder"] == folder])
+        waveforms[word] = iter(np.split(packed, ends))
+    return [
+        (split, word, next(waveforms[word]))
+        for split, words in SPLITS.items()
+        for word in words.split()
+    ]
 
 
 def logmel(samples: np.ndarray) -> np.ndarray:
