@@ -19,7 +19,7 @@ LOCKS = sorted((REPOSITORY / "locks").glob("*.txt"))
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}")
 LINE = re.compile(r"\| `([\w.-]+)` \| (.*) \| (.*) \|")
 # run, not imported: the Makefile's -n auto, make lint; builders of packages without a wheel
-COMMANDS = {"pytest-xdist", "ruff", "setuptools", "wheel"}
+COMMANDS = {"mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}
 
 
 def locked() -> dict[str, set[str]]:
