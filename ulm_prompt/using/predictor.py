@@ -127,8 +127,8 @@ class Predictor:
         ]
         if len(set(names)) < len(names):
             raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
-        unit_model = find_unit_model(records[0].unit_model, home)
-        files = _unit_files(records, unit_model.shipped if shipped else unit_model)
+        known = find_unit_model(records[0].unit_model, home)
+        files = _unit_files(records, known.shipped if shipped else known)
         unit_lm = load_unit_lm(files.lm_folder)
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
@@ -159,10 +159,12 @@ class Predictor:
     def _answered(
         self, loaded: Sequence[Waveform | BadAudio], top: int
     ) -> list[dict[str, list[Prediction]] | BadAudio]:
-        good = [number for number, item in enumerate(loaded) if isinstance(item, Waveform)]
+        good = {i: item.samples for i, item in enumerate(loaded) if isinstance(item, Waveform)}
         with torch_threads(self._threads):
-            units = self._speech([torch.from_numpy(loaded[number].samples) for number in good])
-        results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
+            units = self._speech([torch.from_numpy(samples) for samples in good.values()])
+        results: list[dict[str, list[Prediction]] | BadAudio] = [
+            item if isinstance(item, BadAudio) else {} for item in loaded
+        ]
         for number, answers in zip(good, self.answers(units, top)):
             results[number] = answers
         return results
@@ -178,14 +180,17 @@ class Predictor:
         """
         notes: dict[str, None] = {}
         try:
-            is_file = isinstance(audio, (str, Path))
-            recording = Path(audio) if is_file else array_waveform(audio).samples
+            if isinstance(audio, (str, Path)):
+                recording: Path | np.ndarray = Path(audio)
+            else:
+                recording = array_waveform(audio).samples
             pieces = find_pieces(recording, longest or LONGEST)
             for first in range(0, len(pieces), PIECES):
                 batch = pieces[first : first + PIECES]
                 loaded = [self._long_enough(heard_of(recording, piece)) for piece in batch]
                 notes |= dict.fromkeys(note for heard in loaded for note in heard.notes)
                 for piece, answers in zip(batch, self._answered(loaded, top)):
+                    assert not isinstance(answers, BadAudio)  # every piece is a waveform
                     yield Segment(piece.start, piece.end, answers)
         except BadAudio as error:
             self.audio.add(error)
