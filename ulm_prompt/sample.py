@@ -89,7 +89,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     begun = sample_file.begun_in(part) if args.dtype == "auto" else None
     dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
     reason = f"as in {part.name}" if begun else reason
-    print(f"{pair.task} {pair.unit_model}: {dtype} ({reason}) on {why}", flush=True)
+    print(f"{pair.task} {pair.unit_model}: computes on {why}, in {dtype} ({reason})", flush=True)
     symbols = unit_lm.dictionary
     if model.label_map is not None:
         symbols = label_names.with_joint_names(symbols, card.verbal.values())

@@ -40,15 +40,14 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torc
 
 
 def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
-    """The dtype that a recipe's ``dtype`` stands for on this machine; ``auto`` prints the reason.
+    """The dtype that a recipe's ``dtype`` stands for on this machine. Prints it and the device.
 
     Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
     """
     device, why = choose_device()
     dtype, reason = choose_dtype(name, device, parameters)
     chosen = str(dtype).removeprefix("torch.")
-    if name == "auto":
-        print(f"dtype {chosen}: {reason}; computes on {why}")
+    print(f"computes on {why}, in {chosen} ({reason})")
     if whole_lm and chosen == "float16" and device.type == "cpu":
         raise UserError(
             "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "

@@ -132,7 +132,7 @@ class Predictor:
         unit_lm = load_unit_lm(files.lm_folder)
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
-        chosen, _ = choose_dtype(dtype, on, unit_lm.parameters)
+        chosen, reason = choose_dtype(dtype, on, unit_lm.parameters)
         lms = [CachedLM(model.to(on), symbols.pad(), symbols.eos()) for model in models]
         for lm in lms:  # every prompt is projected by now, in float32
             lm.to(chosen)
@@ -140,8 +140,8 @@ class Predictor:
             name: _Prompt(record, lm, LabelAnswers(record, symbols))
             for name, record, lm in zip(names, records, lms)
         }
-        speech = SpeechToUnits(files, on)
-        return cls(loaded, speech, symbols.indices, unit_lm.parameters, f"{why}, {chosen}")
+        speech, said = SpeechToUnits(files, on), f"{why}, in {chosen} ({reason})"
+        return cls(loaded, speech, symbols.indices, unit_lm.parameters, said)
 
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
