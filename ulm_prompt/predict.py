@@ -78,11 +78,11 @@ def main() -> None:
     predictor = Predictor.load(
         args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype, args.device
     )
-    report(f"computes on {predictor.computes_on}")
     if not args.prompt:
         for record in predictor.records.values():
             names = " ".join(label["name"] for label in record.labels.values())
             report(f"prompt {shipped_prompt().name}, which knows {names}")
+    report(f"computes on {predictor.computes_on}")
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0

@@ -110,8 +110,8 @@ def test_training_ends_with_a_batch_that_does_not_fit(
 
 
 def test_a_name_that_numpy_2_removed_is_there_for_fairseq_alone() -> None:
-    rows = [torch.zeros(3), torch.zeros(5)]
+    rows, before = [torch.zeros(3), torch.zeros(5)], hasattr(np, "compat")
     with patched():
         pairs = LanguagePairDataset(rows, np.array([3, 5]), tiny.dictionary(), num_buckets=1)
     assert pairs.bucketed_num_tokens.tolist() == [5, 5]
-    assert not hasattr(np, "compat")
+    assert hasattr(np, "compat") == before
