@@ -28,6 +28,7 @@ bench: setup
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/mypy
 
 lock:
 	python3 locks/lock.py

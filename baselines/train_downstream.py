@@ -12,13 +12,13 @@ import dataclasses
 from baselines.classifiers.answers import Slots, answers_path, card_path, parse_flags, write_answers
 from baselines.classifiers.downstream import CONFIG, Settings, Split, load_settings, train
 from baselines.classifiers.means import COMMAND, read_means, read_plan
+from pipeline.devices import choose_device
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json, write_json
 from pipeline.rows import SPLITS
 from pipeline.runs import provenance
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
-from preprocess.speech2unit.features import best_device
 from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 
 MODEL = "checkpoint_best.pt"
@@ -67,7 +67,7 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
             print(f"{pair.task} {unit_model}: {card_file.parent} exists already")
             return
         slots = Slots(workspace.downstream_data(downstream) / "manifest/labels.json")
-        device, why = best_device()
+        device, why = choose_device()
         splits = {}
         for split in SPLITS:
             means, entries, index = read_means(workspace, downstream, unit_model, split)

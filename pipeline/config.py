@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
@@ -32,7 +32,7 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     config = load_yaml(path)
     try:
         layers = OmegaConf.structured(schema), config, OmegaConf.from_dotlist(list(overrides))
-        return OmegaConf.to_object(OmegaConf.merge(*layers))
+        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(*layers)))
     except Exception as error:  # omegaconf raises nearly anything
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)

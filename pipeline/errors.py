@@ -114,8 +114,8 @@ def _printable(error: UnicodeError) -> tuple[str | bytes, int]:
     """What is printed instead: a name's own bytes where it is not UTF-8, else JSON's escapes."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeEncodeError:
-        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+    except UnicodeEncodeError as its:
+        return json.dumps(its.object[its.start : its.end])[1:-1], its.end
 
 
 def _while_importing(

@@ -7,7 +7,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.errors import UserError
 
@@ -33,7 +33,7 @@ def ranks() -> Ranks:
     if values[0] is None and values[1] in (None, "1"):
         return Ranks()
     try:
-        return Ranks(*(int(value) for value in values))
+        return Ranks(*(int(value or "") for value in values))
     except (TypeError, ValueError):
         raise UserError(
             f"RANK, WORLD_SIZE, LOCAL_RANK = {values}: expected three numbers from torchrun, "
@@ -78,7 +78,7 @@ def on_main(here: Ranks, work: Callable[[], T]) -> T:
         return work()
     from torch import distributed
 
-    outcome = [None, False]  # the result, and whether there is one
+    outcome: list[Any] = [None, False]  # the result, and whether there is one
     try:
         if here.main:
             outcome = [work(), True]

@@ -27,10 +27,10 @@ def run_script(
     """Print a script's command line, run it from the repository's root, print its lines as they
     come, each after ``prefix``, and return its exit code. ``environment``: variables to change.
     """
-    words = [str(word) for word in words]
-    print(f"{prefix}$ python {shlex.join(words)}", flush=True)
+    command = [str(word) for word in words]
+    print(f"{prefix}$ python {shlex.join(command)}", flush=True)
     with subprocess.Popen(
-        [sys.executable, *words],
+        [sys.executable, *command],
         cwd=REPOSITORY,
         env=os.environ | (environment or {}),
         stdout=subprocess.PIPE,
@@ -40,7 +40,7 @@ def run_script(
         text=True,
     ) as process:
         RUNNING.add(process)
-        for line in process.stdout:
+        for line in process.stdout or ():
             print(prefix + line, end="", flush=True)
     RUNNING.discard(process)
     return process.returncode

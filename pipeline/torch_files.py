@@ -30,8 +30,8 @@ _SETTINGS = [argparse.Namespace, OrderedDict, defaultdict, dict, list, int, Any]
 _OMEGACONF = [DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode]
 _NUMPY = [
     *(
-        (getattr(np.core.multiarray, name), f"{package}.multiarray.{name}")
-        for name in ("scalar", "_reconstruct")
+        (value.__reduce__()[0], f"{package}.multiarray.{name}")
+        for name, value in (("scalar", np.float64()), ("_reconstruct", np.array(0)))
         for package in ("numpy.core", "numpy._core")  # before numpy 2 and since
     ),
     np.ndarray,

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from pipeline.config import save_config
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.file_kinds import kind_of_file
 from pipeline.files import read_json, write_json
+from pipeline.progress import progress_bar
 from pipeline.rows import SPLITS, check_name, write_rows
 from pipeline.runs import provenance
 from pipeline.unit_models import find_unit_model
@@ -24,17 +25,12 @@ from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
 from preprocess.actions.corpus import Listing, located, notes
 from preprocess.actions.manifest import (
-    Entry,
-    distinct,
-    inside,
-    made_from,
-    unit_rows,
-    write_manifest,
-)
+    Entry, distinct, inside, made_from, unit_rows, write_manifest,
+)  # fmt: skip
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit import features
 from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
-from preprocess.speech2unit.features import FeatureReader, Source, best_device, feature_reader
+from preprocess.speech2unit.features import FeatureReader, Source, feature_reader
 from preprocess.speech2unit.hf_checkpoint import fingerprint
 
 
@@ -62,12 +58,13 @@ class Preprocessor(Generic[ConfigType]):
     slots: tuple[str, ...]  # the kinds of labels, such as action, object, location
 
     def __init__(
-        self, downstream: str, config: ConfigType, workspace: Workspace, skip_bad: bool = False
-    ) -> None:
+        self, downstream: str, config: ConfigType, workspace: Workspace, skip_bad: bool = False,
+        device: str = "auto",
+    ) -> None:  # fmt: skip
         self.downstream = downstream
         self.config = config
         self.workspace = workspace
-        self.skip_bad = skip_bad
+        self.skip_bad, self.device = skip_bad, device
         self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
         self.listing = Listing()
         self.data = workspace.downstream_data(downstream)
@@ -198,7 +195,7 @@ class Preprocessor(Generic[ConfigType]):
         frames: dict[str, int] = {}
         rates: dict[str, int] = {}
         tally = Tally()
-        for path in tqdm(paths, f"{self.downstream} headers", unit="file", disable=None):
+        for path in progress_bar(paths, desc=f"{self.downstream} headers", unit="file"):
             try:
                 frames[path], rates[path], notes = measured(self.root / path, path in whole)
                 tally.add(notes)
@@ -222,18 +219,18 @@ class Preprocessor(Generic[ConfigType]):
         return " ".join(labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the best device, with its reason printed.
+        """The configured features, on the chosen device, with the reason printed.
 
         ``all_layers``: every layer's, of waveforms normalised as the checkpoint says.
         """
         settings = self.config.fairseqrc
-        device, why = best_device()
+        device, why = choose_device(self.device)
         features.check_dtype(settings.dtype, device)
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
         source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
-        note = getattr(reader, "note", "")
-        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{note}")
+        why += getattr(reader, "note", "")
+        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}")
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.errors import UserError, run
+from pipeline.progress import add_quiet
 from pipeline.unit_models import UnitModel, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
 from pretrained_models.fetching.pretrained import PretrainedModels
@@ -64,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
     )
+    add_quiet(parser)
     return parser.parse_args()
 
 

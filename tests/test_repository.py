@@ -59,7 +59,7 @@ def test_light_scripts_import_neither_torch_nor_fairseq(script: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

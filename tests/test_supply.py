@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ LOCKS = sorted((REPOSITORY / "locks").glob("*.txt"))
 HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}")
 LINE = re.compile(r"\| `([\w.-]+)` \| (.*) \| (.*) \|")
 # run, not imported: the Makefile's -n auto, make lint; builders of packages without a wheel
-COMMANDS = {"pytest-xdist", "ruff", "setuptools", "wheel"}
+COMMANDS = {"mypy", "pytest-xdist", "ruff", "setuptools", "wheel"}
 
 
 def locked() -> dict[str, set[str]]:
@@ -148,3 +149,18 @@ def test_nothing_is_pinned_that_nothing_imports() -> None:
     }
     for name in REQUIREMENTS:
         assert not pins(name).keys() - provided - COMMANDS, name
+
+
+@pytest.mark.parametrize(
+    ("says", "found"), [("echo 3.14", "3.14"), ("exit 1", "not found")], ids=["3.14", "none"]
+)
+def test_set_up_names_a_python_that_it_cannot_use(tmp_path: Path, says: str, found: str) -> None:
+    """Before it touches .venv."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{says}\n")
+    python.chmod(0o755)
+    command = ["bash", str(REPOSITORY / "setup.sh")]
+    environment = os.environ | {"PYTHON": str(python), "UV": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    expected = f"error: expected Python 3.11, 3.12 or 3.13, found {python} ({found}); install one"
+    assert result.returncode == 2 and result.stderr.startswith(expected), result.stderr

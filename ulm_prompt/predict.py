@@ -14,9 +14,9 @@ import sys
 import time
 from collections import Counter
 
-from tqdm import tqdm
-
+from pipeline.devices import add_device
 from pipeline.errors import UserError, run
+from pipeline.progress import add_quiet, progress_bar, report
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
@@ -56,6 +56,8 @@ def parse() -> argparse.Namespace:
     flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
     flag("--serve", action="store_true", help="a page to record or drop a file; needs gradio")
     add_dtype(flag)
+    add_device(parser)
+    add_quiet(parser, prints_answers=True)
     add_workspace(parser)
     args = parser.parse_args()
     if not 1 <= args.top <= MOST_ANSWERS:
@@ -82,12 +84,13 @@ def main() -> None:
     from ulm_prompt.using.predictor import BadAudio, Predictor
 
     predictor = Predictor.load(
-        args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype
+        args.prompt, args.workspace, args.unit_model, args.model_date, args.dtype, args.device
     )
     if not args.prompt:
         for record in predictor.records.values():
             names = " ".join(label["name"] for label in record.labels.values())
-            print(f"prompt {shipped_prompt().name}, which knows {names}", file=sys.stderr)
+            report(f"prompt {shipped_prompt().name}, which knows {names}")
+    report(f"computes on {predictor.computes_on}")
     if args.serve:
         from ulm_prompt.using.serve import serve
 
@@ -99,11 +102,11 @@ def main() -> None:
     start = time.perf_counter()
     passed_over: Counter[str] = Counter()
     files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
-    with tqdm(total=files, unit="file", disable=None, file=sys.stderr) as bar:
+    with progress_bar(total=files, unit="file") as bar:
         for batch in as_they_arrive(stream(sources, passed_over), BATCH):
             answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
             for path, times, result in answers:
-                with tqdm.external_write_mode(file=sys.stdout):
+                with bar.external_write_mode(file=sys.stdout):
                     if isinstance(result, BadAudio):
                         bad += 1
                         print(f"no answer: {on_a_line(path)}: {result}", file=sys.stderr)
@@ -115,14 +118,13 @@ def main() -> None:
     seconds = time.perf_counter() - start
     what = "segments" if args.segments else "utterances"
     left_out = ", ".join(f"{number:,} {kind}" for kind, number in (+passed_over).items())
-    print(
+    report(
         f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
         f"by {', '.join(predictor.records)}"
         + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else "")
         + (f"; passed over: {left_out}" if left_out else ""),
-        file=sys.stderr,
     )
-    print(predictor.audio, file=sys.stderr)
+    report(predictor.audio)
     if bad:
         sys.exit(1)
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipeline.devices import add_device, choose_device
 from pipeline.errors import UserError, run
 from pipeline.files import holding, sha256
+from pipeline.progress import add_quiet, progress_bar
 from pipeline.rows import read_rows
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
@@ -74,7 +76,6 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         return
 
     import torch
-    from tqdm import tqdm
 
     from ulm_prompt.prompt_lm import checkpoint
     from ulm_prompt.prompt_lm.cache import CachedLM
@@ -83,12 +84,12 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     from ulm_prompt.prompt_lm.precision import choose_dtype
 
     part = target.with_name(target.name + ".part")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, why = choose_device(args.device)
     model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
     begun = sample_file.begun_in(part) if args.dtype == "auto" else None
     dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
     reason = f"as in {part.name}" if begun else reason
-    print(f"{pair.task} {pair.unit_model}: {dtype} on {device}, {reason}", flush=True)
+    print(f"{pair.task} {pair.unit_model}: computes on {why}, in {dtype} ({reason})", flush=True)
     symbols = unit_lm.dictionary
     if model.label_map is not None:
         symbols = label_names.with_joint_names(symbols, card.verbal.values())
@@ -111,7 +112,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         if answers:
             print(f"{part}: resumes after {len(answers):,} of {len(rows):,} utterances")
         cached = CachedLM(model.to(device), symbols.pad(), symbols.eos(), dtype)
-        with tqdm(total=len(rows), initial=len(answers), desc=pair.task, disable=None) as bar:
+        with progress_bar(total=len(rows), initial=len(answers), desc=pair.task) as bar:
             for batch in decode(cached, rows, labels, options, frozenset(answers)):
                 answers.add({done.row: sample_file.entry(done, symbols) for done in batch})
                 bar.update(len(batch))
@@ -132,6 +133,8 @@ def main() -> None:
     file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
     parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)
+    add_device(parser)
+    add_quiet(parser)
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
     sample_file.check_search(args)

@@ -11,6 +11,7 @@ import contextlib
 
 from pipeline.errors import run
 from pipeline.files import holding
+from pipeline.progress import add_quiet
 from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
@@ -35,6 +36,7 @@ def parse() -> argparse.Namespace:
     flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
     flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_selection(parser, verbalizer=True)
+    add_quiet(parser)
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.config import save_config
 from pipeline.errors import UserError, run
 from pipeline.files import holding, writing
+from pipeline.progress import add_quiet
 from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace, name_part
@@ -38,6 +39,7 @@ def parse() -> argparse.Namespace:
     flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
     flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_workspace(parser)
+    add_quiet(parser)
     return parser.parse_args()
 
 

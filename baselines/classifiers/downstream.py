@@ -11,10 +11,10 @@ import torch
 from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.progress import progress_bar
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
 
@@ -118,7 +118,7 @@ def train(
     curve: dict[int, float] = {}
     best: dict[str, Tensor] = {}
     order: list[Tensor] = []
-    for update in tqdm(range(1, settings.max_update + 1), disable=None, mininterval=1):
+    for update in progress_bar(range(1, settings.max_update + 1)):
         if not order:
             rows = torch.randperm(len(data.index), generator=generator).to(device)
             order = list(rows.split(settings.batch_size))

@@ -21,10 +21,10 @@ import espeakng_loader
 import numpy as np
 import soundfile
 import soxr
-from tqdm import tqdm
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, write_json
+from pipeline.progress import progress_bar
 from pipeline.rows import SPLITS
 
 SAMPLE_RATE = 16_000
@@ -138,7 +138,7 @@ def speak(folder: Path, clips: Clips, seed: tuple[int, int], title: str, workers
         parent.mkdir(parents=True, exist_ok=True)
     with multiprocessing.Pool(workers, maxtasksperchild=1) as pool:
         done = pool.imap_unordered(_record, jobs)
-        list(tqdm(done, title, len(jobs), unit="voice", disable=None))
+        list(progress_bar(done, desc=title, total=len(jobs), unit="voice"))
 
 
 def _record(job: tuple[Path, Speaker, dict[str, str], tuple[int, int]]) -> None:

@@ -9,16 +9,14 @@ each split.
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256
+from pipeline.progress import progress_bar
 from pipeline.ranks import Ranks, on_main, wait_for_all
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
@@ -43,9 +41,7 @@ class Progress:
     """
 
     def __init__(self, title: str, files: int) -> None:
-        self._bar = tqdm(
-            total=files, desc=title, unit="file", disable=not sys.stderr.isatty(), mininterval=0.5
-        )
+        self._bar = progress_bar(total=files, desc=title, unit="file")
         self._start = time.monotonic()
         self._seconds = 0.0
 

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import load_config
+from pipeline.devices import add_device
 from pipeline.errors import UserError
+from pipeline.progress import add_quiet
 from pipeline.ranks import Ranks
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
@@ -80,7 +82,7 @@ def load_downstream(
     workspace = Workspace(arguments.workspace.resolve())
     if not any(override.startswith("taskrc.unit_model=") for override in overrides):
         use_offline_default(config, workspace, say)
-    return classes[0](name, config, workspace, arguments.skip_bad)
+    return classes[0](name, config, workspace, arguments.skip_bad, arguments.device)
 
 
 def use_offline_default(config: Config, workspace: Workspace, say: Callable[[str], object]) -> None:
@@ -110,6 +112,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip_bad", action="store_true", help=skip)
     parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
     parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
+    add_device(parser)
+    add_quiet(parser)
     parser.add_argument(
         "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
     )

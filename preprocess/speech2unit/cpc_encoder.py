@@ -26,7 +26,7 @@ _LEADS = (30, 7, 3, 1, 0)
 _LEAD = 153  # the same in samples; after its first sample a frame sees 311 more
 _MARGIN = 2  # a stretch of n frames sees less than (n + 2) * 160 samples
 
-_MOST_FRAMES = {"cpu": 200, "cuda": 20_000}  # at once; the first layer holds 64 KiB a frame
+_MOST_FRAMES = {"cpu": 200}  # at once; the first layer holds 64 KiB a frame
 
 
 class Stretch(NamedTuple):
@@ -58,7 +58,7 @@ class ConvEncoder:
             for index, stride in enumerate(STRIDES)
         ]
         self._device = device
-        self._most = _MOST_FRAMES.get(device.type, _MOST_FRAMES["cpu"])
+        self._most = _MOST_FRAMES.get(device.type, 20_000)
 
     def __call__(self, stretches: Sequence[Stretch]) -> list[torch.Tensor]:
         """Map stretches to (count, C) each, on the device."""

@@ -119,15 +119,6 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> It
         yield group
 
 
-def best_device() -> tuple[torch.device, str]:
-    """The device to compute on, and its description."""
-    if torch.cuda.is_available():
-        # with its number: for other threads a bare "cuda" is the first GPU
-        device = torch.device("cuda", torch.cuda.current_device())
-        return device, f"GPU {torch.cuda.get_device_name()}"
-    return torch.device("cpu"), "CPU, no GPU found"
-
-
 def written(units: torch.Tensor) -> str:
     """Map (T,) units to ``"71 71 12"``."""
     return " ".join(map(str, units.tolist()))

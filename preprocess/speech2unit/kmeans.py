@@ -35,20 +35,20 @@ class KMeans:
         self.dim = centres.shape[1]
         self._twice = np.ascontiguousarray(-2 * centres).T  # (D, K)
         self._squares = np.einsum("kd,kd->k", centres, centres)  # (K,)
-        self._device = device
+        self._on_gpu = device.type not in ("cpu", "mps")  # float64 centres need float64
         # Another number of threads rounds numpy's products differently. The limit holds for the
         # whole process, since the caller's threads come here together.
         threadpool_limits(1, user_api="blas")
-        if device.type != "cpu":
+        if self._on_gpu:
             self._twice = torch.from_numpy(self._twice).to(device)
             self._squares = torch.from_numpy(self._squares).to(device)
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Map (T, D) features to (T,) units: argmin ||x - c||^2 = argmin (||c||^2 - 2 x.c)."""
-        if self._device.type != "cpu":
+        if self._on_gpu:
             scores = torch.addmm(self._squares, features.to(self._twice), self._twice)  # (T, K)
             return scores.argmin(dim=1)
-        frames = features.numpy().astype(self._twice.dtype, copy=False)
+        frames = features.cpu().numpy().astype(self._twice.dtype, copy=False)
         return torch.from_numpy((frames @ self._twice + self._squares).argmin(axis=1))
 
 

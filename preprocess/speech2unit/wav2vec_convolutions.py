@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from pipeline.devices import in_float64
 from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
 from preprocess.speech2unit.features import tf32
 
@@ -115,14 +116,15 @@ class _Scaled:
     """
 
     def __init__(self, conv: _Conv, waveforms: torch.Tensor) -> None:
-        weight = torch.cat(conv.taps).double()  # (K, C)
-        scale, shift = (value.double() for value in conv.norm)
+        weight = in_float64(torch.cat(conv.taps))  # (K, C)
+        scale, shift = map(in_float64, conv.norm)
         windows = waveforms.unfold(1, conv.kernel, conv.stride)  # (B, T, K)
         mean, covariance = _moments(windows)  # (B, K), (B, K, K)
         variance = ((covariance @ weight) * weight).sum(dim=1)  # (B, C)
         scale = scale * torch.rsqrt(variance.clamp_min(0) + _EPSILON)  # (B, C)
-        self.weight = (weight * scale.unsqueeze(1)).float()  # (B, K, C)
-        self.bias = (shift - (mean @ weight) * scale).float().unsqueeze(1)  # (B, 1, C)
+        self.weight = (weight * scale.unsqueeze(1)).float().to(waveforms.device)  # (B, K, C)
+        bias = (shift - (mean @ weight) * scale).float()  # (B, C)
+        self.bias = bias.to(waveforms.device).unsqueeze(1)  # (B, 1, C)
         self.kernel, self.stride = conv.kernel, conv.stride
 
     def __call__(self, frames: torch.Tensor) -> torch.Tensor:
@@ -134,10 +136,10 @@ class _Scaled:
 def _moments(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and covariance over the windows (B, T, K), in float64, a million samples at a time."""
     count = windows.shape[1]
-    mean = sum(part.double().sum(dim=1) for part in windows.split(100_000, dim=1)) / count
+    mean = sum(in_float64(part).sum(dim=1) for part in windows.split(100_000, dim=1)) / count
     covariance = 0
     for part in windows.split(100_000, dim=1):
-        centred = part.double() - mean.unsqueeze(1)  # (B, T', K)
+        centred = in_float64(part) - mean.unsqueeze(1)  # (B, T', K)
         covariance = covariance + centred.transpose(1, 2) @ centred / count
     return mean, covariance
 

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 from urllib import request as http
 from urllib.error import HTTPError, URLError
 
-from tqdm import tqdm
-
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
+from pipeline.progress import progress_bar
 
 ATTEMPTS = 6  # in a row without a byte gained
 PAUSE = 1.0  # seconds before the second attempt; doubles each time
@@ -235,9 +234,7 @@ def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) ->
 def _receive(response: HTTPResponse, partial: Partial) -> None:
     """Append the answer's body."""
     begin, total = partial.length, partial.total
-    bar = tqdm(
-        total=total, initial=begin, desc=partial.name, unit="B", unit_scale=True, disable=None
-    )
+    bar = progress_bar(total=total, initial=begin, desc=partial.name, unit="B", unit_scale=True)
     with bar, open(partial.path, "ab", buffering=0) as handle:
         while piece := response.read1(_PIECE):
             bar.update(len(piece))

@@ -29,10 +29,11 @@ import soundfile
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from pipeline.devices import choose_device
 from pipeline.runs import multiplies_bfloat16
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
-from preprocess.speech2unit.features import Source, best_device, feature_reader, written
+from preprocess.speech2unit.features import Source, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
 from tests.benchmarks.measure import Result, machine, matrix_rate, report
 from tests.conftest import DATA, REPOSITORY
@@ -64,7 +65,7 @@ def main(words: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, arguments.clips)
-        is_fast, _ = multiplies_bfloat16(best_device()[0])
+        is_fast, _ = multiplies_bfloat16(choose_device()[0])
         sides = ("published", "ours", *["bfloat16"] * is_fast)
         for features in LAYERS:
             rounds = [
@@ -110,7 +111,7 @@ def prepare(folder: Path, count: int) -> None:
 def build(features: str, folder: Path, dtype: str = "float32"):
     """Our reader."""
     known = folder / f"{features}.pt", LAYERS[features]
-    return feature_reader(features, Source(*known, device=best_device()[0], dtype=dtype))
+    return feature_reader(features, Source(*known, device=choose_device()[0], dtype=dtype))
 
 
 def run(side: str, features: str, folder: Path) -> dict[str, object]:
@@ -142,7 +143,7 @@ def measure(side: str, features: str, folder: Path) -> dict[str, object]:
 
 def ours(features: str, folder: Path, centres: np.ndarray, dtype: str):
     """The stream that ``--action quantized`` runs."""
-    device = best_device()[0]
+    device = choose_device()[0]
     kmeans = KMeans(centres, device)
     reader = build(features, folder, dtype)
     encoder = Encoder(reader, lambda frames: written(kmeans(frames)), device, BATCH_SECONDS)

@@ -12,7 +12,7 @@ from preprocess.actions import stream
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Block, Encoder, cut_blocks
 from preprocess.speech2unit.audio import read_audio
-from preprocess.speech2unit.features import Source, best_device
+from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.logmel import LogMel
 from tests.preprocess.corpora import tone, write
 
@@ -71,14 +71,6 @@ def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
         encoder = Encoder(LogMel(Source()), finish, CPU, 0.05)
         list(encoder(cut_blocks("all", root, entries, 0.05)))
         assert len(workers) == 3 == torch.get_num_threads()
-
-
-def test_a_gpu_is_named_with_its_number(monkeypatch):
-    """Each rank computes in threads of its own, for which a bare "cuda" is the first GPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
-    assert best_device() == (torch.device("cuda", 1), "GPU G")
 
 
 def test_memory_does_not_grow_with_the_corpus(tmp_path):

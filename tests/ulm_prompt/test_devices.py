@@ -13,11 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from preprocess.speech2unit import wav2vec_encoder
 from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.kmeans import KMeans
 from tests.preprocess import ssl_checkpoints
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_training_step import a_sample
+from ulm_prompt.prompt_lm import search
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
@@ -65,6 +67,10 @@ def on_meta(**shape: bool) -> tuple[torch.nn.Module, CachedLM]:
     return model, CachedLM(model, pad=1, eos=2)
 
 
+def labels_of_slots() -> LabelSets:
+    return LabelSets.build("slots", [[4, 5], [6, 7]], 104, 2).to(META)
+
+
 def test_a_tensor_of_the_cpu_is_noticed() -> None:
     with OneDevice(), pytest.raises((AssertionError, RuntimeError)):
         torch.cat([torch.zeros(2), torch.zeros(2, device=META)])
@@ -87,9 +93,8 @@ def test_a_training_step(infix: bool) -> None:
 @pytest.mark.parametrize("choose", [likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)])
 def test_answers_symbol_by_symbol(choose) -> None:
     _, lm = on_meta()
-    labels = LabelSets.build("slots", [[4, 5], [6, 7]], 104, 2).to(META)
     with OneDevice():
-        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)
+        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels_of_slots())
     assert len(answers) == len(ROWS)
 
 
@@ -119,3 +124,27 @@ def test_speech_to_units(kind: str, dtype: str, tmp_path: Path) -> None:
     with OneDevice():
         units = [kmeans(features) for features in reader(waveforms)]
     assert all(one.device == META and one.ndim == 1 for one in units)
+
+
+class NoFloat64(OneDevice):
+    """Apple's GPU has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        for leaf in tree_leaves(result):
+            doubles = isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64
+            assert not (doubles and leaf.is_meta), f"{func} makes float64"
+        return result
+
+
+def test_apples_gpu_gets_no_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (search, wav2vec_encoder):
+        ones = lambda tensor: torch.ones(tensor.shape, dtype=torch.float64)  # noqa: E731
+        monkeypatch.setattr(module, "in_float64", ones)
+    _, lm = on_meta()
+    ssl_checkpoints.hubert(tmp_path / "model.pt")
+    reader = feature_reader("hubert", Source(tmp_path / "model.pt", 2, device=META))
+    with NoFloat64():
+        (features,) = reader([torch.zeros(8_000)])
+        follow(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels_of_slots())
+    assert features.device == META

@@ -23,6 +23,7 @@ HALF = (torch.bfloat16, torch.float16)
         ("cpu", True, 151_263_232, torch.bfloat16, "--dtype float32"),
         ("cpu", True, 3_200_000, torch.float32, "3.2M parameters"),
         ("cpu", False, 151_263_232, torch.float32, "without bfloat16"),
+        ("mps", True, 151_263_232, torch.float32, "not measured on Apple's GPU"),
         ("cuda", True, 151_263_232, torch.bfloat16, "capability 8.0"),
         ("cuda", False, 151_263_232, torch.float32, "capability 7.5"),
     ],

@@ -186,7 +186,7 @@ def test_half_precision_from_the_command_line(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = entries(twin(run(root, "f", "--dtype", "float32")))
-    assert "float32 on cpu, as asked" in capsys.readouterr().out
+    assert "computes on CPU, no GPU found, in torch.float32 (as asked)" in capsys.readouterr().out
     half = entries(twin(run(root, "b", "--dtype", "bfloat16")))
     same = sum(one["predict"] == other["predict"] for one, other in zip(full, half))
     assert same >= 24

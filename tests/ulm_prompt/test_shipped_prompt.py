@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import unit_models
+from pipeline import progress, unit_models
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
@@ -60,13 +60,19 @@ def test_it_answers_and_says_what_it_knows(
     spoken_workspace: Workspace,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From a workspace that holds nothing."""
     clip = clip_of(spoken_workspace)
-    run(Workspace(tmp_path / "elsewhere"), clip, "--format", "table")
+    words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
+    run(Workspace(tmp_path / "elsewhere"), *words)
     out, errors = capsys.readouterr()
+    monkeypatch.setattr(progress, "_quiet", False)  # as before, afterwards
+    run(Workspace(tmp_path / "elsewhere"), *words, "--quiet")
+    assert capsys.readouterr() == (out, "")
     assert out.splitlines()[1].split()[1] == "IC"
-    first = errors.splitlines()[0]
+    first, second = errors.splitlines()[:2]
+    assert second == "computes on CPU, as asked, in torch.float32 (as asked)"
     assert first.startswith("prompt commands, which knows ")
     known = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
     assert all(entry["name"] in first for entry in known.values())

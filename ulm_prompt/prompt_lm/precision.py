@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.runs import multiplies_bfloat16
 
@@ -22,6 +23,8 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torc
     """
     if name != "auto":
         return getattr(torch, name), "as asked"
+    if device.type == "mps":
+        return torch.float32, "bfloat16 is not measured on Apple's GPU"
     fast, what = multiplies_bfloat16(device)
     if not fast:
         return torch.float32, f"{what} would be slower in it"
@@ -31,15 +34,14 @@ def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torc
 
 
 def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
-    """The dtype that a recipe's ``dtype`` stands for on this machine; ``auto`` prints the reason.
+    """The dtype that a recipe's ``dtype`` stands for on this machine. Prints it and the device.
 
     Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, why = choose_device()
     dtype, reason = choose_dtype(name, device, parameters)
     chosen = str(dtype).removeprefix("torch.")
-    if name == "auto":
-        print(f"dtype {chosen}: {reason}")
+    print(f"computes on {why}, in {chosen} ({reason})")
     if whole_lm and chosen == "float16" and device.type == "cpu":
         raise UserError(
             "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.devices import in_float64
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.
     """
 
     def choose(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
-        probabilities = torch.softmax(scores.double() / temperature, dim=-1)
+        probabilities = torch.softmax(in_float64(scores) / temperature, dim=-1)
         ranked, symbols = probabilities.sort(dim=-1, descending=True)  # (B, V)
         if topp > 0:
             before = ranked.cumsum(-1) - ranked
@@ -60,9 +61,9 @@ def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.
             ranked[:, topk:] = 0.0
         cumulative = ranked.cumsum(-1)
         draws = [np.random.default_rng((seed, row, step)).random() for row in rows]
-        draws = torch.tensor(draws, dtype=torch.float64, device=scores.device)
+        draws = torch.tensor(draws, dtype=torch.float64, device=cumulative.device)
         rank = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)
-        return symbols.gather(1, rank).squeeze(1)
+        return symbols.gather(1, rank).squeeze(1).to(scores.device)
 
     return choose
 

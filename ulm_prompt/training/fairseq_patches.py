@@ -10,6 +10,7 @@
   Here it ends training.
 - ``torch.load`` in ``checkpoint_utils`` reads whatever the environment says. Here it reads tensors
   and settings alone.
+- ``np.compat.long`` is gone from numpy 2; two of fairseq's datasets still ask for it.
 - ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
 
 Two more are by subclass, in prompt_lm/task.py: ``PromptAdam``, and the counters of early stopping
@@ -25,10 +26,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import fairseq_cli.train
+import numpy as np
 import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
@@ -64,6 +67,8 @@ def patched() -> Iterator[None]:
         stack.enter_context(mock.patch.dict(os.environ, _WEIGHTS_ONLY))
         for owner, name, ours in patches:
             stack.enter_context(mock.patch.object(owner, name, ours))
+        no_compat = mock.patch.object(np, "compat", SimpleNamespace(long=int), create=True)
+        stack.enter_context(no_compat)
         yield
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import fairseq_cli.train
-import torch
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
@@ -19,6 +18,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 
 import ulm_prompt.prompt_lm  # noqa: F401  (registers our task, model, losses and optimizer)
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.files import naming
 from pipeline.ranks import Ranks, on_main
@@ -66,7 +66,8 @@ def fairseq_config(
     """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
     of that group.
     """
-    gpu = torch.cuda.is_available()
+    device, _ = choose_device()
+    gpu = device.type == "cuda"
     # for this rank; fairseq would guess: one rank for each GPU, none without a GPU
     distributed: dict[str, Any] = {"distributed_world_size": here.world}
     if here.world > 1:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from pipeline.runs import torch_threads
 from pipeline.unit_models import UnitModel, find_unit_model
@@ -87,11 +88,12 @@ class Predictor:
 
     def __init__(
         self, prompts: dict[str, _Prompt], speech: SpeechToUnits, symbols: dict[str, int],
-        parameters: int,
+        parameters: int, computes_on: str,
     ) -> None:  # fmt: skip
         self.records = {name: prompt.record for name, prompt in prompts.items()}
         self._prompts, self._speech, self._symbols = prompts, speech, symbols
         self.audio = Tally()  # of all recordings so far
+        self.computes_on = computes_on  # the device, why it was chosen, and the dtype
         self._threads = None if speech.has_model or parameters > SMALL else 1
 
     @classmethod
@@ -102,6 +104,7 @@ class Predictor:
         unit_model: str | None = None,
         model_date: str | None = None,
         dtype: str = "auto",
+        device: str = "auto",
     ) -> Predictor:
         """Find the ``prompts`` (tasks, folders or files) and load what they share, once. With none,
         the prompt that comes with the repository answers.
@@ -110,6 +113,7 @@ class Predictor:
         does not go with the others, and for a missing LM, k-means or speech model.
         """
         prompts = prompts or [shipped_prompt()]
+        on, why = choose_device(device)
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
@@ -123,21 +127,21 @@ class Predictor:
         ]
         if len(set(names)) < len(names):
             raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
-        unit_model = find_unit_model(records[0].unit_model, home)
-        files = _unit_files(records, unit_model.shipped if shipped else unit_model)
+        known = find_unit_model(records[0].unit_model, home)
+        files = _unit_files(records, known.shipped if shipped else known)
         unit_lm = load_unit_lm(files.lm_folder)
         models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen, _ = choose_dtype(dtype, device, unit_lm.parameters)
-        lms = [CachedLM(model.to(device), symbols.pad(), symbols.eos()) for model in models]
+        chosen, reason = choose_dtype(dtype, on, unit_lm.parameters)
+        lms = [CachedLM(model.to(on), symbols.pad(), symbols.eos()) for model in models]
         for lm in lms:  # every prompt is projected by now, in float32
             lm.to(chosen)
         loaded = {
             name: _Prompt(record, lm, LabelAnswers(record, symbols))
             for name, record, lm in zip(names, records, lms)
         }
-        return cls(loaded, SpeechToUnits(files), symbols.indices, unit_lm.parameters)
+        speech, said = SpeechToUnits(files, on), f"{why}, in {chosen} ({reason})"
+        return cls(loaded, speech, symbols.indices, unit_lm.parameters, said)
 
     def __call__(
         self, audio: Sequence[Audio], top: int = 1
@@ -155,10 +159,12 @@ class Predictor:
     def _answered(
         self, loaded: Sequence[Waveform | BadAudio], top: int
     ) -> list[dict[str, list[Prediction]] | BadAudio]:
-        good = [number for number, item in enumerate(loaded) if isinstance(item, Waveform)]
+        good = {i: item.samples for i, item in enumerate(loaded) if isinstance(item, Waveform)}
         with torch_threads(self._threads):
-            units = self._speech([torch.from_numpy(loaded[number].samples) for number in good])
-        results: list[dict[str, list[Prediction]] | BadAudio] = list(loaded)
+            units = self._speech([torch.from_numpy(samples) for samples in good.values()])
+        results: list[dict[str, list[Prediction]] | BadAudio] = [
+            item if isinstance(item, BadAudio) else {} for item in loaded
+        ]
         for number, answers in zip(good, self.answers(units, top)):
             results[number] = answers
         return results
@@ -174,14 +180,17 @@ class Predictor:
         """
         notes: dict[str, None] = {}
         try:
-            is_file = isinstance(audio, (str, Path))
-            recording = Path(audio) if is_file else array_waveform(audio).samples
+            if isinstance(audio, (str, Path)):
+                recording: Path | np.ndarray = Path(audio)
+            else:
+                recording = array_waveform(audio).samples
             pieces = find_pieces(recording, longest or LONGEST)
             for first in range(0, len(pieces), PIECES):
                 batch = pieces[first : first + PIECES]
                 loaded = [self._long_enough(heard_of(recording, piece)) for piece in batch]
                 notes |= dict.fromkeys(note for heard in loaded for note in heard.notes)
                 for piece, answers in zip(batch, self._answered(loaded, top)):
+                    assert not isinstance(answers, BadAudio)  # every piece is a waveform
                     yield Segment(piece.start, piece.end, answers)
         except BadAudio as error:
             self.audio.add(error)

@@ -34,7 +34,6 @@ from preprocess.speech2unit.audio import (
 from preprocess.speech2unit.features import (
     SAMPLE_RATE,
     Source,
-    best_device,
     feature_reader,
     merge_runs,
     written,
@@ -241,10 +240,9 @@ class UnitFiles:
 class SpeechToUnits:
     """Waveforms to units, the models loaded."""
 
-    def __init__(self, files: UnitFiles) -> None:
+    def __init__(self, files: UnitFiles, device: torch.device) -> None:
         """Raises ``UserError`` for a broken model, or one that does not fit its k-means."""
         settings = files.settings
-        device, _ = best_device()
         source = Source(
             files.ckpt_path, settings.layer, settings.normalize, device, dtype=settings.dtype
         )

@@ -1,0 +1,86 @@
+"""Which device a stage computes on, what it says of it, and how quiet it is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import progress
+from pipeline.devices import DEVICES, choose_device, in_float64
+from pipeline.errors import UserError
+from preprocess.speech2unit.kmeans import KMeans
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """One with the named devices beside the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in request.param)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in request.param)
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "device", "why"),
+    [
+        ("cuda", "auto", "cuda:1", "GPU G"),  # its number: other threads take a bare one for 0
+        ("cuda", "cuda", "cuda:1", "GPU G, as asked"),
+        ("cuda", "cpu", "cpu", "CPU, as asked"),
+        ("mps", "auto", "cpu", "CPU, Apple's GPU is used by --device mps"),
+        ("mps", "mps", "mps", "Apple GPU, as asked"),
+        ("", "auto", "cpu", "CPU, no GPU found"),
+    ],
+    indirect=["machine"],
+)
+def test_the_device_and_why(machine: None, asked: str, device: str, why: str) -> None:
+    assert choose_device(asked) == (torch.device(device), why)
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "expected"),
+    [("", "cuda", "cpu"), ("mps", "cuda", "cpu or mps"), ("cuda", "mps", "cpu or cuda")],
+    indirect=["machine"],
+)
+def test_a_device_that_is_not_here(machine: None, asked: str, expected: str) -> None:
+    with pytest.raises(UserError) as raised:
+        choose_device(asked)
+    says = f"--device {asked}: torch {torch.__version__} finds no such device here; expected "
+    assert str(raised.value) == says + expected
+    assert "xpu" not in DEVICES and pytest.raises(UserError, choose_device, "xpu")
+
+
+def test_float64_centres_keep_float64_beside_apples_gpu() -> None:
+    """Rounded to float32, both centres are as near, and the first would win."""
+    centres = np.array([[1.0 + 1e-6], [1.0]])
+    assert KMeans(centres, torch.device("mps"))(torch.ones(1, 1)).tolist() == [1]
+    assert in_float64(torch.ones(2, dtype=torch.float16)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("flags", "answers", "out", "err"),
+    [
+        ([], False, "line\n", "report\n"),
+        (["--quiet"], False, "", ""),
+        (["--quiet"], True, "line\n", ""),
+    ],
+)
+def test_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    flags: list[str], answers: bool, out: str, err: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(progress, "_quiet", False)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored after the flag has replaced it
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    parser = argparse.ArgumentParser()
+    progress.add_quiet(parser, prints_answers=answers)
+    parser.parse_args(flags)
+    print("line")
+    progress.report("report")
+    shown = [progress.progress_bar([1]).disable]
+    said = capsys.readouterr()
+    assert (said.out, said.err.replace("\r", "").split("  0%|")[0]) == (out, err)
+    assert shown == [True if flags else None]
