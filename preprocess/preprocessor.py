@@ -25,7 +25,12 @@ from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in
 from preprocess.actions.corpus import Listing, located, notes
 from preprocess.actions.manifest import (
-    Entry, distinct, inside, made_from, unit_rows, write_manifest,
+    Entry,
+    distinct,
+    inside,
+    made_from,
+    unit_rows,
+    write_manifest,
 )  # fmt: skip
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit import features
@@ -237,8 +242,7 @@ class Preprocessor(Generic[ConfigType]):
         """What the features of all layers depend on, apart from the audio."""
         settings = self.config.fairseqrc
         checkpoint = self._digest(self.ckpt_path, "the speech model's checkpoint")
-        # records of earlier versions do not name it
-        dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}
+        dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}  # as earlier
         return {"feature_type": settings.feature_type, "checkpoint": checkpoint, **dtype}
 
     def unit_model_record(self) -> dict[str, object]:
@@ -268,14 +272,12 @@ class Preprocessor(Generic[ConfigType]):
         """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
         entry.
         """
-        merge = self.config.taskrc.merge
-        splits = {}
+        merge, splits = self.config.taskrc.merge, {}
         for split in SPLITS:
             splits[split], bad = unit_rows(self.manifest, self.quantized, split, merge)
             if bad:
                 self.say(f"{split}: {bad} rows left out, their audio is bad")
-        command = "preprocess/runner.py --action generate_manifest"
-        labels = read_json(self.manifest / "labels.json", command)
+        labels = read_json(self.manifest / "labels.json", "runner.py --action generate_manifest")
         for split, rows in splits.items():
             path = self.workspace.rows(self.downstream, self.config.taskrc.unit_model, split)
             count = write_rows(path, rows)
