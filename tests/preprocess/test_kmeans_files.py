@@ -128,8 +128,8 @@ def test_protocols_and_files_of_other_versions(tmp_path, protocol, numpy_2):
         if protocol < 4:  # names as lines: give them scikit-learn 0.21's, with its own joblib
             content = content.replace(b"cluster._kmeans\n", b"cluster.k_means_\n")
             content = content.replace(b"cjoblib.", b"csklearn.externals.joblib.")
-            if numpy_2:
-                content = content.replace(b"cnumpy.core.", b"cnumpy._core.")
+            before, since = b"cnumpy.core.", b"cnumpy._core."
+            content = content.replace(before, since) if numpy_2 else content.replace(since, before)
         (tmp_path / "km.bin").write_bytes(content)
         assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
 
