@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from pipeline.config import load_config
 from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.actions.downstreams import add_flags
 from preprocess.audio_snips.preprocessor import AudioSnips
 from preprocess.fluent_commands.preprocessor import FluentCommands
 from preprocess.librispeech.preprocessor import LibriSpeech
@@ -20,6 +22,13 @@ TASKS = {
     "audio_snips": AudioSnips,
     "table": Table,
 }
+
+
+def runner_flags(*words: object) -> argparse.Namespace:
+    """What the runner makes of these words on its command line."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parser.parse_args(list(map(str, words)))
 
 
 def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:

@@ -4,7 +4,6 @@ tests/preprocess/test_table_forms.py has the rules that they share.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +20,7 @@ from preprocess.actions.downstreams import load_downstreams
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.speech_commands.preprocessor import KEYWORDS, LISTS, WORDS
 from tests.preprocess.corpora import tone, write
-from tests.preprocess.tasks import preprocessor
+from tests.preprocess.tasks import preprocessor, runner_flags
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import load_task, task_names
@@ -189,8 +188,7 @@ def test_from_audio_to_accuracy(workspace):
 
 def test_the_runner_says_once_what_it_leaves_out(tmp_path, capsys):
     (tmp_path / "corpora" / "voxforge").mkdir(parents=True)
-    flags = {"downstream": None, "set": [], "unit_model": None, "config": None, "skip_bad": False}
-    (task,) = load_downstreams(argparse.Namespace(**flags, workspace=tmp_path), False)
+    (task,) = load_downstreams(runner_flags("--workspace", tmp_path), False)
     assert task.downstream == "voxforge"
     said = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert said[-1] == "left out, without a corpus" and len(set(said)) == len(said) <= 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess.corpora import tone, write
+from tests.preprocess.tasks import runner_flags
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.prompt_record import read_record
@@ -109,9 +109,8 @@ CORPORA = {  # the corpus's writer, its splits' rows, its classes in train
 def task(name: str, workspace: Path, *overrides: str) -> Preprocessor:
     """The downstream with its own config, mfcc units and 8 clusters."""
     small = ("fairseqrc.km_clusters=8", "fairseqrc.km_starts=1", *overrides)
-    return load_downstream(name, argparse.Namespace(
-        set=list(small), unit_model="mfcc100", config=None, workspace=workspace, skip_bad=False,
-    ))  # fmt: skip
+    flags = "--unit_model", "mfcc100", "--workspace", workspace, "--set", *small
+    return load_downstream(name, runner_flags(*flags))
 
 
 def made(name: str, workspace: Path, *overrides: str) -> Preprocessor:

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from preprocess.speech2unit import wav2vec_encoder
+from preprocess.speech2unit import wav2vec_convolutions
 from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.kmeans import KMeans
 from tests.preprocess import ssl_checkpoints
@@ -138,7 +138,7 @@ class NoFloat64(OneDevice):
 
 
 def test_apples_gpu_gets_no_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (search, wav2vec_encoder):
+    for module in (search, wav2vec_convolutions):
         ones = lambda tensor: torch.ones(tensor.shape, dtype=torch.float64)  # noqa: E731
         monkeypatch.setattr(module, "in_float64", ones)
     _, lm = on_meta()
