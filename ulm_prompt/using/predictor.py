@@ -277,7 +277,8 @@ def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitF
     downstream = load_task(first.task).downstream if has_data else None
     files = UnitFiles(unit_model, downstream)
     files.check_here()
-    files.settings.dtype = first.units.dtype
+    if first.units is not None:  # a complete record has them
+        files.settings.dtype = first.units.dtype
     here = vars(files.unit_settings())
     for record in records:
         if record.unit_model != first.unit_model:
