@@ -29,13 +29,18 @@ def main() -> None:
     for name in wanted:
         print(f"== {name}", flush=True)
         importlib.import_module(f"tests.benchmarks.bench_{name}").main()
+        write(docs="--write_docs" in sys.argv)  # after each: they take minutes
+    print(f"wrote {LOGS / 'bench.json'} and bench.md")
+
+
+def write(docs: bool) -> None:
+    """Write what was measured so far."""
     table = f"{machine()}\n\n{markdown([HEAD, *(result.cells() for result in RESULTS)])}\n"
     results = [{**result._asdict(), "ratio": result.ratio} for result in RESULTS]
     write_json(LOGS / "bench.json", {"machine": machine(), "results": results})
     with writing(LOGS / "bench.md") as handle:
         handle.write(table)
-    print(f"wrote {LOGS / 'bench.json'} and bench.md")
-    if "--write_docs" in sys.argv:
+    if docs:
         put_table(DOCUMENT, table, MARKS)
 
 
