@@ -25,7 +25,7 @@ def demo_stages(
     """
     runner = "preprocess/runner.py --unit_model {unit_model} --downstream"
     downstreams = " ".join(manifest.split()[0] for manifest in manifests.values())
-    kmeans = "--set fairseqrc.km_frames=200000 fairseqrc.km_starts=5"
+    kmeans = "--set fairseqrc.km_frames=200000"
     ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
     return {
         "corpora": corpora,
