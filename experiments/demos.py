@@ -25,7 +25,6 @@ def demo_stages(
     """
     runner = "preprocess/runner.py --unit_model {unit_model} --downstream"
     downstreams = " ".join(manifest.split()[0] for manifest in manifests.values())
-    kmeans = "--set fairseqrc.km_frames=200000"
     ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
     return {
         "corpora": corpora,
@@ -33,7 +32,7 @@ def demo_stages(
             task: f"{runner} {manifest} --action generate_manifest"
             for task, manifest in manifests.items()
         },
-        "k-means": {"": f"{runner} {downstreams} --action learn_kmeans {kmeans}"},
+        "k-means": {"": f"{runner} {downstreams} --action learn_kmeans"},
         "quantise": {"": f"{runner} {downstreams} --action quantized"},
         "postprocess": {"": f"{runner} {downstreams} --action postprocess"},
         "text": {"": "ulm_prompt/make_data.py"},

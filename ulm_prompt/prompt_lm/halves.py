@@ -49,8 +49,8 @@ class _ShortAttention(torch.autograd.Function):
     ) -> Tensor:
         scores = _flat(query) @ _joined(past_keys, keys).transpose(1, 2)  # (B * H, Q, S)
         scores = scores.mul_(query.shape[-1] ** -0.5).unflatten(0, query.shape[:2])
-        hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-        shares = scores.add_(hidden).softmax(-1).flatten(0, 1)
+        bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
+        shares = scores.add_(bias).softmax(-1).flatten(0, 1)
         ctx.save_for_backward(query, keys, values, past_keys, past_values, shares.to(query.dtype))
         attended = shares @ _joined(past_values, values)  # (B * H, Q, D/H)
         return attended.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2).to(query.dtype)

@@ -15,7 +15,7 @@
 
 Two more are by subclass, in prompt_lm/task.py: ``PromptAdam``, and the counters of early stopping
 that a resumed run would forget. pipeline/torch_files.py lists fairseq's classes that ``torch.load``
-accepts.
+accepts, and imports fairseq without the packages that only other tasks' scores need.
 """
 
 from __future__ import annotations
