@@ -30,7 +30,7 @@ CLIPS = DATA / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
 
 
 def process(args: argparse.Namespace, *words: object) -> tuple[float, str]:
-    """Seconds of a predict.py, and its last line on standard error."""
+    """Seconds of a predict.py, and its line of the speed."""
     command = [sys.executable, str(REPOSITORY / "ulm_prompt" / "predict.py"), *map(str, words)]
     for prompt in args.prompt:
         command += ["--prompt", prompt]
@@ -38,7 +38,8 @@ def process(args: argparse.Namespace, *words: object) -> tuple[float, str]:
     result = subprocess.run(
         [*command, "--workspace", str(args.workspace)], capture_output=True, text=True, check=True
     )
-    return time.perf_counter() - start, result.stderr.splitlines()[-1]
+    seconds = time.perf_counter() - start
+    return seconds, next(line for line in result.stderr.splitlines() if " a second, by " in line)
 
 
 def print_right(predictor: Predictor, clips: Sequence[Path]) -> None:
