@@ -272,7 +272,7 @@ def _data_flags(cell: Cell, workspace: Workspace) -> Command:
 
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
-    return workspace.root / Path(config.datarc.root_path).expanduser()
+    return workspace.root / Path(config["datarc"]["root_path"]).expanduser()
 
 
 def _is_demo(cell: Cell, workspace: Workspace) -> bool:

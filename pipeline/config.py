@@ -4,35 +4,40 @@ overrides.
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
 
 Schema = TypeVar("Schema")
+_structured = functools.cache(OmegaConf.structured)
 
 
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
     """Read ``path`` into the dataclass ``schema``; ``overrides`` are ``dotted.key=value`` strings.
 
-    Raises ``UserError`` for a missing file, broken YAML or what ``load_yaml`` refuses, a key that
-    the schema lacks, or a value of the wrong type.
+    Raises ``UserError`` as ``load_yaml`` does, and for a key that the schema lacks or a value of
+    the wrong type.
     """
     for override in overrides:
         if "=" not in override:
             raise UserError(
                 f"--set {override}: expected key=value, for example --set datarc.root_path=/data"
             )
-    config = load_yaml(path)
+    layers = [load_yaml(path)]
     try:
-        layers = OmegaConf.structured(schema), config, OmegaConf.from_dotlist(list(overrides))
-        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(*layers)))
+        if overrides:
+            layers.append(OmegaConf.from_dotlist(list(overrides)))
+        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(_structured(schema), *layers)))
     except Exception as error:  # omegaconf raises nearly anything
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)
@@ -44,7 +49,7 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
         ) from None
 
 
-def load_yaml(path: Path) -> DictConfig:
+def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping of plain values.
 
     Raises ``UserError`` for a missing file, for broken YAML and tags (``!!python/...``), and for
@@ -52,15 +57,36 @@ def load_yaml(path: Path) -> DictConfig:
     """
     text = "\n".join(text_lines(path, "config not found"))
     try:
-        config = OmegaConf.create(text)
-        interpolates = "${" in OmegaConf.to_yaml(config)
+        config = yaml.load(text, Loader=_Loader)
     except Exception as error:  # on odd text PyYAML raises nearly anything
         raise UserError(f"{path}: {ascii(' '.join(str(error).split())[:200])[1:-1]}") from None
-    if not isinstance(config, DictConfig):
+    if not isinstance(config or {}, dict):
         raise UserError(f"{path}: expected key: value lines, found a list or a single value")
-    if interpolates:
+    if "${" in str(config):
         raise UserError(f"{path}: expected plain values, no ${{...}}")
-    return config
+    return config or {}
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML as omegaconf reads it: 1e-3 is a number, 2022-11-22 a text, a key stands once."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if len(set(keys)) < len(keys):
+            raise yaml.YAMLError(f"a key stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    [*"-+.0123456789"],
+)
 
 
 def save_config(config: object, path: Path) -> None:

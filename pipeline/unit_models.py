@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
-from pipeline.config import load_config
+from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError, near
 from pipeline.workspace import REPOSITORY, Workspace
 
@@ -24,7 +25,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no 
 # ASCII, as in a request; no user:password@, which error messages would show
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F.:]+\])(:\d{1,5})?/[!-~]+")
 _WHEEL = re.compile(r"\w+-[\w.]+-py3-none-\w+\.whl")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(unsafe_hash=True)  # omegaconf cannot read a frozen one
@@ -36,12 +36,12 @@ class WheelEntry:
     member: str = MISSING
 
 
-@dataclass
+@dataclass(unsafe_hash=True)
 class FileEntry:
     """A file."""
 
     url: str | None = None
-    path: str | None = None
+    path: Path | None = None
     wheel: WheelEntry | None = None
     note: str | None = None
     sha256: str | None = None
@@ -70,17 +70,11 @@ class Registry:
     unit_models: dict[str, UnitModelEntry] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PretrainedFile:
-    """A file of a table: its local path, and where it comes from."""
+@dataclass(unsafe_hash=True)
+class PretrainedFile(FileEntry):
+    """An entry's file: ``path`` is where it is or goes (an LM: its folder), ``url`` is whole."""
 
-    path: Path  # an LM: its folder
-    url: str | None = None
-    sha256: str | None = None  # of what the url or the wheel gives
-    size: int | None = None
     is_lm: bool = False
-    wheel: WheelEntry | None = None
-    note: str | None = None  # what a user should know of it
     ships: bool = False  # with the repository
 
     @property
@@ -96,9 +90,8 @@ class PretrainedFile:
     @property
     def parts(self) -> tuple[Path, ...]:
         """The files that it consists of."""
-        if self.is_lm:
-            return self.path / "checkpoint_best.pt", self.path / "dict.txt"
-        return (self.path,)
+        names = ("checkpoint_best.pt", "dict.txt")
+        return tuple(self.path / name for name in names) if self.is_lm else (self.path,)
 
 
 @dataclass(frozen=True)
@@ -118,8 +111,8 @@ class UnitModel:
 
     @property
     def shipped(self) -> UnitModel:
-        """The same unit model with the k-means and LM that ship with the repository, even if others
-        were made in the workspace.
+        """The same with the k-means and LM that ship with the repository, even if others were made
+        in the workspace.
         """
         return replace(self, shipped_first=True)
 
@@ -196,104 +189,82 @@ def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, 
 
     Raises ``UserError``, with table and entry, for anything that is not as registry.yaml says.
     """
-    own_path = workspace.pretrained / OWN
     tables = {REGISTRY: _released()}
-    if own_path.exists():
-        tables[own_path] = load_config(Registry, own_path)
+    if (own := workspace.pretrained / OWN).exists():
+        tables[own] = asdict(load_config(Registry, own))
     checkpoints: dict[str, PretrainedFile] = {}
     models: dict[str, UnitModel] = {}
-    for path, table in tables.items():
-        reader = _Reader(path, workspace, base_url or table.base_url)
-        for name, entry in table.checkpoints.items():
-            reader.check_name(name, checkpoints)
-            checkpoints[name] = reader.checkpoint(name, entry)
-        for name, entry in table.unit_models.items():
-            reader.check_name(name, models)
-            models[name] = reader.unit_model(name, entry, checkpoints)
-    urls: dict[Path, str] = {}  # of two downloads to one path, the second would pass for the first
-    for file in checkpoints.values():
-        if file.url and urls.setdefault(file.path, file.url) != file.url:
-            raise UserError(
-                f"{own_path}: {file.url} and {urls[file.path]} would both be {file.path.name}; "
-                "download one yourself and give its path:"
+    for table, content in tables.items():
+        place = table, workspace, base_url or content.get("base_url")
+        for name, entry in content.get("checkpoints", {}).items():
+            _check_name(table, name, checkpoints)
+            file = checkpoints[name] = _file("checkpoint", name, entry, *place)
+            urls = {other.url for other in checkpoints.values() if other.path == file.path}
+            if len(urls) > 1:  # the second download would pass for the first
+                raise UserError(f"{table}: {' and '.join(urls)} would both be {file.path.name}")
+        for name, entry in content.get("unit_models", {}).items():
+            _check_name(table, name, models)
+            checkpoint, clusters = entry.get("checkpoint"), entry["clusters"]
+            if checkpoint not in (None, *checkpoints):
+                known = f"there is {', '.join(checkpoints)}"
+                raise UserError(f"{table}: {name}: checkpoint {checkpoint} unknown; {known}")
+            if clusters < 1:
+                raise UserError(f"{table}: {name}: clusters must be positive, found {clusters}")
+            models[name] = UnitModel(
+                name,
+                workspace,
+                *(entry.get(key) for key in ("feature_type", "layer", "normalize", "clusters")),
+                checkpoint and checkpoints[checkpoint],
+                *(_file(kind, name, entry.get(kind), *place) for kind in ("kmeans", "lm")),
             )
     return models
 
 
 @functools.cache
-def _released() -> Registry:
-    return load_config(Registry, REGISTRY)
+def _released() -> dict[str, Any]:
+    """The released table; the tests check it against ``Registry``, which takes 0.1 s."""
+    return load_yaml(REGISTRY)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Checks one table's entries and turns them into local paths."""
+def _check_name(table: Path, name: str, taken: dict[str, Any]) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(f"{table}: {name}: a name is letters, digits, and _ . - after the first")
+    if name in taken:
+        raise UserError(f"{table}: {name}: the name is taken by {REGISTRY}; choose another")
 
-    table: Path
-    workspace: Workspace
-    base_url: str | None
 
-    def check_name(self, name: str, taken: dict[str, object]) -> None:
-        self._check(
-            NAME.fullmatch(name), name, "a name is letters, digits, and _ . - after the first"
-        )
-        self._check(name not in taken, name, f"the name is taken by {REGISTRY}; choose another")
-
-    def checkpoint(self, name: str, entry: FileEntry) -> PretrainedFile:
-        """A checkpoint keeps the file name of its url: people have it under that name."""
-        file_name = f"{name}.ort"
-        if entry.url:
-            file_name = re.split("[?#]", entry.url)[0].rsplit("/", 1)[-1]
-            is_model = NAME.fullmatch(file_name) and file_name.endswith(".pt")
-            what = f"url must end in a file name like model.pt, found {entry.url}"
-            self._check(is_model, name, what)
-        return self._file(name, entry, self.workspace.pretrained / file_name)
-
-    def unit_model(
-        self, name: str, entry: UnitModelEntry, checkpoints: dict[str, PretrainedFile]
-    ) -> UnitModel:
-        known = [None, *checkpoints]
-        what = f"checkpoint {entry.checkpoint} unknown; there is {', '.join(checkpoints)}"
-        self._check(entry.checkpoint in known, name, what)
-        what = f"clusters must be positive, found {entry.clusters}"
-        self._check(entry.clusters > 0, name, what)
-        km_path = self.workspace.pretrained / f"{name}_km.bin"
-        kmeans = self._file(f"{name}.kmeans", entry.kmeans, km_path)
-        lm = self._file(f"{name}.lm", entry.lm, self.workspace.lm(name), is_lm=True)
-        sound = entry.feature_type, entry.layer, entry.normalize, entry.clusters
-        checkpoint = checkpoints.get(entry.checkpoint or "")
-        return UnitModel(name, self.workspace, *sound, checkpoint, kmeans, lm)
-
-    def _file(
-        self, name: str, entry: FileEntry | None, local: Path, is_lm: bool = False
-    ) -> PretrainedFile | None:
-        if entry is None:
-            return None
-        sources = [entry.url, entry.path, entry.wheel]
-        self._check(sources.count(None) == 2, name, "give either url or path or wheel")
-        if entry.path is not None:
-            hashed = entry.sha256 or entry.size
-            self._check(not hashed, name, "sha256 and size belong to a url or a wheel")
-            ships = self.table == REGISTRY
-            root = REPOSITORY if ships else self.workspace.root
-            path = root / Path(entry.path).expanduser()
-            return PretrainedFile(path, is_lm=is_lm, note=entry.note, ships=ships)
-        for digest in (entry.sha256, entry.wheel and entry.wheel.sha256):
-            is_hash = digest is None or _SHA256.fullmatch(digest)
-            self._check(is_hash, name, f"sha256 must be 64 digits 0-9a-f, found {digest}")
-        url = entry.url
-        if entry.wheel:
-            what = f"a wheel is NAME-VERSION-py3-none-PLATFORM.whl, found {entry.wheel.file}"
-            self._check(_WHEEL.fullmatch(entry.wheel.file), name, what)
-            shared = Workspace(REPOSITORY).pretrained / local.name  # one copy serves all workspaces
-            local = shared if shared.exists() and not local.exists() else local
-        elif "://" not in url:
-            what = f"{url} is relative; give base_url, or a whole address"
-            self._check(self.base_url, name, what)
-            url = f"{self.base_url.rstrip('/')}/{url}"
-        self._check(url is None or _URL.fullmatch(url), name, f"expected http(s)://, found {url}")
-        return PretrainedFile(local, url, entry.sha256, entry.size, is_lm, entry.wheel, entry.note)
-
-    def _check(self, is_right: object, name: str, reason: str) -> None:
-        if not is_right:
-            raise UserError(f"{self.table}: {name}: {reason}")
+def _file(
+    kind: str, name: str, entry: dict[str, Any] | None, table: Path, workspace: Workspace,
+    base_url: str | None,
+) -> PretrainedFile | None:  # fmt: skip
+    """The file of an entry; ``kind`` is that of ``UnitModel.files``."""
+    if entry is None:
+        return None
+    url, own, wheel = (entry.get(key) for key in ("url", "path", "wheel"))
+    local = {"kmeans": f"{name}_km.bin", "lm": f"{name}_lm", "checkpoint": f"{name}.ort"}[kind]
+    wrong = ""
+    if [url, own, wheel].count(None) != 2:
+        wrong = "give either url or path or wheel"
+    elif wheel and not _WHEEL.fullmatch(wheel["file"]):
+        wrong = f"a wheel is NAME-VERSION-py3-none-PLATFORM.whl, found {wheel['file']}"
+    elif url:
+        if "://" not in url and base_url:
+            url = f"{base_url.rstrip('/')}/{url}"
+        if not _URL.fullmatch(url):
+            wrong = f"expected http(s)://, or a base_url before it, found {url}"
+        if kind == "checkpoint":  # people have it under the name in its url
+            local = re.split("[?#]", url)[0].rsplit("/", 1)[-1]
+            if not (NAME.fullmatch(local) and local.endswith(".pt")):
+                wrong = f"url must end in a file name like model.pt, found {url}"
+    if wrong:
+        raise UserError(f"{table}: {name}{'' if kind == 'checkpoint' else '.' + kind}: {wrong}")
+    ships = table == REGISTRY and own is not None
+    path, shared = workspace.pretrained / local, REPOSITORY / "pretrained_models" / local
+    if own:
+        path = (REPOSITORY if ships else workspace.root) / Path(own).expanduser()
+    elif wheel and shared.exists() and not path.exists():  # one copy serves all workspaces
+        path = shared
+    known = {key: entry.get(key) for key in ("note", "sha256", "size")}
+    return PretrainedFile(
+        url, path, wheel and WheelEntry(**wheel), **known, is_lm=kind == "lm", ships=ships
+    )
