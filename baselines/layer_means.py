@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 
 from baselines.classifiers.means import LayerMeans
+from pipeline.devices import process_group, ranks, speak_on_main_alone
 from pipeline.errors import UserError, run
-from pipeline.ranks import process_group, ranks, speak_on_main_alone
 from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
 
 

@@ -6,20 +6,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
 from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
 
 Schema = TypeVar("Schema")
-_structured = functools.cache(OmegaConf.structured)
+_structured: Callable[[Any], DictConfig] = functools.cache(OmegaConf.structured)
 
 
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
@@ -33,11 +33,10 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
             raise UserError(
                 f"--set {override}: expected key=value, for example --set datarc.root_path=/data"
             )
-    layers = [load_yaml(path)]
+    config = load_yaml(path)
     try:
-        if overrides:
-            layers.append(OmegaConf.from_dotlist(list(overrides)))
-        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(_structured(schema), *layers)))
+        layers = _structured(schema), config, OmegaConf.from_dotlist(list(overrides))
+        return cast(Schema, OmegaConf.to_object(OmegaConf.merge(*layers)))
     except Exception as error:  # omegaconf raises nearly anything
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)

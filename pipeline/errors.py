@@ -1,6 +1,4 @@
-"""Errors for people: one line, exit code 2 for bad input, 1 for a failure, no traceback for a
-user's mistake.
-"""
+"""Errors for people: one line, exit code 2 for bad input, 1 for a failure, no traceback."""
 
 from __future__ import annotations
 
@@ -13,21 +11,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 
-_FULL = "make room, then run the same command again"
-_FORBIDDEN = "make it readable and writable for you, then run the same command again"
-_SMALLER = "take smaller batches, or a lower precision, and run it again"
+_AGAIN = "then run the same command again"
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _FORBIDDEN),
-    errno.ENOENT: "it is needed: put it there, then run the same command again",
-    errno.ENOMEM: _SMALLER,
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f"make room, {_AGAIN}"),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), f"make it readable and writable for you, {_AGAIN}"
+    ),
+    errno.ENOENT: f"it is needed: put it there, {_AGAIN}",
+    errno.ENOMEM: "take smaller batches, or a lower precision, and run it again",
 }
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text is one line: the file or flag, what was expected, what
-    was found, and what to do.
-    """
+    """Something the user can mend, in a line: what, what was expected, found, and is to do."""
 
     def __init__(self, text: str) -> None:
         super().__init__(one_line(text))
@@ -51,11 +47,10 @@ def near(word: str, known: Iterable[str]) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a CPU's or a GPU's memory is full."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
     # torch and ONNX Runtime have no class of their own for a full CPU memory
-    words = ("llocate memory", "bad_alloc", "bad allocation")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    words = ("llocate memory", "bad_alloc", "bad allocation", "out of memory")
+    is_said = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, MemoryError) or is_said
 
 
 def run(main: Callable[[], None]) -> None:
@@ -87,10 +82,8 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        first = str(error).split("\n")[0][:200]
-        if "memory" not in first:
-            first = f"out of memory: {first}" if first else "out of memory"
-        _leave(1, f"{first}; {_SMALLER}")
+        reason = str(error).split("\n")[0][:200] or "no more is known"
+        _leave(1, f"out of memory: {reason}; {_REMEDIES[errno.ENOMEM]}")
     except KeyboardInterrupt:
         _leave(130, "interrupted; run the same command again to resume")
 

@@ -54,21 +54,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside ``path``; swap the two on success, remove it on any
-    error. Where ``path`` is a symbolic link, what it leads to is replaced.
+    """The same for a folder, which is new and empty when it is yielded.
 
     Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
     """
     path = _behind_link(path)
-    _check_writable(path)
     temporary = _temporary(path)
     old = temporary.with_suffix(".old")
     with naming(path, temporary):
         temporary.mkdir(parents=True)
         try:
             yield temporary
-            _check_writable(path)  # it could still be moved aside, but not removed
             if path.exists():
+                if not os.access(path, os.W_OK):  # it could be moved aside, but not removed
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
                 path.rename(old)
             temporary.rename(path)
         except BaseException:
@@ -82,11 +81,6 @@ def _behind_link(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _check_writable(folder: Path) -> None:
-    if folder.exists() and not os.access(folder, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-
-
 def _temporary(path: Path) -> Path:
     """A name beside ``path`` for this process alone. Leftovers of killed processes of this machine
     are removed, or moved back where they came from.
@@ -98,7 +92,7 @@ def _temporary(path: Path) -> Path:
             continue
         if kind == "old" and not path.exists():
             left.rename(path)
-        elif left.is_dir() and not left.is_symlink():
+        elif left.is_dir():
             shutil.rmtree(left)
         else:
             left.unlink(missing_ok=True)
@@ -108,10 +102,8 @@ def _temporary(path: Path) -> Path:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        pass
+    except OSError as error:
+        return error.errno != errno.ESRCH  # it may be somebody else's
     return True
 
 
@@ -133,17 +125,16 @@ def naming(path: Path, *instead_of: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def holding(output: Path, wait: float = 0) -> Iterator[None]:
     """Hold the file or folder ``output`` against other processes, by a lock file beside it,
-    ``.NAME.lock``. At the end it is removed, with the folders that were made for it alone.
+    ``.NAME.lock``, which is removed at the end, with the folders that were made for it alone.
 
     ``wait``: seconds to wait for another process; -1: as long as it takes. A killed process holds
-    nothing. On a file system without locks, ``.NAME.held`` says by its existence alone that the
-    output is held; one that was left on another machine must be removed by hand.
+    nothing. On a file system without locks, ``.NAME.held`` says by its existence that the output is
+    held; one that a crashed machine left must be removed by hand.
     Raises ``UserError`` when another process holds the output.
     """
     absent = [folder for folder in output.parents if not folder.exists()]
-    path = output.with_name(f".{output.name}.lock")
+    path, held = (output.with_name(f".{output.name}.{kind}") for kind in ("lock", "held"))
     lock: BaseFileLock = FileLock(path, thread_local=False, fallback_to_soft=False)
-    held = output.with_name(f".{output.name}.held")
     while not lock.is_locked:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -173,16 +164,14 @@ def holding(output: Path, wait: float = 0) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any, indent: int = 4) -> None:
-    """Write ``value`` as JSON, atomically; no line end after it (as published: files compare
-    equal).
-    """
+    """Write ``value`` as JSON; no line end after it (as published: files compare equal)."""
     with writing(path) as handle:
         json.dump(value, handle, indent=indent, ensure_ascii=False)
 
 
 def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises ``UserError`` if it is missing or broken, with
-    ``made_by``, the command that makes it.
+    """Read a JSON object. Raises ``UserError`` if it is missing or broken, with ``made_by``, the
+    command that makes it.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -191,18 +180,15 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{path}: expected a JSON object, found {type(value).__name__}; run {made_by} again"
-        )
+        found = type(value).__name__
+        raise UserError(f"{path}: expected a JSON object, found {found}; run {made_by} again")
     return value
 
 
 def text_lines(path: Path, missing: str) -> Iterator[str]:
     """Stream the lines of a text that people may have edited, without their ends (Unix or Windows)
-    and without a byte order mark.
-
-    Raises ``UserError``, with the line's number, for anything but UTF-8, and with ``missing`` if
-    there is no such file.
+    and without a byte order mark. Raises ``UserError`` for anything but UTF-8, with the line's
+    number, and with ``missing`` if there is no such file.
     """
     try:
         handle = open(path, encoding="utf-8-sig", newline="\n")
@@ -228,3 +214,37 @@ def sha256(path: Path) -> str:
 def _sha256(path: Path, *_version: int) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+_STARTS = {  # of the first bytes, in lower case and without space before them
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull gets it)",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"<?xml": "an XML text, perhaps a server's error",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"\x93numpy": "a numpy array",
+    b"riff": "an audio file",
+}
+
+
+def kind_of_file(path: Path) -> str | None:
+    """What a file or folder is by its first bytes or its names, or None for no known kind."""
+    if path.is_dir():
+        names = ("config.json", "pytorch_model.bin", "model.safetensors")
+        is_model = sum((path / name).exists() for name in names) > 1
+        return "a folder of a Hugging Face model" if is_model else "a folder"
+    with open(path, "rb") as handle:
+        head = handle.read(512)
+    if not head:
+        return "an empty file"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if kind := next((kind for begin, kind in _STARTS.items() if start.startswith(begin)), None):
+        return kind
+    if head[4:8] == b"ORTM":
+        return "an ONNX Runtime model"
+    # protobuf: the version, a number, and then a field of another kind
+    if len(head) > 8 and head[0] == 0x08 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42":
+        return "an ONNX model"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:
+        return "a safetensors file"
+    return "a JSON text" if start.startswith((b"{", b"[")) and head.isascii() else None

@@ -15,14 +15,13 @@ from pipeline.errors import UserError
 from pipeline.files import text_lines, writing
 
 SPLITS = ("train", "valid", "test")
-_UNITS = re.compile(r"[0-9]+(?: [0-9]+)*")
-_LABELS = re.compile(r"[0-9]{1,9}(?: [0-9]{1,9})*")  # they are sorted as numbers
+_UNITS = r"[0-9]+(?: [0-9]+)*"
+_LABELS = r"[0-9]{1,9}(?: [0-9]{1,9})*"  # they are sorted as numbers
+_ROW = re.compile(rf"(.*)\|({_UNITS})\|({_LABELS})")
 
 
 class Row(NamedTuple):
-    """One utterance. ``units`` and ``labels`` keep their written form: integers separated by single
-    spaces.
-    """
+    """One utterance. ``units`` and ``labels`` keep their written form."""
 
     file: str
     units: str
@@ -32,42 +31,29 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> Iterator[Row]:
     """Stream the rows of ``path``.
 
-    Raises ``UserError``, naming file and line, for a missing split, a line without three columns,
-    an empty column, or anything but integers in the second and third.
+    Raises ``UserError``, naming file and line, for a missing or empty split and for any other line.
     """
     missing = "this split is missing; make it with preprocess/runner.py --action postprocess"
     number = 0
     for number, line in enumerate(text_lines(path, missing), start=1):
-        yield _parse(line, path, number)
+        if not (row := _ROW.fullmatch(line)):
+            raise UserError(
+                f"{path}, line {number}: expected file|units|labels, the last two as integers "
+                f"separated by single spaces, found {line[-60:]!r}"
+            )
+        yield Row(*row.groups())
     if number == 0:
         raise UserError(f"{path}: empty; a split needs at least one utterance")
 
 
-def _parse(line: str, path: Path, number: int) -> Row:
-    columns = line.rsplit("|", 2)
-    if len(columns) != 3:
-        raise UserError(f"{path}, line {number}: expected file|units|labels, found {line[:60]!r}")
-    row = Row(*columns)
-    for name, text, is_right in (
-        ("units", row.units, are_units(row.units)),
-        ("labels", row.labels, are_labels(row.labels)),
-    ):
-        if not is_right:
-            what = f"{name} must be integers separated by single spaces, found {text[:60]!r}"
-            if not text:
-                what = f"no {name} ({row.file}); remove the row or quantise it again"
-            raise UserError(f"{path}, line {number}: {what}")
-    return row
-
-
 def are_units(text: str) -> bool:
     """Whether ``text`` can be a row's units."""
-    return _UNITS.fullmatch(text) is not None
+    return re.fullmatch(_UNITS, text) is not None
 
 
 def are_labels(text: str) -> bool:
     """Whether ``text`` can be a row's labels: integers of at most nine digits."""
-    return _LABELS.fullmatch(text) is not None
+    return re.fullmatch(_LABELS, text) is not None
 
 
 def check_name(name: str) -> str:
@@ -85,9 +71,7 @@ def check_name(name: str) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write ``rows`` to ``path`` atomically and return their number. Raises ``UserError`` as
-    ``check_name`` does.
-    """
+    """Write ``rows``; returns their number. Raises ``UserError`` as ``check_name`` does."""
     count = 0
     with writing(path) as handle:
         for row in rows:

@@ -1,21 +1,20 @@
-"""A run of a script: calling it from another, what it was made with, its threads."""
+"""A run of a script: calling it from another, what it was made with, what it shows meanwhile."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
 
 from pipeline.workspace import REPOSITORY
-
-if TYPE_CHECKING:
-    import torch
 
 RUNNING: set[subprocess.Popen] = set()  # the scripts that run_script waits for
 PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
@@ -56,39 +55,44 @@ def provenance() -> dict[str, object]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "absent"
-    return {"command": sys.argv, "git_revision": _git_revision(), "versions": versions}
-
-
-def _git_revision() -> str:
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        revision = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return result.stdout.strip()
+        revision = "unknown"
+    return {"command": sys.argv, "git_revision": revision, "versions": versions}
 
 
-@contextlib.contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """While the block runs, torch uses ``count`` threads for one operation (None: no change)."""
-    import torch  # not at the top: scripts that only call others start without it
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+_quiet = False
 
 
-def multiplies_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """Whether products in bfloat16 are fast on ``device``, and what it is in words."""
-    import torch
+def add_quiet(parser: argparse.ArgumentParser, prints_answers: bool = False) -> None:
+    """Add the flag that turns progress bars and reports off. ``prints_answers``: the stage's
+    standard output is its result, and stays.
+    """
+    said = "print answers and errors alone" if prints_answers else "print errors alone"
+    parser.add_argument("--quiet", nargs=0, const=prints_answers, action=_Quiet, help=said)
 
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return major >= 8, f"compute capability {major}.{minor}"
-    # GFLOP/s of large products in bfloat16 and float32, on three processors: 2,100 and 310 with
-    # AMX, 213 and 105 with AVX512-BF16 alone, 1.6 and 99 with neither
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return fast, f"a processor {'that multiplies' if fast else 'without'} bfloat16"
+
+class _Quiet(argparse.Action):
+    """Takes effect where the flag is read, before anything is printed."""
+
+    def __call__(self, *_: object) -> None:
+        global _quiet
+        _quiet = True
+        if not self.const:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
+    """tqdm over ``items``, or of the ``total`` in ``options``, on standard error."""
+    silent = True if _quiet else None  # None: only where standard error is no terminal
+    return tqdm(items, disable=silent, mininterval=0.5, dynamic_ncols=True, **options)
+
+
+def report(text: object) -> None:
+    """Print to standard error what is neither answer nor error; nothing with --quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pickle
+import re
 import sys
 import types
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,8 +23,7 @@ from omegaconf.base import ContainerMetadata, Metadata
 from omegaconf.nodes import AnyNode
 
 from pipeline.errors import UserError, is_out_of_memory
-from pipeline.file_kinds import foreign_model, kind_of_file
-from pipeline.files import writing
+from pipeline.files import kind_of_file, writing
 
 # What checkpoints hold beside tensors. Each of these only stores the values it is given.
 _SETTINGS = [argparse.Namespace, OrderedDict, defaultdict, dict, list, int, Any]
@@ -91,15 +91,13 @@ def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     ``mapped``: leave the tensors in the file until they are copied, so that an optimizer's state
-    takes no memory; the file must not be written over until then. (Before 1.6 torch wrote another
-    format, which is read whole.)
-    Raises ``UserError`` when it is missing, is no torch file or another project's, or would run
-    code.
+    takes no memory; the file must not be written over until then.
+    Raises ``UserError`` when it is missing, no torch file, another project's, or would run code.
     """
     state = load_torch_values(path, mapped)
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a checkpoint dictionary, found {type(state).__name__}")
-    if foreign := foreign_model(state):
+    if foreign := _foreign(state):
         raise UserError(f"{path}: this is {foreign}")
     return state
 
@@ -111,7 +109,7 @@ def load_torch_values(path: Path, mapped: bool = False) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
-        mapped = mapped and zipfile.is_zipfile(path)
+        mapped = mapped and zipfile.is_zipfile(path)  # before 1.6 torch wrote another format
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch's reader raises anything on bytes that are no checkpoint
         if is_out_of_memory(error):
@@ -126,6 +124,36 @@ def load_torch_values(path: Path, mapped: bool = False) -> Any:
         raise UserError(f"{path}: damaged or not a torch checkpoint ({_reason(error)})") from None
 
 
+# another project's checkpoint by its keys, and what is expected instead
+_SPEECH = (
+    "expected fairseq's checkpoint (pretrained_models/download.py hubert100 gets HuBERT Base's)"
+)
+_LM = "expected fairseq's unit LM (pretrained_models/download.py gets one, train_ulm.py trains one)"
+_LM_WEIGHT = re.compile(
+    r"(transformer\.)?h\.0\..*|model\.(decoder\.)?layers\.0\..*|gpt_neox\.layers\.0\..*|"
+    r"(transformer\.)?wte\.weight|model\.(decoder\.)?embed_tokens\.weight|lm_head\.weight"
+)
+
+
+def _foreign(state: Mapping[Any, Any]) -> str | None:
+    """What another project's checkpoint is, and what is expected instead; else None."""
+    names = {name for name in state if isinstance(name, str)}
+    if any(name.endswith("feature_projection.projection.weight") for name in names):
+        return (
+            "a Hugging Face HuBERT or wav2vec 2.0; expected its folder, with config.json, or "
+            "fairseq's checkpoint"
+        )
+    if any(map(_LM_WEIGHT.fullmatch, names)):
+        return f"a Hugging Face language model; {_LM}"
+    if len(names & {"Featurizer", "Downstream", "Upstream", "Optimizer", "Args", "Config"}) > 2:
+        return f"a downstream model of s3prl's; {_SPEECH}"
+    if names >= {"task_cfg", "model_cfg", "model_weight"}:
+        return f"a speech model in s3prl's form; {_SPEECH}"
+    if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
+        return f"a WavLM, whose attention is another; {_SPEECH}"
+    return None
+
+
 def _reason(error: Exception) -> str:
     return ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
 
@@ -138,7 +166,7 @@ def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read named tensors onto the CPU. Raises ``UserError`` when the file is missing or damaged."""
+    """Read named tensors onto the CPU. Raises ``UserError`` for a missing or damaged file."""
     if not path.is_file():
         raise UserError(f"{path}: not found")
     try:

@@ -43,9 +43,7 @@ class Workspace:
         return self.root / "ulm_prompt" / "datasets" / unit_model
 
     def prompt_text(self, unit_model: str, downstream: str, kind: str, split: str) -> Path:
-        """Text with one ``units <s> labels`` a line; ``kind`` is data_prompt or
-        data_<method>, of verbalizer.py.
-        """
+        """``units <s> labels`` a line; ``kind``: data_prompt or data_<method> of verbalizer.py."""
         return self.datasets(unit_model) / downstream / kind / f"{split}.txt"
 
     def data_bin(self, unit_model: str, task: str) -> Path:

@@ -15,11 +15,9 @@ import torch
 from pipeline.config import save_config
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
-from pipeline.file_kinds import kind_of_file
-from pipeline.files import read_json, write_json
-from pipeline.progress import progress_bar
+from pipeline.files import kind_of_file, read_json, write_json
 from pipeline.rows import SPLITS, check_name, write_rows
-from pipeline.runs import provenance
+from pipeline.runs import progress_bar, provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in

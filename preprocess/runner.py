@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import argparse
 
+from pipeline.devices import process_group, ranks, speak_on_main_alone
 from pipeline.errors import UserError, run
 from pipeline.files import holding
-from pipeline.ranks import process_group, ranks, speak_on_main_alone
 from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.errors import UserError, run
-from pipeline.progress import add_quiet
+from pipeline.runs import add_quiet
 from pipeline.unit_models import UnitModel, unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
 from pretrained_models.fetching.pretrained import PretrainedModels

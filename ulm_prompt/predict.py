@@ -16,7 +16,7 @@ from collections import Counter
 
 from pipeline.devices import add_device
 from pipeline.errors import UserError, run
-from pipeline.progress import add_quiet, progress_bar, report
+from pipeline.runs import add_quiet, progress_bar, report
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt

@@ -12,8 +12,8 @@ from pathlib import Path
 from pipeline.devices import add_device, choose_device
 from pipeline.errors import UserError, run
 from pipeline.files import holding, sha256
-from pipeline.progress import add_quiet, progress_bar
 from pipeline.rows import read_rows
+from pipeline.runs import add_quiet, progress_bar
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data import label_names, verbal

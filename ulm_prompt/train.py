@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 
+from pipeline.devices import Ranks, on_main, process_group, ranks, speak_on_main_alone
 from pipeline.errors import run
 from pipeline.files import holding
-from pipeline.progress import add_quiet
-from pipeline.ranks import Ranks, on_main, process_group, ranks, speak_on_main_alone
+from pipeline.runs import add_quiet
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.prompt_record import PromptRecord

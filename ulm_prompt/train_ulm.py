@@ -13,10 +13,10 @@ import contextlib
 from pathlib import Path
 
 from pipeline.config import save_config
+from pipeline.devices import on_main, process_group, ranks, speak_on_main_alone
 from pipeline.errors import UserError, run
 from pipeline.files import holding, writing
-from pipeline.progress import add_quiet
-from pipeline.ranks import on_main, process_group, ranks, speak_on_main_alone
+from pipeline.runs import add_quiet
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace, print_next

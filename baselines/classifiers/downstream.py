@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.progress import progress_bar
+from pipeline.runs import progress_bar
 
 CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
 

@@ -24,8 +24,8 @@ import soxr
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, write_json
-from pipeline.progress import progress_bar
 from pipeline.rows import SPLITS
+from pipeline.runs import progress_bar
 
 SAMPLE_RATE = 16_000
 ACCENT = "en-us"

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pipeline.devices import Ranks, on_main, wait_for_all
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256
-from pipeline.progress import progress_bar
-from pipeline.ranks import Ranks, on_main, wait_for_all
 from pipeline.rows import SPLITS
+from pipeline.runs import progress_bar
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.actions.stored_blocks import Line, StoredBlocks
 from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates

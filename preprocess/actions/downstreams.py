@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.config import load_config
-from pipeline.devices import add_device
+from pipeline.devices import Ranks, add_device
 from pipeline.errors import UserError
-from pipeline.progress import add_quiet
-from pipeline.ranks import Ranks
+from pipeline.runs import add_quiet
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.actions.audio_run import Shard

@@ -16,8 +16,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
+from pipeline.devices import torch_threads
 from pipeline.files import read_json
-from pipeline.runs import torch_threads
 from preprocess.actions.manifest import Entry
 from preprocess.speech2unit.audio import (
     MOST_IN_PIECES,

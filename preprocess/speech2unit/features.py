@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
+from pipeline.devices import multiplies_bfloat16
 from pipeline.errors import UserError
-from pipeline.runs import multiplies_bfloat16
 
 Item = TypeVar("Item")
 SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]

@@ -18,8 +18,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import UserError, is_out_of_memory
-from pipeline.file_kinds import kind_of_file
-from pipeline.files import writing
+from pipeline.files import kind_of_file, writing
 from pipeline.torch_files import load_torch_values
 from preprocess.speech2unit.kmeans_pickle import read_joblib
 

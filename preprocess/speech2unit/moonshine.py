@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 
 from pipeline.errors import UserError, is_out_of_memory
-from pipeline.file_kinds import kind_of_file
+from pipeline.files import kind_of_file
 from preprocess.speech2unit.features import SAMPLE_RATE, Source
 
 _HOP, _FIELD = 384, 895  # samples from frame to frame, and those that one frame sees (three convs)

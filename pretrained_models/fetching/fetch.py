@@ -17,7 +17,7 @@ from urllib.error import HTTPError, URLError
 
 from pipeline.errors import UserError
 from pipeline.files import sha256, write_json
-from pipeline.progress import progress_bar
+from pipeline.runs import progress_bar
 
 ATTEMPTS = 6  # in a row without a byte gained
 PAUSE = 1.0  # seconds before the second attempt; doubles each time

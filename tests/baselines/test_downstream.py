@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from baselines import layer_means, train_downstream
 from baselines.classifiers.downstream import DownstreamModel, Split, accuracy, load_settings, train
 from baselines.classifiers.means import LayerMeans, means_folder, read_means
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace

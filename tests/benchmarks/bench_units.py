@@ -29,8 +29,7 @@ import soundfile
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
-from pipeline.devices import choose_device
-from pipeline.runs import multiplies_bfloat16
+from pipeline.devices import choose_device, multiplies_bfloat16
 from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.speech2unit.features import Source, feature_reader, written

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import progress
+from pipeline import runs
 from pipeline.devices import DEVICES, choose_device, in_float64
 from pipeline.errors import UserError
 from preprocess.speech2unit.kmeans import KMeans
@@ -72,15 +72,15 @@ def test_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     flags: list[str], answers: bool, out: str, err: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(progress, "_quiet", False)
+    monkeypatch.setattr(runs, "_quiet", False)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored after the flag has replaced it
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     parser = argparse.ArgumentParser()
-    progress.add_quiet(parser, prints_answers=answers)
+    runs.add_quiet(parser, prints_answers=answers)
     parser.parse_args(flags)
     print("line")
-    progress.report("report")
-    shown = [progress.progress_bar([1]).disable]
+    runs.report("report")
+    shown = [runs.progress_bar([1]).disable]
     said = capsys.readouterr()
     assert (said.out, said.err.replace("\r", "").split("  0%|")[0]) == (out, err)
     assert shown == [True if flags else None]

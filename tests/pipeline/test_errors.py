@@ -98,11 +98,14 @@ def test_full_standard_output(size: int) -> None:
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried 20 MiB.\nGPU 0 has 1 GiB in all"),
-            "CUDA out of memory. Tried 20 MiB.; ",
+            "out of memory: CUDA out of memory. Tried 20 MiB.; ",
         ),
-        (MemoryError(), "out of memory; "),
+        (MemoryError(), "out of memory: no more is known; "),
         (MemoryError("Unable to allocate 7 TiB for an array"), "out of memory: Unable to allocate"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAlloc"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            "out of memory: DefaultC",
+        ),
         (RuntimeError("std::bad_alloc"), "out of memory: std::bad_alloc; "),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory; "),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pipeline.file_kinds import kind_of_file
+from pipeline.files import kind_of_file
 from pipeline.torch_files import load_safetensors, load_torch
 from preprocess.speech2unit.cpc import Cpc
 from preprocess.speech2unit.features import Source

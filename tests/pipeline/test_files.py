@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,17 +205,6 @@ def test_outputs_are_written_through_links(tmp_path: Path, exists: bool) -> None
     assert [path.name for path in links["KS-data-bin"].iterdir()] == ["second"]
     assert set(tmp_path.iterdir()) == {disk, *links.values()}
     assert {path.name for path in disk.iterdir()} == set(links)
-
-
-def test_a_link_that_an_earlier_version_moved_aside_is_swept(tmp_path: Path) -> None:
-    child = subprocess.Popen(["true"])
-    child.wait()  # no process has its number now
-    (tmp_path / f".bin.{os.uname().nodename}.{child.pid}.old").symlink_to(tmp_path)
-    (tmp_path / "bin").mkdir()
-    for _ in range(2):
-        with replacing_folder(tmp_path / "bin"):
-            pass
-    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])

@@ -9,24 +9,17 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 
-# any name without a line break: spaces, tabs, bars and other alphabets included
-
 
 @pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("a.wav||3", "line 2: no units"),
-        ("a.wav|1 2|", "line 2: no labels"),
-        ("a.wav|1 2", "line 2: expected file|units|labels"),
-        ("a.wav|1 x|3", "line 2: units must be integers"),
-        ("a.wav|1  2|3", "line 2: units must be integers"),
-    ],
+    "line", ["a.wav||3", "a.wav|1 2|", "a.wav|1 2", "a.wav|1 x|3", "a.wav|1  2|3", "a.wav|1| 3", ""]
 )
-def test_a_bad_row_is_named(tmp_path: Path, line: str, expected: str) -> None:
+def test_a_bad_row_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "train"
     path.write_text(f"fine.wav|1 2|3\n{line}\n")
-    with pytest.raises(UserError, match=expected.replace("|", r"\|")):
+    with pytest.raises(UserError) as error:
         list(read_rows(path))
+    assert f"{path}, line 2: expected file|units|labels" in str(error.value)
+    assert f"found {line!r}" in str(error.value)
 
 
 def test_missing_and_empty_splits(tmp_path: Path) -> None:

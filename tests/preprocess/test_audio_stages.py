@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.ranks import Ranks
 from preprocess.actions.audio_run import AudioRun, Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.actions.stream import cut_blocks, file_rates

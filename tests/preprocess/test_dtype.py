@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.ranks import Ranks
 from pipeline.unit_models import find_unit_model
 from preprocess.actions.audio_run import Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from preprocess.actions.downstreams import load_downstreams

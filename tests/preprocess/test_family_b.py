@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.devices import ranks
 from pipeline.errors import UserError
-from pipeline.ranks import ranks
 from pipeline.rows import SPLITS
 from pipeline.workspace import Workspace
 from preprocess.actions.downstreams import load_downstream

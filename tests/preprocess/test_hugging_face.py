@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 
-from pipeline.file_kinds import kind_of_file
+from pipeline.files import kind_of_file
 from pipeline.rows import SPLITS
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import sha256
-from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing

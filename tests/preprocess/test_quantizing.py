@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import holding
-from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess.actions.audio_run import Shard

@@ -13,8 +13,8 @@ import pytest
 import soundfile
 import torch
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
-from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess import runner

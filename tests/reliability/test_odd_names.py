@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from pipeline.ranks import Ranks
+from pipeline.devices import Ranks
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing, learn_kmeans

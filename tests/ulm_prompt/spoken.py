@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.devices import Ranks
 from pipeline.files import sha256
-from pipeline.ranks import Ranks
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing, learn_kmeans

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from pipeline.ranks import Ranks, process_group, ranks
+from pipeline.devices import Ranks, process_group, ranks
 
 
 def kill_after(updates: int, here: Ranks) -> None:

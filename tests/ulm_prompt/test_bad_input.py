@@ -70,7 +70,12 @@ def first_row(split: str, row: str) -> Callable[[Path], None]:
     ("done", "mistake", "stages", "message"),
     [
         ((), lambda root: rows_path(root, "valid").unlink(), ("make_data",), "valid: this split"),
-        ((), first_row("test", "silent.wav||3"), ("make_data",), "test, line 1: no units (silent"),
+        (
+            (),
+            first_row("test", "silent.wav||3"),
+            ("make_data",),
+            "test, line 1: expected file|",
+        ),
         ((), first_row("train", "a.wav|1 2|1 2"), ("make_data",), "1 label(s) an utterance, found"),
         (TEXT_STAGES[:2], first_row("test", "a.wav|1|77"), ("make_data", "verbalizer"), "label 77"),
         ((), few_units, TEXT_STAGES, "5 labels but only 2 distinct units"),

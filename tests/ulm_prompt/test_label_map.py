@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.devices import torch_threads
 from pipeline.errors import UserError
 from pipeline.rows import Row, write_rows
-from pipeline.runs import torch_threads
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages

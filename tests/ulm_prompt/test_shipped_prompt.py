@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import progress, unit_models
+from pipeline import runs, unit_models
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
@@ -67,7 +67,7 @@ def test_it_answers_and_says_what_it_knows(
     words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
     run(Workspace(tmp_path / "elsewhere"), *words)
     out, errors = capsys.readouterr()
-    monkeypatch.setattr(progress, "_quiet", False)  # as before, afterwards
+    monkeypatch.setattr(runs, "_quiet", False)  # as before, afterwards
     run(Workspace(tmp_path / "elsewhere"), *words, "--quiet")
     assert capsys.readouterr() == (out, "")
     assert out.splitlines()[1].split()[1] == "IC"

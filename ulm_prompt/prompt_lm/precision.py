@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.devices import choose_device
+from pipeline.devices import choose_device, multiplies_bfloat16
 from pipeline.errors import UserError
-from pipeline.runs import multiplies_bfloat16
 
 LARGE = 30_000_000  # LM parameters; on smaller LMs bfloat16 saves little or is slower
 FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1

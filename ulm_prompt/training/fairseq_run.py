@@ -18,10 +18,9 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from omegaconf import DictConfig, OmegaConf
 
 import ulm_prompt.prompt_lm  # noqa: F401  (registers our task, model, losses and optimizer)
-from pipeline.devices import choose_device
+from pipeline.devices import Ranks, choose_device, on_main
 from pipeline.errors import UserError
 from pipeline.files import naming
-from pipeline.ranks import Ranks, on_main
 from pipeline.torch_files import load_torch
 from ulm_prompt.prompt_data.prompt_record import LAST
 from ulm_prompt.training.fairseq_patches import patched
@@ -40,7 +39,7 @@ def train(
     checkpoint.
 
     The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
-    is one. Every rank calls this, within ``pipeline.ranks.process_group``; the main one writes.
+    is one. Every rank calls this, within ``pipeline.devices.process_group``; the main one writes.
     """
     if here.main:
         if not (save_dir / LAST).exists():

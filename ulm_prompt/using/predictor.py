@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.devices import choose_device
+from pipeline.devices import choose_device, torch_threads
 from pipeline.errors import UserError
-from pipeline.runs import torch_threads
 from pipeline.unit_models import UnitModel, find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.speech2unit.audio import (
