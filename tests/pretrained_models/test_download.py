@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import io
+import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.files import holding
 from pretrained_models.download import main
-from pretrained_models.fetching.pretrained import unpack_lm
 from tests.conftest import REPOSITORY, stage
 from tests.pretrained_models.conftest import Remote, checkpoint_bytes, kmeans_bytes
 
@@ -26,34 +28,35 @@ KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.t
 CENTRES, SPEECH = kmeans_bytes(1), checkpoint_bytes()
 
 
-def tgz(path: Path | io.BytesIO, files: dict[str, bytes | tuple[bytes, str]], folder: str = ""):
-    """Write ``path`` and return it. ``files``: content, or a member's type and link target."""
-    target = {"name": path} if isinstance(path, Path) else {"fileobj": path}
-    with tarfile.open(**target, mode="w:gz") as tar:
+def tgz(files: dict[str, bytes | tuple[bytes, str]], folder: str = "") -> bytes:
+    """An archive. ``files``: content, or a member's type and link target."""
+    found = io.BytesIO()
+    with tarfile.open(fileobj=found, mode="w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(folder + name)
             if isinstance(content, tuple):
                 (member.type, member.linkname), content = content, b""
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return path
+    return found.getvalue()
 
 
 LM_FILES = {"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"}
-GOOD_LM = tgz(io.BytesIO(), LM_FILES, "logmel50_lm/").getvalue()
+GOOD_LM = tgz(LM_FILES, "logmel50_lm/")
 WHOLE = {"logmel50_km.bin": CENTRES} | {f"logmel50_lm/{n}": c for n, c in LM_FILES.items()}
 
 
 @pytest.fixture
 def mirror(remote: Remote) -> Remote:
-    """Holds what logmel50 needs, and a wrong HuBERT."""
-    remote.files = {
-        KMEANS: CENTRES,
-        LM: GOOD_LM,
-        "/hubert/hubert_base_ls960.pt": b"not it",
-        "/mine.pt": SPEECH,
-    }
+    """Holds what logmel50 needs, and a speech checkpoint."""
+    remote.files = {KMEANS: CENTRES, LM: GOOD_LM, "/mine.pt": SPEECH}
     return remote
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pretrained_models").mkdir()
+    return tmp_path / "pretrained_models"
 
 
 def download(mirror: Remote, workspace: Path, *args: object, code: int = 0) -> str:
@@ -61,7 +64,7 @@ def download(mirror: Remote, workspace: Path, *args: object, code: int = 0) -> s
     flags = ["--workspace", workspace, "--base_url", mirror.url, "--timeout", 5]
     printed = io.StringIO()
     with (
-        mock.patch.object(sys, "argv", [SCRIPT, *map(str, [*args, *flags])]),
+        mock.patch.object(sys, "argv", [SCRIPT, *map(str, [*flags, *args])]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
         pytest.raises(SystemExit) as leaving,
@@ -81,20 +84,21 @@ def here(workspace: Path) -> dict[str, bytes]:
     }
 
 
+def own_table(workspace: Path, checkpoint: str) -> None:
+    model = "{feature_type: hubert, checkpoint: mine, layer: 6, clusters: 9}"
+    (workspace / "pretrained_models" / "my_unit_models.yaml").write_text(
+        f"checkpoints: {{mine: {{{checkpoint}}}}}\nunit_models: {{one: {model}, two: {model}}}\n"
+    )
+
+
 def test_a_unit_model_comes_whole_and_once(mirror: Remote, tmp_path: Path) -> None:
-    assert "logmel50     none                             missing    missing" in download(
-        mirror, tmp_path, "--list"
-    )
-    printed = download(mirror, tmp_path, "logmel50")
-    assert "next: python preprocess/runner.py" in printed
+    row = "logmel50     none                             {0:10} {0}"
+    assert row.format("missing") in download(mirror, tmp_path, "--list")
+    assert "next: python preprocess/runner.py" in download(mirror, tmp_path, "logmel50")
     assert here(tmp_path) == WHOLE
-    assert len(mirror.requests) == 2
-    printed = download(mirror, tmp_path, "logmel50", "logmel50")
-    assert printed.count("here already") == 2
+    assert download(mirror, tmp_path, "logmel50", "logmel50").count("here already") == 2
     assert len(mirror.requests) == 2, "nothing is asked for twice"
-    assert "logmel50     none                             here       here" in download(
-        mirror, tmp_path, "--list"
-    )
+    assert row.format("here") in download(mirror, tmp_path, "--list")
     assert download(mirror, tmp_path, "logmel50", "--verify").count("verified") == 2
 
 
@@ -113,11 +117,10 @@ def test_verify_sees_a_flipped_bit(mirror: Remote, tmp_path: Path, name: str) ->
 @pytest.mark.parametrize(
     "url, lost", [(KMEANS, "logmel50_km.bin"), (LM, "logmel50_lm")], ids=["kmeans", "lm"]
 )
-def test_a_later_download_is_held_to_the_first(
-    mirror: Remote, tmp_path: Path, url: str, lost: str
+def test_a_later_download_is_checked_against_the_first(
+    mirror: Remote, tmp_path: Path, folder: Path, url: str, lost: str
 ) -> None:
     download(mirror, tmp_path, "logmel50")
-    folder = tmp_path / "pretrained_models"
     (folder / lost).rename(tmp_path / "lost")
     first = mirror.files[url]
     mirror.files[url] = b"something else of the same size"[: len(first)].ljust(len(first))
@@ -130,9 +133,9 @@ def test_a_later_download_is_held_to_the_first(
     assert here(tmp_path) == WHOLE
 
 
-def test_what_a_user_put_there_is_checked_and_never_removed(mirror: Remote, tmp_path: Path) -> None:
-    folder = tmp_path / "pretrained_models"
-    folder.mkdir()
+def test_what_a_user_put_there_is_checked_and_never_removed(
+    mirror: Remote, tmp_path: Path, folder: Path
+) -> None:
     (folder / "hubert_base_ls960.pt").write_bytes(b"another HuBERT")
     printed = download(mirror, tmp_path, "hubert50", "--only", "checkpoint", code=2)
     assert "1703cf8d" in printed and "remove" in printed
@@ -147,29 +150,23 @@ def test_what_a_user_put_there_is_checked_and_never_removed(mirror: Remote, tmp_
     }
 
 
-def test_an_lm_that_was_trained_here_stays(mirror: Remote, tmp_path: Path) -> None:
-    folder = tmp_path / "pretrained_models" / "logmel50_lm"
-    folder.mkdir(parents=True)
-    (folder / "dict.txt").write_text("ours")
+def test_an_lm_that_was_trained_here_stays(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+    lm = folder / "logmel50_lm"
+    lm.mkdir()
+    (lm / "dict.txt").write_text("ours")
     assert "move the folder away" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
-    (folder / "checkpoint_best.pt").write_text("ours")
+    (lm / "checkpoint_best.pt").write_text("ours")
     assert "kept" in download(mirror, tmp_path, "logmel50", "--only", "lm")
     assert set(here(tmp_path).values()) == {b"ours"}
     assert not mirror.requests
 
 
-def test_a_bad_archive_leaves_nothing(mirror: Remote, tmp_path: Path) -> None:
-    mirror.files[LM] = GOOD_LM[:-100]
-    assert "cut short" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
-    assert not list(tmp_path.glob("pretrained_models/*"))
-
-
-def test_a_killed_download_goes_on(mirror: Remote, tmp_path: Path) -> None:
+def test_a_killed_download_resumes(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     own_table(tmp_path, f"url: {mirror.url}/mine.pt")
     mirror.plan = [{"stall": 100_000}]
     command = [sys.executable, str(REPOSITORY / SCRIPT), "one", "--workspace", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    part = tmp_path / "pretrained_models" / ".mine.pt.part"
+    part = folder / ".mine.pt.part"
     assert mirror.stalled.wait(20)
     while not (part.exists() and part.stat().st_size == 100_000):
         assert process.poll() is None
@@ -178,20 +175,13 @@ def test_a_killed_download_goes_on(mirror: Remote, tmp_path: Path) -> None:
     assert "partial" in download(mirror, tmp_path, "--list", "one")
     download(mirror, tmp_path, "one", "two", "--only", "checkpoint")
     assert mirror.ranges() == [None, "bytes=100000-"], "and what two share comes once"
-    assert (tmp_path / "pretrained_models" / "mine.pt").read_bytes() == SPEECH
+    assert (folder / "mine.pt").read_bytes() == SPEECH
     assert not part.exists()
 
 
-def own_table(workspace: Path, checkpoint: str) -> None:
-    model = "{feature_type: hubert, checkpoint: mine, layer: 6, clusters: 9}"
-    folder = workspace / "pretrained_models"
-    folder.mkdir(exist_ok=True)
-    (folder / "my_unit_models.yaml").write_text(
-        f"checkpoints: {{mine: {{{checkpoint}}}}}\nunit_models: {{one: {model}, two: {model}}}\n"
-    )
-
-
-def test_a_file_of_ones_own_is_never_downloaded(mirror: Remote, tmp_path: Path) -> None:
+def test_a_file_of_ones_own_is_never_downloaded(
+    mirror: Remote, tmp_path: Path, folder: Path
+) -> None:
     own_table(tmp_path, "path: elsewhere/mine.pt")
     assert "elsewhere/mine.pt: not found" in download(mirror, tmp_path, "one", code=2)
     (tmp_path / "elsewhere").mkdir()
@@ -201,89 +191,130 @@ def test_a_file_of_ones_own_is_never_downloaded(mirror: Remote, tmp_path: Path) 
     assert not mirror.requests
 
 
-def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path) -> None:
+def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     assert "hubert100, hubert200, cpc50" in stage(SCRIPT, "--workspace", tmp_path, code=2)
     assert "hubert1000: unknown" in download(mirror, tmp_path, "logmel50", "hubert1000", code=2)
     assert not mirror.requests, "names are checked first"
-    records = tmp_path / "pretrained_models" / "downloaded.json"
-    records.parent.mkdir()
     for damage in ("{", "[]", '{"a": {"size": 3}}'):
-        records.write_text(damage)
-        assert str(records) in download(mirror, tmp_path, "logmel50", code=2)
+        (folder / "downloaded.json").write_text(damage)
+        assert "downloaded.json" in download(mirror, tmp_path, "logmel50", code=2)
 
 
-def test_two_processes_do_not_get_one_file(mirror: Remote, tmp_path: Path) -> None:
-    with holding(tmp_path / "pretrained_models" / "logmel50_km.bin"):
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://[::1:2:3:4:5:6:7:8:9]", "nowhere", "http://"]
+)
+def test_no_address(mirror: Remote, tmp_path: Path, url: str) -> None:
+    code = 1 if url.endswith("9]") else 2
+    printed = download(mirror, tmp_path, "logmel50", "--base_url", url, code=code)
+    assert ("expected http" in printed or "no address" in printed) and printed.count("\n") == 1
+
+
+def test_two_processes_do_not_get_one_file(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+    with holding(folder / "logmel50_km.bin"):
         printed = download(mirror, tmp_path, "logmel50", code=2)
     assert "another process is writing there" in printed
     assert not mirror.requests
 
 
 def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
-    url = remote.url
     remote.stop()
-    flags = ["--workspace", tmp_path, "--base_url", url]
-    printed = stage(SCRIPT, "logmel50", *flags, code=1)
-    assert printed.count("\n") == 1
+    printed = download(remote, tmp_path, "logmel50", code=1)
     path = tmp_path / "pretrained_models" / "logmel50_km.bin"
-    assert url + KMEANS in printed and str(path) in printed
+    assert remote.url + KMEANS in printed and str(path) in printed and printed.count("\n") == 1
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def refused(archive: Path, folder: Path) -> str:
-    """The LM_FILES in ``folder`` stays, and nothing else appears."""
-    folder.mkdir(exist_ok=True)
-    (folder / "dict.txt").write_text("old")
-    before = tree(archive.parent)
-    with pytest.raises(UserError) as error:
-        unpack_lm(archive, folder)
-    assert tree(archive.parent) == before
-    assert "\n" not in str(error.value) and str(archive) in str(error.value)
-    return str(error.value)
-
-
-@pytest.mark.parametrize("folder", ["", "hubert100_lm/", "./", "./hubert100_lm/"])
-def test_the_released_layouts(tmp_path: Path, folder: str) -> None:
-    archive = tgz(tmp_path / "lm.tgz", {"README": b"hello", **LM_FILES}, folder)
-    old = tmp_path / "hubert100_lm"
-    old.mkdir()
-    (old / "half").touch()
-    unpack_lm(archive, old)
-    assert tree(old) == LM_FILES
-    assert {path.name for path in tmp_path.iterdir()} == {"lm.tgz", "hubert100_lm"}
-
-
-def test_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("top", ["", "hubert100_lm/", "./", "./hubert100_lm/"])
+def test_an_archive_gives_the_two_files_and_writes_nothing_elsewhere(
+    mirror: Remote, tmp_path: Path, folder: Path, top: str
+) -> None:
     others = {
         "../../evil": b"x",
         "/tmp/evil": b"x",
+        "README": b"hello",
         "other/dict.txt": (tarfile.SYMTYPE, "../../evil"),
-        "dict.txt": (tarfile.SYMTYPE, "/etc/passwd"),
+        "deep/er/checkpoint_best.pt": b"x",
         "checkpoint_best.pt": (tarfile.FIFOTYPE, ""),
     }
-    released = {f"../{name}": content for name, content in LM_FILES.items()}
-    unpack_lm(tgz(tmp_path / "lm.tgz", others | released), tmp_path / "a" / "b" / "lm")
-    assert set(tree(tmp_path)) == {"lm.tgz", *(f"a/b/lm/{name}" for name in LM_FILES)}
+    mirror.files[LM] = tgz(others | {top + name: LM_FILES[name] for name in LM_FILES})
+    download(mirror, tmp_path, "logmel50", "--only", "lm")
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    lm = {f"pretrained_models/logmel50_lm/{name}" for name in LM_FILES}
+    assert names == lm | {"pretrained_models/downloaded.json"}
+    assert here(tmp_path) == {f"logmel50_lm/{name}": content for name, content in LM_FILES.items()}
 
 
-@pytest.mark.parametrize("name", LM_FILES)
-def test_both_files_must_be_in_it(tmp_path: Path, name: str) -> None:
-    (absent,) = LM_FILES.keys() - {name}
-    for files in ({}, {absent: (tarfile.SYMTYPE, "/etc/passwd")}):
-        archive = tgz(tmp_path / "lm.tgz", {name: LM_FILES[name], **files})
-        assert f"no {absent}" in refused(archive, tmp_path / "lm")
+LINK = (tarfile.SYMTYPE, "/etc/passwd")
 
 
-def test_cut_short_or_damaged(tmp_path: Path) -> None:
-    """gzip's checksum is behind the tar's end, where tarfile never looks."""
-    archive = tgz(tmp_path / "lm.tgz", LM_FILES)
-    whole = archive.read_bytes()
-    for length in range(0, len(whole), 23):
-        archive.write_bytes(whole[:length])
-        refused(archive, tmp_path / "lm")
-    archive.write_bytes(whole[:-8] + bytes(8))
-    assert "damaged" in refused(archive, tmp_path / "lm")
+@pytest.mark.parametrize(
+    ("archive", "reason"),
+    [
+        *((GOOD_LM[:length], "damaged or cut short") for length in (20, 60, len(GOOD_LM) - 100)),
+        # gzip's checksum is behind the tar's end, where tarfile never looks
+        *((GOOD_LM[:length], "damaged or cut short") for length in (len(GOOD_LM) - 8, -1)),
+        (GOOD_LM[:-8] + bytes(8), "damaged"),
+        (tgz({"dict.txt": b"0 1\n"}), "no checkpoint_best.pt in it"),
+        (tgz({"checkpoint_best.pt": b"a", "dict.txt": LINK}), "no dict.txt in it"),
+    ],
+    ids=range(8),
+)
+def test_a_bad_archive_leaves_nothing(
+    mirror: Remote, tmp_path: Path, archive: bytes, reason: str
+) -> None:
+    mirror.files[LM] = archive
+    printed = download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
+    assert reason in printed and printed.count("\n") == 1
+    assert not list(tmp_path.glob("pretrained_models/*"))
+
+
+NO_KMEANS = {
+    "an error page": (b"<html>502 Bad Gateway</html>", "a web page"),
+    "an error": (b"Access denied", "found something else"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    "a part": (CENTRES[:-50], "found something else"),
+    "not finite": (kmeans_bytes(np.nan), "not finite"),
+}
+
+
+@pytest.mark.parametrize("what", NO_KMEANS)
+def test_what_no_stage_could_read_gets_no_name(mirror: Remote, tmp_path: Path, what: str) -> None:
+    """Its status is 200, its content type neutral, and no hash is known."""
+    mirror.files[KMEANS], reason = NO_KMEANS[what]
+    printed = download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=1)
+    assert mirror.url + KMEANS in printed and reason in printed and printed.count("\n") == 1
+    assert "; what came is removed" in printed and ".part" not in printed
+    assert here(tmp_path) == {}
+    mirror.files[KMEANS] = CENTRES
+    download(mirror, tmp_path, "logmel50", "--only", "kmeans")
+    assert download(mirror, tmp_path, "logmel50", "--verify").count("verified") == 1
+
+
+def test_what_was_there_or_recorded_is_opened_too(
+    mirror: Remote, tmp_path: Path, folder: Path
+) -> None:
+    path = folder / "logmel50_km.bin"
+    path.write_bytes(b"<html>")
+    assert "a web page" in download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=2)
+    record = {"sha256": hashlib.sha256(b"<html>").hexdigest(), "size": 6}
+    (folder / "downloaded.json").write_text(json.dumps({path.name: record}))
+    assert "a web page" in download(mirror, tmp_path, "logmel50", "--verify", code=2)
+    assert path.read_bytes() == b"<html>", "a user's file is never removed"
+
+
+def test_a_checkpoint_without_a_hash_is_opened(
+    mirror: Remote, tmp_path: Path, folder: Path
+) -> None:
+    own_table(tmp_path, f"url: {mirror.url}/mine.pt")
+    mirror.files["/mine.pt"] = SPEECH[:-200]
+    assert "damaged or not a torch" in download(mirror, tmp_path, "one", code=1)
+    assert not list(folder.glob("*.pt"))
+
+
+def test_encodings_are_refused_and_an_archives_own_is_not(mirror: Remote, tmp_path: Path) -> None:
+    """Some servers say of a .tgz that it is encoded by gzip."""
+    mirror.files[KMEANS], mirror.always = gzip.compress(CENTRES), {"encoding": "gzip"}
+    printed = download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=1)
+    assert "comes in the encoding gzip" in printed and printed.count("\n") == 1
+    assert here(tmp_path) == {} and not list(tmp_path.glob("pretrained_models/.*"))
+    download(mirror, tmp_path, "logmel50", "--only", "lm")
+    assert mirror.requests[-1][0] == LM
