@@ -1,7 +1,5 @@
 """Unit models by name: which speech checkpoint and layer, k-means and unit LM belong together, and
-where each file is.
-
-The released ones are in pretrained_models/registry.yaml; a user's own are in
+where each file is. The released ones are in pretrained_models/registry.yaml; a user's own are in
 <workspace>/pretrained_models/my_unit_models.yaml, in the same format.
 """
 
@@ -111,9 +109,7 @@ class UnitModel:
 
     @property
     def shipped(self) -> UnitModel:
-        """The same with the k-means and LM that ship with the repository, even if others were made
-        in the workspace.
-        """
+        """The same with the k-means and LM that ship, even if the workspace has others."""
         return replace(self, shipped_first=True)
 
     @property
@@ -142,8 +138,8 @@ class UnitModel:
 
     @property
     def lm_folder(self) -> Path:
-        """The unit LM's folder: checkpoint_best.pt and dict.txt. One that ships with the repository
-        is used until another is trained here, or another k-means is used.
+        """The unit LM's folder. One that ships is used until another is trained here, or another
+        k-means is used.
         """
         trained = self.workspace.lm(self.name)
         if self.lm is None:
@@ -161,10 +157,7 @@ class UnitModel:
 
 
 def find_unit_model(name: str, workspace: Workspace) -> UnitModel:
-    """The unit model of that name, also one that no table describes.
-
-    Raises ``UserError`` for a broken table.
-    """
+    """The unit model of that name, also one that no table describes."""
     return unit_models(workspace).get(name) or UnitModel(name, workspace)
 
 
@@ -180,7 +173,7 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
 
 
 def lm_folder(workspace: Workspace, name: str) -> Path:
-    """The folder of that unit model's LM, also for one that no table describes."""
+    """The folder of its LM, also for one that no table describes."""
     return find_unit_model(name, workspace).lm_folder
 
 

@@ -48,23 +48,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("unit_model", nargs="*", help="for example hubert100 cpc100")
-    parser.add_argument(
-        "--list", action="store_true", help="print what is here and what is missing"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="check what is here against its sha256"
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=KINDS, default=KINDS, help="default: all three"
-    )
-    parser.add_argument("--base_url", help="a mirror with the same paths")
-    parser.add_argument(
-        "--timeout", type=float, default=60.0, help="seconds of silence that count as a cut"
-    )
-    parser.add_argument(
-        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
-    )
+    flag = parser.add_argument
+    flag("unit_model", nargs="*", help="for example hubert100 cpc100")
+    flag("--list", action="store_true", help="print what is here and what is missing")
+    flag("--verify", action="store_true", help="check what is here against its sha256")
+    flag("--only", nargs="+", choices=KINDS, default=KINDS, help="default: all three")
+    flag("--base_url", help="a mirror with the same paths")
+    flag("--timeout", type=float, default=60.0, help="seconds of silence that count as a cut")
+    flag("--workspace", type=Path, default=REPOSITORY, help="default: the repository")
     add_quiet(parser)
     return parser.parse_args()
 

@@ -8,8 +8,7 @@ were made from the clips of the demo:
 python demo/clips.py --out corpora
 python pretrained_models/make_shipped.py --corpus corpora/speech_commands
 
-The stages are those that a user types. The same corpus gives the same numbers on one kind of
-processor.
+The same corpus gives the same numbers on one kind of processor.
 """
 
 from __future__ import annotations
@@ -30,11 +29,15 @@ UNIT_MODEL, DATE, LICENCE = "moonshine100", "shipped", "CC-BY-4.0"
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 PROMPT = f"commands_{UNIT_MODEL}"
 RECIPE = "max_update=1500 batch_size=32 unit_noise=0.2 best_by=loss"
+AUDIO = (
+    "preprocess/runner.py --downstream speech_commands --set datarc.root_path={corpus} "
+    "datarc.train=each_once datarc.valid=each_once --action"
+)
 STAGES = (
-    "preprocess/runner.py --downstream speech_commands --action generate_manifest",
-    "preprocess/runner.py --downstream speech_commands --action learn_kmeans",
-    "preprocess/runner.py --downstream speech_commands --action quantized",
-    "preprocess/runner.py --downstream speech_commands --action postprocess",
+    f"{AUDIO} generate_manifest",
+    f"{AUDIO} learn_kmeans",
+    f"{AUDIO} quantized",
+    f"{AUDIO} postprocess",
     "ulm_prompt/make_data.py",
     "ulm_prompt/gen_labelspace.py",
     "ulm_prompt/verbalizer.py",
@@ -43,7 +46,8 @@ STAGES = (
     f"ulm_prompt/train.py --date {DATE} --prompt_task KS --recipe fast --prefix_prompt_length 20 "
     f"--set {RECIPE}",
     f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE} --dtype float32",
-    f"ulm_prompt/export.py --prompt_task KS --model_date {DATE} --license {LICENCE}",
+    f"ulm_prompt/export.py --prompt_task KS --model_date {DATE} --license {LICENCE} "
+    "--out {prompt}",
 )
 
 
@@ -51,15 +55,9 @@ def make(corpus: Path, workspace: Workspace) -> None:
     """Run all stages in ``workspace``, a new folder, and put what they leave into SHIPPED."""
     kmeans = unit_model(UNIT_MODEL, workspace).learned_kmeans
     prompt = workspace.root / PROMPT
-    common = ["--unit_model", UNIT_MODEL, "--workspace", workspace.root]
     for stage in STAGES:
-        words = stage.split()
-        if "preprocess/runner.py" in words:
-            words += ["--set", f"datarc.root_path={corpus}"]
-            words += ["datarc.train=each_once", "datarc.valid=each_once"]
-        if "ulm_prompt/export.py" in words:
-            words += ["--out", prompt]
-        if run_script([*words, *common]):
+        words = [word.format(corpus=corpus, prompt=prompt) for word in stage.split()]
+        if run_script([*words, "--unit_model", UNIT_MODEL, "--workspace", workspace.root]):
             raise SystemExit(1)
     with replacing_folder(SHIPPED) as folder:
         shutil.copyfile(SHIPPED / "LICENSE.md", folder / "LICENSE.md")
@@ -75,10 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--corpus", type=Path, required=True,
-        help="holds speech_commands_v0.01/ and speech_commands_test_set_v0.01/",
-    )  # fmt: skip
+    what = "holds speech_commands_v0.01/ and speech_commands_test_set_v0.01/"
+    parser.add_argument("--corpus", type=Path, required=True, help=what)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make(args.corpus.resolve(), Workspace(Path(folder) / "workspace"))
