@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,9 @@ A = torch.zeros(2, 2)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 378\n"
 
 
-def numpy_bytes() -> bytes:
+def made(write: Callable[[io.BytesIO], object]) -> bytes:
     handle = io.BytesIO()
-    np.save(handle, np.zeros(3))
+    write(handle)
     return handle.getvalue()
 
 
@@ -42,7 +43,7 @@ def numpy_bytes() -> bytes:
         (b'{"error": "not found"}', "a JSON text"),
         (save({"a": A}), "a safetensors file"),
         (gzip.compress(b"a"), "a gzip archive"),
-        (numpy_bytes(), "a numpy array"),
+        (made(lambda handle: np.save(handle, np.zeros(3))), "a numpy array"),
         (b"RIFF\x24\0\0\0WAVE", "an audio file"),
     ],
     ids=range(10),
@@ -57,16 +58,13 @@ def test_files_by_their_first_bytes(tmp_path: Path, content: bytes, kind: str) -
     assert f"this is {kind}" in refused(lambda: Moonshine(Source(path)))
 
 
-def test_onnx_and_what_is_not_known(tmp_path: Path) -> None:
+def test_folders_onnx_and_what_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "encoder.onnx"
     write_encoder(path)
     assert "this is an ONNX model" in refused(lambda: load_torch(path))
     for content in (b"\x08", b"\x08\x03", b"hello", bytes(600), b"{", b"\x80\x02}q\0."):
         path.write_bytes(content)
         assert kind_of_file(path) in (None, "a JSON text")
-
-
-def test_a_folder(tmp_path: Path) -> None:
     assert "this is a folder; " in refused(lambda: load_torch(tmp_path))
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).touch()

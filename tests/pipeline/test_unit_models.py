@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_config, load_yaml
+from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.unit_models import (
     OWN,
@@ -25,13 +25,17 @@ from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "pretrained_models").mkdir()
-    return Workspace(tmp_path)
+    return tmp_path / "pretrained_models"
 
 
-def own(workspace: Workspace, text: str) -> None:
-    (workspace.root / "pretrained_models" / OWN).write_text(text)
+@pytest.fixture
+def workspace(folder: Path) -> Workspace:
+    return Workspace(folder.parent)
+
+
+SHIPPED = REPOSITORY / "pretrained_models" / "shipped"
 
 
 def published_urls() -> set[str]:
@@ -57,9 +61,8 @@ def test_the_released_table_is_as_its_schema(workspace: Workspace) -> None:
     assert list(table.unit_models) == list(unit_models(workspace))
 
 
-def test_what_belongs_together(workspace: Workspace) -> None:
+def test_what_belongs_together(workspace: Workspace, folder: Path) -> None:
     models = unit_models(workspace)
-    folder = workspace.root / "pretrained_models"
     released = {name: model for name, model in models.items() if model.lm and model.lm.url}
     assert len(released) == 12
     for name, model in released.items():
@@ -69,95 +72,71 @@ def test_what_belongs_together(workspace: Workspace) -> None:
         assert model.lm.url.endswith(f"/lm_km{clusters}/{name}_lm.tgz")
         assert model.lm_folder == workspace.lm(name)
         assert model.km_path == folder / f"{name}_km.bin"
-    hubert = models["hubert100"]
-    assert (hubert.feature_type, hubert.layer, hubert.normalize) == ("hubert", 6, None)
-    assert hubert.ckpt_path == models["hubert200"].ckpt_path == folder / "hubert_base_ls960.pt"
-    assert (models["cpc50"].feature_type, models["cpc50"].layer) == ("cpc", 2)
-    w2v2 = models["w2v2_50"]
-    assert (w2v2.feature_type, w2v2.layer, w2v2.normalize) == ("w2v2", 14, False)
-    assert (models["logmel100"].ckpt_path, models["logmel100"].layer) == (None, None)
+    for name, read in {
+        "hubert100": ("hubert", 6, None, "hubert_base_ls960.pt"),
+        "hubert200": ("hubert", 6, None, "hubert_base_ls960.pt"),
+        "cpc50": ("cpc", 2, None, "cpc_big_ll6kh_top_ctc.pt"),
+        "w2v2_50": ("w2v2", 14, False, "wav2vec_vox_new.pt"),
+        "logmel100": ("logmel", None, None, ""),
+    }.items():
+        model = models[name]
+        path = folder / read[3] if read[3] else None
+        found = model.feature_type, model.layer, model.normalize, model.ckpt_path
+        assert found == (*read[:3], path)
     learned = {name: model for name, model in models.items() if name not in released}
     assert list(learned) == [*(f"moonshine{size}" for size in (50, 100, 200, 500)), "mfcc100"]
-    shipped = REPOSITORY / "pretrained_models" / "shipped"
     for name, model in learned.items():
         assert name == f"{model.feature_type}{model.clusters}"
-        home = shipped if name == "moonshine100" else folder
+        home = SHIPPED if name == "moonshine100" else folder
         assert model.km_path == home / f"{name}_km.npz"
         assert model.lm_folder == home / f"{name}_lm"
         assert name == "mfcc100" or model.ckpt_path.name == "moonshine_tiny_en.ort"
-
-
-def test_an_encoder_in_the_workspace_before_the_repositorys(workspace: Workspace) -> None:
-    encoder = workspace.root / "pretrained_models" / "moonshine_tiny_en.ort"
-    encoder.touch()
-    assert unit_model("moonshine50", workspace).ckpt_path == encoder
+    (folder / "moonshine_tiny_en.ort").touch()  # it comes before the repository's
+    found = unit_model("moonshine50", workspace).ckpt_path
+    assert found == folder / "moonshine_tiny_en.ort"
 
 
 @pytest.mark.parametrize("made", ["moonshine100_lm", "moonshine100_km.npz"])
-def test_the_lm_that_ships_serves_its_own_kmeans_until_another_is_trained(
-    workspace: Workspace, made: str
+def test_what_ships_serves_until_another_is_made(
+    workspace: Workspace, folder: Path, made: str
 ) -> None:
-    shipped = REPOSITORY / "pretrained_models" / "shipped"
+    """The LM that ships is of the k-means that ships."""
     model = unit_model("moonshine100", workspace)
-    assert (model.lm_folder, model.km_path.parent) == (shipped / "moonshine100_lm", shipped)
-    (workspace.root / "pretrained_models" / made).mkdir()
+    assert (model.lm_folder, model.km_path.parent) == (SHIPPED / "moonshine100_lm", SHIPPED)
+    (folder / made).mkdir()
     assert model.lm_folder == workspace.lm("moonshine100")
-    assert model.shipped.lm_folder == shipped / "moonshine100_lm"
+    assert (model.km_path == model.learned_kmeans) == made.endswith("npz")
+    assert model.shipped.lm_folder == SHIPPED / "moonshine100_lm"
+    assert model.shipped.km_path.parent == SHIPPED
 
 
-def test_a_kmeans_that_ships_with_the_repository(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A path in the registry starts at the repository; one learned here is preferred."""
-    registry = tmp_path / "registry.yaml"
-    registry.write_text(
-        "unit_models: {a: {feature_type: mfcc, clusters: 9, kmeans: {path: shipped/a_km.npz}}}"
-    )
-    monkeypatch.setattr("pipeline.unit_models.REGISTRY", registry)
-    monkeypatch.setattr("pipeline.unit_models._released", lambda: load_yaml(registry))
-    model = unit_model("a", workspace)
-    assert model.km_path == REPOSITORY / "shipped" / "a_km.npz"
-    model.learned_kmeans.touch()
-    assert model.km_path == model.learned_kmeans
-    assert model.shipped.km_path == REPOSITORY / "shipped" / "a_km.npz"
-
-
-def test_names(workspace: Workspace) -> None:
-    units_made_elsewhere = find_unit_model("mine", workspace)
-    assert not units_made_elsewhere.is_described
-    assert units_made_elsewhere.lm_folder == workspace.lm("mine")
-    with pytest.raises(UserError, match="unit model mine: unknown; there is hubert50, .*w2v2_200"):
-        unit_model("mine", workspace)
-
-
-def test_a_unit_model_of_ones_own(workspace: Workspace) -> None:
-    own(
-        workspace,
-        """
+def test_a_unit_model_of_ones_own(workspace: Workspace, folder: Path) -> None:
+    (folder / OWN).write_text("""
 checkpoints:
   mine: {path: models/mine.pt}
 unit_models:
-  mine500:
-    feature_type: hubert
-    checkpoint: mine
-    layer: 9
-    clusters: 500
-    lm: {path: ~/lm500}
+  mine500: {feature_type: hubert, checkpoint: mine, layer: 9, clusters: 500, lm: {path: ~/lm500}}
   hubert_new:
     feature_type: hubert
     checkpoint: hubert_base_ls960
     layer: 6
     clusters: 100
     kmeans: {url: "https://example.org/new.bin"}
-""",
-    )
+""")
     mine = unit_model("mine500", workspace)
     assert mine.ckpt_path == workspace.root / "models" / "mine.pt"
     assert mine.lm_folder == Path.home() / "lm500"
-    assert mine.km_path == workspace.root / "pretrained_models" / "mine500_km.npz", "to be learned"
+    assert mine.km_path == folder / "mine500_km.npz", "to be learned"
     new = unit_model("hubert_new", workspace)
     assert new.ckpt_path == unit_model("hubert100", workspace).ckpt_path
     assert new.lm_folder == workspace.lm("hubert_new")
+    elsewhere = find_unit_model("made_elsewhere", workspace)
+    assert not elsewhere.is_described
+    assert elsewhere.lm_folder == workspace.lm("made_elsewhere")
+    with pytest.raises(
+        UserError, match=r"hubert_100: unknown \(did .*there is hubert50"
+    ):
+        unit_model("hubert_100", workspace)
 
 
 @pytest.mark.parametrize(
@@ -182,11 +161,11 @@ unit_models:
         ("checkpoints: {a: {url: 'http://x/hubert_base_ls960.pt'}}", "would both be"),
     ],
 )
-def test_a_table_that_cannot_be(workspace: Workspace, text: str, message: str) -> None:
-    own(
-        workspace,
-        text.replace("MODEL", "feature_type: hubert, clusters: 9").replace("SHA", "a" * 64),
-    )
+def test_a_table_that_cannot_be(
+    workspace: Workspace, folder: Path, text: str, message: str
+) -> None:
+    text = text.replace("MODEL", "feature_type: hubert, clusters: 9").replace("SHA", "a" * 64)
+    (folder / OWN).write_text(text)
     with pytest.raises(UserError, match=message) as error:
         unit_models(workspace)
     assert OWN in str(error.value) and "\n" not in str(error.value)
