@@ -133,9 +133,7 @@ unit_models:
     elsewhere = find_unit_model("made_elsewhere", workspace)
     assert not elsewhere.is_described
     assert elsewhere.lm_folder == workspace.lm("made_elsewhere")
-    with pytest.raises(
-        UserError, match=r"hubert_100: unknown \(did .*there is hubert50"
-    ):
+    with pytest.raises(UserError, match=r"hubert_100: unknown \(did .*there is hubert50"):
         unit_model("hubert_100", workspace)
 
 
