@@ -9,9 +9,15 @@ beside the weights. A local server offers the archive; the stages are called as 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import threading
+import time
+from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -100,34 +106,32 @@ def serve(folder: Path) -> str:
 def apart(name: str, function: Callable[..., object], *args: object) -> None:
     """Call it in a process of its own: a stage's peak memory would begin with this one's."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
-    begin = time.perf_counter()
     process.start()
-    _say_cost(name, process.pid, begin)
+    _say_cost(name, process.pid)
 
 
 def step(script: str, workspace: Path, *flags: object) -> None:
     """Run a stage script as a user does."""
-    command = [sys.executable, REPOSITORY / script, *flags, "--workspace", workspace]
+    command = map(str, [sys.executable, REPOSITORY / script, *flags, "--workspace", workspace])
+    process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL)
+    process.returncode = _say_cost(f"`{Path(script).name} {flags[0]}`", process.pid)
+
+
+def _say_cost(name: str, process: int) -> int:
+    """Wait for the process, which has just begun; print its time and peak memory."""
     begin = time.perf_counter()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    _say_cost(" ".join(map(str, (f"`{Path(script).name}", *flags[:1]))) + "`", process.pid, begin)
-    process.returncode = 0
-
-
-def _say_cost(name: str, process: int, begin: float) -> None:
-    """Wait for the process; print its time, its CPU's and its peak memory."""
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{name} failed")
     seconds, gib = time.perf_counter() - begin, usage.ru_maxrss / 2**20
-    cpu = usage.ru_utime + usage.ru_stime
-    print(f"| {name} | {seconds:.1f} | {cpu:.1f} | {gib:.2f} |", flush=True)
+    print(f"| {name} | {seconds:.0f} | {gib:.2f} |", flush=True)
+    return status
 
 
 def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int) -> None:
     """Everything, in a new ``workspace``."""
     server = workspace / "server"
-    print("| | s | CPU, s | GiB |\n|---|---|---|---|")
+    print("| | s | GiB |\n|---|---|---|")
     apart("LM archive", write_lm_archive, server, layers, width)
     example = REPOSITORY / "preprocess" / "speech_commands" / "data" / "example100"
     shutil.copytree(example, workspace / "preprocess/speech_commands/data/hubert100")
