@@ -68,9 +68,9 @@ class Trial:
         """Begin the stage."""
         return Run(self.stage.module, self.stage.command(self.work, self.mirror), before)
 
-    def moment(self) -> float:
-        """Seconds after the start, somewhere in an uninterrupted run."""
-        return self.rng.uniform(0, self.seconds)
+    def wait_a_while(self) -> None:
+        """Half of the time until somewhere in an uninterrupted run."""
+        time.sleep(self.rng.choice((0, 1)) * self.rng.uniform(0, self.seconds))
 
     def check_kept(self) -> None:
         """What existed is unchanged; what is new is whole."""
@@ -93,7 +93,7 @@ def kill(trial: Trial) -> int:
     """kill -9 a run, and in a third of the trials the run after it too."""
     kills = 0
     for _ in range(trial.rng.choice((1, 1, 2))):
-        if not trial.start().kill_after(trial.moment()):
+        if not trial.start().kill_after(trial.rng.uniform(0, trial.seconds)):
             break
         kills += 1
         trial.check_kept()
@@ -101,28 +101,21 @@ def kill(trial: Trial) -> int:
 
 
 def disk_full(trial: Trial) -> int:
-    """No file may grow beyond a drawn length, from the start, or at all from a drawn moment on.
-
-    Stands for a full disk: a limit on the size of files (RLIMIT_FSIZE), which Python lets come as
-    an error of the write (EFBIG). It stops every write of the process to a file, whoever calls it,
-    in the middle of a buffer too.
+    """From a moment on no file may grow beyond a drawn length. It stands for a full disk and comes
+    as an error of the write (EFBIG), whoever writes, in the middle of a buffer too.
     """
-    if trial.rng.random() < 0.5:
-        limit = int(max(trial.made.values()) ** trial.rng.random())
-        run = trial.start(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    else:
-        run = trial.start()
-        time.sleep(trial.moment())
-        resource.prlimit(run.process, resource.RLIMIT_FSIZE, (0, 0))
+    limit = int(max(trial.made.values()) ** trial.rng.random())
+    run = trial.start()
+    trial.wait_a_while()
+    resource.prlimit(run.process, resource.RLIMIT_FSIZE, (limit, limit))
     return _failed(trial, run.wait(), ("make room",))
 
 
 def read_only(trial: Trial) -> int:
-    """A folder that the stage writes in becomes read-only, at the start or at a drawn moment."""
+    """From a moment on a folder that the stage writes in is read-only."""
     folder = trial.rng.choice(_written(trial))
     run = trial.start(bow_to_modes)
-    if trial.rng.random() < 0.5:
-        time.sleep(trial.moment())
+    trial.wait_a_while()
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
     try:
         for path, mode in modes.items():
@@ -136,20 +129,17 @@ def read_only(trial: Trial) -> int:
 
 
 def vanishing(trial: Trial) -> int:
-    """A file that the stage reads disappears, at the start or at a drawn moment; then it is put
-    back.
-    """
+    """A file that the stage reads disappears, before it or at a moment; then it is put back."""
     files = [p for pattern in trial.stage.reads for p in sorted(trial.work.glob(pattern))]
     if not files:
         return 0
     path = trial.rng.choice([path for path in files if path.is_file()])
     away = trial.work.with_name("away")
-    early = trial.rng.random() < 0.5
-    if early:
+    if early := trial.rng.random() < 0.5:
         path.rename(away)
     run = trial.start()
     if not early:
-        time.sleep(trial.moment())
+        trial.wait_a_while()
         path.rename(away)
     ended = run.wait()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,13 +148,12 @@ def vanishing(trial: Trial) -> int:
 
 
 def two_runs(trial: Trial) -> int:
-    """While a run stands still, at a drawn moment or at a drawn file that it opens after it took
-    its lock, another begins and ends: it is refused, where the first holds the output. Then the
-    first resumes.
+    """While a run stands still, at a moment or at a file that it opens after it took its lock,
+    another begins and ends: it is refused, where the first holds the output.
     """
     if trial.rng.random() < 0.5:
         first = trial.start()
-        first.stop_after(trial.moment())
+        first.stop_after(trial.rng.uniform(0, trial.seconds))
     else:
         file = trial.rng.randrange(4)
         first = trial.start(lambda: _stop_at(file))

@@ -19,7 +19,7 @@ from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.actions.manifest import read_manifest
 from preprocess.actions.tables import read_table
 from preprocess.table.preprocessor import TableConfig
-from tests.reliability.any_bytes import contents, few, json_contents
+from tests.reliability.hostile import contents, few, json_contents
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.test_prompt_record import a_record, as_json

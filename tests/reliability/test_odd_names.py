@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
-from tests.reliability.any_bytes import windows
+from tests.reliability.hostile import windows
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.spoken import UNIT_MODEL, write_prompt

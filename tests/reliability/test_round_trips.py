@@ -15,7 +15,7 @@ from pipeline.rows import Row, read_rows, write_rows
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
-from tests.reliability.any_bytes import few
+from tests.reliability.hostile import few
 from ulm_prompt.prompt_data.ulm_text import write_dict
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.sample_file import WITHIN, read_samples, write_samples
