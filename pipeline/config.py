@@ -57,13 +57,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     text = "\n".join(text_lines(path, "config not found"))
     try:
         config = yaml.load(text, Loader=_Loader)
+        config = {} if config is None else config
     except Exception as error:  # on odd text PyYAML raises nearly anything
         raise UserError(f"{path}: {ascii(' '.join(str(error).split())[:200])[1:-1]}") from None
-    if not isinstance(config or {}, dict):
+    if not isinstance(config, dict):
         raise UserError(f"{path}: expected key: value lines, found a list or a single value")
     if "${" in str(config):
         raise UserError(f"{path}: expected plain values, no ${{...}}")
-    return config or {}
+    return config
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -57,9 +57,7 @@ def provenance() -> dict[str, object]:
             versions[package] = "absent"
     command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        revision = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        revision = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         revision = "unknown"
     return {"command": sys.argv, "git_revision": revision, "versions": versions}

@@ -51,8 +51,8 @@ _UNUSED = {
 
 
 def allow_fairseq() -> None:
-    """From here on ``torch.load(weights_only=True)``, its default, accepts fairseq's own
-    checkpoints: its meters and ``Dictionary`` too only store what they are given.
+    """From here on ``torch.load`` accepts what fairseq's own checkpoints hold: its meters and
+    ``Dictionary`` too only store what they are given.
     """
     with _stand_ins():
         from fairseq import meters
@@ -114,48 +114,37 @@ def load_torch_values(path: Path, mapped: bool = False) -> Any:
     except Exception as error:  # torch's reader raises anything on bytes that are no checkpoint
         if is_out_of_memory(error):
             raise
+        said = ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
+        reason = f"damaged or not a torch checkpoint ({said})"
         if kind := kind_of_file(path):
-            raise UserError(f"{path}: this is {kind}; expected a torch checkpoint") from None
-        if isinstance(error, pickle.UnpicklingError):
-            raise UserError(
-                f"{path}: not a checkpoint that can be read without running its code "
-                f"({_reason(error)}); get it again from its source"
-            ) from None
-        raise UserError(f"{path}: damaged or not a torch checkpoint ({_reason(error)})") from None
+            reason = f"this is {kind}; expected a torch checkpoint"
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = f"not a checkpoint that can be read without running its code ({said})"
+        raise UserError(f"{path}: {reason}; get it again from its source") from None
 
 
-# another project's checkpoint by its keys, and what is expected instead
 _SPEECH = (
     "expected fairseq's checkpoint (pretrained_models/download.py hubert100 gets HuBERT Base's)"
 )
 _LM = "expected fairseq's unit LM (pretrained_models/download.py gets one, train_ulm.py trains one)"
-_LM_WEIGHT = re.compile(
-    r"(transformer\.)?h\.0\..*|model\.(decoder\.)?layers\.0\..*|gpt_neox\.layers\.0\..*|"
-    r"(transformer\.)?wte\.weight|model\.(decoder\.)?embed_tokens\.weight|lm_head\.weight"
-)
+_FOREIGN = {  # by a key
+    r".*feature_projection\.projection\.weight": "a Hugging Face HuBERT or wav2vec 2.0; expected "
+    "its folder, with config.json, or fairseq's checkpoint",
+    r"(transformer\.)?(h\.0\..*|wte\.weight)|model\.(decoder\.)?(layers\.0\..*|embed_tokens\.weight)"
+    r"|gpt_neox\.layers\.0\..*|lm_head\.weight": f"a Hugging Face language model; {_LM}",
+    "Featurizer|Downstream|Upstream": f"a downstream model of s3prl's; {_SPEECH}",
+    "task_cfg|model_cfg|model_weight": f"a speech model in s3prl's form; {_SPEECH}",
+}
 
 
 def _foreign(state: Mapping[Any, Any]) -> str | None:
     """What another project's checkpoint is, and what is expected instead; else None."""
-    names = {name for name in state if isinstance(name, str)}
-    if any(name.endswith("feature_projection.projection.weight") for name in names):
-        return (
-            "a Hugging Face HuBERT or wav2vec 2.0; expected its folder, with config.json, or "
-            "fairseq's checkpoint"
-        )
-    if any(map(_LM_WEIGHT.fullmatch, names)):
-        return f"a Hugging Face language model; {_LM}"
-    if len(names & {"Featurizer", "Downstream", "Upstream", "Optimizer", "Args", "Config"}) > 2:
-        return f"a downstream model of s3prl's; {_SPEECH}"
-    if names >= {"task_cfg", "model_cfg", "model_weight"}:
-        return f"a speech model in s3prl's form; {_SPEECH}"
+    for pattern, kind in _FOREIGN.items():
+        if any(isinstance(name, str) and re.fullmatch(pattern, name) for name in state):
+            return kind
     if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
         return f"a WavLM, whose attention is another; {_SPEECH}"
     return None
-
-
-def _reason(error: Exception) -> str:
-    return ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
 
 
 def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

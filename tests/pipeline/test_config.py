@@ -52,6 +52,7 @@ def test_values_are_what_they_look_like(tmp_path: Path) -> None:
         ("datarc: 3", [], "datarc"),
         ("!!python/object/apply:os.getcwd []", [], ""),
         ("- 1", [], "found a list"),
+        ("[]", [], "found a list"),
         (None, [], "config not found"),
     ],
 )

@@ -61,8 +61,8 @@ class Remote(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
-    Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut=N, reset=N,
-    stall=N (after N bytes), chunked, empty, kind (Content-Type), encoding, nameless (no length).
+    Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut, reset or stall
+    after N bytes, chunked, empty, kind (Content-Type), encoding, nameless (no length).
     """
 
     server: Remote

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -95,11 +97,19 @@ def test_a_file_that_changes_between_attempts_is_never_mixed(
     assert get() == OTHER
 
 
-@pytest.mark.parametrize("notes", ["", '{"url": 3}'])
-def test_a_part_without_readable_notes_is_not_trusted(get, tmp_path: Path, notes: str) -> None:
-    (tmp_path / ".model.pt.part").write_bytes(OTHER[:1000])
-    (tmp_path / ".model.pt.part.json").write_text(notes)
-    assert get() == CONTENT
+def test_a_part_without_readable_notes_is_not_trusted(get, tmp_path: Path) -> None:
+    for notes in ("", '{"url": 3}'):
+        (tmp_path / ".model.pt.part").write_bytes(OTHER[:1000])
+        (tmp_path / ".model.pt.part.json").write_text(notes)
+        assert get() == CONTENT
+
+
+def test_never_from_https_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib follows wherever it is led."""
+    answer = SimpleNamespace(url="http://example.org/b", headers={}, status=200, close=print)
+    monkeypatch.setattr(module.http, "urlopen", lambda *_, **__: contextlib.closing(answer))
+    with pytest.raises(DownloadError, match="redirected to http://example.org/b, which is not"):
+        fetch("https://example.org/a", tmp_path / "model.pt", KNOWN, 5.0)
 
 
 @pytest.mark.parametrize(

