@@ -192,7 +192,7 @@ def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, 
         for name, entry in content.get("checkpoints", {}).items():
             _check_name(table, name, checkpoints)
             file = checkpoints[name] = _file("checkpoint", name, entry, *place)
-            urls = {other.url for other in checkpoints.values() if other.path == file.path}
+            urls = {each.url for each in checkpoints.values() if each.path == file.path} - {None}
             if len(urls) > 1:  # the second download would pass for the first
                 raise UserError(f"{table}: {' and '.join(urls)} would both be {file.path.name}")
         for name, entry in content.get("unit_models", {}).items():

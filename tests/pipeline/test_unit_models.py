@@ -114,6 +114,7 @@ def test_a_unit_model_of_ones_own(workspace: Workspace, folder: Path) -> None:
     (folder / OWN).write_text("""
 checkpoints:
   mine: {path: models/mine.pt}
+  by_hand: {path: pretrained_models/hubert_base_ls960.pt}
 unit_models:
   mine500: {feature_type: hubert, checkpoint: mine, layer: 9, clusters: 500, lm: {path: ~/lm500}}
   hubert_new:
