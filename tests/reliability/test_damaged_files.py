@@ -52,20 +52,22 @@ def index_file(count: int, sizes: list[int], offsets: list[int], code: int = 8) 
 
 
 @pytest.mark.parametrize(
-    "index",
-    [b"", b"TNTIDX\x00\x00" + bytes(40), index_file(2, [2, 2], [0, 4])[:-9], index_file(0, [], [])],
-    ids=["empty", "another format", "cut short", "no rows"],
+    ("index", "tokens", "message"),
+    [
+        (b"", [4, 2, 5, 2], "train.idx"),
+        (b"TNTIDX\x00\x00" + bytes(40), [4, 2, 5, 2], "train.idx"),
+        (index_file(2, [2, 2], [0, 4])[:-9], [4, 2, 5, 2], "train.idx"),
+        (index_file(0, [], []), [4, 2, 5, 2], "train.idx"),
+        (index_file(1, [2], [0]), [104, 2], "none of the 104 symbols"),
+    ],
+    ids=["empty", "another format", "cut short", "no rows", "no symbol"],
 )
-def test_binaries(tmp_path: Path, index: bytes) -> None:
-    (tmp_path / "train.bin").write_bytes(np.array([4, 2, 5, 2], np.uint16).tobytes())
-    (tmp_path / "train.idx").write_bytes(index_file(2, [2, 2], [0, 4]))
+def test_binaries(tmp_path: Path, index: bytes, tokens: list[int], message: str) -> None:
+    def write(index: bytes, tokens: list[int]) -> None:
+        (tmp_path / "train.idx").write_bytes(index)
+        (tmp_path / "train.bin").write_bytes(np.array(tokens, np.uint16).tobytes())
+
+    write(index_file(2, [2, 2], [0, 4]), [4, 2, 5, 2])
     assert open_rows(tmp_path / "train", tiny.dictionary())[1].tolist() == [5, 2]
-    (tmp_path / "train.idx").write_bytes(index)
-    assert "train.idx" in refused(lambda: open_rows(tmp_path / "train", tiny.dictionary()))
-
-
-def test_a_token_that_is_no_symbol(tmp_path: Path) -> None:
-    (tmp_path / "train.idx").write_bytes(index_file(1, [2], [0]))
-    (tmp_path / "train.bin").write_bytes(np.array([104, 2], np.uint16).tobytes())
-    message = refused(lambda: open_rows(tmp_path / "train", tiny.dictionary()))
-    assert "none of the 104 symbols" in message
+    write(index, tokens)
+    assert message in refused(lambda: open_rows(tmp_path / "train", tiny.dictionary()))

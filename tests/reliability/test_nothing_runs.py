@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 from collections import OrderedDict
@@ -32,23 +33,16 @@ from ulm_prompt.prompt_lm.lm import load_unit_lm
 CPU = torch.device("cpu")
 
 
-def in_state_of_a_dict(runs: Runs) -> OrderedDict:
-    """As a state dict's ``_metadata`` lies: an attribute of a dict."""
-    found = OrderedDict(a=torch.zeros(2))
-    found._metadata = runs
-    return found
+def holding(holder: Any, runs: Runs) -> Any:
+    """``holder`` with it as an attribute, as a state dict's ``_metadata`` is."""
+    holder._metadata = runs
+    return holder
 
 
 def in_a_config(runs: Runs) -> Any:
     found = OmegaConf.create({"model": {"arch": "transformer_lm"}}, flags={"allow_objects": True})
     found.model.dropout = None
     vars(found.model._content["dropout"])["_val"] = runs
-    return found
-
-
-def in_a_tensor(runs: Runs) -> torch.Tensor:
-    found = torch.zeros(2)
-    found.note = runs
     return found
 
 
@@ -59,8 +53,8 @@ PLACES: dict[str, Callable[[Runs], Any]] = {
     "a key": lambda runs: {"model": {(1, runs): 2}},
     "args": lambda runs: {"args": runs, "model": {}},
     "a node of cfg": lambda runs: {"cfg": in_a_config(runs), "model": {}},
-    "state of a dict": lambda runs: {"model": in_state_of_a_dict(runs)},
-    "attribute of a tensor": lambda runs: {"model": {"a": in_a_tensor(runs)}},
+    "state of a dict": lambda runs: {"model": holding(OrderedDict(a=torch.zeros(2)), runs)},
+    "attribute of a tensor": lambda runs: {"model": {"a": holding(torch.zeros(2), runs)}},
     "object array": lambda runs: {"model": {"a": np.array([runs, None], dtype=object)}},
     "weights of cpc": lambda runs: {"weights": runs, "config": {"hiddenGar": runs}},
 }
@@ -91,9 +85,7 @@ def test_no_loader_runs_what_a_checkpoint_says(tmp_path: Path, place: str, is_zi
     torch.save(PLACES[place](Runs(canary)), path, _use_new_zipfile_serialization=is_zip)
     (tmp_path / "dict.txt").write_text("0 1\n")
     for load in LOADERS.values():
-        with pytest.raises(UserError) as error:
-            load(path)
-        assert "\n" not in str(error.value)
+        refused(lambda load=load: load(path))
     assert not canary.exists()
     torch.load(path, weights_only=False)  # it is as hostile as it should be
     assert canary.exists()
@@ -125,10 +117,8 @@ def test_settings_are_never_evaluated(tmp_path: Path, lies: dict, keeps: str) ->
         "cfg": {"cfg": {"model": settings}},
     }[keeps]
     torch.save(state, path)
-    try:
+    with contextlib.suppress(UserError):
         load_unit_lm(tmp_path)
-    except UserError as error:
-        assert "\n" not in str(error)
     assert not canary.exists()
 
 
