@@ -43,20 +43,20 @@ def test_the_environment_that_runs_this_has_the_pinned_versions() -> None:
                 assert version(package) == pin, package
 
 
-@pytest.mark.parametrize(
-    "script",
-    ["make_data", "gen_labelspace", "verbalizer", "cal_acc"],
-)
-def test_light_scripts_import_neither_torch_nor_fairseq(script: str) -> None:
+LIGHT = [
+    f"ulm_prompt.{stage}" for stage in ("make_data", "gen_labelspace", "verbalizer", "cal_acc")
+]
+
+
+@pytest.mark.parametrize("module", [*LIGHT, "pipeline.unit_models"])
+def test_light_modules_import_neither_torch_nor_fairseq(module: str) -> None:
     """fairseq takes seconds to import."""
     code = (
-        f"import sys; sys.argv = ['x']; import ulm_prompt.{script}; "
+        f"import sys; sys.argv = ['x']; import {module}; "
         "print([name for name in ('torch', 'fairseq', 'sklearn') if name in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "[]"
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, cwd=REPOSITORY, text=True).strip() == "[]"
 
 
 DOCUMENTS = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").rglob("*.md"))]
