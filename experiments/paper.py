@@ -240,7 +240,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         elif _is_demo(cell, workspace):
             needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
         known = find_unit_model(cell.unit_model, workspace)
-        if known.is_described:
+        if known.feature_type:
             parts = known.checkpoint.parts if known.checkpoint else ()
             needed |= {part: f"{download} checkpoint" for part in parts if not part.exists()}
             if not (on_features or known.km_path.is_file()):

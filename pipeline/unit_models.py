@@ -94,7 +94,9 @@ class PretrainedFile(FileEntry):
 
 @dataclass(frozen=True)
 class UnitModel:
-    """A unit model. What no table describes has neither files nor feature type."""
+    """A unit model. One that no table describes has neither files nor feature type: its units may
+    have been made elsewhere.
+    """
 
     name: str
     workspace: Workspace
@@ -111,11 +113,6 @@ class UnitModel:
     def shipped(self) -> UnitModel:
         """The same with the k-means and LM that ship, even if the workspace has others."""
         return replace(self, shipped_first=True)
-
-    @property
-    def is_described(self) -> bool:
-        """Whether a table describes it; if not, its units may have been made elsewhere."""
-        return self.feature_type is not None
 
     @property
     def ckpt_path(self) -> Path | None:

@@ -130,7 +130,7 @@ unit_models:
     assert new.ckpt_path == unit_model("hubert100", workspace).ckpt_path
     assert new.lm_folder == workspace.lm("hubert_new")
     elsewhere = find_unit_model("made_elsewhere", workspace)
-    assert not elsewhere.is_described
+    assert elsewhere.feature_type is None and not elsewhere.files
     assert elsewhere.lm_folder == workspace.lm("made_elsewhere")
     with pytest.raises(UserError, match=r"hubert_100: unknown \(did .*there is hubert50"):
         unit_model("hubert_100", workspace)

@@ -7,6 +7,7 @@ import io
 import re
 import socket
 import struct
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,19 @@ def checkpoint_bytes() -> bytes:
     content = io.BytesIO()
     torch.save({"model": {"a": torch.zeros(240_000, dtype=torch.uint8)}}, content)
     return content.getvalue()
+
+
+def tgz(files: dict[str, bytes | tuple[bytes, str]], folder: str = "") -> bytes:
+    """An archive. ``files``: content, or a member's type and link target."""
+    found = io.BytesIO()
+    with tarfile.open(fileobj=found, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(folder + name)
+            if isinstance(content, tuple):
+                (member.type, member.linkname), content = content, b""
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return found.getvalue()
 
 
 class Remote(ThreadingHTTPServer):

@@ -20,25 +20,12 @@ from pipeline.errors import run
 from pipeline.files import holding
 from pretrained_models.download import main
 from tests.conftest import REPOSITORY, stage
-from tests.pretrained_models.conftest import Remote, checkpoint_bytes, kmeans_bytes
+from tests.pretrained_models.conftest import Remote, checkpoint_bytes, kmeans_bytes, tgz
 
 SCRIPT = "pretrained_models/download.py"
 GSLM = "/textless_nlp/gslm"
 KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.tgz"
 CENTRES, SPEECH = kmeans_bytes(1), checkpoint_bytes()
-
-
-def tgz(files: dict[str, bytes | tuple[bytes, str]], folder: str = "") -> bytes:
-    """An archive. ``files``: content, or a member's type and link target."""
-    found = io.BytesIO()
-    with tarfile.open(fileobj=found, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(folder + name)
-            if isinstance(content, tuple):
-                (member.type, member.linkname), content = content, b""
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return found.getvalue()
 
 
 LM_FILES = {"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"}

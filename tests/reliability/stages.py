@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import random
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from tests.preprocess import corpora
-from tests.pretrained_models.conftest import Remote
+from tests.pretrained_models.conftest import Remote, tgz
 
 UNIT_MODEL = "logmel100"
 COUNTS = {"train": 61, "valid": 13, "test": 11}
@@ -123,18 +122,13 @@ class Mirror(Remote):
     def __init__(self) -> None:
         super().__init__()
         noise = torch.randn(300_000, generator=torch.Generator().manual_seed(1))
-        weights, archive, centres = io.BytesIO(), io.BytesIO(), io.BytesIO()
+        weights, centres = io.BytesIO(), io.BytesIO()
         np.savez(centres, centres=noise[:100_000].numpy().reshape(50, -1))
         torch.save({"model": {"weight": noise}}, weights)
-        with tarfile.open(fileobj=archive, mode="w:gz", compresslevel=1) as tar:
-            members = {"checkpoint_best.pt": weights.getvalue(), "dict.txt": b"0 1\n"}
-            for name, content in members.items():
-                member = tarfile.TarInfo(f"{DOWNLOADED}_lm/{name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+        lm = {"checkpoint_best.pt": weights.getvalue(), "dict.txt": b"0 1\n"}
         self.files = {
             "/textless_nlp/gslm/logmel/km50/km.bin": centres.getvalue(),
-            "/textless_nlp/gslm/logmel/lm_km50/logmel50_lm.tgz": archive.getvalue(),
+            "/textless_nlp/gslm/logmel/lm_km50/logmel50_lm.tgz": tgz(lm, f"{DOWNLOADED}_lm/"),
         }
 
     def handle_error(self, request: object, client_address: object) -> None:
