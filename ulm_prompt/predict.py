@@ -15,19 +15,12 @@ import time
 from collections import Counter
 
 from pipeline.devices import add_device
-from pipeline.errors import UserError, run
+from pipeline.errors import UserError, one_line, run
 from pipeline.progress import add_quiet, progress_bar, report
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.input_output import (
-    FORMATS,
-    STDIN,
-    as_they_arrive,
-    check_sources,
-    on_a_line,
-    stream,
-)
+from ulm_prompt.using.input_output import FORMATS, STDIN, batches, check_sources, stream
 
 BATCH = 32  # files at a time
 MOST_ANSWERS = 10_000
@@ -99,20 +92,20 @@ def main() -> None:
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
-    start = time.perf_counter()
-    passed_over: Counter[str] = Counter()
-    files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
-    with progress_bar(total=files, unit="file") as bar:
-        for batch in as_they_arrive(stream(sources, passed_over), BATCH):
-            answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
-            for path, times, result in answers:
+    start, passed_over = time.perf_counter(), Counter()
+    # how many files: not known of a list, which may be endless
+    total = None if STDIN in sources else sum(1 for _ in stream(sources, Counter()))
+    with progress_bar(total=total, unit="file") as bar:
+        for batch in batches(sources, BATCH, passed_over):
+            answered = predictor.answer_files(batch, args.top, args.segments, args.longest)
+            for path, times, answers in answered:
                 with bar.external_write_mode(file=sys.stdout):
-                    if isinstance(result, BadAudio):
+                    if isinstance(answers, BadAudio):
                         bad += 1
-                        print(f"no answer: {on_a_line(path)}: {result}", file=sys.stderr)
+                        print(one_line(f"no answer: {path}: {answers}"), file=sys.stderr)
                         continue
                     good += 1
-                    writer.write(path, result, times)
+                    writer.write(path, answers, times)
                     sys.stdout.flush()
             bar.update(len(batch))
     seconds = time.perf_counter() - start

@@ -12,7 +12,6 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import spoken
-from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.using.find_prompts import find_prompt, task_and_unit_model
 from ulm_prompt.using.predictor import Predictor
 
@@ -22,22 +21,21 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
     workspace = Workspace(tmp_path)
     source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
     first, second, running = (
-        workspace.checkpoints("IC", spoken.UNIT_MODEL, date) for date in ("a", "b", "c")
+        shutil.copytree(source, workspace.checkpoints("IC", spoken.UNIT_MODEL, date))
+        for date in ("a", "b", "c")
     )
-    for folder in (first, running):
-        shutil.copytree(source, folder)
     card = read_json(running / "prompt.json", "")
     (running / "prompt.json").write_text(json.dumps({**card, "trained_parameters": 0}))
-    assert find_prompt("IC", workspace) == first / "checkpoint_best.pt"
-    shutil.copytree(source, second)
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
-    assert find_prompt("IC", workspace, model_date="b") == second / "checkpoint_best.pt"
-    for word in (second, second / "checkpoint_best.pt"):
-        assert find_prompt(str(word), workspace) == second / "checkpoint_best.pt"
+    found = {find_prompt(str(word), workspace) for word in (second, second / "checkpoint_best.pt")}
+    assert found == {second / "checkpoint_best.pt"}
+    assert found == {find_prompt("IC", workspace, model_date="b")}
     with pytest.raises(UserError, match="no trained prompt at .*_c; .*_c is not finished"):
         find_prompt("IC", workspace, model_date="c")
+    shutil.rmtree(second)
+    assert find_prompt("IC", workspace) == first / "checkpoint_best.pt"
     published = tmp_path / "KS_my_units100_checkpoints_2022" / "x.pt"
     assert task_and_unit_model(published) == ("KS", "my_units100")
     with pytest.raises(UserError, match="nothing says which task"):
@@ -48,14 +46,11 @@ def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: 
     folder = tmp_path / "other"
     shutil.copytree(spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d"), folder)
     card = read_json(folder / "prompt.json", "")
-    other = {**card, "lm_fingerprint": "0" * 16}
-    (folder / "prompt.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="was trained on 0000000000000000; put"):
-        Predictor.load(["IC", folder], spoken_workspace.root)
-    with pytest.raises(UserError, match="was trained on 0000000000000000; put that LM there"):
-        Predictor.load([folder], spoken_workspace.root)
-    assert read_record(folder).lm_fingerprint == "0" * 16
-    fine_tuned = {**card, "fine_tune": True}
-    (folder / "prompt.json").write_text(json.dumps(fine_tuned))
-    with pytest.raises(UserError, match="a whole fine-tuned LM"):
-        Predictor.load([folder], spoken_workspace.root)
+    for change, prompts, expected in (
+        ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; put that"),
+        ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; put that LM"),
+        ({"fine_tune": True}, [folder], "a whole fine-tuned LM"),
+    ):
+        (folder / "prompt.json").write_text(json.dumps({**card, **change}))
+        with pytest.raises(UserError, match=expected):
+            Predictor.load(prompts, spoken_workspace.root)

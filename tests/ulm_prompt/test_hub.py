@@ -17,10 +17,10 @@ from tests.ulm_prompt import spoken
 from tests.ulm_prompt.hub_stand_in import TOKEN, Hub, serving
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, PromptRecord, read_record
-from ulm_prompt.using import hub as hub_module
+from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt
-from ulm_prompt.using.hub import front_matter
 from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.share import front_matter
 
 NAME = "somebody/commands"
 
@@ -29,7 +29,7 @@ def forget_huggingface_hub() -> None:
     """It reads its environment when it is imported."""
     for module in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[module]
-    hub_module.downloaded.cache_clear()
+    find_prompts._downloaded.cache_clear()
 
 
 @pytest.fixture

@@ -15,17 +15,16 @@ from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.in_process import call
-from tests.ulm_prompt.test_predict import run
 from ulm_prompt.prompt_data.prompt_record import RECORD
 from ulm_prompt.using import find_prompts
 from ulm_prompt.using.predictor import Predictor
 
 REGISTRY = """unit_models:
-  logmel100:
+  NAME:
     feature_type: logmel
     clusters: 60
-    kmeans: {path: REPOSITORY/pretrained_models/shipped/km.npz}
-    lm: {path: REPOSITORY/pretrained_models/shipped/lm}
+    kmeans: {path: ROOT/pretrained_models/shipped/km.npz}
+    lm: {path: ROOT/pretrained_models/shipped/lm}
 """
 
 
@@ -35,15 +34,14 @@ def repository(
 ) -> Iterator[Path]:
     """A folder as a repository has it: an exported prompt beside its k-means and LM."""
     root = tmp_path / "repository"
-    folder = root / "pretrained_models" / "shipped"
-    shipped = folder / "commands"
-    models = spoken_workspace.root / "pretrained_models"
-    shutil.copytree(models / "logmel100_lm", folder / "lm")
-    shutil.copy(models / "logmel100_km.npz", folder / "km.npz")
+    folder, models = root / "pretrained_models", spoken_workspace.pretrained
+    shutil.copytree(models / "logmel100_lm", folder / "shipped" / "lm")
+    shutil.copy(models / "logmel100_km.npz", folder / "shipped" / "km.npz")
     selection = ("--prompt_task", "IC", "--unit_model", spoken.UNIT_MODEL, "--model_date", "d")
+    shipped = folder / "shipped" / "commands"
     call("export", spoken_workspace.root, *selection, "--out", shipped)
     table = tmp_path / "registry.yaml"
-    table.write_text(REGISTRY.replace("REPOSITORY", str(root)))
+    table.write_text(REGISTRY.replace("NAME", spoken.UNIT_MODEL).replace("ROOT", str(root)))
     monkeypatch.setattr(unit_models, "REGISTRY", table)
     monkeypatch.setattr(find_prompts, "SHIPPED", shipped)
     unit_models._released.cache_clear()
@@ -51,24 +49,25 @@ def repository(
     unit_models._released.cache_clear()
 
 
-def clip_of(workspace: Workspace) -> Path:
-    return next((workspace.root / "corpora" / "fluent_commands").rglob("*.wav"))
+@pytest.fixture
+def clip(spoken_workspace: Workspace) -> Path:
+    return next((spoken_workspace.root / "corpora" / "fluent_commands").rglob("*.wav"))
 
 
 def test_it_answers_and_says_what_it_knows(
     repository: Path,
-    spoken_workspace: Workspace,
+    clip: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From a workspace that holds nothing."""
-    clip = clip_of(spoken_workspace)
+    empty = Workspace(tmp_path / "elsewhere")
     words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
-    run(Workspace(tmp_path / "elsewhere"), *words)
+    assert spoken.predict(empty, *words) == 0
     out, errors = capsys.readouterr()
     monkeypatch.setattr(progress, "_quiet", False)  # as before, afterwards
-    run(Workspace(tmp_path / "elsewhere"), *words, "--quiet")
+    assert spoken.predict(empty, *words, "--quiet") == 0
     assert capsys.readouterr() == (out, "")
     assert out.splitlines()[1].split()[1] == "IC"
     first, second = errors.splitlines()[:2]
@@ -76,49 +75,39 @@ def test_it_answers_and_says_what_it_knows(
     assert first.startswith("prompt commands, which knows ")
     known = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
     assert all(entry["name"] in first for entry in known.values())
-    assert not (tmp_path / "elsewhere").exists()
-    (by_default,) = Predictor.load(dtype="float32")([clip])
-    (by_name,) = Predictor.load([find_prompts.SHIPPED], tmp_path, dtype="float32")([clip])
-    assert by_default == by_name
+    assert not empty.root.exists()
+    by_default = Predictor.load(dtype="float32")([clip])
+    assert by_default == Predictor.load([find_prompts.SHIPPED], tmp_path, dtype="float32")([clip])
 
 
-def test_another_kmeans_of_ones_own_is_left_alone(
-    repository: Path, spoken_workspace: Workspace
-) -> None:
+def test_another_kmeans_of_ones_own_is_left_alone(repository: Path, clip: Path) -> None:
     """The stages may have learned one in the repository, and an LM; the prompt keeps its own."""
-    clip = clip_of(spoken_workspace)
-    (before,) = Predictor.load(dtype="float32")([clip])
+    before = Predictor.load(dtype="float32")([clip])
     models = repository / "pretrained_models"
     save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "shipped" / "km.npz") + 1)
     tiny.write_lm(models / "logmel100_lm", seed=5)
     data = Workspace(repository).downstream_data("fluent_commands") / spoken.UNIT_MODEL
     data.mkdir(parents=True)
     (data / "config.yaml").write_text("fairseqrc:\n  km_path: pretrained_models/other.npz\n")
-    assert Predictor.load(dtype="float32")([clip]) == [before]
+    assert Predictor.load(dtype="float32")([clip]) == before
 
 
 def test_what_is_missing_is_said(
-    repository: Path,
-    spoken_workspace: Workspace,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    repository: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = clip_of(spoken_workspace)
+    """The speech model, then the prompt."""
+    shipped = find_prompts.SHIPPED
+    record = read_json(shipped / RECORD, "")
+    units = {**record["units"], "feature_type": "moonshine", "kmeans": None}
+    write_json(shipped / RECORD, {**record, "unit_model": "moonshine100", "units": units})
+    models = repository / "pretrained_models"
+    shutil.copy(models / "shipped" / "km.npz", models / "moonshine100_km.npz")
+    registry = Path(unit_models.__file__).parents[1] / "pretrained_models" / "registry.yaml"
+    monkeypatch.setattr(unit_models, "REGISTRY", registry)
+    monkeypatch.setattr(unit_models, "REPOSITORY", repository)
     unit_models._released.cache_clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(unit_models, "REGISTRY", Path(unit_models.__file__).parents[1]
-                      / "pretrained_models" / "registry.yaml")  # fmt: skip
-        patch.setattr(unit_models, "REPOSITORY", repository)
-        record = read_json(find_prompts.SHIPPED / RECORD, "")
-        record["unit_model"] = "moonshine100"
-        record["units"] |= {"feature_type": "moonshine", "kmeans": None}
-        write_json(find_prompts.SHIPPED / RECORD, record)
-        models = repository / "pretrained_models"
-        shutil.copy(models / "shipped" / "km.npz", models / "moonshine100_km.npz")
-        with pytest.raises(UserError, match="python pretrained_models/download.py moonshine100"):
-            run(Workspace(tmp_path), clip)
-    unit_models._released.cache_clear()
-    shutil.rmtree(find_prompts.SHIPPED)
-    with pytest.raises(UserError, match="python pretrained_models/download.py moonshine100") as end:
-        run(Workspace(tmp_path), clip)
-    assert "\n" not in str(end.value)
+    for _ in range(2):
+        with pytest.raises(UserError, match="pretrained_models/download.py moonshine100") as end:
+            spoken.predict(Workspace(tmp_path), clip)
+        assert "\n" not in str(end.value)
+        shutil.rmtree(shipped, ignore_errors=True)
