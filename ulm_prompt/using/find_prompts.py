@@ -35,11 +35,8 @@ SHARED = [
 def find_prompt(
     word: str, workspace: Workspace, unit_model: str | None = None, model_date: str | None = None
 ) -> Path:
-    """The file with the prompt's tensors.
-
-    A task's name means its only finished prompt in the workspace; ``unit_model`` and ``model_date``
-    narrow the search. ``hf:USER/NAME`` is downloaded. Any other word is a path. Raises
-    ``UserError`` for no prompt, or several.
+    """The file with the prompt's tensors. A task means its only finished prompt in the workspace,
+    of ``unit_model`` and ``model_date``. Raises ``UserError`` for no prompt, or several.
     """
     if word in task_names():
         return _only_prompt(word, workspace, unit_model, model_date)
@@ -63,9 +60,8 @@ def shipped_prompt() -> Path:
     """The prompt that comes with the repository. Raises ``UserError`` where it is missing."""
     if not is_export(SHIPPED):
         raise UserError(
-            f"{SHIPPED}: the prompt of the repository is missing; restore it (git checkout "
-            "pretrained_models) and run python pretrained_models/download.py moonshine100, or "
-            "name another prompt with --prompt"
+            f"{SHIPPED}: missing; git checkout pretrained_models restores it, and python "
+            "pretrained_models/download.py moonshine100 what it needs; or name a --prompt"
         )
     return SHIPPED
 
@@ -97,33 +93,28 @@ def _only_prompt(
     pattern = workspace.checkpoints(task, unit_model or "*", model_date or "*")
     folders = sorted(pattern.parent.glob(pattern.name))
     finished = [folder for folder in folders if _is_finished(folder, task)]
-    if not finished:
+    if len(finished) == 1:
+        return find_prompt(str(finished[0]), workspace)
+    if finished:
+        problem = f"{len(finished)} prompts: {', '.join(folder.name for folder in finished)}"
+        remedy = "choose one with --unit_model or --model_date"
+    else:
         trained = pattern.parent.glob(workspace.checkpoints(task, "*", "*").name)
         instead = near(pattern.name, [folder.name for folder in trained])
-        if folders:
-            instead = f"; {folders[0].name} is not finished"
-        raise UserError(
-            f"--prompt {task}: no trained prompt at {pattern}{instead}; train one with "
-            "ulm_prompt/train.py, or name a folder"
-        )
-    if len(finished) > 1:
-        names = ", ".join(folder.name for folder in finished)
-        raise UserError(
-            f"--prompt {task}: {len(finished)} prompts: {names}; choose one with --unit_model or "
-            "--model_date, or name its folder"
-        )
-    return find_prompt(str(finished[0]), workspace)
+        instead = f"; {folders[0].name} is not finished" if folders else instead
+        problem = f"no trained prompt at {pattern}{instead}"
+        remedy = "train one with ulm_prompt/train.py"
+    raise UserError(f"--prompt {task}: {problem}; {remedy}, or name a folder")
 
 
 def _is_finished(folder: Path, task: str) -> bool:
-    """Whether the folder holds a prompt of ``task`` whose training has ended: its record counts
-    what was trained. A published prompt has no record.
+    """Whether the folder holds a prompt of ``task``, and its record, if any, counts what was
+    trained.
     """
     if not (is_export(folder) or (folder / BEST).is_file()):
         return False
-    record = read_record(folder)
-    is_trained = record is None or record.trained_parameters > 0
-    return is_trained and task_and_unit_model(folder / BEST)[0] == task
+    is_finished = (record := read_record(folder)) is None or record.trained_parameters > 0
+    return is_finished and task_and_unit_model(folder / BEST)[0] == task
 
 
 def check_hub_name(name: str, flag: str) -> None:
@@ -142,8 +133,8 @@ def check_hub_name(name: str, flag: str) -> None:
 
 @functools.cache
 def _downloaded(word: str) -> Path:
-    """The folder of ``hf:USER/NAME`` or ``hf:USER/NAME@REVISION`` in huggingface_hub's cache, which
-    serves where the Hub cannot be reached.
+    """The folder of ``hf:USER/NAME[@REVISION]`` in huggingface_hub's cache, which also serves
+    without the Hub.
     """
     flag = f"--prompt {word}"
     name, _, revision = word.removeprefix(HUB).partition("@")
@@ -155,19 +146,17 @@ def _downloaded(word: str) -> Path:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a shared prompt's files to the repository ``name``, which is made where it does not
-    exist. Returns the commit. Raises ``UserError`` where that fails.
+    """Upload a shared prompt's files to the repository ``name``, new or not; returns the commit.
+    Raises ``UserError`` where that fails.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="speechprompt")
     with _hub_errors(f"--push {name} (the folder {folder} is complete)"):
         api.create_repo(name, exist_ok=True)
+        files = {"folder_path": folder, "allow_patterns": SHARED}
         message = f"Upload the prompt {folder.name}"
-        commit = api.upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=SHARED, commit_message=message
-        )
-    return commit.oid
+        return api.upload_folder(repo_id=name, commit_message=message, **files).oid
 
 
 @contextlib.contextmanager

@@ -25,11 +25,8 @@ WIDEST = 40  # characters of a file's name in the table
 
 
 def check_sources(words: Sequence[str]) -> list[str]:
-    """The files and folders to read; ``-`` stands for a list on standard input, and so does
-    nothing when something is piped in.
-
-    Raises ``UserError`` for a name that does not exist, a pipe or device, an empty folder, or no
-    audio at all.
+    """The files and folders to read, or ``-``: a list on standard input, as nothing is when
+    something is piped in. Raises ``UserError`` for what holds no audio.
     """
     is_open = sys.stdin is not None and (STDIN in words or not sys.stdin.isatty())
     words = list(words) or [STDIN]
@@ -61,11 +58,10 @@ def batches(words: Sequence[str], most: int, passed_over: Counter[str]) -> Itera
 
 
 def stream(words: Sequence[str], passed_over: Counter[str]) -> Iterator[Path | None]:
-    """Every file, in the order of ``words``; a folder's by name. A name does not tell audio:
-    reading it does. None: the next name of a list may not have arrived.
+    """Every file, in the order of ``words``; a folder's by name, links followed. None: the next
+    name of a list may not have arrived. A folder that cannot be read is given as a file is.
 
-    Links are followed. ``passed_over`` counts what is left out: hidden files and folders, and
-    folders that were read already. A folder that cannot be read is given as a file is.
+    ``passed_over`` counts hidden files and folders, and folders that were read already.
     """
     for word in words:
         if word == STDIN:
@@ -97,9 +93,8 @@ def _inside(top: str, passed_over: Counter[str]) -> Iterator[Path]:
 
 def listed(names: IO[bytes]) -> Iterator[Path | None]:
     """The files of a list as they arrive, then None: a name a line, or names that end with NUL
-    (``find -print0``). A byte order mark, Windows' line ends and blank lines are no part of a name.
-
-    Raises ``UserError`` for UTF-16 and for names of both kinds.
+    (``find -print0``), without a byte order mark, Windows' line ends and blank lines.
+    Raises ``UserError`` for UTF-16.
     """
     left, end, piece = b"", b"", b"none yet"
     while piece:
@@ -113,8 +108,6 @@ def listed(names: IO[bytes]) -> Iterator[Path | None]:
         whole = left.split(end) if end else [left]
         left = whole.pop() if piece else b""
         for name in whole:
-            if b"\0" in name:
-                raise UserError("-: some names end with a line, others with NUL; choose one way")
             name = name.rstrip(b"\r") if end == b"\n" else name
             if name.strip():
                 yield Path(os.fsdecode(name))
@@ -122,9 +115,7 @@ def listed(names: IO[bytes]) -> Iterator[Path | None]:
 
 
 class Writer:
-    """Writes the answers to one utterance after another, files or ``segments`` of files: an object
-    a line.
-    """
+    """Writes the answers to files, or to ``segments`` of files: a JSON object a line."""
 
     def __init__(self, out: IO[str], records: Mapping[str, PromptRecord], segments: bool) -> None:
         self.out, self.records = out, records

@@ -1,10 +1,5 @@
-"""Trained prompts from Python: audio in, answers of all their tasks out.
-
-predictor = Predictor.load(["KS", "IC"], Path("workspace"))
-(answers,) = predictor(["clip.wav"])
-answers["KS"][0].names, answers["KS"][0].probability
-for start, end, answers in predictor.segments("meeting.wav"): ...
-print(predictor.audio)  # how many recordings were read, mixed, resampled, left out and so on
+"""Trained prompts from Python: audio in, answers of all their tasks out. How to use it:
+docs/using_prompts.md.
 """
 
 from __future__ import annotations
@@ -105,8 +100,8 @@ class Predictor:
         dtype: str = "auto",
         device: str = "auto",
     ) -> Predictor:
-        """Find the ``prompts`` (tasks, folders or files) and load what they share, once. With none,
-        the prompt that comes with the repository answers.
+        """Find the ``prompts`` (tasks, folders or files; none: the repository's own) and load what
+        they share, once.
 
         Raises ``UserError``, before anything large is loaded, for a prompt that does not exist or
         does not go with the others, and for a missing LM, k-means or speech model.
@@ -116,7 +111,7 @@ class Predictor:
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
-        if shipped:  # its LM and k-means ship too, the speech model is in the repository
+        if shipped:  # with LM and k-means; the speech model is in the repository
             home = Workspace(shipped_prompt().parents[2])
         records = [record_of(path, *task_and_unit_model(path), home) for path in paths]
         tasks = [record.task for record in records]
@@ -198,29 +193,21 @@ class Predictor:
             except BadAudio as error:
                 yield path, (), error
 
-    def answers(self, units: Sequence[str], top: int = 1) -> list[Answers]:
-        """The same for utterances that are units already, ``"71 12 57"`` each."""
-        rows = [
-            torch.tensor(encode(f"</s> {text} <s>", self._symbols, "units", "the LM's dict.txt"))
-            for text in units
-        ]
-        answers: list[Answers] = [{} for _ in rows]
-        sizes = np.array([len(row) for row in rows], dtype=np.int64)
-        most = max([BATCH_TOKENS, *sizes])
-        batches = list(batches_by_length(range(len(rows)), sizes, most, BATCH_ROWS))
-        with torch_threads(self._threads):
-            for name, lm in self._lms.items():
-                for batch in batches:
-                    state = lm.prefill([rows[number] for number in batch])
-                    for number, ranked in zip(batch, self._labels[name](lm, state, top)):
-                        record = self.records[name]
-                        answers[number][name] = [_named(answer, record) for answer in ranked]
-        return answers
-
     def _answered(self, heard: Sequence[Waveform], top: int) -> list[Answers]:
+        where = "units", "the LM's dict.txt"
+        answers: list[Answers] = [{} for _ in heard]
         with torch_threads(self._threads):
             units = self._speech([torch.from_numpy(waveform.samples) for waveform in heard])
-        return self.answers(units, top)
+            coded = [encode(f"</s> {text} <s>", self._symbols, *where) for text in units]
+            sizes = np.array([len(row) for row in coded], dtype=np.int64)
+            most = max([BATCH_TOKENS, *sizes])
+            for batch in batches_by_length(range(len(coded)), sizes, most, BATCH_ROWS):
+                rows = [torch.tensor(coded[number]) for number in batch]
+                for name, lm in self._lms.items():
+                    ranked = self._labels[name](lm, lm.prefill(rows), top)
+                    for number, best in zip(batch, ranked):
+                        answers[number][name] = [_named(one, self.records[name]) for one in best]
+        return answers
 
     def _utterance(self, audio: Audio) -> Waveform | BadAudio:
         try:
@@ -263,8 +250,7 @@ def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitF
     has_data = first.task in task_names() and not unit_model.shipped_first
     files = UnitFiles(unit_model, load_task(first.task).downstream if has_data else None)
     files.check_here()
-    if first.units is not None:  # a complete record has them
-        files.settings.dtype = first.units.dtype
+    files.settings.dtype = vars(first.units)["dtype"]
     here = vars(files.unit_settings())
     for record in records:
         if record.unit_model != first.unit_model:

@@ -63,16 +63,16 @@ METRICS = {
 
 
 def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
-    """The record of the prompt at ``path``: a shared one's as it is, another checkpoint's (ours or
-    a published one) completed by what the workspace knows.
+    """The record of the prompt at ``path``; that of a checkpoint, ours or a published one, is
+    completed by what the workspace knows.
 
-    Raises ``UserError`` for a fine-tuned LM, for an unfinished run, and where the workspace lacks
-    what belongs to it.
+    Raises ``UserError`` for a fine-tuned LM, an unfinished run, and what the workspace lacks.
     """
     record = read_record(path.parent)
     if record is not None and record.units is not None:
         return record
     pair = Pair(task, unit_model, load_task(task))
+    count = pair.config.labels_per_utterance
     if record is None:
         method, verbal = load_verbal(workspace, pair)
         record = PromptRecord(task, unit_model, 0, method, verbal, lm_fingerprint="")
@@ -84,19 +84,18 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
-    labels = record.labels  # as they were in training: rows made again may number them differently
-    if not labels:
+    if not (labels := record.labels):  # rows made again may number them differently
         named = named_labels(workspace, pair, record.verbal)
         labels = {number: label._asdict() for number, label in named.items()}
+    symbols = record.dict_fingerprint or dict_fingerprint(load_dictionary(files.lm_folder))
     return dataclasses.replace(
         record,
         units=files.unit_settings(),
         labels=labels,
-        labels_per_utterance=pair.config.labels_per_utterance,
-        most_labels=max(map(len, sequences), default=max(1, pair.config.labels_per_utterance)),
+        labels_per_utterance=count,
+        most_labels=max(map(len, sequences), default=max(1, count)),
         label_sequences=sequences if few else None,
-        dict_fingerprint=record.dict_fingerprint
-        or dict_fingerprint(load_dictionary(files.lm_folder)),
+        dict_fingerprint=symbols,
     )
 
 
@@ -128,9 +127,8 @@ def write_shared(
     checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
     license: str | None, out: Path, name: str,
 ) -> PromptRecord:  # fmt: skip
-    """Write the folder to share, whole or not at all, from a prompt that is checked against the
-    workspace's LM. ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns
-    the record.
+    """Write the folder to share, whole or not at all; the prompt is checked against its LM.
+    ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns the record.
     """
     record = record_of(checkpoint, *pair, workspace)
     folder = lm_folder(workspace, pair[1])
@@ -165,17 +163,17 @@ def write_shared(
 def scores_on_test(
     workspace: Workspace, record: PromptRecord, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """The scores of what ``checkpoint`` answered by the default search, in % but for
-    ``utterances``; none where there is no such sample file. A run's prompt is scored on the test
-    split that it was trained beside.
+    """The scores, in %, of what ``checkpoint`` answered by the default search, on the test split
+    that a run was trained beside; none where there is no such sample file.
     """
-    name = workspace.samples(record.task, record.unit_model, model_date, "*")
-    for path in sorted((workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")):
+    files = workspace.samples(record.task, record.unit_model, model_date, "*")
+    of_run = record.run.data.get("test") if record.run else None
+    for path in sorted(files.parents[1].glob(f"{files.parent.name}/{files.name}")):
         origin = made_from(path)
-        test, of_run = (origin.get("data") or {}).get("test"), record.run and record.run.data
-        is_of_its_test = test in (None, (of_run or {}).get("test", test))
-        is_default = are_default(origin.get("options") or {}, record.is_text, record.most_labels)
-        if origin.get("prompt") == sha256(checkpoint) and is_of_its_test and is_default:
+        test, options = (origin.get("data") or {}).get("test"), origin.get("options") or {}
+        is_its_test = None in (test, of_run) or test == of_run
+        is_default = are_default(options, record.is_text, record.most_labels)
+        if origin.get("prompt") == sha256(checkpoint) and is_its_test and is_default:
             scores = scores_of(path, workspace)
             return {name: round(value, 4 if name == COST else 2) for name, value in scores.items()}
     return {}
@@ -213,20 +211,21 @@ def front_matter(record: PromptRecord, corpus: str, name: str) -> str:
 def page(record: PromptRecord, name: str) -> str:
     """A short README.md of the prompt that ``--prompt`` calls ``name``."""
     units, count = record.units, record.labels_per_utterance
-    layer = "" if units.layer is None else f", layer {units.layer}"
-    layer += "" if units.dtype == "float32" else f", in {units.dtype}"
-    kmeans = "" if units.kmeans is None else f", k-means `{units.kmeans}`"
-    recipe, valid = "not known (a published checkpoint)", "not known"
+    features = f"{units.feature_type} features"
+    features += "" if units.layer is None else f", layer {units.layer}"
+    features += "" if units.dtype == "float32" else f", in {units.dtype}"
+    features += "" if units.kmeans is None else f", k-means `{units.kmeans}`"
+    recipe, valid, test = "not known (a published checkpoint)", "not known", "not known"
     if record.recipe is not None:
         recipe = f"{record.recipe}, seed {record.training.get('seed', 'not known')}"
     if "accuracy" in record.valid:
         valid = f"{record.valid['accuracy']:.2f} %, the labels before it given"
-    scores = [f"{key} {written(key, v)}" for key, v in record.test.items() if key != "utterances"]
-    test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
+    if scores := [f"{k} {written(k, n)}" for k, n in record.test.items() if k != "utterances"]:
+        test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
     facts = {
         "answers with": f"{len(record.labels)} labels, "
         + (f"{count} an utterance" if count else "texts of any length"),
-        "unit model": f"`{record.unit_model}` ({units.feature_type} features{layer}{kmeans})",
+        "unit model": f"`{record.unit_model}` ({features})",
         "unit LM": f"`{record.lm_fingerprint}`, {record.lm_parameters:,} parameters, frozen",
         "dict": f"`{record.dict_fingerprint}`",
         "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors a layer"
@@ -235,7 +234,7 @@ def page(record: PromptRecord, name: str) -> str:
         "recipe": recipe,
         "verbalizer": record.verbalizer,
         "valid accuracy": valid,
-        "test": test if scores else "not known",
+        "test": test,
         "licence": record.license or "not stated",
         f"SHA-256 of `{TENSORS}`": f"`{record.files[TENSORS]}`",
     }

@@ -82,10 +82,9 @@ def heard_of(audio: Recording, first: int, last: int) -> Waveform:
 
 
 def find_pieces(audio: Recording, longest: float = LONGEST) -> list[Piece]:
-    """The pieces of a recording, in order. A file is read in blocks: four bytes a frame are kept.
-
-    Sound of more than ``longest`` seconds without a pause becomes windows of half that length,
-    which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
+    """The pieces of a recording, in order; of a file, read in blocks, memory holds four bytes a
+    frame. Sound of more than ``longest`` seconds without a pause becomes windows of half that
+    length, which overlap by half. Raises ``BadAudio``, also where nothing rises above the noise.
     """
     total, rate = size_of(audio)
     if total < (hop := round(rate * FRAME)):
@@ -156,9 +155,8 @@ class UnitFiles:
     """A unit model's settings and files in a workspace. Nothing is loaded yet."""
 
     def __init__(self, unit_model: UnitModel, downstream: str | None) -> None:
-        """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
-
-        Raises ``UserError`` for a unit model that neither describes.
+        """Of the settings that ``downstream`` was quantised with, otherwise the registry's. Raises
+        ``UserError`` for a unit model that neither describes.
         """
         workspace = unit_model.workspace
         self.unit_model, self.lm_folder = unit_model, unit_model.lm_folder
@@ -184,8 +182,8 @@ class UnitFiles:
         """Raises ``UserError`` for a missing k-means or speech model."""
         name, root = self.unit_model.name, self.unit_model.workspace.root
         option = "" if root == REPOSITORY else f" --workspace {root}"
-        for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
-            if path is not None and not path.exists():
+        for what, path in {"k-means": self.km_path, "speech model": self.ckpt_path}.items():
+            if path and not path.exists():
                 raise UserError(
                     f"{path}: {what} of {name} not found; get it by "
                     f"python pretrained_models/download.py {name}{option}, or put it there"
@@ -196,13 +194,12 @@ class UnitFiles:
         with; nothing is checked for units that were made elsewhere.
         """
         wanted, is_here = self._plan.get("kmeans"), self.km_path.is_file()
-        if wanted is None or (is_here and sha256(self.km_path) == wanted):
-            return
-        missing = f"k-means of {self.unit_model.name} not found, the one"
-        raise UserError(
-            f"{self.km_path}: {'not the k-means' if is_here else missing} that {self._quantized} "
-            "was made with; restore it, or quantise and train again"
-        )
+        if wanted is not None and not (is_here and sha256(self.km_path) == wanted):
+            missing = f"k-means of {self.unit_model.name} not found, the one"
+            raise UserError(
+                f"{self.km_path}: {'not the k-means' if is_here else missing} that "
+                f"{self._quantized} was made with; restore it, or quantise and train again"
+            )
 
     @functools.cached_property
     def centres(self) -> np.ndarray:
@@ -210,8 +207,8 @@ class UnitFiles:
         return load_kmeans(self.km_path)
 
     def unit_settings(self) -> UnitSettings:
-        """The settings, with the k-means' fingerprint where its file exists: the same for a
-        released file and its conversion.
+        """With the fingerprint of the centres, if any: a released file's and its conversion's are
+        the same.
         """
         kmeans, settings = None, self.settings
         if self.km_path.is_file():
