@@ -33,10 +33,7 @@ def main() -> None:
     pair = args.prompt_task, args.unit_model
     checkpoint = workspace.checkpoints(*pair, args.model_date) / args.checkpoint
     if not checkpoint.is_file():
-        raise UserError(
-            f"{checkpoint}: not found; train it with ulm_prompt/train.py "
-            f"--date {args.model_date}, or correct --model_date"
-        )
+        raise UserError(f"{checkpoint}: not found; train it, or correct --model_date")
     out = args.out.resolve()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: a file; name a folder")
@@ -48,11 +45,9 @@ def main() -> None:
 
     from ulm_prompt.using.share import write_shared
 
+    where = args.model_date, workspace, args.license, out
     with holding(out):
-        called = name if args.push else out.name
-        record = write_shared(
-            checkpoint, pair, args.model_date, workspace, args.license, out, called
-        )
+        record = write_shared(checkpoint, pair, *where, name if args.push else out.name)
         commit = push(out, args.push) if args.push else None
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "

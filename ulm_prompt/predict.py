@@ -32,14 +32,9 @@ def parse() -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("audio", nargs="*", help="files, folders, or - for a list on standard input")
-    flag(
-        "--prompt",
-        action="append",
-        default=[],
-        help="a task (its only trained prompt), a checkpoints folder, an exported folder, a file, "
-        "or hf:USER/NAME on the Hugging Face Hub; give it again for more tasks (default: the "
-        "prompt that comes with the repository)",
-    )
+    prompt = "a task (its only trained prompt), a checkpoints or exported folder, a file, or "
+    prompt += "hf:USER/NAME on the Hugging Face Hub; again for more tasks (default: the one here)"
+    flag("--prompt", action="append", default=[], help=prompt)
     flag("--unit_model", type=name_part, help="choose among a task's prompts")
     flag("--model_date", type=name_part, help="the same: the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
@@ -62,9 +57,7 @@ def parse() -> argparse.Namespace:
     if args.serve and importlib.util.find_spec("gradio") is None:
         raise UserError("--serve: needs gradio, which is not installed; pip install gradio")
     if not args.prompt and (args.unit_model or args.model_date):
-        raise UserError(
-            "--unit_model and --model_date choose among a task's prompts: name it with --prompt"
-        )
+        raise UserError("--unit_model, --model_date: of a task's prompts; name it with --prompt")
     return args
 
 
@@ -95,10 +88,10 @@ def main() -> None:
     start, passed_over = time.perf_counter(), Counter()
     # how many files: not known of a list, which may be endless
     total = None if STDIN in sources else sum(1 for _ in stream(sources, Counter()))
+    how = args.top, args.segments, args.longest
     with progress_bar(total=total, unit="file") as bar:
         for batch in batches(sources, BATCH, passed_over):
-            answered = predictor.answer_files(batch, args.top, args.segments, args.longest)
-            for path, times, answers in answered:
+            for path, times, answers in predictor.answer_files(batch, *how):
                 with bar.external_write_mode(file=sys.stdout):
                     if isinstance(answers, BadAudio):
                         bad += 1

@@ -144,23 +144,29 @@ def test_sample_py_decodes_with_an_export(
     assert prompts == [sha256(folder / "checkpoint_best.pt"), sha256(exported["IC"] / TENSORS)]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("pretrained_models/logmel100_km.npz", "k-means of logmel100 not found"),
-        ("preprocess/speech_commands/data/logmel100/labels.json", "labels.json: not found; run"),
-    ],
-)
 def test_what_units_made_here_were_made_with_is_asked_for(
-    spoken_workspace: Workspace, tmp_path: Path, name: str, expected: str
+    spoken_workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Units from elsewhere need neither; here the record would be the poorer, and nobody told."""
+    """Units from elsewhere need none; here the record would be the poorer, and nobody told."""
     root = tmp_path / "w"
     shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
-    (root / name).unlink()
-    with pytest.raises(UserError, match=expected):
-        run(Workspace(root), "KS", root / "shared")
-    assert not (root / "shared").exists()
+    kmeans = root / "pretrained_models" / "logmel100_km.npz"
+
+    def check(expected: str) -> None:
+        with pytest.raises(UserError, match=expected):
+            Predictor.load(["KS"], root)
+        with pytest.raises(UserError, match=expected):
+            run(Workspace(root), "KS", root / "shared")
+        assert not (root / "shared").exists()
+
+    centres = kmeans.read_bytes()
+    save_kmeans(kmeans, load_kmeans(kmeans) + 1)
+    check("not the k-means that .* was made with")
+    kmeans.unlink()
+    check("k-means of logmel100 not found")
+    kmeans.write_bytes(centres)
+    (root / "preprocess/speech_commands/data/logmel100/labels.json").unlink()
+    check("labels.json: not found; run")
 
 
 def another_dict(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from tests.reliability.hostile import refused
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.hub_stand_in import TOKEN, Hub, serving
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, PromptRecord, read_record
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, read_record
 from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt
 from ulm_prompt.using.predictor import Predictor
@@ -81,26 +80,6 @@ def test_pushed_found_and_answered(
     assert find_prompt(f"hf:{NAME}", spoken_workspace).parent == folder
     message = refused(lambda: find_prompt("hf:somebody/else", spoken_workspace))
     assert message.startswith("--prompt hf:somebody/else: the Hub cannot be reached")
-
-
-def test_a_strangers_prompt_is_checked_as_any(
-    hub: Hub, spoken_workspace: Workspace, tmp_path: Path
-) -> None:
-    export(spoken_workspace, tmp_path / "out", "--push", NAME)
-    ((_, files),) = hub.commits[NAME]
-    record = json.loads(files[RECORD])
-    changes = {
-        "1" * 40: ({RECORD: json.dumps(record | {"unit_model": "../x"}).encode()}, "a name of"),
-        "2" * 40: ({TENSORS: files[TENSORS][:-1] + b"\0"}, "another SHA-256"),
-        "3" * 40: ({RECORD: b"{"}, "not valid JSON"),
-    }
-    for sha, (change, expected) in changes.items():
-        hub.commits[NAME].append((sha, files | change))
-        word = f"hf:{NAME}@{sha}"
-        assert expected in refused(lambda word=word: Predictor.load([word], spoken_workspace.root))
-    hub.commits[NAME].append(("4" * 40, {"README.md": b""}))
-    message = refused(lambda: find_prompt(f"hf:{NAME}", spoken_workspace))
-    assert "neither prompt.safetensors nor checkpoint_best.pt" in message
 
 
 def test_what_goes_wrong_is_one_line(

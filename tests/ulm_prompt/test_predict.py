@@ -20,7 +20,6 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.ulm_prompt import spoken
@@ -258,17 +257,3 @@ def test_mistakes_on_the_command_line(
     with pytest.raises(UserError, match=expected) as error:
         predict(spoken_workspace, *(word.format(root=root, clip=clip) for word in words.split()))
     assert "\n" not in str(error.value)
-
-
-def test_another_kmeans_than_the_units_were_made_with(
-    spoken_workspace: Workspace, tmp_path: Path
-) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
-    path = root / "pretrained_models" / "logmel100_km.npz"
-    save_kmeans(path, load_kmeans(path) + 1)
-    with pytest.raises(UserError, match="not the k-means that .* was made with"):
-        Predictor.load(["KS"], root)
-    path.unlink()
-    with pytest.raises(UserError, match="k-means of logmel100 not found"):
-        Predictor.load(["KS"], root)

@@ -122,9 +122,11 @@ class Predictor:
         if len(set(names)) < len(names):
             raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
         known = find_unit_model(records[0].unit_model, home)
-        files = _unit_files(records, known.shipped if shipped else known)
-        unit_lm = load_unit_lm(files.lm_folder)
-        models = [load_prompt(path, unit_lm, files.lm_folder) for path in paths]
+        if shipped:
+            known = known.shipped
+        files = _unit_files(records, known)
+        unit_lm = load_unit_lm(known.lm_folder)
+        models = [load_prompt(path, unit_lm, known.lm_folder) for path in paths]
         symbols = unit_lm.dictionary
         chosen, reason = choose_dtype(dtype, on, unit_lm.parameters)
         lms = [CachedLM(model.to(on), symbols.pad(), symbols.eos()) for model in models]

@@ -87,7 +87,9 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     if not (labels := record.labels):  # rows made again may number them differently
         named = named_labels(workspace, pair, record.verbal)
         labels = {number: label._asdict() for number, label in named.items()}
-    symbols = record.dict_fingerprint or dict_fingerprint(load_dictionary(files.lm_folder))
+    symbols = record.dict_fingerprint or dict_fingerprint(
+        load_dictionary(files.unit_model.lm_folder)
+    )
     return dataclasses.replace(
         record,
         units=files.unit_settings(),

@@ -43,7 +43,7 @@ from ulm_prompt.prompt_data.prompt_record import UnitSettings
 from ulm_prompt.prompt_lm.data import batches_by_length
 
 BATCH_SAMPLES = 60 * SAMPLE_RATE  # of audio that is encoded together
-Recording = Path | np.ndarray  # a file, or a waveform (T,) at 16 kHz
+Recording = Path | np.ndarray  # a file, or what array_waveform gives: (T,) float32 at 16 kHz
 
 FRAME = 0.01  # s: one period of a low voice, so that a level does not ripple
 SMOOTH = 3  # frames of a mean power: white noise then varies by less than 2 dB
@@ -89,10 +89,7 @@ def find_pieces(audio: Recording, longest: float = LONGEST) -> list[Piece]:
     total, rate = size_of(audio)
     if total < (hop := round(rate * FRAME)):
         raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
-    if isinstance(audio, Path):
-        blocks = mono_blocks(audio, 1000 * hop, total)
-    else:
-        blocks = iter([array_waveform(audio).samples])
+    blocks = mono_blocks(audio, 1000 * hop, total) if isinstance(audio, Path) else [audio]
     powers = []
     for samples in blocks:  # (T,)
         whole = samples[: len(samples) // hop * hop]
@@ -158,8 +155,7 @@ class UnitFiles:
         """Of the settings that ``downstream`` was quantised with, otherwise the registry's. Raises
         ``UserError`` for a unit model that neither describes.
         """
-        workspace = unit_model.workspace
-        self.unit_model, self.lm_folder = unit_model, unit_model.lm_folder
+        workspace, self.unit_model = unit_model.workspace, unit_model
         self.settings, self.merge = FairseqConfig(), True
         self._plan: dict[str, Any] = {}  # of quantising; nothing where units were made elsewhere
         if downstream is not None:
