@@ -119,13 +119,10 @@ def test_an_array_is_answered_as_the_file_of_its_type(tmp_path: Path, predictor:
                 assert best.names == of_file[task][0].names, (subtype, task)
 
 
-def test_units_that_the_lm_lacks_are_refused(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_units_that_the_lm_lacks_are_refused(predictor: Predictor) -> None:
     """They are of another unit model: <unk> in their place would be answered like anything."""
-    monkeypatch.setattr(predictor._speech, "_finish", lambda units: "5 999 7")
     with pytest.raises(UserError, match="unit 999 is not in the LM's dict"):
-        predictor([melody(1)])
+        predictor.answers(["5 999 7"])
 
 
 def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: Path) -> None:

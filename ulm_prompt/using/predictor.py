@@ -195,14 +195,14 @@ class Predictor:
             except BadAudio as error:
                 yield path, (), error
 
-    def _answered(self, heard: Sequence[Waveform], top: int) -> list[Answers]:
+    def answers(self, units: Sequence[str], top: int = 1) -> list[Answers]:
+        """The same for utterances that are units already, ``"71 12 57"`` each."""
         where = "units", "the LM's dict.txt"
-        answers: list[Answers] = [{} for _ in heard]
+        coded = [encode(f"</s> {text} <s>", self._symbols, *where) for text in units]
+        sizes = np.array([len(row) for row in coded], dtype=np.int64)
+        most = max([BATCH_TOKENS, *sizes])
+        answers: list[Answers] = [{} for _ in coded]
         with torch_threads(self._threads):
-            units = self._speech([torch.from_numpy(waveform.samples) for waveform in heard])
-            coded = [encode(f"</s> {text} <s>", self._symbols, *where) for text in units]
-            sizes = np.array([len(row) for row in coded], dtype=np.int64)
-            most = max([BATCH_TOKENS, *sizes])
             for batch in batches_by_length(range(len(coded)), sizes, most, BATCH_ROWS):
                 rows = [torch.tensor(coded[number]) for number in batch]
                 for name, lm in self._lms.items():
@@ -210,6 +210,11 @@ class Predictor:
                     for number, best in zip(batch, ranked):
                         answers[number][name] = [_named(one, self.records[name]) for one in best]
         return answers
+
+    def _answered(self, heard: Sequence[Waveform], top: int) -> list[Answers]:
+        with torch_threads(self._threads):
+            units = self._speech([torch.from_numpy(waveform.samples) for waveform in heard])
+        return self.answers(units, top)
 
     def _utterance(self, audio: Audio) -> Waveform | BadAudio:
         try:

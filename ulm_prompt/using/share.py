@@ -31,35 +31,16 @@ from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
-MOST_LABELS = 100  # that the page lists of a slot
 MOST_SEQUENCES = 10_000  # of label sequences that a record holds
 MADE_TEXT = "ulm_prompt/verbalizer.py"
 FINE_TUNED = "{}: a whole fine-tuned LM, no prompt; decode it with sample.py"
 LICENCES = {
-    "apache-2.0",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-sa-4.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-nc-nd-4.0",
-    "cc-by-nd-4.0",
-    "gpl-3.0",
-    "lgpl-3.0",
-    "mit",
-    "mpl-2.0",
-    "unlicense",
-}  # fmt: skip  (that the Hub knows)
-METRICS = {
-    "accuracy": "accuracy",
-    "macro F1": "f1",
-    "slot type F1": "f1",
-    "WER": "wer",
-    "CER": "cer",
-    "slot value CER": "cer",
-}  # fmt: skip  (our scores, as the Hub calls them)
+    "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "lgpl-3.0",
+    "mit", "mpl-2.0", "unlicense",
+}  # fmt: skip
+METRICS = {"accuracy": "accuracy", "macro F1": "f1", "slot type F1": "f1"}
+METRICS |= {"WER": "wer", "CER": "cer", "slot value CER": "cer"}  # our scores, as the Hub calls it
 
 
 def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
@@ -244,10 +225,7 @@ def page(record: PromptRecord, name: str) -> str:
     slots: dict[str, list[str]] = {}
     for entry in record.labels.values():
         slots.setdefault(entry["slot"], []).append(f"`{entry['name']}`")
-    labels = []
-    for slot, names in slots.items():
-        more = f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
-        labels.append(f"*{slot}*: {', '.join(names[:MOST_LABELS])}{more}")
+    labels = [f"*{slot}*: {', '.join(names)}" for slot, names in slots.items()]
     return f"""\
 # {record.task}: a prompt for {record.unit_model}
 
