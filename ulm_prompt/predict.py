@@ -15,19 +15,12 @@ import time
 from collections import Counter
 
 from pipeline.devices import add_device
-from pipeline.errors import UserError, run
+from pipeline.errors import UserError, one_line, run
 from pipeline.runs import add_quiet, progress_bar, report
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
-from ulm_prompt.using.input_output import (
-    FORMATS,
-    STDIN,
-    as_they_arrive,
-    check_sources,
-    on_a_line,
-    stream,
-)
+from ulm_prompt.using.input_output import FORMATS, STDIN, batches, check_sources, stream
 
 BATCH = 32  # files at a time
 MOST_ANSWERS = 10_000
@@ -39,14 +32,9 @@ def parse() -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("audio", nargs="*", help="files, folders, or - for a list on standard input")
-    flag(
-        "--prompt",
-        action="append",
-        default=[],
-        help="a task (its only trained prompt), a checkpoints folder, an exported folder, a file, "
-        "or hf:USER/NAME on the Hugging Face Hub; give it again for more tasks (default: the "
-        "prompt that comes with the repository)",
-    )
+    prompt = "a task (its only trained prompt), a checkpoints or exported folder, a file, or "
+    prompt += "hf:USER/NAME on the Hugging Face Hub; again for more tasks (default: the one here)"
+    flag("--prompt", action="append", default=[], help=prompt)
     flag("--unit_model", type=name_part, help="choose among a task's prompts")
     flag("--model_date", type=name_part, help="the same: the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
@@ -69,9 +57,7 @@ def parse() -> argparse.Namespace:
     if args.serve and importlib.util.find_spec("gradio") is None:
         raise UserError("--serve: needs gradio, which is not installed; pip install gradio")
     if not args.prompt and (args.unit_model or args.model_date):
-        raise UserError(
-            "--unit_model and --model_date choose among a task's prompts: name it with --prompt"
-        )
+        raise UserError("--unit_model, --model_date: of a task's prompts; name it with --prompt")
     return args
 
 
@@ -99,20 +85,20 @@ def main() -> None:
     form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
     writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
     good = bad = 0
-    start = time.perf_counter()
-    passed_over: Counter[str] = Counter()
-    files = None if STDIN in sources else sum(1 for _ in stream(sources))  # a list may be endless
-    with progress_bar(total=files, unit="file") as bar:
-        for batch in as_they_arrive(stream(sources, passed_over), BATCH):
-            answers = predictor.answer_files(batch, args.top, args.segments, args.longest)
-            for path, times, result in answers:
+    start, passed_over = time.perf_counter(), Counter()
+    # how many files: not known of a list, which may be endless
+    total = None if STDIN in sources else sum(1 for _ in stream(sources, Counter()))
+    how = args.top, args.segments, args.longest
+    with progress_bar(total=total, unit="file") as bar:
+        for batch in batches(sources, BATCH, passed_over):
+            for path, times, answers in predictor.answer_files(batch, *how):
                 with bar.external_write_mode(file=sys.stdout):
-                    if isinstance(result, BadAudio):
+                    if isinstance(answers, BadAudio):
                         bad += 1
-                        print(f"no answer: {on_a_line(path)}: {result}", file=sys.stderr)
+                        print(one_line(f"no answer: {path}: {answers}"), file=sys.stderr)
                         continue
                     good += 1
-                    writer.write(path, result, times)
+                    writer.write(path, answers, times)
                     sys.stdout.flush()
             bar.update(len(batch))
     seconds = time.perf_counter() - start

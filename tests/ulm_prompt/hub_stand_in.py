@@ -26,9 +26,8 @@ class Hub(ThreadingHTTPServer):
 
     def revision(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = self.commits.get(name, [])
-        if revision == "main":
-            return commits[-1] if commits else None
-        return {sha: (sha, files) for sha, files in commits}.get(revision)
+        named = {sha: (sha, files) for sha, files in commits}
+        return commits[-1] if commits and revision == "main" else named.get(revision)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -40,15 +39,11 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, value: Any, status: int = 200, **headers: str) -> None:
         body = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in headers.items():
+        for name, text in {**headers, "Content_Length": str(len(body))}.items():
             self.send_header(name.replace("_", "-"), text)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def absent(self, code: str) -> None:
-        self.answer({"error": code}, 404, X_Error_Code=code)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -64,16 +59,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({"url": f"{self.server.address}/{name}", "id": name})
         name = re.match(r"/api/models/([^/]+/[^/]+)/", self.path)[1]
         if "/preupload/" in self.path:
-            paths = [file["path"] for file in json.loads(body)["files"]]
-            return self.answer({"files": [
-                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths
-            ]})  # fmt: skip
+            files = json.loads(body)["files"]
+            plain = {"uploadMode": "regular", "shouldIgnore": False}
+            return self.answer({"files": [{"path": file["path"], **plain} for file in files]})
         lines = [json.loads(line) for line in body.splitlines()]
-        files = {
-            line["value"]["path"]: base64.b64decode(line["value"]["content"])
-            for line in lines
-            if line["key"] == "file"
-        }
+        contents = [line["value"] for line in lines if line["key"] == "file"]
+        files = {value["path"]: base64.b64decode(value["content"]) for value in contents}
         sha = hashlib.sha1(body).hexdigest()
         self.server.commits[name].append((sha, files))
         url = f"{self.server.address}/{name}/commit/{sha}"
@@ -84,25 +75,20 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             name, revision, file = match.groups()
             sha, files = self.server.revision(name, revision) or ("", {})
-            if file not in files:
-                return self.absent("EntryNotFound")
-            etag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
-            return self.answer(files[file], ETag=etag, X_Repo_Commit=sha)
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
-        name, kind, revision = match.groups()
-        if not self.server.commits.get(name):
-            return self.absent("RepoNotFound")
-        found = self.server.revision(name, revision or "main")
-        if found is None:
-            return self.absent("RevisionNotFound")
+            if file in files:
+                etag = f'"{hashlib.sha1(files[file]).hexdigest()}"'
+                return self.answer(files[file], ETag=etag, X_Repo_Commit=sha)
+            return self.answer({}, 404, X_Error_Code="EntryNotFound")
+        pattern = r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?"
+        name, kind, revision = re.fullmatch(pattern, path).groups()
+        if (found := self.server.revision(name, revision or "main")) is None:
+            code = "RevisionNotFound" if self.server.commits.get(name) else "RepoNotFound"
+            return self.answer({"error": code}, 404, X_Error_Code=code)
         sha, files = found
-        if kind == "tree":
-            return self.answer([
-                {"type": "file", "path": file, "size": len(content), "oid": sha}
-                for file, content in files.items()
-            ])  # fmt: skip
-        siblings = [{"rfilename": file} for file in files]
-        return self.answer({"id": name, "sha": sha, "siblings": siblings})
+        facts = {"id": name, "sha": sha, "siblings": [{"rfilename": file} for file in files]}
+        tree = [{"type": "file", "path": file, "size": len(content), "oid": sha}
+                for file, content in files.items()]  # fmt: skip
+        return self.answer(tree if kind == "tree" else facts)
 
     do_HEAD = do_GET
 

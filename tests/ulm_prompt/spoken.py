@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.devices import Ranks
@@ -16,6 +18,7 @@ from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from ulm_prompt import predict as script
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import load_verbal, renamed_texts
@@ -87,3 +90,15 @@ def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
     )
     write_record(path.parent, record)
     return path
+
+
+def predict(workspace: Workspace, *words: object) -> int:
+    """Run predict.py in this process, where fairseq is imported already; returns its exit code."""
+    arguments = ["predict.py", "--workspace", workspace.root, *words]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(word) for word in arguments])
+        try:
+            script.main()
+        except SystemExit as end:
+            return end.code
+    return 0

@@ -1,20 +1,33 @@
-"""Which prompt is meant by a word, and which prompts go together."""
+"""Which prompt is meant by a word, which go together, and the one that ships."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipeline import runs, unit_models
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
-from tests.ulm_prompt import spoken
-from ulm_prompt.prompt_data.prompt_record import read_record
+from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
+from tests.ulm_prompt import spoken, tiny
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_data.prompt_record import RECORD
+from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt, task_and_unit_model
 from ulm_prompt.using.predictor import Predictor
+
+REGISTRY = """unit_models:
+  NAME:
+    feature_type: logmel
+    clusters: 60
+    kmeans: {path: ROOT/pretrained_models/shipped/km.npz}
+    lm: {path: ROOT/pretrained_models/shipped/lm}
+"""
 
 
 def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> None:
@@ -22,22 +35,21 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
     workspace = Workspace(tmp_path)
     source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
     first, second, running = (
-        workspace.checkpoints("IC", spoken.UNIT_MODEL, date) for date in ("a", "b", "c")
+        shutil.copytree(source, workspace.checkpoints("IC", spoken.UNIT_MODEL, date))
+        for date in ("a", "b", "c")
     )
-    for folder in (first, running):
-        shutil.copytree(source, folder)
     card = read_json(running / "prompt.json", "")
     (running / "prompt.json").write_text(json.dumps({**card, "trained_parameters": 0}))
-    assert find_prompt("IC", workspace) == first / "checkpoint_best.pt"
-    shutil.copytree(source, second)
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
-    assert find_prompt("IC", workspace, model_date="b") == second / "checkpoint_best.pt"
-    for word in (second, second / "checkpoint_best.pt"):
-        assert find_prompt(str(word), workspace) == second / "checkpoint_best.pt"
+    found = {find_prompt(str(word), workspace) for word in (second, second / "checkpoint_best.pt")}
+    assert found == {second / "checkpoint_best.pt"}
+    assert found == {find_prompt("IC", workspace, model_date="b")}
     with pytest.raises(UserError, match="no trained prompt at .*_c; .*_c is not finished"):
         find_prompt("IC", workspace, model_date="c")
+    shutil.rmtree(second)
+    assert find_prompt("IC", workspace) == first / "checkpoint_best.pt"
     published = tmp_path / "KS_my_units100_checkpoints_2022" / "x.pt"
     assert task_and_unit_model(published) == ("KS", "my_units100")
     with pytest.raises(UserError, match="nothing says which task"):
@@ -48,14 +60,96 @@ def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: 
     folder = tmp_path / "other"
     shutil.copytree(spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d"), folder)
     card = read_json(folder / "prompt.json", "")
-    other = {**card, "lm_fingerprint": "0" * 16}
-    (folder / "prompt.json").write_text(json.dumps(other))
-    with pytest.raises(UserError, match="was trained on 0000000000000000; put"):
-        Predictor.load(["IC", folder], spoken_workspace.root)
-    with pytest.raises(UserError, match="was trained on 0000000000000000; put that LM there"):
-        Predictor.load([folder], spoken_workspace.root)
-    assert read_record(folder).lm_fingerprint == "0" * 16
-    fine_tuned = {**card, "fine_tune": True}
-    (folder / "prompt.json").write_text(json.dumps(fine_tuned))
-    with pytest.raises(UserError, match="a whole fine-tuned LM"):
-        Predictor.load([folder], spoken_workspace.root)
+    for change, prompts, expected in (
+        ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; put that"),
+        ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; put that LM"),
+        ({"fine_tune": True}, [folder], "a whole fine-tuned LM"),
+    ):
+        (folder / "prompt.json").write_text(json.dumps({**card, **change}))
+        with pytest.raises(UserError, match=expected):
+            Predictor.load(prompts, spoken_workspace.root)
+
+
+@pytest.fixture
+def repository(
+    spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder as a repository has it: an exported prompt beside its k-means and LM."""
+    root = tmp_path / "repository"
+    folder, models = root / "pretrained_models", spoken_workspace.pretrained
+    shutil.copytree(models / "logmel100_lm", folder / "shipped" / "lm")
+    shutil.copy(models / "logmel100_km.npz", folder / "shipped" / "km.npz")
+    selection = ("--prompt_task", "IC", "--unit_model", spoken.UNIT_MODEL, "--model_date", "d")
+    shipped = folder / "shipped" / "commands"
+    call("export", spoken_workspace.root, *selection, "--out", shipped)
+    table = tmp_path / "registry.yaml"
+    table.write_text(REGISTRY.replace("NAME", spoken.UNIT_MODEL).replace("ROOT", str(root)))
+    monkeypatch.setattr(unit_models, "REGISTRY", table)
+    monkeypatch.setattr(find_prompts, "SHIPPED", shipped)
+    unit_models._released.cache_clear()
+    yield root
+    unit_models._released.cache_clear()
+
+
+@pytest.fixture
+def clip(spoken_workspace: Workspace) -> Path:
+    return next((spoken_workspace.root / "corpora" / "fluent_commands").rglob("*.wav"))
+
+
+def test_it_answers_and_says_what_it_knows(
+    repository: Path,
+    clip: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a workspace that holds nothing."""
+    empty = Workspace(tmp_path / "elsewhere")
+    words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
+    assert spoken.predict(empty, *words) == 0
+    out, errors = capsys.readouterr()
+    monkeypatch.setattr(runs, "_quiet", False)  # as before, afterwards
+    assert spoken.predict(empty, *words, "--quiet") == 0
+    assert capsys.readouterr() == (out, "")
+    assert out.splitlines()[1].split()[1] == "IC"
+    first, second = errors.splitlines()[:2]
+    assert second == "computes on CPU, as asked, in torch.float32 (as asked)"
+    assert first.startswith("prompt commands, which knows ")
+    known = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
+    assert all(entry["name"] in first for entry in known.values())
+    assert not empty.root.exists()
+    by_default = Predictor.load(dtype="float32")([clip])
+    assert by_default == Predictor.load([find_prompts.SHIPPED], tmp_path, dtype="float32")([clip])
+
+
+def test_another_kmeans_of_ones_own_is_left_alone(repository: Path, clip: Path) -> None:
+    """The stages may have learned one in the repository, and an LM; the prompt keeps its own."""
+    before = Predictor.load(dtype="float32")([clip])
+    models = repository / "pretrained_models"
+    save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "shipped" / "km.npz") + 1)
+    tiny.write_lm(models / "logmel100_lm", seed=5)
+    data = Workspace(repository).downstream_data("fluent_commands") / spoken.UNIT_MODEL
+    data.mkdir(parents=True)
+    (data / "config.yaml").write_text("fairseqrc:\n  km_path: pretrained_models/other.npz\n")
+    assert Predictor.load(dtype="float32")([clip]) == before
+
+
+def test_what_is_missing_is_said(
+    repository: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The speech model, then the prompt."""
+    shipped = find_prompts.SHIPPED
+    record = read_json(shipped / RECORD, "")
+    units = {**record["units"], "feature_type": "moonshine", "kmeans": None}
+    write_json(shipped / RECORD, {**record, "unit_model": "moonshine100", "units": units})
+    models = repository / "pretrained_models"
+    shutil.copy(models / "shipped" / "km.npz", models / "moonshine100_km.npz")
+    registry = Path(unit_models.__file__).parents[1] / "pretrained_models" / "registry.yaml"
+    monkeypatch.setattr(unit_models, "REGISTRY", registry)
+    monkeypatch.setattr(unit_models, "REPOSITORY", repository)
+    unit_models._released.cache_clear()
+    for _ in range(2):
+        with pytest.raises(UserError, match="pretrained_models/download.py moonshine100") as end:
+            spoken.predict(Workspace(tmp_path), clip)
+        assert "\n" not in str(end.value)
+        shutil.rmtree(shipped, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +15,11 @@ from tests.reliability.hostile import refused
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.hub_stand_in import TOKEN, Hub, serving
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, PromptRecord, read_record
-from ulm_prompt.using import hub as hub_module
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, read_record
+from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt
-from ulm_prompt.using.hub import front_matter
 from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.share import front_matter
 
 NAME = "somebody/commands"
 
@@ -29,7 +28,7 @@ def forget_huggingface_hub() -> None:
     """It reads its environment when it is imported."""
     for module in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[module]
-    hub_module.downloaded.cache_clear()
+    find_prompts._downloaded.cache_clear()
 
 
 @pytest.fixture
@@ -83,26 +82,6 @@ def test_pushed_found_and_answered(
     assert message.startswith("--prompt hf:somebody/else: the Hub cannot be reached")
 
 
-def test_a_strangers_prompt_is_checked_as_any(
-    hub: Hub, spoken_workspace: Workspace, tmp_path: Path
-) -> None:
-    export(spoken_workspace, tmp_path / "out", "--push", NAME)
-    ((_, files),) = hub.commits[NAME]
-    record = json.loads(files[RECORD])
-    changes = {
-        "1" * 40: ({RECORD: json.dumps(record | {"unit_model": "../x"}).encode()}, "a name of"),
-        "2" * 40: ({TENSORS: files[TENSORS][:-1] + b"\0"}, "another SHA-256"),
-        "3" * 40: ({RECORD: b"{"}, "not valid JSON"),
-    }
-    for sha, (change, expected) in changes.items():
-        hub.commits[NAME].append((sha, files | change))
-        word = f"hf:{NAME}@{sha}"
-        assert expected in refused(lambda word=word: Predictor.load([word], spoken_workspace.root))
-    hub.commits[NAME].append(("4" * 40, {"README.md": b""}))
-    message = refused(lambda: find_prompt(f"hf:{NAME}", spoken_workspace))
-    assert "neither prompt.safetensors nor checkpoint_best.pt" in message
-
-
 def test_what_goes_wrong_is_one_line(
     hub: Hub, spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,34 +110,6 @@ def test_without_huggingface_hub(
     assert not (tmp_path / "out").exists()
 
 
-def record(**values: object) -> PromptRecord:
-    known = {"labels_per_utterance": 1, "lm_fingerprint": ""} | values
-    return PromptRecord("KS", "hubert100", 3, "freq", {}, **known)
-
-
-SCORES = {
-    "utterances": 9,
-    "accuracy": 93.54,
-    "accuracy within labels": 95.0,
-    "invalid answers": 1.0,
-}
-
-
-def test_the_facts_that_the_hub_reads() -> None:
-    """huggingface_hub reads them back as its own."""
-    cards = pytest.importorskip("huggingface_hub").ModelCard
-    text = front_matter(record(license="CC-BY-4.0", test=SCORES), "speech_commands", "my prompt")
-    facts = yaml.safe_load(text.split("---\n")[1])
-    assert facts["license"] == "cc-by-4.0" and facts["metrics"] == ["accuracy"]
-    data = cards(text + "# KS\n").data
-    assert (data.library_name, data.pipeline_tag) == ("speechprompt", "audio-classification")
-    assert data.datasets == ["speech_commands"] and "prompt-tuning" in data.tags
-    assert data.model_name == "my prompt"
-    scores = {result.metric_name: result.metric_value for result in data.eval_results}
-    assert scores == {"accuracy": 93.54, "accuracy within labels": 95.0}
-    assert {result.dataset_split for result in data.eval_results} == {"test"}
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -166,10 +117,24 @@ def test_the_facts_that_the_hub_reads() -> None:
         ({"license": None}, {}),
         ({"labels_per_utterance": 0, "test": {"WER": 34.2}},
          {"pipeline_tag": "automatic-speech-recognition", "metrics": ["wer"]}),
+        ({"license": "CC-BY-4.0", "test": {"utterances": 9, "accuracy": 93.54,
+                                           "accuracy within labels": 95.0, "invalid answers": 1.0}},
+         {"license": "cc-by-4.0", "metrics": ["accuracy"], "library_name": "speechprompt",
+          "pipeline_tag": "audio-classification", "datasets": ["corpus"],
+          "tags": ["speechprompt", "prompt-tuning", "speech", "hubert100"]}),
     ],
 )  # fmt: skip
-def test_other_facts(values: dict, expected: dict) -> None:
-    facts = yaml.safe_load(front_matter(record(**values), "corpus", "x").split("---\n")[1])
+def test_the_facts_that_the_hub_reads(values: dict, expected: dict) -> None:
+    """huggingface_hub reads them back as its own."""
+    cards = pytest.importorskip("huggingface_hub").ModelCard
+    known = {"labels_per_utterance": 1, "lm_fingerprint": "", **values}
+    text = front_matter(PromptRecord("KS", "hubert100", 3, "freq", {}, **known), "corpus", "mine")
+    facts = yaml.safe_load(text.split("---\n")[1])
     assert facts == facts | expected
     assert ("license" in facts) == ("license" in expected)
     assert ("model-index" in facts) == ("test" in values)
+    results = cards(text + "# KS\n").data.eval_results or []
+    names = ("accuracy", "accuracy within labels", "WER")
+    scores = {name: value for name, value in values.get("test", {}).items() if name in names}
+    assert {result.metric_name: result.metric_value for result in results} == scores
+    assert {result.dataset_split for result in results} <= {"test"}

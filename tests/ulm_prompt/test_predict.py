@@ -1,4 +1,4 @@
-"""predict.py on wav files, against sample.py on the same audio; what it does with bad files."""
+"""predict.py and Predictor on audio: against sample.py, and what they say of files and mistakes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -24,20 +24,16 @@ from tests.conftest import REPOSITORY
 from tests.preprocess import corpora
 from tests.ulm_prompt import spoken
 from tests.ulm_prompt.in_process import call
-from ulm_prompt import predict
-from ulm_prompt.using.input_output import Table, as_they_arrive
+from tests.ulm_prompt.spoken import melody, predict
+from ulm_prompt.using.input_output import Table
 from ulm_prompt.using.predictor import BadAudio, Prediction, Predictor
 
 
-@pytest.fixture(scope="module")
-def predictor(spoken_workspace: Workspace) -> Predictor:
-    return Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="float32")
-
-
-def sampled(workspace: Workspace, task: str, *flags: object) -> dict[str, dict]:
+def sampled(workspace: Workspace, task: str) -> dict[str, dict]:
     """What sample.py answers within the labels to each file of the test split."""
     command = ("--prompt_task", task, "--model_date", "d", "--sample_date", "s")
-    call("sample", workspace.root, *command, "--dtype", "float32", *flags)
+    flags = ("--dtype", "float32", "--within_labels", "trie")
+    call("sample", workspace.root, *command, *flags)
     path = workspace.samples(task, spoken.UNIT_MODEL, "d", "s")
     answers = read_json(path.with_stem(path.stem + "_within_labels"), "sample.py")
     return {entry["file_name"]: entry for entry in answers.values()}
@@ -56,7 +52,7 @@ def test_equals_sample_py(spoken_workspace: Workspace, predictor: Predictor) -> 
     """Both tasks answer every file in one batch; sample.py had one task and its own test split."""
     for task, downstream in spoken.DOWNSTREAMS.items():
         root = spoken_workspace.root / "corpora" / downstream
-        answers = sampled(spoken_workspace, task, "--within_labels", "trie")
+        answers = sampled(spoken_workspace, task)
         for (file, expected), found in zip(
             answers.items(), predictor([root / file for file in answers], top=99)
         ):
@@ -81,14 +77,11 @@ def test_neither_batch_nor_waveform_nor_other_prompts_change_an_answer(
         assert list(expected) == ["KS", "IC"]
         samples, _ = soundfile.read(file, dtype="float32")
         for (answers,) in (predictor([file], 3), predictor([samples], 3), alone([file], 3)):
-            for task in answers:
-                assert [answer.names for answer in answers[task]] == [
-                    answer.names for answer in expected[task]
-                ]
-                shares = [answer.probability for answer in answers[task]]
-                assert shares == pytest.approx(
-                    [answer.probability for answer in expected[task]], rel=1e-4
-                )
+            for task, ranked in answers.items():
+                same = expected[task]
+                assert [one.names for one in ranked] == [one.names for one in same]
+                shares = [one.probability for one in same]
+                assert [one.probability for one in ranked] == pytest.approx(shares, rel=1e-4)
 
 
 def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None:
@@ -99,8 +92,10 @@ def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None
     (tmp_path / "text.wav").write_text("no audio")
     audio = [tmp_path / f"{name}.wav" for name in ("short", "long", "empty", "text", "absent")]
     audio += [tmp_path, "no\0name", "x" * 5000, np.full(9000, np.nan), np.zeros((2, 9000))]
+    audio += [melody(1) * 2**15, melody(1) > 0]
     expected = ["one frame", "--segments", "is an empty file", "not readable", "does not exist",
-                "not readable", "", "", "finite", "(T,)"]  # fmt: skip
+                "not readable", "", "", "finite", "pass one channel", "float peak",
+                "found bool"]  # fmt: skip
     found = predictor([*audio, tmp_path / "good.wav"])
     assert set(found[-1]) == {"KS", "IC"}
     for result, words in zip(found, expected):
@@ -108,186 +103,154 @@ def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None
     assert predictor([]) == []
 
 
-def run(workspace: Workspace, *words: object) -> None:
-    """Run predict.py in this process, where fairseq is imported already."""
-    sys.argv = ["predict.py", "--workspace", str(workspace.root), *map(str, words)]
-    predict.main()
-
-
-def test_folders_lists_formats_and_the_exit_code(
-    spoken_workspace: Workspace, tmp_path: Path
-) -> None:
-    """A process of its own: a list is piped in, and a file of it is bad."""
-    corpora.write(tmp_path / "in" / "b.wav", corpora.tone(0.5, 200))
-    corpora.write(tmp_path / "in" / "deep" / "a.flac", corpora.tone(0.5, 300))
-    corpora.write(tmp_path / "in" / ".hidden" / "c.wav", corpora.tone(0.5, 300))
-    (tmp_path / "in" / "notes.txt").write_text("no audio")
-    (tmp_path / "in" / ".b.wav").write_bytes(b"what a copy left")
-    shutil.copy(tmp_path / "in" / "b.wav", tmp_path / "café.wav")
-    listed = [bytes(tmp_path / "café.wav"), b"", b"/caf\xe9.wav", bytes(tmp_path / "absent.wav\r")]
-    result = subprocess.run(
-        [
-            *(sys.executable, str(REPOSITORY / "ulm_prompt" / "predict.py")),
-            *("--workspace", str(spoken_workspace.root), "--prompt", "KS", "--prompt", "IC"),
-            *(str(tmp_path / "in"), "-"),
-        ],
-        input=b"\n".join(listed),
-        capture_output=True,
-        cwd="/",
-        check=False,
-    )
-    errors = result.stderr.decode(errors="surrogateescape")
-    assert result.returncode == 1, errors
-    named = errors.splitlines()[1:]
-    assert errors.startswith("computes on ")
-    assert named[0].startswith(f"no answer: {tmp_path / 'in' / 'notes.txt'}: is not readable audio")
-    assert named[1].startswith("no answer: /caf\udce9.wav: ")
-    assert named[2].endswith("absent.wav: does not exist")
-    assert "3 utterances in" in errors
-    assert "a second, by KS, IC; 3 files without an answer" in errors
-    lines = result.stdout.decode(errors="surrogateescape").splitlines()
-    entries = [json.loads(line) for line in lines]
-    assert [(Path(entry["file"]).name, entry["task"]) for entry in entries] == [
-        *(("b.wav", "KS"), ("b.wav", "IC"), ("a.flac", "KS"), ("a.flac", "IC")),
-        *(("café.wav", "KS"), ("café.wav", "IC")),
-    ]
-    assert entries[0]["labels"] == entries[4]["labels"]
-    assert list(entries[1]["slots"]) == ["action", "object", "location"]
-    assert 0 < entries[1]["probability"] <= min(entries[1]["label_probabilities"])
-
-
-def test_all_that_decodes_is_answered(
-    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A folder's files by what they hold, not by their names; what does not decode is named."""
-    kinds = {
-        "a.opus": ("OGG", "OPUS"), "a.mp3": ("MP3", "MPEG_LAYER_III"), "a.aiff": ("AIFF", None),
-        "a.flac": ("FLAC", None), "a.wav": ("WAV", "ULAW"), "no_suffix": ("WAV", None),
-    }  # fmt: skip
-    for name, (form, kind) in kinds.items():
-        soundfile.write(tmp_path / name, spoken.melody(3), 16_000, format=form, subtype=kind)
-    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0")
-    (tmp_path / "b.raw").write_bytes(bytes(32_000))
-    (tmp_path / "gone.wav").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(SystemExit) as end:
-        run(spoken_workspace, "--prompt", "KS", "--format", "jsonl", tmp_path)
-    assert end.value.code == 1
-    out, errors = capsys.readouterr()
-    answers = {Path(entry["file"]).name: entry for entry in map(json.loads, out.splitlines())}
-    assert answers.keys() == kinds.keys()
-    for name in ("no_suffix", "a.flac"):
-        assert answers[name]["labels"] == answers["a.aiff"]["labels"]
-    assert "a.m4a: is not readable audio" in errors and "b.raw: has no header" in errors
-    assert "gone.wav: does not exist" in errors
-    assert "6 utterances in" in errors and "; 3 files without an answer" in errors
-
-
-def test_csv_and_table(spoken_workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    clip = next((spoken_workspace.root / "corpora").rglob("*.wav"))
-    flags = ("--prompt", "IC", "--prompt", "KS", "--top", 2, clip)
-    run(spoken_workspace, *flags, "--format", "csv")
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(row["task"], row["rank"]) for row in rows] == [
-        *(("IC", "1"), ("IC", "2"), ("KS", "1"), ("KS", "2"))
-    ]
-    assert rows[0]["labels"].count("|") == rows[0]["label_probabilities"].count("|") == 2
-    assert float(rows[0]["probability"]) >= float(rows[1]["probability"])
-    run(spoken_workspace, *flags, "--format", "table")
-    printed = capsys.readouterr()
-    head, *lines = printed.out.splitlines()
-    assert "1 utterances in" in printed.err and len(lines) == 4
-    place = head.index("answer")
-    shown = [line[place:] for line in lines]
-    assert shown[2] == rows[2]["labels"] and shown[3] == rows[3]["labels"]
-    assert shown[0].split(" (")[0] == rows[0]["labels"].split("|")[0]
-    assert lines[1].startswith(" "), "the file stands at its best answer alone"
-
-
-def test_the_table_cuts_long_names_and_hides_control_characters(predictor: Predictor) -> None:
-    out = io.StringIO()
-    table = Table(out, predictor.records)
-    answer = Prediction(("yes",), ("keyword",), 0.5, (0.5,))
-    for name in ("a.wav", "\x1b[2J" + "x" * 90 + "end.wav", "two\nlines.wav"):
-        table.write(Path(name), {"KS": [answer]})
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 4 and "\x1b" not in out.getvalue()
-    assert "end.wav" in lines[2]
-    assert len({line.index("yes") for line in lines[1:]}) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--prompt", "XY", "{clip}"], "--prompt XY: no such task"),
-        (["--prompt", "KS", "{clip}", "--unit_model", "cpc100"], "no trained prompt at"),
-        (["--prompt", "KS", "{root}/nowhere"], "nowhere: no such file or folder"),
-        (["--prompt", "KS", "{root}/empty"], "no files in this folder"),
-        (["--model_date", "d", "{clip}"], "name it with --prompt"),
-        (["--prompt", "{root}/corpora", "{clip}"], "neither prompt.safetensors nor"),
-        (["--prompt", "{clip}", "{clip}"], "no such task"),
-        (["--prompt", "KS", "{clip}", "--top", "0"], "--top 0: expected at least 1"),
-        (["--prompt", "KS", "{clip}", "--top", "9" * 25], "at least 1, at most 10,000"),
-        (["{clip}", "--segments", "--longest", "nan"], "--longest nan: expected 0.2 to 60 sec"),
-        (["{clip}", "--segments", "--longest", "inf"], "--longest inf: expected 0.2 to 60 sec"),
-        (["--prompt", "ks", "{clip}"], r"no such task \(did you mean KS\?\) of KS, IC"),
-        (
-            ["--prompt", "KS", "{clip}", "--unit_model", "logmel10"],
-            r"did you mean KS_logmel100_checkpoints_d\?",
-        ),
-        (["--prompt", "KS", "-", "-"], "can be read once"),
-        (["--prompt", "KS", "--prompt", "KS", "{clip}"], "name each prompt once"),
-    ],
-)
-def test_mistakes_on_the_command_line(
-    spoken_workspace: Workspace, words: list[str], expected: str
-) -> None:
-    root = spoken_workspace.root
-    clip = next((root / "corpora").rglob("*.wav"))
-    (root / "empty").mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=expected) as error:
-        run(spoken_workspace, *(word.format(root=root, clip=clip) for word in words))
-    assert "\n" not in str(error.value)
-
-
-def test_another_kmeans_than_the_units_were_made_with(
-    spoken_workspace: Workspace, tmp_path: Path
-) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
-    from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
-
-    path = root / "pretrained_models" / "logmel100_km.npz"
-    save_kmeans(path, load_kmeans(path) + 1)
-    with pytest.raises(UserError, match="not the k-means that .* was made with"):
-        Predictor.load(["KS"], root)
-    path.unlink()
-    with pytest.raises(UserError, match="k-means of logmel100 not found"):
-        Predictor.load(["KS"], root)
-
-
-def test_the_first_path_is_not_kept_waiting() -> None:
-    """Batches are what has arrived; an error of the list comes out, after what was before it."""
-    released = []
-
-    def slow() -> Iterator[Path]:
-        yield Path("0")
-        while not released:
-            time.sleep(0.001)
-        yield from (Path(str(number)) for number in range(1, 9))
-        raise OSError("gone")
-
-    batches = as_they_arrive(slow(), 4)
-    assert next(batches) == [Path("0")]
-    released.append(True)
-    rest = []
-    with pytest.raises(OSError, match="gone"):
-        for batch in batches:
-            assert 1 <= len(batch) <= 4
-            rest += batch
-    assert rest == [Path(str(number)) for number in range(1, 9)]
+def test_an_array_is_answered_as_the_file_of_its_type(tmp_path: Path, predictor: Predictor) -> None:
+    samples = melody(1)
+    arrays = {
+        "PCM_16": (samples * 2**15).astype(np.int16),
+        "PCM_32": (samples * 2**31).astype(np.int32),
+        "PCM_U8": (samples * 128 + 128).astype(np.uint8),
+        "DOUBLE": samples,
+    }
+    for subtype, array in arrays.items():
+        soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype=subtype)
+        of_file, *others = predictor([tmp_path / "a.wav", array, torch.tensor(array)])
+        for answers in others:
+            for task, (best, *_) in answers.items():
+                assert best.names == of_file[task][0].names, (subtype, task)
 
 
 def test_units_that_the_lm_lacks_are_refused(predictor: Predictor) -> None:
     """They are of another unit model: <unk> in their place would be answered like anything."""
     with pytest.raises(UserError, match="unit 999 is not in the LM's dict"):
         predictor.answers(["5 999 7"])
+
+
+def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    """A process of its own, and a list that is piped in. A folder's files are known by what they
+    hold, not by their names; what does not decode is named.
+    """
+    folder = tmp_path / "in"
+    kinds = {
+        "a.aiff": ("AIFF", None), "a.flac": ("FLAC", None), "a.mp3": ("MP3", "MPEG_LAYER_III"),
+        "a.opus": ("OGG", "OPUS"), "no_suffix": ("WAV", None), "deep/a.wav": ("WAV", "ULAW"),
+        ".hidden/c.wav": ("WAV", None),
+    }  # fmt: skip
+    for name, (form, kind) in kinds.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / name, melody(3), 16_000, format=form, subtype=kind)
+    (folder / "b.m4a").write_bytes(b"\0\0\0\x20ftypM4A \0\0\0\0")
+    (folder / "b.raw").write_bytes(bytes(32_000))
+    (folder / "gone.wav").symlink_to("nowhere")
+    shutil.copy(folder / "a.flac", tmp_path / "café.wav")
+    listed = [bytes(tmp_path / "café.wav"), b"", b"/caf\xe9.wav", bytes(tmp_path / "absent.wav\r")]
+    script, prompts = REPOSITORY / "ulm_prompt" / "predict.py", ("--prompt", "KS", "--prompt", "IC")
+    result = subprocess.run(
+        [sys.executable, script, "--workspace", spoken_workspace.root, *prompts, folder, "-"],
+        input=b"\n".join(listed), capture_output=True, cwd="/", check=False,
+    )  # fmt: skip
+    errors = result.stderr.decode()
+    assert result.returncode == 1, errors
+    assert errors.startswith("computes on ")
+    for reason in (
+        f"{folder}/b.m4a: is not readable audio", f"{folder}/b.raw: has no header",
+        f"{folder}/gone.wav: does not exist", "/caf\\udce9.wav: ",
+        f"{tmp_path}/absent.wav: does not exist",
+    ):  # fmt: skip
+        assert f"\nno answer: {reason}" in errors
+    assert "7 utterances in" in errors
+    assert "a second, by KS, IC; 5 files without an answer; passed over: 1 hidden folders" in errors
+    entries = [json.loads(line) for line in result.stdout.decode().splitlines()]
+    names = ("a.aiff", "a.flac", "a.mp3", "a.opus", "no_suffix", "a.wav", "café.wav")
+    assert [(Path(entry["file"]).name, entry["task"]) for entry in entries] == [
+        (name, task) for name in names for task in ("KS", "IC")
+    ]
+    labels = {entry["file"]: entry["labels"] for entry in entries if entry["task"] == "IC"}
+    same = ("in/a.aiff", "in/a.flac", "in/no_suffix", "café.wav")
+    assert len({tuple(labels[str(tmp_path / name)]) for name in same}) == 1
+    assert list(entries[1]["slots"]) == ["action", "object", "location"]
+    assert 0 < entries[1]["probability"] <= min(entries[1]["label_probabilities"])
+
+
+@pytest.mark.parametrize("flags", [(), ("--segments",)])
+def test_predict_py_counts_its_audio(
+    spoken_workspace: Workspace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: tuple[str, ...],
+) -> None:
+    voice = np.concatenate([np.zeros(8000), melody(1), np.zeros(8000)])
+    corpora.write(tmp_path / "opposite.wav", np.stack([voice, -voice], axis=1))
+    corpora.write(tmp_path / "slow.wav", voice[::2], 8000)
+    for name in ("cut.wav", "cut2.wav"):
+        corpora.write(tmp_path / name, voice)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:9_000])
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert predict(spoken_workspace, "--prompt", "IC", *flags, "--format", "csv", tmp_path) == 1
+    errors = capsys.readouterr().err
+    total = len(voice) / 16_000
+    assert f"cut.wav: is cut short: 0.28 s of {total:.2f} s are there\n" in errors
+    assert "pipe.wav: is not readable audio: it is a pipe; save it to a file first\n" in errors
+    assert (
+        "audio: 2 recordings read (the loudest of 2 channels taken, which cancel each other: 1; "
+        "8000 Hz resampled to 16000 Hz: 1); 3 left out (is cut short: 2; is not readable audio: 1)"
+    ) in errors
+
+
+def test_csv_and_table(
+    spoken_workspace: Workspace, predictor: Predictor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = next((spoken_workspace.root / "corpora").rglob("*.wav"))
+    flags = ("--prompt", "IC", "--prompt", "KS", "--top", 2, clip)
+    assert predict(spoken_workspace, *flags, "--format", "csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    wanted = [("IC", "1"), ("IC", "2"), ("KS", "1"), ("KS", "2")]
+    assert [(row["task"], row["rank"]) for row in rows] == wanted
+    assert rows[0]["labels"].count("|") == rows[0]["label_probabilities"].count("|") == 2
+    assert float(rows[0]["probability"]) >= float(rows[1]["probability"])
+    assert predict(spoken_workspace, *flags, "--format", "table") == 0
+    printed = capsys.readouterr()
+    head, *lines = printed.out.splitlines()
+    assert "1 utterances in" in printed.err and len(lines) == 4
+    shown = [line[head.index("answer") :] for line in lines]
+    assert shown[2] == rows[2]["labels"] and shown[3] == rows[3]["labels"]
+    assert shown[0].split(" (")[0] == rows[0]["labels"].split("|")[0]
+    assert lines[1].startswith(" "), "the file stands at its best answer alone"
+
+    table = Table(out := io.StringIO(), predictor.records, False)
+    for name in ("a.wav", "\x1b[2J" + "x" * 90 + "end.wav", "two\nlines.wav"):
+        table.write(Path(name), {"KS": [Prediction(("yes",), ("keyword",), 0.5, (0.5,))]})
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4 and "\x1b" not in out.getvalue() and "end.wav" in lines[2]
+    assert len({line.index("yes") for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--prompt XY {clip}", "--prompt XY: no such task"),
+        ("--prompt ks {clip}", r"no such task \(did you mean KS\?\) of KS, IC"),
+        ("--prompt {clip} {clip}", "no such task"),
+        ("--prompt {root}/corpora {clip}", "neither prompt.safetensors nor"),
+        ("--prompt KS {clip} --unit_model cpc100", "no trained prompt at"),
+        ("--prompt KS {clip} --unit_model logmel10", r"mean KS_logmel100_checkpoints_d\?"),
+        ("--prompt KS --prompt KS {clip}", "name each prompt once"),
+        ("--model_date d {clip}", "name it with --prompt"),
+        ("--prompt KS {root}/nowhere", "nowhere: no such file or folder"),
+        ("--prompt KS {root}/empty", "no files in this folder"),
+        ("--prompt KS {clip} --top 0", "--top 0: expected at least 1"),
+        (f"--prompt KS {{clip}} --top {'9' * 25}", "at least 1, at most 10,000"),
+        ("{clip} --segments --longest nan", "--longest nan: expected 0.2 to 60 sec"),
+        ("{clip} --segments --longest inf", "--longest inf: expected 0.2 to 60 sec"),
+        ("{clip} --segments --longest 0", "expected 0.2 to 60 seconds"),
+        ("{clip} --longest 3", "expected 0.2 to 60 seconds, with --segments"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    spoken_workspace: Workspace, words: str, expected: str
+) -> None:
+    root = spoken_workspace.root
+    clip = next((root / "corpora").rglob("*.wav"))
+    (root / "empty").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=expected) as error:
+        predict(spoken_workspace, *(word.format(root=root, clip=clip) for word in words.split()))
+    assert "\n" not in str(error.value)

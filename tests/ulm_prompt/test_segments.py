@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from preprocess.speech2unit import audio
 from preprocess.speech2unit.audio import BadAudio
 from tests.preprocess import corpora
-from tests.ulm_prompt.spoken import melody
-from tests.ulm_prompt.test_predict import predictor, run  # noqa: F401 (a fixture)
+from tests.ulm_prompt.spoken import melody, predict
 from ulm_prompt.using.predictor import Predictor
-from ulm_prompt.using.speech import find_pieces, samples_of
+from ulm_prompt.using.speech import find_pieces, heard_of
 
 SOUNDS = [(0.5, 1.1), (1.5, 1.8), (2.6, 3.9), (4.3, 4.6)]  # seconds
 LASTS = 5.0
@@ -65,7 +63,7 @@ def test_tones_between_pauses(tmp_path: Path, rate: int, level: float) -> None:
     around = [(0.25, 1.3), (1.3, 2.05), (2.35, 4.1), (4.1, 4.85)]  # never over a pause's middle
     assert_near(heard, around)
     for piece, (start, end) in zip(pieces, around):
-        seconds = len(samples_of(path, piece)) / 16_000
+        seconds = len(heard_of(path, piece.first, piece.last).samples) / 16_000
         assert seconds == pytest.approx(end - start, abs=0.1)
 
 
@@ -85,28 +83,23 @@ def test_no_sound(samples: np.ndarray) -> None:
         find_pieces(samples)
 
 
-def test_audio_that_cannot_be_cut(tmp_path: Path) -> None:
-    for samples, words in (
-        (np.zeros(100, np.float32), "shorter than 10 ms"),
-        (np.full(48_000, np.nan, np.float32), "not finite"),
-    ):
-        with pytest.raises(BadAudio, match=words):
-            find_pieces(samples)
-    corpora.write(tmp_path / "cut.wav", recording(-60))
-    whole = (tmp_path / "cut.wav").read_bytes()
-    (tmp_path / "cut.flac").write_bytes(b"")
+def test_audio_that_cannot_be_cut(tmp_path: Path, predictor: Predictor) -> None:
     soundfile.write(tmp_path / "cut.flac", recording(-30), 16_000)
-    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[: len(whole) // 4])
-    for name in ("cut.flac", "absent.wav"):
-        with pytest.raises(BadAudio):
-            find_pieces(tmp_path / name)
-
-
-def test_times_do_not_drift(tmp_path: Path) -> None:
-    """A frame at 11,025 Hz is not quite 10 ms."""
-    corpora.write(tmp_path / "a.wav", np.tile(recording(-60, 11_025), 60), 11_025)
-    last = times(find_pieces(tmp_path / "a.wav"))[-1]
-    np.testing.assert_allclose(last, (59 * LASTS + 4.3, 59 * LASTS + 4.6), atol=0.05)
+    whole = (tmp_path / "cut.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 3])
+    for bad, reason in (
+        (tmp_path / "cut.flac", ""),
+        (tmp_path / "absent.wav", "does not exist"),
+        ("no\0name", ""),
+        ("x" * 5000, ""),
+        (np.zeros(100), "shorter than 10 ms"),
+        (np.full(48_000, np.nan), "not finite"),
+        (np.zeros((2, 9000)), "pass one channel"),
+        (melody(1) * 2**15, "float peak"),
+        (melody(1) > 0, "found bool"),
+    ):
+        with pytest.raises(BadAudio, match=reason):
+            list(predictor.segments(bad))
 
 
 @pytest.mark.parametrize(
@@ -155,12 +148,14 @@ def test_the_noise_may_change() -> None:
     assert right >= len(expected) - 4, "but near the change, where both are heard"
 
 
-def test_memory_does_not_grow_with_the_recording(
+def test_neither_memory_nor_a_drift_grows_with_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten minutes are 38 MB of float32. What is too much to be read at once is cut all the same."""
+    """Ten minutes are 26 MB of float32; a frame at 11,025 Hz is not quite 10 ms. What is too much
+    to be read at once is cut all the same.
+    """
     monkeypatch.setattr(audio, "MOST_IN_PIECES", 1_000_000)
-    corpora.write(tmp_path / "long.wav", np.tile(recording(-60), 120))
+    corpora.write(tmp_path / "long.wav", np.tile(recording(-60, 11_025), 120), 11_025)
     with pytest.raises(BadAudio, match="cut it"):
         audio.measured(tmp_path / "long.wav")
     tracemalloc.start()
@@ -169,6 +164,7 @@ def test_memory_does_not_grow_with_the_recording(
     tracemalloc.stop()
     assert len(pieces) == 120 * len(SOUNDS)
     assert peak < 6e6
+    assert_near(times(pieces[-1:]), [(119 * LASTS + 4.3, 119 * LASTS + 4.6)])
 
 
 def test_a_compressed_recording(tmp_path: Path) -> None:
@@ -179,31 +175,13 @@ def test_a_compressed_recording(tmp_path: Path) -> None:
         pieces = find_pieces(path)
         assert len(pieces) == 4 * len(SOUNDS), name
         for piece in pieces[-4:]:
-            heard = samples_of(path, piece)
+            heard = heard_of(path, piece.first, piece.last).samples
             before = heard[: int(16_000 * (piece.start - piece.first / 16_000 - 0.05))]
             within = heard[len(before) + 1600 :][:2000]
             assert within.std() > 10 * before.std(), name
 
 
-def test_real_words_with_pauses(data: Path) -> None:
-    """Sixty words of sixty recordings, half a second apart: nearly every one is a piece."""
-    root = data / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
-    if not root.is_dir():
-        pytest.skip(f"the real clips are not at hand ({root})")
-    clips = [path for path in sorted(root.glob("*/*.wav")) if path.parent.name != "_silence_"]
-    clips = clips[:: len(clips) // 60][:60]
-    parts, spans, length = [], [], 0
-    for clip in clips:
-        samples, _ = soundfile.read(clip, dtype="float32")
-        parts += [np.zeros(8000, np.float32), samples]
-        spans.append((length + 8000, length + 8000 + len(samples)))
-        length = spans[-1][1]
-    middles = [16_000 * (piece.start + piece.end) / 2 for piece in find_pieces(np.hstack(parts))]
-    counts = [sum(start <= middle <= end for middle in middles) for start, end in spans]
-    assert counts.count(0) <= 1 and counts.count(1) >= 57
-
-
-def test_answers_are_those_of_what_is_heard(predictor: Predictor) -> None:  # noqa: F811
+def test_answers_are_those_of_what_is_heard(predictor: Predictor) -> None:
     parts = [np.zeros(8000), melody(1), np.zeros(8000), melody(2), np.zeros(8000)]
     samples = np.hstack(parts).astype(np.float32)
     segments = list(predictor.segments(samples, top=2))
@@ -215,9 +193,6 @@ def test_answers_are_those_of_what_is_heard(predictor: Predictor) -> None:  # no
         assert segment.answers["KS"][0].probability == pytest.approx(
             alone["KS"][0].probability, rel=1e-4
         )
-    for bad in ("no\0name", "x" * 5000, np.zeros((2, 9000)), np.zeros(9000)):
-        with pytest.raises(BadAudio):
-            list(predictor.segments(bad))
 
 
 def test_what_predict_py_prints(
@@ -230,29 +205,18 @@ def test_what_predict_py_prints(
     printed = {}
     for form in ("jsonl", "csv", "table"):
         flags = ("--prompt", "IC", "--segments", "--format", form, tmp_path / "in")
-        with pytest.raises(SystemExit) as end:
-            run(spoken_workspace, *flags)
-        assert end.value.code == 1
+        assert predict(spoken_workspace, *flags) == 1
         out, errors = capsys.readouterr()
         assert f"no answer: {tmp_path / 'in' / 'mute.wav'}: holds no sound that" in errors
         assert "100 segments in" in errors and "; 1 file without an answer" in errors
         printed[form] = out
     entries = [json.loads(line) for line in printed["jsonl"].splitlines()]
-    assert_near([(entry["start"], entry["end"]) for entry in entries], expected)
+    found = [(entry["start"], entry["end"]) for entry in entries]
+    assert_near(found, expected)
     rows = list(csv.DictReader(io.StringIO(printed["csv"])))
-    assert [(float(row["start"]), float(row["end"])) for row in rows] == [
-        (entry["start"], entry["end"]) for entry in entries
-    ]
+    assert [(float(row["start"]), float(row["end"])) for row in rows] == found
     assert [row["labels"].split("|") for row in rows] == [entry["labels"] for entry in entries]
     head, *lines = printed["table"].splitlines()
-    assert len(lines) == 100 and head.split() == ["file", "start", "end", "task", "%", "answer"]
-    place = head.index("start") + len("start")
-    assert [float(line[:place].split()[-1]) for line in lines] == [
-        pytest.approx(entry["start"], abs=0.006) for entry in entries
-    ]
-
-
-@pytest.mark.parametrize("words", [["--segments", "--longest", "0"], ["--longest", "3"]])
-def test_longest_is_checked(spoken_workspace: Workspace, tmp_path: Path, words: list[str]) -> None:
-    with pytest.raises(UserError, match="expected 0.2 to 60 seconds, with --segments"):
-        run(spoken_workspace, "--prompt", "IC", *words, tmp_path)
+    assert head.split() == ["file", "start", "end", "task", "%", "answer"]
+    starts = [float(line[: head.index("start") + len("start")].split()[-1]) for line in lines]
+    assert starts == [pytest.approx(start, abs=0.006) for start, _ in found]

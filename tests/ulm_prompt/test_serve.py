@@ -24,12 +24,6 @@ from ulm_prompt.using.predictor import Predictor
 from ulm_prompt.using.serve import TOP, answer
 
 NOWHERE = "http://127.0.0.1:9"  # as a proxy: what is asked of other machines fails
-PROMPTS = ("--prompt", "KS", "--prompt", "IC")
-
-
-@pytest.fixture(scope="module")
-def predictor(spoken_workspace: Workspace) -> Predictor:
-    return Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="float32")
 
 
 def words(count: int) -> np.ndarray:
@@ -101,7 +95,7 @@ def test_the_page_in_a_browser(spoken_workspace: Workspace, tmp_path: Path) -> N
         f"--use-file-for-fake-audio-capture={tmp_path / 'microphone.wav'}",
     )  # fmt: skip
     script = REPOSITORY / "ulm_prompt" / "predict.py"
-    flags = ("--serve", "--workspace", spoken_workspace.root, *PROMPTS)
+    flags = ("--serve", "--workspace", spoken_workspace.root, "--prompt", "KS", "--prompt", "IC")
     line = "document.querySelector('#line').innerText.match(/.*answered.*/)?.[0]"
     with chromium(tmp_path / "profile", *microphone) as browser:
         server = subprocess.Popen(

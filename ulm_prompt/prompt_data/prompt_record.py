@@ -10,9 +10,9 @@ import dataclasses
 import json
 import re
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
@@ -20,7 +20,8 @@ from pipeline.files import read_json, sha256, write_json
 FORMAT = 2  # 1: an export by an earlier version; without a number: a run's card by one
 RECORD, TENSORS, README = "prompt.json", "prompt.safetensors", "README.md"
 BEST, LAST = "checkpoint_best.pt", "checkpoint_last.pt"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # names take part in paths
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_NAMES = ("task", "unit_model", "verbalizer")  # they become parts of paths
 _REMEDY = "take the file from its source again, or train with a new --date"
 # what must be the same for a run to resume, beside its data and its knobs
 _FIXED = (
@@ -30,8 +31,6 @@ _FIXED = (
 EXTENSIBLE = ("max_epoch", "patience")  # knobs with which a run may last longer
 # what the records of earlier versions lack, and what these did
 _LATER = {"shots": 0, "verbalizer": "fixed", "unit_noise": 0.0, "skip_long": False}
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -110,21 +109,18 @@ def read_record(folder: Path) -> PromptRecord | None:
     Raises ``UserError``, one line, for a shared prompt without a record, and for a record that
     neither train.py nor export.py would write.
     """
-    path = folder / RECORD
-    if not path.exists() and not is_export(folder):
+    path, is_shared = folder / RECORD, is_export(folder)
+    if not path.exists() and not is_shared:
         return None
-    values = read_json(path, "ulm_prompt/export.py" if is_export(folder) else "ulm_prompt/train.py")
+    values = read_json(path, f"ulm_prompt/{'export' if is_shared else 'train'}.py")
     version = values.pop("format", None)
     if version not in (None, 1, FORMAT):
         raise UserError(f"{path}: format {_shown(version)}; this version reads up to {FORMAT}")
     if version is None:  # a card held the facts of its run beside the others
-        names = [entry.name for entry in dataclasses.fields(TrainingRun)]
+        names = [entry.name for entry in fields(TrainingRun)]
         values["run"] = {name: values.pop(name) for name in names if name in values}
-    for name, part in (("units", UnitSettings), ("run", TrainingRun)):
-        if isinstance(values.get(name), dict):
-            values[name] = _build(part, values[name], path, f"{name}.")
-    record = _build(PromptRecord, values, path)
-    if is_export(folder) and record.units is None:
+    record = _typed(PromptRecord, values, "", path)
+    if is_shared and record.units is None:
         raise UserError(f"{path}: the record of a run, not of a shared prompt; {_REMEDY}")
     _check(record, path)
     return record
@@ -165,77 +161,67 @@ def has_ended(folder: Path, record: PromptRecord) -> bool:
 
 def ended(folder: Path, card: PromptRecord, lm: dict[str, str]) -> PromptRecord | None:
     """The record of the run that ``card`` plans, when it has ended on the LM whose files have the
-    hashes ``lm``. None: not known before the LM is loaded. Raises ``UserError`` as ``has_ended``.
+    hashes ``lm``. Raises ``UserError`` as ``has_ended``.
     """
     record = read_record(folder)
     if record is None or record.run is None or not has_ended(folder, record):
         return None
-    names = ("lm_fingerprint", "dict_fingerprint")
+    names = ("lm_fingerprint", "dict_fingerprint")  # the card has none before the LM is loaded
     card = dataclasses.replace(card, **{name: getattr(record, name) for name in names})
     lasts_as_long = all(record.training.get(knob) == card.training[knob] for knob in EXTENSIBLE)
     is_same = lasts_as_long and record.run.lm == lm and not differences(record, card)
     return record if is_same else None
 
 
-def _build(kind: type[Part], values: dict[str, Any], path: Path, prefix: str = "") -> Part:
-    """The dataclass ``kind`` of JSON values. Raises ``UserError`` where name or type is wrong."""
-    hints = get_type_hints(kind)
-    optional = (dataclasses.MISSING,) * 2
-    needed = {
-        entry.name
-        for entry in dataclasses.fields(kind)
-        if (entry.default, entry.default_factory) == optional
-    }
-    if wrong := (needed - values.keys()) | (values.keys() - hints.keys()):
-        name = min(wrong)
-        problem = "is missing" if name in needed else "is not known here"
-        raise UserError(f"{path}: {_shown(prefix + name)} {problem}; {_REMEDY}")
-    for name, value in values.items():
-        if not _is_of(hints[name], value):
-            expected = getattr(hints[name], "__name__", str(hints[name]))
-            raise _wrong(path, prefix + name, expected, value)
-    return kind(**values)
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    """Whether a JSON value has the type that a field declares."""
-    inner = get_args(kind)
+def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
+    """The JSON value ``name`` as the type that a field declares. Raises ``UserError``."""
+    outer, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any:
-        return True
-    if isinstance(kind, types.UnionType):
-        return any(_is_of(option, value) for option in inner)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_is_of(inner[1], item) for item in value.values())
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_is_of(inner[0], item) for item in value)
-    fits = isinstance(value, (int, float) if kind is float else kind)
-    return fits and isinstance(value, bool) == (kind is bool)
+        return value
+    if isinstance(kind, types.UnionType):  # a type, or None
+        return None if value is None else _typed(inner[0], value, name, path)
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        typed = {key: _typed(hints.get(key, Any), value[key], key, path) for key in value}
+        try:
+            return kind(**typed)
+        except TypeError as error:  # a name too many, or too few
+            reason = str(error).partition("() ")[2]
+            raise UserError(f"{path}: {name or 'the record'} {reason}; {_REMEDY}") from None
+    fits = isinstance(value, (int, float) if kind is float else outer)
+    if not fits or isinstance(value, bool) != (kind is bool):
+        raise _wrong(path, name, outer.__name__, value)
+    if outer is dict:
+        return {key: _typed(inner[1], item, name, path) for key, item in value.items()}
+    return [_typed(inner[0], item, name, path) for item in value] if outer is list else value
 
 
 def _check(record: PromptRecord, path: Path) -> None:
     """Raises ``UserError`` for values that do not go together, or that cannot be shown."""
-    for name in ("task", "unit_model", "verbalizer"):
-        if not _NAME.fullmatch(getattr(record, name)):
-            expected = "a name of letters, digits, and _ . -"
-            raise _wrong(path, name, expected, getattr(record, name))
-    if other := record.files.keys() - {BEST, LAST, TENSORS}:
-        raise _wrong(path, "files", f"{BEST}, {LAST} or {TENSORS}", min(other))
-    if record.units is None:
-        return  # export.py has still to complete it
-    labels, units = record.labels, record.verbal
-    texts = [*units.values(), *(text for entry in labels.values() for text in entry.values())]
-    has_names = labels and all(entry.keys() == {"slot", "name"} for entry in labels.values())
-    if not (has_names and all(text and text.isprintable() for text in texts)):
-        raise _wrong(path, "labels", "a slot and a name for each, on one line", labels)
-    if units.keys() != labels.keys() or len(set(units.values())) != len(units):
-        raise _wrong(path, "verbal", "a unit for each of labels", units)
-    if record.most_labels < max(1, record.labels_per_utterance):
-        raise _wrong(path, "most_labels", "at least labels_per_utterance", record.most_labels)
-    for sequence in [[]] if record.label_sequences == [] else record.label_sequences or []:
-        if not (0 < len(sequence) <= record.most_labels and set(sequence) <= labels.keys()):
-            raise _wrong(path, "label_sequences", "1 to most_labels of labels", sequence)
-    if record.license is not None and not record.license.isprintable():
-        raise _wrong(path, "license", "one line", record.license)
+    labels, units, sequences = record.labels, record.verbal, record.label_sequences
+    name = "a name of letters, digits, and _ . -"
+    rules: list[tuple[str, object, str]] = [
+        *((key, _NAME.fullmatch(getattr(record, key)), name) for key in _NAMES),
+        ("files", record.files.keys() <= {BEST, LAST, TENSORS}, f"{BEST}, {LAST} or {TENSORS}"),
+    ]
+    if record.units is not None:  # export.py has completed it
+        texts = [*units.values(), *(text for entry in labels.values() for text in entry.values())]
+        are_named = labels and all(entry.keys() == {"slot", "name"} for entry in labels.values())
+        are_shown = all(text and text.isprintable() for text in texts)
+        have_units = units.keys() == labels.keys() and len(set(units.values())) == len(units)
+        are_known = sequences != [] and all(
+            0 < len(sequence) <= record.most_labels and set(sequence) <= labels.keys()
+            for sequence in sequences or ()
+        )
+        rules += [
+            ("labels", are_named and are_shown, "a slot and a name for each, on one line"),
+            ("verbal", have_units, "a unit for each of labels"),
+            ("label_sequences", are_known, "1 to most_labels of labels"),
+            ("license", (record.license or "").isprintable(), "one line"),
+        ]
+    for key, is_right, expected in rules:
+        if not is_right:
+            raise _wrong(path, key, expected, getattr(record, key))
 
 
 def _wrong(path: Path, name: str, expected: str, value: Any) -> UserError:

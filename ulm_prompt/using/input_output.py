@@ -6,12 +6,9 @@ import codecs
 import csv
 import json
 import os
-import queue
-import re
 import sys
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,64 +17,62 @@ from ulm_prompt.prompt_data.label_names import text_of
 from ulm_prompt.prompt_data.prompt_record import PromptRecord
 
 if TYPE_CHECKING:
-    from ulm_prompt.using.predictor import Prediction
+    from ulm_prompt.using.predictor import Answers
 
 STDIN = "-"
 DIGITS = 6  # of a written probability
 WIDEST = 40  # characters of a file's name in the table
 
-Times = tuple[float, float]  # start and end of a segment, seconds
-
 
 def check_sources(words: Sequence[str]) -> list[str]:
-    """The files and folders to read; ``-`` stands for a list on standard input, and so does
-    nothing when something is piped in.
-
-    Raises ``UserError`` for a name that does not exist, a pipe or device, an empty folder, or no
-    audio at all.
+    """The files and folders to read, or ``-``: a list on standard input, as nothing is when
+    something is piped in. Raises ``UserError`` for what holds no audio.
     """
-    words = list(words)
-    if not words:
-        if sys.stdin is None or sys.stdin.isatty():
-            raise UserError("no audio: name files or folders, or pipe in a list of them")
-        words = [STDIN]
-    if words.count(STDIN) > 1:
-        raise UserError("-: standard input can be read once")
-    if STDIN in words and sys.stdin is None:
-        raise UserError("-: standard input is closed; pipe in a list of files")
-    for word in words:
-        if word == STDIN:
-            continue
-        if not Path(word).exists():
-            raise UserError(f"{word}: no such file or folder")
-        if not (Path(word).is_file() or Path(word).is_dir()):
+    is_open = sys.stdin is not None and (STDIN in words or not sys.stdin.isatty())
+    words = list(words) or [STDIN]
+    if STDIN in words and not is_open:
+        raise UserError("no audio: name files or folders, or pipe in a list of them")
+    for path in (Path(word) for word in words if word != STDIN):
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        if not (path.is_file() or path.is_dir()):
             raise UserError(
-                f"{word}: a pipe or device, expected a file; save it first, or name - for a list"
+                f"{path}: a pipe or device, expected a file; save it first, or name - for a list"
             )
-        if next(stream([word]), None) is None:
-            raise UserError(f"{word}: no files in this folder, but for hidden ones")
+        if next(stream([str(path)], Counter()), None) is None:
+            raise UserError(f"{path}: no files in this folder, but for hidden ones")
     return words
 
 
-def stream(words: Sequence[str], passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """Every file, in the order of ``words``; a folder's by name. A name does not tell audio:
-    reading it does. Nothing is kept in memory but the folders' identities.
+def batches(words: Sequence[str], most: int, passed_over: Counter[str]) -> Iterator[list[Path]]:
+    """Every file of ``stream``, at most ``most`` together; a name of a list waits for no other."""
+    batch: list[Path] = []
+    for path in stream(words, passed_over):
+        if path is not None:
+            batch.append(path)
+        if batch and (path is None or len(batch) == most):
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
-    Links are followed. ``passed_over`` counts what is left out: hidden files and folders, and
-    folders that were read already. A folder that cannot be read is given as a file is.
+
+def stream(words: Sequence[str], passed_over: Counter[str]) -> Iterator[Path | None]:
+    """Every file, in the order of ``words``; a folder's by name, links followed. None: the next
+    name of a list may not have arrived. A folder that cannot be read is given as a file is.
+
+    ``passed_over`` counts hidden files and folders, and folders that were read already.
     """
     for word in words:
         if word == STDIN:
-            # not sys.stdin: leaving while a thread waits in it ends with a "fatal error"
-            with open(0, "rb", closefd=False) as names:
-                yield from listed(names)
+            yield from listed(sys.stdin.buffer)
         elif not Path(word).is_dir():
             yield Path(word)
         else:
-            yield from _inside(Path(word), Counter() if passed_over is None else passed_over)
+            yield from _inside(word, passed_over)
 
 
-def _inside(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
+def _inside(top: str, passed_over: Counter[str]) -> Iterator[Path]:
     unreadable: list[str] = []
     seen: set[tuple[int, int]] = set()
     walk = os.walk(top, onerror=lambda error: unreadable.append(error.filename), followlinks=True)
@@ -96,11 +91,10 @@ def _inside(top: Path, passed_over: Counter[str]) -> Iterator[Path]:
     yield from map(Path, unreadable)
 
 
-def listed(names: IO[bytes]) -> Iterator[Path]:
-    """The files of a list as they arrive: a name a line, or names that end with NUL (``find
-    -print0``). A byte order mark, Windows' line ends and blank lines are no part of a name.
-
-    Raises ``UserError`` for UTF-16 and for names of both kinds.
+def listed(names: IO[bytes]) -> Iterator[Path | None]:
+    """The files of a list as they arrive, then None: a name a line, or names that end with NUL
+    (``find -print0``), without a byte order mark, Windows' line ends and blank lines.
+    Raises ``UserError`` for UTF-16.
     """
     left, end, piece = b"", b"", b"none yet"
     while piece:
@@ -114,68 +108,30 @@ def listed(names: IO[bytes]) -> Iterator[Path]:
         whole = left.split(end) if end else [left]
         left = whole.pop() if piece else b""
         for name in whole:
-            if b"\0" in name:
-                raise UserError("-: some names end with a line, others with NUL; choose one way")
             name = name.rstrip(b"\r") if end == b"\n" else name
             if name.strip():
                 yield Path(os.fsdecode(name))
-
-
-def on_a_line(path: Path) -> str:
-    """The name with line breaks and terminal controls as escapes; the bytes of others stay."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda sign: ascii(sign[0])[1:-1], str(path))
-
-
-def as_they_arrive(paths: Iterable[Path], most: int) -> Iterator[list[Path]]:
-    """Batches of the paths that have arrived, at most ``most``: the first path never waits.
-
-    A thread reads ahead by two batches. An error of ``paths`` is raised here.
-    """
-    arrived: queue.Queue[Path | BaseException | None] = queue.Queue(2 * most)
-
-    def read() -> None:
-        try:
-            for path in paths:
-                arrived.put(path)
-            arrived.put(None)
-        except BaseException as error:
-            arrived.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        batch = [arrived.get()]
-        while len(batch) < most and isinstance(batch[-1], Path) and not arrived.empty():
-            batch.append(arrived.get())
-        last = batch[-1]
-        if good := batch if isinstance(last, Path) else batch[:-1]:
-            yield good
-        if last is None:
-            return
-        if isinstance(last, BaseException):
-            raise last
+        yield None
 
 
 class Writer:
-    """Writes the answers to one utterance after another: files, or segments of files."""
+    """Writes the answers to files, or to ``segments`` of files: a JSON object a line."""
 
-    def __init__(
-        self, out: IO[str], records: Mapping[str, PromptRecord], segments: bool = False
-    ) -> None:
-        self.out, self.records, self.segments = out, records, segments
+    def __init__(self, out: IO[str], records: Mapping[str, PromptRecord], segments: bool) -> None:
+        self.out, self.records = out, records
+        self.times = ("start", "end") if segments else ()
 
-    def write(
-        self, file: Path, answers: Mapping[str, Sequence[Prediction]], times: Times | None = None
-    ) -> None:
-        """Write the answers of all tasks to ``file``, or to its segment, best first."""
+    def write(self, file: Path, answers: Answers, times: Sequence[float] = ()) -> None:
+        """Write the answers of all tasks to ``file``, best first; ``times``: start and end of its
+        segment, in seconds.
+        """
         for task, ranked in answers.items():
             for rank, answer in enumerate(ranked, start=1):
-                probability, *of_labels = (
-                    float(f"{share:.{DIGITS}g}")
-                    for share in (answer.probability, *answer.label_probabilities)
-                )
+                shares = answer.probability, *answer.label_probabilities
+                probability, *of_labels = (float(f"{share:.{DIGITS}g}") for share in shares)
                 entry = {
                     "file": str(file),
-                    **{name: round(time, 3) for name, time in zip(("start", "end"), times or ())},
+                    **{name: round(time, 3) for name, time in zip(self.times, times)},
                     "task": task,
                     "rank": rank,
                     "labels": list(answer.names),
@@ -186,20 +142,17 @@ class Writer:
                 self.line(entry)
 
     def line(self, entry: dict[str, Any]) -> None:
-        """Write one answer: here an object a line."""
         self.out.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 class Csv(Writer):
     """A header and a line an answer; several labels are separated by ``|``."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        times = ["start", "end"] if self.segments else []
-        columns = ["task", "rank", "labels", "probability", "label_probabilities"]
-        self._table = csv.DictWriter(
-            self.out, ["file", *times, *columns], extrasaction="ignore", lineterminator="\n"
-        )
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        columns = "task", "rank", "labels", "probability", "label_probabilities"
+        names = ["file", *self.times, *columns]
+        self._table = csv.DictWriter(self.out, names, extrasaction="ignore", lineterminator="\n")
         self._table.writeheader()
 
     def line(self, entry: dict[str, Any]) -> None:
@@ -210,33 +163,30 @@ class Csv(Writer):
 class Table(Writer):
     """Aligned columns; the answer with its probability, and each label with its own."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._width = 0  # of the column of files, once the first name is known
-        self._task = max(map(len, ("task", *self.records)))
+    _width = 0  # of the column of files, once the first name is known
 
     def line(self, entry: dict[str, Any]) -> None:
-        file, task = entry["file"], entry["task"]
+        file, task, labels = entry["file"], entry["task"], entry["labels"]
         if not self._width:
             self._width = min(WIDEST, max(len("file") + 8, len(file) + 4))
-            head = f"{'start':>8}  {'end':>8}  " if self.segments else ""
-            head += f"{'task':{self._task}}  {'%':>5}  answer"
-            self.out.write(f"{'file':{self._width}}  {head}\n")
+            self._row("file", [f"{name:>8}" for name in self.times], "task", f"{'%':>5}", "answer")
         name = "".join(sign if sign.isprintable() else "?" for sign in file)
-        name = name if entry["rank"] == 1 else ""
         if len(name) > self._width:
             name = "..." + name[3 - self._width :]
-        times = "".join(f"{entry[name]:8.2f}  " for name in ("start", "end") if name in entry)
-        percent = f"{100 * entry['probability']:5.1f}"
-        labels = entry["labels"]
         if self.records[task].is_text:
             text = text_of(labels)
         elif len(labels) == 1:
             text = labels[0]
-        else:  # the percentage of each
+        else:
             shares = zip(labels, entry["label_probabilities"])
             text = "  ".join(f"{label} ({100 * share:.1f})" for label, share in shares)
-        self.out.write(f"{name:{self._width}}  {times}{task:{self._task}}  {percent}  {text}\n")
+        times = [f"{entry[name]:8.2f}" for name in self.times]
+        percent = f"{100 * entry['probability']:5.1f}"
+        self._row(name if entry["rank"] == 1 else "", times, task, percent, text)
+
+    def _row(self, file: str, times: list[str], task: str, *others: str) -> None:
+        task = f"{task:{max(map(len, ('task', *self.records)))}}"
+        self.out.write("  ".join([f"{file:{self._width}}", *times, task, *others]) + "\n")
 
 
 FORMATS: dict[str, type[Writer]] = {"table": Table, "jsonl": Writer, "csv": Csv}

@@ -22,10 +22,9 @@ TOP = 8  # bars of a task
 WHOLE = 10.0  # s; a longer recording is answered in segments alone
 
 
-Answered = tuple[str, list[dict[str, float]], list[list[str]]]
-
-
-def answer(predictor: Predictor, path: str | None) -> Answered:
+def answer(
+    predictor: Predictor, path: str | None
+) -> tuple[str, list[dict[str, float]], list[list[str]]]:
     """A line about a recording, the probability of each task's likeliest answers, and a row for
     each segment: start, end, answers. Up to ``WHOLE`` seconds are answered as one, more than
     ``LONGEST`` in segments.

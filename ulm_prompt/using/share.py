@@ -1,9 +1,13 @@
-"""What a workspace knows of a prompt that was trained there, and the page for whoever gets it."""
+"""What a workspace knows of a prompt that was trained there, and the folder for whoever gets it."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipeline.errors import UserError
 from pipeline.files import replacing_folder, sha256, writing
@@ -19,32 +23,37 @@ from ulm_prompt.prompt_data.prompt_record import (
     write_record,
 )
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text
+from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
 from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
-from ulm_prompt.using.hub import front_matter
 from ulm_prompt.using.speech import UnitFiles
 
-MOST_LABELS = 100  # that the page lists of a slot
 MOST_SEQUENCES = 10_000  # of label sequences that a record holds
 MADE_TEXT = "ulm_prompt/verbalizer.py"
 FINE_TUNED = "{}: a whole fine-tuned LM, no prompt; decode it with sample.py"
+LICENCES = {
+    "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
+    "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "lgpl-3.0",
+    "mit", "mpl-2.0", "unlicense",
+}  # fmt: skip
+METRICS = {"accuracy": "accuracy", "macro F1": "f1", "slot type F1": "f1"}
+METRICS |= {"WER": "wer", "CER": "cer", "slot value CER": "cer"}  # our scores, as the Hub calls it
 
 
 def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
-    """The record of the prompt at ``path``: a shared one's as it is, another checkpoint's (ours or
-    a published one) completed by what the workspace knows.
+    """The record of the prompt at ``path``; that of a checkpoint, ours or a published one, is
+    completed by what the workspace knows.
 
-    Raises ``UserError`` for a fine-tuned LM, for an unfinished run, and where the workspace lacks
-    what belongs to it.
+    Raises ``UserError`` for a fine-tuned LM, an unfinished run, and what the workspace lacks.
     """
     record = read_record(path.parent)
     if record is not None and record.units is not None:
         return record
     pair = Pair(task, unit_model, load_task(task))
+    count = pair.config.labels_per_utterance
     if record is None:
         method, verbal = load_verbal(workspace, pair)
         record = PromptRecord(task, unit_model, 0, method, verbal, lm_fingerprint="")
@@ -52,45 +61,41 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
         raise UserError(FINE_TUNED.format(path))
     if record.run and not record.trained_parameters:
         raise UserError(f"{path}: its training has not finished; run ulm_prompt/train.py again")
-    sequences, most_labels = _label_sequences(workspace, pair, record)
+    sequences = _label_sequences(workspace, pair, record)
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
-    labels = record.labels  # as they were in training: rows made again may number them differently
-    if not labels:
+    if not (labels := record.labels):  # rows made again may number them differently
         named = named_labels(workspace, pair, record.verbal)
         labels = {number: label._asdict() for number, label in named.items()}
+    symbols = record.dict_fingerprint or dict_fingerprint(
+        load_dictionary(files.unit_model.lm_folder)
+    )
     return dataclasses.replace(
         record,
         units=files.unit_settings(),
         labels=labels,
-        labels_per_utterance=pair.config.labels_per_utterance,
-        most_labels=most_labels,
+        labels_per_utterance=count,
+        most_labels=max(map(len, sequences), default=max(1, count)),
         label_sequences=sequences if few else None,
-        dict_fingerprint=record.dict_fingerprint
-        or dict_fingerprint(load_dictionary(files.lm_folder)),
+        dict_fingerprint=symbols,
     )
 
 
-def _label_sequences(
-    workspace: Workspace, pair: Pair, record: PromptRecord
-) -> tuple[list[list[str]], int]:
-    """Train's distinct label sequences, and the length of the longest; none where the text that
-    the prompt was trained on no longer exists.
+def _label_sequences(workspace: Workspace, pair: Pair, record: PromptRecord) -> list[list[str]]:
+    """Train's distinct label sequences; none where the text that the prompt was trained on no
+    longer exists.
     """
-    folder = f"data_{record.verbalizer}"
-    text = workspace.prompt_text(pair.unit_model, pair.config.downstream, folder, "train")
-    if record.run and not (text.is_file() and record.run.data.get("train") == sha256(text)):
-        return [], max(1, pair.config.labels_per_utterance)
+    if record.run is None:
+        text = renamed_texts(workspace, pair)["train"]
+    else:
+        kind = f"data_{record.verbalizer}"
+        text = workspace.prompt_text(pair.unit_model, pair.config.downstream, kind, "train")
+        if not text.is_file() or record.run.data.get("train") != sha256(text):
+            return []
     label_of = {unit: label for label, unit in record.verbal.items()}
-    answers = dict.fromkeys(labels for _, labels in read_prompt_text(text, MADE_TEXT))
-    try:
-        sequences = [[label_of[unit] for unit in labels.split()] for labels in answers]
-    except KeyError as error:
-        raise UserError(
-            f"{text}: unit {error.args[0]} names no label; run {MADE_TEXT} again"
-        ) from None
-    return sequences, max(map(len, sequences))
+    answers = dict.fromkeys(units for _, units in read_prompt_text(text, MADE_TEXT))
+    return [[label_of[unit] for unit in units.split()] for units in answers]
 
 
 def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
@@ -103,11 +108,10 @@ def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageM
 
 def write_shared(
     checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
-    license: str | None, out: Path, name: str | None = None,
+    license: str | None, out: Path, name: str,
 ) -> PromptRecord:  # fmt: skip
-    """Write the folder to share, whole or not at all, from a prompt that is checked against the
-    workspace's LM. ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns
-    the record.
+    """Write the folder to share, whole or not at all; the prompt is checked against its LM.
+    ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns the record.
     """
     record = record_of(checkpoint, *pair, workspace)
     folder = lm_folder(workspace, pair[1])
@@ -135,48 +139,76 @@ def write_shared(
         write_record(fresh, record)
         with writing(fresh / README) as handle:
             handle.write(front_matter(record, load_task(record.task).downstream, out.name))
-            handle.write(page(record, name or out.name, record.files[TENSORS]))
+            handle.write(page(record, name))
     return record
 
 
 def scores_on_test(
     workspace: Workspace, record: PromptRecord, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """The scores of what ``checkpoint`` answered by the default search, in % but for
-    ``utterances``; none where there is no such sample file. A run's prompt is scored on the test
-    split that it was trained beside.
+    """The scores, in %, of what ``checkpoint`` answered by the default search, on the test split
+    that a run was trained beside; none where there is no such sample file.
     """
-    name = workspace.samples(record.task, record.unit_model, model_date, "*")
-    for path in sorted((workspace.root / "samples").glob(f"{name.parent.name}/{name.name}")):
+    files = workspace.samples(record.task, record.unit_model, model_date, "*")
+    of_run = record.run.data.get("test") if record.run else None
+    for path in sorted(files.parents[1].glob(f"{files.parent.name}/{files.name}")):
         origin = made_from(path)
-        data, of_run = origin.get("data") or {}, record.run.data if record.run else {}
-        is_of_its_test = data.get("test") in (None, of_run.get("test", data.get("test")))
-        is_default = are_default(origin.get("options") or {}, record.is_text, record.most_labels)
-        if origin.get("prompt") == sha256(checkpoint) and is_of_its_test and is_default:
+        test, options = (origin.get("data") or {}).get("test"), origin.get("options") or {}
+        is_its_test = None in (test, of_run) or test == of_run
+        is_default = are_default(options, record.is_text, record.most_labels)
+        if origin.get("prompt") == sha256(checkpoint) and is_its_test and is_default:
             scores = scores_of(path, workspace)
             return {name: round(value, 4 if name == COST else 2) for name, value in scores.items()}
     return {}
 
 
-def page(record: PromptRecord, name: str, digest: str) -> str:
-    """A short README.md of the prompt that ``--prompt`` calls ``name``; ``digest``: the SHA-256 of
-    its tensors.
-    """
+def front_matter(record: PromptRecord, corpus: str, name: str) -> str:
+    """The YAML between ``---`` that the Hub reads: licence, corpus, task, scores in %."""
+    kind = "automatic-speech-recognition" if record.is_text else "audio-classification"
+    facts: dict[str, Any] = {
+        "library_name": "speechprompt",
+        "pipeline_tag": kind,
+        "tags": ["speechprompt", "prompt-tuning", "speech", record.unit_model],
+        "datasets": [corpus],
+    }
+    licence = (record.license or "").lower()
+    if licence in LICENCES:
+        facts["license"] = licence
+    elif licence:
+        facts["license"] = "other"
+        facts["license_name"] = re.sub(r"[^a-z0-9.]+", "-", licence).strip("-.")
+    metrics = [
+        {"type": METRICS[score], "name": title, "value": value}
+        for title, value in record.test.items()
+        if (score := title.removesuffix(" within labels")) in METRICS
+    ]
+    if metrics:
+        facts["metrics"] = list(dict.fromkeys(metric["type"] for metric in metrics))
+        dataset = {"type": corpus, "name": corpus, "split": "test"}
+        task = {"type": kind, "name": record.task}
+        results = [{"task": task, "dataset": dataset, "metrics": metrics}]
+        facts["model-index"] = [{"name": name, "results": results}]
+    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def page(record: PromptRecord, name: str) -> str:
+    """A short README.md of the prompt that ``--prompt`` calls ``name``."""
     units, count = record.units, record.labels_per_utterance
-    layer = "" if units.layer is None else f", layer {units.layer}"
-    layer += "" if units.dtype == "float32" else f", in {units.dtype}"
-    kmeans = "" if units.kmeans is None else f", k-means `{units.kmeans}`"
-    recipe, valid = "not known (a published checkpoint)", "not known"
+    features = f"{units.feature_type} features"
+    features += "" if units.layer is None else f", layer {units.layer}"
+    features += "" if units.dtype == "float32" else f", in {units.dtype}"
+    features += "" if units.kmeans is None else f", k-means `{units.kmeans}`"
+    recipe, valid, test = "not known (a published checkpoint)", "not known", "not known"
     if record.recipe is not None:
         recipe = f"{record.recipe}, seed {record.training.get('seed', 'not known')}"
     if "accuracy" in record.valid:
         valid = f"{record.valid['accuracy']:.2f} %, the labels before it given"
-    scores = [f"{key} {written(key, v)}" for key, v in record.test.items() if key != "utterances"]
-    test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
+    if scores := [f"{k} {written(k, n)}" for k, n in record.test.items() if k != "utterances"]:
+        test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
     facts = {
         "answers with": f"{len(record.labels)} labels, "
         + (f"{count} an utterance" if count else "texts of any length"),
-        "unit model": f"`{record.unit_model}` ({units.feature_type} features{layer}{kmeans})",
+        "unit model": f"`{record.unit_model}` ({features})",
         "unit LM": f"`{record.lm_fingerprint}`, {record.lm_parameters:,} parameters, frozen",
         "dict": f"`{record.dict_fingerprint}`",
         "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors a layer"
@@ -185,18 +217,15 @@ def page(record: PromptRecord, name: str, digest: str) -> str:
         "recipe": recipe,
         "verbalizer": record.verbalizer,
         "valid accuracy": valid,
-        "test": test if scores else "not known",
+        "test": test,
         "licence": record.license or "not stated",
-        f"SHA-256 of `{TENSORS}`": f"`{digest}`",
+        f"SHA-256 of `{TENSORS}`": f"`{record.files[TENSORS]}`",
     }
     table = "\n".join(f"| {title} | {value} |" for title, value in facts.items())
     slots: dict[str, list[str]] = {}
     for entry in record.labels.values():
         slots.setdefault(entry["slot"], []).append(f"`{entry['name']}`")
-    labels = []
-    for slot, names in slots.items():
-        more = f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
-        labels.append(f"*{slot}*: {', '.join(names[:MOST_LABELS])}{more}")
+    labels = [f"*{slot}*: {', '.join(names)}" for slot, names in slots.items()]
     return f"""\
 # {record.task}: a prompt for {record.unit_model}
 

@@ -43,6 +43,7 @@ from ulm_prompt.prompt_data.prompt_record import UnitSettings
 from ulm_prompt.prompt_lm.data import batches_by_length
 
 BATCH_SAMPLES = 60 * SAMPLE_RATE  # of audio that is encoded together
+Recording = Path | np.ndarray  # a file, or what array_waveform gives: (T,) float32 at 16 kHz
 
 FRAME = 0.01  # s: one period of a low voice, so that a level does not ripple
 SMOOTH = 3  # frames of a mean power: white noise then varies by less than 2 dB
@@ -68,27 +69,31 @@ class Piece(NamedTuple):
     last: int
 
 
-def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piece]:
-    """The pieces of a file, or of a waveform (T,) at 16 kHz, in order. A file is read in blocks:
-    four bytes a frame are kept.
+def size_of(audio: Recording) -> tuple[int, int]:
+    """Samples, and samples a second. Raises ``BadAudio``."""
+    return length_and_rate(audio) if isinstance(audio, Path) else (len(audio), SAMPLE_RATE)
 
-    Sound of more than ``longest`` seconds without a pause becomes windows of half that length,
-    which overlap by half. Raises ``BadAudio``, also where no sound rises above the noise floor.
-    """
+
+def heard_of(audio: Recording, first: int, last: int) -> Waveform:
+    """Samples ``first`` to ``last`` as a prompt hears them. Raises ``BadAudio``."""
     if isinstance(audio, Path):
-        frames, rate = length_and_rate(audio)
-        hop = round(rate * FRAME)
-        blocks = mono_blocks(audio, 1000 * hop, frames)
-    else:
-        rate, hop = SAMPLE_RATE, round(SAMPLE_RATE * FRAME)
-        blocks = [array_waveform(audio).samples]
-    total, powers = 0, []
+        return read_audio(audio, first, last - first)
+    return array_waveform(audio[first:last])
+
+
+def find_pieces(audio: Recording, longest: float = LONGEST) -> list[Piece]:
+    """The pieces of a recording, in order; of a file, read in blocks, memory holds four bytes a
+    frame. Sound of more than ``longest`` seconds without a pause becomes windows of half that
+    length, which overlap by half. Raises ``BadAudio``, also where nothing rises above the noise.
+    """
+    total, rate = size_of(audio)
+    if total < (hop := round(rate * FRAME)):
+        raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
+    blocks = mono_blocks(audio, 1000 * hop, total) if isinstance(audio, Path) else [audio]
+    powers = []
     for samples in blocks:  # (T,)
-        total += len(samples)
         whole = samples[: len(samples) // hop * hop]
         powers.append(whole.reshape(-1, hop).var(axis=1, dtype=np.float32))  # without the offset
-    if total < hop:
-        raise BadAudio(f"is shorter than {1000 * FRAME:.0f} ms")
     padded = np.pad(np.concatenate(powers), SMOOTH // 2, mode="edge")
     mean = np.convolve(padded, np.full(SMOOTH, 1 / SMOOTH), "valid")  # of each frame, (F,)
     levels = 10 * np.log10(np.maximum(mean, SILENT))  # dB of full scale
@@ -98,18 +103,6 @@ def find_pieces(audio: Path | np.ndarray, longest: float = LONGEST) -> list[Piec
     if not pieces:
         raise BadAudio("holds no sound that rises above its noise floor")
     return [Piece(*times[:2], *(round(time * rate) for time in times[2:])) for times in pieces]
-
-
-def heard_of(audio: Path | np.ndarray, piece: Piece) -> Waveform:
-    """What a prompt hears of a piece. Raises ``BadAudio``."""
-    if isinstance(audio, Path):
-        return read_audio(audio, piece.first, piece.last - piece.first)
-    return array_waveform(audio[piece.first : piece.last])
-
-
-def samples_of(audio: Path | np.ndarray, piece: Piece) -> np.ndarray:
-    """The samples of ``heard_of``, (T,) float32 at 16 kHz."""
-    return heard_of(audio, piece).samples
 
 
 def _thresholds(levels: np.ndarray, hop: float) -> np.ndarray:
@@ -159,63 +152,50 @@ class UnitFiles:
     """A unit model's settings and files in a workspace. Nothing is loaded yet."""
 
     def __init__(self, unit_model: UnitModel, downstream: str | None) -> None:
-        """The settings are those that ``downstream`` was quantised with, otherwise the registry's.
-
-        Raises ``UserError`` for a unit model that neither describes.
+        """Of the settings that ``downstream`` was quantised with, otherwise the registry's. Raises
+        ``UserError`` for a unit model that neither describes.
         """
-        workspace = unit_model.workspace
-        self.unit_model, self._root = unit_model.name, workspace.root
+        workspace, self.unit_model = unit_model.workspace, unit_model
         self.settings, self.merge = FairseqConfig(), True
-        self._quantized: Path | None = None
+        self._plan: dict[str, Any] = {}  # of quantising; nothing where units were made elsewhere
         if downstream is not None:
             folder = workspace.downstream_data(downstream) / unit_model.name
-            self._quantized = folder / "quantized" / "provenance.json"
             if (folder / "config.yaml").is_file():
                 saved = load_config(SavedConfig, folder / "config.yaml")
                 self.settings, self.merge = saved.fairseqrc, saved.taskrc.merge
-        if plan := self._plan():  # the config is postprocess's, which computes nothing in a dtype
-            self.settings.dtype = plan.get("dtype", "float32")
+            self._quantized = folder / "quantized"
+            if (made := self._quantized / "provenance.json").is_file():
+                plan = read_json(made, "preprocess/runner.py --action quantized").get("plan")
+                self._plan = plan if isinstance(plan, dict) else {}
+        if self._plan:  # the config is postprocess's, which computes nothing in a dtype
+            self.settings.dtype = self._plan.get("dtype", "float32")
         fill_in(self.settings, unit_model.name, unit_model)
-        self.lm_folder, self.km_path, self.ckpt_path = (
-            unit_model.lm_folder,
-            unit_model.km_path,
-            None,
-        )
-        for name in ("km_path", "ckpt_path"):
-            if (path := getattr(self.settings, name)) is not None:
-                setattr(self, name, workspace.root / Path(path).expanduser())
+        km_path, ckpt_path = self.settings.km_path or unit_model.km_path, self.settings.ckpt_path
+        self.km_path = workspace.root / Path(km_path).expanduser()
+        self.ckpt_path = ckpt_path and workspace.root / Path(ckpt_path).expanduser()
 
     def check_here(self) -> None:
         """Raises ``UserError`` for a missing k-means or speech model."""
-        option = "" if self._root == REPOSITORY else f" --workspace {self._root}"
-        for path, what in ((self.km_path, "k-means"), (self.ckpt_path, "speech model")):
-            if path is not None and not path.exists():
+        name, root = self.unit_model.name, self.unit_model.workspace.root
+        option = "" if root == REPOSITORY else f" --workspace {root}"
+        for what, path in {"k-means": self.km_path, "speech model": self.ckpt_path}.items():
+            if path and not path.exists():
                 raise UserError(
-                    f"{path}: {what} of {self.unit_model} not found; get it by "
-                    f"python pretrained_models/download.py {self.unit_model}{option}, or put it "
-                    "there"
+                    f"{path}: {what} of {name} not found; get it by "
+                    f"python pretrained_models/download.py {name}{option}, or put it there"
                 )
 
     def check_fresh(self) -> None:
         """Raises ``UserError`` unless the k-means is the one that the downstream was quantised
         with; nothing is checked for units that were made elsewhere.
         """
-        wanted = self._plan().get("kmeans")
-        here = self.km_path.is_file()
-        if wanted is None or (here and sha256(self.km_path) == wanted):
-            return
-        problem = "not the k-means" if here else f"k-means of {self.unit_model} not found, the one"
-        raise UserError(
-            f"{self.km_path}: {problem} that {self._quantized.parent} was made with; "
-            "restore it, or quantise and train again"
-        )
-
-    def _plan(self) -> dict[str, Any]:
-        """What the downstream was quantised with; nothing where units were made elsewhere."""
-        if self._quantized is None or not self._quantized.is_file():
-            return {}
-        plan = read_json(self._quantized, "preprocess/runner.py --action quantized").get("plan")
-        return plan if isinstance(plan, dict) else {}
+        wanted, is_here = self._plan.get("kmeans"), self.km_path.is_file()
+        if wanted is not None and not (is_here and sha256(self.km_path) == wanted):
+            missing = f"k-means of {self.unit_model.name} not found, the one"
+            raise UserError(
+                f"{self.km_path}: {'not the k-means' if is_here else missing} that "
+                f"{self._quantized} was made with; restore it, or quantise and train again"
+            )
 
     @functools.cached_property
     def centres(self) -> np.ndarray:
@@ -223,18 +203,16 @@ class UnitFiles:
         return load_kmeans(self.km_path)
 
     def unit_settings(self) -> UnitSettings:
-        """The settings, with the k-means' fingerprint where its file exists: the same for a
-        released file and its conversion.
+        """With the fingerprint of the centres, if any: a released file's and its conversion's are
+        the same.
         """
         kmeans, settings = None, self.settings
         if self.km_path.is_file():
             digest = hashlib.sha256(repr(self.centres.shape).encode())
             digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
             kmeans = digest.hexdigest()[:16]
-        return UnitSettings(
-            settings.feature_type, settings.layer, settings.normalize, self.merge, kmeans,
-            settings.dtype,
-        )  # fmt: skip
+        features = settings.feature_type, settings.layer, settings.normalize
+        return UnitSettings(*features, self.merge, kmeans, settings.dtype)
 
 
 class SpeechToUnits:
@@ -242,18 +220,15 @@ class SpeechToUnits:
 
     def __init__(self, files: UnitFiles, device: torch.device) -> None:
         """Raises ``UserError`` for a broken model, or one that does not fit its k-means."""
-        settings = files.settings
-        source = Source(
-            files.ckpt_path, settings.layer, settings.normalize, device, dtype=settings.dtype
-        )
-        self.reader = feature_reader(settings.feature_type, source)
+        model = files.settings
+        source = Source(files.ckpt_path, model.layer, model.normalize, device, dtype=model.dtype)
+        self.reader = feature_reader(model.feature_type, source)
         if files.centres.shape[1] != self.reader.dim:
             raise UserError(
                 f"{files.km_path}: its centres have {files.centres.shape[1]} numbers, a feature "
                 f"frame has {self.reader.dim}; k-means and features do not belong together"
             )
         self._kmeans = KMeans(files.centres, device)
-        self.has_model = files.ckpt_path is not None
         self._finish = merge_runs if files.merge else str  # as the prompt's rows were made
 
     @torch.inference_mode()
