@@ -21,8 +21,8 @@ SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 FEATURE_TYPES = {
     "cpc": "preprocess.speech2unit.cpc.Cpc",
     "hubert": "preprocess.speech2unit.hubert.Hubert",
-    "logmel": "preprocess.speech2unit.logmel.LogMel",
-    "mfcc": "preprocess.speech2unit.mfcc.Mfcc",
+    "logmel": "preprocess.speech2unit.spectral.LogMel",
+    "mfcc": "preprocess.speech2unit.spectral.Mfcc",
     "moonshine": "preprocess.speech2unit.moonshine.Moonshine",
     "w2v2": "preprocess.speech2unit.hubert.Wav2Vec2",
 }

@@ -2,8 +2,8 @@
 
 Our files are ``.npz`` with one array, ``centres`` (K, D); an ``.npy`` or a torch file of such an
 array is read too. The released files are pickles of a scikit-learn model, made by joblib. A pickle
-is a program that can run anything. Here it finds numpy's arrays, and models and random states
-become ``_Inert`` objects.
+is a program that can run anything. Reading one here runs none of it: the names that it imports
+become objects that only remember their values (``_Kept``).
 """
 
 from __future__ import annotations
@@ -165,37 +165,72 @@ def _read_pickle(path: Path) -> np.ndarray:
             content = decompress(content)
             break
     read = _Unpickler(io.BytesIO(content), path).load()
-    if isinstance(read, _Inert):
+    if type(read) is _Model:
         read = read.state["cluster_centers_"]
-    return read.array if isinstance(read, _Wrapper) else read
+    return read.array() if isinstance(read, _Array) else read
 
 
-class _Inert:
-    """Stands for a model or a random state: takes anything, and remembers its state."""
+class _Kept:
+    """An object of the file: it only remembers the arguments and the state it is made from.
+    numpy's own dtypes and arrays would crash on damaged ones.
+    """
 
-    def __init__(self, *arguments: Any) -> None:
-        pass
+    def __new__(cls, *arguments: Any) -> _Kept:
+        kept = super().__new__(cls)
+        kept.arguments = arguments
+        return kept
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _Wrapper:
+class _Model(_Kept):
+    """scikit-learn's KMeans or MiniBatchKMeans."""
+
+
+class _Dtype(_Kept):
+    """A numpy dtype: a code, and a byte order in its state."""
+
+    def numbers(self) -> np.dtype:
+        """Raises ``ValueError`` for anything but numbers: objects may hold code."""
+        if self.arguments[0] not in _NUMBERS:
+            raise ValueError("an array of something other than numbers")
+        return np.dtype(self.arguments[0]).newbyteorder(">" if self.state[1] == ">" else "<")
+
+
+class _Array(_Kept):
+    """A numpy array. State: version, shape, dtype, whether in Fortran's order, bytes."""
+
+    def array(self) -> np.ndarray:
+        _, shape, dtype, fortran, data = self.state
+        data = data.encode("latin1") if isinstance(data, str) else data  # by Python 2
+        return np.frombuffer(data, dtype.numbers()).reshape(shape, order="F" if fortran else "C")
+
+
+class _Wrapper(_Array):
     """joblib's NumpyArrayWrapper: it describes an array, whose bytes follow in the file."""
 
     unpickler: _Unpickler
 
     def __setstate__(self, state: Any) -> None:
         stream, dtype, shape = self.unpickler.stream, state["dtype"], state["shape"]
-        if dtype.hasobject:  # such as the names of columns: a pickle inside the pickle
-            self.array = _Unpickler(stream, self.unpickler.path).load()
+        if dtype.arguments[0] in ("O", "O8"):  # such as names of columns: a pickle of its own
+            _Unpickler(stream, self.unpickler.path).load()
             return
         if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2
             stream.seek(stream.read(1)[0], io.SEEK_CUR)
-        data = stream.read(dtype.itemsize * math.prod(shape))
-        self.array = np.frombuffer(data, dtype).reshape(shape, order=state["order"])
+        data = stream.read(dtype.numbers().itemsize * math.prod(shape))
+        self.state = None, shape, dtype, state["order"] == "F", data
 
 
+def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    """numpy's ``_frombuffer``: an array in protocol 5."""
+    kept = _Array()
+    kept.state = None, shape, dtype, order == "F", data
+    return kept
+
+
+_NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 _DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) writes
     b"\x78": zlib.decompress,
     b"\x1f\x8b": gzip.decompress,
@@ -204,16 +239,16 @@ _DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) write
     b"\x5d\x00": lzma.decompress,
 }
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy.core.multiarray", "_reconstruct"): np.array(0).__reduce__()[0],
-    ("numpy.core.multiarray", "scalar"): np.float64().__reduce__()[0],
-    ("numpy.core.numeric", "_frombuffer"): np.array(0).__reduce_ex__(5)[0],
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): lambda code, *_: np.dtype(code, copy=True),  # its state may change it
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.multiarray", "scalar"): _Kept,
+    ("numpy", "ndarray"): _Kept,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, in protocol 2
-    ("copy_reg", "_reconstructor"): lambda kind, *_: kind(),  # any object, in protocols 0 and 1
-    ("__builtin__", "object"): _Inert,
+    ("copy_reg", "_reconstructor"): lambda kept, *_: kept(),  # any object, in protocols 0 and 1
+    ("__builtin__", "object"): _Kept,
 } | {
-    (f"sklearn.cluster.{module}", name): _Inert
+    (f"sklearn.cluster.{module}", name): _Model
     for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
     for name in ("KMeans", "MiniBatchKMeans")
 }
@@ -236,7 +271,7 @@ class _Unpickler(pickle.Unpickler):
         if module.endswith("joblib.numpy_pickle") and name == "NumpyArrayWrapper":
             return self._wrapper
         if module.startswith("numpy.random"):  # a random state, left by partial_fit
-            return _Inert
+            return _Kept
         if module.startswith("sklearn."):
             raise UserError(
                 f"{self.path}: holds scikit-learn's {name[:100]}, expected a KMeans or "

@@ -1,7 +1,9 @@
 """The convolutions of HuBERT and wav2vec 2.0: of the waveform, and of 128 frames for positions.
 
-Products are in ``weights.dtype``. Norms, the positions' transform and the first layer, which hears
-the samples, stay float32.
+The waveform's are matrix products over frames that are neighbours in memory, in pieces that fit the
+processor's cache. The positions' runs in the frequency domain: directly it costs as much as a
+Transformer layer's attention projections. Products are in ``weights.dtype``. Norms, the positions'
+transform and the first layer, which hears the samples, stay float32.
 """
 
 from __future__ import annotations
@@ -24,22 +26,17 @@ class ConvExtractor:
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
         self._group_norm = settings.extractor_mode == "default"
-        self._shape = settings.conv_layers
+        self._shape = settings.conv_feature_layers
         self.dim = self._shape[-1][0]
         self._layers: list[_Conv] = []
         channels = 1
         for index, (out, kernel, stride) in enumerate(self._shape):
-            name = f"feature_extractor.conv_layers.{index}"
-            exact = index == 0
+            name, exact = f"feature_extractor.conv_layers.{index}", index == 0
             weight = weights.take(f"{name}.0.weight", out, channels, kernel, exact=exact)
-            bias = None
-            if settings.conv_bias:
-                bias = weights.take(f"{name}.0.bias", out, exact=exact)
+            bias = weights.take(f"{name}.0.bias", out, exact=exact) if settings.conv_bias else None
             norm = None
-            if not self._group_norm:
-                norm = weights.norm(f"{name}.2.1", out)
-            elif index == 0:
-                norm = weights.norm(f"{name}.2", out)
+            if exact or not self._group_norm:
+                norm = weights.norm(f"{name}.2" if self._group_norm else f"{name}.2.1", out)
             self._layers.append(_Conv(weight, bias, norm, stride))
             channels = out
 
