@@ -12,22 +12,25 @@ import contextlib
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256, write_json, writing
-from pipeline.progress import progress_bar
 from pipeline.ranks import Ranks, on_main, wait_for_all
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates
+from preprocess.actions.stream import (
+    Block,
+    Encoded,
+    Encoder,
+    cut_blocks,
+    file_rates,
+    with_progress,
+)
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
-
-Result = TypeVar("Result")
 
 
 class Shard(NamedTuple):
@@ -50,30 +53,14 @@ class Line(NamedTuple):
     stamp: list[int] | None = None  # None: stored by an earlier version
 
 
-def with_progress(
-    blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
-) -> Iterator[Encoded[Result]]:
-    """Yield the blocks, with a bar on a terminal; at the end say ``0.42 h of audio, 35x real
-    time``.
-    """
-    start, seconds, summary = time.monotonic(), 0.0, ""
-    with progress_bar(total=files, desc=title, unit="file") as bar:
-        for block in blocks:
-            seconds += block.seconds
-            speed = seconds / max(time.monotonic() - start, 1e-9)
-            summary = f"{seconds / 3600:.2f} h of audio, {speed:.0f}x real time"
-            bar.set_postfix_str(summary, refresh=False)
-            bar.update(len(block.results))
-            yield block
-    say(summary)
-
-
 class AudioRun:
     """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
     ``made_from``. ``command`` is what a user types to compute them.
 
-    A subclass says what is computed, and how the splits are written.
+    A subclass says what is computed, and how the splits are written, ``{train,valid,test}SUFFIX``.
     """
+
+    suffix = ""
 
     def __init__(
         self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
@@ -103,10 +90,6 @@ class AudioRun:
 
     def encoder(self) -> Encoder[str]:
         """What maps audio to the text that is stored of it. Loads models, so only when needed."""
-        raise NotImplementedError
-
-    def output(self, split: str) -> Path:
-        """The split's file."""
         raise NotImplementedError
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
@@ -152,6 +135,9 @@ class AudioRun:
                 self._open(discard=False)
                 self._write(skip_bad)
 
+    def _output(self, split: str) -> Path:
+        return self.folder / f"{split}{self.suffix}"
+
     @contextlib.contextmanager
     def _holding_all(self) -> Iterator[None]:
         """Hold the output; raises ``UserError`` while a shard is being computed."""
@@ -166,7 +152,7 @@ class AudioRun:
         may be repaired by now). If so, prints it and removes what an earlier run left behind.
         """
         record = self.folder / "provenance.json"
-        if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
+        if not all(path.exists() for path in (record, *map(self._output, SPLITS))):
             return False
         made = read_json(record, self._command)
         if made.get("plan") != self._plan or made.get("left_out"):
@@ -295,7 +281,7 @@ class AudioRun:
         report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)
-            self.write_split(self.output(split), lines, good[split])
+            self.write_split(self._output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
         more = {"audio": tally.record(), "audio_files": self._audio_files}

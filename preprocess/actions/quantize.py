@@ -13,9 +13,9 @@ from pipeline.config import save_config
 from pipeline.errors import UserError
 from pipeline.files import write_json, writing
 from pipeline.runs import provenance
-from preprocess.actions.audio_run import AudioRun, Line, with_progress
+from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import Encoder, cut_blocks, file_rates
+from preprocess.actions.stream import Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
 from preprocess.speech2unit.features import written
@@ -135,10 +135,6 @@ class Quantizing(AudioRun):
         task.say(f"{len(centres)} clusters of {task.km_path}{more}")
         kmeans, seconds = KMeans(centres, device), task.config.fairseqrc.batch_seconds
         return Encoder(reader, lambda found: written(kmeans(found)), device, seconds, " ".join)
-
-    def output(self, split: str) -> Path:
-        """The split's file."""
-        return self.folder / split
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         """A line ``file|units`` for each good file."""
