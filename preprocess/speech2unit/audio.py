@@ -29,25 +29,17 @@ FULL_SCALE = 0.99  # 127 of 8 bits; a recording with more than CLIPPED of its sa
 CLIPPED = 0.1
 
 
-class Measured(NamedTuple):
-    """Samples a channel, samples a second, and what is remarkable, before decoding."""
-
-    frames: int
-    rate: int
-    notes: tuple[str, ...]
-
-
-def measured(path: Path, at_once: bool = True) -> Measured:
-    """Measure a recording, as a rule without decoding it (``lengths``). Raises ``BadAudio``
-    (missing, empty, not audio, cut short; over nine hours where it is read ``at_once``).
+def measured(path: Path, at_once: bool = True) -> tuple[int, int, tuple[str, ...]]:
+    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding
+    (``lengths``). Raises ``BadAudio`` (missing, empty, not audio, cut short; over nine hours where
+    it is read ``at_once``).
     """
     with opened(path) as recording:
-        file = recording.file
-        frames = recording.length()
+        file, frames = recording.file, recording.length()
         _check_size(frames if at_once else 1, file.samplerate, MOST_IN_PIECES)
         channels = [f"{file.channels} channels"] if file.channels > 1 else []
         notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
-        return Measured(frames, file.samplerate, notes)
+        return frames, file.samplerate, notes
 
 
 def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ _FINE_TUNED = {
     "wav2vec2": ("wav2vec_ctc", "wav2vec_seq2seq"),
 }
 _INSIDE = "w2v_encoder.w2v_model."
+_WEIGHT_NORM = {"0": "weight_g", "1": "weight_v"}  # its two parts, in torch >= 2.1 by number
+_NEWER = re.compile(r"parametrizations\.weight\.original([01])$")
 _NUMBER = r"([1-9]\d{0,5})"
 _CONV = re.compile(rf"\({_NUMBER},{_NUMBER},{_NUMBER}\),?")
 _CONVS = re.compile(rf"\[((?:{_CONV.pattern})+)\](?:\*{_NUMBER})?")
@@ -58,39 +60,24 @@ class Settings(NamedTuple):
 
 class Weights:
     """A checkpoint's tensors by fairseq's names. What is not asked for, such as a training
-    criterion's, stays in the file. ``names``: patterns of fairseq's names and what the file says
-    instead. ``dtype``: of what ``take`` and ``linear`` return, ``exact`` tensors apart.
+    criterion's, stays in the file. ``dtype``: of what is returned, ``exact`` tensors apart.
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Any],
-        path: Path,
-        device: torch.device,
-        names: Sequence[tuple[str, str]] = (),
-    ) -> None:
-        newer = re.compile(r"parametrizations\.weight\.original([01])$")  # torch >= 2.1
-        older = {"0": "weight_g", "1": "weight_v"}  # the two parts of a weight norm
+    def __init__(self, tensors: Mapping[Any, Any], path: Path, device: torch.device) -> None:
         self._tensors = {
-            newer.sub(lambda part: older[part[1]], str(name)): tensor
+            _NEWER.sub(lambda part: _WEIGHT_NORM[part[1]], str(name)): tensor
             for name, tensor in tensors.items()
         }
-        self._path, self._device, self._names = path, device, names
+        self._path, self._device = path, device
         self.dtype = torch.float32
 
     def __contains__(self, name: str) -> bool:
-        return self._name(name) in self._tensors
-
-    def _name(self, name: str) -> str:
-        for pattern, instead in self._names:
-            name = re.sub(pattern, instead, name)
-        return name
+        return name in self._tensors
 
     def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
-        """Return one tensor on the device, of ``dtype`` or, if ``exact``, float32. Raises
-        ``UserError`` where it is missing or has another shape.
+        """Return one tensor on the device. Raises ``UserError`` where it is missing or has another
+        shape.
         """
-        name = self._name(name)
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:

@@ -46,17 +46,18 @@ _SETTINGS = {
     "conv_pos": "num_conv_pos_embeddings",
     "conv_pos_groups": "num_conv_pos_embedding_groups",
 }
-# fairseq's names of weights, and Hugging Face's
+# Hugging Face's names of weights, and fairseq's
 _NAMES = (
-    (r"^layer_norm", "feature_projection.layer_norm"),
-    (r"^post_extract_proj", "feature_projection.projection"),
-    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
-    (r"^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
-    (r"^encoder\.pos_conv\.0", "encoder.pos_conv_embed.conv"),
-    (r"\.self_attn_layer_norm", ".layer_norm"),
-    (r"\.self_attn\.", ".attention."),
-    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
-    (r"\.fc2\.", ".feed_forward.output_dense."),
+    (r"^(hubert|wav2vec2)\.", ""),  # the model of a recogniser, or one that pretrains
+    (r"^feature_projection\.layer_norm", "layer_norm"),
+    (r"^feature_projection\.projection", "post_extract_proj"),
+    (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
+    (r"(conv_layers\.\d+)\.layer_norm\.", r"\1.2.1."),
+    (r"pos_conv_embed\.conv", "pos_conv.0"),
+    (r"(\.layers\.\d+)\.layer_norm", r"\1.self_attn_layer_norm"),
+    (r"\.attention\.", ".self_attn."),
+    (r"feed_forward\.intermediate_dense", "fc1"),
+    (r"feed_forward\.output_dense", "fc2"),
 )
 
 
@@ -109,9 +110,12 @@ def load_hf_checkpoint(
     tensors = load_safetensors(file) if is_safe else load_torch_values(file, mapped=True)
     if not isinstance(tensors, dict):
         raise UserError(f"{file}: expected named tensors, found {type(tensors).__name__}")
-    inside = re.compile(rf"^({'|'.join(models)})\.")  # of a recogniser or a pretraining model
-    tensors = {inside.sub("", str(name)): tensor for name, tensor in tensors.items()}
-    return settings, Weights(tensors, file, device, _NAMES)
+    weights = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _NAMES:
+            name = re.sub(theirs, ours, str(name))
+        weights[name if norm == "layer" else name.replace(".2.1.", ".2.")] = tensor
+    return settings, Weights(weights, file, device)
 
 
 def _weights_file(path: Path) -> Path:

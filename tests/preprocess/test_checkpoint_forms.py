@@ -126,7 +126,10 @@ def without(name: str) -> Callable[[Path], None]:
         ({"conv_dim": ["open()"] * 7}, "expected sizes in three lists of one length"),
         ({"sampling_rate": 8000}, "sampling_rate=8000; expected 16000"),
         ({"do_normalize": 1}, "do_normalize=1; expected true"),
-        (a_weight("encoder.layers.0.feed_forward.output_dense.weight"), "output_dense.weight"),
+        (
+            a_weight("encoder.layers.0.feed_forward.output_dense.weight"),
+            "encoder.layers.0.fc2.weight",
+        ),
         (a_weight("encoder.pos_conv_embed.conv.parametrizations.weight.original1"), "weight_v ("),
         (without("config.json"), "expected config.json and model.safetensors or pytorch_model.bin"),
         (without("model.safetensors"), "expected config.json and model.safetensors or pytorch"),
