@@ -11,7 +11,7 @@ and takes the last frames. Units must match it, so both are computed here, but t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -86,8 +86,7 @@ class Cpc:
         encoded = iter(self._encoder(stretches))
         rows, states, owners = [], [], []  # of the LSTM
         for track in tracks:
-            parts = [next(encoded) for _ in track.stretches(piece)]
-            for whole, frames in track.runs(piece, parts):
+            for whole, frames in track.runs(piece, encoded):
                 rows.append(frames)
                 states.append(track.state if whole else fresh)
                 owners.append((track, whole))
@@ -137,14 +136,12 @@ class _Track:
         # a frame sees 153 samples before its first and 311 after: only two look beyond the piece
         return [whole, Stretch(cut, 0, 1), Stretch(cut, _PIECE_FRAMES - 1, 1)]
 
-    def runs(self, piece: int, parts: Sequence[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
+    def runs(self, piece: int, encoded: Iterator[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
         """The LSTM's inputs, of the encoded ``stretches``: (is it the whole-file run?, (T, C))."""
-        if not self._total:
-            return [(False, parts[0])]
-        if piece >= self._pieces:
-            return [(True, parts[0])]
-        whole, left, right = parts
-        return [(True, whole), (False, torch.cat([left, whole[1:-1], right]))]
+        first = next(encoded)
+        if not self._total or piece >= self._pieces:
+            return [(self._total > 0, first)]
+        return [(True, first), (False, torch.cat([next(encoded), first[1:-1], next(encoded)]))]
 
     def keep(self, output: torch.Tensor, whole: bool, piece: int) -> None:
         """Store what of the (T, D) or (T, L, D) LSTM output belongs to the features."""

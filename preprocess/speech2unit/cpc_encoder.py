@@ -26,7 +26,6 @@ _RATES = (32, 8, 4, 2, 1)
 _LEADS = (30, 7, 3, 1, 0)
 _LEAD = 153  # the same in samples; after its first sample a frame sees 311 more
 _MARGIN = 2  # a stretch of n frames sees less than (n + 2) * 160 samples
-
 _MOST_FRAMES = {"cpu": 200}  # at once; the first layer holds 64 KiB a frame
 
 
@@ -96,10 +95,7 @@ class ConvEncoder:
                 if before > 0:
                     rows[:before] = 0
                 rows[max(length + before, 0) :] = 0
-        return [
-            hidden[start : start + stretch.count]
-            for start, stretch in zip(starts, stretches, strict=True)
-        ]
+        return [hidden[start : start + one.count] for start, one in zip(starts, stretches)]
 
 
 class _Layer:
