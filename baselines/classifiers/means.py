@@ -32,6 +32,8 @@ class LayerMeans(AudioRun):
     distinct file of the manifest whose audio is good.
     """
 
+    suffix = ".npy"
+
     def __init__(self, task: Preprocessor) -> None:
         unit_model = task.config.taskrc.unit_model
         folder = means_folder(task.workspace, task.downstream, unit_model)
@@ -41,9 +43,6 @@ class LayerMeans(AudioRun):
     def encoder(self) -> Encoder[str]:
         reader, device = self.task.feature_reader(all_layers=True)
         return Encoder(reader, _written_mean, device, self.task.config.fairseqrc.batch_seconds)
-
-    def output(self, split: str) -> Path:
-        return self.folder / f"{split}.npy"
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         if count == 0:

@@ -9,23 +9,28 @@ each split.
 from __future__ import annotations
 
 import contextlib
-import time
+import hashlib
+import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pipeline.devices import Ranks, on_main, wait_for_all
 from pipeline.errors import UserError
-from pipeline.files import holding, read_json, sha256
+from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS
-from pipeline.runs import progress_bar
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stored_blocks import Line, StoredBlocks
-from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates
+from preprocess.actions.stream import (
+    Block,
+    Encoded,
+    Encoder,
+    cut_blocks,
+    file_rates,
+    with_progress,
+)
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import report_bad_audio
-
-Result = TypeVar("Result")
+from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
 
 
 class Shard(NamedTuple):
@@ -35,44 +40,34 @@ class Shard(NamedTuple):
     count: int
 
 
-class Progress:
-    """A bar on a terminal while blocks are computed, and a summary: hours of audio, times real
-    time.
+class Line(NamedTuple):
+    """One distinct file of the manifest: what was computed, as text, or why there is nothing; what
+    was noted about the audio, and its stamp.
     """
 
-    def __init__(self, title: str, files: int) -> None:
-        self._bar = progress_bar(total=files, desc=title, unit="file")
-        self._start = time.monotonic()
-        self._seconds = 0.0
-
-    def __call__(self, blocks: Iterable[Encoded[Result]]) -> Iterator[Encoded[Result]]:
-        """Yield the blocks and count them."""
-        with self._bar:
-            for block in blocks:
-                self._seconds += block.seconds
-                self._bar.set_postfix_str(self.summary(), refresh=False)
-                self._bar.update(len(block.results))
-                yield block
-
-    def summary(self) -> str:
-        """``0.42 h of audio, 35x real time``."""
-        speed = self._seconds / max(time.monotonic() - self._start, 1e-9)
-        return f"{self._seconds / 3600:.2f} h of audio, {speed:.0f}x real time"
+    file: str
+    path: str
+    result: str | None
+    bad: str | None
+    notes: Sequence[str] = ()
+    stamp: list[int] | None = None  # None: stored by an earlier version
 
 
 class AudioRun:
     """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
     ``made_from``. ``command`` is what a user types to compute them.
 
-    A subclass says what is computed, and how the splits are written.
+    A subclass says what is computed, and how the splits are written, ``{train,valid,test}SUFFIX``.
     """
+
+    suffix = ""
 
     def __init__(
         self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
     ) -> None:
         self.task = task
         self.folder = folder
-        self._command = command
+        self._stored, self._command = folder / "blocks", command
         self._splits: dict[str, list[Block]] = {}
         self._rows: dict[str, int] = {}
         seconds = task.config.fairseqrc.batch_seconds
@@ -87,14 +82,14 @@ class AudioRun:
             "batch_seconds": seconds,
             "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
         }
-        self._stored = StoredBlocks(folder / "blocks", self._blocks, self._plan, command)
+        # of each audio file, before any is read
+        paths = {str(block.root / e.path) for block in self._blocks for e in block.entries}
+        self._stamps = {path: _stamp(path) for path in paths}
+        stamps = json.dumps(self._stamps, sort_keys=True).encode()
+        self._audio_files = hashlib.sha256(stamps).hexdigest()
 
     def encoder(self) -> Encoder[str]:
         """What maps audio to the text that is stored of it. Loads models, so only when needed."""
-        raise NotImplementedError
-
-    def output(self, split: str) -> Path:
-        """The split's file."""
         raise NotImplementedError
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
@@ -111,8 +106,8 @@ class AudioRun:
             on_main(here, lambda: stack.enter_context(self._holding_all()))
             if on_main(here, self._is_done):
                 return
-            on_main(here, self._resume)
-            self._compute(self._blocks[here.rank :: here.world])
+            left = on_main(here, self._resume)
+            self._compute([self._blocks[index] for index in left[here.rank :: here.world]])
             wait_for_all(here)
             on_main(here, lambda: self._write(skip_bad))
 
@@ -123,19 +118,25 @@ class AudioRun:
         with contextlib.ExitStack() as stack:
             with holding(self.folder, wait=5):  # other shards hold it for a moment, too
                 stack.enter_context(holding(lock))
+            self._open(discard=False)
             blocks = self._blocks[shard.index :: shard.count]
-            self._stored.open(discard=False)
-            self._say_if(self._stored.remove_changed(blocks))
-            computed = self._compute(blocks)
-            self.task.say(str(self._stored.tally(blocks)))
-            self.task.say(f"{name} is done" if computed else f"{name} is done already")
+            left = self._left(blocks)
+            self._compute([blocks[index] for index in left])
+            tally = Tally()
+            for line in self._lines(blocks):
+                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+            self.task.say(str(tally))
+            self.task.say(f"{name} is done" if left else f"{name} is done already")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
         with self._holding_all():
             if not self._is_done():
-                self._stored.open(discard=False)
+                self._open(discard=False)
                 self._write(skip_bad)
+
+    def _output(self, split: str) -> Path:
+        return self.folder / f"{split}{self.suffix}"
 
     @contextlib.contextmanager
     def _holding_all(self) -> Iterator[None]:
@@ -151,88 +152,149 @@ class AudioRun:
         may be repaired by now). If so, prints it and removes what an earlier run left behind.
         """
         record = self.folder / "provenance.json"
-        if not all(path.exists() for path in (record, *map(self.output, SPLITS))):
+        if not all(path.exists() for path in (record, *map(self._output, SPLITS))):
             return False
         made = read_json(record, self._command)
         if made.get("plan") != self._plan or made.get("left_out"):
             return False
-        if absent := sum(stamp is None for stamp in self._stored.stamps.values()):
+        if absent := sum(stamp is None for stamp in self._stamps.values()):
             unsure = f"; {absent} of its audio files do not exist now, none was compared"
         elif "audio_files" not in made:
             unsure = "; remove it if audio files have changed"
-        elif made["audio_files"] == self._stored.fingerprint():
+        elif made["audio_files"] == self._audio_files:
             unsure = ", audio files included"
         else:
             self.task.say(f"{self.folder}: audio files have changed since, it is made again")
             return False
-        self._stored.remove()  # of a run that ended between its record and this
+        shutil.rmtree(self._stored, ignore_errors=True)  # of a run that ended before removing it
         self.task.say(f"{self.folder} already exists, made from these manifests and models{unsure}")
         return True
 
-    def _resume(self) -> None:
-        """Remove the blocks of other runs and of other audio, and print how many are left."""
-        self._stored.open(discard=True)
-        self._say_if(self._stored.remove_changed(self._blocks))
-        if stored := self._stored.count():
-            total = len(self._blocks)
-            self.task.say(f"resumes an earlier run: {stored} of {total} blocks done")
-
-    def _say_if(self, text: str) -> None:
-        if text:
-            self.task.say(text)
-
-    def _compute(self, blocks: Sequence[Block]) -> bool:
-        """Compute those of ``blocks`` that are missing or hold bad audio (it may be repaired by
-        now). Without any, no model is loaded and the answer is False.
+    def _open(self, discard: bool) -> None:
+        """Make the blocks' folder ready. Blocks of another plan are removed (``discard``) or raise
+        ``UserError``: other shards may be at work on them.
         """
-        blocks = [
-            block
-            for block in blocks
-            if not self._stored.has(block) or any(line.bad for line in self._stored.read(block))
-        ]
-        if not blocks:
-            return False
-        encoder = self.encoder()
-        progress = Progress(self.task.downstream, sum(len(block.entries) for block in blocks))
-        for encoded in progress(encoder(blocks)):
-            self.store(encoded)
-        self.task.say(progress.summary())
-        return True
+        path = self._stored / "plan.json"
+        plan = {**self._plan, "blocks": [len(block.entries) for block in self._blocks]}
+        if path.exists() and read_json(path, self._command) != plan:
+            if not discard:
+                raise UserError(
+                    f"{path}: the blocks there were made with other settings or another manifest; "
+                    f"remove {self._stored} and run every shard again"
+                )
+            shutil.rmtree(self._stored)
+        if not path.exists():
+            write_json(path, plan)
+
+    def _resume(self) -> list[int]:
+        """Remove the blocks of other runs. Returns which blocks are left to compute."""
+        self._open(discard=True)
+        is_first = next(self._stored.glob("*.jsonl"), None) is None
+        left = self._left(self._blocks)
+        if not is_first:
+            total = len(self._blocks)
+            self.task.say(f"resumes an earlier run: {total - len(left)} of {total} blocks done")
+        return left
+
+    def _left(self, blocks: Sequence[Block]) -> list[int]:
+        """Which of ``blocks`` are missing, or hold audio that has changed or was bad (it may be
+        repaired by now). Prints what has changed.
+        """
+        left, changed = [], []
+        for index, block in enumerate(blocks):
+            lines = self._read(block) if self._path(block).exists() else []
+            if stale := sum(map(self._has_changed, lines)):
+                changed.append(stale)
+            if stale or not lines or any(line.bad for line in lines):
+                left.append(index)
+        if changed:
+            self.task.say(
+                f"{sum(changed)} audio files have changed since they were read: their "
+                f"{len(changed)} blocks are computed again"
+            )
+        return left
+
+    def _has_changed(self, line: Line) -> bool:
+        """Whether the audio file is another one than the one that was read."""
+        return self._stamps[line.path] not in (None, line.stamp)
+
+    def _compute(self, blocks: Sequence[Block]) -> None:
+        """Compute and store ``blocks``. Without any, no model is loaded."""
+        if blocks:
+            files = sum(len(block.entries) for block in blocks)
+            encoded = self.encoder()(blocks)
+            for block in with_progress(encoded, self.task.downstream, files, self.task.say):
+                self.store(block)
+
+    def store(self, encoded: Encoded[str]) -> None:
+        """Write a finished block's file."""
+        block = encoded.block
+        with writing(self._path(block)) as handle:
+            for entry, result, notes in zip(
+                block.entries, encoded.results, encoded.notes, strict=True
+            ):
+                path = str(block.root / entry.path)
+                outcome = (None, str(result)) if isinstance(result, BadAudio) else (result, None)
+                line = Line(entry.file, path, *outcome, notes, self._stamps[path])
+                handle.write(json.dumps(line) + "\n")
+
+    def _path(self, block: Block) -> Path:
+        return self._stored / f"{block.name}.jsonl"
+
+    def _read(self, block: Block) -> list[Line]:
+        """Read a finished block. Raises ``UserError`` for one that is not of this manifest."""
+        path = self._path(block)
+        try:
+            lines = [Line(*json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        except (ValueError, TypeError):
+            lines = []
+        if [line.file for line in lines] != [entry.file for entry in block.entries]:
+            raise UserError(f"{path}: not what {self._command} wrote; remove it and run that again")
+        return lines
+
+    def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
+        for block in blocks:
+            yield from self._read(block)
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
-        absent = [block.name for block in self._blocks if not self._stored.has(block)]
+        absent = [block.name for block in self._blocks if not self._path(block).exists()]
         if absent:
             raise UserError(
-                f"{self.folder}/blocks: {len(absent)} of {len(self._blocks)} blocks are missing, "
+                f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing, "
                 f"the first is {absent[0]}; run the shards that have not finished"
             )
-        if changed := sum(map(self._stored.changed, self._blocks)):
-            raise UserError(
-                f"{self.folder}/blocks: {changed} audio files have changed since they were read; "
-                f"run {self._command} again, or its shards"
-            )
-        bad: list[Line] = []
-        good = dict.fromkeys(SPLITS, 0)
+        tally, changed, bad, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
-            for line in self._stored.lines(blocks):
+            for line in self._lines(blocks):
+                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+                changed += self._has_changed(line)
                 bad += [line] if line.bad else []
                 good[split] += not line.bad
-        tally = self._stored.tally(self._blocks)
+        if changed:
+            raise UserError(
+                f"{self._stored}: {changed} audio files have changed since they were read; "
+                f"run {self._command} again, or its shards"
+            )
         self.task.say(str(tally))
         reasons = {Path(line.path): line.bad for line in bad}
         report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
         for split, blocks in self._splits.items():
-            lines = (line for line in self._stored.lines(blocks) if not line.bad)
-            self.write_split(self.output(split), lines, good[split])
+            lines = (line for line in self._lines(blocks) if not line.bad)
+            self.write_split(self._output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
-        more = {"audio": tally.record(), "audio_files": self._stored.fingerprint()}
+        more = {"audio": tally.record(), "audio_files": self._audio_files}
         left_out = [line.file for line in bad]
         self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
         if not bad:
-            self._stored.remove()
+            shutil.rmtree(self._stored)
 
-    def store(self, encoded: Encoded[str]) -> None:
-        """Write a finished block's file."""
-        self._stored.write(encoded)
+
+def _stamp(path: str) -> list[int] | None:
+    """Size and time; None: it does not exist."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ from pipeline.config import save_config
 from pipeline.errors import UserError
 from pipeline.files import write_json, writing
 from pipeline.runs import provenance
-from preprocess.actions.audio_run import AudioRun, Line, Progress
-from preprocess.actions.manifest import Entry, distinct, read_manifest
-from preprocess.actions.stream import Encoder, cut_blocks, file_rates
+from preprocess.actions.audio_run import AudioRun, Line
+from preprocess.actions.manifest import distinct, read_manifest
+from preprocess.actions.stream import Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
 from preprocess.speech2unit.features import written
@@ -69,68 +69,47 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
 
 def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
     """At most ``km_frames`` frames (N, D) float32 of files that are drawn from the train manifests
-    of all tasks together, and what was read for them.
+    of all tasks together, until they last that long, and what was read for them.
     """
     first = preprocessors[0]
     settings = first.config.fairseqrc
-    manifests = [read_manifest(task.manifest / "train.tsv") for task in preprocessors]
-    pools = [distinct(entries) for _, entries in manifests]
-    rates = [file_rates(task.manifest) for task in preprocessors]
     reader, device = first.feature_reader()
-    seconds = settings.km_frames / reader.frame_rate
-    chosen = _draw(pools, rates, seconds, first.config.taskrc.seed)
+    roots, rates, files, lasts = [], [], [], []
+    for number, task in enumerate(preprocessors):
+        root, entries = read_manifest(task.manifest / "train.tsv")
+        roots.append(root)
+        rates.append(file_rates(task.manifest))
+        for entry in distinct(entries):
+            files.append((number, entry))
+            lasts.append(entry.frames / rates[-1][entry.path])  # seconds
+    order = np.random.default_rng(first.config.taskrc.seed).permutation(len(files))
+    wanted = settings.km_frames / reader.frame_rate
+    missing = np.subtract.accumulate([wanted, *(lasts[index] for index in order)])  # after each
+    drawn = [files[index] for index in np.sort(order[: np.count_nonzero(missing > 0)])]
     blocks = []
-    for task, (root, _), entries, of_task in zip(
-        preprocessors, manifests, chosen, rates, strict=True
-    ):
-        blocks += cut_blocks(task.downstream, root, entries, settings.batch_seconds, of_task)
+    for number, task in enumerate(preprocessors):
+        entries = [entry for of_task, entry in drawn if of_task == number]
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
-    encoder = Encoder(
-        reader,
-        lambda features: features.cpu().numpy(),
-        device,
-        settings.batch_seconds,
-        np.concatenate,
-    )
+        seconds = settings.batch_seconds
+        blocks += cut_blocks(task.downstream, roots[number], entries, seconds, rates[number])
+    to_numpy = lambda features: features.cpu().numpy()  # noqa: E731
+    encoder = Encoder(reader, to_numpy, device, settings.batch_seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
     filled, bad, tally = 0, {}, Tally()
-    progress = Progress("features", sum(map(len, chosen)))
-    for block, results, _, notes in progress(encoder(blocks)):
-        for entry, result, noted in zip(block.entries, results, notes, strict=True):
-            tally.add(result if isinstance(result, BadAudio) else noted)
+    for block in with_progress(encoder(blocks), "features", len(drawn), print):
+        for entry, result, notes in zip(block.block.entries, block.results, block.notes):
             if isinstance(result, BadAudio):
-                bad[block.root / entry.path] = str(result)
+                tally.add(result)
+                bad[block.block.root / entry.path] = str(result)
                 continue
+            tally.add(notes)
             frames = result[: len(sample) - filled]
             sample[filled : filled + len(frames)] = frames
             filled += len(frames)
-    print(progress.summary())
     print(tally)
     report = first.learned_km_path.with_suffix(".bad_audio.txt")
     report_bad_audio(bad, report, first.skip_bad)
     return sample[:filled], tally
-
-
-def _draw(
-    pools: Sequence[Sequence[Entry]], rates: Sequence[Mapping[str, int]], seconds: float, seed: int
-) -> list[list[Entry]]:
-    """Draw files from all pools together until they last ``seconds``, by each pool's ``rates``.
-    Returns the drawn files of each pool, in the pool's order.
-    """
-    files = [(pool, index) for pool, entries in enumerate(pools) for index in range(len(entries))]
-    drawn: set[tuple[int, int]] = set()
-    missing = seconds
-    for position in np.random.default_rng(seed).permutation(len(files)):
-        if missing <= 0:
-            break
-        pool, index = files[position]
-        entry = pools[pool][index]
-        missing -= entry.frames / rates[pool][entry.path]
-        drawn.add((pool, index))
-    return [
-        [entry for index, entry in enumerate(entries) if (pool, index) in drawn]
-        for pool, entries in enumerate(pools)
-    ]
 
 
 class Quantizing(AudioRun):
@@ -154,15 +133,8 @@ class Quantizing(AudioRun):
         if task.km_ships:
             more = ", which ships for a few commands; learn_kmeans makes a better one"
         task.say(f"{len(centres)} clusters of {task.km_path}{more}")
-        kmeans = KMeans(centres, device)
-        seconds = task.config.fairseqrc.batch_seconds
-        return Encoder(
-            reader, lambda features: written(kmeans(features)), device, seconds, " ".join
-        )
-
-    def output(self, split: str) -> Path:
-        """The split's file."""
-        return self.folder / split
+        kmeans, seconds = KMeans(centres, device), task.config.fairseqrc.batch_seconds
+        return Encoder(reader, lambda found: written(kmeans(found)), device, seconds, " ".join)
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         """A line ``file|units`` for each good file."""

@@ -29,25 +29,17 @@ FULL_SCALE = 0.99  # 127 of 8 bits; a recording with more than CLIPPED of its sa
 CLIPPED = 0.1
 
 
-class Measured(NamedTuple):
-    """Samples a channel, samples a second, and what is remarkable, before decoding."""
-
-    frames: int
-    rate: int
-    notes: tuple[str, ...]
-
-
-def measured(path: Path, at_once: bool = True) -> Measured:
-    """Measure a recording, as a rule without decoding it (``lengths``). Raises ``BadAudio``
-    (missing, empty, not audio, cut short; over nine hours where it is read ``at_once``).
+def measured(path: Path, at_once: bool = True) -> tuple[int, int, tuple[str, ...]]:
+    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding
+    (``lengths``). Raises ``BadAudio`` (missing, empty, not audio, cut short; over nine hours where
+    it is read ``at_once``).
     """
     with opened(path) as recording:
-        file = recording.file
-        frames = recording.length()
+        file, frames = recording.file, recording.length()
         _check_size(frames if at_once else 1, file.samplerate, MOST_IN_PIECES)
-        channels = (f"{file.channels} channels",) if file.channels > 1 else ()
+        channels = [f"{file.channels} channels"] if file.channels > 1 else []
         notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
-        return Measured(frames, file.samplerate, notes)
+        return frames, file.samplerate, notes
 
 
 def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
@@ -88,8 +80,10 @@ def read_audio(
         recording.skip(start)
         size, heard = max(1, AT_ONCE // file.channels), Counter()
         blocks = _mono(file, frames, size, heard)
-        if rate != SAMPLE_RATE:
-            blocks = _resampled(blocks, rate, at_once=frames <= size)
+        if rate != SAMPLE_RATE and frames <= size:  # faster than a stream
+            blocks = (soxr.resample(block, rate, SAMPLE_RATE) for block in blocks)
+        elif rate != SAMPLE_RATE:
+            blocks = _resampled(blocks, rate)
         samples, filled = np.empty(frames * SAMPLE_RATE // rate + 2, np.float32), 0
         for block in blocks:
             samples[filled : filled + len(block)] = block
@@ -150,20 +144,16 @@ def _mono(
             raise BadAudio(f"ends early: expected {frames} samples, found {there}")
         left -= len(samples)
         _hear(samples, heard)
-        yield mixed(samples, heard)
+        yield _mixed(samples, heard)
 
 
-def _resampled(blocks: Iterator[np.ndarray], rate: int, at_once: bool) -> Iterator[np.ndarray]:
-    """The blocks at 16 kHz: one ``at_once``, or a stream of them."""
-    if at_once:
-        yield from (soxr.resample(block, rate, SAMPLE_RATE) for block in blocks)
-        return
+def _resampled(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
     stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
     yield from (stream.resample_chunk(block) for block in blocks)
     yield stream.resample_chunk(np.empty(0, np.float32), last=True)
 
 
-def mixed(samples: np.ndarray, heard: Counter[str]) -> np.ndarray:
+def _mixed(samples: np.ndarray, heard: Counter[str]) -> np.ndarray:
     """Map (T, C) to (T,): the channels' mean, or the loudest channel where the mean would lose
     them, as in opposite phase: where its power is below a tenth of what unrelated channels keep.
     """

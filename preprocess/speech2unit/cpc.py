@@ -11,16 +11,15 @@ and takes the last frames. Units must match it, so both are computed here, but t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
-from preprocess.speech2unit.cpc_encoder import HOP, KERNELS, ConvEncoder, Stretch, frames_in
+from preprocess.speech2unit.cpc_encoder import HOP, ConvEncoder, Stretch, frames_in
 from preprocess.speech2unit.fairseq_checkpoint import Weights
 from preprocess.speech2unit.features import SAMPLE_RATE, Source, tf32
 
@@ -40,36 +39,42 @@ class Cpc:
     min_samples = HOP - 1
 
     def __init__(self, source: Source) -> None:
+        """Raises ``UserError`` for settings that cannot be, and for a checkpoint without them."""
         if source.ckpt_path is None:
             raise UserError("fairseqrc.ckpt_path: cpc needs its checkpoint; name the file")
-        layers = None if source.all_layers else source.layer
-        if not source.all_layers and (layers is None or layers < 1):
+        if not source.all_layers and (source.layer is None or source.layer < 1):
             raise UserError(
-                f"fairseqrc.layer={layers}: cpc needs the number of LSTM layers to run, "
+                f"fairseqrc.layer={source.layer}: cpc needs the number of LSTM layers to run, "
                 "from 1; the published units come from 2"
             )
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
-        # as one operation, or layer by layer where every layer's output is wanted
-        convs, self._lstms = _read_checkpoint(
-            source.ckpt_path, layers, source.all_layers, source.device
-        )
+        weights, channels, self.dim, levels = _read_checkpoint(source.ckpt_path, source.device)
+        layers = levels if source.all_layers else source.layer
+        if layers > levels:
+            raise UserError(
+                f"fairseqrc.layer={layers}: {source.ckpt_path} has {levels} LSTM layer(s); "
+                f"ask for 1 to {levels}"
+            )
         products = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
-        self._encoder = ConvEncoder(convs, source.device, products)
-        self._tf32 = source.dtype == "tf32"
-        self._device = source.device
-        self._all_layers = source.all_layers
-        self.dim = self._lstms[0].hidden_size
-        self._with_input = self._lstms[0].input_size == self.dim
+        self._encoder = ConvEncoder(weights, channels, source.device, products)
+        self._tf32, self._device = source.dtype == "tf32", source.device
+        self._all_layers, self._count = source.all_layers, layers
+        # as one operation, or layer by layer where every layer's output is wanted
+        starts = range(layers) if source.all_layers else [0]
+        self._lstms = [
+            _lstm(weights, start, layers // len(starts), self.dim if start else channels, self.dim)
+            for start in starts
+        ]
+        self._with_input = channels == self.dim
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
         (frames_i, L, D).
         """
-        layers = sum(lstm.num_layers for lstm in self._lstms)
-        frame = (layers + self._with_input, self.dim) if self._all_layers else (self.dim,)
-        fresh = torch.zeros(2, layers, self.dim, device=self._device)
-        tracks = [_Track(waveform, frame, fresh) for waveform in waveforms]
+        shape = (self._count + self._with_input, self.dim) if self._all_layers else (self.dim,)
+        fresh = torch.zeros(2, self._count, self.dim, device=self._device)
+        tracks = [_Track(waveform, shape, fresh) for waveform in waveforms]
         with tf32(self._tf32):
             for piece in range(max(track.blocks for track in tracks)):
                 self._advance([track for track in tracks if piece < track.blocks], piece, fresh)
@@ -81,15 +86,14 @@ class Cpc:
         encoded = iter(self._encoder(stretches))
         rows, states, owners = [], [], []  # of the LSTM
         for track in tracks:
-            parts = [next(encoded) for _ in track.stretches(piece)]
-            for whole, frames in track.runs(piece, parts):
+            for whole, frames in track.runs(piece, encoded):
                 rows.append(frames)
                 states.append(track.state if whole else fresh)
                 owners.append((track, whole))
         state = torch.stack(states, dim=2)  # (2, layers, rows, D)
         frames = nn.utils.rnn.pad_sequence(rows)  # (T, rows, C); what is right of a row is unseen
         kept, after = [frames] if self._with_input else [], []
-        parts = state.split([lstm.num_layers for lstm in self._lstms], dim=1)
+        parts = state.split(self._lstms[0].num_layers, dim=1)
         for lstm, (hidden, cell) in zip(self._lstms, parts, strict=True):
             frames, ended = lstm(frames, (hidden, cell))  # (T, rows, D)
             kept.append(frames)
@@ -132,14 +136,12 @@ class _Track:
         # a frame sees 153 samples before its first and 311 after: only two look beyond the piece
         return [whole, Stretch(cut, 0, 1), Stretch(cut, _PIECE_FRAMES - 1, 1)]
 
-    def runs(self, piece: int, parts: Sequence[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
+    def runs(self, piece: int, encoded: Iterator[torch.Tensor]) -> list[tuple[bool, torch.Tensor]]:
         """The LSTM's inputs, of the encoded ``stretches``: (is it the whole-file run?, (T, C))."""
-        if not self._total:
-            return [(False, parts[0])]
-        if piece >= self._pieces:
-            return [(True, parts[0])]
-        whole, left, right = parts
-        return [(True, whole), (False, torch.cat([left, whole[1:-1], right]))]
+        first = next(encoded)
+        if not self._total or piece >= self._pieces:
+            return [(self._total > 0, first)]
+        return [(True, first), (False, torch.cat([next(encoded), first[1:-1], next(encoded)]))]
 
     def keep(self, output: torch.Tensor, whole: bool, piece: int) -> None:
         """Store what of the (T, D) or (T, L, D) LSTM output belongs to the features."""
@@ -153,13 +155,9 @@ class _Track:
         self.features[start : start + len(kept)] = kept
 
 
-def _read_checkpoint(
-    path: Path, layers: int | None, apart: bool, device: torch.device
-) -> tuple[dict[str, torch.Tensor], list[nn.LSTM]]:
-    """Return the convolutions' weights by name, and the LSTM of the first (or all) ``layers``,
-    ``apart`` as an LSTM for each of them.
-
-    Raises ``UserError`` for another kind of file, fewer layers, missing weights or other shapes.
+def _read_checkpoint(path: Path, device: torch.device) -> tuple[Weights, int, int, int]:
+    """The weights; channels of the convolutions, numbers and layers of the LSTM. Raises
+    ``UserError`` for another kind of file.
     """
     state = load_torch(path, mapped=True)
     weights, config = state.get("weights"), state.get("config")
@@ -169,46 +167,24 @@ def _read_checkpoint(
             f"{path}: expected a CPC checkpoint {{weights, config}}, found "
             f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
         )
-    channels, hidden, levels = (
-        _size(path, config, key) for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU")
-    )
-    layers = layers or levels
-    if layers > levels:
-        raise UserError(
-            f"fairseqrc.layer={layers}: {path} has {levels} LSTM layer(s); ask for 1 to {levels}"
-        )
-    if layers > len(weights):
-        raise UserError(f"{path}: says {layers} LSTM layers and has {len(weights)} weights")
-    stored = Weights(weights, path, device)
-    convs = {}
-    for index, kernel in enumerate(KERNELS):
-        convs |= {
-            f"conv{index}.weight": (channels, channels if index else 1, kernel),
-            f"conv{index}.bias": (channels,),
-            f"batchNorm{index}.weight": (1, channels, 1),
-            f"batchNorm{index}.bias": (1, channels, 1),
-        }
-    convs = {name: stored.take(f"gEncoder.{name}", *shape) for name, shape in convs.items()}
-    lstms = []
-    for start in range(0, layers, 1 if apart else layers):
-        width = hidden if start else channels
-        lstm = nn.LSTM(width, hidden, 1 if apart else layers, device="meta")
-        state = {}
-        for name, value in lstm.state_dict().items():
-            kind, _, layer = name.rpartition("_l")  # weight_ih, 0
-            stored_name = f"gAR.baseNet.{kind}_l{start + int(layer)}"
-            state[name] = stored.take(stored_name, *value.shape)
-        lstm.load_state_dict(state, assign=True)
-        lstm.flatten_parameters()  # side by side in memory, as cuDNN wants them
-        lstms.append(lstm.eval().requires_grad_(False))
-    return convs, lstms
+    sizes = []
+    for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU"):
+        sizes.append(config.get(key))
+        if type(sizes[-1]) is not int or not 1 <= sizes[-1] <= 65_536:
+            raise UserError(
+                f"{path}: expected a size in its config's {key}, found {sizes[-1]!r}; "
+                "name a CPC checkpoint in fairseqrc.ckpt_path"
+            )
+    return Weights(weights, path, device), *sizes
 
 
-def _size(path: Path, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if type(value) is not int or not 1 <= value <= 65_536:
-        raise UserError(
-            f"{path}: expected a size in its config's {key}, found {value!r}; "
-            "name a CPC checkpoint in fairseqrc.ckpt_path"
-        )
-    return value
+def _lstm(weights: Weights, start: int, layers: int, width: int, hidden: int) -> nn.LSTM:
+    """The checkpoint's LSTM layers from ``start`` on."""
+    lstm = nn.LSTM(width, hidden, layers, device="meta")
+    state = {}
+    for name, value in lstm.state_dict().items():
+        kind, _, layer = name.rpartition("_l")  # weight_ih, 0
+        state[name] = weights.take(f"gAR.baseNet.{kind}_l{start + int(layer)}", *value.shape)
+    lstm.load_state_dict(state, assign=True)
+    lstm.flatten_parameters()  # side by side in memory, as cuDNN wants them
+    return lstm.eval().requires_grad_(False)

@@ -7,12 +7,13 @@ lie one after another in one long sequence, so that lengths need no padding to t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
+from preprocess.speech2unit.fairseq_checkpoint import Weights
 from preprocess.speech2unit.features import grouped
 
 HOP = 160  # samples a frame
@@ -25,7 +26,6 @@ _RATES = (32, 8, 4, 2, 1)
 _LEADS = (30, 7, 3, 1, 0)
 _LEAD = 153  # the same in samples; after its first sample a frame sees 311 more
 _MARGIN = 2  # a stretch of n frames sees less than (n + 2) * 160 samples
-
 _MOST_FRAMES = {"cpu": 200}  # at once; the first layer holds 64 KiB a frame
 
 
@@ -45,17 +45,16 @@ def frames_in(samples: int) -> int:
 
 
 class ConvEncoder:
-    """Convolution, norm over channels, ReLU, five times. ``weights`` lie on the device under the
-    published names, ``conv{i}.weight`` to ``batchNorm{i}.bias``. ``products``: the dtype of the
-    matrix products but for the first layer's, which hears the samples.
+    """Convolution, norm over channels, ReLU, five times. ``products``: the dtype of the matrix
+    products but for the first layer's, which hears the samples.
     """
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], device: torch.device, products: torch.dtype
+        self, weights: Weights, channels: int, device: torch.device, products: torch.dtype
     ) -> None:
         self._layers = [
-            _Layer(weights, index, stride, products if index else torch.float32)
-            for index, stride in enumerate(STRIDES)
+            _Layer(weights, index, channels, products if index else torch.float32)
+            for index in range(len(KERNELS))
         ]
         self._device = device
         self._most = _MOST_FRAMES.get(device.type, 20_000)
@@ -96,20 +95,16 @@ class ConvEncoder:
                 if before > 0:
                     rows[:before] = 0
                 rows[max(length + before, 0) :] = 0
-        return [
-            hidden[start : start + stretch.count]
-            for start, stretch in zip(starts, stretches, strict=True)
-        ]
+        return [hidden[start : start + one.count] for start, one in zip(starts, stretches)]
 
 
 class _Layer:
     """One convolution, its norm and ReLU, without padding."""
 
-    def __init__(
-        self, weights: Mapping[str, torch.Tensor], index: int, stride: int, products: torch.dtype
-    ) -> None:
-        kernel = weights[f"conv{index}.weight"]  # (C, C_in, 2 stride)
-        channels = len(kernel)
+    def __init__(self, weights: Weights, index: int, channels: int, products: torch.dtype) -> None:
+        conv, norm, stride = f"gEncoder.conv{index}", f"gEncoder.batchNorm{index}", STRIDES[index]
+        inputs = channels if index else 1
+        kernel = weights.take(f"{conv}.weight", channels, inputs, KERNELS[index])
         first, second = (
             half.permute(2, 1, 0).reshape(-1, channels).to(products)
             for half in kernel.split(stride, dim=2)
@@ -117,11 +112,11 @@ class _Layer:
         self._stride, self._channels = stride, channels
         self._first, self._second = first, second
         self._sum, self._difference = (first + second) / 2, (first - second) / 2
-        self._bias = weights[f"conv{index}.bias"].to(products)
+        self._bias = weights.take(f"{conv}.bias", channels).to(products)
         # layer_norm divides the variance by C, the published norm by C - 1
         ratio = (channels - 1) / channels
-        self._norm = weights[f"batchNorm{index}.weight"].flatten() * ratio**0.5
-        self._shift = weights[f"batchNorm{index}.bias"].flatten()
+        self._norm = weights.take(f"{norm}.weight", 1, channels, 1).flatten() * ratio**0.5
+        self._shift = weights.take(f"{norm}.bias", 1, channels, 1).flatten()
         self._epsilon = _EPSILON * ratio
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

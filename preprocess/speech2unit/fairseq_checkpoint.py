@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +14,9 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.torch_files import allow_fairseq, load_torch
+from preprocess.speech2unit.features import SAMPLE_RATE
 
-# fairseq's defaults (HubertConfig, Wav2Vec2Config): an old checkpoint lacks what came later
-_DEFAULTS: dict[str, Any] = {
-    "extractor_mode": "default",
-    "conv_feature_layers": "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2",
-    "conv_bias": False,
-    "encoder_layers": 12,
-    "encoder_embed_dim": 768,
-    "encoder_ffn_embed_dim": 3072,
-    "encoder_attention_heads": 12,
-    "layer_norm_first": False,
-    "conv_pos": 128,
-    "conv_pos_groups": 16,
-}
-# what our forward pass does not do, and the value that leaves it undone
-_REFUSED: dict[str, Any] = {
+_ONLY = {  # what our forward pass does not do, and the value that leaves it undone
     "layer_type": "transformer",
     "pos_conv_depth": 1,
     "conv_pos_batch_norm": False,
@@ -43,52 +30,54 @@ _FINE_TUNED = {
     "wav2vec2": ("wav2vec_ctc", "wav2vec_seq2seq"),
 }
 _INSIDE = "w2v_encoder.w2v_model."
-# what torch >= 2.1 calls the two parts of a weight norm
-_WEIGHT_NORM = {
-    ".weight_g": ".parametrizations.weight.original0",
-    ".weight_v": ".parametrizations.weight.original1",
-}
-_CONV_TERM = re.compile(r"\[((?:\(\d+,\d+,\d+\),?)+)\](?:\*(\d+))?")
-_CONV_LAYER = re.compile(r"\((\d+),(\d+),(\d+)\)")
-_MOST_CONV_LAYERS = 32
+_WEIGHT_NORM = {"0": "weight_g", "1": "weight_v"}  # its two parts, in torch >= 2.1 by number
+_NEWER = re.compile(r"parametrizations\.weight\.original([01])$")
+_NUMBER = r"([1-9]\d{0,5})"
+_CONV = re.compile(rf"\({_NUMBER},{_NUMBER},{_NUMBER}\),?")
+_CONVS = re.compile(rf"\[((?:{_CONV.pattern})+)\](?:\*{_NUMBER})?")
+
+
+class Settings(NamedTuple):
+    """The network's shape, by fairseq's names and with its defaults (HubertConfig,
+    Wav2Vec2Config): an old checkpoint lacks what came later.
+    """
+
+    extractor_mode: str = "default"
+    # (channels, kernel, stride) of each layer
+    conv_feature_layers: tuple[tuple[int, int, int], ...] = (
+        (512, 10, 5), *4 * [(512, 3, 2)], *2 * [(512, 2, 2)]
+    )  # fmt: skip
+    conv_bias: bool = False
+    encoder_layers: int = 12
+    encoder_embed_dim: int = 768
+    encoder_ffn_embed_dim: int = 3072
+    encoder_attention_heads: int = 12
+    layer_norm_first: bool = False
+    conv_pos: int = 128
+    conv_pos_groups: int = 16
+    normalize: bool = False  # layer-norm the waveform first (the checkpoint's task says so)
 
 
 class Weights:
     """A checkpoint's tensors by fairseq's names. What is not asked for, such as a training
-    criterion's, stays in the file. ``names``: patterns of fairseq's names and what the file says
-    instead. ``dtype``: of what ``take`` and ``linear`` return, ``exact`` tensors apart.
+    criterion's, stays in the file. ``dtype``: of what is returned, ``exact`` tensors apart.
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, Any],
-        path: Path,
-        device: torch.device,
-        names: Sequence[tuple[str, str]] = (),
-    ) -> None:
-        self._tensors = tensors
-        self._path = path
-        self._device = device
-        self._names = names
+    def __init__(self, tensors: Mapping[Any, Any], path: Path, device: torch.device) -> None:
+        self._tensors = {
+            _NEWER.sub(lambda part: _WEIGHT_NORM[part[1]], str(name)): tensor
+            for name, tensor in tensors.items()
+        }
+        self._path, self._device = path, device
         self.dtype = torch.float32
 
     def __contains__(self, name: str) -> bool:
-        return self._name(name) in self._tensors
-
-    def _name(self, name: str) -> str:
-        for pattern, instead in self._names:
-            name = re.sub(pattern, instead, name)
-        for end, new in _WEIGHT_NORM.items():
-            if name.endswith(end) and name not in self._tensors:
-                newer = name.removesuffix(end) + new
-                return newer if newer in self._tensors else name
-        return name
+        return name in self._tensors
 
     def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
-        """Return one tensor on the device, of ``dtype`` or, if ``exact``, float32. Raises
-        ``UserError`` where it is missing or has another shape.
+        """Return one tensor on the device. Raises ``UserError`` where it is missing or has another
+        shape.
         """
-        name = self._name(name)
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
@@ -106,22 +95,6 @@ class Weights:
     def norm(self, name: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``name.weight`` (size,) and ``name.bias`` (size,), float32."""
         return tuple(self.take(f"{name}.{part}", size, exact=True) for part in ("weight", "bias"))
-
-
-class Settings(NamedTuple):
-    """The shape of the network. ``conv_layers`` holds (channels, kernel, stride) of each layer."""
-
-    extractor_mode: str
-    conv_layers: tuple[tuple[int, int, int], ...]
-    conv_bias: bool
-    encoder_layers: int
-    encoder_embed_dim: int
-    encoder_ffn_embed_dim: int
-    encoder_attention_heads: int
-    layer_norm_first: bool
-    conv_pos: int
-    conv_pos_groups: int
-    normalize: bool  # layer-norm the waveform first (the checkpoint's task says so)
 
 
 def load_fairseq_checkpoint(
@@ -147,16 +120,18 @@ def load_fairseq_checkpoint(
         name = model.get("_name") or model.get("arch")
     if name not in models:
         raise UserError(f"{path}: its model is {shown(name)}; expected {' or '.join(models)}")
-    if task.get("sample_rate", 16_000) != 16_000:
-        rate = shown(task["sample_rate"])
-        raise UserError(f"{path}: trained on {rate} Hz; expected 16000 Hz")
+    if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UserError(f"{path}: trained on {shown(rate)} Hz; expected {SAMPLE_RATE} Hz")
     weights = state.get("model")
     if not isinstance(weights, dict):
         raise UserError(f"{path}: no weights in it; get the file again")
     if fine_tuned:
         weights = {str(name).removeprefix(_INSIDE): weight for name, weight in weights.items()}
-    normalize = bool(task.get("normalize", False))
-    return check_settings(model, normalize, path), Weights(weights, path, device)
+    check_only(_ONLY, model, path)
+    if "conv_feature_layers" in model:
+        model["conv_feature_layers"] = _conv_layers(str(model["conv_feature_layers"]), path)
+    model["normalize"] = bool(task.get("normalize", False))
+    return checked_settings(model, path), Weights(weights, path, device)
 
 
 def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
@@ -167,7 +142,7 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
         stored = state.get("args")
         if stored is None:
             stored = (state.get("cfg") or {})[part]
-        return vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
+        return dict(vars(stored) if isinstance(stored, argparse.Namespace) else stored)
     except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
         alone = all(isinstance(value, torch.Tensor) for value in state.values())
         found = ": these are weights alone" if alone else ""
@@ -177,54 +152,48 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_settings(
-    model: dict[str, Any], normalize: bool, path: Path, names: Mapping[str, str] | None = None
-) -> Settings:
-    """The settings that a file holds, under fairseq's keys; ``names``: what the file calls them.
+def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
+    """Read ``[(512,10,5)] + [(512,3,2)] * 4``, which fairseq evaluates as Python."""
+    layers: list[tuple[int, ...]] = []
+    for term in text.replace(" ", "").split("+"):
+        if not (read := _CONVS.fullmatch(term)):
+            raise UserError(
+                f"{path}: conv_feature_layers={text[:80]!r}; expected lists of "
+                "(channels,kernel,stride), added and multiplied"
+            )
+        layers += [tuple(map(int, conv)) for conv in _CONV.findall(read[1])] * int(read[5] or 1)
+    return tuple(layers)
 
-    Raises ``UserError`` for those that our forward pass does not know.
-    """
-    names = names or {}
-    for key, expected in _REFUSED.items():
-        value, name = model.get(key, expected), names.get(key, key)
+
+def check_only(only: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
+    """Raises ``UserError`` for a setting that our forward pass does not know."""
+    for key, expected in only.items():
+        value = settings.get(key, expected)
         if type(value) is not type(expected) or value != expected:
-            raise UserError(f"{path}: {name}={shown(value)} is not supported; expected {expected}")
-    values = {key: model.get(key, default) for key, default in _DEFAULTS.items()}
-    for key, default in _DEFAULTS.items():
-        if type(values[key]) is not type(default) or (type(default) is int and values[key] < 1):
-            name, writer = names.get(key, key), "transformers writes" if names else "fairseq writes"
-            raise UserError(f"{path}: {name}={shown(values[key])} is not what {writer} there")
-    if values["extractor_mode"] not in ("default", "layer_norm"):
-        raise UserError(f"{path}: extractor_mode={values['extractor_mode']} is not supported")
-    for key in ("encoder_attention_heads", "conv_pos_groups"):
-        if values["encoder_embed_dim"] % values[key]:
-            name = names.get(key, key)
-            raise UserError(f"{path}: {name}={values[key]} does not divide its width")
-    conv_layers = parse_conv_layers(values.pop("conv_feature_layers"), path)
-    return Settings(conv_layers=conv_layers, normalize=normalize, **values)
+            raise UserError(f"{path}: {key}={shown(value)} is not supported; expected {expected}")
+
+
+def checked_settings(
+    model: dict[str, Any], path: Path, names: Mapping[str, str] | None = None
+) -> Settings:
+    """The known ones of ``model``, under fairseq's keys. ``names``: what the file calls them.
+    Raises ``UserError`` for values that cannot be.
+    """
+    settings = Settings(**{key: model[key] for key in Settings._fields if key in model})
+    for key, default in Settings._field_defaults.items():
+        value = getattr(settings, key)
+        problem = ""
+        if type(value) is not type(default) or (type(default) is int and value < 1):
+            problem = f"is not what {'transformers' if names else 'fairseq'} writes there"
+        elif key in ("encoder_attention_heads", "conv_pos_groups"):
+            problem = "does not divide its width" if settings.encoder_embed_dim % value else ""
+        elif key == "extractor_mode" and value not in ("default", "layer_norm"):
+            problem = "is not supported"
+        if problem:
+            raise UserError(f"{path}: {(names or {}).get(key, key)}={shown(value)} {problem}")
+    return settings
 
 
 def shown(value: Any) -> str:
     """A value of a file, short and on one line."""
     return ascii(str(value))[1:-1][:80]
-
-
-def parse_conv_layers(text: str, path: Path) -> tuple[tuple[int, int, int], ...]:
-    """Read ``[(512,10,5)] + [(512,3,2)] * 4`` (fairseq evaluates it as Python; we do not).
-
-    Raises ``UserError`` for anything but sums of such lists.
-    """
-    terms = [_CONV_TERM.fullmatch(term) for term in text.replace(" ", "").split("+")]
-    layers: list[tuple[int, int, int]] = []
-    for term in terms:
-        times = int(term[2] or 1) if term else _MOST_CONV_LAYERS + 1
-        if times > _MOST_CONV_LAYERS:
-            break
-        layers += [(int(c), int(k), int(s)) for c, k, s in _CONV_LAYER.findall(term[1])] * times
-    else:
-        if 1 <= len(layers) <= _MOST_CONV_LAYERS and min(map(min, layers)) >= 1:
-            return tuple(layers)
-    raise UserError(
-        f"{path}: conv_feature_layers={text[:80]!r}; expected 1 to {_MOST_CONV_LAYERS} layers as "
-        "lists of (channels,kernel,stride), added and multiplied"
-    )

@@ -21,8 +21,8 @@ SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 FEATURE_TYPES = {
     "cpc": "preprocess.speech2unit.cpc.Cpc",
     "hubert": "preprocess.speech2unit.hubert.Hubert",
-    "logmel": "preprocess.speech2unit.logmel.LogMel",
-    "mfcc": "preprocess.speech2unit.mfcc.Mfcc",
+    "logmel": "preprocess.speech2unit.spectral.LogMel",
+    "mfcc": "preprocess.speech2unit.spectral.Mfcc",
     "moonshine": "preprocess.speech2unit.moonshine.Moonshine",
     "w2v2": "preprocess.speech2unit.hubert.Wav2Vec2",
 }
@@ -42,16 +42,16 @@ class Source(NamedTuple):
 class FeatureReader(Protocol):
     """What ``FEATURE_TYPES`` names: built as ``Reader(source)``.
 
-    A batch must give each waveform the features that it would have alone.
+    A batch must give each waveform the features that it would have alone. A reader without
+    ``dtypes`` knows float32 alone; one without ``pieces`` computes a whole waveform at once.
     """
 
     dim: int  # D, numbers a frame
     frame_rate: float  # frames a second
     min_samples: int  # at 16 kHz; anything shorter has no frame
-    # what ``Source.dtype`` may be; a reader without it knows float32 alone
-    dtypes: tuple[str, ...]
-    # where it may be cut with the same features: every so many samples, and how many a piece sees
-    # of the next; a reader without it computes a whole waveform at once
+    dtypes: tuple[str, ...]  # what ``Source.dtype`` may be
+    # where it may be cut with the same features: every so many samples, and how many of the next
+    # a piece sees
     pieces: tuple[int, int]
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -81,9 +81,8 @@ def feature_reader(feature_type: str, source: Source) -> FeatureReader:
 def check_dtype(dtype: str, device: torch.device) -> None:
     """Raises ``UserError`` where ``device`` has no products in ``dtype``, or slow ones alone."""
     is_card = device.type == "cuda"
-    if (dtype == "tf32" and not is_card) or (
-        dtype == "bfloat16" and not multiplies_bfloat16(device)[0]
-    ):
+    lacks = {"tf32": not is_card, "bfloat16": not multiplies_bfloat16(device)[0]}
+    if lacks.get(dtype):
         where = "this card" if is_card else "this processor"
         raise UserError(f"fairseqrc.dtype={dtype}: {where} has no such products; take float32")
 

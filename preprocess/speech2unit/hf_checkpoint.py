@@ -7,18 +7,34 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.torch_files import load_safetensors, load_torch_values
-from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights, check_settings, shown
+from preprocess.speech2unit.fairseq_checkpoint import (
+    Settings,
+    Weights,
+    check_only,
+    checked_settings,
+    shown,
+)
+from preprocess.speech2unit.features import SAMPLE_RATE
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SOURCE = "the download of the model"  # what an error of read_json says to run again
+_ONLY = {  # what our forward pass does not do, and the value that leaves it undone
+    "hidden_act": "gelu",
+    "conv_pos_batch_norm": False,
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "layer_norm_eps": 1e-5,
+    "adapter_attn_dim": None,
+}
+_EXTRACTORS = {"group": "default", "layer": "layer_norm"}
+_CONVS = ("conv_dim", "conv_kernel", "conv_stride")
 # fairseq's setting: config.json's. Both have the same defaults
 _SETTINGS = {
     "conv_bias": "conv_bias",
@@ -29,48 +45,34 @@ _SETTINGS = {
     "layer_norm_first": "do_stable_layer_norm",
     "conv_pos": "num_conv_pos_embeddings",
     "conv_pos_groups": "num_conv_pos_embedding_groups",
-    "conv_pos_batch_norm": "conv_pos_batch_norm",
-    "activation_fn": "hidden_act",
 }
-# what our forward pass does not do, and the value that leaves it undone
-_REFUSED = {
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "layer_norm_eps": 1e-5,
-    "adapter_attn_dim": None,
-}
-_EXTRACTORS = {"group": "default", "layer": "layer_norm"}
-_CONV = {
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-}
-# fairseq's names of weights, and Hugging Face's
+# Hugging Face's names of weights, and fairseq's
 _NAMES = (
-    (r"^layer_norm", "feature_projection.layer_norm"),
-    (r"^post_extract_proj", "feature_projection.projection"),
-    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
-    (r"^(feature_extractor\.conv_layers\.\d+)\.2\.(1\.)?", r"\1.layer_norm."),
-    (r"^encoder\.pos_conv\.0", "encoder.pos_conv_embed.conv"),
-    (r"\.self_attn_layer_norm", ".layer_norm"),
-    (r"\.self_attn\.", ".attention."),
-    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
-    (r"\.fc2\.", ".feed_forward.output_dense."),
+    (r"^(hubert|wav2vec2)\.", ""),  # the model of a recogniser, or one that pretrains
+    (r"^feature_projection\.layer_norm", "layer_norm"),
+    (r"^feature_projection\.projection", "post_extract_proj"),
+    (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
+    (r"(conv_layers\.\d+)\.layer_norm\.", r"\1.2.1."),
+    (r"pos_conv_embed\.conv", "pos_conv.0"),
+    (r"(\.layers\.\d+)\.layer_norm", r"\1.self_attn_layer_norm"),
+    (r"\.attention\.", ".self_attn."),
+    (r"feed_forward\.intermediate_dense", "fc1"),
+    (r"feed_forward\.output_dense", "fc2"),
 )
 
 
 def is_hugging_face(path: Path) -> bool:
     """Whether ``path`` is a Hugging Face model: its folder, or its weights beside config.json."""
-    is_weights = path.name in _WEIGHTS and (path.parent / CONFIG).is_file()
+    is_weights = path.name in _WEIGHTS and (path.parent / _CONFIG).is_file()
     return path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or is_weights))
 
 
 def fingerprint(path: Path) -> str:
-    """The SHA-256 of a speech model's checkpoint; of a Hugging Face model's files together."""
+    """The SHA-256 of a checkpoint; of a Hugging Face model's files together."""
     if not is_hugging_face(path):
         return sha256(path)
     weights = _weights_file(path)
-    files = [weights, *(weights.parent / name for name in (CONFIG, PREPROCESSOR))]
+    files = [weights, *(weights.parent / name for name in (_CONFIG, _PREPROCESSOR))]
     digests = [sha256(file) for file in files if file.is_file()]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
@@ -84,22 +86,36 @@ def load_hf_checkpoint(
     norms, as with fairseq's own models. Raises ``UserError`` as ``load_fairseq_checkpoint``.
     """
     file = _weights_file(path)
-    config_path = file.parent / CONFIG
-    config = read_json(config_path, _SOURCE)
-    if config.get("model_type") not in models:
-        found = shown(config.get("model_type"))
-        raise UserError(f"{config_path}: model_type is {found}; expected {' or '.join(models)}")
-    for key, expected in _REFUSED.items():
-        if (value := config.get(key, expected)) != expected:
-            raise UserError(f"{config_path}: {key}={shown(value)}; only {expected} is supported")
-    settings = _settings(config, config_path, _normalize(file.parent, config))
+    path = file.parent / _CONFIG
+    config = read_json(path, _SOURCE)
+    if (kind := config.get("model_type")) not in models:
+        raise UserError(f"{path}: model_type is {shown(kind)}; expected {' or '.join(models)}")
+    check_only(_ONLY, config, path)
+    norm = config.get("feat_extract_norm", "group")
+    if norm not in list(_EXTRACTORS):  # it may be anything
+        raise UserError(f"{path}: feat_extract_norm={shown(norm)}; expected group or layer")
+    model = {ours: config[theirs] for ours, theirs in _SETTINGS.items() if theirs in config}
+    default = zip(*Settings().conv_feature_layers)
+    columns = [config.get(key, list(column)) for key, column in zip(_CONVS, default)]
+    try:
+        layers = tuple(zip(*columns, strict=True))
+    except (TypeError, ValueError):
+        layers = ()
+    if not layers or not all(type(n) is int and n > 0 for layer in layers for n in layer):
+        raise UserError(f"{path}: {', '.join(_CONVS)}: expected sizes in three lists of one length")
+    model |= {"conv_feature_layers": layers, "extractor_mode": _EXTRACTORS[norm]}
+    model["normalize"] = _normalize(file.parent / _PREPROCESSOR, norm == "layer")
+    settings = checked_settings(model, path, _SETTINGS)
     is_safe = file.suffix == ".safetensors"
     tensors = load_safetensors(file) if is_safe else load_torch_values(file, mapped=True)
     if not isinstance(tensors, dict):
         raise UserError(f"{file}: expected named tensors, found {type(tensors).__name__}")
-    inside = re.compile(rf"^({'|'.join(models)})\.")  # of a recogniser or a pretraining model
-    tensors = {inside.sub("", str(name)): tensor for name, tensor in tensors.items()}
-    return settings, Weights(tensors, file, device, _NAMES)
+    weights = {}
+    for name, tensor in tensors.items():
+        for theirs, ours in _NAMES:
+            name = re.sub(theirs, ours, str(name))
+        weights[name if norm == "layer" else name.replace(".2.1.", ".2.")] = tensor
+    return settings, Weights(weights, file, device)
 
 
 def _weights_file(path: Path) -> Path:
@@ -107,35 +123,21 @@ def _weights_file(path: Path) -> Path:
     if path.is_file():
         return path
     files = [path / name for name in _WEIGHTS if (path / name).is_file()]
-    if not files or not (path / CONFIG).is_file():
+    if not files or not (path / _CONFIG).is_file():
         raise UserError(
-            f"{path}: expected {CONFIG} and {' or '.join(_WEIGHTS)} in this folder; get the whole "
+            f"{path}: expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder; get the whole "
             "model, or name fairseq's checkpoint, a file"
         )
     return files[0]
 
 
-def _normalize(folder: Path, config: dict[str, Any]) -> bool:
-    preprocessor, said = folder / PREPROCESSOR, None
-    if preprocessor.is_file():
-        settings = read_json(preprocessor, _SOURCE)
-        if (rate := settings.get("sampling_rate", 16_000)) != 16_000:
-            raise UserError(f"{preprocessor}: sampling_rate={shown(rate)}; expected 16000")
-        said = settings.get("do_normalize", True)
-        if not isinstance(said, bool):
-            raise UserError(f"{preprocessor}: do_normalize={shown(said)}; expected true or false")
-    return config.get("feat_extract_norm") == "layer" if said is None else said
-
-
-def _settings(config: dict[str, Any], path: Path, normalize: bool) -> Settings:
-    norm = config.get("feat_extract_norm", "group")
-    if norm not in list(_EXTRACTORS):  # it may be anything
-        raise UserError(f"{path}: feat_extract_norm={shown(norm)}; expected group or layer")
-    shape = {key: config.get(key, default) for key, default in _CONV.items()}
-    columns = list(shape.values())
-    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
-        raise UserError(f"{path}: {', '.join(shape)}: expected three lists of one length")
-    conv_layers = " + ".join(f"[({c},{k},{s})]" for c, k, s in zip(*columns))
-    model = {ours: config[theirs] for ours, theirs in _SETTINGS.items() if theirs in config}
-    model |= {"extractor_mode": _EXTRACTORS[norm], "conv_feature_layers": conv_layers}
-    return check_settings(model, normalize, path, _SETTINGS)
+def _normalize(path: Path, default: bool) -> bool:
+    if not path.is_file():
+        return default
+    settings = read_json(path, _SOURCE)
+    if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
+        raise UserError(f"{path}: sampling_rate={shown(rate)}; expected {SAMPLE_RATE}")
+    said = settings.get("do_normalize", True)  # transformers' default
+    if not isinstance(said, bool):
+        raise UserError(f"{path}: do_normalize={shown(said)}; expected true or false")
+    return said

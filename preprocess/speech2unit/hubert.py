@@ -1,24 +1,33 @@
-"""HuBERT and wav2vec 2.0 features as GSLM's readers give them, for batches.
+"""HuBERT and wav2vec 2.0 features as GSLM's readers give them, computed for a batch as for each
+waveform alone.
 
 The waveform is layer-normed over the whole file where the checkpoint or the config says so. Then
-it is cut into pieces of 100 s that do not see each other. ``wav2vec_encoder`` encodes pieces of any
-lengths together.
+it is cut into pieces of 100 s that do not see each other. Convolutions map a piece to a frame every
+20 ms, a grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer
+layers follow. fairseq pads a batch, and HuBERT's first norm then sees the zeros. Here nothing is
+padded. Why it is written this way:
+
+- Pieces of one length share the convolutions, which are matrix products over neighbours in memory.
+- The Transformer's products run over all frames of the batch, attention inside each piece.
+- Layers above the one asked for are never read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
 from pipeline.errors import UserError
-from preprocess.speech2unit.fairseq_checkpoint import load_fairseq_checkpoint
+from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights, load_fairseq_checkpoint
 from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped, tf32
 from preprocess.speech2unit.hf_checkpoint import is_hugging_face, load_hf_checkpoint
-from preprocess.speech2unit.wav2vec_encoder import Wav2VecEncoder
+from preprocess.speech2unit.wav2vec_convolutions import ConvExtractor, PositionalConv, linear, norm
 
 _PIECE = 1_600_000  # samples
+_TOGETHER = {"cpu": 1}  # pieces that share the convolutions; one by one stays in the cache
 
 
 class Hubert:
@@ -27,7 +36,8 @@ class Hubert:
 
     50 frames/s. What is left after the last piece and too short for a frame has none (the published
     reader fails there). ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden
-    states: the input of each layer and the encoder's output, 13 for the Base model.
+    states: the input of each layer and the encoder's output, 13 for the Base model. The last of a
+    pre-norm model is layer-normed, as the model's own output is.
     """
 
     models = ("hubert",)
@@ -42,7 +52,6 @@ class Hubert:
         settings, weights = load(path, self.models, source.device)
         if source.dtype == "bfloat16":
             weights.dtype = torch.bfloat16
-        self._tf32 = source.dtype == "tf32"
         layers = settings.encoder_layers
         if not source.all_layers:
             last = layers - 1 + self.first_layer
@@ -52,25 +61,34 @@ class Hubert:
                     f"{self.first_layer} to {last}"
                 )
             layers = source.layer + 1 - self.first_layer
-        self._encoder = Wav2VecEncoder(settings, weights, layers, source.all_layers)
-        self._device = source.device
+        self._tf32, self._device = source.dtype == "tf32", source.device
+        self._keep_all = source.all_layers
         self._normalize = settings.normalize if source.normalize is None else source.normalize
         if is_theirs:
             self.note = f"; of {path}, waveforms {'' if self._normalize else 'not '}normalised"
         if not self._normalize:  # over the whole waveform
             self.pieces = _PIECE, 0
-        self.dim = self._encoder.dim
-        conv = self._encoder.conv
-        self.min_samples = conv.samples(1)
-        self.frame_rate = SAMPLE_RATE / (conv.samples(2) - conv.samples(1))
+        self._conv = ConvExtractor(settings, weights)
+        self.dim = settings.encoder_embed_dim
+        self.min_samples = self._conv.samples(1)
+        self.frame_rate = SAMPLE_RATE / (self._conv.samples(2) - self._conv.samples(1))
+        self._conv_norm = weights.norm("layer_norm", self._conv.dim)
+        self._project = None
+        if self._conv.dim != self.dim or "post_extract_proj.weight" in weights:
+            self._project = weights.linear("post_extract_proj", self.dim, self._conv.dim)
+        self._positions = PositionalConv(settings, weights)
+        self._norm_first = settings.layer_norm_first
+        self._encoder_norm = weights.norm("encoder.layer_norm", self.dim)
+        self._layers = [_Layer(settings, weights, index) for index in range(layers)]
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms (samples_i,) to B features (T_i, D), or (T_i, L, D)."""
         features: list[list[torch.Tensor]] = [[] for _ in waveforms]
         # together no longer than the longest piece: an hour takes no more memory than 100 s
         for group in grouped(self._pieces(waveforms), lambda piece: len(piece[1]), _PIECE):
+            group.sort(key=lambda piece: len(piece[1]))  # a waveform has only one of them
             with tf32(self._tf32):
-                encoded = self._encoder([piece for _, piece in group])
+                encoded = self._encode([piece for _, piece in group])
             for (index, _), frames in zip(group, encoded, strict=True):
                 features[index].append(frames)
         return [torch.cat(parts) for parts in features]
@@ -85,6 +103,34 @@ class Hubert:
                 if len(piece) >= self.min_samples:
                     yield index, piece
 
+    def _encode(self, pieces: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Map pieces (samples_i,), sorted by length, to (T_i, D) or (T_i, L, D)."""
+        lengths = [self._conv.frames(len(piece)) for piece in pieces]
+        together = _TOGETHER.get(self._device.type, len(pieces))
+        convolved = [
+            self._conv(batch).flatten(0, 1)  # batch: (B, samples)
+            for _, group in groupby(pieces, key=len)
+            for batch in torch.stack(list(group)).split(together)
+        ]
+        frames = norm(torch.cat(convolved), self._conv_norm)  # (N, C), N = sum of lengths
+        if self._project is not None:
+            frames = linear(frames, self._project).float()  # (N, D)
+        for rows, shape in _runs(lengths):
+            batch = frames[rows].view(*shape, -1)  # (B, T, D)
+            batch += self._positions(batch)
+        if not self._norm_first:
+            frames = norm(frames, self._encoder_norm)
+        kept = [frames]
+        for layer in self._layers:
+            frames = layer(frames, lengths)
+            if self._keep_all:
+                kept.append(frames)
+        if self._keep_all:
+            if self._norm_first:
+                kept[-1] = norm(frames, self._encoder_norm)
+            frames = torch.stack(kept, dim=1)  # (N, L, D)
+        return frames.split(lengths)
+
 
 class Wav2Vec2(Hubert):
     """The output of layer ``source.layer``, counted from 0, of a wav2vec 2.0 checkpoint.
@@ -97,3 +143,50 @@ class Wav2Vec2(Hubert):
 
     models = ("wav2vec2",)
     first_layer = 0
+
+
+class _Layer:
+    """A Transformer layer, pre-norm or post-norm."""
+
+    def __init__(self, settings: Settings, weights: Weights, index: int) -> None:
+        dim, hidden = settings.encoder_embed_dim, settings.encoder_ffn_embed_dim
+        name = f"encoder.layers.{index}"
+        projections = [weights.linear(f"{name}.self_attn.{part}_proj", dim, dim) for part in "qkv"]
+        self._qkv = [torch.cat(tensors) for tensors in zip(*projections)]  # (3D, D), (3D,)
+        self._out = weights.linear(f"{name}.self_attn.out_proj", dim, dim)
+        self._fc1 = weights.linear(f"{name}.fc1", hidden, dim)
+        self._fc2 = weights.linear(f"{name}.fc2", dim, hidden)
+        self._attention_norm = weights.norm(f"{name}.self_attn_layer_norm", dim)
+        self._final_norm = weights.norm(f"{name}.final_layer_norm", dim)
+        self._heads = settings.encoder_attention_heads
+        self._norm_first = settings.layer_norm_first
+
+    def __call__(self, frames: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Map (N, D) to (N, D); ``lengths`` are the pieces' frames, N in all."""
+        if self._norm_first:
+            frames = frames + self._attention(norm(frames, self._attention_norm), lengths)
+            return frames + self._feed_forward(norm(frames, self._final_norm))
+        frames = norm(frames + self._attention(frames, lengths), self._attention_norm)
+        return norm(frames + self._feed_forward(frames), self._final_norm)
+
+    def _attention(self, frames: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        qkv = linear(frames, self._qkv)  # (N, 3D)
+        mixed = torch.empty_like(frames, dtype=qkv.dtype)
+        for rows, shape in _runs(lengths):
+            parts = qkv[rows].view(*shape, 3, self._heads, -1)
+            query, key, value = parts.permute(2, 0, 3, 1, 4)  # each (B, H, T, D / H)
+            heads = F.scaled_dot_product_attention(query, key, value)  # (B, H, T, D / H)
+            mixed[rows] = heads.transpose(1, 2).reshape(-1, frames.shape[1])
+        return linear(mixed, self._out)
+
+    def _feed_forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return linear(F.gelu(linear(frames, self._fc1)), self._fc2)
+
+
+def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Neighbours of one length: their rows, and (pieces, length)."""
+    start = 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        yield slice(start, start + count * length), (count, length)
+        start += count * length

@@ -50,19 +50,18 @@ class Moonshine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
         options.log_severity_level = 3  # errors
+        cpu = ["CPUExecutionProvider"]
         try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-            names = {value.name for value in self._session.get_inputs()}
-            (output,) = self._session.get_outputs()
+            self._session = onnxruntime.InferenceSession(path, options, providers=cpu)
         except Exception as error:  # onnxruntime has no class of its own for this
             if is_out_of_memory(error):
                 raise
-            kind = kind_of_file(path)
-            is_other = kind and "ONNX" not in kind
-            reason = f"this is {kind}" if is_other else str(error).split("\n")[0][:200]
+            kind = kind_of_file(path) or ""
+            reason = f"this is {kind}" if kind and "ONNX" not in kind else str(error)
+            reason = reason.split("\n")[0][:200]
             raise UserError(f"{path}: not an ONNX Runtime model ({reason}); get it again") from None
+        names = {value.name for value in self._session.get_inputs()}
+        output = self._session.get_outputs()[0]
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
             raise UserError(
                 f"{path}: expected Moonshine's encoder, of input_values and attention_mask, found "
@@ -79,18 +78,17 @@ class Moonshine:
 
     def _features(self, samples: np.ndarray) -> np.ndarray:
         """Map (T,) to (frames, D), piece by piece."""
-        count = _frames(len(samples))
         if len(samples) <= _LONGEST:
             return self._encode(samples)
+        count = _frames(len(samples))
         longest = _LONGEST // _HOP - 2 * _CONTEXT - 2  # what a piece hears stays under 30 s
         pieces = -(-count // longest)
+        cuts = [count * piece // pieces for piece in range(pieces + 1)]
         features = []
-        for piece in range(pieces):
-            start, end = count * piece // pieces, count * (piece + 1) // pieces
-            heard = max(0, start - _CONTEXT)
-            last = min(count, end + _CONTEXT)
-            frames = self._encode(samples[heard * _HOP : (last - 1) * _HOP + _FIELD])
-            features.append(frames[start - heard : end - heard])
+        for start, end in zip(cuts, cuts[1:]):
+            first, last = max(0, start - _CONTEXT), min(count, end + _CONTEXT)  # heard
+            frames = self._encode(samples[first * _HOP : (last - 1) * _HOP + _FIELD])
+            features.append(frames[start - first : end - first])
         return np.concatenate(features)
 
     def _encode(self, samples: np.ndarray) -> np.ndarray:

@@ -1,7 +1,9 @@
 """The convolutions of HuBERT and wav2vec 2.0: of the waveform, and of 128 frames for positions.
 
-Products are in ``weights.dtype``. Norms, the positions' transform and the first layer, which hears
-the samples, stay float32.
+The waveform's are matrix products over frames that are neighbours in memory, in pieces that fit the
+processor's cache. The positions' runs in the frequency domain: directly it costs as much as a
+Transformer layer's attention projections. Products are in ``weights.dtype``. Norms, the positions'
+transform and the first layer, which hears the samples, stay float32.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.devices import in_float64
 from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
@@ -24,22 +27,17 @@ class ConvExtractor:
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
         self._group_norm = settings.extractor_mode == "default"
-        self._shape = settings.conv_layers
+        self._shape = settings.conv_feature_layers
         self.dim = self._shape[-1][0]
         self._layers: list[_Conv] = []
         channels = 1
         for index, (out, kernel, stride) in enumerate(self._shape):
-            name = f"feature_extractor.conv_layers.{index}"
-            exact = index == 0
+            name, exact = f"feature_extractor.conv_layers.{index}", index == 0
             weight = weights.take(f"{name}.0.weight", out, channels, kernel, exact=exact)
-            bias = None
-            if settings.conv_bias:
-                bias = weights.take(f"{name}.0.bias", out, exact=exact)
+            bias = weights.take(f"{name}.0.bias", out, exact=exact) if settings.conv_bias else None
             norm = None
-            if not self._group_norm:
-                norm = weights.norm(f"{name}.2.1", out)
-            elif index == 0:
-                norm = weights.norm(f"{name}.2", out)
+            if exact or not self._group_norm:
+                norm = weights.norm(f"{name}.2" if self._group_norm else f"{name}.2.1", out)
             self._layers.append(_Conv(weight, bias, norm, stride))
             channels = out
 
@@ -55,7 +53,7 @@ class ConvExtractor:
             frames = (frames - 1) * stride + kernel
         return frames
 
-    def __call__(self, waveforms: torch.Tensor) -> torch.Tensor:
+    def __call__(self, waveforms: Tensor) -> Tensor:
         """Map waveforms of one length, (B, samples), to (B, T, C)."""
         total = self.frames(waveforms.shape[1])
         piece = _FRAMES_A_PIECE.get(waveforms.device.type, total)
@@ -63,9 +61,8 @@ class ConvExtractor:
         first = _Scaled(self._layers[0], waveforms) if self._group_norm else self._layers[0]
         pieces = []
         for start in range(0, total, piece):
-            count = min(piece, total - start)
-            begin = start * hop
-            frames = waveforms[:, begin : begin + self.samples(count)].unsqueeze(2)
+            seen = self.samples(min(piece, total - start))
+            frames = waveforms[:, start * hop : start * hop + seen].unsqueeze(2)
             for layer in (first, *self._layers[1:]):
                 frames = layer(frames)  # (B, T', C)
             pieces.append(frames)
@@ -76,11 +73,7 @@ class _Conv:
     """Convolution, layer norm where there is one, GELU, on (B, T, C_in) frames."""
 
     def __init__(
-        self,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        norm: tuple[torch.Tensor, torch.Tensor] | None,
-        stride: int,
+        self, weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, Tensor] | None, stride: int
     ) -> None:
         out, channels, kernel = weight.shape
         self.kernel, self.stride, self.bias, self.norm = kernel, stride, bias, norm
@@ -88,16 +81,15 @@ class _Conv:
         # `stride` taps read frames that lie side by side: each group is one matrix product
         self.taps = [group.contiguous() for group in taps.split(stride * channels)]
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Map (B, T, C_in) to (B, (T - kernel) // stride + 1, C_out)."""
         frames = frames.to(self.taps[0].dtype)
         batch, length, channels = frames.shape
-        count = (length - self.kernel) // self.stride + 1
-        steps = (frames.stride(0), self.stride * channels, 1)
+        count, step = (length - self.kernel) // self.stride + 1, self.stride * channels
         out = None
         for index, weight in enumerate(self.taps):
-            start = frames.storage_offset() + index * self.stride * channels
-            windows = frames.as_strided((batch, count, len(weight)), steps, start)
+            shape, strides = (batch, count, len(weight)), (frames.stride(0), step, 1)
+            windows = frames.as_strided(shape, strides, frames.storage_offset() + index * step)
             weight = weight.expand(batch, *weight.shape)
             out = torch.bmm(windows, weight) if out is None else out.baddbmm_(windows, weight)
         if self.bias is not None:
@@ -108,14 +100,13 @@ class _Conv:
 
 
 class _Scaled:
-    """The first layer with its group norm folded in, for given waveforms.
+    """The first layer with its group norm over a channel's whole time, for given waveforms.
 
-    The norm runs over a channel's whole time. Its mean and variance follow from the waveform alone,
-    E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w over the windows x, so no pass over the 512 channels
-    is needed, and pieces of a waveform get the whole one's statistics.
+    Mean and variance follow from the waveform alone, E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w over
+    the windows x: no pass over the 512 channels, and pieces get the whole waveform's statistics.
     """
 
-    def __init__(self, conv: _Conv, waveforms: torch.Tensor) -> None:
+    def __init__(self, conv: _Conv, waveforms: Tensor) -> None:
         weight = in_float64(torch.cat(conv.taps))  # (K, C)
         scale, shift = map(in_float64, conv.norm)
         windows = waveforms.unfold(1, conv.kernel, conv.stride)  # (B, T, K)
@@ -127,13 +118,13 @@ class _Scaled:
         self.bias = bias.to(waveforms.device).unsqueeze(1)  # (B, 1, C)
         self.kernel, self.stride = conv.kernel, conv.stride
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Map samples (B, T, 1) to (B, T', C)."""
         windows = frames.squeeze(2).unfold(1, self.kernel, self.stride)  # (B, T', K)
         return F.gelu(torch.baddbmm(self.bias, windows, self.weight))
 
 
-def _moments(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and covariance over the windows (B, T, K), in float64, a million samples at a time."""
     count = windows.shape[1]
     mean = sum(in_float64(part).sum(dim=1) for part in windows.split(100_000, dim=1)) / count
@@ -144,20 +135,18 @@ def _moments(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, covariance
 
 
-def linear(frames: torch.Tensor, weight: Sequence[torch.Tensor]) -> torch.Tensor:
+def linear(frames: Tensor, weight: Sequence[Tensor]) -> Tensor:
     """Map (..., C_in) to (..., C_out), in the weights' dtype."""
     return F.linear(frames.to(weight[0].dtype), *weight)
 
 
-def norm(frames: torch.Tensor, weight: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def norm(frames: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
     """Layer norm over the last dimension, in float32."""
     return F.layer_norm(frames.float(), frames.shape[-1:], *weight, _EPSILON)
 
 
 class PositionalConv:
-    """``gelu(conv(x))`` with zeros beyond both ends. Blocks of frames go through one transform
-    length, twice the kernel's.
-    """
+    """``gelu(conv(x))`` with zeros beyond both ends, by transforms of twice the kernel's length."""
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
         dim = settings.encoder_embed_dim
@@ -172,7 +161,7 @@ class PositionalConv:
         spectrum = spectrum.reshape(groups, dim // groups, dim // groups, -1)
         self._spectrum = spectrum.permute(3, 0, 2, 1).contiguous()  # (F, G, C_in, C_out)
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         batch, length, dim = frames.shape
         hop = self._size - self._kernel + 1  # outputs of a block that no wrap-around touches

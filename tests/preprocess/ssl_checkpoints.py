@@ -112,11 +112,8 @@ def _spread(model: torch.nn.Module) -> torch.nn.Module:
 _THEIRS = {
     "post_extract_proj": "feature_projection.projection",
     "encoder.pos_conv.0": "encoder.pos_conv_embed.conv",
-    "self_attn.k_proj": "attention.k_proj",
-    "self_attn.v_proj": "attention.v_proj",
-    "self_attn.q_proj": "attention.q_proj",
-    "self_attn.out_proj": "attention.out_proj",
     "self_attn_layer_norm": "layer_norm",
+    "self_attn.": "attention.",
     "fc1": "feed_forward.intermediate_dense",
     "fc2": "feed_forward.output_dense",
 }
@@ -145,25 +142,19 @@ def hugging_face(folder: Path, checkpoint: Path, new: bool = True, prefix: str =
                 name = name.replace(part, f"parametrizations.weight.original{number}")
         weights[prefix + name] = weight.contiguous()
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(
-        json.dumps(
-            {
-                "model_type": kind,
-                "hidden_size": model["encoder_embed_dim"],
-                "num_hidden_layers": model["encoder_layers"],
-                "num_attention_heads": model["encoder_attention_heads"],
-                "intermediate_size": model["encoder_ffn_embed_dim"],
-                "conv_dim": [layer[0] for layer in layers],
-                "conv_kernel": [layer[1] for layer in layers],
-                "conv_stride": [layer[2] for layer in layers],
-                "conv_bias": model["conv_bias"],
-                "feat_extract_norm": {"default": "group"}.get(model["extractor_mode"], "layer"),
-                "do_stable_layer_norm": model["layer_norm_first"],
-                "hidden_act": "gelu",
-                "layer_norm_eps": 1e-05,
-            }
-        )
-    )
+    config = {
+        "model_type": kind,
+        "hidden_size": model["encoder_embed_dim"],
+        "num_hidden_layers": model["encoder_layers"],
+        "num_attention_heads": model["encoder_attention_heads"],
+        "intermediate_size": model["encoder_ffn_embed_dim"],
+        "conv_bias": model["conv_bias"],
+        "feat_extract_norm": {"default": "group"}.get(model["extractor_mode"], "layer"),
+        "do_stable_layer_norm": model["layer_norm_first"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-05,
+    } | dict(zip(("conv_dim", "conv_kernel", "conv_stride"), zip(*layers)))
+    (folder / "config.json").write_text(json.dumps(config))
     if new:
         save_file(weights, folder / "model.safetensors")
     else:

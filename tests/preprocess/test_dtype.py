@@ -39,15 +39,11 @@ def test_features_in_bfloat16_are_near_and_float32(
 ) -> None:
     make = {"w2v2": "wav2vec2"}.get(kind, kind)
     getattr(ssl_checkpoints, make)(tmp_path / "model.pt", **settings)
+    source = Source(tmp_path / "model.pt", 2, all_layers=all_layers)
     waves = [torch.from_numpy(corpora.tone(s, 200 + 900 * s)).float() for s in (1.0, 0.3, 0.3)]
     near, exact = (
-        torch.cat(reader(waves))
+        torch.cat(feature_reader(kind, source._replace(dtype=dtype))(waves))
         for dtype in ("bfloat16", "float32")
-        for reader in [
-            feature_reader(
-                kind, Source(tmp_path / "model.pt", 2, all_layers=all_layers, dtype=dtype)
-            )
-        ]
     )
     assert near.dtype == torch.float32 and not torch.equal(near, exact)
     assert (near - exact).norm() / exact.norm() < 0.03  # bfloat16 has 8 bits
@@ -94,11 +90,12 @@ def test_tf32_holds_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flags() == before
 
 
-def quantizing(workspace: Path, dtype: str = "") -> tuple[Preprocessor, Quantizing]:
-    small = ("taskrc.unit_model=tiny", "fairseqrc.feature_type=hubert", "fairseqrc.layer=2",
-             "fairseqrc.ckpt_path=model.pt", "fairseqrc.batch_seconds=0.2")  # fmt: skip
-    more = [f"fairseqrc.dtype={dtype}"] if dtype else []
-    task = preprocessor("fluent_commands", workspace, *small, *more)
+HUBERT = ("fairseqrc.feature_type=hubert", "fairseqrc.layer=2", "fairseqrc.ckpt_path=model.pt")
+
+
+def quantizing(workspace: Path, dtype: str = "float32") -> tuple[Preprocessor, Quantizing]:
+    small = ("taskrc.unit_model=tiny", "fairseqrc.batch_seconds=0.2", f"fairseqrc.dtype={dtype}")
+    task = preprocessor("fluent_commands", workspace, *HUBERT, *small)
     return task, Quantizing(task)
 
 
@@ -106,9 +103,7 @@ def quantizing(workspace: Path, dtype: str = "") -> tuple[Preprocessor, Quantizi
 def workspace(tmp_path: Path) -> Path:
     ssl_checkpoints.hubert(tmp_path / "model.pt")
     corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    task = preprocessor("fluent_commands", tmp_path, "taskrc.unit_model=tiny",
-                        "fairseqrc.feature_type=hubert", "fairseqrc.layer=2",
-                        "fairseqrc.ckpt_path=model.pt")  # fmt: skip
+    task = preprocessor("fluent_commands", tmp_path, *HUBERT, "taskrc.unit_model=tiny")
     task.generate_manifest()
     learn_kmeans([task])
     return tmp_path
@@ -119,16 +114,13 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
     exact.run(Ranks(), skip_bad=False)
     plan = read_json(task.quantized / "provenance.json", "")["plan"]
     assert "dtype" not in plan  # finished units of earlier versions stay finished
-    quantizing(workspace, "float32")[1].run(Ranks(), skip_bad=False)
+    quantizing(workspace)[1].run(Ranks(), skip_bad=False)
     assert "already exists" in capsys.readouterr().out
     _, near = quantizing(workspace, "bfloat16")
     near.run(Ranks(), skip_bad=False)
     printed = capsys.readouterr().out
     assert "already exists" not in printed and "hubert features in bfloat16 on CPU" in printed
-    assert read_json(task.quantized / "provenance.json", "")["plan"] == {
-        **plan,
-        "dtype": "bfloat16",
-    }
+    assert read_json(task.quantized / "provenance.json", "")["plan"] == plan | {"dtype": "bfloat16"}
     task.postprocess()  # its config says float32
     files = UnitFiles(find_unit_model("tiny", task.workspace), "fluent_commands")
     assert files.unit_settings().dtype == "bfloat16"
@@ -139,10 +131,8 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
 
 def test_the_runners_flag(workspace: Path) -> None:
     flags = ("--downstream", "fluent_commands", "--workspace", workspace, "--action", "quantized")
-    flags += ("--unit_model", "tiny", "--set", "fairseqrc.feature_type=hubert")
-    flags += ("fairseqrc.layer=2", "fairseqrc.ckpt_path=model.pt", "--dtype")
+    flags += ("--unit_model", "tiny", "--set", *HUBERT, "--dtype")
     message = stage("preprocess/runner.py", *flags, "half", code=2)
     assert "fairseqrc.dtype=half: hubert computes in float32 or bfloat16 or tf32" in message
-    assert "dtype=tf32: this processor has no such products" in stage(
-        "preprocess/runner.py", *flags, "tf32", code=2
-    )
+    message = stage("preprocess/runner.py", *flags, "tf32", code=2)
+    assert "dtype=tf32: this processor has no such products" in message

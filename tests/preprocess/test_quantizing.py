@@ -24,6 +24,7 @@ from preprocess.preprocessor import Preprocessor
 from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
+from tests.reliability.hostile import refused
 
 SMALL_BLOCKS = ("fairseqrc.batch_seconds=0.2", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
 COUNTS = {"train": 40, "valid": 9, "test": 7}
@@ -67,13 +68,17 @@ def workspace(prepared, tmp_path) -> Path:
     return tmp_path
 
 
+def run(task: Preprocessor, skip_bad: bool = False) -> None:
+    Quantizing(task).run(Ranks(), skip_bad)
+
+
 def quantized(workspace: Path) -> dict[str, bytes]:
     return {split: (intents(workspace).quantized / split).read_bytes() for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
 def expected(prepared) -> dict[str, bytes]:
-    Quantizing(intents(prepared)).run(Ranks(), skip_bad=False)
+    run(intents(prepared))
     return quantized(prepared)
 
 
@@ -111,19 +116,19 @@ def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
         assert process.returncode == -signal.SIGKILL
         stored += more
         assert len(list(blocks(workspace).glob("*.jsonl"))) == stored, "none is computed twice"
-    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    run(intents(workspace))
     assert "resumes an earlier run" in capsys.readouterr().out
     assert quantized(workspace) == expected
     assert not blocks(workspace).exists()
-    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    run(intents(workspace))
     assert "already exists" in capsys.readouterr().out
 
 
 def test_another_manifest_starts_anew(workspace, expected, capsys):
-    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    run(intents(workspace))
     manifest = intents(workspace).manifest / "valid.tsv"
     manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
-    Quantizing(intents(workspace)).run(Ranks(), skip_bad=False)
+    run(intents(workspace))
     assert "already exists" not in capsys.readouterr().out
     changed = quantized(workspace)
     assert changed["train"] == expected["train"]
@@ -142,25 +147,21 @@ def test_torchrun_gives_the_same_bytes(workspace, expected):
 
 
 def test_shards_and_their_merge(workspace, expected, capsys):
-    run = Quantizing(intents(workspace))
-
-    def merge_fails(message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            run.merge_shards(skip_bad=False)
-
-    merge_fails("blocks are missing, the first is train-000000")
-    run.run_shard(Shard(2, 3))
-    run.run_shard(Shard(0, 3))
-    merge_fails("blocks are missing, the first is train-000001; run the shards")
-    run.run_shard(Shard(0, 3))
+    task = Quantizing(intents(workspace))
+    merge = lambda: task.merge_shards(skip_bad=False)  # noqa: E731
+    assert "blocks are missing, the first is train-000000" in refused(merge)
+    task.run_shard(Shard(2, 3))
+    task.run_shard(Shard(0, 3))
+    assert "blocks are missing, the first is train-000001; run the shards" in refused(merge)
+    task.run_shard(Shard(0, 3))
     assert "shard 0 of 3 is done already" in capsys.readouterr().out
-    run.run_shard(Shard(1, 3))
+    task.run_shard(Shard(1, 3))
     other = blocks(workspace) / "valid-000001.jsonl"
     content = other.read_bytes()
     other.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
-    merge_fails("valid-000001.jsonl: not what")
+    assert "valid-000001.jsonl: not what" in refused(merge)
     other.write_bytes(content)
-    run.merge_shards(skip_bad=False)
+    merge()
     assert quantized(workspace) == expected
 
 
@@ -181,12 +182,11 @@ def test_a_second_run_at_the_same_time_is_refused(workspace):
     task = intents(workspace)
     with holding(task.quantized):
         for again in (
-            lambda: Quantizing(task).run(Ranks(), skip_bad=False),
+            lambda: run(task),
             lambda: Quantizing(task).run_shard(Shard(0, 2)),
             lambda: Quantizing(task).merge_shards(skip_bad=False),
         ):
-            with pytest.raises(UserError, match="another process is writing there"):
-                again()
+            assert "another process is writing there" in refused(again)
 
 
 @pytest.fixture
@@ -207,12 +207,12 @@ def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
     other = bad.parents[1] / "test/0.wav"
     other.write_bytes(other.read_bytes()[:100])
     with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
-        Quantizing(task).run(Ranks(), skip_bad=False)
+        run(task)
     report = task.quantized / "bad_audio.txt"
     assert len(report.read_text().splitlines()) == 2
     assert not (task.quantized / "train").exists()
 
-    Quantizing(task).run(Ranks(), skip_bad=True)
+    run(task, skip_bad=True)
     task.postprocess()
     assert "1 rows left out" in capsys.readouterr().out
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [2, 1, 1]
@@ -220,23 +220,25 @@ def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
     bad.write_bytes(kept)  # repaired: only what was bad is computed again
     stored = {path: path.stat().st_mtime_ns for path in blocks(tmp_path).glob("*.jsonl")}
     with pytest.raises(UserError, match=r"1 audio file\(s\).*test/0\.wav"):
-        Quantizing(task).run(Ranks(), skip_bad=False)
+        run(task)
     assert sum(path.stat().st_mtime_ns != stored[path] for path in stored) == 2
-    Quantizing(task).run(Ranks(), skip_bad=True)
+    run(task, skip_bad=True)
     task.postprocess()
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
 
 
 def test_a_shard_reads_repaired_audio_again(broken):
     task, bad, kept = broken
-    for shard in (0, 1):
-        Quantizing(task).run_shard(Shard(shard, 2))
-    with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
+
+    def shards_and_merge() -> None:
+        for shard in (0, 1):
+            Quantizing(task).run_shard(Shard(shard, 2))
         Quantizing(task).merge_shards(skip_bad=False)
+
+    with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
+        shards_and_merge()
     bad.write_bytes(kept)
-    for shard in (0, 1):
-        Quantizing(task).run_shard(Shard(shard, 2))
-    Quantizing(task).merge_shards(skip_bad=False)
+    shards_and_merge()
     assert "train/1.wav|" in (task.quantized / "train").read_text()
 
 

@@ -13,7 +13,7 @@ from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Block, Encoder, cut_blocks
 from preprocess.speech2unit.audio import read_audio
 from preprocess.speech2unit.features import Source
-from preprocess.speech2unit.logmel import LogMel
+from preprocess.speech2unit.spectral import LogMel
 from tests.preprocess.corpora import tone, write
 
 CPU = torch.device("cpu")
@@ -58,7 +58,6 @@ def test_every_entry_gets_its_own_features_in_order(corpus, threads, batch_secon
 
 def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
     """Several at once while it works, and afterwards torch's are as before."""
-    root, entries = corpus
     threads(3)
     for _ in range(2):
         workers = set()
@@ -68,8 +67,7 @@ def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
             time.sleep(0.01)
             assert torch.get_num_threads() == 1
 
-        encoder = Encoder(LogMel(Source()), finish, CPU, 0.05)
-        list(encoder(cut_blocks("all", root, entries, 0.05)))
+        list(Encoder(LogMel(Source()), finish, CPU, 0.05)(cut_blocks("all", *corpus, 0.05)))
         assert len(workers) == 3 == torch.get_num_threads()
 
 
@@ -92,14 +90,11 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 
 
 def test_an_error_in_a_thread_reaches_the_caller(corpus):
-    root, entries = corpus
-
     def broken(features: torch.Tensor) -> None:
         raise RuntimeError("no room on the card")
 
-    encoder = Encoder(LogMel(Source()), broken, CPU, 1.0)
     with pytest.raises(RuntimeError, match="no room"):
-        list(encoder(cut_blocks("all", root, entries, 1.0)))
+        list(Encoder(LogMel(Source()), broken, CPU, 1.0)(cut_blocks("all", *corpus, 1.0)))
 
 
 def test_long_recordings_do_not_fill_memory(tmp_path, threads):

@@ -1,0 +1,136 @@
+"""Kaldi's two spectral features: log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``).
+
+Log-mel is computed in torch, for all frames of a batch together: on a CPU this quantises two to
+three times as fast as kaldi-native-fbank, which takes one file at a time from Python numbers, and
+it runs on a GPU. MFCCs are kaldi-native-fbank's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import kaldi_native_fbank as kaldi
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+from preprocess.speech2unit.features import SAMPLE_RATE, Source
+
+_WINDOW, _SHIFT, _FFT = 400, 160, 512  # samples: 25 ms, 10 ms, the next power of two
+_PREEMPHASIS = 0.97
+_LOWEST_HZ, _HIGHEST_HZ = 20.0, SAMPLE_RATE / 2
+_EPSILON = torch.finfo(torch.float32).eps
+_FRAMES_AT_ONCE = 1024  # temporaries that stay in the cache are twice as fast
+_SAMPLES_AT_ONCE = 60 * SAMPLE_RATE  # a list takes eight times a waveform's memory
+# Measured with 100 units and a linear classifier on speakers not heard (docs/speech_to_units.md)
+_CEPSTRA = 13
+_DELTAS = 1  # HuBERT has 2
+_STACKED, _SPACING = 5, 3  # frames side by side, each 3 frames (30 ms) from the next
+_LEAST_DEVIATION = 1e-3  # of log energies; below it a coefficient does not change (silence)
+
+
+class _Spectral:
+    """A frame every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 (``snip_edges``)."""
+
+    dim: int
+    frame_rate = SAMPLE_RATE / _SHIFT
+    min_samples = _WINDOW
+
+    def __init__(self, source: Source) -> None:
+        """Raises ``UserError`` for a checkpoint or a layer."""
+        if (source.ckpt_path, source.layer, source.normalize) != (None, None, None):
+            raise UserError(
+                f"fairseqrc: {type(self).__name__.lower()} has no checkpoint; leave ckpt_path, "
+                "layer and normalize empty"
+            )
+        self._device = source.device
+        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
+
+
+class LogMel(_Spectral):
+    """80 log mel energies a frame, as ``torchaudio.compliance.kaldi.fbank(waveform,
+    num_mel_bins=80, dither=0)`` computes them.
+
+    The waveform stays in [-1, 1], as torchaudio takes it. Kaldi's own programs read 16-bit
+    integers, so their values lie 2 ln 32768 higher.
+    """
+
+    dim = 80
+    pieces = 10 * _FRAMES_AT_ONCE * _SHIFT, _WINDOW - _SHIFT
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        window = torch.hann_window(_WINDOW, periodic=False) ** 0.85  # Kaldi's "povey" window
+        self._window = window.to(source.device)
+        self._mel = _mel_banks(self.dim).to(source.device)  # (257, 80)
+
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80). No frame sees
+        another, so padding is not needed.
+        """
+        windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
+        frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
+        blocks = frames.split(_FRAMES_AT_ONCE)
+        energies = torch.cat([self._energies(block) for block in blocks])  # (N, 80)
+        return list(energies.view(-1, *self._frame).split([len(window) for window in windows]))
+
+    def _energies(self, frames: torch.Tensor) -> torch.Tensor:
+        """Map (N, 400) samples to (N, 80) log energies."""
+        frames = frames - frames.mean(dim=1, keepdim=True)
+        before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)  # Kaldi repeats the first sample
+        frames = torch.sub(frames, before, alpha=_PREEMPHASIS).mul_(self._window)
+        spectrum = torch.view_as_real(torch.fft.rfft(frames, n=_FFT))  # (N, 257, 2)
+        power = spectrum.square().sum(dim=2)  # (N, 257)
+        return (power @ self._mel).clamp_min_(_EPSILON).log_()
+
+
+def _mel_banks(bins: int) -> torch.Tensor:
+    """Triangles evenly spaced on the mel scale, (257, bins); Kaldi's Nyquist row is zero."""
+    hertz = torch.arange(_FFT // 2, dtype=torch.float64) * SAMPLE_RATE / _FFT
+    ends = torch.tensor([_LOWEST_HZ, _HIGHEST_HZ], dtype=torch.float64)
+    mel, (lowest, highest) = (1127 * torch.log1p(f / 700) for f in (hertz, ends))  # (256,)
+    width = (highest - lowest) / (bins + 1)
+    left = lowest + width * torch.arange(bins)  # (bins,)
+    rising = (mel.unsqueeze(1) - left) / width
+    falling = (left + 2 * width - mel.unsqueeze(1)) / width
+    banks = torch.minimum(rising, falling).clamp_min(0.0).float()
+    return torch.nn.functional.pad(banks, (0, 0, 0, 1))
+
+
+class Mfcc(_Spectral):
+    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), normalised and
+    stacked so that units tell words of new speakers apart.
+
+    13 MFCCs (no energy, Kaldi's defaults, no dither) and their deltas. Over the file, the mean
+    is 0 and the deviation 1. Then a frame is joined with those 30 and 60 ms before and after it;
+    the first and last frames repeat at the file's ends.
+    """
+
+    dim = _CEPSTRA * (1 + _DELTAS) * _STACKED
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._options = kaldi.MfccOptions()
+        self._options.frame_opts.dither = 0
+        self._options.use_energy = False
+        self._options.num_ceps = _CEPSTRA
+        self._deltas = kaldi.DeltaOptions(order=_DELTAS)
+
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Map waveforms (T_i,) to features (frames_i, 130), or (frames_i, 1, 130), one by one."""
+        features = [torch.from_numpy(self._features(waveform)) for waveform in waveforms]
+        return [frames.to(self._device).view(-1, *self._frame) for frames in features]
+
+    def _features(self, waveform: torch.Tensor) -> np.ndarray:
+        """Map (T,) to (frames, 130)."""
+        mfcc = kaldi.OnlineMfcc(self._options)
+        for piece in waveform.split(_SAMPLES_AT_ONCE):
+            mfcc.accept_waveform(SAMPLE_RATE, piece.tolist())  # an array takes 5 times as long
+        mfcc.input_finished()
+        frames = np.stack([mfcc.get_frame(index) for index in range(mfcc.num_frames_ready)])
+        frames = kaldi.compute_deltas(self._deltas, frames)  # (T, 26)
+        frames = frames - frames.mean(axis=0)
+        frames /= np.maximum(frames.std(axis=0), _LEAST_DEVIATION)
+        offsets = _SPACING * (np.arange(_STACKED) - _STACKED // 2)
+        rows = np.arange(len(frames))[:, None] + offsets  # (T, 5)
+        return frames[rows.clip(0, len(frames) - 1)].reshape(len(frames), -1)  # (T, 130)
