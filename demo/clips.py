@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from demo.speaking.voices import SAMPLE_RATE, new_corpus, write_audio
+from demo.speaking import SAMPLE_RATE, new_corpus, write_audio
 from pipeline.errors import UserError, run
 from pipeline.files import replacing, writing
 from preprocess.speech_commands.preprocessor import (

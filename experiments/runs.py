@@ -43,16 +43,23 @@ Command = list[str]
 
 
 class Baseline(NamedTuple):
-    """A baseline's script, the name of its outputs and its config in baselines/config/."""
+    """A baseline's script, the name of its outputs, its config in baselines/config/, and what it
+    reads of a downstream's data.
+    """
 
     script: str
     name: str
     config: str
+    inputs: str
 
 
 BASELINES = {
-    "FT-DM": Baseline("baselines/train_downstream.py", "downstream", "downstream.yaml"),
-    "n-grams": Baseline("baselines/unit_ngrams.py", "ngrams", "unit_ngrams.yaml"),
+    "FT-DM": Baseline(
+        "baselines/train_downstream.py", "downstream", "downstream.yaml", "manifest/{split}.tsv"
+    ),
+    "n-grams": Baseline(
+        "baselines/unit_ngrams.py", "ngrams", "unit_ngrams.yaml", "{unit_model}/{split}"
+    ),
 }
 
 
@@ -116,20 +123,23 @@ def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
 
 def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]:
     """What is still to be typed for the run; a command resumes where it was stopped."""
-    flags = [*selection(run.pair, workspace), "--set", *run.knobs]
+    pair = selection(run.pair, workspace)
+    flags = [*pair, "--set", *run.knobs]
     if run.baseline:
         done = outcome(run, workspace) is not None
         return [] if done else [[run.baseline.script, "--date", run.date, *flags]]
-    train = ["ulm_prompt/train.py", "--date", run.date]
-    train += ["--recipe", run.recipe] if run.recipe else []
-    train += ["--fine_tune"] if run.fine_tune else []
-    if run.prefix_prompt_length:
-        train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
-    sample = ["ulm_prompt/sample.py", "--model_date", run.date, "--sample_date", run.sample_date]
-    sample += ["--dtype", run.dtype, *selection(run.pair, workspace)]
+    todo = []
     if _card(run, workspace) is None:
-        return [[*train, *flags], *([sample] if test else [])]
-    return [sample] if test and _samples(run, workspace) is None else []
+        train = ["ulm_prompt/train.py", "--date", run.date]
+        train += ["--recipe", run.recipe] if run.recipe else []
+        train += ["--fine_tune"] if run.fine_tune else []
+        if run.prefix_prompt_length:
+            train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
+        todo.append([*train, *flags])
+    if test and (todo or _samples(run, workspace) is None):
+        dates = ["--model_date", run.date, "--sample_date", run.sample_date]
+        todo.append(["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *pair])
+    return todo
 
 
 def selection(pair: Pair, workspace: Workspace) -> Command:
@@ -179,12 +189,6 @@ def stop_after(failed: Iterable[str]) -> None:
         sys.exit(1)
 
 
-def has_lm(workspace: Workspace, unit_model: str) -> bool:
-    """Whether the unit LM is there."""
-    folder = lm_folder(workspace, unit_model)
-    return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
-
-
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
     pair = run.pair
@@ -216,9 +220,9 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
     """The run's answers; None where there are none by its prompt."""
-    pair = run.pair
-    prompt = workspace.checkpoints(pair.task, pair.unit_model, run.date) / BEST
-    samples = workspace.samples(pair.task, pair.unit_model, run.date, run.sample_date)
+    names = run.pair.task, run.pair.unit_model, run.date
+    prompt = workspace.checkpoints(*names) / BEST
+    samples = workspace.samples(*names, run.sample_date)
     is_whole = samples.is_file() and prompt.is_file()
     return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
 
@@ -229,20 +233,19 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
     if not path.is_file():
         return None
     card = read_json(path, baseline.script)
-    config = load_yaml(REPOSITORY / "baselines/config" / baseline.config)
+    config = load_yaml(REPOSITORY / "baselines" / "config" / baseline.config)
     config["seed"] = run.seed
     folder = workspace.downstream_data(run.pair.config.downstream)
-    on_rows = baseline.name == "ngrams"
-    data = card["rows"] if on_rows else card["data"]["manifest"]
-    input_file = f"{run.pair.unit_model}/{{}}" if on_rows else "manifest/{}.tsv"
-    files = {split: folder / input_file.format(split) for split in SPLITS}
-    now = {split: sha256(file) for split, file in files.items() if file.is_file()}
-    changed = "config" if card["config"] != config else "data" if data != now else ""
-    if changed and on_rows:
+    data = {}
+    for split in SPLITS:
+        file = folder / baseline.inputs.format(unit_model=run.pair.unit_model, split=split)
+        data[split] = sha256(file) if file.is_file() else ""
+    of_rows = card.get("rows")
+    if card["config"] == config and data == (of_rows or card["data"]["manifest"]):
+        return Outcome(card, card["test"], {})
+    if of_rows:
         return None  # it is made again in two minutes
-    if changed:
-        raise _other_run(path.parent, changed)
-    return Outcome(card, card["test"], {})
+    raise _other_run(path.parent, "data" if card["config"] == config else "config")
 
 
 def _other_run(folder: Path, changed: str) -> UserError:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from baselines.classifiers.downstream import load_settings
+from baselines.classifiers.answers import load_settings
+from baselines.classifiers.downstream import CONFIG, Settings
 from experiments.paper import FIRST_SEED, load_paper, survey, trained_numbers
 from experiments.tables import Figure, read_figures
 from pipeline.files import read_json, sha256, write_json
@@ -150,7 +151,7 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     for split in SPLITS:
         (manifest / f"{split}.tsv").write_text(split)
     card = {
-        "config": dataclasses.asdict(load_settings([f"seed={FIRST_SEED}"])),
+        "config": dataclasses.asdict(load_settings(Settings, CONFIG, [f"seed={FIRST_SEED}"])),
         "data": {"manifest": {split: sha256(manifest / f"{split}.tsv") for split in SPLITS}},
         "test": {"accuracy": 12.5}, "trained_parameters": 3, "updates": 4,
         "made_by": {"git_revision": "abc"},

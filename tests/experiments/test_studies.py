@@ -46,7 +46,7 @@ def outcome(accuracies: list[float], trained: int = 100, test: float | None = No
     best = max(curve, key=lambda update: curve[update]["accuracy"])
     card = {
         "training": {"shots": 0, "verbalizer": "fixed"}, "trained_parameters": trained,
-        "updates": best, "valid": curve[best],
+        "updates": best, "valid": curve[best], "prefix_prompt_length": 3,
     }  # fmt: skip
     score = {"utterances": 9, "accuracy": test, "accuracy_within_labels": test, "invalid": 0.0}
     return Outcome(card, score if test else {}, curve)
