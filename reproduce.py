@@ -9,7 +9,7 @@ to get it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import paper, tables
@@ -45,23 +45,22 @@ def main() -> None:
     workspace = Workspace(args.workspace.resolve())
     listed, name = wanted_table(args, workspace)
     cells = chosen(listed, args)
-    lacking = {str(cell): paper.missing(cell, listed, workspace) for cell in cells}
-    at_hand = [cell for cell in cells if not lacking[str(cell)]]
+    lacking = {name: paper.missing(cell, listed, workspace) for name, cell in cells.items()}
+    at_hand = {name: cell for name, cell in cells.items() if not lacking[name]}
     failed = [] if args.list else make(at_hand, workspace, args)
     figures, unusable = paper.survey(listed, args.seeds, workspace)
-    table = tables.render(listed, figures)
-    folder = workspace.root / "samples" / name
+    table, folder = tables.render(listed, figures), workspace.root / "samples" / name
     tables.write_figures(folder / "results.csv", figures)
     with writing(folder / "results.md") as handle:
         handle.write(table)
     print(f"\n{table}")
     filled = {figure.cell for figure in figures}
-    for cell in [cell for cell, lines in lacking.items() if not lines and cell not in filled]:
-        print(f"{cell}: empty, and all that it needs is here")
-    for cell, reason in unusable.items():
-        print(f"{cell}: left out: {reason}")
+    for name in [name for name in at_hand if name not in filled]:
+        print(f"{name}: empty, and all that it needs is here")
+    for name, reason in unusable.items():
+        print(f"{name}: left out: {reason}")
     for line in dict.fromkeys(line for lines in lacking.values() for line in lines):
-        needing = (cell for cell, lines in lacking.items() if line in lines)
+        needing = (name for name, lines in lacking.items() if line in lines)
         print(f"missing {line}\n    for {', '.join(needing)}")
     print(f"\nwrote {folder}/results.csv and results.md")
     if args.write_docs:
@@ -88,8 +87,8 @@ def wanted_table(args: argparse.Namespace, workspace: Workspace) -> tuple[paper.
     return paper.all_tasks(args.unit_model, args.set, workspace), "tables_all"
 
 
-def chosen(listed: paper.Paper, args: argparse.Namespace) -> list[paper.Cell]:
-    """The cells that the flags ask for. Raises ``UserError`` when there are none."""
+def chosen(listed: paper.Paper, args: argparse.Namespace) -> dict[str, paper.Cell]:
+    """The cells that the flags ask for, by name. Raises ``UserError`` when there are none."""
     wanted = {"method": args.method, "task": args.prompt_task, "unit_model": args.unit_model}
     asked = {name: value for name, value in wanted.items() if value}
     cells = [c for c in listed.cells if all(getattr(c, name) == asked[name] for name in asked)]
@@ -97,25 +96,21 @@ def chosen(listed: paper.Paper, args: argparse.Namespace) -> list[paper.Cell]:
         raise UserError(f"the paper's tables have no cell with {' '.join(asked.values())}")
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: expected at least 1")
-    return cells
+    return {str(cell): cell for cell in cells}
 
 
-def make(cells: Sequence[paper.Cell], workspace: Workspace, args: argparse.Namespace) -> list[str]:
+def make(cells: dict[str, paper.Cell], workspace: Workspace, args: argparse.Namespace) -> list[str]:
     """Run what is not finished; return the names of what failed."""
 
     def training(cell: paper.Cell, seed: int) -> Iterator[Command]:  # when the cell is prepared
         yield from commands(paper.run_of(cell, seed, workspace), workspace)
 
     seeds = range(paper.FIRST_SEED, paper.FIRST_SEED + args.seeds)
-    prepared = run_all({str(cell): paper.preparation(cell, seeds, workspace) for cell in cells}, 1)
-    runs = {
-        f"{cell} seed {seed}": training(cell, seed)
-        for seed in seeds
-        for cell in cells
-        if str(cell) in prepared
-    }
+    todo = {name: paper.preparation(cell, seeds, workspace) for name, cell in cells.items()}
+    prepared = run_all(todo, 1)
+    runs = {f"{name} seed {n}": training(cells[name], n) for n in seeds for name in prepared}
     made = run_all(runs, args.jobs)
-    return [name for name in (*map(str, cells), *runs) if name not in prepared | made]
+    return [name for name in (*cells, *runs) if name not in prepared | made]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from demo.run import DATE, demo_stages, run_stages, train_command
+from demo.run import DATE, demo_stages, run_stages
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
@@ -21,6 +21,7 @@ from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sequence_scores import SequenceScores, score_sequences
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
+PROMPT = "--prefix_prompt_length 60 --set best_by=loss validate_every=250"
 CONSTANT = "train's most frequent answer"
 NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
          "slot_value_cer": "slot value CER"}  # fmt: skip
@@ -41,17 +42,16 @@ def constant_answer(path: Path, pair: Pair) -> SequenceScores:
 
 def main() -> None:
     start = time.monotonic()
-    speech = "demo/speech.py --corpora librispeech audio_snips"
     stages = demo_stages(
-        corpora={"": f"{speech} --out {{workspace}}/corpora"},
+        corpora="demo/speech.py --corpora librispeech audio_snips --out {workspace}/corpora",
         manifests={"ASR": "librispeech", "SF": "audio_snips"},
         lm_updates=700,
         prompts={
-            "ASR": train_command("ASR", 60, 2500, "validate_every=250"),
-            "SF": train_command("SF", 60, 1800, "validate_every=250"),
+            "ASR": f"{PROMPT} max_update=2500",
+            "SF": f"{PROMPT} max_update=1800",
         },
     )
-    stages["figure"] = {"": f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"}
+    stages["figure"] = f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"
     unit_model, seconds = run_stages(stages, ("ASR", "SF"), WORKSPACE)
     summary = {}
     print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))

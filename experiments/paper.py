@@ -86,17 +86,12 @@ def load_paper(path: Path) -> Paper:
     """Read a list of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
     paper = load_config(Paper, path)
     for cell in paper.cells:
-        for problem, is_so in {
-            f"expected a method of {', '.join(METHODS)}": (
-                cell.method not in METHODS or cell.method not in paper.methods
-            ),
-            "its task is not among the tasks": cell.task not in paper.tasks,
-            "expected prompt: P, the published prompt's length": (
-                cell.method in PROMPTS and not cell.prompt
-            ),
-        }.items():
-            if is_so:
-                raise UserError(f"{path}: {cell}: {problem}")
+        if cell.method not in METHODS or cell.method not in paper.methods:
+            raise UserError(f"{path}: {cell}: expected a method of {', '.join(METHODS)}")
+        if cell.task not in paper.tasks:
+            raise UserError(f"{path}: {cell}: its task is not among the tasks")
+        if cell.method in PROMPTS and not cell.prompt:
+            raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
     return paper
 
 

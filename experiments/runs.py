@@ -25,14 +25,8 @@ from pipeline.rows import SPLITS
 from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.prompt_record import (
-    BEST,
-    EXTENSIBLE,
-    PromptRecord,
-    differences,
-    ended,
-    read_record,
-)
+from ulm_prompt.prompt_data import prompt_record
+from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import lm_hashes
 from ulm_prompt.scoring.sample_file import made_from
@@ -43,8 +37,8 @@ Command = list[str]
 
 
 class Baseline(NamedTuple):
-    """A baseline's script, the name of its outputs, its config in baselines/config/, and what it
-    reads of a downstream's data.
+    """A script in baselines/, the name of its outputs, its config, and what it reads of the data
+    of a downstream.
     """
 
     script: str
@@ -54,12 +48,8 @@ class Baseline(NamedTuple):
 
 
 BASELINES = {
-    "FT-DM": Baseline(
-        "baselines/train_downstream.py", "downstream", "downstream.yaml", "manifest/{split}.tsv"
-    ),
-    "n-grams": Baseline(
-        "baselines/unit_ngrams.py", "ngrams", "unit_ngrams.yaml", "{unit_model}/{split}"
-    ),
+    "FT-DM": Baseline("train_downstream.py", "downstream", "downstream.yaml", "manifest/{1}.tsv"),
+    "n-grams": Baseline("unit_ngrams.py", "ngrams", "unit_ngrams.yaml", "{0}/{1}"),
 }
 
 
@@ -109,7 +99,7 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
         scores = dataclasses.asdict(score(samples))
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
-    facts |= facts.pop("run", None) or {}
+    facts |= facts.pop("run")
     return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
@@ -126,8 +116,8 @@ def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]
     pair = selection(run.pair, workspace)
     flags = [*pair, "--set", *run.knobs]
     if run.baseline:
-        done = outcome(run, workspace) is not None
-        return [] if done else [[run.baseline.script, "--date", run.date, *flags]]
+        script = f"baselines/{run.baseline.script}"
+        return [] if outcome(run, workspace) else [[script, "--date", run.date, *flags]]
     todo = []
     if _card(run, workspace) is None:
         train = ["ulm_prompt/train.py", "--date", run.date]
@@ -205,15 +195,15 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         dtype=None,
     )
     wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
-    if card := ended(folder, wanted, lm_hashes(lm)):
+    if card := prompt_record.ended(folder, wanted, lm_hashes(lm)):
         return card
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
 
     wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
-    if changed := differences(card, wanted) if card else ["origin"]:
+    if changed := prompt_record.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if any(card.training.get(knob) != wanted.training[knob] for knob in EXTENSIBLE):
+    if any(card.training.get(knob) != wanted.training[knob] for knob in prompt_record.EXTENSIBLE):
         return None
     return card if card.trained_parameters else None  # an earlier version's, or another LM file
 
@@ -232,19 +222,19 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
     path = card_path(workspace, run.pair.task, run.pair.unit_model, baseline.name, run.date)
     if not path.is_file():
         return None
-    card = read_json(path, baseline.script)
+    card = read_json(path, f"baselines/{baseline.script}")
     config = load_yaml(REPOSITORY / "baselines" / "config" / baseline.config)
     config["seed"] = run.seed
     folder = workspace.downstream_data(run.pair.config.downstream)
     data = {}
     for split in SPLITS:
-        file = folder / baseline.inputs.format(unit_model=run.pair.unit_model, split=split)
+        file = folder / baseline.inputs.format(run.pair.unit_model, split)
         data[split] = sha256(file) if file.is_file() else ""
-    of_rows = card.get("rows")
-    if card["config"] == config and data == (of_rows or card["data"]["manifest"]):
+    rows = card.get("rows")  # of n-grams, which are made again in two minutes
+    if card["config"] == config and data == (rows or card["data"]["manifest"]):
         return Outcome(card, card["test"], {})
-    if of_rows:
-        return None  # it is made again in two minutes
+    if rows:
+        return None
     raise _other_run(path.parent, "data" if card["config"] == config else "config")
 
 
