@@ -1,4 +1,4 @@
-"""The papers' tables and all tasks at once: what they hold, what they ask for, how they are made."""
+"""The papers' tables and all tasks at once: what they hold, ask for, and how they are made."""
 
 from __future__ import annotations
 
