@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from experiments.paper import Paper
 from experiments.runs import Outcome, Run, by_row
-from experiments.tables import Figure, millions, spread
+from experiments.tables import Figure, spread
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.scoring.class_report import answers
@@ -73,7 +73,8 @@ def _accuracies(axis: Axes, x: str, outcomes: Mapping[Run, Outcome]) -> None:
         positions = {name: number or whole for name, number in zip(rows, numbers)}
         labels = [str(number or "all") for number in numbers]
         if x != "shots":
-            short = (millions(card["trained_parameters"]) for card in cards)
+            trained = [card["trained_parameters"] for card in cards]
+            short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" for n in trained)
             labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
         axis.set_xscale("log")
     splits = {"valid": {n: [seed.card["valid"]["accuracy"] for seed in rows[n]] for n in rows}}
