@@ -9,33 +9,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from baselines.classifiers.answers import Slots, answers_path, card_path, parse_flags, write_answers
-from baselines.classifiers.downstream import CONFIG, Settings, Split, load_settings, train
+from baselines.classifiers.answers import Slots, card_path, finish, parse_flags
+from baselines.classifiers.downstream import CONFIG, Settings, Split, train
 from baselines.classifiers.means import COMMAND, read_means, read_plan
 from pipeline.devices import choose_device
 from pipeline.errors import UserError, run
-from pipeline.files import holding, read_json, write_json
+from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS
-from pipeline.runs import provenance
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 
-MODEL = "checkpoint_best.pt"
-
 
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
     """The tasks and unit models with layer means in the workspace, narrowed by the flags."""
-    workspace = Workspace(args.workspace)
-    tasks = [args.prompt_task] if args.prompt_task else task_names()
-    configs = {task: load_task(task) for task in tasks}
-    records = f"{args.unit_model or '*'}/layer_means/provenance.json"
-    pairs = [
-        Pair(task, record.parents[1].name, config)
-        for task, config in configs.items()
-        for record in sorted(workspace.downstream_data(config.downstream).glob(records))
-        if not config.is_sequence  # a text is no class
-    ]
+    pairs = []
+    for task in [args.prompt_task] if args.prompt_task else task_names():
+        config = load_task(task)
+        folder = Workspace(args.workspace).downstream_data(config.downstream)
+        records = sorted(folder.glob(f"{args.unit_model or '*'}/layer_means/provenance.json"))
+        if not config.is_sequence:  # a text is no class
+            pairs += [Pair(task, record.parents[1].name, config) for record in records]
     if not pairs:
         example = COMMAND.format("speech_commands", args.unit_model or "hubert100")
         raise UserError(
@@ -45,16 +39,14 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
     return pairs
 
 
-def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None:
-    workspace = Workspace(args.workspace)
-    downstream, unit_model = pair.config.downstream, pair.unit_model
-    run_name = workspace, pair.task, unit_model, "downstream", args.date
-    card_file, answers_file = card_path(*run_name), answers_path(*run_name)
+def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) -> None:
+    data, name = (pair.config.downstream, pair.unit_model), f"{pair.task} {pair.unit_model}"
+    card_file = card_path(workspace, pair.task, pair.unit_model, "downstream", date)
     card = {
         "task": pair.task,
-        "unit_model": unit_model,
+        "unit_model": pair.unit_model,
         "config": dataclasses.asdict(settings),
-        "data": read_plan(workspace, downstream, unit_model),
+        "data": read_plan(workspace, *data),
     }
     with holding(card_file.parent):
         if card_file.exists():
@@ -64,46 +56,36 @@ def train_pair(args: argparse.Namespace, pair: Pair, settings: Settings) -> None
                     f"{card_file.parent}: holds a run with other {', '.join(changed)}; "
                     "choose a new --date"
                 )
-            print(f"{pair.task} {unit_model}: {card_file.parent} exists already")
+            print(f"{name}: {card_file.parent} exists already")
             return
-        slots = Slots(workspace.downstream_data(downstream) / "manifest/labels.json")
+        slots = Slots(workspace.downstream_data(data[0]) / "manifest/labels.json")
         device, why = choose_device()
         splits = {}
         for split in SPLITS:
-            means, entries, index = read_means(workspace, downstream, unit_model, split)
+            means, entries, index = read_means(workspace, *data, split)
             labels = slots.encode(entry.labels for entry in entries)
             splits[split] = Split(means, index, labels).to(device)
-        print(f"{pair.task} {unit_model}: training on {why}")
+        print(f"{name}: training on {why}")
         model, curve = train(splits["train"], splits["valid"], slots.sizes, settings)
-        test = splits["test"]
-        answers = slots.decode(model.predict(test.means)[test.index])
-        files, labels = zip(*((entry.file, entry.labels) for entry in entries))  # of test
-        accuracy = write_answers(answers_file, files, labels, answers)
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
-        save_torch(weights, card_file.parent / MODEL)
-        best = max(curve.values())
+        save_torch(weights, card_file.parent / "checkpoint_best.pt")
+        update = max(curve, key=curve.get)  # the first of equals
         card |= {
             "trained_parameters": model.trained_parameters,
             "layer_weights": model.layer_weights.softmax(dim=0).tolist(),
-            "updates": min(update for update, value in curve.items() if value == best),
-            "valid": {"accuracy": best},
-            "test": {"accuracy": accuracy},
+            "updates": update,
+            "valid": {"accuracy": curve[update]},
             "valid_curve": curve,
-            "made_by": provenance(),
         }
-        write_json(card_file, card)
-    print(
-        f"{pair.task} {unit_model}: {model.trained_parameters:,} trained parameters, best at "
-        f"update {card['updates']:,}: {best:.2f} % right on valid, {accuracy:.2f} % on test "
-        f"-> {answers_file}"
-    )
+        print(f"{name}: {model.trained_parameters:,} trained parameters, best at update {update:,}")
+        answers = slots.decode(model.predict(splits["test"].means)[splits["test"].index])
+        finish(workspace, pair, card_file, date, entries, answers, card)  # entries: of test
 
 
 def main() -> None:
-    args = parse_flags(__doc__, CONFIG)
-    settings = load_settings(args.set)
+    args = parse_flags(__doc__, Settings, CONFIG)
     for pair in find_pairs(args):
-        train_pair(args, pair, settings)
+        train_pair(Workspace(args.workspace), pair, args.date, args.settings)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.date}")
 
 

@@ -16,15 +16,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from demo.speaking.voices import SAMPLE_RATE, new_corpus, write_audio
+from demo.speaking import SAMPLE_RATE, new_corpus, write_audio
 from pipeline.errors import UserError, run
 from pipeline.files import replacing, writing
-from preprocess.speech_commands.preprocessor import (
-    NOISE_FOLDER,
-    TEST_FOLDER,
-    TRAIN_FOLDER,
-    which_split,
-)
+from preprocess.speech_commands import preprocessor as layout
 
 PACKED = Path(__file__).resolve().parent / "speech_commands"
 INDEX = "clips.csv"
@@ -38,11 +33,11 @@ def main() -> None:
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--out", type=Path, help="unpack into this folder")
     action.add_argument("--from", dest="corpus", type=Path, help="pack this corpus folder")
-    arguments = parser.parse_args()
-    if arguments.corpus:
-        pack(arguments.corpus, PACKED)
+    args = parser.parse_args()
+    if args.corpus:
+        pack(args.corpus, PACKED)
     else:
-        unpack(PACKED, arguments.out / "speech_commands")
+        unpack(PACKED, args.out / "speech_commands")
 
 
 def pack(corpus: Path, packed: Path) -> None:
@@ -50,14 +45,14 @@ def pack(corpus: Path, packed: Path) -> None:
 
     A clip of neither split is left out (``which_split``); test speakers are among these.
     """
-    paths = sorted(corpus.glob(f"{TRAIN_FOLDER}/*/*.wav"))
-    noise = corpus / NOISE_FOLDER
-    kept = [path for path in paths if path.parent == noise or which_split(path.name)]
+    paths = sorted(corpus.glob(f"{layout.TRAIN_FOLDER}/*/*.wav"))
+    noise = corpus / layout.NOISE_FOLDER
+    kept = [path for path in paths if path.parent == noise or layout.which_split(path.name)]
     print(f"{corpus}: {len(paths) - len(kept)} clips are in neither train nor valid: left out")
-    kept += sorted(corpus.glob(f"{TEST_FOLDER}/*/*.wav"))
+    kept += sorted(corpus.glob(f"{layout.TEST_FOLDER}/*/*.wav"))
     if not kept:
-        raise UserError(f"{corpus}: expected {TRAIN_FOLDER}/ and {TEST_FOLDER}/, found no wav file")
-    clips, size = [("folder", "name", "samples")], 0
+        raise UserError(f"{corpus}: expected the folders of v0.01, found no wav file")
+    clips = [("folder", "name", "samples")]
     for folder, group in groupby(kept, lambda path: path.parent):
         waveforms = {path.name: _read(path) for path in group}
         name = str(folder.relative_to(corpus))
@@ -69,10 +64,9 @@ def pack(corpus: Path, packed: Path) -> None:
             soundfile.write(
                 handle, samples, SAMPLE_RATE, "OPUS", format="OGG", compression_level=COMPRESSION
             )
-        size += target.stat().st_size
     with writing(packed / INDEX) as handle:
         csv.writer(handle, lineterminator="\n").writerows(clips)
-    print(f"wrote {packed}: {len(clips) - 1} clips, {size:,} bytes of Opus")
+    print(f"wrote {packed}: {len(clips) - 1} clips")
 
 
 def unpack(packed: Path, corpus: Path) -> None:

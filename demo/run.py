@@ -7,30 +7,24 @@ demo/workspace/, which is emptied first; the figures go to samples/demo_summary.
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 
 from baselines.classifiers.answers import card_path
-from experiments.demos import DATE, Seconds, demo_stages, run_stages, seconds_of, train_command
 from experiments.pictures import draw_demo
+from experiments.runs import run_all, stop_after
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
+from pipeline.runs import run_script
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.scoring.scores import score
 
+UNIT_MODEL, OFFLINE_UNIT_MODEL = "moonshine100", "mfcc100"
+DATE = "demo"
 WORKSPACE = Workspace(REPOSITORY / "demo" / "workspace")
+PROMPT = "--prefix_prompt_length 20 --set best_by=loss batch_size=32"
 EACH_ONCE = "--set datarc.train=each_once datarc.valid=each_once"
-STAGES = demo_stages(
-    {
-        "KS": "demo/clips.py --out {workspace}/corpora",
-        "IC": "demo/speech.py --out {workspace}/corpora",
-    },
-    {"KS": f"speech_commands {EACH_ONCE}", "IC": "fluent_commands"},
-    300,
-    {
-        "KS": train_command("KS", 20, 1500, "batch_size=32 unit_noise=0.2"),
-        "IC": train_command("IC", 20, 2200, "batch_size=32 unit_noise=0.1"),
-    },
-)
 ROWS = {
     "unit model": "unit_model",
     "test utterances": "utterances",
@@ -41,9 +35,77 @@ ROWS = {
     "invalid answers, %": "invalid",
     "n-grams' accuracy, %": "ngrams_accuracy",
 }
+Commands = str | dict[str, str]  # of both tasks in one, or by task, which run at once
 
 
-def summarise(task: str, unit_model: str, seconds: Seconds) -> dict[str, object]:
+def demo_stages(
+    corpora: Commands, manifests: dict[str, str], lm_updates: int, prompts: dict[str, str]
+) -> dict[str, Commands]:
+    """The commands of every stage, from the scripts that write corpora to the scores.
+
+    By task: ``manifests`` has its downstream and settings, ``prompts`` the flags of train.py.
+    """
+    runner = "preprocess/runner.py --unit_model {unit_model} --action"
+    names = " ".join(manifest.split()[0] for manifest in manifests.values())
+    ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
+    train = f"ulm_prompt/train.py --recipe fast --date {DATE} --prompt_task"
+    return {
+        "corpora": corpora,
+        "manifest": {
+            task: f"{runner} generate_manifest --downstream {manifest}"
+            for task, manifest in manifests.items()
+        },
+        "k-means": f"{runner} learn_kmeans --downstream {names}",
+        "quantise": f"{runner} quantized --downstream {names}",
+        "postprocess": f"{runner} postprocess --downstream {names}",
+        "text": "ulm_prompt/make_data.py",
+        "labelspace": "ulm_prompt/gen_labelspace.py",
+        "verbalizer": "ulm_prompt/verbalizer.py",
+        "unit LM": f"ulm_prompt/train_ulm.py --unit_model {{unit_model}} {ulm}",
+        "binarise": "ulm_prompt/fairseq_preprocess.py",
+        "prompt": {task: f"{train} {task} {flags}" for task, flags in prompts.items()},
+        "sample": f"ulm_prompt/sample.py --model_date {DATE} --sample_date {DATE}",
+        "n-grams": f"baselines/unit_ngrams.py --date {DATE}",
+        "score": f"ulm_prompt/cal_acc.py --sample_date {DATE}",
+    }
+
+
+def run_stages(
+    stages: dict[str, Commands], tasks: tuple[str, ...], workspace: Workspace
+) -> tuple[str, dict[str, dict[str, float]]]:
+    """Empty the workspace and run all stages in turn, a stage's tasks at once, a core each.
+
+    Returns the unit model, and each task's seconds by stage. A failure ends the script. Without a
+    network the unit model is ``OFFLINE_UNIT_MODEL``, and the script says so.
+    """
+    shutil.rmtree(workspace.root, ignore_errors=True)
+    folder = os.path.relpath(workspace.root, REPOSITORY)
+    print(f"\n[0/{len(stages)}] unit model", flush=True)
+    start, unit_model = time.monotonic(), UNIT_MODEL
+    if code := run_script(["pretrained_models/download.py", UNIT_MODEL, "--only", "checkpoint"]):
+        if code > 1:  # a file is there, but another than expected
+            raise SystemExit(code)
+        unit_model = OFFLINE_UNIT_MODEL
+        print(
+            f"the demo uses {unit_model}, which needs no download and understands far less: "
+            f"{UNIT_MODEL} could not be downloaded (see above)",
+            flush=True,
+        )
+    seconds = {task: {"unit model": round(time.monotonic() - start, 1)} for task in tasks}
+    for number, (stage, commands) in enumerate(stages.items(), start=1):
+        print(f"\n[{number}/{len(stages)}] {stage}", flush=True)
+        words = {}
+        for name, command in ({stage: commands} if isinstance(commands, str) else commands).items():
+            command += "" if "--out" in command else " --workspace {workspace}"
+            words[name] = [command.format(workspace=folder, unit_model=unit_model).split()]
+        spent = run_all(words, len(words))
+        stop_after(words.keys() - spent.keys())
+        for task in tasks:
+            seconds[task][stage] = round(spent.get(task, spent.get(stage, 0.0)), 1)
+    return unit_model, seconds
+
+
+def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str, object]:
     """The task's figures, from the files that the stages left."""
     names = task, unit_model
     prompt = read_json(WORKSPACE.checkpoints(*names, DATE) / "prompt.json", "ulm_prompt/train.py")
@@ -57,19 +119,19 @@ def summarise(task: str, unit_model: str, seconds: Seconds) -> dict[str, object]
         "utterances": result.utterances,
         "trainable_parameters": prompt["trained_parameters"],
         "frozen_parameters": prompt["lm_parameters"],
-        "seconds": seconds_of(task, seconds),
+        "seconds": seconds,
     }
 
 
 def show(summary: dict[str, dict], total: float) -> None:
     """Print the table. A stage that serves both tasks is shown once."""
+    tasks = list(summary.values())
     print(f"\n{'':28}" + "".join(f"{task:>14}" for task in summary))
     for title, key in ROWS.items():
-        values = [figures[key] for figures in summary.values()]
-        cells = (f"{v:>14}" if isinstance(v, str) else f"{v:>14,}" for v in values)
-        print(f"{title:28}" + "".join(cells))
-    for stage in summary["KS"]["seconds"]:
-        spent = [figures["seconds"][stage] for figures in summary.values()]
+        values = [v if isinstance(v := figures[key], str) else f"{v:,}" for figures in tasks]
+        print(f"{title:28}" + "".join(f"{value:>14}" for value in values))
+    for stage in tasks[0]["seconds"]:
+        spent = [figures["seconds"][stage] for figures in tasks]
         both = f"{spent[0]:>28}  (both)" if len(set(spent)) == 1 else ""
         print(f"{'seconds, ' + stage:28}" + (both or "".join(f"{value:>14}" for value in spent)))
     print(f"{'seconds in all':28}{total:>28.0f}")
@@ -77,8 +139,20 @@ def show(summary: dict[str, dict], total: float) -> None:
 
 def main() -> None:
     start = time.monotonic()
-    unit_model, seconds = run_stages(STAGES, WORKSPACE)
-    summary = {task: summarise(task, unit_model, seconds) for task in ("KS", "IC")}
+    stages = demo_stages(
+        corpora={
+            "KS": "demo/clips.py --out {workspace}/corpora",
+            "IC": "demo/speech.py --out {workspace}/corpora",
+        },
+        manifests={"KS": f"speech_commands {EACH_ONCE}", "IC": "fluent_commands"},
+        lm_updates=300,
+        prompts={
+            "KS": f"{PROMPT} max_update=1500 unit_noise=0.2",
+            "IC": f"{PROMPT} max_update=2200 unit_noise=0.1",
+        },
+    )
+    unit_model, seconds = run_stages(stages, ("KS", "IC"), WORKSPACE)
+    summary = {task: summarise(task, unit_model, spent) for task, spent in seconds.items()}
     samples = REPOSITORY / "samples"
     write_json(samples / "demo_summary.json", summary)
     draw_demo(WORKSPACE, summary, unit_model, DATE, samples / "demo.png")

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from experiments.demos import DATE, demo_stages, run_stages, seconds_of, train_command
+from demo.run import DATE, demo_stages, run_stages
 from pipeline.errors import run
 from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
@@ -21,16 +21,8 @@ from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sequence_scores import SequenceScores, score_sequences
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
-TASKS = ("ASR", "SF")
-STAGES = demo_stages(
-    {"": "demo/sequence_speech.py --out {workspace}/corpora"},
-    {"ASR": "librispeech", "SF": "audio_snips"},
-    700,
-    {
-        "ASR": train_command("ASR", 60, 2500, "validate_every=250"),
-        "SF": train_command("SF", 60, 1800, "validate_every=250"),
-    },
-) | {"figure": {"": f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"}}
+PROMPT = "--prefix_prompt_length 60 --set best_by=loss validate_every=250"
+CONSTANT = "train's most frequent answer"
 NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
          "slot_value_cer": "slot value CER"}  # fmt: skip
 
@@ -41,9 +33,8 @@ def constant_answer(path: Path, pair: Pair) -> SequenceScores:
     labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
     answer = {"predict": labels.most_common(1)[0][0]}
     samples = read_json(path, "ulm_prompt/sample.py")
-    samples = {row: entry | answer for row, entry in samples.items()}
     constant = path.with_name(f".constant_{path.name}")
-    write_json(constant, samples)
+    write_json(constant, {row: entry | answer for row, entry in samples.items()})
     scores = score_sequences(constant, WORKSPACE, pair)
     constant.unlink()
     return scores
@@ -51,33 +42,40 @@ def constant_answer(path: Path, pair: Pair) -> SequenceScores:
 
 def main() -> None:
     start = time.monotonic()
-    unit_model, seconds = run_stages(STAGES, WORKSPACE)
+    stages = demo_stages(
+        corpora="demo/speech.py --corpora librispeech audio_snips --out {workspace}/corpora",
+        manifests={"ASR": "librispeech", "SF": "audio_snips"},
+        lm_updates=700,
+        prompts={
+            "ASR": f"{PROMPT} max_update=2500",
+            "SF": f"{PROMPT} max_update=1800",
+        },
+    )
+    stages["figure"] = f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"
+    unit_model, seconds = run_stages(stages, ("ASR", "SF"), WORKSPACE)
     summary = {}
-    for task in TASKS:
+    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))
+    for task, spent in seconds.items():
         pair = Pair(task, unit_model, load_task(task))
         path = WORKSPACE.samples(task, unit_model, DATE, DATE)
         card = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
+        ways = {
+            "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
+            CONSTANT: dataclasses.asdict(constant_answer(path, pair)),
+        }
+        for way, scores in ways.items():
+            values = [scores[key] for key in NAMES]
+            cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
+            print(f"{f'{task}, {way}':34}{cells}")
         summary[task] = {
             "unit_model": unit_model,
             "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
-            "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
-            "train's most frequent answer": dataclasses.asdict(constant_answer(path, pair)),
-            "seconds": seconds_of(task, seconds),
+            **ways,
+            "seconds": spent,
         }
     output = REPOSITORY / "samples" / "sequence_summary.json"
     write_json(output, summary)
-    show(summary)
     print(f"{time.monotonic() - start:.0f} s in all; figures: {output}")
-
-
-def show(summary: dict[str, dict]) -> None:
-    """Print a line for each task and way to answer."""
-    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))
-    for task, figures in summary.items():
-        for way in ("prompt", "train's most frequent answer"):
-            values = [figures[way][key] for key in NAMES]
-            cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
-            print(f"{f'{task}, {way}':34}{cells}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from baselines.classifiers.answers import card_path
-from experiments.runs import BASELINES, Command, Run, has_lm, outcome, selection
+from experiments.runs import BASELINES, Command, Outcome, Run, outcome, selection
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
@@ -25,13 +25,10 @@ PAPER = Path(__file__).with_name("paper.yaml")
 PAPERS = {"v1": PAPER, "v2": PAPER.with_name("paper_v2.yaml")}  # SpeechPrompt, SpeechPrompt v2
 TASK = "task"  # a prompt as the task's config says
 PROMPTS = ("PT", "PT-v2", "v2", TASK)
-METHODS = (*PROMPTS, "FT-LM", "FT-DM", "n-grams")
-V2 = "v2"  # a recipe
+METHODS = (*PROMPTS, "FT-LM", *BASELINES)
 FIRST_SEED = 100501  # the published one
 SAMPLE_DATE = "tables"
 PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
-LABELS = "labels.json"  # what stage 1 leaves beside the rows
-DEMO = "demo.json"  # the demo leaves it in its corpora
 
 
 @dataclass
@@ -106,8 +103,7 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
     left_out = []
     for name in task_names():
         config = load_task(name)
-        length = config.prefix_prompt_length
-        cell = Cell(TASK, name, unit_model, prompt=length, set=knobs)
+        cell = Cell(TASK, name, unit_model, prompt=config.prefix_prompt_length, set=knobs)
         if not (has_rows(cell, workspace) or _corpus_folder(cell, workspace).is_dir()):
             left_out.append(name)
             continue
@@ -136,38 +132,23 @@ def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure]
             if not exists and seed >= FIRST_SEED + seeds:
                 break
             try:
-                figure = figure_of(cell, seed, paper, workspace) if exists else None
+                run = run_of(cell, seed, workspace) if exists else None
+                if run and (result := outcome(run, workspace)):
+                    figures.append(_figure(cell, seed, result, paper, workspace))
             except UserError as error:
                 unusable[f"{cell} seed {seed}"] = str(error)
-            else:
-                figures += [figure] if figure else []
     return figures, unusable
 
 
-def figure_of(cell: Cell, seed: int, paper: Paper, workspace: Workspace) -> Figure | None:
-    """The figure of a cell's finished run; None while the run, its data or its LM is to be made.
-
-    Raises ``UserError`` as ``outcome`` does.
-    """
-    if cell.method not in BASELINES:
-        if not (has_lm(workspace, cell.unit_model) and has_data_bin(workspace, cell.pair)):
-            return None
-    elif cell.method == "n-grams" and not has_rows(cell, workspace):
-        return None
-    result = outcome(run_of(cell, seed, workspace), workspace)
-    if result is None:
-        return None
-    value = result.test[paper.tasks[cell.task].metric]
-    if value is None:
-        raise UserError(f"its test split has no {paper.tasks[cell.task].metric}")
+def _figure(cell: Cell, seed: int, result: Outcome, paper: Paper, workspace: Workspace) -> Figure:
+    """Raises ``UserError`` where the test split does not have the task's metric."""
+    metric = paper.tasks[cell.task].metric
+    if (value := result.test[metric]) is None:
+        raise UserError(f"its test split has no {metric}")
     lm = "own" if _trained_here(workspace, cell.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
-        cell.method,
-        cell.task,
-        cell.unit_model,
-        seed,
-        value=round(value, 4),
+        *(cell.method, cell.task, cell.unit_model, seed, round(value, 4)),
         lm="" if cell.method in BASELINES else lm,
         git_revision=result.card["made_by"]["git_revision"],
         **{name: result.card[name] for name in facts if name in result.card},
@@ -180,47 +161,46 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
     if baseline := BASELINES.get(cell.method):
         return Run(cell.method, cell.pair, seed, date, date, baseline, knobs=(seed_knob,))
     own = _trained_here(workspace, cell.unit_model)
-    knobs = [*(cell.own_lm if own else []), *cell.set, seed_knob]
-    recipe = {V2: V2, TASK: cell.pair.config.recipe}.get(cell.method, "published")
-    if cell.method == "PT-v2" or recipe == V2:
-        knobs.insert(-1, "verbalizer=learnable")
-    prompted = cell.method != "FT-LM"
+    recipe = {"v2": "v2", TASK: cell.pair.config.recipe}.get(cell.method, "published")
+    learnable = ["verbalizer=learnable"] if cell.method == "PT-v2" or recipe == "v2" else []
+    is_prompt = cell.method != "FT-LM"
     return Run(
         cell.method, cell.pair, seed, date, SAMPLE_DATE,
-        recipe=("fast" if own else recipe) if prompted else None,
-        fine_tune=not prompted,
-        prefix_prompt_length=_prompt_length(cell, workspace) if prompted else None,
-        knobs=tuple(knobs),
+        recipe=("fast" if own else recipe) if is_prompt else None,
+        fine_tune=not is_prompt,
+        prefix_prompt_length=_prompt_length(cell, workspace) if is_prompt else None,
+        knobs=(*(cell.own_lm if own else ()), *cell.set, *learnable, seed_knob),
         dtype="float32",  # a published figure must not depend on the machine's fastest format
     )  # fmt: skip
 
 
-def preparation(cell: Cell, workspace: Workspace) -> Iterator[Command]:
-    """The commands of stages 1 to 3, as far as they are not done; FT-DM needs none."""
+def preparation(cell: Cell, seeds: Iterable[int], workspace: Workspace) -> Iterator[Command]:
+    """The commands that make what the runs of the cell read, as far as it is not made: stages 1
+    to 3; for FT-DM features.
+    """
+
+    def stage_1(script: str, *action: str) -> Command:
+        names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
+        return [script, *action, *names, "--workspace", str(workspace.root)]
+
     if cell.method == "FT-DM":
+        if not all(outcome(run_of(cell, seed, workspace), workspace) for seed in seeds):
+            yield stage_1("preprocess/runner.py", "--action", "generate_manifest")
+            yield stage_1("baselines/layer_means.py")
         return
     if not has_rows(cell, workspace):
         for action in ("generate_manifest", "quantized", "postprocess"):
-            yield ["preprocess/runner.py", "--action", action, *_data_flags(cell, workspace)]
-    if cell.method != "n-grams" and not has_data_bin(workspace, cell.pair):
+            yield stage_1("preprocess/runner.py", "--action", action)
+    if cell.method not in BASELINES and not has_data_bin(workspace, cell.pair):
         for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
             yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
-
-
-def features(cell: Cell, workspace: Workspace) -> Iterator[Command]:
-    """The commands that make the features of FT-DM."""
-    if cell.method == "FT-DM":
-        flags = _data_flags(cell, workspace)
-        yield ["preprocess/runner.py", "--action", "generate_manifest", *flags]
-        yield ["baselines/layer_means.py", *flags]
 
 
 def has_rows(cell: Cell, workspace: Workspace) -> bool:
     """Whether the corpus is quantised already. The demo's is not the paper's corpus."""
     downstream = cell.pair.config.downstream
     rows = [workspace.rows(downstream, cell.unit_model, split) for split in SPLITS]
-    quantised_here = (rows[0].parent / "quantized").is_dir()
-    if quantised_here and _is_demo(cell, workspace):
+    if (rows[0].parent / "quantized").is_dir() and _is_demo(cell, workspace):
         return False
     return all(path.is_file() for path in rows)
 
@@ -232,7 +212,8 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
-    needed: dict[Path, str] = {}
+    data = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
+    needed: dict[Path | str, str] = {}
     if on_features or not has_rows(cell, workspace):
         corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
         if not root.is_dir():
@@ -240,34 +221,28 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
         elif _is_demo(cell, workspace):
             needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
         known = find_unit_model(cell.unit_model, workspace)
-        if known.feature_type:
-            parts = known.checkpoint.parts if known.checkpoint else ()
-            needed |= {part: f"{download} checkpoint" for part in parts if not part.exists()}
-            if not (on_features or known.km_path.is_file()):
-                needed[known.km_path] = f"{download} kmeans"
-        else:
-            needed[Path(cell.unit_model)] = "describe it in pretrained_models/my_unit_models.yaml"
+        if not known.feature_type:
+            needed[cell.unit_model] = "describe it in pretrained_models/my_unit_models.yaml"
+        for part in known.checkpoint.parts if known.feature_type and known.checkpoint else ():
+            if not part.exists():
+                needed[part] = f"{download} checkpoint"
+        if known.feature_type and not on_features and not known.km_path.is_file():
+            needed[known.km_path] = f"{download} kmeans"
         if needed and not on_features and cell.method != TASK:
-            rows = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
-            needed[rows] = "or units that were quantised elsewhere, instead of these"
-    elif is_sequence:
-        labels = workspace.rows(cell.pair.config.downstream, cell.unit_model, LABELS)
-        if not labels.is_file():
-            needed[labels] = "what each label number of these rows stands for"
-    if cell.method not in BASELINES and not has_lm(workspace, cell.unit_model):
+            needed[data] = "or units that were quantised elsewhere, instead of these"
+    elif is_sequence and not (data / "labels.json").is_file():
+        needed[data / "labels.json"] = "what each label number of these rows stands for"
+    lm = lm_folder(workspace, cell.unit_model)
+    has_lm = (lm / "checkpoint_best.pt").is_file() and (lm / "dict.txt").is_file()
+    if cell.method not in BASELINES and not has_lm:
         train = f"python ulm_prompt/train_ulm.py --date tables --config medium --unit_model {flags}"
-        needed[lm_folder(workspace, cell.unit_model)] = f"{download} lm, or {train}"
+        needed[lm] = f"{download} lm, or {train}"
     return [f"{path}: {how}" for path, how in needed.items()]
 
 
 def trained_numbers(length: int, width: int, layers: int) -> int:
     """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
     return length * width * (1 + 2 * layers) + width
-
-
-def _data_flags(cell: Cell, workspace: Workspace) -> Command:
-    names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
-    return [*names, "--workspace", str(workspace.root)]
 
 
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
@@ -277,7 +252,7 @@ def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
 
 def _is_demo(cell: Cell, workspace: Workspace) -> bool:
     """Whether the corpus is the demo's, which the papers' figures are not of."""
-    return cell.method != TASK and (_corpus_folder(cell, workspace) / DEMO).is_file()
+    return cell.method != TASK and (_corpus_folder(cell, workspace) / "demo.json").is_file()
 
 
 def _trained_here(workspace: Workspace, unit_model: str) -> bool:

@@ -25,14 +25,8 @@ from pipeline.rows import SPLITS
 from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data.prompt_record import (
-    BEST,
-    EXTENSIBLE,
-    PromptRecord,
-    differences,
-    ended,
-    read_record,
-)
+from ulm_prompt.prompt_data import prompt_record
+from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import lm_hashes
 from ulm_prompt.scoring.sample_file import made_from
@@ -43,16 +37,19 @@ Command = list[str]
 
 
 class Baseline(NamedTuple):
-    """A baseline's script, the name of its outputs and its config in baselines/config/."""
+    """A script in baselines/, the name of its outputs, its config, and what it reads of the data
+    of a downstream.
+    """
 
     script: str
     name: str
     config: str
+    inputs: str
 
 
 BASELINES = {
-    "FT-DM": Baseline("baselines/train_downstream.py", "downstream", "downstream.yaml"),
-    "n-grams": Baseline("baselines/unit_ngrams.py", "ngrams", "unit_ngrams.yaml"),
+    "FT-DM": Baseline("train_downstream.py", "downstream", "downstream.yaml", "manifest/{1}.tsv"),
+    "n-grams": Baseline("unit_ngrams.py", "ngrams", "unit_ngrams.yaml", "{0}/{1}"),
 }
 
 
@@ -102,7 +99,7 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
         scores = dataclasses.asdict(score(samples))
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
-    facts |= facts.pop("run", None) or {}
+    facts |= facts.pop("run")
     return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
@@ -116,20 +113,23 @@ def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
 
 def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]:
     """What is still to be typed for the run; a command resumes where it was stopped."""
-    flags = [*selection(run.pair, workspace), "--set", *run.knobs]
+    pair = selection(run.pair, workspace)
+    flags = [*pair, "--set", *run.knobs]
     if run.baseline:
-        done = outcome(run, workspace) is not None
-        return [] if done else [[run.baseline.script, "--date", run.date, *flags]]
-    train = ["ulm_prompt/train.py", "--date", run.date]
-    train += ["--recipe", run.recipe] if run.recipe else []
-    train += ["--fine_tune"] if run.fine_tune else []
-    if run.prefix_prompt_length:
-        train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
-    sample = ["ulm_prompt/sample.py", "--model_date", run.date, "--sample_date", run.sample_date]
-    sample += ["--dtype", run.dtype, *selection(run.pair, workspace)]
+        script = f"baselines/{run.baseline.script}"
+        return [] if outcome(run, workspace) else [[script, "--date", run.date, *flags]]
+    todo = []
     if _card(run, workspace) is None:
-        return [[*train, *flags], *([sample] if test else [])]
-    return [sample] if test and _samples(run, workspace) is None else []
+        train = ["ulm_prompt/train.py", "--date", run.date]
+        train += ["--recipe", run.recipe] if run.recipe else []
+        train += ["--fine_tune"] if run.fine_tune else []
+        if run.prefix_prompt_length:
+            train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
+        todo.append([*train, *flags])
+    if test and (todo or _samples(run, workspace) is None):
+        dates = ["--model_date", run.date, "--sample_date", run.sample_date]
+        todo.append(["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *pair])
+    return todo
 
 
 def selection(pair: Pair, workspace: Workspace) -> Command:
@@ -179,12 +179,6 @@ def stop_after(failed: Iterable[str]) -> None:
         sys.exit(1)
 
 
-def has_lm(workspace: Workspace, unit_model: str) -> bool:
-    """Whether the unit LM is there."""
-    folder = lm_folder(workspace, unit_model)
-    return all((folder / name).is_file() for name in ("checkpoint_best.pt", "dict.txt"))
-
-
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     """The card of the run's finished training; None when training is to be started or resumed."""
     pair = run.pair
@@ -201,24 +195,24 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         dtype=None,
     )
     wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
-    if card := ended(folder, wanted, lm_hashes(lm)):
+    if card := prompt_record.ended(folder, wanted, lm_hashes(lm)):
         return card
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
 
     wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
-    if changed := differences(card, wanted) if card else ["origin"]:
+    if changed := prompt_record.differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if any(card.training.get(knob) != wanted.training[knob] for knob in EXTENSIBLE):
+    if any(card.training.get(knob) != wanted.training[knob] for knob in prompt_record.EXTENSIBLE):
         return None
     return card if card.trained_parameters else None  # an earlier version's, or another LM file
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
     """The run's answers; None where there are none by its prompt."""
-    pair = run.pair
-    prompt = workspace.checkpoints(pair.task, pair.unit_model, run.date) / BEST
-    samples = workspace.samples(pair.task, pair.unit_model, run.date, run.sample_date)
+    names = run.pair.task, run.pair.unit_model, run.date
+    prompt = workspace.checkpoints(*names) / BEST
+    samples = workspace.samples(*names, run.sample_date)
     is_whole = samples.is_file() and prompt.is_file()
     return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
 
@@ -228,21 +222,20 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
     path = card_path(workspace, run.pair.task, run.pair.unit_model, baseline.name, run.date)
     if not path.is_file():
         return None
-    card = read_json(path, baseline.script)
-    config = load_yaml(REPOSITORY / "baselines/config" / baseline.config)
+    card = read_json(path, f"baselines/{baseline.script}")
+    config = load_yaml(REPOSITORY / "baselines" / "config" / baseline.config)
     config["seed"] = run.seed
     folder = workspace.downstream_data(run.pair.config.downstream)
-    on_rows = baseline.name == "ngrams"
-    data = card["rows"] if on_rows else card["data"]["manifest"]
-    input_file = f"{run.pair.unit_model}/{{}}" if on_rows else "manifest/{}.tsv"
-    files = {split: folder / input_file.format(split) for split in SPLITS}
-    now = {split: sha256(file) for split, file in files.items() if file.is_file()}
-    changed = "config" if card["config"] != config else "data" if data != now else ""
-    if changed and on_rows:
-        return None  # it is made again in two minutes
-    if changed:
-        raise _other_run(path.parent, changed)
-    return Outcome(card, card["test"], {})
+    data = {}
+    for split in SPLITS:
+        file = folder / baseline.inputs.format(run.pair.unit_model, split)
+        data[split] = sha256(file) if file.is_file() else ""
+    rows = card.get("rows")  # of n-grams, which are made again in two minutes
+    if card["config"] == config and data == (rows or card["data"]["manifest"]):
+        return Outcome(card, card["test"], {})
+    if rows:
+        return None
+    raise _other_run(path.parent, "data" if card["config"] == config else "config")
 
 
 def _other_run(folder: Path, changed: str) -> UserError:

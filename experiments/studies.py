@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LEARNABLE = "learnable"
 NUMBERS = ("prefix_prompt_length", "shots")  # x axes that are a number of the run
 X_AXES = ("updates", *NUMBERS, "run", "seed")
 COLUMNS = 4  # of validations in a table of learning curves
+SCORES = ("accuracy", "label_loss")  # of a validation, in the CSV
 TESTS = {  # the scores of the test split that a table has, as far as the task has them
     "accuracy": "test",
     "accuracy_within_labels": "test, within labels",
@@ -97,8 +99,7 @@ def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
     """
     if any(knob.startswith("seed=") for knob in args.set):
         raise UserError("--set seed: a study runs the seeds from 1 on, --seeds says how many")
-    unknown = set(args.only or []) - study.runs.keys()
-    if unknown:
+    if unknown := set(args.only or []) - study.runs.keys():
         raise UserError(f"--only {unknown.pop()}: expected one of {', '.join(study.runs)}")
     task = pair.config
     runs = []
@@ -112,11 +113,13 @@ def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
         knobs += [f"shots={way.shots}"] if way.shots is not None else []
         knobs += [f"verbalizer={LEARNABLE}"] if way.verbalizer == LEARNABLE else []
         load_recipe(recipe, [*(f"{key}={value}" for key, value in task.train.items()), *knobs])
+        plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+        map_name = "freq" if way.verbalizer == LEARNABLE else way.verbalizer or ""
         for seed in range(1, (args.seeds or study.seeds) + 1):
-            plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+            another_draw = f"_seed{seed}" if map_name == "random" else ""
             date = f"{study_title(args)}_{plain}_seed{seed}"
             run = Run(
-                name, replace(pair, verbalizer=_verbalizer_name(way, seed)), seed, date, date,
+                name, replace(pair, verbalizer=map_name + another_draw), seed, date, date,
                 recipe=recipe,
                 fine_tune=way.fine_tune,
                 prefix_prompt_length=None if way.fine_tune else length,
@@ -154,44 +157,32 @@ def report(
     return paths
 
 
-def _verbalizer_name(way: Way, seed: int) -> str:
-    """What the way's map is kept under. Each seed of the random method draws another."""
-    if way.verbalizer == "random":
-        return f"random_seed{seed}"
-    return "freq" if way.verbalizer == LEARNABLE else way.verbalizer or ""
-
-
-def _verbalizer_kind(run: Run, knob: str | None) -> str:
-    """What the CSV calls a run's verbalizer: a method of verbalizer.py, or the recipe's knob."""
-    if knob == LEARNABLE or not run.pair.verbalizer:
-        return knob or "fixed"
-    return run.pair.verbalizer.partition("_")[0]
-
-
 def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     """A line for each run: what it was and how it scored, at its best checkpoint."""
-    return [
-        {
+    lines = []
+    for run, (card, test, _) in outcomes.items():
+        verbalizer = card["training"].get("verbalizer", "fixed")
+        if verbalizer != LEARNABLE and run.pair.verbalizer:
+            verbalizer = run.pair.verbalizer.partition("_")[0]  # the method of verbalizer.py
+        line = {
             "run": run.row,
             "seed": run.seed,
             "prefix_prompt_length": run.prefix_prompt_length,
-            "shots": outcome.card["training"].get("shots", 0),
-            "verbalizer": _verbalizer_kind(run, outcome.card["training"].get("verbalizer")),
-            "trained_parameters": outcome.card["trained_parameters"],
-            "updates": outcome.card["updates"],
-            "valid_accuracy": outcome.card["valid"]["accuracy"],
-            "valid_label_loss": outcome.card["valid"]["label_loss"],
-            **{f"test_{name}": value for name, value in outcome.test.items()},
+            "shots": card["training"].get("shots", 0),
+            "verbalizer": verbalizer,
+            "trained_parameters": card["trained_parameters"],
+            "updates": card["updates"],
+            **{f"valid_{name}": card["valid"][name] for name in SCORES},
+            **{f"test_{name}": value for name, value in test.items()},
         }
-        for run, outcome in outcomes.items()
-    ]
+        lines.append(line)
+    return lines
 
 
 def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     """A line for each validation of each run."""
-    keys = ("accuracy", "label_loss")
     return [
-        {"run": run.row, "seed": run.seed, "updates": update, **{key: scores[key] for key in keys}}
+        {"run": run.row, "seed": run.seed, "updates": update, **{k: scores[k] for k in SCORES}}
         for run, outcome in outcomes.items()
         for update, scores in outcome.curve.items()
     ]
@@ -212,8 +203,16 @@ def _run_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]:
 
 
 def _curve_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]:
-    """A row for each way: valid accuracy after so many updates, and of the best checkpoint."""
-    columns = columns_of([outcome.curve for outcome in outcomes.values()])
+    """A row for each way: valid accuracy after up to ``COLUMNS`` of the updates at which most
+    curves have a validation (the first, its doublings, the last), and of the best checkpoint.
+    """
+    counts = Counter(update for outcome in outcomes.values() for update in outcome.curve)
+    shared = sorted(update for update, count in counts.items() if 2 * count > len(outcomes))
+    columns: list[int] = []
+    for update in shared:
+        if not columns or update >= 2 * columns[-1]:
+            columns.append(update)
+    columns = sorted({*columns[: COLUMNS - 1], *shared[-1:]})
     after = [f"{update:,}" for update in columns]
     rows = [[f"{title}: valid accuracy, %, after updates", *after, "best checkpoint", "seeds"]]
     for name, seeds in by_row(outcomes).items():
@@ -225,16 +224,3 @@ def _curve_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]
         best = spread([outcome.card["valid"]["accuracy"] for outcome in seeds])
         rows.append([name, *entries, f"{best} (by {latest:,})", str(len(seeds))])
     return rows
-
-
-def columns_of(curves: Sequence[Mapping[int, Any]]) -> list[int]:
-    """Up to ``COLUMNS`` updates at which most curves have a validation: the first, its doublings,
-    and the last.
-    """
-    updates = sorted({update for curve in curves for update in curve})
-    shared = [u for u in updates if 2 * sum(u in curve for curve in curves) > len(curves)]
-    chosen: list[int] = []
-    for update in shared:
-        if not chosen or update >= 2 * chosen[-1]:
-            chosen.append(update)
-    return sorted({*chosen[: COLUMNS - 1], *shared[-1:]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,7 +15,7 @@ from pipeline.workspace import REPOSITORY
 from ulm_prompt.scoring.scores import wilson
 
 if TYPE_CHECKING:
-    from experiments.paper import Cell, Paper
+    from experiments.paper import Paper
 
 FIGURES = REPOSITORY / "docs" / "results.csv"
 DOCUMENT = REPOSITORY / "docs" / "results.md"
@@ -49,7 +49,7 @@ class Figure:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
     with writing(path) as handle:
-        table = csv.DictWriter(handle, list(columns), lineterminator="\n")
+        table = csv.DictWriter(handle, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
@@ -99,77 +99,68 @@ def with_earlier(
 
 def put_table(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace the text between the marks. Raises ``UserError`` when they are missing."""
-    before, _, after = split_at_marks(path, marks)
-    with writing(path) as handle:
-        handle.write(before + marks[0] + table + marks[1] + after)
-
-
-def split_at_marks(path: Path, marks: tuple[str, str] = MARKS) -> tuple[str, str, str]:
-    """The text before the marks, between them, and after them."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
-    between, end, after = rest.partition(marks[1])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
         raise UserError(f"{path}: expected the marks {marks[0].strip()} and {marks[1].strip()}")
-    return before, between, after
+    with writing(path) as handle:
+        handle.write(before + begin + table + end + after)
 
 
 def render(paper: Paper, figures: Sequence[Figure]) -> str:
     """Markdown: a table of the tasks that are scored by accuracy, and one of the others.
 
     A column for each unit model and task; for each method ours below the published figures. With
-    ``paper.mean`` one table, a row for each of them.
+    ``paper.mean`` one table, a row for each of them, and the mean over those with an accuracy.
     """
-    if paper.mean:
-        return _by_task(paper, figures)
-    accuracy = [task for task, entry in paper.tasks.items() if entry.metric == "accuracy"]
-    others = [task for task in paper.tasks if task not in accuracy]
-    return "\n".join(_table(paper, figures, tasks) for tasks in (accuracy, others) if tasks)
-
-
-def _table(paper: Paper, figures: Sequence[Figure], tasks: Sequence[str]) -> str:
-    wanted = [cell for cell in paper.cells if cell.task in tasks]
-    columns = list(dict.fromkeys((cell.unit_model, cell.task) for cell in wanted))
-    rows = [["%", *(f"{task} {paper.tasks[task].metric}, {model}" for model, task in columns)]]
-    for method, what in paper.methods.items():
-        cells = {(c.unit_model, c.task): c for c in wanted if c.method == method}
-        if any(cell.published for cell in cells.values()):
-            published = (_published(cells.get(column)) for column in columns)
-            rows.append([f"*{method}, paper*", *published])
-        if cells:
-            rows.append([f"**{method}** ({what})"])
-        for model, task in columns if cells else ():
-            ours = [f for f in figures if f.cell == f"{method} {task} {model}"]
-            rows[-1].append(_ours(ours, paper.tasks[task].test_utterances))
-    return markdown(rows)
-
-
-def _by_task(paper: Paper, figures: Sequence[Figure]) -> str:
-    """A row for each task and unit model, then the mean over those that are scored by accuracy."""
+    runs: dict[str, list[Figure]] = {}
+    for figure in figures:
+        runs.setdefault(figure.cell, []).append(figure)
+    ours, published = {}, {}
+    for cell in paper.cells:
+        ours[str(cell)] = _ours(runs.get(str(cell), []), paper.tasks[cell.task].test_utterances)
+        if cell.published:
+            notes = "; ".join(filter(None, (cell.parameters, cell.source)))
+            published[str(cell)] = f"*{cell.published:.2f}* ({notes})"
+    columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
+    is_accuracy = {task: entry.metric == "accuracy" for task, entry in paper.tasks.items()}
+    if not paper.mean:
+        groups = (
+            [c for c in columns if is_accuracy[c[0]] == accuracy] for accuracy in (True, False)
+        )
+        return "\n".join(_by_method(paper, ours, published, group) for group in groups if group)
     rows = [
         ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
     ]
-    means: dict[str, list[float]] = {method: [] for method in paper.methods}
-    columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
     for task, model in columns:
-        entry = paper.tasks[task]
-        cells = [cell for cell in paper.cells if (cell.task, cell.unit_model) == (task, model)]
-        published = next((cell for cell in cells if cell.published), None)
-        rows.append([task, entry.metric, model, _published(published)])
-        for method, values in means.items():
-            ours = [figure for figure in figures if figure.cell == f"{method} {task} {model}"]
-            rows[-1].append(_ours(ours, entry.test_utterances))
-            if ours and entry.metric == "accuracy":
-                values.append(mean(figure.value for figure in ours))
-    count = sum(paper.tasks[task].metric == "accuracy" for task, _ in columns)
-    ours = (f"**{mean(v):.2f}** ({len(v)} of {count})" if v else EMPTY for v in means.values())
-    return markdown([*rows, ["**mean over tasks**", "accuracy", "", "", *ours]])
+        names = [f"{method} {task} {model}" for method in paper.methods]
+        quoted = next((published[name] for name in names if name in published), EMPTY)
+        entries = (ours.get(name, EMPTY) for name in names)
+        rows.append([task, paper.tasks[task].metric, model, quoted, *entries])
+    scored = [column for column in columns if is_accuracy[column[0]]]
+    rows.append(["**mean over tasks**", "accuracy", "", ""])
+    for method in paper.methods:
+        cells = [runs.get(f"{method} {task} {model}") for task, model in scored]
+        values = [mean(figure.value for figure in cell) for cell in cells if cell]
+        text = f"**{mean(values):.2f}** ({len(values)} of {len(scored)})" if values else EMPTY
+        rows[-1].append(text)
+    return markdown(rows)
 
 
-def _published(cell: Cell | None) -> str:
-    if cell is None or cell.published is None:
-        return EMPTY
-    notes = "; ".join(filter(None, (cell.parameters, cell.source)))
-    return f"*{cell.published:.2f}* ({notes})"
+def _by_method(
+    paper: Paper,
+    ours: Mapping[str, str],
+    published: Mapping[str, str],
+    columns: Sequence[tuple[str, str]],
+) -> str:
+    """Two rows for each method that has cells: the paper's figures, and ours."""
+    rows = [["%", *(f"{task} {paper.tasks[task].metric}, {model}" for task, model in columns)]]
+    for method, what in paper.methods.items():
+        names = [f"{method} {task} {model}" for task, model in columns]
+        for texts, title in ((published, f"*{method}, paper*"), (ours, f"**{method}** ({what})")):
+            if texts.keys() & set(names):
+                rows.append([title, *(texts.get(name, EMPTY) for name in names)])
+    return markdown(rows)
 
 
 def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
@@ -178,9 +169,8 @@ def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
     """
     if not figures:
         return EMPTY
-    values = [figure.value for figure in figures]
+    values, first = [figure.value for figure in figures], figures[0]
     average, _, deviation = spread(values).partition(" ")
-    first = figures[0]
     if utterances:
         low, high = wilson(mean(values), utterances)
         deviation += f" [{low:.1f}, {high:.1f}]"
@@ -197,31 +187,3 @@ def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
 def millions(count: int) -> str:
     """151,263,232 -> 151M, 77,824 -> 0.08M."""
     return f"{count / 1e6:.{0 if count >= 1e7 else 1 if count >= 1e6 else 2}f}M"
-
-
-def report(
-    table: str,
-    figures: list[Figure],
-    unusable: dict[str, str],
-    lacking: dict[str, list[str]],
-    folder: Path,
-) -> None:
-    """Print the tables and what is missing; save them in ``folder``. ``lacking``: what every
-    chosen cell lacks.
-    """
-    write_figures(folder / "results.csv", figures)
-    with writing(folder / "results.md") as handle:
-        handle.write(table)
-    print(f"\n{table}")
-    filled = {figure.cell for figure in figures}
-    needed_for: dict[str, list[str]] = {}
-    for cell, lines in lacking.items():
-        for line in lines:
-            needed_for.setdefault(line, []).append(cell)
-        if cell not in filled and not lines:
-            print(f"{cell}: empty, and all that it needs is here")
-    for name, reason in unusable.items():
-        print(f"{name}: left out: {reason}")
-    for line, cells in needed_for.items():
-        print(f"missing {line}\n    for {', '.join(cells)}")
-    print(f"\nwrote {folder}/results.csv and results.md")

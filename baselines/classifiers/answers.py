@@ -1,6 +1,4 @@
-"""Labels as a classifier's classes, and its answers in the published form, which
-ulm_prompt/cal_acc.py scores.
-"""
+"""What the baselines share: the command line, labels as classes, and what a run leaves."""
 
 from __future__ import annotations
 
@@ -8,14 +6,52 @@ import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pipeline.config import load_config
 from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.workspace import Workspace, name_part
-from ulm_prompt.prompt_data.tasks import add_selection
+from pipeline.files import read_json, write_json
+from pipeline.rows import Row
+from pipeline.runs import provenance
+from pipeline.workspace import REPOSITORY, Workspace, name_part
+from preprocess.actions.manifest import Entry
+from ulm_prompt.prompt_data.tasks import Pair, add_selection
 from ulm_prompt.scoring.sample_file import write_samples
+
+CONFIG = REPOSITORY / "baselines" / "config"
+
+
+def parse_flags(description: str, schema: type, config: str) -> argparse.Namespace:
+    """The command line of a baseline. ``settings``: the values of ``config``, a file in config/,
+    with the changes of ``--set``.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    date = "names the run, for example 20221122"
+    parser.add_argument("--date", type=name_part, required=True, help=date)
+    override = f"override config/{config}"
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
+    add_selection(parser)
+    args = parser.parse_args()
+    args.settings = load_settings(schema, config, args.set)
+    return args
+
+
+def load_settings(schema: type, config: str, overrides: Sequence[str] = ()) -> Any:
+    """Read a file in config/. Raises ``UserError`` for an unknown key, and for a number that is
+    not positive; ``seed`` and ``clip_norm`` may be 0.
+    """
+    settings = load_config(schema, CONFIG / config, overrides)
+    for name, value in vars(settings).items():
+        numbers = value if isinstance(value, list) else [value]
+        lowest = min(numbers, default=-1)
+        if isinstance(lowest, str) or lowest > 0 or (lowest == 0 and name in ("seed", "clip_norm")):
+            continue
+        raise UserError(f"--set {name}={value}: expected a positive number")
+    return settings
 
 
 class Slots:
@@ -28,8 +64,8 @@ class Slots:
         names = read_json(path, "preprocess/runner.py --action generate_manifest")
         self._path = path
         self._slot_of = [names[str(number)]["slot"] for number in range(len(names))]
-        self._names = list(dict.fromkeys(self._slot_of))
-        self.sizes = list(Counter(self._slot_of).values())
+        counts = Counter(self._slot_of)
+        self._names, self.sizes = list(counts), list(counts.values())
         self._first = torch.tensor([self._slot_of.index(name) for name in self._names])
 
     def encode(self, labels: Iterable[str]) -> torch.Tensor:
@@ -70,27 +106,24 @@ def write_answers(
     return 100 * right / len(sources)
 
 
-def parse_flags(description: str, config: Path) -> argparse.Namespace:
-    """The command line of a baseline. ``config``: the file whose values ``--set`` changes."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    date = "names the run, for example 20221122"
-    parser.add_argument("--date", type=name_part, required=True, help=date)
-    override = f"override config/{config.name}"
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
-    add_selection(parser)
-    return parser.parse_args()
-
-
-def answers_path(
-    workspace: Workspace, task: str, unit_model: str, baseline: str, date: str
-) -> Path:
-    """The answers are beside a prompt's of the same date, under a name of their own."""
-    return workspace.samples(task, unit_model, f"{baseline}_{date}", date)
-
-
 def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
-    """The card says what a run was made from and its scores; it is written last."""
+    """The card says what a run was made from, and its scores."""
     folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
     return folder / f"{baseline}.json"
+
+
+def finish(
+    workspace: Workspace, pair: Pair, card_file: Path, date: str, test: Sequence[Row | Entry],
+    answers: Sequence[str], card: dict[str, Any],
+) -> None:  # fmt: skip
+    """Write the ``answers`` to ``test`` beside a prompt's of the same date, and last the card.
+
+    ``card``: what the run was made from, and its accuracy on valid.
+    """
+    path = workspace.samples(pair.task, pair.unit_model, f"{card_file.stem}_{date}", date)
+    accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
+    write_json(card_file, card | {"test": {"accuracy": accuracy}, "made_by": provenance()})
+    print(
+        f"{pair.task} {pair.unit_model}: {card['valid']['accuracy']:.2f} % right on valid, "
+        f"{accuracy:.2f} % right on test -> {path}"
+    )

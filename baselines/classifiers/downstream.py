@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,11 +11,9 @@ from omegaconf import MISSING
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config import load_config
-from pipeline.errors import UserError
 from pipeline.runs import progress_bar
 
-CONFIG = Path(__file__).resolve().parents[1] / "config" / "downstream.yaml"
+CONFIG = "downstream.yaml"
 
 
 class DownstreamModel(nn.Module):
@@ -87,17 +84,6 @@ class Split(NamedTuple):
 
     def to(self, device: torch.device) -> Split:
         return Split(*(tensor.to(device) for tensor in self))
-
-
-def load_settings(overrides: list[str]) -> Settings:
-    """Read the config. Raises ``UserError`` for an unknown key or a value that cannot be."""
-    settings = load_config(Settings, CONFIG, overrides)
-    for key in ("projector_dim", "batch_size", "max_update", "validate_every"):
-        if (value := getattr(settings, key)) < 1:
-            raise UserError(f"--set {key}={value}: expected at least 1")
-    if settings.lr <= 0 or settings.clip_norm < 0:
-        raise UserError("--set lr and clip_norm: expected lr above 0 and clip_norm of 0 or more")
-    return settings
 
 
 def train(

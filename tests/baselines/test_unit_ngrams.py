@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from baselines import unit_ngrams
-from baselines.unit_ngrams import CONFIG, NgramClassifier, Settings
-from pipeline.config import load_config
+from baselines.classifiers.answers import load_settings
+from baselines.unit_ngrams import CONFIG, Settings, classifiers
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, read_rows, write_rows
 from pipeline.workspace import Workspace
@@ -49,25 +49,25 @@ def test_features_are_log_counts_and_weights_stand_for_repeated_rows():
     import numpy as np
     from sklearn.svm import LinearSVC
 
-    settings = load_config(Settings, CONFIG)
+    settings = load_settings(Settings, CONFIG, ["costs=[0.1]"])
     distinct = rows_of(60, 3)
     for number in range(0, 60, 3):  # some labels wrong, so that weights matter
         distinct[number] = distinct[number]._replace(labels="0 5")
     train = [row for number, row in enumerate(distinct) for _ in range(1 + number % 4)]
-    classifier = NgramClassifier(settings, train)
+    (svm,) = classifiers(settings, train)
     names = sorted({gram for row in train for gram in grams(row.units)})
 
     def counts(rows: list[Row]) -> np.ndarray:
         table = [[grams(row.units).count(name) for name in names] for row in rows]
         return np.log1p(np.array(table, float))
 
-    svm = classifier.fit(0.1)
     plain = LinearSVC(C=0.1, dual=True, random_state=1, max_iter=100_000, tol=1e-8)
     plain.fit(counts(train), [row.labels for row in train])
     new = rows_of(200, 4)
-    ours = svm.decision_function(classifier._features([row.units for row in new]))
-    np.testing.assert_allclose(ours, plain.decision_function(counts(new)), atol=0.02)
-    assert classifier.predict(svm, new) == plain.predict(counts(new)).tolist()
+    units = [row.units for row in new]
+    expected = plain.decision_function(counts(new))
+    np.testing.assert_allclose(svm.decision_function(units), expected, atol=0.02)
+    assert svm.predict(units).tolist() == plain.predict(counts(new)).tolist()
 
 
 def grams(units: str) -> list[str]:
@@ -78,8 +78,8 @@ def grams(units: str) -> list[str]:
 def test_a_few_published_rows_are_enough_to_be_far_from_chance(data: Path):
     folder = data / "units" / "hubert100" / "speech_commands"
     train, test = (list(read_rows(folder / split)) for split in ("train", "test"))
-    classifier = NgramClassifier(load_config(Settings, CONFIG), train[:3000])
-    answers = classifier.predict(classifier.fit(0.03), test)
+    (svm,) = classifiers(load_settings(Settings, CONFIG, ["costs=[0.03]"]), train[:3000])
+    answers = svm.predict([row.units for row in test])
     right = sum(answer == row.labels for answer, row in zip(answers, test, strict=True))
     assert right / len(test) > 0.8
 
@@ -92,7 +92,8 @@ def test_what_cannot_be_classified_is_refused(tmp_path, monkeypatch):
             unit_ngrams.main()
 
     fails("no quantised data")
-    fails("positive costs", "--set", "costs=[0]")
+    fails("costs=.*: expected a positive number", "--set", "costs=[0.1,0]")
+    fails("costs=.*: expected a positive number", "--set", "costs=[]")
     fails("counts", "--set", "counts=square")
     for split in SPLITS:
         write_rows(Workspace(tmp_path).rows("fluent_commands", "own8", split), [Row("a", "1", "1")])

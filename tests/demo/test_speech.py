@@ -8,22 +8,31 @@ from pathlib import Path
 
 import pytest
 
-from demo.sequence_speech import FOLDERS, VOICES, iob_line
-from demo.speaking.texts import VALUES, intent_commands, sentences, slot_commands
-from demo.speaking.voices import LEFT_OUT, speakers, variants
+from demo.speaking import LEFT_OUT, speakers, variants
+from demo.speech import (
+    CORPORA,
+    FOLDERS,
+    SLOT_VALUES,
+    SLOT_VOICES,
+    intent_commands,
+    sentences,
+    slot_commands,
+)
 from pipeline.rows import SPLITS
+from preprocess.preprocessor import Preprocessor
 from tests.conftest import stage
 from tests.preprocess.tasks import preprocessor
 from tests.preprocess.test_sequence_tasks import read_back
 
-SIZES = {
-    "demo/speech.py": ["--commands", "124", "28", "38"],  # an utterance of every speaker
-    "demo/sequence_speech.py": ["--sentences", "30", "3", "3", "--commands", "42", "4", "4"],
-}
+# an utterance of every speaker, and three corpora in one call
+SIZES = ["--corpora", *CORPORA, "--commands", "124", "28", "38", "--sentences", "30", "3", "3"]
 
 
-def speak(script: str, out: Path, *flags: object, code: int = 0) -> str:
-    return stage(script, "--out", out, *SIZES[script], *flags, code=code)
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = tmp_path_factory.mktemp("spoken")
+    stage("demo/speech.py", "--out", workspace / "corpora", *SIZES, "--workers", 2)
+    return workspace
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -34,44 +43,37 @@ def digests(root: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A workspace for each script, with what it speaks in corpora/."""
-    workspaces = {script: tmp_path_factory.mktemp(Path(script).stem) for script in SIZES}
-    for script, workspace in workspaces.items():
-        speak(script, workspace / "corpora", "--workers", 2)
-    return workspaces
+def manifest(downstream: str, workspace: Path) -> Preprocessor:
+    task = preprocessor(downstream, workspace)
+    task.generate_manifest()
+    return task
 
 
-@pytest.mark.parametrize("script", SIZES)
 def test_same_bytes_with_other_workers_and_memory(
-    script: str, spoken: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every variant: those that read unset memory are left out. Nothing is overwritten."""
     monkeypatch.setenv("MALLOC_PERTURB_", "170")  # glibc fills new memory with this byte
-    speak(script, tmp_path, "--workers", 1)
-    before = digests(spoken[script] / "corpora")
+    stage("demo/speech.py", "--out", tmp_path, *SIZES, "--workers", 1)
+    before = digests(workspace / "corpora")
     assert digests(tmp_path) == before
-    assert "is there already" in speak(script, spoken[script] / "corpora", code=2)
-    assert digests(spoken[script] / "corpora") == before
+    assert "is there already" in stage("demo/speech.py", "--out", tmp_path, code=2)
+    assert digests(tmp_path) == before
 
 
-def test_stage_1_reads_the_commands(spoken: dict[str, Path]) -> None:
+def test_stage_1_reads_the_commands(workspace: Path) -> None:
     """They cover the label scheme."""
-    workspace = spoken["demo/speech.py"]
-    preprocessor("fluent_commands", workspace).generate_manifest()
+    task = manifest("fluent_commands", workspace)
     triples = {command[1:] for command in intent_commands()}
     assert len(triples) == 31
     assert [len({triple[slot] for triple in triples}) for slot in range(3)] == [6, 14, 4]
-    table = workspace / "corpora/fluent_commands/data/train_data.csv"
-    rows = list(csv.DictReader(table.open(newline="")))
+    rows = list(csv.DictReader((task.root / "data/train_data.csv").open(newline="")))
     assert {(row["action"], row["object"], row["location"]) for row in rows} == triples
 
 
-def test_stage_1_reads_the_sentences(spoken: dict[str, Path]) -> None:
+def test_stage_1_reads_the_sentences(workspace: Path) -> None:
     """Its texts are the transcripts; no sentence and no voice in two splits."""
-    task = preprocessor("librispeech", spoken["demo/sequence_speech.py"])
-    task.generate_manifest()
+    task = manifest("librispeech", workspace)
     texts = [{text.words for text in read_back(task, split).values()} for split in SPLITS]
     assert set.union(*texts) <= {text.upper() for text in sentences()}
     assert sum(map(len, texts)) == len(set.union(*texts))
@@ -79,19 +81,21 @@ def test_stage_1_reads_the_sentences(spoken: dict[str, Path]) -> None:
     assert sum(map(len, readers)) == len(set.union(*readers)) == 30 + 3 + 3
 
 
-def test_stage_1_reads_the_slots(spoken: dict[str, Path]) -> None:
-    task = preprocessor("audio_snips", spoken["demo/sequence_speech.py"])
-    task.generate_manifest()
-    for split, count in zip(SPLITS, (42, 4, 4)):
+def test_stage_1_reads_the_slots(workspace: Path) -> None:
+    task = manifest("audio_snips", workspace)
+    for split, count in zip(SPLITS, (124, 28, 38)):
         texts = read_back(task, split)
         assert len(texts) == count
-        assert {name.split("-")[0] for name in texts} <= VOICES[split].keys()
+        assert {name.split("-")[0] for name in texts} <= SLOT_VOICES[split].keys()
         for text in texts.values():
             for name, value in text.slots:
-                assert value in {known.upper() for known in VALUES[name]}
-    line = iob_line("Ivy-snips-train-0", slot_commands()[1][1])
-    assert line == (
-        "Ivy-snips-train-0 BOS listen to the Beatles EOS\tO O O B-artist I-artist PlayMusic\n"
+                assert value in {known.upper() for known in SLOT_VALUES[name]}
+    command = slot_commands("PlayMusic", "listen to {artist}")[1]
+    assert command == ("listen to the Beatles", "O O B-artist I-artist PlayMusic")
+    table = (task.root / "all.iob.snips.txt").read_text().splitlines()
+    assert any(
+        line.endswith(" BOS listen to the Beatles EOS\tO O O B-artist I-artist PlayMusic")
+        for line in table
     )
 
 
@@ -101,5 +105,5 @@ def test_every_variant_is_heard_in_one_split_only() -> None:
     heard = [{speaker.voice.split("+")[1] for speaker in by_split[split]} for split in SPLITS]
     assert sum(map(len, heard)) == len(variants()) and set.union(*heard) == set(variants())
     assert not LEFT_OUT & set(variants())
-    snips = [variant for voices in VOICES.values() for variant in voices.values()]
+    snips = [variant for voices in SLOT_VOICES.values() for variant in voices.values()]
     assert len(set(snips)) == len(snips) == 16 and set(snips) <= set(variants())

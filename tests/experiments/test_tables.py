@@ -1,14 +1,17 @@
-"""The paper's tables: what they hold, what they ask for, and how they are made."""
+"""The papers' tables and all tasks at once: what they hold, ask for, and how they are made."""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments.paper import PAPER, load_paper, missing, trained_numbers
+from experiments import runs
+from experiments.paper import PAPERS, Cell, Paper, load_paper, missing, run_of, trained_numbers
 from experiments.tables import (
     DOCUMENT,
     FIGURES,
@@ -17,40 +20,56 @@ from experiments.tables import (
     put_table,
     read_figures,
     render,
-    split_at_marks,
     with_earlier,
     write_figures,
 )
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
-from reproduce import chosen
+from reproduce import main
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import call, prepare
+from ulm_prompt.prompt_data.label_names import unit_names
+from ulm_prompt.prompt_lm.label_map import LabelMap
+from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.training.recipe import load_recipe
+
+V1, V2 = (load_paper(path) for path in PAPERS.values())
 
 
-@pytest.fixture(scope="module")
-def paper():
-    return load_paper(PAPER)
+def cell(name: str) -> Cell:
+    return next(cell for cell in V1.cells if str(cell) == name)
 
 
-def test_the_published_prompt_lengths_give_the_published_counts(paper):
+def test_the_published_prompt_lengths_give_the_published_counts() -> None:
     counts = {6: 154_624, 3: 77_824, 2: 52_224, 176: 4_506_624}
-    prompts = [cell for cell in paper.cells if cell.method == "PT"]
+    prompts = [cell for cell in V1.cells if cell.method == "PT"]
     assert {cell.prompt for cell in prompts} == set(counts)
-    for cell in prompts:
-        count = trained_numbers(cell.prompt, 1024, 12)
-        assert count == counts[cell.prompt]
-        assert millions(count) == cell.parameters
+    for prompt in prompts:
+        count = trained_numbers(prompt.prompt, 1024, 12)
+        assert count == counts[prompt.prompt] and millions(count) == prompt.parameters
 
 
-def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
+@pytest.mark.parametrize("classes", [2, 12, 1251])
+def test_recipe_v2_trains_the_published_numbers_but_the_special_symbols_rows(classes: int) -> None:
+    recipe = load_recipe("v2", [])
+    knobs = (recipe.verbalizer, recipe.lr, recipe.patience, recipe.batch_size)
+    assert knobs == ("learnable", 5e-3, 1, 32)
+    prompt, units = Prompt(12, 5, 1024), [str(unit) for unit in range(100)]
+    label_map = LabelMap(unit_names(units, classes), tiny.dictionary(), 1)
+    assert sum(p.numel() for p in prompt.parameters()) == trained_numbers(5, 1024, 12) == 129_024
+    trained = sum(p.numel() for part in (prompt, label_map) for p in part.parameters())
+    assert trained == 129_024 + 104 * (classes + 4) - 4 * 104
+
+
+def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so() -> None:
     figures = [
         Figure("PT", task, "hubert100", seed, value, 77_824, lm, 151_263_232)
         for task, seed, value, lm in (
             ("KS", 1, 90.0, "released"), ("KS", 2, 94.0, "released"), ("IC", 1, 1.234, "own"),
         )
     ]  # fmt: skip
-    *_, published, ours = render(paper, figures).splitlines()[:4]
+    *_, published, ours = render(V1, figures).splitlines()[:4]
     assert published.split("|")[2].strip() == "*95.16* (0.08M)"
     assert [entry.strip() for entry in ours.split("|")[2:-1]] == [
         "**92.00** ± 2.83 [91.0, 92.9] (2 seeds; 0.08M)",
@@ -58,74 +77,143 @@ def test_a_row_has_the_mean_over_seeds_and_an_empty_cell_says_so(paper):
     ]  # fmt: skip
 
 
-def test_figures_come_back_from_their_file(tmp_path):
+def test_a_table_by_task_has_sources_and_the_mean_of_those_at_hand() -> None:
+    figures = [
+        Figure("v2", task, "hubert100", seed, value, 130_688, "released")
+        for task, seed, value in (("KS", 1, 90.0), ("KS", 2, 94.0), ("GRABO", 1, 95.0),
+                                  ("FAKE_SPEECH", 1, 12.0))
+    ]  # fmt: skip
+    lines = render(V2, figures).splitlines()
+    assert "| KS | accuracy | hubert100 | *94.50* (0.13M; as quoted by users) | **92.00" in lines[2]
+    assert "| *92.70* (0.13M; as quoted by users; 92.4 too) |" in lines[3]
+    assert lines[-1].endswith("| **93.50** (2 of 13) |") and len(lines) == len(V2.cells) + 3
+
+
+def test_the_documents_hold_the_figures_and_their_table(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     write_figures(path, read_figures(FIGURES))
     assert path.read_text() == FIGURES.read_text()
     path.write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not a table of figures"):
         read_figures(path)
-
-
-def test_an_empty_workspace_is_told_of_every_file(paper, tmp_path):
-    """Each line names a file that is not there; and no file of the list is named twice."""
-    for cell in paper.cells:
-        lines = missing(cell, paper, Workspace(tmp_path))
-        if cell.method == "FT-DM" and cell.task in ("ASR", "SF"):
-            assert "is not built here" in lines[0]
-            continue
-        paths = [Path(line.split(": ", 1)[0]) for line in lines]
-        assert paths and len(set(paths)) == len(paths)
-        assert all(tmp_path in path.parents and not path.exists() for path in paths), cell
-        assert all(f"--workspace {tmp_path}" in line for line in lines if "python " in line)
-
-
-def test_the_demo_s_corpus_is_not_the_paper_s(paper, tmp_path):
-    """Not even after it was quantised; units from elsewhere are."""
-    (cell,) = (c for c in paper.cells if str(c) == "n-grams KS hubert100")
-    workspace = Workspace(tmp_path)
-    root = tmp_path / "corpora" / "speech_commands"
-    root.mkdir(parents=True)
-    assert not any(str(root) in line for line in missing(cell, paper, workspace))
-    (root / "demo.json").write_text("{}")
-    tiny.write_corpus(tmp_path, "hubert100")
-    assert missing(cell, paper, workspace) == []
-    quantized = workspace.rows("speech_commands", "hubert100", "train").with_name("quantized")
-    quantized.mkdir()
-    assert f"{root}: holds the demo's corpus" in missing(cell, paper, workspace)[0]
-
-
-def test_rows_of_texts_need_the_names_of_their_labels(paper, tmp_path):
-    (cell,) = (c for c in paper.cells if str(c) == "PT ASR hubert100")
-    rows = [Row("a.wav", "1 2", "0 1")]
-    for split in SPLITS:
-        write_rows(Workspace(tmp_path).rows("librispeech", "hubert100", split), rows)
-    tiny.write_lm(Workspace(tmp_path).lm("hubert100"))
-    (line,) = missing(cell, paper, Workspace(tmp_path))
-    assert "preprocess/librispeech/data/hubert100/labels.json: what each label" in line
-
-
-def test_the_documents_keep_the_cells_of_other_workspaces(paper):
-    earlier = [Figure("PT", "KS", "hubert100", seed, 90.0) for seed in (1, 2)]
-    earlier += [Figure("PT", "IC", "hubert100", 1, 91.0), Figure("FT-LM", "KS", "cpc100", 1, 92.0)]
-    new = [Figure("n-grams", "KS", "hubert100", 1, 94.0), Figure("PT", "KS", "hubert100", 2, 95.0)]
-    assert [f.value for f in with_earlier(paper, new, earlier)] == [91.0, 95.0, 92.0, 94.0]
-    assert with_earlier(paper, earlier, []) == with_earlier(paper, [], earlier)
-
-
-def test_the_documents_hold_the_table_and_only_it_is_replaced(paper, tmp_path):
-    path = tmp_path / "results.md"
     shutil.copy(DOCUMENT, path)
-    before, table, after = split_at_marks(path)
-    assert table == render(paper, read_figures(FIGURES)), "python reproduce.py --write_docs"
+    text, table = path.read_text(), render(V1, read_figures(FIGURES))
+    assert text.count(table) == 1, "python reproduce.py --write_docs"
     put_table(path, "| new |\n")
-    assert split_at_marks(path) == (before, "| new |\n", after)
+    assert path.read_text() == text.replace(table, "| new |\n")
     path.write_text("no marks")
     with pytest.raises(UserError, match="expected the marks"):
         put_table(path, table)
 
 
-def test_a_cell_that_the_tables_lack_is_named(paper):
-    flags = {"method": "PT", "prompt_task": None, "unit_model": "logmel100"}
-    with pytest.raises(UserError, match="no cell with PT logmel100"):
-        chosen(paper, argparse.Namespace(**flags))
+def test_the_documents_keep_the_cells_of_other_workspaces() -> None:
+    earlier = [Figure("PT", "KS", "hubert100", seed, 90.0) for seed in (1, 2)]
+    earlier += [Figure("PT", "IC", "hubert100", 1, 91.0), Figure("FT-LM", "KS", "cpc100", 1, 92.0)]
+    new = [Figure("n-grams", "KS", "hubert100", 1, 94.0), Figure("PT", "KS", "hubert100", 2, 95.0)]
+    assert [f.value for f in with_earlier(V1, new, earlier)] == [91.0, 95.0, 92.0, 94.0]
+    assert with_earlier(V1, earlier, []) == with_earlier(V1, [], earlier)
+
+
+@pytest.mark.parametrize("paper", [V1, V2], ids=PAPERS)
+def test_an_empty_workspace_is_told_of_every_file(paper: Paper, tmp_path: Path) -> None:
+    """Each line names a file that is not there; and no file of the list is named twice."""
+    assert {cell.task for cell in paper.cells} == set(paper.tasks)
+    for wanted in paper.cells:
+        lines = missing(wanted, paper, Workspace(tmp_path))
+        if wanted.method == "FT-DM" and wanted.task in ("ASR", "SF"):
+            assert "is not built here" in lines[0]
+            continue
+        paths = [Path(line.split(": ", 1)[0]) for line in lines]
+        assert paths and len(set(paths)) == len(paths)
+        assert all(tmp_path in path.parents and not path.exists() for path in paths), wanted
+        assert all(f"--workspace {tmp_path}" in line for line in lines if "python " in line)
+
+
+def test_on_a_released_lm_the_recipe_is_the_paper_s(tmp_path: Path) -> None:
+    tiny.write_lm(Workspace(tmp_path).lm("hubert100"))
+    run = run_of(V2.cells[0], 1, Workspace(tmp_path))
+    assert run.recipe == "v2" and "verbalizer=learnable" in run.knobs
+
+
+def test_the_demo_s_corpus_is_not_the_paper_s(tmp_path: Path) -> None:
+    """Not even after it was quantised; units from elsewhere are."""
+    wanted, workspace = cell("n-grams KS hubert100"), Workspace(tmp_path)
+    root = tmp_path / "corpora" / "speech_commands"
+    root.mkdir(parents=True)
+    assert not any(str(root) in line for line in missing(wanted, V1, workspace))
+    (root / "demo.json").write_text("{}")
+    tiny.write_corpus(tmp_path, "hubert100")
+    assert missing(wanted, V1, workspace) == []
+    workspace.rows("speech_commands", "hubert100", "train").with_name("quantized").mkdir()
+    assert f"{root}: holds the demo's corpus" in missing(wanted, V1, workspace)[0]
+
+
+def test_rows_of_texts_need_the_names_of_their_labels(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for split in SPLITS:
+        write_rows(workspace.rows("librispeech", "hubert100", split), [Row("a.wav", "1 2", "0 1")])
+    tiny.write_lm(workspace.lm("hubert100"))
+    (line,) = missing(cell("PT ASR hubert100"), V1, workspace)
+    assert "preprocess/librispeech/data/hubert100/labels.json: what each label" in line
+
+
+def run_here(command: list[str], prefix: str, environment: dict[str, str]) -> int:
+    """A stage in this process, its workspace the last flag; its exit code."""
+    print("$ python", *command)
+    try:
+        call(Path(command[0]).stem, Path(command[-1]), *command[1:])
+    except UserError as error:
+        print(error)
+        return 2
+    return 0
+
+
+def reproduced(monkeypatch: pytest.MonkeyPatch, workspace: Path, *flags: str) -> None:
+    words = ["reproduce.py", "--workspace", str(workspace), *flags]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(runs, "run_script", run_here)
+    one_by_one = contextlib.nullcontext(SimpleNamespace(map=map))  # torch and signals: no threads
+    monkeypatch.setattr(runs, "ThreadPoolExecutor", lambda jobs: one_by_one)
+    main()
+
+
+def test_one_failing_task_of_three_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second run makes only what the first could not."""
+    prepare(tmp_path, *tiny.LABELS)
+    rows = [Workspace(tmp_path).rows("table", "tiny100", split) for split in SPLITS]
+    for path in rows:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("no row\n")
+    flags = "--all", "--unit_model", "tiny100", "--set", "max_update=3", "warmup_updates=0"
+    with pytest.raises(SystemExit):
+        reproduced(monkeypatch, tmp_path, *flags)
+    printed = capsys.readouterr()
+    assert "left out, neither corpus nor rows are here: ASR, SF, " in printed.out
+    assert "error: task TABLE tiny100: see the messages above" in printed.err
+    assert "(2 of 3)" in printed.out and "| KS | accuracy | tiny100 | – | **" in printed.out
+    for path in rows:
+        write_rows(path, tiny.rows("speech_commands", 40, 1))
+    reproduced(monkeypatch, tmp_path, *flags)
+    again = capsys.readouterr().out
+    assert "(3 of 3)" in again and "train.py --date task-seed100501 --recipe fast" in again
+    assert "--prompt_task KS" not in again and (tmp_path / "samples/tables_all").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ("--all --unit_model tiny100", "no task has a corpus or rows here"),
+        ("--all", "give --unit_model"),
+        ("--set lr=1", "for --all alone"),
+        ("--paper v2 --write_docs", "--paper v1 alone"),
+        ("--method PT --unit_model logmel100", "no cell with PT logmel100"),
+        ("--seeds 0", "--seeds 0 --jobs 1: expected at least 1"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(
+    flags: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=what):
+        reproduced(monkeypatch, tmp_path, *flags.split())
