@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import text_lines
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig
-from preprocess.actions.corpus import first_few
+from preprocess.actions.manifest import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, length_and_rate
 
@@ -37,8 +38,7 @@ MAX_WAVS_PER_CLASS = 2**27 - 1
 
 def which_split(file_name: str) -> str | None:
     """The dataset's own rule, which keeps a speaker in one split. None: in neither train nor valid.
-
-    ``file_name`` is like ``a6d586b7_nohash_4.wav``; the part before ``_nohash_`` is the speaker.
+    ``file_name`` is like ``a6d586b7_nohash_4.wav``; before ``_nohash_`` is the speaker.
     """
     speaker = re.sub(r"_nohash_.*$", "", file_name)
     digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
@@ -48,18 +48,14 @@ def which_split(file_name: str) -> str | None:
     return None if percentage < 20 else "train"
 
 
-class Drawing(Enum):
-    """How a split's rows come from its files."""
-
-    drawn = "drawn"
-    each_once = "each_once"
+Drawing = Enum("Drawing", ["drawn", "each_once"])  # how a split's rows come from its files
 
 
 @dataclass
 class SpeechCommandsData(DataConfig):
-    classes: int = 12  # older configs lack it
-    train: Drawing = field(default=Drawing.drawn)
-    valid: Drawing = field(default=Drawing.drawn)
+    classes: int = 12
+    train: Drawing = Drawing.drawn
+    valid: Drawing = Drawing.drawn
 
 
 @dataclass
@@ -88,27 +84,33 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         """Test has every file once; train and valid are drawn, or have it too (``datarc``). v0.02
         comes without test files of ``_silence_``: they are drawn.
         """
-        lists = self._lists()
-        classes = self.config.datarc.classes
+        lists, classes = self._lists(), self.config.datarc.classes
         if classes not in (len(CLASSES), lists and len(WORDS)):
             raise UserError(
                 f"{self.root}: datarc.classes={classes}: expected 12, or 35 with v0.02's layout, "
                 f"which has {LISTS['test']}"
             )
         if split == "test" and lists is None:
-            return self._test()
+            return self._test_set()
         by_class = self._files_by_class(split, lists)
         rng = np.random.default_rng([self.config.taskrc.seed, SPLITS.index(split)])
+        noise = self._noise if SILENCE in self.classes else {}
         if split != "test" and getattr(self.config.datarc, split) is Drawing.drawn:
-            return self._drawn(by_class, rng)
+            # SUPERB's weighted sampling with replacement balances the classes: as many rows as
+            # files, noise files included; first a class, then one of its files
+            count = sum(map(len, by_class.values())) + len(noise)
+            drawn = [self.classes[n] for n in rng.integers(len(self.classes), size=count)]
+            return [
+                _silence(noise, rng) if name == SILENCE
+                else by_class[name][rng.integers(len(by_class[name]))]
+                for name in drawn
+            ]  # fmt: skip
         files = [utterance for utterances in by_class.values() for utterance in utterances]
-        if SILENCE not in self.classes:
-            return files
-        silences = round(np.mean([len(by_class[word]) for word in KEYWORDS]))
-        if split == "test":
+        silences = round(np.mean([len(by_class[word]) for word in KEYWORDS])) if noise else 0
+        if split == "test" and noise:
             unknown = f"{len(by_class[UNKNOWN])} files are {UNKNOWN}"
             self.say(f"test: {silences} rows of {SILENCE} drawn from background noise; {unknown}")
-        return files + [self._silence(rng) for _ in range(silences)]
+        return files + [_silence(noise, rng) for _ in range(silences)]
 
     def _lists(self) -> dict[str, str] | None:
         """v0.02: the split of each file in its lists; None for v0.01's two folders."""
@@ -117,50 +119,23 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         lines = {split: text_lines(self.root / LISTS[split], "not found") for split in LISTS}
         return {line.strip(): split for split in lines for line in lines[split] if line.strip()}
 
-    def _drawn(
-        self, by_class: dict[str, list[Utterance]], rng: np.random.Generator
-    ) -> list[Utterance]:
-        """Draw as many rows as there are files, noise files included: first a class of the twelve,
-        then one of its files.
-
-        This is SUPERB's weighted sampling with replacement, which balances the classes.
-        """
-        noises = len(self._noise()) if SILENCE in self.classes else 0
-        count = sum(map(len, by_class.values())) + noises
-        rows = []
-        for number in rng.integers(len(self.classes), size=count):
-            name = self.classes[number]
-            if name == SILENCE:
-                rows.append(self._silence(rng))
-            else:
-                rows.append(by_class[name][rng.integers(len(by_class[name]))])
-        return rows
-
-    def _silence(self, rng: np.random.Generator) -> Utterance:
-        """One second from anywhere in one of the noise files, named like the published rows."""
-        noise = self._noise()
-        path, (frames, rate) = list(noise.items())[rng.integers(len(noise))]
-        start = int(rng.integers(frames - rate + 1))
-        name = f"temp/_background_noise_/{Path(path).stem}-{start}.wav"
-        return Utterance(path, (SILENCE,), start, rate, name)
-
+    @cached_property
     def _noise(self) -> dict[str, tuple[int, int]]:
         """Length and rate of each noise file."""
-        if hasattr(self, "_noise_files"):
-            return self._noise_files
-        self._noise_files: dict[str, tuple[int, int]] = {}
+        noise: dict[str, tuple[int, int]] = {}
         folder = NOISE_FOLDER if (self.root / TRAIN_FOLDER).is_dir() else Path(NOISE_FOLDER).name
         for path in self._wavs(folder):
             try:
                 frames, rate = length_and_rate(self.root / path)
                 if frames < rate:
                     raise BadAudio("is shorter than the one second that _silence_ takes")
-                self._noise_files[path] = frames, rate
+                noise[path] = frames, rate
             except BadAudio as error:
                 self.bad_audio[self.root / path] = str(error)
-        if not self._noise_files:
-            self.report_bad_audio(skip=False)
-        return self._noise_files
+        if not noise:
+            reason = next(iter(self.bad_audio.values()))
+            raise UserError(f"{self.root / folder}: no usable .wav file ({reason})")
+        return noise
 
     def _files_by_class(
         self, split: str, lists: dict[str, str] | None
@@ -169,28 +144,26 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         by_class: dict[str, list[Utterance]] = {name: [] for name in self.classes}
         by_class.pop(SILENCE, None)
         folders = [folder for folder in self._folders(top) if folder != Path(NOISE_FOLDER).name]
-        strange = [folder for folder in folders if folder not in WORDS]
-        if strange and UNKNOWN not in by_class:
-            raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
-        if strange and split == SPLITS[0]:
-            self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
-        paths = {
-            f"{f}/{Path(path).name}": path for f in folders for path in self._wavs(f"{top}/{f}")
-        }
-        for file, path in paths.items():
+        if strange := [folder for folder in folders if folder not in WORDS]:
+            if UNKNOWN not in by_class:
+                raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
+            if split == SPLITS[0]:
+                self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
+        paths = [path for folder in folders for path in self._wavs(f"{top}/{folder}")]
+        files = {path.removeprefix(f"{top}/"): path for path in paths}  # as the lists name them
+        for file, path in files.items():
             folder, name = file.split("/")
             if split == (which_split(name) if lists is None else lists.get(file, "train")):
                 label = folder if folder in by_class else UNKNOWN
                 by_class[label].append(Utterance(path, (label,)))
-        absent = [file for file in lists or {} if lists[file] == split and file not in paths]
+        absent = [file for file, its in (lists or {}).items() if its == split and file not in files]
         self.bad_audio.update({self.root / file: "does not exist" for file in absent})
-        for name, utterances in by_class.items():
-            if not utterances:
-                where = self.root / top
-                raise UserError(f"{where}: the {split} split has no file of class {name}")
+        if empty := [name for name, utterances in by_class.items() if not utterances]:
+            where = self.root / top
+            raise UserError(f"{where}: the {split} split has no file of class {empty[0]}")
         return by_class
 
-    def _test(self) -> list[Utterance]:
+    def _test_set(self) -> list[Utterance]:
         folders = self._folders(TEST_FOLDER)
         if missing := set(CLASSES) - set(folders):
             self.say(f"warning, test has no folder of {', '.join(sorted(missing))}")
@@ -213,3 +186,11 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         if not wavs:
             raise UserError(f"{self.root / folder}: holds no .wav file")
         return [path.relative_to(self.root).as_posix() for path in wavs]
+
+
+def _silence(noise: Mapping[str, tuple[int, int]], rng: np.random.Generator) -> Utterance:
+    """One second from anywhere in one of the noise files, named like the published rows."""
+    path, (frames, rate) = list(noise.items())[rng.integers(len(noise))]
+    start = int(rng.integers(frames - rate + 1))
+    name = f"temp/_background_noise_/{Path(path).stem}-{start}.wav"
+    return Utterance(path, (SILENCE,), start, rate, name)
