@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipeline.ranks import Ranks
 from pipeline.rows import SPLITS
 from preprocess.actions.downstreams import add_flags, load_downstream
+from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor, Utterance
 
 
@@ -36,3 +38,10 @@ def read_tables(
         path.write_bytes(content.encode("utf-8", "surrogateescape"))
     task = preprocessor("table", workspace, *(f"datarc.{override}" for override in overrides))
     return task, {split: task.utterances(split) for split in SPLITS}
+
+
+def all_actions(task: Preprocessor) -> None:
+    task.generate_manifest()
+    learn_kmeans([task])
+    Quantizing(task).run(Ranks(), skip_bad=False)
+    task.postprocess()

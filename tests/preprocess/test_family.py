@@ -19,8 +19,8 @@ from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech_commands.preprocessor import KEYWORDS, LISTS, WORDS
-from tests.preprocess.corpora import tone, write
+from preprocess.speech_commands.preprocessor import KEYWORDS, WORDS
+from tests.preprocess.corpora import speech_commands_v002, tone, write
 from tests.preprocess.tasks import preprocessor
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
@@ -106,14 +106,6 @@ def esc50(root: Path) -> None:
     table(root / "meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take", *lines)
 
 
-def speech_commands(root: Path) -> None:
-    """v0.02 as it unpacks: the lists name valid's and test's files."""
-    files = record(root, (f"{word}/a_nohash_{n}.wav" for word in WORDS for n in range(3)))
-    for name, take in zip(LISTS.values(), (1, 2)):
-        table(root / name, *(file for file in files if file.endswith(f"_{take}.wav")))
-    write(root / "_background_noise_/rain.wav", tone(1.5, 50))
-
-
 def freesound(root: Path) -> None:
     """A file of each class, pieces of 0.63 s in it."""
     starts = {"training": (0.2, 0.6, 1.0), "validation": (1.4,), "testing": (1.8,)}
@@ -175,13 +167,10 @@ def voxceleb1(root: Path) -> None:
     table(root / "vox1_meta.csv", *meta)
 
 
-FILES, TABLE, FOLDER = (
-    "no file matches datarc.files=",
-    "table not found",
-    "datarc.root_path is the|has testing_list",
-)
+FILES, TABLE = "no file matches datarc.files=", "table not found"
+FOLDER = "datarc.root_path is the|has testing_list"
 # the corpus's writer, rows of each split, the classes, what is said of another layout
-CORPORA: dict[str, tuple[Callable[[Path], None], list[int], list[str], str]] = {
+CORPORA: dict[str, tuple[Callable[[Path], object], list[int], list[str], str]] = {
     "GRABO": (grabo, [8, 16, 8], ["recording1", "recording36"], FILES),
     "LT_SC": (lithuanian, [5, 13, 13], ["ne", "į_viršų", "unknown", "silence"], TABLE),
     "AR_SC": (arabic, [2, 2, 2], ["delete", "seven"], TABLE),
@@ -190,8 +179,9 @@ CORPORA: dict[str, tuple[Callable[[Path], None], list[int], list[str], str]] = {
     "FAKE_SPEECH": (asvspoof, [6, 6, 6], ["bonafide", "spoof"], TABLE),
     "ACCENT": (accentdb, [26, 6, 8], ["bangla", "welsh"], FILES),
     "ESC50": (esc50, [12, 4, 4], ["dog", "hand_saw"], TABLE),
-    "SC_V2_12": (speech_commands, [36, 36, 36], [*KEYWORDS, "_unknown_", "_silence_"], FOLDER),
-    "SC_V2_35": (speech_commands, [35, 35, 35], sorted(WORDS), FOLDER),
+    "SC_V2_12": (speech_commands_v002, [71, 36, 36],
+                 [*KEYWORDS, "_unknown_", "_silence_"], FOLDER),
+    "SC_V2_35": (speech_commands_v002, [70, 35, 35], sorted(WORDS), FOLDER),
     "VOICE_ACTIVITY": (freesound, [6, 2, 2], ["speech", "background"], TABLE),
     "DYSARTHRIA": (easycall, [12, 6, 6], ["1", "2", "0", "3", "4", "5"], "no utterance for"),
     "SARCASM": (mustard, [8, 2, 2], ["sarcastic", "sincere"], TABLE),
@@ -294,14 +284,9 @@ def test_pieces_sessions_and_what_is_left_out(workspace):
     [
         ("VOICE_ACTIVITY", "balanced_speech_testing_manifest.json", "audio_filepath", "file",
          r"testing_manifest\.json, line 1: .*'audio_filepath'"),
-        ("VOICE_ACTIVITY", "balanced_speech_testing_manifest.json", "0.63", "63",
-         r"line 1: .* lasts 3\.000 s"),
-        ("SARCASM", "sarcasm_data.json", "sarcasm", "irony",
-         r"sarcasm_data\.json, entry 1: expected an object with .*'sarcasm'"),
         ("SARCASM_PP", "mustard++_text.csv", "Sarcasm", "Irony",
          r"no column 'sarcasm' in its first line, which has SCENE, KEY"),
         ("SPEAKER", "iden_split.txt", "1 id", "9 id", r"line 1: split '9'; expected 1, 2, 3"),
-        ("SPEAKER", "iden_split.txt", " ", "\t", r"iden_split\.txt, line 1: 1 fields"),
         ("GENDER", "vox1_meta.csv", "\t", ",", r"vox1_meta\.csv: .*is its separator ','"),
         ("GENDER", "vox1_meta.csv", "id10003", "id7", r"vox1_meta\.csv has no speaker id10003"),
     ],
