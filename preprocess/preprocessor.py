@@ -100,9 +100,7 @@ class Preprocessor(Generic[ConfigType]):
         return bool(shipped and shipped.ships and self.km_path == shipped.path)
 
     def utterances(self, split: str) -> list[Utterance]:
-        """List the split's utterances in their final order. Raises ``UserError`` for a corpus that
-        lacks it.
-        """
+        """The split's utterances in their final order."""
         raise NotImplementedError
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
@@ -111,8 +109,8 @@ class Preprocessor(Generic[ConfigType]):
         return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The names of each slot in the order of their numbers, which is here the order of their
-        first appearance in train, or of the characters' codes.
+        """Each slot's names in the order of their numbers; here: of first appearance in train, or
+        of the characters' codes.
         """
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
@@ -124,10 +122,8 @@ class Preprocessor(Generic[ConfigType]):
     def generate_manifest(self) -> None:
         """Write ``manifest/{train,valid,test}.tsv`` and ``labels.json``."""
         if not self.root.is_dir():
-            raise UserError(
-                f"{self.root}: corpus folder of {self.downstream} not found; "
-                "name it with --set datarc.root_path=FOLDER"
-            )
+            what = f"{self.root}: corpus folder of {self.downstream} not found"
+            raise UserError(f"{what}; name it with --set datarc.root_path=FOLDER")
         splits = {}
         for split in SPLITS:
             listed, where = self.utterances(split), str(self.root)
@@ -229,9 +225,7 @@ class Preprocessor(Generic[ConfigType]):
         return fingerprint(path)
 
     def postprocess(self) -> None:
-        """Write ``<unit_model>/{train,valid,test}``: ``file|units|labels``, a row for each manifest
-        entry.
-        """
+        """Write ``<unit_model>/{train,valid,test}``, a row ``file|units|labels`` an entry."""
         merge, unit_model = self.config.taskrc.merge, self.config.taskrc.unit_model
         splits = {s: unit_rows(self.manifest, self.quantized, s, merge) for s in SPLITS}
         labels = read_json(self.manifest / "labels.json", "runner.py --action generate_manifest")

@@ -1,6 +1,5 @@
-"""What people's corpora hold: files, paths as somebody spelled them, and tables.
-
-A row of a table is one line of the file, so that no quotation mark can swallow the next row.
+"""What people's corpora hold: files, paths as somebody spelled them, and tables. A row is one line
+of a table, so that no quotation mark can swallow the next.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 from pipeline.errors import UserError
+from pipeline.files import text_lines
 from pipeline.rows import check_name
 from preprocess.actions.manifest import first_few, inside
 
@@ -130,14 +130,8 @@ def read_table(
     Voice writes none around a field), which ``say`` tells. Raises ``UserError``, naming the line,
     for such a mark in a CSV, and for more or fewer fields than columns.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"{file}: table not found; datarc.table names it, relative to datarc.root_path"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a table in UTF-8 ({error})") from None
+    missing = "table not found; datarc.table names it, relative to datarc.root_path"
+    text = "\n".join(text_lines(file, missing))
     if file.suffix.lower() in (".json", ".jsonl"):
         records = _json_records(text, file, needed)
     else:
@@ -210,10 +204,7 @@ def _lines(
 def _json_records(
     text: str, file: Path, needed: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The objects of a JSON file: one a line, a list, or by their names (as the column ``key``).
-
-    Raises ``UserError`` for anything else, and for an object that lacks a column.
-    """
+    """The objects of a JSON file: one a line, a list, or by their names (as the column ``key``)."""
     whole, what = _parsed(text), "entry"
     if isinstance(whole, dict) and all(isinstance(value, dict) for value in whole.values()):
         whole = [{"key": key, **value} for key, value in whole.items()]
@@ -229,10 +220,8 @@ def _json_records(
                 f"{', '.join(map(repr, needed))}, found {str(listed)[:200]}"
             )
         known = {name: value for name, value in values.items() if value is not None}
-        yield (
-            f"{what} {number}",
-            {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()},
-        )
+        written = {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()}
+        yield f"{what} {number}", written
 
 
 def _parsed(text: str) -> Any:

@@ -16,9 +16,7 @@ class Iemocap(Table):
     """Columns: ``emotion``, in three letters, and ``session``, such as Session5."""
 
     def rows_of(self, table: str) -> list[Row]:
-        """The utterances, session by session, in the annotations' order. Raises ``UserError``
-        where there are no annotations.
-        """
+        """The utterances, session by session, in the annotations' order."""
         rows = []
         for file in self.listing.files(self.root, table, ".txt"):
             session = file.relative_to(self.root).parts[0]

@@ -5,11 +5,9 @@ the SUPERB splits; those or 35 words with v0.02 and the splits of its lists.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +29,8 @@ WORDS = (  # v0.02's; v0.01 has 30 of them
     "tree", "two", "visual", "wow", "zero",
 )  # fmt: skip
 TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
-NOISE_FOLDER = f"{TRAIN_FOLDER}/_background_noise_"
+NOISE = "_background_noise_"
+NOISE_FOLDER = f"{TRAIN_FOLDER}/{NOISE}"
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}  # as v0.02 unpacks
 MAX_WAVS_PER_CLASS = 2**27 - 1
 
@@ -40,7 +39,7 @@ def which_split(file_name: str) -> str | None:
     """The dataset's own rule, which keeps a speaker in one split. None: in neither train nor valid.
     ``file_name`` is like ``a6d586b7_nohash_4.wav``; before ``_nohash_`` is the speaker.
     """
-    speaker = re.sub(r"_nohash_.*$", "", file_name)
+    speaker = Path(file_name).name.partition("_nohash_")[0]
     digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
     percentage = (digest % (MAX_WAVS_PER_CLASS + 1)) * (100.0 / MAX_WAVS_PER_CLASS)
     if percentage < 10:
@@ -86,15 +85,17 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         """
         lists, classes = self._lists(), self.config.datarc.classes
         if classes not in (len(CLASSES), lists and len(WORDS)):
+            layout = f"v0.02's layout, which has {LISTS['test']}"
             raise UserError(
-                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with v0.02's layout, "
-                f"which has {LISTS['test']}"
+                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with {layout}"
             )
         if split == "test" and lists is None:
             return self._test_set()
-        by_class = self._files_by_class(split, lists)
+        wavs = self._wavs(TRAIN_FOLDER if lists is None else ".")
+        noises = wavs.pop(NOISE, [])
+        noise = self._noise(noises) if SILENCE in self.classes else {}
+        by_class = self._by_class(wavs, split, lists)
         rng = np.random.default_rng([self.config.taskrc.seed, SPLITS.index(split)])
-        noise = self._noise if SILENCE in self.classes else {}
         if split != "test" and getattr(self.config.datarc, split) is Drawing.drawn:
             # SUPERB's weighted sampling with replacement balances the classes: as many rows as
             # files, noise files included; first a class, then one of its files
@@ -119,78 +120,71 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         lines = {split: text_lines(self.root / LISTS[split], "not found") for split in LISTS}
         return {line.strip(): split for split in lines for line in lines[split] if line.strip()}
 
-    @cached_property
-    def _noise(self) -> dict[str, tuple[int, int]]:
-        """Length and rate of each noise file."""
+    def _wavs(self, top: str) -> dict[str, list[str]]:
+        """The files of each folder in ``top``."""
+        root = self.root / top
+        if not root.is_dir():
+            raise UserError(
+                f"{root}: not found; datarc.root_path is the folder that holds {TRAIN_FOLDER} and "
+                f"{TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
+            )
+        wavs = {}
+        for folder in self.listing.files(root, "*/", ""):
+            paths = self.listing.files(folder, "*", ".wav")
+            if not paths:
+                raise UserError(f"{folder}: holds no .wav file")
+            wavs[folder.name] = [path.relative_to(self.root).as_posix() for path in paths]
+        return wavs
+
+    def _noise(self, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Length and rate of each noise file that can be used."""
         noise: dict[str, tuple[int, int]] = {}
-        folder = NOISE_FOLDER if (self.root / TRAIN_FOLDER).is_dir() else Path(NOISE_FOLDER).name
-        for path in self._wavs(folder):
+        reason = "there is none"
+        for path in paths:
             try:
                 frames, rate = length_and_rate(self.root / path)
                 if frames < rate:
                     raise BadAudio("is shorter than the one second that _silence_ takes")
                 noise[path] = frames, rate
             except BadAudio as error:
-                self.bad_audio[self.root / path] = str(error)
+                self.bad_audio[self.root / path] = reason = str(error)
         if not noise:
-            reason = next(iter(self.bad_audio.values()))
-            raise UserError(f"{self.root / folder}: no usable .wav file ({reason})")
+            raise UserError(f"{self.root}: no usable .wav file in {NOISE} ({reason})")
         return noise
 
-    def _files_by_class(
-        self, split: str, lists: dict[str, str] | None
+    def _by_class(
+        self, wavs: Mapping[str, Sequence[str]], split: str, lists: Mapping[str, str] | None
     ) -> dict[str, list[Utterance]]:
-        top = TRAIN_FOLDER if lists is None else "."
-        by_class: dict[str, list[Utterance]] = {name: [] for name in self.classes}
-        by_class.pop(SILENCE, None)
-        folders = [folder for folder in self._folders(top) if folder != Path(NOISE_FOLDER).name]
-        if strange := [folder for folder in folders if folder not in WORDS]:
+        """The split's files."""
+        by_class: dict[str, list[Utterance]] = {c: [] for c in self.classes if c != SILENCE}
+        if strange := [folder for folder in wavs if folder not in WORDS]:
             if UNKNOWN not in by_class:
                 raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
             if split == SPLITS[0]:
                 self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
-        paths = [path for folder in folders for path in self._wavs(f"{top}/{folder}")]
-        files = {path.removeprefix(f"{top}/"): path for path in paths}  # as the lists name them
-        for file, path in files.items():
-            folder, name = file.split("/")
-            if split == (which_split(name) if lists is None else lists.get(file, "train")):
-                label = folder if folder in by_class else UNKNOWN
-                by_class[label].append(Utterance(path, (label,)))
-        absent = [file for file, its in (lists or {}).items() if its == split and file not in files]
-        self.bad_audio.update({self.root / file: "does not exist" for file in absent})
+        absent = {file for file, its in (lists or {}).items() if its == split}
+        for word, paths in wavs.items():
+            for path in paths:
+                file = f"{word}/{Path(path).name}"  # as the lists name it
+                absent.discard(file)
+                if split == (which_split(path) if lists is None else lists.get(file, "train")):
+                    label = word if word in by_class else UNKNOWN
+                    by_class[label].append(Utterance(path, (label,)))
+        self.bad_audio.update({self.root / file: "does not exist" for file in sorted(absent)})
         if empty := [name for name, utterances in by_class.items() if not utterances]:
-            where = self.root / top
-            raise UserError(f"{where}: the {split} split has no file of class {empty[0]}")
+            raise UserError(f"{self.root}: the {split} split has no file of class {empty[0]}")
         return by_class
 
     def _test_set(self) -> list[Utterance]:
-        folders = self._folders(TEST_FOLDER)
-        if missing := set(CLASSES) - set(folders):
+        wavs = self._wavs(TEST_FOLDER)
+        if missing := set(CLASSES) - wavs.keys():
             self.say(f"warning, test has no folder of {', '.join(sorted(missing))}")
-        return [
-            Utterance(path, (folder,))
-            for folder in folders
-            for path in self._wavs(f"{TEST_FOLDER}/{folder}")
-        ]
-
-    def _folders(self, folder: str) -> list[str]:
-        if not (self.root / folder).is_dir():
-            raise UserError(
-                f"{self.root / folder}: not found; datarc.root_path is the folder that holds "
-                f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
-            )
-        return [path.name for path in self.listing.files(self.root / folder, "*/", "")]
-
-    def _wavs(self, folder: str) -> list[str]:
-        wavs = self.listing.files(self.root / folder, "*", ".wav")
-        if not wavs:
-            raise UserError(f"{self.root / folder}: holds no .wav file")
-        return [path.relative_to(self.root).as_posix() for path in wavs]
+        return [Utterance(path, (folder,)) for folder, paths in wavs.items() for path in paths]
 
 
 def _silence(noise: Mapping[str, tuple[int, int]], rng: np.random.Generator) -> Utterance:
     """One second from anywhere in one of the noise files, named like the published rows."""
     path, (frames, rate) = list(noise.items())[rng.integers(len(noise))]
     start = int(rng.integers(frames - rate + 1))
-    name = f"temp/_background_noise_/{Path(path).stem}-{start}.wav"
+    name = f"temp/{NOISE}/{Path(path).stem}-{start}.wav"
     return Utterance(path, (SILENCE,), start, rate, name)

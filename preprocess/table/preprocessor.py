@@ -53,12 +53,10 @@ class TableConfig(Config):
 
 
 class Table(Preprocessor[TableConfig]):
-    """Labels are numbered column by column, in the order of their first appearance in train. A
-    subclass may add columns of its own, which it names in ``own_columns``, in ``rows_of``.
-    """
+    """Labels are numbered column by column, in the order of their first appearance in train."""
 
     config_class = TableConfig
-    own_columns: tuple[str, ...] = ()
+    own_columns: tuple[str, ...] = ()  # those that a subclass adds in rows_of
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -79,9 +77,7 @@ class Table(Preprocessor[TableConfig]):
         unnamed: Counter[str] = Counter()  # labels
         seen: dict[str, str] = {}  # where each name was
         rows, utterances, given = [], [], []
-        for row, own_split in (
-            (r, own) for name, own in tables.items() for r in self.rows_of(name)
-        ):
+        for row, own_split in ((r, own) for t, own in tables.items() for r in self.rows_of(t)):
             answers = [row.values[name] for name in datarc.labels] if datarc.names else []
             if others := [answer for answer in answers if answer not in datarc.names]:
                 unnamed[others[0]] += 1
@@ -117,16 +113,12 @@ class Table(Preprocessor[TableConfig]):
         return {s: [u for u, split in zip(utterances, splits) if split == s] for s in SPLITS}
 
     def _tables(self) -> dict[str, str | None]:
-        """The split that each table is; None: its lines say, or are drawn. For files, the pattern.
-
-        Raises ``UserError`` for settings that cannot be.
-        """
+        """The split that each table is; None: its rows say, or are drawn. Files: the pattern."""
         datarc = self.config.datarc
-        if not (datarc.valid > 0 and datarc.test > 0 and datarc.valid + datarc.test < 1):  # nor nan
-            raise UserError(
-                f"datarc.valid={datarc.valid}, datarc.test={datarc.test}: expected shares "
-                "above 0 that leave something to train on"
-            )
+        valid, test = datarc.valid, datarc.test
+        if not (valid > 0 and test > 0 and valid + test < 1):  # nor nan
+            shares = f"datarc.valid={valid}, datarc.test={test}"
+            raise UserError(f"{shares}: expected shares above 0 that leave something to train on")
         if bool(datarc.text) == bool(datarc.labels):
             raise UserError("datarc: name either the columns of the labels, or that of the text")
         if bool(datarc.table) == bool(datarc.files):
@@ -135,16 +127,12 @@ class Table(Preprocessor[TableConfig]):
             return {str(name): split for name, split in datarc.table.items()}
         tables = names_in("datarc.table", datarc.files or datarc.table)
         if len(tables) not in (1, len(SPLITS)):
-            raise UserError(
-                f"datarc.table={','.join(tables)}: expected one table, or train's, valid's, test's"
-            )
+            listed = ",".join(tables)
+            raise UserError(f"datarc.table={listed}: expected one, or train's, valid's, test's")
         return dict(zip(tables, SPLITS if len(tables) > 1 else (None,)))
 
     def rows_of(self, table: str) -> list[Row]:
-        """The rows of a table, or of the files that match, their paths from the corpus folder on.
-
-        Raises ``UserError`` for a column that is missing, or empty in a row and must not be.
-        """
+        """The rows of a table, or of the files that match, with paths from the corpus folder on."""
         datarc = self.config.datarc
         labels = [datarc.text] if datarc.text else datarc.labels
         named = [name for name in (*labels, *datarc.per) if name not in self.own_columns]
@@ -172,9 +160,7 @@ class Table(Preprocessor[TableConfig]):
         return rows
 
     def _utterance(self, row: Row) -> Utterance:
-        """The row's labels or text, and the piece of its file. Raises ``UserError`` for a text
-        without letters, and as ``_piece`` does.
-        """
+        """The row's labels or text, and the piece of its file."""
         datarc = self.config.datarc
         answers = [row.values[name] for name in datarc.labels]
         labels: Sequence[str] = tuple(datarc.names.get(answer, answer) for answer in answers)
@@ -197,23 +183,20 @@ class Table(Preprocessor[TableConfig]):
             first, last = float(start or 0), float(end) if end else None
             last = first + float(length) if length else last
         except ValueError:
-            raise UserError(
-                f"{row.where}: start {start!r}, end {end!r}; expected seconds such as 1.25 (datarc."
-                "start and datarc.end name the columns; empty: none)"
-            ) from None
+            found = f"start {start!r}, end {end!r}"
+            remedy = "expected seconds such as 1.25 in the columns datarc.start and datarc.end"
+            raise UserError(f"{row.where}: {found}; {remedy}") from None
         name = f"{row.path}:{_written(first)}-{'end' if last is None else _written(last)}"
         try:
             if row.path not in self._lengths:
-                path = self.root / row.path
-                self._lengths[row.path] = length_and_rate(path, at_once=False)
+                self._lengths[row.path] = length_and_rate(self.root / row.path)
         except BadAudio:
             return 0, None, name  # reported with all others
         frames, rate = self._lengths[row.path]
         last = frames / rate if last is None else last
         if not 0 <= first < last <= frames / rate + 0.005:  # nor nan
-            raise UserError(
-                f"{row.where}: {first:g} to {last:g} s; {row.path} lasts {frames / rate:.3f} s"
-            )
+            lasts = f"{row.path} lasts {frames / rate:.3f} s"
+            raise UserError(f"{row.where}: {first:g} to {last:g} s; {lasts}")
         begin = round(first * rate)
         return begin, max(1, min(round(last * rate), frames) - begin), name
 

@@ -21,14 +21,11 @@ def share_out(
 
     Rows without a ``given`` split are shared out, group by group: so many of each (below 1: such a
     share) to the splits of ``rows``, in its order, and what is over to the first of train, valid,
-    test that is not there. Without ``seed`` they are taken in their order. Raises ``UserError`` for
-    an unknown split or a number below 0.
+    test that is not there. Without ``seed`` they are taken in their order.
     """
     if not rows or not set(rows) <= set(SPLITS) or not all(0 < n < 1e9 for n in rows.values()):
-        raise UserError(
-            f"datarc.rows={rows}: expected numbers above 0 for train, valid or test, by which rows "
-            "without a split are shared out"
-        )
+        what = "numbers above 0 for train, valid or test, to share out rows without a split"
+        raise UserError(f"datarc.rows={rows}: expected {what}")
     rest = next((split for split in SPLITS if split not in rows), None)
     splits = list(given)
     members: dict[Hashable, list[int]] = {}
@@ -98,9 +95,7 @@ def draw_splits(
 
 
 def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str]:
-    """``count`` splits in random order: at least one train, then test and valid by their shares,
-    one each where there are three or more.
-    """
+    """``count`` splits in random order: a train, then test and valid by shares, of 3 one each."""
     least = 1 if count >= 3 else 0
     in_test = min(max(least, round(test * count)), count - 1)
     in_valid = min(max(least, round(valid * count)), count - 1 - in_test)

@@ -16,9 +16,7 @@ class VoxCeleb1(Table):
     own_columns = ("speaker", "gender")
 
     def rows_of(self, table: str) -> list[Row]:
-        """The lines of the list. Raises ``UserError`` for another list, or a speaker whose gender
-        is asked for and not in vox1_meta.csv.
-        """
+        """The lines of the list."""
         rows = super().rows_of(table)
         for row in rows:
             row.values["speaker"] = row.values["path"].partition("/")[0]

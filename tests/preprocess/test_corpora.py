@@ -81,7 +81,7 @@ def test_speech_commands_whose_folders_are_others(keywords, tmp_path, capsys):
     assert "read as _unknown_: my recordings" in said
     assert "warning, test has no folder of go" in said
     assert "passed over, of another kind: 1 (notes.txt)" in said
-    for folder in ("_background_noise_", "yes"):
+    for folder in ("yes", "_background_noise_"):
         for path in (keywords / TRAIN_FOLDER / folder).iterdir():
             path.unlink()
         with pytest.raises(UserError, match=folder):

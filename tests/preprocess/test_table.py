@@ -57,7 +57,7 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         ("path,speaker,label\na,ann,x\nb, ,y\n", "line 3: nothing in the column 'speaker'"),
         ("path,speaker,label\na,ann,x\nb,bob,y\n", "2 speakers, too few to draw train"),
         ("path,label,start\na,x,1:30\n", r"line 2: start '1:30', end ''; expected seconds"),
-        ("path,label\n\udc80a,x\n", "not a table in UTF-8"),
+        ("path,label\n\udc80a,x\n", "not UTF-8 text"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
