@@ -131,7 +131,7 @@ def read_table(
     for such a mark in a CSV, and for more or fewer fields than columns.
     """
     missing = "table not found; datarc.table names it, relative to datarc.root_path"
-    text = "\n".join(text_lines(file, missing))
+    text = "\n".join(text_lines(file, missing)).replace("\r", "\n")
     if file.suffix.lower() in (".json", ".jsonl"):
         records = _json_records(text, file, needed)
     else:
