@@ -140,16 +140,13 @@ def read_table(
         has_names = bool(renamed or not columns)
         line = text.partition("\n")[0] if has_names else delimiter.join(columns)
         names = _header(line, file, delimiter, needed, renamed)
-        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
-            try:
-                lines = _lines(text, delimiter, quoting, len(names), line_breaks)
-                break
-            except csv.Error as error:
-                note = f"{file}, {error}"
-                if delimiter == "," or quoting == csv.QUOTE_NONE:
-                    raise UserError(note) from None
-        if quoting == csv.QUOTE_NONE:
-            say(f"{file.name}: quotation marks are read as text ({note})")
+        try:
+            lines = _lines(text, file, delimiter, csv.QUOTE_MINIMAL, len(names), line_breaks)
+        except UserError as error:
+            if delimiter == ",":
+                raise
+            lines = _lines(text, file, delimiter, csv.QUOTE_NONE, len(names), line_breaks)
+            say(f"{file.name}: quotation marks are read as text ({error})")
         lines = lines[1:] if has_names else lines
         records = ((f"line {number}", dict(zip(names, fields))) for number, fields in lines)
     for place, record in records:
@@ -177,9 +174,9 @@ def _header(
 
 
 def _lines(
-    text: str, delimiter: str, quoting: int, width: int, line_breaks: bool
+    text: str, file: Path, delimiter: str, quoting: int, width: int, line_breaks: bool
 ) -> list[tuple[int, list[str]]]:
-    """Number and fields of every line that is not empty. Raises ``csv.Error`` with the number."""
+    """Number and fields of every line that is not empty."""
     lines: list[tuple[int, list[str]]] = []
     end = 0  # line at which the row before ended
     table = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
@@ -197,7 +194,7 @@ def _lines(
                 lines.append((end + 1, row))
             end = table.line_num
     except csv.Error as error:
-        raise csv.Error(f"line {end + 1}: {error}") from None
+        raise UserError(f"{file}, line {end + 1}: {error}") from None
     return lines
 
 

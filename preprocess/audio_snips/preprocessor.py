@@ -1,8 +1,6 @@
 """Slot filling on Audio SNIPS as SUPERB lays it out. Labels are a command's characters, and a
-slot's type before and after its value.
-
-One label for both sides, not a begin and an end: with 39 slot types the paper's 69 labels, and the
-100 units that name them, leave no room for more.
+slot's type before and after its value: one label for both sides, since with 39 slot types the
+paper's 69 labels, and the 100 units that name them, leave no room for more.
 """
 
 from __future__ import annotations

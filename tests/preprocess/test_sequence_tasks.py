@@ -58,24 +58,6 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("folder", "text", "message"),
-    [
-        ("train-clean-100", "ROOM 5", r"19-198\.trans\.txt, line 1: '5' in 'ROOM 5'"),
-        ("train-clean-100", "small", r"'s' in 'small'; expected capital letters"),
-        ("train-clean-100", "", r"line 1: no text"),
-        ("test-clean", "A ZEBRA", r"21-198-0000\.flac: character 'Z' never occurs in the train"),
-    ],
-)
-def test_librispeech_texts_that_cannot_be_used(
-    tmp_path: Path, folder: str, text: str, message: str
-) -> None:
-    task = made("librispeech", tmp_path, splits={**corpora.LIBRISPEECH, folder: [text]})
-    with pytest.raises(UserError, match=message):
-        task.generate_manifest()
-    assert not task.manifest.exists()
-
-
 def test_audio_snips_end_to_end(tmp_path: Path) -> None:
     """Characters first, then slot types; a slot's type on both sides of its value."""
     task = made("audio_snips", tmp_path)
@@ -132,18 +114,29 @@ def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("folder", "text", "message"),
     [
-        ("x BOS a b EOS\tO O PlayMusic\n", r"line 5: expected '<utterance> BOS words EOS'"),
-        ("x a EOS\tO O PlayMusic\n", r"line 5: expected"),
-        ("x BOS a EOS O O PlayMusic\n", r"line 5: expected"),
-        ("x BOS a EOS\tO B-album PlayMusic\n", r"line 5: slot type album is not in slots\.txt"),
-        ("x BOS 7 EOS\tO O PlayMusic\n", r"line 5: no text"),
+        ("train-clean-100", "ROOM 5", r"19-198\.trans\.txt, line 1: '5' in 'ROOM 5'"),
+        ("train-clean-100", "small", r"'s' in 'small'; expected capital letters"),
+        ("train-clean-100", "", r"line 1: no text"),
+        ("test-clean", "A ZEBRA", r"21-198-0000\.flac: character 'Z' never occurs in the train"),
+        (None, "x BOS a b EOS\tO O PlayMusic\n", r"line 5: expected '<utterance> BOS words EOS'"),
+        (None, "x a EOS\tO O PlayMusic\n", r"line 5: expected"),
+        (None, "x BOS a EOS O O PlayMusic\n", r"line 5: expected"),
+        (None, "x BOS a EOS\tO B-album PlayMusic\n", r"line 5: slot type album is not in slots"),
+        (None, "x BOS 7 EOS\tO O PlayMusic\n", r"line 5: no text"),
     ],
 )
-def test_audio_snips_lines_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:
+def test_texts_that_cannot_be_used(tmp_path, folder, text, message) -> None:
+    """LibriSpeech's, in one of its folders, and a line of Audio SNIPS."""
+    if folder:
+        splits = {**corpora.LIBRISPEECH, folder: [text]}
+        task = made("librispeech", tmp_path, splits=splits)
+    else:
+        task = made("audio_snips", tmp_path, more=text)
     with pytest.raises(UserError, match=message):
-        made("audio_snips", tmp_path, more=line).generate_manifest()
+        task.generate_manifest()
+    assert not task.manifest.exists()
 
 
 def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
