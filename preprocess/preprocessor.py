@@ -206,9 +206,9 @@ class Preprocessor(Generic[ConfigType]):
     def unit_model_record(self) -> dict[str, object]:
         """What the units depend on, apart from the audio."""
         settings = self.config.fairseqrc
-        more = {"layer": settings.layer, "normalize": settings.normalize}
-        kmeans = self._digest(self.km_path, "k-means file")
-        return {**self.speech_model_record(), **more, "kmeans": kmeans}
+        record = self.speech_model_record()
+        record |= {"layer": settings.layer, "normalize": settings.normalize}
+        return record | {"kmeans": self._digest(self.km_path, "k-means file")}
 
     def _digest(self, path: Path | None, what: str) -> str | None:
         if path is None:
