@@ -24,6 +24,7 @@ class TaskConfig:
 class DataConfig:
     """Where the corpus is."""
 
+    reader: str | None = None  # the downstream whose preprocessor.py it has; None: its own, table's
     root_path: str = MISSING
     expected: dict[str, int] = field(default_factory=dict)  # rows of train, valid, test; classes
 
@@ -49,9 +50,6 @@ class FairseqConfig:
 class Config:
     """A task with more data keys subclasses it and changes the type of ``datarc``."""
 
-    reader: str | None = (
-        None  # the downstream whose preprocessor.py it has; None: its own, or table's
-    )
     taskrc: TaskConfig = field(default_factory=TaskConfig)
     datarc: DataConfig = field(default_factory=DataConfig)
     fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)

@@ -7,6 +7,8 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from pipeline.config import load_config, load_yaml
 from pipeline.devices import add_device
 from pipeline.errors import UserError
@@ -82,9 +84,12 @@ def _reader(name: str) -> type[Preprocessor]:
     """
     folder = name
     if not (HERE / name / "preprocessor.py").exists():
-        folder = load_yaml(HERE / name / "config.yaml").get("reader") or "table"
+        config = load_yaml(HERE / name / "config.yaml")
+        folder = OmegaConf.select(config, "datarc.reader") or "table"
     if not (HERE / folder / "preprocessor.py").exists():
-        raise UserError(f"{HERE / name}/config.yaml: reader {folder}: has no preprocessor.py")
+        raise UserError(
+            f"{HERE / name}/config.yaml: datarc.reader {folder}: has no preprocessor.py"
+        )
     module = importlib.import_module(f"preprocess.{folder}.preprocessor")
     types = [value for value in vars(module).values() if isinstance(value, type)]
     readers = [
