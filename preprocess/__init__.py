@@ -1,3 +1,1 @@
-"""Stage 1: audio to ``file|units|labels``. One folder per downstream task; ``speech2unit`` turns
-audio into units.
-"""
+"""Stage 1: audio to ``file|units|labels``. A folder a downstream; ``speech2unit`` makes units."""

@@ -22,11 +22,9 @@ def main() -> None:
         raise UserError(f"{arguments.km_npz}: expected a name that ends in .npz; change it")
     centres = load_kmeans(arguments.km_bin)
     save_kmeans(arguments.km_npz, centres)
-    print(
-        f"read {arguments.km_bin}: {len(centres)} clusters of {centres.shape[1]} numbers, "
-        f"{centres.dtype}; wrote {arguments.km_npz}\n"
-        f"next: --set fairseqrc.km_path={arguments.km_npz}"
-    )
+    shape = f"{len(centres)} clusters of {centres.shape[1]} numbers, {centres.dtype}"
+    print(f"read {arguments.km_bin}: {shape}; wrote {arguments.km_npz}")
+    print(f"next: --set fairseqrc.km_path={arguments.km_npz}")
 
 
 if __name__ == "__main__":

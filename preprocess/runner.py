@@ -3,10 +3,7 @@
 generate_manifest: list the splits' audio and labels. learn_kmeans: fit the units' k-means (log-mel
 has no released one). quantized: audio to units. A killed run resumes, torchrun shares the work over
 processes, --num_shards and --shard over jobs whose results merge_shards joins. postprocess: merge
-runs and join units with labels.
-
-A downstream is a folder beside this file with config.yaml, and with preprocessor.py unless a table
-of recordings is enough (table/config.yaml). Your own needs no change here.
+runs and join units with labels. docs/own_task.md: how to add a downstream.
 """
 
 from __future__ import annotations
@@ -60,9 +57,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--action", required=True, choices=list(NEXT))
     add_flags(parser)
     return parser.parse_args()

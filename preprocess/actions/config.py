@@ -1,6 +1,4 @@
-"""The schema of a task's config.yaml, with what it need not name. preprocess/table/config.yaml
-explains the keys.
-"""
+"""The schema of a task's config.yaml; preprocess/table/config.yaml explains the keys."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ class TaskConfig:
 
 @dataclass
 class DataConfig:
-    """Where the corpus is; a task adds its own keys in a subclass."""
+    """Where the corpus is."""
 
+    reader: str | None = None  # the downstream whose preprocessor.py it has; None: its own, table's
     root_path: str = MISSING
     expected: dict[str, int] = field(default_factory=dict)  # rows of train, valid, test; classes
 
@@ -42,16 +41,14 @@ class FairseqConfig:
     km_clusters: int | None = None
     km_frames: int = 200_000
     km_starts: int = 20
-    km_reassign: float = 0.01  # configs saved by earlier versions lack it
+    km_reassign: float = 0.01
     batch_seconds: float = 60
-    dtype: str = "float32"  # the same
+    dtype: str = "float32"
 
 
 @dataclass
 class Config:
-    """A task's config.yaml. A task with more data keys subclasses it and changes the type of
-    ``datarc``.
-    """
+    """A task with more data keys subclasses it and changes the type of ``datarc``."""
 
     taskrc: TaskConfig = field(default_factory=TaskConfig)
     datarc: DataConfig = field(default_factory=DataConfig)
@@ -59,16 +56,12 @@ class Config:
 
 
 def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
-    """Take from the registry's entry what the config leaves empty.
-
-    Raises ``UserError`` for a unit model without an entry whose features the config leaves open,
-    and for a name that leads elsewhere.
+    """Take from the registry's entry what the config leaves empty. Raises ``UserError`` where it
+    has none that is needed, and for a name that leads elsewhere.
     """
     if not NAME.fullmatch(unit_model):
-        raise UserError(
-            f"taskrc.unit_model={unit_model[:80]!r}: a name is letters, digits, and _ . - after "
-            "the first"
-        )
+        name = unit_model[:80]
+        raise UserError(f"taskrc.unit_model={name!r}: a name is letters, digits, then also _ . -")
     for key in ("feature_type", "ckpt_path", "layer", "normalize"):
         if getattr(settings, key) in (None, ""):
             value = getattr(known, key)

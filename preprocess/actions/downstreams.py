@@ -7,14 +7,13 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import load_config
+from pipeline.config import load_config, load_yaml
 from pipeline.devices import Ranks, add_device
 from pipeline.errors import UserError
 from pipeline.runs import add_quiet
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import REPOSITORY, Workspace
 from preprocess.actions.audio_run import Shard
-from preprocess.actions.config import Config
 from preprocess.preprocessor import Preprocessor
 
 HERE = Path(__file__).resolve().parents[1]
@@ -38,11 +37,8 @@ def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> lis
     tasks = [load_downstream(name, arguments, notes.setdefault) for name in names]
     for note in notes:
         print(note)
-    return tasks if arguments.downstream else with_input(tasks, after_manifest)
-
-
-def with_input(tasks: list[Preprocessor], after_manifest: bool) -> list[Preprocessor]:
-    """The tasks whose corpus or manifest exists, else all; says which are left out."""
+    if arguments.downstream:
+        return tasks
     ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
     absent = [task.downstream for task in tasks if task not in ready]
     if ready and absent:
@@ -54,47 +50,53 @@ def with_input(tasks: list[Preprocessor], after_manifest: bool) -> list[Preproce
 def load_downstream(
     name: str, arguments: argparse.Namespace, say: Callable[[str], object] = print
 ) -> Preprocessor:
-    """Build the named task's preprocessor from its config. Raises ``UserError`` for an unknown name
-    or a bad config.
-    """
+    """The named task. Raises ``UserError`` for an unknown name or a bad config."""
     if name not in downstreams():
         raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
-    folder = name if (HERE / name / "preprocessor.py").exists() else "table"
-    module = importlib.import_module(f"preprocess.{folder}.preprocessor")
-    classes = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Preprocessor) and value is not Preprocessor
-    ]
-    classes = [value for value in classes if value.__module__ == module.__name__] or classes
-    if len(classes) != 1:
-        raise UserError(
-            f"{module.__file__}: expected one subclass of Preprocessor, found {len(classes)}"
-        )
+    reader = _reader(name)
     overrides = list(arguments.set)
     if arguments.unit_model:
         overrides.append(f"taskrc.unit_model={arguments.unit_model}")
     if arguments.dtype:
         overrides.append(f"fairseqrc.dtype={arguments.dtype}")
     path = arguments.config or HERE / name / "config.yaml"
-    config = load_config(classes[0].config_class, path, overrides)
+    config = load_config(reader.config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
-    if not any(override.startswith("taskrc.unit_model=") for override in overrides):
-        use_offline_default(config, workspace, say)
-    return classes[0](name, config, workspace, arguments.skip_bad, arguments.device)
-
-
-def use_offline_default(config: Config, workspace: Workspace, say: Callable[[str], object]) -> None:
-    """Take ``OFFLINE`` for a default unit model whose encoder was not downloaded, and say so."""
-    known = find_unit_model(config.taskrc.unit_model, workspace)
-    encoder = known.checkpoint
-    if encoder and encoder.wheel and not encoder.path.is_file():
+    model = config.taskrc.unit_model
+    encoder = find_unit_model(model, workspace).checkpoint
+    is_default = not any(override.startswith("taskrc.unit_model=") for override in overrides)
+    if is_default and encoder and encoder.wheel and not encoder.path.is_file():
         say(
-            f"{known.name}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
-            "understands far less; get it by python pretrained_models/download.py "
-            f"{known.name}, or choose with --unit_model"
+            f"{model}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
+            f"understands far less; get it by python pretrained_models/download.py {model}, or "
+            "choose with --unit_model"
         )
         config.taskrc.unit_model = OFFLINE
+    return reader(name, config, workspace, arguments.skip_bad, arguments.device)
+
+
+def _reader(name: str) -> type[Preprocessor]:
+    """The class that reads a downstream's corpus: its own, the one that its ``reader`` names, or
+    the table's. Raises ``UserError`` where there is none, or are several.
+    """
+    folder = name
+    if not (HERE / name / "preprocessor.py").exists():
+        datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}
+        folder = datarc.get("reader") or "table"
+    if not (HERE / folder / "preprocessor.py").exists():
+        raise UserError(
+            f"{HERE / name}/config.yaml: datarc.reader {folder}: has no preprocessor.py"
+        )
+    module = importlib.import_module(f"preprocess.{folder}.preprocessor")
+    types = [value for value in vars(module).values() if isinstance(value, type)]
+    readers = [
+        own for own in types if own.__module__ == module.__name__ and issubclass(own, Preprocessor)
+    ]
+    if len(readers) != 1:
+        raise UserError(
+            f"{module.__file__}: expected one subclass of Preprocessor, found {len(readers)}"
+        )
+    return readers[0]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +128,7 @@ def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
         raise UserError("--num_shards --shard and torchrun: both share the work; use one of them")
     if arguments.shard is None or arguments.num_shards is None:
         raise UserError("--num_shards and --shard: give both")
-    shard = Shard(arguments.shard, arguments.num_shards)
-    if not 0 <= shard.index < shard.count:
-        raise UserError(
-            f"--shard {shard.index}: expected 0 to {shard.count - 1} (--num_shards {shard.count})"
-        )
-    return shard
+    index, count = arguments.shard, arguments.num_shards
+    if not 0 <= index < count:
+        raise UserError(f"--shard {index}: expected 0 to {count - 1} (--num_shards {count})")
+    return Shard(index, count)

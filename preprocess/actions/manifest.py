@@ -1,4 +1,4 @@
-"""The manifest of a split (which audio, which part of it, which labels), and its rows of units.
+"""The manifest of a split: which audio, which part of it, which labels; checks, and its units.
 
 A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
 more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
@@ -9,49 +9,51 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, text_lines, writing
 from pipeline.rows import SPLITS, Row, are_labels, check_name
 from preprocess.speech2unit.features import merge_runs
 
+if TYPE_CHECKING:
+    from preprocess.preprocessor import Utterance
+
 QUANTIZE = "preprocess/runner.py --action quantized"
 _TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
 
 
 class Entry(NamedTuple):
-    """One row. ``start`` and ``frames`` count samples at the file's own rate; ``labels`` are
-    integers and spaces.
-    """
+    """One row. ``start`` and ``frames`` count samples at the file's own rate."""
 
     path: str  # relative to the corpus folder
     frames: int
     start: int
     file: str
-    labels: str
+    labels: str  # integers and spaces
 
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
-    """Write ``entries`` atomically and return how many. Raises ``UserError`` for a name that no row
-    can hold (``check_name``), and for a path that leaves the corpus.
+    """Write ``entries`` atomically and return how many. Raises ``UserError`` as ``check_name`` and
+    ``inside`` do.
     """
     count = 0
     with writing(path) as handle:
         table = csv.writer(handle, **_TSV)
         table.writerow([check_name(str(root))])
         for entry in entries:
-            check_name(entry.path), check_name(entry.file)
-            inside(entry.path, root, str(root))
+            check_name(entry.file)
+            inside(check_name(entry.path), root, str(root))
             table.writerow(entry)
             count += 1
     return count
 
 
 def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
-    """Read the corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
+    """The corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
     manifest, and for a path that leaves the corpus.
     """
     missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
@@ -64,10 +66,11 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
             if table.line_num != number:  # a quotation mark that closes in another line
                 raise ValueError
             name, frames, start, file, labels = fields
-            entries.append(Entry(name, int(frames), int(start), file, labels))
-            if entries[-1].frames < 1 or entries[-1].start < 0 or not are_labels(labels):
+            inside(name, Path(root), f"{path}, line {number}")
+            entry = Entry(name, int(frames), int(start), file, labels)
+            if entry.frames < 1 or entry.start < 0 or not are_labels(labels):
                 raise ValueError
-            inside(name, Path(root), f"{path}, line {table.line_num}")
+            entries.append(entry)
     except (csv.Error, ValueError):
         raise UserError(
             f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
@@ -101,10 +104,70 @@ def distinct(entries: Iterable[Entry]) -> list[Entry]:
     return list(by_file.values())
 
 
-def files_left_out(record: Path, command: str) -> set[str]:
-    """The files whose bad audio a run left out (--skip_bad), by the ``provenance.json`` that
-    ``command`` wrote. Raises ``UserError`` where they are no names.
+def first_few(names: Iterable[str]) -> str:
+    """``a, b, c, …``"""
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:3] + ["…"] * (len(names) > 3))
+
+
+def warnings_of(
+    labels: Mapping[str, Sequence[str]],
+    splits: Mapping[str, Sequence[Utterance]],
+    expected: Mapping[str, int],
+) -> Iterator[str]:
+    """A line each about labels that look alike (by slot), recordings in two splits, and counts
+    other than ``expected``. Raises ``UserError`` for a recording with two answers.
     """
+    counted = {f"{slot}s that look alike": _alike(names) for slot, names in labels.items()}
+    counted["recordings that are in two splits"] = _in_two_splits(splits)
+    for what, names in counted.items():
+        if names:
+            yield f"warning, {what}: {len(names)} ({first_few(names)})"
+    counts = {split: len(rows) for split, rows in splits.items()}
+    counts["classes"] = sum(map(len, labels.values()))
+    if unknown := expected.keys() - counts:
+        raise UserError(f"datarc.expected: {unknown.pop()}: expected one of {', '.join(counts)}")
+    differing = [
+        f"{key} {counts[key]:,} (expected {number:,})"
+        for key, number in expected.items()
+        if counts[key] != number
+    ]
+    if differing:
+        yield f"warning, not the corpus's known size: {', '.join(differing)}"
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+    """The pairs that differ in case, spaces, invisible characters or Unicode form alone."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        visible = "".join(char for char in plain if unicodedata.category(char) != "Cf")
+        other = seen.setdefault(" ".join(visible.split()), name)
+        if other != name and len(name) > 1:  # a text's characters differ
+            pairs.append(f"{other!r} and {name!r}")
+    return pairs
+
+
+def _in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
+    first: dict[str, tuple[str, tuple[str, ...]]] = {}
+    shared = []
+    for split, utterances in splits.items():
+        for utterance in utterances:
+            name, answer = utterance.name or utterance.path, tuple(utterance.labels)
+            other_split, other = first.setdefault(name, (split, answer))
+            if other != answer:
+                raise UserError(
+                    f"{name}: is {', '.join(other)[:80]} in {other_split}, "
+                    f"{', '.join(answer)[:80]} in {split}; one recording has one answer"
+                )
+            if other_split != split:
+                shared.append(name)
+    return shared
+
+
+def files_left_out(record: Path, command: str) -> set[str]:
+    """The files that a run left out (--skip_bad), by the ``provenance.json`` of ``command``."""
     names = read_json(record, command).get("left_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{record}: left_out is no list of names; run {command} again")
@@ -126,40 +189,35 @@ def made_from(manifest: Path) -> dict[str, Any]:
     }
 
 
-def _is_stale(record: Path, manifest: Path) -> bool:
-    """Whether units were made from other manifests. Other labels do not matter."""
-    made = read_json(record, QUANTIZE) if record.exists() else {}
-    plan, now = made.get("plan"), made_from(manifest)
-    planned = plan.get("manifest") if isinstance(plan, dict) else None
-    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
-    return planned not in (None, now["manifest"]) and not same_audio
-
-
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
     """A row for each entry of ``split`` whose audio was good, and how many have none.
 
     ``merge``: a run of the same unit becomes one. Raises ``UserError`` when the split was not
-    quantised, or from another manifest, or no row is left.
+    quantised, or from another manifest (other labels do not matter), or no row is left.
     """
     _, entries = read_manifest(manifest / f"{split}.tsv")
-    path = quantized / split
+    path, record = quantized / split, quantized / "provenance.json"
     lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
     units = {file: text for file, _, text in (line.rpartition("|") for line in lines if line)}
-    record = quantized / "provenance.json"
     left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
-    files = [entry.file for entry in distinct(entries)]
-    good = [file for file in files if file not in left_out]
+    good = [entry.file for entry in distinct(entries) if entry.file not in left_out]
     if list(units) != good or _is_stale(record, manifest):
         raise UserError(
             f"{path}: units of other audio than {manifest / split}.tsv lists; the manifest has "
             f"changed: run {QUANTIZE} again"
         )
     merged = merge_runs if merge else str
-    rows = [
-        Row(entry.file, merged(units[entry.file]), entry.labels)
-        for entry in entries
-        if entry.file in units
-    ]
+    usable = [entry for entry in entries if entry.file in units]
+    rows = [Row(entry.file, merged(units[entry.file]), entry.labels) for entry in usable]
     if not rows:
         raise UserError(f"{path}: no usable file in this split; repair its audio")
     return rows, len(entries) - len(rows)
+
+
+def _is_stale(record: Path, manifest: Path) -> bool:
+    """Whether units were made from other audio than the manifests list."""
+    made = read_json(record, QUANTIZE) if record.exists() else {}
+    plan, now = made.get("plan"), made_from(manifest)
+    planned = plan.get("manifest") if isinstance(plan, dict) else None
+    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
+    return planned not in (None, now["manifest"]) and not same_audio

@@ -1,5 +1,5 @@
-"""Speech recognition on LibriSpeech: a transcript's characters are its labels. Other tasks with
-text use the same characters: letters, apostrophe and space.
+"""Speech recognition on LibriSpeech: a transcript's characters are its labels, letters, apostrophe
+and space. Other tasks with text use the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from omegaconf import MISSING
 from pipeline.errors import UserError
 from pipeline.files import text_lines
 from preprocess.actions.config import Config, DataConfig, names_in
-from preprocess.actions.corpus import first_few
+from preprocess.actions.manifest import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 
 # 28; the paper counts 29. An answer's end is the LM's own </s> and needs no label.
@@ -24,22 +24,6 @@ CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TRANSCRIPT = ".trans.txt"
 AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus")  # corpora are converted, too
 _APOSTROPHES = str.maketrans("’‘`", "'''")
-
-
-def checked(text: str, where: str) -> str:
-    """``text`` with single spaces. Raises ``UserError``, which begins with ``where``, where it is
-    empty or has another character than ``CHARACTERS``.
-    """
-    text = " ".join(text.split())
-    if not text:
-        raise UserError(f"{where}: no text")
-    unknown = next((character for character in text if character not in CHARACTERS), None)
-    if unknown is not None:
-        raise UserError(
-            f"{where}: {unknown!r} in {text[:60]!r}; expected capital letters, apostrophes and "
-            "spaces, as LibriSpeech's transcripts have them"
-        )
-    return text
 
 
 def normalised(word: str, dropped: Counter[str]) -> str:
@@ -102,7 +86,14 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
         """A transcript's lines, whose files are taken out of ``audio``, a file by its stem."""
         for number, line in enumerate(text_lines(transcript, "not found"), start=1):
             name, _, text = line.partition(" ")
-            labels = checked(text, f"{transcript}, line {number}")
+            text = " ".join(text.split())
+            unknown = [character for character in text if character not in CHARACTERS]
+            if unknown or not text:
+                found = f"{unknown[0]!r} in {text[:60]!r}" if unknown else "no text"
+                raise UserError(
+                    f"{transcript}, line {number}: {found}; expected capital letters, apostrophes "
+                    "and spaces, as LibriSpeech's transcripts have them"
+                )
             stem = transcript.parent / name
             path = audio.pop(stem, stem.with_name(f"{name}{AUDIO[0]}"))
-            yield Utterance(path.relative_to(self.root).as_posix(), labels)
+            yield Utterance(path.relative_to(self.root).as_posix(), text)

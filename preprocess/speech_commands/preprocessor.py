@@ -5,8 +5,7 @@ the SUPERB splits; those or 35 words with v0.02 and the splits of its lists.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.files import text_lines
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig
-from preprocess.actions.corpus import first_few
+from preprocess.actions.manifest import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 from preprocess.speech2unit.audio import BadAudio, length_and_rate
 
@@ -30,17 +29,17 @@ WORDS = (  # v0.02's; v0.01 has 30 of them
     "tree", "two", "visual", "wow", "zero",
 )  # fmt: skip
 TRAIN_FOLDER, TEST_FOLDER = "speech_commands_v0.01", "speech_commands_test_set_v0.01"
-NOISE_FOLDER = f"{TRAIN_FOLDER}/_background_noise_"
+NOISE = "_background_noise_"
+NOISE_FOLDER = f"{TRAIN_FOLDER}/{NOISE}"
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}  # as v0.02 unpacks
 MAX_WAVS_PER_CLASS = 2**27 - 1
 
 
 def which_split(file_name: str) -> str | None:
     """The dataset's own rule, which keeps a speaker in one split. None: in neither train nor valid.
-
-    ``file_name`` is like ``a6d586b7_nohash_4.wav``; the part before ``_nohash_`` is the speaker.
+    ``file_name`` is like ``a6d586b7_nohash_4.wav``; before ``_nohash_`` is the speaker.
     """
-    speaker = re.sub(r"_nohash_.*$", "", file_name)
+    speaker = Path(file_name).name.partition("_nohash_")[0]
     digest = int(hashlib.sha1(speaker.encode("utf-8")).hexdigest(), 16)
     percentage = (digest % (MAX_WAVS_PER_CLASS + 1)) * (100.0 / MAX_WAVS_PER_CLASS)
     if percentage < 10:
@@ -48,18 +47,14 @@ def which_split(file_name: str) -> str | None:
     return None if percentage < 20 else "train"
 
 
-class Drawing(Enum):
-    """How a split's rows come from its files."""
-
-    drawn = "drawn"
-    each_once = "each_once"
+Drawing = Enum("Drawing", ["drawn", "each_once"])  # how a split's rows come from its files
 
 
 @dataclass
 class SpeechCommandsData(DataConfig):
-    classes: int = 12  # older configs lack it
-    train: Drawing = field(default=Drawing.drawn)
-    valid: Drawing = field(default=Drawing.drawn)
+    classes: int = 12
+    train: Drawing = Drawing.drawn
+    valid: Drawing = Drawing.drawn
 
 
 @dataclass
@@ -88,27 +83,35 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         """Test has every file once; train and valid are drawn, or have it too (``datarc``). v0.02
         comes without test files of ``_silence_``: they are drawn.
         """
-        lists = self._lists()
-        classes = self.config.datarc.classes
+        lists, classes = self._lists(), self.config.datarc.classes
         if classes not in (len(CLASSES), lists and len(WORDS)):
+            layout = f"v0.02's layout, which has {LISTS['test']}"
             raise UserError(
-                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with v0.02's layout, "
-                f"which has {LISTS['test']}"
+                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with {layout}"
             )
         if split == "test" and lists is None:
-            return self._test()
-        by_class = self._files_by_class(split, lists)
+            return self._test_set()
+        wavs = self._wavs(TRAIN_FOLDER if lists is None else ".")
+        noises = wavs.pop(NOISE, [])
+        noise = self._noise(noises) if SILENCE in self.classes else {}
+        by_class = self._by_class(wavs, split, lists)
         rng = np.random.default_rng([self.config.taskrc.seed, SPLITS.index(split)])
         if split != "test" and getattr(self.config.datarc, split) is Drawing.drawn:
-            return self._drawn(by_class, rng)
+            # SUPERB's weighted sampling with replacement balances the classes: as many rows as
+            # files, noise files included; first a class, then one of its files
+            count = sum(map(len, by_class.values())) + len(noise)
+            drawn = [self.classes[n] for n in rng.integers(len(self.classes), size=count)]
+            return [
+                _silence(noise, rng) if name == SILENCE
+                else by_class[name][rng.integers(len(by_class[name]))]
+                for name in drawn
+            ]  # fmt: skip
         files = [utterance for utterances in by_class.values() for utterance in utterances]
-        if SILENCE not in self.classes:
-            return files
-        silences = round(np.mean([len(by_class[word]) for word in KEYWORDS]))
-        if split == "test":
+        silences = round(np.mean([len(by_class[word]) for word in KEYWORDS])) if noise else 0
+        if split == "test" and noise:
             unknown = f"{len(by_class[UNKNOWN])} files are {UNKNOWN}"
             self.say(f"test: {silences} rows of {SILENCE} drawn from background noise; {unknown}")
-        return files + [self._silence(rng) for _ in range(silences)]
+        return files + [_silence(noise, rng) for _ in range(silences)]
 
     def _lists(self) -> dict[str, str] | None:
         """v0.02: the split of each file in its lists; None for v0.01's two folders."""
@@ -117,99 +120,71 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         lines = {split: text_lines(self.root / LISTS[split], "not found") for split in LISTS}
         return {line.strip(): split for split in lines for line in lines[split] if line.strip()}
 
-    def _drawn(
-        self, by_class: dict[str, list[Utterance]], rng: np.random.Generator
-    ) -> list[Utterance]:
-        """Draw as many rows as there are files, noise files included: first a class of the twelve,
-        then one of its files.
+    def _wavs(self, top: str) -> dict[str, list[str]]:
+        """The files of each folder in ``top``."""
+        root = self.root / top
+        if not root.is_dir():
+            raise UserError(
+                f"{root}: not found; datarc.root_path is the folder that holds {TRAIN_FOLDER} and "
+                f"{TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
+            )
+        wavs = {}
+        for folder in self.listing.files(root, "*/", ""):
+            paths = self.listing.files(folder, "*", ".wav")
+            if not paths:
+                raise UserError(f"{folder}: holds no .wav file")
+            wavs[folder.name] = [path.relative_to(self.root).as_posix() for path in paths]
+        return wavs
 
-        This is SUPERB's weighted sampling with replacement, which balances the classes.
-        """
-        noises = len(self._noise()) if SILENCE in self.classes else 0
-        count = sum(map(len, by_class.values())) + noises
-        rows = []
-        for number in rng.integers(len(self.classes), size=count):
-            name = self.classes[number]
-            if name == SILENCE:
-                rows.append(self._silence(rng))
-            else:
-                rows.append(by_class[name][rng.integers(len(by_class[name]))])
-        return rows
-
-    def _silence(self, rng: np.random.Generator) -> Utterance:
-        """One second from anywhere in one of the noise files, named like the published rows."""
-        noise = self._noise()
-        path, (frames, rate) = list(noise.items())[rng.integers(len(noise))]
-        start = int(rng.integers(frames - rate + 1))
-        name = f"temp/_background_noise_/{Path(path).stem}-{start}.wav"
-        return Utterance(path, (SILENCE,), start, rate, name)
-
-    def _noise(self) -> dict[str, tuple[int, int]]:
-        """Length and rate of each noise file."""
-        if hasattr(self, "_noise_files"):
-            return self._noise_files
-        self._noise_files: dict[str, tuple[int, int]] = {}
-        folder = NOISE_FOLDER if (self.root / TRAIN_FOLDER).is_dir() else Path(NOISE_FOLDER).name
-        for path in self._wavs(folder):
+    def _noise(self, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Length and rate of each noise file that can be used."""
+        noise: dict[str, tuple[int, int]] = {}
+        reason = "there is none"
+        for path in paths:
             try:
                 frames, rate = length_and_rate(self.root / path)
                 if frames < rate:
                     raise BadAudio("is shorter than the one second that _silence_ takes")
-                self._noise_files[path] = frames, rate
+                noise[path] = frames, rate
             except BadAudio as error:
-                self.bad_audio[self.root / path] = str(error)
-        if not self._noise_files:
-            self.report_bad_audio(skip=False)
-        return self._noise_files
+                self.bad_audio[self.root / path] = reason = str(error)
+        if not noise:
+            raise UserError(f"{self.root}: no usable .wav file in {NOISE} ({reason})")
+        return noise
 
-    def _files_by_class(
-        self, split: str, lists: dict[str, str] | None
+    def _by_class(
+        self, wavs: Mapping[str, Sequence[str]], split: str, lists: Mapping[str, str] | None
     ) -> dict[str, list[Utterance]]:
-        top = TRAIN_FOLDER if lists is None else "."
-        by_class: dict[str, list[Utterance]] = {name: [] for name in self.classes}
-        by_class.pop(SILENCE, None)
-        folders = [folder for folder in self._folders(top) if folder != Path(NOISE_FOLDER).name]
-        strange = [folder for folder in folders if folder not in WORDS]
-        if strange and UNKNOWN not in by_class:
-            raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
-        if strange and split == SPLITS[0]:
-            self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
-        paths = {
-            f"{f}/{Path(path).name}": path for f in folders for path in self._wavs(f"{top}/{f}")
-        }
-        for file, path in paths.items():
-            folder, name = file.split("/")
-            if split == (which_split(name) if lists is None else lists.get(file, "train")):
-                label = folder if folder in by_class else UNKNOWN
-                by_class[label].append(Utterance(path, (label,)))
-        absent = [file for file in lists or {} if lists[file] == split and file not in paths]
-        self.bad_audio.update({self.root / file: "does not exist" for file in absent})
-        for name, utterances in by_class.items():
-            if not utterances:
-                where = self.root / top
-                raise UserError(f"{where}: the {split} split has no file of class {name}")
+        """The split's files."""
+        by_class: dict[str, list[Utterance]] = {c: [] for c in self.classes if c != SILENCE}
+        if strange := [folder for folder in wavs if folder not in WORDS]:
+            if UNKNOWN not in by_class:
+                raise UserError(f"{self.root / strange[0]}: not one of the {len(WORDS)} words")
+            if split == SPLITS[0]:
+                self.say(f"no words of Speech Commands, read as {UNKNOWN}: {first_few(strange)}")
+        absent = {file for file, its in (lists or {}).items() if its == split}
+        for word, paths in wavs.items():
+            for path in paths:
+                file = f"{word}/{Path(path).name}"  # as the lists name it
+                absent.discard(file)
+                if split == (which_split(path) if lists is None else lists.get(file, "train")):
+                    label = word if word in by_class else UNKNOWN
+                    by_class[label].append(Utterance(path, (label,)))
+        self.bad_audio.update({self.root / file: "does not exist" for file in sorted(absent)})
+        if empty := [name for name, utterances in by_class.items() if not utterances]:
+            raise UserError(f"{self.root}: the {split} split has no file of class {empty[0]}")
         return by_class
 
-    def _test(self) -> list[Utterance]:
-        folders = self._folders(TEST_FOLDER)
-        if missing := set(CLASSES) - set(folders):
+    def _test_set(self) -> list[Utterance]:
+        wavs = self._wavs(TEST_FOLDER)
+        if missing := set(CLASSES) - wavs.keys():
             self.say(f"warning, test has no folder of {', '.join(sorted(missing))}")
-        return [
-            Utterance(path, (folder,))
-            for folder in folders
-            for path in self._wavs(f"{TEST_FOLDER}/{folder}")
-        ]
+        return [Utterance(path, (folder,)) for folder, paths in wavs.items() for path in paths]
 
-    def _folders(self, folder: str) -> list[str]:
-        if not (self.root / folder).is_dir():
-            raise UserError(
-                f"{self.root / folder}: not found; datarc.root_path is the folder that holds "
-                f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
-            )
-        return [path.name for path in self.listing.files(self.root / folder, "*/", "")]
 
-    def _wavs(self, folder: str) -> list[str]:
-        wavs = self.listing.files(self.root / folder, "*", ".wav")
-        if not wavs:
-            raise UserError(f"{self.root / folder}: holds no .wav file")
-        return [path.relative_to(self.root).as_posix() for path in wavs]
+def _silence(noise: Mapping[str, tuple[int, int]], rng: np.random.Generator) -> Utterance:
+    """One second from anywhere in one of the noise files, named like the published rows."""
+    path, (frames, rate) = list(noise.items())[rng.integers(len(noise))]
+    start = int(rng.integers(frames - rate + 1))
+    name = f"temp/{NOISE}/{Path(path).stem}-{start}.wav"
+    return Utterance(path, (SILENCE,), start, rate, name)

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from preprocess.speech_commands.preprocessor import CLASSES, NOISE_FOLDER, TEST_FOLDER, TRAIN_FOLDER
+from preprocess.speech_commands.preprocessor import (
+    CLASSES,
+    LISTS,
+    NOISE_FOLDER,
+    TEST_FOLDER,
+    TRAIN_FOLDER,
+    WORDS,
+)
 
 SPEAKERS = {"train": "024d32b9", "valid": "a6d586b7"}  # where the dataset's rule sends them
 
@@ -37,6 +44,18 @@ def speech_commands(root: Path) -> Path:
             write(root / TEST_FOLDER / name / f"{take}.wav", samples)
     write(root / NOISE_FOLDER / "rain.wav", tone(3.0, 50))
     write(root / TEST_FOLDER / "_silence_" / "0.wav", tone(1.0, 51))
+    return root
+
+
+def speech_commands_v002(root: Path) -> Path:
+    """As it unpacks: of every word two files for train, one in each list."""
+    for number, word in enumerate(WORDS):
+        for take in range(4):
+            write(root / word / f"a_nohash_{take}.wav", tone(0.2, 100 + 9 * number + take))
+    write(root / "_background_noise_" / "rain.wav", tone(3.0, 50))
+    for take, name in enumerate(LISTS.values()):
+        (root / name).write_text("".join(f"{word}/a_nohash_{take}.wav\n" for word in WORDS))
+    (root / "README.md").touch()
     return root
 
 

@@ -5,23 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.config import load_config
-from pipeline.workspace import REPOSITORY, Workspace
-from preprocess.actions.downstreams import add_flags
-from preprocess.audio_snips.preprocessor import AudioSnips
-from preprocess.fluent_commands.preprocessor import FluentCommands
-from preprocess.librispeech.preprocessor import LibriSpeech
-from preprocess.preprocessor import Preprocessor
-from preprocess.speech_commands.preprocessor import SpeechCommands
-from preprocess.table.preprocessor import Table
-
-TASKS = {
-    "speech_commands": SpeechCommands,
-    "fluent_commands": FluentCommands,
-    "librispeech": LibriSpeech,
-    "audio_snips": AudioSnips,
-    "table": Table,
-}
+from pipeline.devices import Ranks
+from pipeline.rows import SPLITS
+from preprocess.actions.downstreams import add_flags, load_downstream
+from preprocess.actions.quantize import Quantizing, learn_kmeans
+from preprocess.preprocessor import Preprocessor, Utterance
 
 
 def runner_flags(*words: object) -> argparse.Namespace:
@@ -35,9 +23,25 @@ def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preproces
     """The task with its own config.yaml, ``logmel100`` with 8 clusters, corpora under
     ``<workspace>/corpora``.
     """
-    reader = SpeechCommands if downstream.startswith("speech_commands") else Table
-    task = TASKS.get(downstream, reader)
-    path = REPOSITORY / "preprocess" / downstream / "config.yaml"
     small = ("taskrc.unit_model=logmel100", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=2")
-    config = load_config(task.config_class, path, [*small, *overrides])
-    return task(downstream, config, Workspace(workspace))
+    flags = runner_flags("--workspace", workspace, "--set", *small, *overrides)
+    return load_downstream(downstream, flags)
+
+
+def read_tables(
+    workspace: Path, files: dict[str, str], *overrides: str
+) -> tuple[Preprocessor, dict[str, list[Utterance]]]:
+    """The table task on these files, and its utterances by split."""
+    for name, content in files.items():
+        path = workspace / "corpora" / "table" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    task = preprocessor("table", workspace, *(f"datarc.{override}" for override in overrides))
+    return task, {split: task.utterances(split) for split in SPLITS}
+
+
+def all_actions(task: Preprocessor) -> None:
+    task.generate_manifest()
+    learn_kmeans([task])
+    Quantizing(task).run(Ranks(), skip_bad=False)
+    task.postprocess()

@@ -49,35 +49,31 @@ def units(workspace: Path) -> list[str]:
     return (task_of(workspace).quantized / "train").read_text().splitlines()
 
 
-def test_blocks_of_replaced_audio_are_computed_again(workspace, monkeypatch, capsys):
-    """Killed before its end, audio replaced, run again: no row is of the old audio."""
+def test_replaced_audio_is_quantised_again(workspace, monkeypatch, capsys):
+    """Under the same name, after a kill and after the end: no row is of the old audio."""
+
+    def quantise() -> str:
+        Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
+        return capsys.readouterr().out
+
     with monkeypatch.context() as patch:
         patch.setattr(AudioRun, "_write", lambda *_: None)
-        Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
+        quantise()
     replace(workspace / WAVS / "train/1.wav")
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
-    said = capsys.readouterr().out
+    said = quantise()
     assert "1 audio files have changed since they were read: their 1 blocks are computed" in said
     assert "resumes an earlier run: 5 of 6 blocks done" in said
-    (task_of(workspace).quantized / "provenance.json").unlink()
     resumed = units(workspace)
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
+    (task_of(workspace).quantized / "provenance.json").unlink()
+    quantise()
     assert units(workspace) == resumed
-
-
-def test_finished_units_of_replaced_audio_are_made_again(workspace, capsys):
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
-    before = units(workspace)
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
-    assert "already exists, made from these manifests and models, audio" in capsys.readouterr().out
-    replace(workspace / WAVS / "train/1.wav")
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
-    assert "audio files have changed since, it is made again" in capsys.readouterr().out
-    changed = [old != new for old, new in zip(before, units(workspace), strict=True)]
+    assert "already exists, made from these manifests and models, audio" in quantise()
+    replace(workspace / WAVS / "train/1.wav", 555)
+    assert "audio files have changed since, it is made again" in quantise()
+    changed = [old != new for old, new in zip(resumed, units(workspace), strict=True)]
     assert changed == [False, True, False]
     (workspace / WAVS / "train/1.wav").unlink()  # a corpus may be gone
-    Quantizing(task_of(workspace)).run(Ranks(), skip_bad=False)
-    assert "1 of its audio files do not exist now, none was" in capsys.readouterr().out
+    assert "1 of its audio files do not exist now, none was" in quantise()
 
 
 def test_shards_of_replaced_audio_are_not_merged(workspace):

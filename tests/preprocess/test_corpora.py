@@ -1,4 +1,4 @@
-"""What people's corpora hold beside audio, how they spell it, and Speech Commands v0.02."""
+"""What people's corpora hold beside audio, how they spell it, and Speech Commands' two layouts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.rows import SPLITS
+from pipeline.rows import SPLITS, read_rows
+from pipeline.workspace import REPOSITORY
 from preprocess.actions.manifest import read_manifest
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech_commands.preprocessor import TEST_FOLDER, TRAIN_FOLDER, WORDS
+from preprocess.speech_commands.preprocessor import TEST_FOLDER, TRAIN_FOLDER, WORDS, which_split
 from tests.preprocess import corpora
 from tests.preprocess.corpora import tone, write
 from tests.preprocess.tasks import preprocessor
 
+PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
 MAKERS = {
     "speech_commands": corpora.speech_commands,
     "librispeech": corpora.librispeech,
@@ -27,15 +29,23 @@ MAKERS = {
 
 def files(task: Preprocessor) -> list[list[str]]:
     """The path of each row, by split."""
-    return [
-        [entry.path for entry in read_manifest(task.manifest / f"{split}.tsv")[1]]
-        for split in SPLITS
-    ]
+    manifests = (read_manifest(task.manifest / f"{split}.tsv")[1] for split in SPLITS)
+    return [[entry.path for entry in entries] for entries in manifests]
+
+
+@pytest.fixture
+def keywords(tmp_path: Path) -> Path:
+    return corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
+
+
+@pytest.fixture
+def v002(tmp_path: Path) -> Path:
+    return corpora.speech_commands_v002(tmp_path / "corpora" / "speech_commands")
 
 
 @pytest.mark.parametrize("downstream", MAKERS)
-def test_what_systems_leave_is_passed_over(tmp_path, capsys, downstream):
-    """The same rows as without, and a line that counts it."""
+def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
+    """The same rows as without what systems leave, which a line counts. ``.WAV`` is audio."""
     root = MAKERS[downstream](tmp_path / "corpora" / downstream)
     task = preprocessor(downstream, tmp_path)
     task.generate_manifest()
@@ -54,52 +64,61 @@ def test_what_systems_leave_is_passed_over(tmp_path, capsys, downstream):
     assert files(task) == expected
     said = capsys.readouterr().out
     assert "passed over, that systems leave: " in said and ".DS_Store, " in said
+    for path in {root / path for paths in expected for path in paths}:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    preprocessor(downstream, tmp_path).generate_manifest()
+    capitals = {Path(path).suffix for paths in files(task) for path in paths}
+    assert {len(paths) for paths in expected} == {len(paths) for paths in files(task)}
+    assert capitals in ({".WAV"}, {".FLAC"})
 
 
-def test_capital_suffixes_are_read(tmp_path, capsys):
-    """All 22 keyword clips of test, a transcript's audio, a voice's wav."""
-    for name, maker in MAKERS.items():
-        root = maker(tmp_path / "corpora" / name)
-        for number, path in enumerate(sorted(root.rglob("*.*"))):
-            if path.suffix in (".wav", ".flac") and number % 2:
-                path.rename(path.with_suffix(path.suffix.upper()))
-        task = preprocessor(name, tmp_path)
-        task.generate_manifest()
-        suffixes = {Path(path).suffix for paths in files(task) for path in paths}
-        assert len(suffixes) == 2, name
-        if name == "speech_commands":
-            assert len(files(task)[2]) == 23
-            (task.root / TEST_FOLDER / "yes" / "notes.txt").touch()
-            preprocessor(name, tmp_path).generate_manifest()
-            assert "passed over, of another kind: 1 (notes.txt)" in capsys.readouterr().out
-
-
-def test_folders_that_are_no_words_are_told(tmp_path, capsys):
-    root = corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
-    shutil.copytree(root / TRAIN_FOLDER / "yes", root / TRAIN_FOLDER / "my recordings")
+def test_speech_commands_whose_folders_are_others(keywords, tmp_path, capsys):
+    shutil.copytree(keywords / TRAIN_FOLDER / "yes", keywords / TRAIN_FOLDER / "my recordings")
+    shutil.rmtree(keywords / TEST_FOLDER / "go")
+    (keywords / TEST_FOLDER / "yes" / "notes.txt").touch()
     preprocessor("speech_commands", tmp_path).generate_manifest()
-    assert "read as _unknown_: my recordings" in capsys.readouterr().out
-    shutil.rmtree(root / TEST_FOLDER / "go")
-    preprocessor("speech_commands", tmp_path).generate_manifest()
-    assert "warning, test has no folder of go" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "read as _unknown_: my recordings" in said
+    assert "warning, test has no folder of go" in said
+    assert "passed over, of another kind: 1 (notes.txt)" in said
+    for folder in ("yes", "_background_noise_"):
+        for path in (keywords / TRAIN_FOLDER / folder).iterdir():
+            path.unlink()
+        with pytest.raises(UserError, match=folder):
+            preprocessor("speech_commands", tmp_path).generate_manifest()
 
 
-@pytest.fixture
-def v002(tmp_path: Path) -> Path:
-    """Speech Commands v0.02 as it unpacks: every word twice for train, once for the lists."""
-    root = tmp_path / "corpora" / "speech_commands"
-    for number, word in enumerate(WORDS):
-        for take in range(4):
-            write(root / word / f"a_nohash_{take}.wav", tone(1.0, 100 + 9 * number + take))
-    write(root / "_background_noise_" / "rain.wav", tone(3.0, 50))
-    for take, name in enumerate(("validation_list.txt", "testing_list.txt")):
-        (root / name).write_text("".join(f"{word}/a_nohash_{take}.wav\n" for word in WORDS))
-    (root / "README.md").touch()
-    return tmp_path
+def test_speech_commands_each_file_once(keywords, tmp_path):
+    task = preprocessor("speech_commands", tmp_path, "datarc.train=each_once")
+    task.generate_manifest()
+    _, entries = read_manifest(task.manifest / "train.tsv")
+    assert Counter(entry.labels for entry in entries) == dict.fromkeys(map(str, range(12)), 2)
+    for entry in (entry for entry in entries if entry.labels == "11"):
+        assert entry.path.endswith("_background_noise_/rain.wav")
+        assert entry.file == f"temp/_background_noise_/rain-{entry.start}.wav"
+        assert entry.frames == 16_000 and 0 <= entry.start <= 32_000
 
 
-def test_speech_commands_v002_by_its_lists(v002, capsys):
-    task = preprocessor("speech_commands", v002, "datarc.train=each_once")
+def test_the_split_of_known_names():
+    """Two each of the dataset's validation list, its test set, and the rest."""
+    for split, names in {
+        "valid": ("a6d586b7_nohash_4.wav", "dbb40d24_nohash_3.wav"),
+        None: ("37fc5d97_nohash_1.wav", "27c30960_nohash_0.wav"),
+        "train": ("024d32b9_nohash_1.wav", "2357fa8a_nohash_1.wav"),
+    }.items():
+        assert [which_split(name) for name in names] == [split, split]
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published units in ../shared/data")
+def test_published_validation_rows_are_validation_files():
+    names = {row.file for row in read_rows(PUBLISHED / "valid")}
+    spoken = [name for name in names if not name.startswith("temp/")]
+    assert len(names) == 3370 and len(spoken) > 2500
+    assert {which_split(Path(name).name) for name in spoken} == {"valid"}
+
+
+def test_speech_commands_v002_by_its_lists(v002, tmp_path, capsys):
+    task = preprocessor("speech_commands", tmp_path, "datarc.train=each_once")
     task.generate_manifest()
     train, valid, test = files(task)
     assert {Path(path).name for path in train} == {"a_nohash_2.wav", "a_nohash_3.wav", "rain.wav"}
@@ -110,12 +129,12 @@ def test_speech_commands_v002_by_its_lists(v002, capsys):
     assert labels == {**dict.fromkeys(range(10), 1), 10: 25, 11: 1}
     said = capsys.readouterr().out
     assert "test: 1 rows of _silence_ drawn from background noise; 25 files are _unknown_" in said
-    preprocessor("speech_commands", v002, "datarc.train=each_once").generate_manifest()
+    preprocessor("speech_commands", tmp_path, "datarc.train=each_once").generate_manifest()
     assert files(task) == [train, valid, test]
 
 
-def test_speech_commands_v002_in_35_classes(v002):
-    task = preprocessor("speech_commands", v002, "datarc.classes=35")
+def test_speech_commands_v002_in_35_classes(v002, tmp_path):
+    task = preprocessor("speech_commands", tmp_path, "datarc.classes=35")
     task.generate_manifest()
     assert len(files(task)[0]) == 70 and len(files(task)[2]) == 35
     names = json.loads((task.manifest / "labels.json").read_text())
@@ -124,25 +143,23 @@ def test_speech_commands_v002_in_35_classes(v002):
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "message"),
+    ("file", "line", "classes", "message"),
     [
-        ("testing_list.txt", "yes/gone.wav", r"1 audio file.*yes/gone\.wav \(does not exist\)"),
-        ("sheep/a_nohash_0.wav", "", "sheep: not one of the 35 words"),
-        ("validation_list.txt", None, r"validation_list\.txt: not found"),
-        (None, None, r"datarc\.classes=36: expected 12, or 35"),
+        ("testing_list.txt", "yes/gone.wav", 35, r"1 audio file.*yes/gone\.wav \(does not exist\)"),
+        ("sheep/a_nohash_0.wav", "", 35, "sheep: not one of the 35 words"),
+        ("validation_list.txt", None, 35, r"validation_list\.txt: not found"),
+        ("README.md", "", 36, r"datarc\.classes=36: expected 12, or 35"),
     ],
 )
-def test_speech_commands_v002_that_cannot_be(v002, file, line, message):
-    root = v002 / "corpora" / "speech_commands"
-    settings = [f"datarc.classes={35 if file else 36}"]
-    if file and line is None:
-        (root / file).unlink()
-    elif file:
-        (root / file).parent.mkdir(exist_ok=True)
-        with open(root / file, "a") as handle:
+def test_speech_commands_v002_that_cannot_be(v002, tmp_path, file, line, classes, message):
+    if line is None:
+        (v002 / file).unlink()
+    else:
+        (v002 / file).parent.mkdir(exist_ok=True)
+        with open(v002 / file, "a") as handle:
             handle.write(f"{line}\n")
     with pytest.raises(UserError, match=message):
-        preprocessor("speech_commands", v002, *settings).generate_manifest()
+        preprocessor("speech_commands", tmp_path, f"datarc.classes={classes}").generate_manifest()
 
 
 def test_librispeech_of_several_folders(tmp_path, capsys):
@@ -161,18 +178,3 @@ def test_librispeech_of_several_folders(tmp_path, capsys):
         task = preprocessor("librispeech", tmp_path, f"datarc.train={wrong}")
         with pytest.raises(UserError, match=r"datarc\.train=.*: expected a name or a list"):
             task.generate_manifest()
-
-
-def test_audio_snips_counts_what_has_no_partner(tmp_path, capsys):
-    more = "Ivy-snips-train-9 BOS play EOS\tO O PlayMusic\n"
-    stray = ("Emma-snips-train-7", "play", "O", "PlayMusic")
-    lines = (*corpora.AUDIO_SNIPS, stray)
-    corpora.audio_snips(tmp_path / "corpora" / "audio_snips", lines, more)
-    preprocessor("audio_snips", tmp_path).generate_manifest()
-    said = capsys.readouterr().out
-    assert "train: 1 recordings of other voices left out" in said
-    assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in said
-    again = "Ivy-snips-train-9 BOS stop EOS\tO O PlayMusic\n"
-    (tmp_path / "corpora/audio_snips/all.iob.snips.txt").open("a").write(again)
-    with pytest.raises(UserError, match=r"line 7: Ivy-snips-train-9 has another text further up"):
-        preprocessor("audio_snips", tmp_path).generate_manifest()

@@ -15,87 +15,65 @@ from pipeline.rows import SPLITS, read_rows
 from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing
 from preprocess.preprocessor import Preprocessor
-from tests.preprocess import corpora
 from tests.preprocess.corpora import tone, write
-from tests.preprocess.tasks import preprocessor
-from tests.preprocess.test_runner import all_actions
-
-HEADER = "path,action,object,location"
-ROWS = [
-    "wavs/speakers/train/0.wav,start,lamp,none",
-    "wavs/speakers/train/1.wav,stop,heat,kitchen",
-    "wavs/speakers/train/2.wav,start,heat,none",
-]
+from tests.preprocess.tasks import all_actions, preprocessor, read_tables
 
 
-def fluent(workspace: Path, *rows: str) -> Preprocessor:
-    """Fluent Speech Commands whose train has ``rows``."""
-    root = workspace / "corpora" / "fluent_commands"
-    if not root.exists():
-        corpora.fluent_commands(root)
-    (root / "data" / "train_data.csv").write_text("\n".join([HEADER, *rows, ""]), "utf-8")
-    return preprocessor("fluent_commands", workspace)
+def made(workspace: Path, *rows: str) -> Preprocessor:
+    """A table of a path, a label and a split each, whose audio exists."""
+    for row in rows:
+        path = workspace / "corpora" / "table" / row.split(",")[0]
+        if not path.exists():
+            write(path, tone(0.5, 90))
+    return read_tables(workspace, {"table.csv": "\n".join(["path,label,split", *rows])})[0]
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ('wavs/speakers/train/0.wav,"start,lamp,none', "line 2: unexpected end of data"),
-        ("wavs/speakers/train/0.wav,start, lamp,none,x", "line 2: 5 fields, the first line has 4"),
-        ("wavs/speakers/train/0.wav,start,lamp", "line 2: 3 fields, the first line has 4"),
-        ("wavs/speakers/train/0.wav,start,,none", "line 2: nothing in the column 'object'"),
-        ("wavs\\speakers\\train\\0.wav,start,lamp,none", "line 2: .*write / between folders"),
-        (
-            "./wavs/speakers/train/2.wav,start,lamp,none",
-            r"train/2\.wav: is start, lamp, none in train, start, heat, none in train; one",
-        ),
-    ],
-)
-def test_fluent_commands_reads_rows_as_a_table_does(tmp_path, row, message):
-    with pytest.raises(UserError, match=message):
-        fluent(tmp_path, row, *ROWS[1:]).generate_manifest()
+SPLIT = ["1.wav,owl,train", "2.wav,cat,valid", "3.wav,owl,test"]
 
 
-def test_a_path_as_the_disk_spells_it(tmp_path, capsys):
+def test_a_path_as_the_disk_spells_it(tmp_path):
     """Absolute ones inside the corpus, ./, and the other Unicode form than the disk's."""
     composed, decomposed = (unicodedata.normalize(form, "é/ö.wav") for form in ("NFC", "NFD"))
-    root = tmp_path / "corpora" / "fluent_commands"
-    task = fluent(tmp_path, ROWS[0].replace("wavs", f"{root}/wavs"), "./" + ROWS[1],
-                  f"{composed},start,heat,none")  # fmt: skip
-    write(root / decomposed, tone(0.5, 90))
+    root = tmp_path / "corpora" / "table"
+    for name in ("4.wav", "5.wav", decomposed):
+        write(root / name, tone(0.5, 90))
+    rows = [f"{root}/4.wav,owl,train", "./5.wav,cat,train", f"{composed},owl,train"]
+    table = "\n".join(["path,label,split", *rows, *SPLIT])
+    made(tmp_path, *SPLIT)
+    task, _ = read_tables(tmp_path, {"table.csv": table})
     task.generate_manifest()
     _, entries = read_manifest(task.manifest / "train.tsv")
-    names = ["wavs/speakers/train/0.wav", "wavs/speakers/train/1.wav", decomposed]
+    names = ["4.wav", "5.wav", decomposed, "1.wav"]
     assert [entry.file for entry in entries] == [entry.path for entry in entries] == names
-    with pytest.raises(UserError, match="expected a path inside"):
-        fluent(tmp_path, f"{tmp_path}/0.wav,start,lamp,none").generate_manifest()
 
 
 def test_labels_that_look_alike_are_told(tmp_path, capsys):
-    """Unicode forms and spaces around are one label in a table; elsewhere forms are refused."""
+    """Unicode forms and spaces around are one label in a table."""
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
-    task = fluent(tmp_path, *ROWS, f"{ROWS[0][:-6]},{forms[0]},none", f"{ROWS[1][:-14]},Start,b,c")
-    rows = [f"wavs/speakers/train/{n}.wav,{labels}" for n, labels in
-            enumerate(["start,lamp,none", "stop,heat,kitchen", "Start ,heat,none"])]  # fmt: skip
-    for n, form in enumerate(forms, start=3):
-        write(task.root / f"{n}.wav", tone(0.5, 90))
-        rows.append(f"{n}.wav,stop,{form},none")
-    task = fluent(tmp_path, *rows)
+    labels = enumerate(["cat", "owl", "Owl ", *forms], start=4)
+    task = made(tmp_path, *SPLIT, *(f"{n}.wav,{label},train" for n, label in labels))
     task.generate_manifest()
     names = json.loads((task.manifest / "labels.json").read_text())
-    assert [entry["name"] for entry in names.values()].count(forms[0]) == 1
+    assert [entry["name"] for entry in names.values()] == ["owl", "cat", "Owl", forms[0]]
     said = capsys.readouterr().out
-    assert "warning, actions that look alike: 1 ('start' and 'Start')" in said
-    task.label_names = lambda train: [["start", "stop"], forms, ["none"]]
-    with pytest.raises(UserError, match=r"object 'caf\\xe9' and 'cafe\\u0301': one label"):
-        task.generate_manifest()
+    assert "warning, labels that look alike: 1 ('owl' and 'Owl')" in said
+    task.label_names = lambda train: [["owl", "cat", "Owl", *forms]]
+    task.generate_manifest()
+    pairs = f"'owl' and 'Owl', '{forms[0]}' and '{forms[1]}'"
+    assert f"warning, labels that look alike: 2 ({pairs})" in capsys.readouterr().out
 
 
-def test_recordings_in_two_splits_are_told(tmp_path, capsys):
-    task = fluent(tmp_path, *ROWS, "wavs/speakers/test/0.wav,start,lamp,kitchen")
+def test_recordings_in_two_splits(tmp_path, capsys):
+    """A task of one's own may list them; it is told, and refused where they have two answers."""
+    task = made(tmp_path, *(row.replace("cat", "owl") for row in SPLIT))
+    first = {split: task.utterances(split)[0] for split in SPLITS}
+    task.utterances = lambda split: [*{first[split], first["train"]}]
     task.generate_manifest()
     said = capsys.readouterr().out
-    assert "warning, recordings that are in two splits: 1 (wavs/speakers/test/0.wav)" in said
+    assert "warning, recordings that are in two splits: 2 (1.wav)" in said
+    first["test"] = first["train"]._replace(labels=("cat",))
+    with pytest.raises(UserError, match=r"1\.wav: is owl in train, cat in test; one recording"):
+        task.generate_manifest()
 
 
 def test_a_quotation_mark_in_a_manifest_swallows_no_row(tmp_path):
@@ -137,5 +115,3 @@ def test_units_of_an_earlier_manifest(tmp_path, capsys):
     Quantizing(again).run(Ranks(), skip_bad=False)
     again.postprocess()
     assert len(list(read_rows(again.units / "valid"))) == 1
-    with pytest.raises(UserError, match="no such user"):
-        preprocessor("table", tmp_path, "datarc.root_path=~nosuchuser/x").generate_manifest()

@@ -30,9 +30,8 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
         shutil.copytree(REPOSITORY / package, tmp_path / package, ignore=ignored)
     folder = tmp_path / "preprocess" / "animals"
     folder.mkdir()
-    config = (REPOSITORY / "preprocess" / "fluent_commands" / "config.yaml").read_text()
     root = re.search(r"root_path: (\S+)", block("yaml"))[1]
-    (folder / "config.yaml").write_text(re.sub(r"root_path: \S+", f"root_path: {root}", config))
+    (folder / "config.yaml").write_text(block("yaml"))
     (folder / "preprocessor.py").write_text(block("python"))
     for number, animal in enumerate(("owl", "cat")):
         for speaker in "abcdefghij":

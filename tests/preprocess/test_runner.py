@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,26 +20,9 @@ from preprocess import runner
 from preprocess.actions.downstreams import load_downstreams
 from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing, learn_kmeans
-from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.kmeans import load_kmeans
-from preprocess.speech_commands.preprocessor import TRAIN_FOLDER, which_split
+from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.preprocess import corpora, ssl_checkpoints
-from tests.preprocess.tasks import preprocessor
-
-PUBLISHED = REPOSITORY.parent / "shared" / "data" / "units" / "hubert100" / "speech_commands"
-
-
-def all_actions(task: Preprocessor) -> None:
-    task.generate_manifest()
-    learn_kmeans([task])
-    Quantizing(task).run(Ranks(), skip_bad=False)
-    task.postprocess()
-
-
-@pytest.fixture
-def keywords(tmp_path) -> Path:
-    corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
-    return tmp_path
+from tests.preprocess.tasks import all_actions, preprocessor, runner_flags
 
 
 @pytest.fixture
@@ -49,21 +31,16 @@ def intents(tmp_path) -> Path:
     return tmp_path
 
 
-def run_stage(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "preprocess" / "runner.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
-
-
-def test_speech_commands_end_to_end(keywords):
-    task = preprocessor("speech_commands", keywords)
+def test_speech_commands_end_to_end(tmp_path):
+    corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
+    task = preprocessor("speech_commands", tmp_path)
     all_actions(task)
     for split in SPLITS:
         _, entries = read_manifest(task.manifest / f"{split}.tsv")
         rows = list(read_rows(task.units / split))
         assert [(row.file, row.labels) for row in rows] == [(e.file, e.labels) for e in entries]
-        quantized = dict(
-            line.rsplit("|", 1) for line in (task.quantized / split).read_text().splitlines()
-        )
+        lines = (task.quantized / split).read_text().splitlines()
+        quantized = dict(line.rsplit("|", 1) for line in lines)
         assert list(quantized) == list(dict.fromkeys(row.file for row in rows))
         assert all(len(quantized[row.file].split(" ")) == 98 for row in rows)  # 1 s
         for row in rows:
@@ -73,18 +50,9 @@ def test_speech_commands_end_to_end(keywords):
     assert labels["2"] == {"slot": "keyword", "name": "up"}
     assert labels["11"] == {"slot": "keyword", "name": "_silence_"}
     assert (task.units / "config.yaml").exists() and (task.units / "provenance.json").exists()
-
-
-def test_speech_commands_each_file_once(keywords):
-    task = preprocessor("speech_commands", keywords, "datarc.train=each_once")
-    task.generate_manifest()
-    _, entries = read_manifest(task.manifest / "train.tsv")
-    assert Counter(entry.labels for entry in entries) == dict.fromkeys(map(str, range(12)), 2)
-    silences = [entry for entry in entries if entry.labels == "11"]
-    for entry in silences:
-        assert entry.path.endswith("_background_noise_/rain.wav")
-        assert entry.file == f"temp/_background_noise_/rain-{entry.start}.wav"
-        assert entry.frames == 16_000 and 0 <= entry.start <= 32_000
+    preprocessor("speech_commands", tmp_path, "taskrc.seed=2").generate_manifest()
+    with pytest.raises(UserError, match="the manifest has changed"):
+        task.postprocess()
 
 
 def test_fluent_commands_numbers_labels_by_first_appearance(intents):
@@ -102,83 +70,83 @@ def test_fluent_commands_numbers_labels_by_first_appearance(intents):
     assert lengths == [48, 58, 68]  # runs kept: 1 + (T - 400) // 160
 
 
-def test_label_never_seen_in_train(tmp_path):
+def test_a_corpus_that_cannot_be_used(tmp_path):
+    """A label that train lacks, a missing table, a missing column, a missing corpus."""
     splits = corpora.FLUENT | {"valid": [("start", "piano", "none")]}
-    corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands", splits)
-    with pytest.raises(UserError, match="object 'piano' never occurs in the train split"):
-        preprocessor("fluent_commands", tmp_path).generate_manifest()
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands", splits)
+
+    def check(message: str, *settings: str) -> None:
+        with pytest.raises(UserError, match=message):
+            preprocessor("fluent_commands", tmp_path, *settings).generate_manifest()
+
+    check("object 'piano' never occurs in the train split")
+    (root / "data" / "test_data.csv").unlink()
+    check(r"test_data\.csv: table not found")
+    (root / "data" / "test_data.csv").write_text("path,action\n")
+    check("no column 'object', 'location'")
+    check("nowhere: corpus folder of fluent_commands not found", "datarc.root_path=nowhere")
+    check("no such user", "datarc.root_path=~nosuchuser/x")
     assert not (tmp_path / "preprocess").exists()
 
 
-def test_missing_csv_and_missing_column(intents):
-    folder = intents / "corpora" / "fluent_commands" / "data"
-    (folder / "test_data.csv").unlink()
-    with pytest.raises(UserError, match=r"test_data\.csv: not found"):
-        preprocessor("fluent_commands", intents).generate_manifest()
-    (folder / "test_data.csv").write_text("path,action\n")
-    with pytest.raises(UserError, match="no column 'object', 'location'"):
-        preprocessor("fluent_commands", intents).generate_manifest()
+def run_stage(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    script = REPOSITORY / "preprocess" / "runner.py"
+    command = [sys.executable, script, "--action", "generate_manifest", *words]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cwd)
 
 
-def test_stale_units_are_refused(keywords):
-    task = preprocessor("speech_commands", keywords)
-    all_actions(task)
-    preprocessor("speech_commands", keywords, "taskrc.seed=2").generate_manifest()
-    with pytest.raises(UserError, match="the manifest has changed"):
-        task.postprocess()
-
-
-def test_foreign_kmeans_is_refused(intents):
-    from preprocess.speech2unit.kmeans import save_kmeans
-
-    task = preprocessor("fluent_commands", intents)
-    task.generate_manifest()
-    save_kmeans(task.km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
-    with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
-        Quantizing(task).run(Ranks(), skip_bad=False)
-
-
-@pytest.mark.parametrize("missing", ["yes", "_background_noise_"])
-def test_missing_class_is_named(keywords, missing):
-    folder = keywords / "corpora" / "speech_commands" / TRAIN_FOLDER / missing
-    for path in folder.iterdir():
-        path.unlink()
-    with pytest.raises(UserError, match=missing):
-        preprocessor("speech_commands", keywords).generate_manifest()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--downstream", "whale_song"],
-            "unknown; there is ",
-        ),
-        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
-        (
-            ["--set", "taskrc.merg=true"],
-            "expected one of unit_model, merge, seed",
-        ),
-        (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
-    ],
-)
-def test_bad_command_lines(tmp_path, arguments, message):
-    action = ["--action", "generate_manifest", "--workspace", str(tmp_path)]
-    result = run_stage(*action, *arguments)
-    assert result.returncode == 2
-    assert message in result.stderr and len(result.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_runs_from_any_folder_and_says_what_comes_next(intents):
-    result = run_stage(
-        *("--downstream", "fluent_commands", "--action", "generate_manifest"),
-        *("--workspace", str(intents)),
-        cwd=intents / "corpora",
-    )
+def test_the_command_line(intents, tmp_path):
+    """From any folder; it says what comes next."""
+    words = ("--downstream", "fluent_commands", "--workspace", intents)
+    result = run_stage(*words, cwd=intents / "corpora")
     assert result.returncode == 0, result.stderr
     assert "train: 3 utterances, 3 distinct" in result.stdout
     assert result.stdout.splitlines()[-1].startswith("next: --action learn_kmeans")
+    result = run_stage("--workspace", tmp_path / "new", "--set", "taskrc.merg=true")
+    assert result.returncode == 2 and not (tmp_path / "new").exists()
+    assert "expected one of unit_model, merge, seed" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--downstream", "whale_song"], "unknown; there is "),
+        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
+        (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
+        *(
+            (["--set", setting], f"{setting}: expected at least")
+            for setting in (
+                *("taskrc.seed=-1", f"taskrc.seed={2**40}", "fairseqrc.km_clusters=0"),
+                *("fairseqrc.km_frames=-5", f"fairseqrc.km_frames={10**12}"),
+                *("fairseqrc.km_starts=0", "fairseqrc.batch_seconds=nan"),
+                "fairseqrc.batch_seconds=inf",
+            )
+        ),
+    ],
+)
+def test_flags_that_cannot_be(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        load_downstreams(runner_flags("--workspace", tmp_path, *words), False)
+
+
+def test_without_a_name_the_runner_does_what_is_there(tmp_path, monkeypatch, capsys):
+    """Nobody has every corpus. It says once what it leaves out."""
+    everything = ["audio_snips", "librispeech", "table", "voxforge"]
+    monkeypatch.setattr("preprocess.actions.downstreams.downstreams", lambda: everything)
+
+    def loaded(after_manifest: bool) -> list[str]:
+        flags = runner_flags("--workspace", tmp_path, "--unit_model", "logmel100")
+        return [task.downstream for task in load_downstreams(flags, after_manifest)]
+
+    assert loaded(False) == everything, "to be told what is missing"
+    corpora.librispeech(tmp_path / "corpora" / "librispeech")
+    assert loaded(False) == ["librispeech"]
+    said = "left out, without a corpus: audio_snips, table, voxforge\n"
+    assert capsys.readouterr().out == said
+    assert loaded(True) == everything
+    preprocessor("librispeech", tmp_path).generate_manifest()
+    assert loaded(True) == ["librispeech"]
 
 
 def test_a_unit_model_of_ones_own(intents):
@@ -209,21 +177,7 @@ def test_a_unit_model_of_ones_own(intents):
         Quantizing(task).run(Ranks(), skip_bad=False)
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["taskrc.seed=-1", "fairseqrc.km_clusters=0", "fairseqrc.km_frames=-5", "fairseqrc.km_starts=0",
-     "fairseqrc.batch_seconds=nan", "fairseqrc.batch_seconds=inf", f"taskrc.seed={2**40}",
-     f"fairseqrc.km_frames={10**12}"],
-)  # fmt: skip
-def test_numbers_that_cannot_be(tmp_path, override):
-    key, _, value = override.partition("=")
-    with pytest.raises(UserError, match=f"{key}={value}: expected at least"):
-        preprocessor("speech_commands", tmp_path, override)
-
-
-def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(tmp_path, monkeypatch, capsys):
     """Only the default: a unit model that was asked for is not replaced."""
     monkeypatch.setattr("pipeline.unit_models.REPOSITORY", tmp_path / "nothing")
     asked = ["--action", "quantized", "--downstream", "table", "--workspace", str(tmp_path)]
@@ -242,56 +196,25 @@ def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(
     assert loaded() == ("moonshine100", "")
 
 
-def test_both_tasks_share_a_kmeans(intents):
-    corpora.speech_commands(intents / "corpora" / "speech_commands")
-    tasks = [preprocessor(name, intents) for name in ("speech_commands", "fluent_commands")]
+def test_tasks_share_a_kmeans_that_stays(intents, capsys):
+    """Units and LMs belong to it; another number of clusters is told apart."""
+    corpora.librispeech(intents / "corpora" / "librispeech")
+    tasks = [preprocessor(name, intents) for name in ("librispeech", "fluent_commands")]
     for task in tasks:
         task.generate_manifest()
     learn_kmeans(tasks)
-    assert tasks[0].km_path == tasks[1].km_path and tasks[0].km_path.exists()
-    tasks[1].config.fairseqrc.km_clusters = 9
-    with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
-        learn_kmeans(tasks)
-
-
-def test_a_kmeans_that_is_there_stays(intents, capsys):
-    """Units and LMs belong to it; another number of clusters is told apart."""
-    task = preprocessor("fluent_commands", intents)
-    task.generate_manifest()
-    learn_kmeans([task])
-    before = task.km_path.read_bytes()
+    before = tasks[0].km_path.read_bytes()
+    assert tasks[0].km_path == tasks[1].km_path
     learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.seed=7")])
-    assert task.km_path.read_bytes() == before
+    assert tasks[0].km_path.read_bytes() == before
     assert "already exists: kept" in capsys.readouterr().out
+    nine = preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")
+    with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
+        learn_kmeans([tasks[0], nine])
     with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
-        learn_kmeans([preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")])
-
-
-def test_a_speech_model_s_kmeans_is_not_learned_unasked(intents):
-    task = preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")
-    task.generate_manifest()
+        learn_kmeans([nine])
+    save_kmeans(tasks[0].km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
+    with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
+        Quantizing(tasks[0]).run(Ranks(), skip_bad=False)
     with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
-        learn_kmeans([task])
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("a6d586b7_nohash_4.wav", "valid"),  # both in the dataset's validation list
-        ("dbb40d24_nohash_3.wav", "valid"),
-        ("37fc5d97_nohash_1.wav", None),  # both in the test set
-        ("27c30960_nohash_0.wav", None),
-        ("024d32b9_nohash_1.wav", "train"),
-        ("2357fa8a_nohash_1.wav", "train"),
-    ],
-)
-def test_known_names(name, split):
-    assert which_split(name) == split
-
-
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no published units in ../shared/data")
-def test_published_validation_rows_are_validation_files():
-    files = {row.file for row in read_rows(PUBLISHED / "valid")}
-    spoken = [file for file in files if not file.startswith("temp/")]
-    assert len(files) == 3370 and len(spoken) > 2500
-    assert {which_split(Path(file).name) for file in spoken} == {"valid"}
+        learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")])

@@ -11,25 +11,19 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
-from preprocess.actions.downstreams import with_input
 from preprocess.actions.manifest import read_manifest
 from preprocess.audio_snips.preprocessor import labels_of
 from preprocess.librispeech.preprocessor import CHARACTERS
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess import corpora
-from tests.preprocess.tasks import TASKS, preprocessor
-from tests.preprocess.test_runner import all_actions
+from tests.preprocess.tasks import all_actions, preprocessor
 from ulm_prompt.scoring.sequence_scores import Label, Text, read_text
 
 
-def librispeech(workspace: Path, *overrides: str, **texts: object) -> Preprocessor:
-    corpora.librispeech(workspace / "corpora" / "librispeech", **texts)
-    return preprocessor("librispeech", workspace, *overrides)
-
-
-def audio_snips(workspace: Path, **corpus: object) -> Preprocessor:
-    corpora.audio_snips(workspace / "corpora" / "audio_snips", **corpus)
-    return preprocessor("audio_snips", workspace)
+def made(name: str, workspace: Path, **corpus: object) -> Preprocessor:
+    """The task, its corpus written where its config looks."""
+    getattr(corpora, name)(workspace / "corpora" / name, **corpus)
+    return preprocessor(name, workspace)
 
 
 def read_back(task: Preprocessor, split: str) -> dict[str, Text]:
@@ -46,7 +40,7 @@ def read_back(task: Preprocessor, split: str) -> dict[str, Text]:
 
 def test_librispeech_end_to_end(tmp_path: Path) -> None:
     """Every action; the rows' labels spell the transcripts."""
-    task = librispeech(tmp_path)
+    task = made("librispeech", tmp_path)
     all_actions(task)
     names = json.loads((task.units / "labels.json").read_text())
     assert [entry["name"] for entry in names.values()] == sorted(set("THE CAT'S HAT A BAD CHEST"
@@ -64,27 +58,9 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("folder", "text", "message"),
-    [
-        ("train-clean-100", "ROOM 5", r"19-198\.trans\.txt, line 1: '5' in 'ROOM 5'"),
-        ("train-clean-100", "small", r"'s' in 'small'; expected capital letters"),
-        ("train-clean-100", "", r"line 1: no text"),
-        ("test-clean", "A ZEBRA", r"21-198-0000\.flac: character 'Z' never occurs in the train"),
-    ],
-)
-def test_librispeech_texts_that_cannot_be_used(
-    tmp_path: Path, folder: str, text: str, message: str
-) -> None:
-    task = librispeech(tmp_path, splits={**corpora.LIBRISPEECH, folder: [text]})
-    with pytest.raises(UserError, match=message):
-        task.generate_manifest()
-    assert not task.manifest.exists()
-
-
 def test_audio_snips_end_to_end(tmp_path: Path) -> None:
     """Characters first, then slot types; a slot's type on both sides of its value."""
-    task = audio_snips(tmp_path)
+    task = made("audio_snips", tmp_path)
     all_actions(task)
     names = json.loads((task.units / "labels.json").read_text())
     found = [(entry["slot"], entry["name"]) for entry in names.values()]
@@ -100,13 +76,24 @@ def test_audio_snips_end_to_end(tmp_path: Path) -> None:
     }
 
 
-def test_audio_snips_takes_a_splits_own_speakers_alone(tmp_path: Path) -> None:
+def test_audio_snips_takes_a_splits_own_speakers_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It counts what has no partner, recordings and lines."""
     stray = (("Emma-snips-train-7", "play", "O", "PlayMusic"),
              ("Nobody-snips-test-3", "play", "O", "PlayMusic"))  # fmt: skip
-    task = audio_snips(tmp_path, lines=(*corpora.AUDIO_SNIPS, *stray))
+    more = "Ivy-snips-train-9 BOS {} EOS\tO O PlayMusic\n"
+    lines = (*corpora.AUDIO_SNIPS, *stray)
+    task = made("audio_snips", tmp_path, lines=lines, more=more.format("play"))
     task.generate_manifest()
     assert list(read_back(task, "train")) == ["Ivy-snips-train-0", "Joey-snips-train-1"]
     assert list(read_back(task, "test")) == ["Emma-snips-test-0"]
+    said = capsys.readouterr().out
+    assert "train: 1 recordings of other voices left out" in said
+    assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in said
+    (task.root / "all.iob.snips.txt").open("a").write(more.format("stop"))
+    with pytest.raises(UserError, match=r"line 8: Ivy-snips-train-9 has another text further up"):
+        preprocessor("audio_snips", tmp_path).generate_manifest()
 
 
 def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +103,7 @@ def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFi
     words = "play Beyoncé’s c'est ! la vie 50 Drake the rest"
     tags = "O B-artist B-object_name O I-object_name I-object_name B-artist B-artist I-artist O"
     line = ("Ivy-snips-train-9", words, tags, "PlayMusic")
-    task = audio_snips(tmp_path, lines=(*corpora.AUDIO_SNIPS, line))
+    task = made("audio_snips", tmp_path, lines=(*corpora.AUDIO_SNIPS, line))
     task.generate_manifest()
     text = read_back(task, "train")["Ivy-snips-train-9"]
     assert text.words == "PLAY BEYONCE'S C'EST LA VIE DRAKE THE REST"
@@ -127,22 +114,33 @@ def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("folder", "text", "message"),
     [
-        ("x BOS a b EOS\tO O PlayMusic\n", r"line 5: expected '<utterance> BOS words EOS'"),
-        ("x a EOS\tO O PlayMusic\n", r"line 5: expected"),
-        ("x BOS a EOS O O PlayMusic\n", r"line 5: expected"),
-        ("x BOS a EOS\tO B-album PlayMusic\n", r"line 5: slot type album is not in slots\.txt"),
-        ("x BOS 7 EOS\tO O PlayMusic\n", r"line 5: no text"),
+        ("train-clean-100", "ROOM 5", r"19-198\.trans\.txt, line 1: '5' in 'ROOM 5'"),
+        ("train-clean-100", "small", r"'s' in 'small'; expected capital letters"),
+        ("train-clean-100", "", r"line 1: no text"),
+        ("test-clean", "A ZEBRA", r"21-198-0000\.flac: character 'Z' never occurs in the train"),
+        (None, "x BOS a b EOS\tO O PlayMusic\n", r"line 5: expected '<utterance> BOS words EOS'"),
+        (None, "x a EOS\tO O PlayMusic\n", r"line 5: expected"),
+        (None, "x BOS a EOS O O PlayMusic\n", r"line 5: expected"),
+        (None, "x BOS a EOS\tO B-album PlayMusic\n", r"line 5: slot type album is not in slots"),
+        (None, "x BOS 7 EOS\tO O PlayMusic\n", r"line 5: no text"),
     ],
 )
-def test_audio_snips_lines_that_cannot_be_used(tmp_path: Path, line: str, message: str) -> None:
+def test_texts_that_cannot_be_used(tmp_path, folder, text, message) -> None:
+    """LibriSpeech's, in one of its folders, and a line of Audio SNIPS."""
+    if folder:
+        splits = {**corpora.LIBRISPEECH, folder: [text]}
+        task = made("librispeech", tmp_path, splits=splits)
+    else:
+        task = made("audio_snips", tmp_path, more=text)
     with pytest.raises(UserError, match=message):
-        audio_snips(tmp_path, more=line).generate_manifest()
+        task.generate_manifest()
+    assert not task.manifest.exists()
 
 
 def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
-    task = audio_snips(tmp_path)
+    task = made("audio_snips", tmp_path)
     wav = task.root / "test" / "Emma" / "Emma-snips-test-0.wav"
     wav.rename(wav.with_name("Emma-snips-test-1.wav"))
     with pytest.raises(UserError, match=r"no line for Emma-snips-test-1"):
@@ -154,22 +152,6 @@ def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
     (task.root / "slots.txt").unlink()
     with pytest.raises(UserError, match=r"slots\.txt: not found; datarc\.root_path"):
         preprocessor("audio_snips", tmp_path).generate_manifest()
-
-
-def test_without_a_name_the_runner_does_what_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nobody has every corpus."""
-    tasks = [preprocessor(name, tmp_path) for name in TASKS]
-    assert with_input(tasks, after_manifest=False) == tasks, "to be told what is missing"
-    corpora.librispeech(tmp_path / "corpora" / "librispeech")
-    (task,) = with_input(tasks, after_manifest=False)
-    assert task.downstream == "librispeech"
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("left out, without a corpus: ") and line.count(",") == len(TASKS) - 1
-    assert with_input(tasks, after_manifest=True) == tasks
-    task.generate_manifest()
-    assert with_input(tasks, after_manifest=True) == [task]
 
 
 words = st.lists(

@@ -1,51 +1,36 @@
-"""Your own task from a table: what is read, how splits are drawn, and the stages on it."""
+"""Your own task from a table: the forms it may have, what is refused, and the stages on it."""
 
 from __future__ import annotations
 
 import csv
-import random
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
 from preprocess.actions.manifest import read_manifest
 from preprocess.preprocessor import Utterance
-from preprocess.table.preprocessor import Table
-from preprocess.table.splits import Line, draw_splits
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
-from tests.preprocess.tasks import preprocessor
+from tests.preprocess.tasks import preprocessor, read_tables
 
 
-def table(workspace: Path, content: str, *overrides: str, name: str = "table.csv") -> Table:
-    """The task, with this table in its corpus folder."""
-    root = workspace / "corpora" / "table"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / name).write_bytes(content.encode("utf-8", "surrogateescape"))
-    task = preprocessor("table", workspace, f"datarc.table={name}", *overrides)
-    assert isinstance(task, Table)
-    return task
-
-
-def read(task: Table) -> list[Utterance]:
-    return [utterance for split in SPLITS for utterance in task.utterances(split)]
+def read(workspace: Path, text: str, *overrides: str, name: str = "table.csv") -> list[Utterance]:
+    """The utterances of this table, split by split."""
+    _, splits = read_tables(workspace, {name: text}, f"table={name}", *overrides)
+    return [utterance for split in SPLITS for utterance in splits[split]]
 
 
 def test_a_table_from_a_spreadsheet(tmp_path):
     """A byte order mark, Windows' line ends, tabs, more columns, quotes, unicode and | in names."""
     text = '\ufefflabel\tpath \tnote\r\nowl\t"a|b ö.wav"\tx\r\n\r\ncat \tsub/c.wav\t\r\n'
-    assert read(table(tmp_path, text, name="t.tsv")) == [
+    assert read(tmp_path, text, name="t.tsv") == [
         Utterance("a|b ö.wav", ("owl",)),
         Utterance("sub/c.wav", ("cat",)),
     ]
     text = "path,said,split\na.wav,hi you,test\n"
-    task = table(tmp_path, text, "datarc.labels=[]", "datarc.text=said")
-    assert task.utterances("test") == [Utterance("a.wav", "HI YOU")]
+    assert read(tmp_path, text, "labels=[]", "text=said") == [Utterance("a.wav", "HI YOU")]
 
 
 @pytest.mark.parametrize(
@@ -68,31 +53,32 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         ('path,label\na,x\nb,"y\nc,z"\n', "line 3: a quotation mark closes in another line"),
         ('path,label\na,x\nb,"y\n', "line 3: unexpected end"),
         ("path,label,split\na,x,dev\n", "split 'dev'; expected train, valid, test"),
-        ("path,label,split\na,x,test\nb,y,\n", "line 3: nothing in the column 'split'"),
+        ("path,label,split\na,x,test\nb,y,\n", "line 3: split ''; expected train"),
         ("path,speaker,label\na,ann,x\nb, ,y\n", "line 3: nothing in the column 'speaker'"),
         ("path,speaker,label\na,ann,x\nb,bob,y\n", "2 speakers, too few to draw train"),
         ("path,label,start\na,x,1:30\n", r"line 2: start '1:30', end ''; expected seconds"),
-        ("path,label\n\udc80a,x\n", "not a table in UTF-8"),
+        ("path,label\n\udc80a,x\n", "not UTF-8 text"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
-        read(table(tmp_path, text))
+        read(tmp_path, text)
 
 
 @pytest.mark.parametrize("override", ["valid=nan", "test=0", "test=0.95", "table=[a.csv,b.csv]",
-                                      "table=7", "text=label"])  # fmt: skip
+                                      "table=7", "text=label", "files='*.wav'"])  # fmt: skip
 def test_settings_that_cannot_be(tmp_path, override):
     with pytest.raises(UserError, match=r"datarc"):
-        read(table(tmp_path, "path,label\na,x\n", f"datarc.{override}"))
+        read(tmp_path, "path,label\na,x\n", override)
 
 
 def test_quotation_marks_swallow_no_row(tmp_path, capsys):
     """Common Voice quotes nothing: nine rows stay nine, each with its own label."""
     texts = ["hi", '"Hello', "so", "no", 'a "b" c', 'bye"', "u", "v", "w"]
     rows = [f"{n}.wav\t{text}\tlabel{n}\ttrain" for n, text in enumerate(texts)]
-    text = "\n".join(["path\tsentence\tlabel\tsplit", *rows, ""])
-    utterances = table(tmp_path, text, name="t.tsv").utterances("train")
+    utterances = read(
+        tmp_path, "\n".join(["path\tsentence\tlabel\tsplit", *rows, ""]), name="t.tsv"
+    )
     assert utterances == [Utterance(f"{n}.wav", (f"label{n}",)) for n in range(9)]
     said = capsys.readouterr().out
     assert "t.tsv: quotation marks are read as text" in said and "t.tsv, line 3" in said
@@ -103,16 +89,65 @@ def test_a_split_a_table(tmp_path):
     """As Common Voice ships: three tables beside clips/, whose names they hold."""
     clips = tmp_path / "corpora" / "table" / "clips"
     clips.mkdir(parents=True)
-    for name in ("train", "dev", "test"):
-        (clips.parent / f"{name}.tsv").write_text(f"client_id\tpath\tsentence\n1\t{name}.mp3\tHi\n")
-    settings = ("datarc.table=[../train.tsv,../dev.tsv,../test.tsv]", "datarc.labels=[]",
-                "datarc.text=sentence", f"datarc.root_path={clips}")  # fmt: skip
-    task = preprocessor("table", tmp_path, *settings)
-    assert [task.utterances(split)[0].path for split in SPLITS] == ["train.mp3", "dev.mp3",
-                                                                     "test.mp3"]  # fmt: skip
-    (clips.parent / "dev.tsv").write_text("path\tsentence\ntrain.mp3\tHi\n")
+    names = ("train", "dev", "test")
+    tables = {f"{n}.tsv": f"client_id\tpath\tsentence\n1\t{n}.mp3\tHi\n" for n in names}
+    said = ("table=[../train.tsv,../dev.tsv,../test.tsv]", "labels=[]", "text=sentence",
+            f"root_path={clips}")  # fmt: skip
+    _, splits = read_tables(tmp_path, tables, *said)
+    assert [[row.path for row in splits[split]] for split in SPLITS] == [
+        [f"{n}.mp3"] for n in names
+    ]
     with pytest.raises(UserError, match=r"dev\.tsv, line 2: train\.mp3 is already in .*train\.tsv"):
-        task.utterances("train")
+        read_tables(tmp_path, {"dev.tsv": "path\tsentence\ntrain.mp3\tHi\n"}, *said)
+
+
+def test_tabs_in_a_csv_and_paths_of_another_machine(tmp_path):
+    rows = "".join(f"/work/me/lt/ne/{n}.wav\tne\t{split}\n" for n, split in enumerate(SPLITS))
+    settings = "path=filename", r'separator="\t"', "prefix=/work/me/lt/"
+    utterances = read(tmp_path, "filename\tlabel\tsplit\n" + rows, *settings)
+    assert utterances == [Utterance(f"ne/{n}.wav", ("ne",)) for n in range(3)]
+
+
+def test_a_list_without_names_a_split_a_file(tmp_path):
+    """As ASVspoof's protocols: spaces, no first line, the name without folder and suffix."""
+    files = {f"{n}.txt": f"LA_1 {n}_1 - - spoof\nLA_2 {n}_2 - - bonafide\n" for n in "tde"}
+    files |= {"d/flac/d_2.flac": ""}
+    said = ("table={t.txt: train, d.txt: valid, e.txt: test}", "separator=' '", "labels=[label]",
+            "columns=[who, path, environment, attack, label]", "speaker=who",
+            "audio=['t/flac/{path}.flac', 'd/flac/{path}.flac']")  # fmt: skip
+    _, splits = read_tables(tmp_path, files, *said)
+    assert splits["valid"] == [
+        Utterance("d/flac/d_1.flac", ("spoof",)),
+        Utterance("d/flac/d_2.flac", ("bonafide",)),
+    ]
+    with pytest.raises(UserError, match=r"d\.txt, line 1: 4 fields, the first line has 5"):
+        read_tables(tmp_path, {"d.txt": "LA_1 d_1 - spoof\n"}, *said)
+
+
+JSON = {
+    "lines": '{"audio": "a.wav", "is": true, "offset": 0.5, "duration": 0.25}\n\n{"audio": "b.wav",'
+    ' "is": false, "offset": 0.0, "duration": 0.25}\n',
+    "list": '[{"audio": "a.wav", "is": true, "offset": 0.5, "duration": 0.25},\n'
+    '{"audio": "b.wav", "is": false, "offset": null, "duration": 0.25}]',
+    "named": '{"a": {"audio": "a.wav", "is": true, "offset": 0.5, "duration": 0.25},\n'
+    '"b": {"audio": "b.wav", "is": false, "duration": 0.25}}',
+}
+
+
+@pytest.mark.parametrize("text", JSON.values(), ids=JSON)
+def test_json(tmp_path, text):
+    for name in "ab":
+        write(tmp_path / "corpora" / "table" / f"{name}.wav", tone(1.0, 300))
+    said = ("path=audio", "labels=[is]", "start=offset", "duration=duration",
+            "names={'true': sarcasm, 'false': sincere}", "table={t.json: , u.json: test}",
+            "rows={valid: 1}", "in_order=true")  # fmt: skip
+    other = '{"audio": "c.wav", "is": true}'
+    _, splits = read_tables(tmp_path, {"t.json": text, "u.json": other}, *said)
+    a = Utterance("a.wav", ("sarcasm",), 8000, 4000, "a.wav:0.500-0.750")
+    assert splits["valid"] == [a, Utterance("b.wav", ("sincere",), 0, 4000, "b.wav:0.000-0.250")]
+    assert splits["test"] == [Utterance("c.wav", ("sarcasm",))]
+    with pytest.raises(UserError, match=r"u\.json, line 2: expected an object with 'audio', 'is'"):
+        read_tables(tmp_path, {"u.json": other + "\nc.wav\n"}, *said)
 
 
 def test_rows_that_are_pieces_of_files(tmp_path):
@@ -121,18 +156,16 @@ def test_rows_that_are_pieces_of_files(tmp_path):
     write(tmp_path / "corpora/table/2.wav", tone(1.0, 300))
     rows = ["1.wav,a,0.5,1.25,train", "1.wav,b,1,,valid", "1.wav,c,,0.00125,test",
             "2.wav,a,,,train", "1.wav,a,1.5,2.004,train"]  # fmt: skip
-    text = "path,label,start,end,split\n" + "\n".join(rows)
-    task = table(tmp_path, text)
-    assert read(task) == [
+    assert read(tmp_path, "\n".join(["path,label,start,end,split", *rows])) == [
         Utterance("1.wav", ("a",), 4000, 6000, "1.wav:0.500-1.250"),
         Utterance("2.wav", ("a",)),
         Utterance("1.wav", ("a",), 12000, 4000, "1.wav:1.500-2.004"),
         Utterance("1.wav", ("b",), 8000, 8000, "1.wav:1.000-end"),
         Utterance("1.wav", ("c",), 0, 10, "1.wav:0.000-0.00125"),
     ]
-    everywhere = "".join(f"1.wav,b,1.{n},,{split}\n" for n, split in enumerate(SPLITS))
-    task = table(tmp_path, "path,label,from,to,split\n" + everywhere,
-                 "datarc.start=from", "datarc.end=to")  # fmt: skip
+    rows = [f"1.wav,b,1.{n},,{split}" for n, split in enumerate(SPLITS)]
+    files = {"table.csv": "\n".join(["path,label,from,to,split", *rows])}
+    task, _ = read_tables(tmp_path, files, "start=from", "end=to")
     task.generate_manifest()
     _, (entry,) = read_manifest(task.manifest / "test.tsv")
     assert entry == ("1.wav", 6400, 9600, "1.wav:1.200-end", "0")
@@ -151,89 +184,8 @@ def test_rows_that_are_pieces_of_files(tmp_path):
 )
 def test_pieces_that_cannot_be(tmp_path, row, message):
     write(tmp_path / "corpora/table/1.wav", tone(2.0, 300))
-    text = f"path,start,end,label,split\n1.wav,0.25,1,x,train\n1.wav,{row},x,train\n"
     with pytest.raises(UserError, match=message):
-        read(table(tmp_path, text))
-
-
-lines = st.lists(
-    st.tuples(st.sampled_from("abcde"), st.sampled_from(["ann", "bob", "cyd", "dan", "eve"])),
-    min_size=1,
-    max_size=60,
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(lines, st.integers(0, 9), st.booleans())
-def test_drawn_splits(labels, seed, with_speakers):
-    """Speakers stay together; without them every class is learned, and tested when it has three."""
-    lines = [
-        Line(Utterance(f"{i}.wav", (label,)), None, speaker if with_speakers else None)
-        for i, (label, speaker) in enumerate(labels)
-    ]
-    if with_speakers and len({line.speaker for line in lines}) < 3:
-        with pytest.raises(UserError, match="speakers, too few"):
-            draw_splits(lines, 0.1, 0.2, seed)
-        return
-    found, how = draw_splits(lines, 0.1, 0.2, seed)
-    assert (found, how) == draw_splits(lines, 0.1, 0.2, seed)
-    groups: dict[str, list[str]] = {}
-    for line, split in zip(lines, found, strict=True):
-        groups.setdefault(line.speaker or line.utterance.labels[0], []).append(split)
-    for splits in groups.values():
-        if with_speakers:
-            assert len(set(splits)) == 1
-        else:
-            assert "train" in splits
-            if len(splits) >= 3:
-                assert set(splits) == {"train", "valid", "test"}
-            assert splits.count("test") <= max(1, 0.2 * len(splits) + 0.5)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_splits_of_many_labels_have_their_shares(seed):
-    """Six columns, hardly a line like another: a tenth each, and train has every label."""
-    rng = random.Random(seed)
-    lines = [
-        Line(
-            Utterance(f"{n}.wav", tuple(f"{rng.randrange(4 + 8 * c)}" for c in range(6))),
-            None,
-            None,
-        )
-        for n in range(619)
-    ]
-    splits, how = draw_splits(lines, 0.1, 0.1, seed)
-    assert (splits.count("valid"), splits.count("test")) == (62, 62)
-    assert how == "drawn so that train has every label"
-    counts = Counter((c, name, split) for line, split in zip(lines, splits)
-                     for c, name in enumerate(line.utterance.labels))  # fmt: skip
-    for c, name, _ in list(counts):
-        assert counts[c, name, "train"]
-        total = sum(counts[c, name, split] for split in SPLITS)
-        assert counts[c, name, "test"] <= max(2, 0.3 * total)
-
-
-def test_a_label_of_one_line_stays_in_train():
-    answers = [("a", f"only {n}" if n < 30 else "b") for n in range(40)]
-    lines = [Line(Utterance(f"{n}.wav", labels), None, None) for n, labels in enumerate(answers)]
-    splits, _ = draw_splits(lines, 0.1, 0.1, 0)
-    assert set(splits[:30]) == {"train"}
-    assert (splits.count("valid"), splits.count("test")) == (4, 4)
-
-
-def test_classes_of_two_lines_are_drawn_from():
-    """None can be divided into three; train has each."""
-    lines = [Line(Utterance(f"{n}.wav", (f"{n // 2}",)), None, None) for n in range(60)]
-    splits, _ = draw_splits(lines, 0.1, 0.1, 0)
-    assert (splits.count("valid"), splits.count("test")) == (6, 6)
-    assert all("train" in splits[n : n + 2] for n in range(0, 60, 2))
-
-
-def test_pieces_of_one_recording_stay_in_one_split():
-    lines = [Line(Utterance(f"{n % 10}.wav", ("a",), n, 9, f"{n}"), None, None) for n in range(40)]
-    splits, how = draw_splits(lines, 0.1, 0.1, 0)
-    assert splits[:10] * 4 == splits and set(splits) == set(SPLITS)
-    assert how == "drawn by recording (train 8, valid 1, test 1)"
+        read(tmp_path, f"path,start,end,label,split\n1.wav,0.25,1,x,train\n1.wav,{row},x,train\n")
 
 
 def test_characters_that_are_left_out_of_texts_are_told(tmp_path, capsys):
@@ -263,12 +215,7 @@ def test_a_folder_of_recordings_becomes_rows_without_python(tmp_path):
     for action in ("generate_manifest", "learn_kmeans", "quantized", "postprocess"):
         stage("preprocess/runner.py", "--action", action, *flags)
     data = tmp_path / "preprocess" / "table" / "data" / "logmel100"
-    rows = {split: list(read_rows(data / split)) for split in ("train", "valid", "test")}
-    assert {split: len(found) for split, found in rows.items()} == {
-        "train": 20,
-        "valid": 2,
-        "test": 2,
-    }
-    for found in rows.values():
-        assert {row.labels for row in found} == {"0", "1"}
+    rows = [list(read_rows(data / split)) for split in SPLITS]
+    assert [len(of_split) for of_split in rows] == [20, 2, 2]
+    assert all({row.labels for row in of_split} == {"0", "1"} for of_split in rows)
     stage("ulm_prompt/make_data.py", "--workspace", tmp_path)

@@ -16,8 +16,8 @@ from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.unit_models import Registry
 from pipeline.workspace import REPOSITORY, Workspace
+from preprocess.actions.corpus import read_table
 from preprocess.actions.manifest import read_manifest
-from preprocess.actions.tables import read_table
 from preprocess.table.preprocessor import TableConfig
 from tests.reliability.hostile import contents, few, json_contents
 from tests.ulm_prompt import tiny
@@ -52,9 +52,9 @@ TEXTS = [
     Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path, "x"))),
     Reader("units", b"1 2 3\n4 5\n", lambda path: list(read_unit_text([path]))),
     Reader("table.csv", b'path,label\na.wav,x\n"b,c.wav",y\n',
-           lambda path: read_table(path, path.parent, ["path", "label"], "?", str)),
+           lambda path: list(read_table(path, ["path", "label"], str))),
     Reader("table.tsv", b"path\tlabel\tsplit\na.wav\tx\ttrain\n",
-           lambda path: read_table(path, path.parent, ["path", "label"], "?", str)),
+           lambda path: list(read_table(path, ["path", "label"], str))),
     Reader("dict.txt", b"0 1\n1 7\n2 3\n", lambda path: load_dictionary(path.parent)),
     Reader("task.yaml", (REPOSITORY / "ulm_prompt" / "config" / "KS.yaml").read_bytes(),
            lambda path: load_config(TaskConfig, path)),

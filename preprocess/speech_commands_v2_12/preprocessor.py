@@ -1,3 +1,0 @@
-"""The reader of speech_commands."""
-
-from preprocess.speech_commands.preprocessor import SpeechCommands as SpeechCommands
