@@ -33,9 +33,9 @@ from tests.benchmarks.published_decoding import decode_as_published
 from tests.conftest import DATA, stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
-from ulm_prompt.prompt_lm.precision import choose_dtype
+from ulm_prompt.prompt_lm.lm import choose_dtype
+from ulm_prompt.prompt_lm.search import Options, decode
 from ulm_prompt.using.predictor import Predictor
 
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}

@@ -17,8 +17,8 @@ import torch
 from tests.benchmarks.measure import DEVICE, a_model, timed
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
+from ulm_prompt.prompt_lm.search import Options, decode
 
 USUAL = {"length": 100, "batch": 32, "prompt": 6}
 STEPS = {

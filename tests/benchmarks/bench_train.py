@@ -34,9 +34,9 @@ from tests.benchmarks.published_training import PAD, published_loss
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
+from ulm_prompt.prompt_lm.lm import choose_dtype
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.precision import choose_dtype
 
 Batch = list[dict]
 

@@ -20,8 +20,7 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.label_names import unit_names
 from ulm_prompt.prompt_data.tasks import load_task
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import LabelMap, Prompt
 from ulm_prompt.training.recipe import load_recipe
 
 

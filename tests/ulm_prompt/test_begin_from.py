@@ -115,7 +115,7 @@ def test_an_lm_that_computes_otherwise(root: Path, setting: str, value: object) 
     setattr(state["args"], setting, value)
     torch.save(state, path)
     message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
-    assert f"another {setting}" in message
+    assert f"an LM with {setting}={value}, but the config has" in message
 
 
 def test_an_lm_is_not_begun_from_where_the_new_one_will_lie(root: Path) -> None:

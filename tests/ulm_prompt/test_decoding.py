@@ -13,10 +13,9 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm import labels as label_sets_module
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.search import beam_search
+from ulm_prompt.prompt_lm.search import Decoded, Options, beam_search, decode
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
@@ -133,11 +132,11 @@ def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) 
         assert len(ours) == len(theirs) == beam
         for mine, other in zip(ours, theirs):
             read = len(row) - 1
-            assert mine.answer.symbols == other["tokens"][read:-1].tolist()
-            assert mine.score == pytest.approx(other["score"].item(), rel=1e-5)
+            assert mine.symbols == other["tokens"][read:-1].tolist()
+            assert mine.total == pytest.approx(other["score"].item(), rel=1e-5)
             scores = other["positional_scores"][read:-1].tolist()
-            assert mine.answer.scores == pytest.approx(scores, abs=1e-4)
-        best.append(ours[0].answer.symbols)
+            assert mine.scores == pytest.approx(scores, abs=1e-4)
+        best.append(ours[0].symbols)
     assert len({len(answer) for answer in best}) > 1, "answers of one length test nothing"
 
 

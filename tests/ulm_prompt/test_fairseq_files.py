@@ -16,8 +16,7 @@ from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.training.fairseq_patches import CurveWriter, patched
-from ulm_prompt.training.fairseq_run import LogFile
+from ulm_prompt.training.fairseq_run import CurveWriter, LogFile, patched
 
 LINE = "a line of the log"
 FULL = "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has 1 GiB in all"

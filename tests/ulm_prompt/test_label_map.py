@@ -25,10 +25,10 @@ from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
-from ulm_prompt.prompt_lm.label_map import LabelMap
 from ulm_prompt.prompt_lm.labels import LabelAnswers, LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import LabelMap
+from ulm_prompt.prompt_lm.search import Decoded, Options, decode
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels

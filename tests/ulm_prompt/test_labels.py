@@ -45,7 +45,7 @@ def test_every_sequence_against_the_uncached_lm() -> None:
             assert not any(found[len(sequence) :])
 
 
-def answers(record: PromptRecord, top: int) -> list[list[label_answers.Answer]]:
+def answers(record: PromptRecord, top: int) -> list[list[label_answers.LabelAnswer]]:
     lm = cached(MODEL)
     return LabelAnswers(record, tiny.dictionary())(lm, lm.prefill(some_rows(8)), top)
 

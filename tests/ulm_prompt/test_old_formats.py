@@ -21,9 +21,9 @@ from tests.ulm_prompt.forked import stage
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.checkpoint import load
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.lm import load_unit_lm
+from ulm_prompt.prompt_lm.search import Options, decode
 
 LMS = {  # and the knobs of their size
     "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},

@@ -39,14 +39,9 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        past_keys: Tensor | None,
-        past_values: Tensor | None,
-        mask: Tensor,
-    ) -> Tensor:
+        ctx: Any, query: Tensor, keys: Tensor, values: Tensor,
+        past_keys: Tensor | None, past_values: Tensor | None, mask: Tensor,
+    ) -> Tensor:  # fmt: skip
         scores = _flat(query) @ _joined(past_keys, keys).transpose(1, 2)  # (B * H, Q, S)
         scores = scores.mul_(query.shape[-1] ** -0.5).unflatten(0, query.shape[:2])
         bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)

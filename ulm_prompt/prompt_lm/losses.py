@@ -19,16 +19,6 @@ LOSS_ON = ChoiceEnum(["published", "answer"])
 LOSS_ON_HELP = "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
 
 
-@dataclass
-class LabelCrossEntropyConfig(FairseqDataclass):
-    loss_on: LOSS_ON = field(default="published", metadata={"help": LOSS_ON_HELP})
-
-
-@dataclass
-class UnitLMCriterionConfig(FairseqDataclass):
-    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
-
-
 class _Criterion(FairseqCriterion):
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B, T, V), (B, T) -> (B, T) in nats, 0 at padding."""
@@ -39,6 +29,11 @@ class _Criterion(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+@dataclass
+class LabelCrossEntropyConfig(FairseqDataclass):
+    loss_on: LOSS_ON = field(default="published", metadata={"help": LOSS_ON_HELP})
 
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
@@ -90,6 +85,11 @@ class LabelCrossEntropy(_Criterion):
             metrics.log_scalar(name, factor * total / weight, weight, round=8)
 
 
+@dataclass
+class UnitLMCriterionConfig(FairseqDataclass):
+    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
+
+
 @register_criterion("unit_lm", dataclass=UnitLMCriterionConfig)
 class UnitLMCriterion(_Criterion):
     """Language-model loss with a weight on what follows ``<s>``; the plain one without ``<s>``."""
@@ -107,13 +107,8 @@ class UnitLMCriterion(_Criterion):
         after = (tokens == SEP).cumsum(1) > 0
         weights = torch.where(after, self.topic_weight, 1.0) * (target != self.padding_idx)
         loss, size = (self.losses(logits, target) * weights).sum(), weights.sum()
-        logged = {
-            "loss": loss.detach(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["nsentences"],
-            "sample_size": size.detach(),
-        }
-        return loss, size, logged
+        counts = {name: sample[name] for name in ("ntokens", "nsentences")}
+        return loss, size, {"loss": loss.detach(), "sample_size": size.detach(), **counts}
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -17,14 +17,13 @@ from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLay
 from torch import Tensor
 
 from ulm_prompt.prompt_lm.halves import attend, feed_forward
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
-from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, Prompt, in_input_space
+from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt, in_input_space
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
+FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1
 
 
 class KeysValues(NamedTuple):
@@ -59,15 +58,11 @@ class PromptLanguageModel(BaseFairseqModel):
     """
 
     def __init__(
-        self,
-        lm: TransformerLanguageModel,
-        prompt: Prompt | None,
-        label_map: LabelMap | None = None,
+        self, lm: TransformerLanguageModel, prompt: Prompt | None, label_map: LabelMap | None = None
     ) -> None:
         super().__init__()
-        self.prompt = prompt  # before the LM: DDP takes the dtype of the first parameter
-        self.label_map = label_map
-        self.lm = lm
+        self.prompt, self.label_map = prompt, label_map
+        self.lm = lm  # after the prompt: DDP takes the dtype of the first parameter
         lm.requires_grad_(prompt is None)
 
     @classmethod
@@ -150,8 +145,7 @@ class PromptLanguageModel(BaseFairseqModel):
 
     def prefixes(self) -> list[KeysValues | None]:
         """The prompt's keys and values in each layer, projected once for the whole batch."""
-        layers = self.lm.decoder.layers
-        prompt = self.prompt
+        layers, prompt = self.lm.decoder.layers, self.prompt
         if prompt is None:
             return [None] * len(layers)
         keys = self.in_lm_dtype(prompt.dropout(prompt.keys)).unsqueeze(1)  # (L, 1, P, D)
@@ -182,13 +176,9 @@ class PromptLanguageModel(BaseFairseqModel):
         return mask & (from_sep.unsqueeze(2) | of_tokens)
 
     def block(
-        self,
-        layer: TransformerDecoderLayer,
-        x: Tensor,
-        past: Any,
-        mask: Tensor | None,
+        self, layer: TransformerDecoderLayer, x: Tensor, past: Any, mask: Any,
         read_at: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """One stock pre-norm layer: (B, T, D). ``past`` joins the keys and values before those of
         ``x`` to them: ``KeysValues``, the cache's ``Buffer``, or None.
 
@@ -220,7 +210,9 @@ class PromptLanguageModel(BaseFairseqModel):
         if prompt.projected:  # beside it the trained numbers, from which a run resumes
             state = in_input_space(prompt, self.lm.decoder.layers).published_state()
             state |= {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
-        return state if self.label_map is None else state | self.label_map.state()
+        if self.label_map is not None:
+            state[MAP] = self.label_map.weight.detach().clone()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> None:
         """Counterpart of ``state_dict``, strict in any case."""
@@ -232,7 +224,15 @@ class PromptLanguageModel(BaseFairseqModel):
             self.prompt.keys.data.copy_(state_dict[KEYS])
             self.prompt.values.data.copy_(state_dict[VALUES])
         if self.label_map is not None:
-            self.label_map.load_state(state_dict, "checkpoint")
+            self.label_map.load(state_dict, "checkpoint")
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
+    x = x.view_as(x)
+    if factor != 1 and x.requires_grad:
+        x.register_hook(lambda gradient: gradient * factor)
+    return x
 
 
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
