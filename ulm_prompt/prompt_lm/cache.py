@@ -1,8 +1,6 @@
 """The prompted LM that remembers: one prefill over ``units <s>``, then steps over a key-value
-cache.
-
-Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and its own
-past and none of the others', so that reordering a beam moves a mask and copies no keys.
+cache. Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and
+its own past and none of the others', so that reordering a beam moves a mask and copies no keys.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ulm_prompt.prompt_lm.model import KeysValues, PromptLanguageModel, mask_at
 
@@ -76,29 +75,22 @@ class CachedLM:
             self.to(dtype)
 
     def to(self, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` from now on; the LM stays so.
-
-        Make the ``CachedLM`` of each prompt before one of them rounds the LM: the projections are
-        ill-conditioned, and a vector rounded before one is another vector behind it.
+        """Compute in ``dtype`` from now on; the LM stays so. Make the ``CachedLM`` of each prompt
+        before one of them rounds the LM: the projections are ill-conditioned, and a vector rounded
+        before one is another vector behind it.
         """
         self.model.lm.to(dtype)
-        self.prefixes = [
-            prefix and KeysValues(*(tensor.to(dtype) for tensor in prefix))
-            for prefix in self.prefixes
-        ]
+        rounded = [prefix and [tensor.to(dtype) for tensor in prefix] for prefix in self.prefixes]
+        self.prefixes = [prefix and KeysValues(*prefix) for prefix in rounded]
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Tensor], score_rows: float | None = None) -> State:
-        """Read whole rows ``</s> units <s>``; Q is 1.
-
-        Rows are padded on the right, where no real symbol looks. The last layer and the output
-        projection compute each row's end alone, unless ``score_rows``, a temperature, asks for the
-        log-probability of the rows' own symbols.
+        """Read whole rows ``</s> units <s>``, padded on the right, where no real symbol looks; Q is
+        1. The last layer and the output projection compute each row's end alone, unless
+        ``score_rows``, a temperature, asks for the log-probability of the rows' own symbols.
         """
         model, device = self.model, self.device
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            list(rows), batch_first=True, padding_value=self.pad
-        ).to(device)  # (B, T)
+        tokens = pad_sequence(list(rows), True, self.pad).to(device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         length = tokens.shape[1]
         x = model.embed(tokens, model.positions(length))  # (B, T, D)
@@ -109,11 +101,11 @@ class CachedLM:
         ends = lengths[:, None] - 1  # (B, 1)
         if score_rows is None:
             x = model.block(self.layers[-1], x, buffers[-1], mask_at(mask, ends), ends)
-            logits = model.logits(x).float()  # (B, 1, V)
+            logits = model.logits(x)  # (B, 1, V)
             row_scores = logits.new_zeros(len(rows))
         else:
             x = model.block(self.layers[-1], x, buffers[-1], mask.unsqueeze(1))
-            logits = model.logits(x).float()  # (B, T, V)
+            logits = model.logits(x)  # (B, T, V)
             following = tokens[:, 1:]  # (B, T - 1)
             scores = F.log_softmax((logits / score_rows)[:, :-1], dim=-1)  # (B, T - 1, V)
             scores = scores.gather(2, following.unsqueeze(2)).squeeze(2)
@@ -127,9 +119,8 @@ class CachedLM:
 
     @torch.inference_mode()
     def step(self, state: State, symbols: Tensor, parents: Tensor | None = None) -> State:
-        """Append one symbol to every hypothesis: ``symbols``, (B, Q).
-
-        ``parents``, (B, Q): the hypothesis that each one continues (default: itself).
+        """Append one symbol to every hypothesis: ``symbols``, (B, Q), after the hypotheses
+        ``parents``, (B, Q) (default: itself).
         """
         batch, count = symbols.shape
         positions = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
@@ -147,7 +138,7 @@ class CachedLM:
             x = self.model.block(layer, x, Buffer(*tensors, state.used), visible.unsqueeze(1))
         number = state.number + 1
         of_symbols = torch.full((count,), number, device=self.device)
-        logits = self.model.answers(self.model.logits(x).float(), of_symbols)
+        logits = self.model.answers(self.model.logits(x), of_symbols)
         return State(logits, cache, visible, state.lengths + 1, state.row_scores, number)
 
     def _buffer(self, x: Tensor, prefix: KeysValues | None) -> Buffer:

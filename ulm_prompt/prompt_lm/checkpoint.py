@@ -12,18 +12,8 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
-from ulm_prompt.prompt_data.prompt_record import (
-    BEST,
-    LAST,
-    RECORD,
-    TENSORS,
-    PromptRecord,
-    check_file,
-    differences,
-    has_ended,
-    read_record,
-    write_record,
-)
+from ulm_prompt.prompt_data import prompt_record
+from ulm_prompt.prompt_data.prompt_record import BEST, LAST, RECORD, PromptRecord, read_record
 from ulm_prompt.prompt_lm import prompt as prompts
 from ulm_prompt.prompt_lm.lm import UnitLM, are_weights, load_unit_lm, load_weights
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
@@ -36,20 +26,20 @@ def begin(folder: Path, record: PromptRecord) -> PromptRecord:
     Raises ``UserError`` when the folder holds another run, or other checkpoints than its run left.
     """
     earlier = read_record(folder)
-    if any((folder / name).exists() for name in (BEST, LAST, TENSORS)):
+    if any((folder / name).exists() for name in (BEST, LAST, prompt_record.TENSORS)):
         if earlier is None:
             raise UserError(
                 f"{folder}: holds a checkpoint that was not trained here; choose a new --date"
             )
-        if changed := differences(earlier, record):
+        if changed := prompt_record.differences(earlier, record):
             raise UserError(
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
             )
-        has_ended(folder, earlier)
+        prompt_record.has_ended(folder, earlier)
         run = dataclasses.replace(earlier.run, lm=record.run.lm)
         record = dataclasses.replace(record, valid=earlier.valid, run=run)
-    write_record(folder, record)
+    prompt_record.write_record(folder, record)
     return record
 
 
@@ -82,7 +72,7 @@ def finish(
             rounding=best["rounding"],
         ),
     )
-    write_record(folder, record)
+    prompt_record.write_record(folder, record)
     return record
 
 
@@ -153,7 +143,9 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
         names = list(record.verbal.values())
         label_map = LabelMap(names, unit_lm.dictionary, record.labels_per_utterance)
         label_map.load(state, str(path))
-    check_file(path, record)  # last: what differs in a way that can be named was named
+    prompt_record.check_file(
+        path, record
+    )  # last: what differs in a way that can be named was named
     return PromptLanguageModel(unit_lm.model, prompt, label_map).eval()
 
 

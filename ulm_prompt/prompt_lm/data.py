@@ -21,10 +21,9 @@ WINDOW = 50  # batches that are shuffled, then sorted by length, together
 
 
 def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
-    """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk.
-
-    Raises ``UserError`` when one is missing, they do not fit, or a token is not in the dict:
-    fairseq believes what an index says about its rows.
+    """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk. Raises
+    ``UserError`` when one is missing, they do not fit, or a token is not in the dict: fairseq
+    believes what an index says.
     """
     index, tokens = (split.with_name(f"{split.name}.{end}") for end in ("idx", "bin"))
     for path in (index, tokens):
@@ -50,16 +49,12 @@ def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
 
 
 def batches_by_length(
-    indices: Sequence[int] | np.ndarray,
-    sizes: np.ndarray,
-    max_tokens: int | None,
+    indices: Sequence[int] | np.ndarray, sizes: np.ndarray, max_tokens: int | None,
     max_sentences: int | None,
-) -> Iterator[np.ndarray]:
-    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded
-    tokens each.
-
-    Rows are sorted by length within windows of the given order, so that padding is small and the
-    order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Split ``indices`` into batches of at most ``max_sentences`` rows and ``max_tokens`` padded
+    tokens. Rows are sorted by length within windows of the given order, so that padding is small
+    and the order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
     """
     max_sentences = max_sentences or len(indices)
     max_tokens = max_tokens or int(sizes.max()) * max_sentences
@@ -92,9 +87,7 @@ class LosslessDataset(FairseqDataset):
 
     size = num_tokens
 
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: Any
-    ) -> tuple[np.ndarray, list]:
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple:
         """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
         return indices, []
 
@@ -109,14 +102,11 @@ class LosslessDataset(FairseqDataset):
 
 
 class RowDataset(LosslessDataset):
-    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
-    with it.
+    """One split of a data-bin folder. A row's tokens end with ``</s>``, the model's input begins
+    with it. Raises ``UserError`` for a missing or broken split, or a row not ``units <s> labels``.
     """
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
-        """Raises ``UserError`` when the split is missing or broken, or a row is not ``units <s>
-        labels``.
-        """
         self.rows = open_rows(split, dictionary)
         self.sizes = np.asarray(self.rows.sizes)
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
@@ -198,9 +188,8 @@ class RowDataset(LosslessDataset):
 
     def ordered_indices(self) -> np.ndarray:
         """Every row once: for training in random order, which fairseq seeds per epoch."""
-        if self.shuffle:
-            return np.random.permutation(len(self))
-        return np.argsort(self.sizes, kind="mergesort")
+        order = np.argsort(self.sizes, kind="mergesort")
+        return np.random.permutation(len(self)) if self.shuffle else order
 
 
 def disturbed(row: np.ndarray, rate: float, units: np.ndarray, seed: Sequence[int]) -> np.ndarray:

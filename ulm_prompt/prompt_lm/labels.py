@@ -93,8 +93,7 @@ class LabelAnswers:
 
     The candidates are the label sequences of train; where these are not known, every combination of
     the slots' labels. All are scored, exactly, unless they are texts or, of several labels each,
-    hold more than ``MOST_SCORED``: then a beam as wide as the number of wanted answers searches
-    among them.
+    hold more than ``MOST_SCORED``: among those a beam searches, as wide as answers are wanted.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
@@ -163,9 +162,9 @@ def score_sequences(
     """Log-probabilities of S different symbol sequences after the rows of ``state``: in all,
     (B, S), and of each symbol, (B, S, longest), 0 behind the last.
 
-    The sequences are read as a tree, a level a step: a level's hypotheses are all prefixes of that
-    length which something may follow, so single labels take no step. ``</s>`` counts where
-    something else could follow (a sequence begins another), not where a sequence can only end.
+    The sequences are read as a tree, a level a step: its hypotheses are all prefixes of that length
+    which something may follow, so single labels take no step. ``</s>`` counts where something else
+    could follow (a sequence begins another), not where a sequence can only end.
     """
     batch, longest = len(state.lengths), max(map(len, sequences))
     shares = state.logits.new_zeros(batch, len(sequences), longest + 1)

@@ -48,10 +48,9 @@ _POSITIONS = re.compile(r"\.embed_positions\.(_float_tensor|weights)$")
 
 
 def choose_dtype(name: str, device: torch.device, parameters: int) -> tuple[torch.dtype, str]:
-    """The dtype that ``name``, auto or torch's, stands for, and the reason in words.
-
-    ``auto`` looks at what the processor or card is and at the LM's number of ``parameters``. It
-    times nothing, so that a result does not depend on how busy the machine is.
+    """The dtype that ``name``, auto or torch's, stands for, and the reason in words. ``auto`` looks
+    at what the processor or card is and at the LM's ``parameters``, and times nothing: a result
+    does not depend on how busy the machine is.
     """
     if name != "auto":
         return getattr(torch, name), "as asked"
@@ -76,7 +75,7 @@ class UnitLM:
 
     @cached_property
     def model(self) -> TransformerLanguageModel:
-        """A copy of the LM that may be trained, moved and rounded, in evaluation mode."""
+        """A copy that may be trained, moved and rounded, in evaluation mode."""
         model = copy.deepcopy(self.untouched)
         for name, module in model.named_modules():
             if name.endswith("dropout_module") and "activation" not in name:
@@ -99,9 +98,7 @@ class UnitLM:
 
 
 def load_dictionary(folder: Path) -> Dictionary:
-    """Read ``dict.txt``. Raises ``UserError`` when it is missing or malformed, or holds a symbol
-    twice: an index then has two meanings.
-    """
+    """Read ``dict.txt``. Raises ``UserError`` when it is missing, malformed or ambiguous."""
     path = folder / DICT
     if not path.is_file():
         raise UserError(f"{path}: not found; {HOW_TO_GET}")
@@ -111,10 +108,8 @@ def load_dictionary(folder: Path) -> Dictionary:
             dictionary.add_from_file(handle)
     except Exception as error:  # fairseq raises a bare one for text that is not UTF-8
         raise UserError(f"{path}: not a fairseq dict ({_reason(error)})") from None
-    symbols = dictionary.symbols
-    if len(dictionary.indices) != len(symbols):  # by its flag #fairseq:overwrite
-        twice = next(symbol for symbol in symbols if symbols.count(symbol) > 1)
-        raise UserError(f"{path}: not a unit LM's dict (the symbol {ascii(twice)[:80]} twice)")
+    if len(dictionary.indices) != len(dictionary):  # by its flag #fairseq:overwrite
+        raise UserError(f"{path}: not a unit LM's dict (a symbol stands there twice)")
     if min(dictionary.count) < 0:
         raise UserError(f"{path}: not a fairseq dict (a count below zero)")
     return dictionary
@@ -122,24 +117,22 @@ def load_dictionary(folder: Path) -> Dictionary:
 
 def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
     """Load ``folder``'s checkpoint_best.pt and dict.txt into the stock model. A process reads and
-    hashes the files once, until they change.
+    hashes the files once, until they change. ``dropout``: the LM's, 0 while it is frozen.
 
-    ``dropout`` sets the LM's dropouts, 0 while it is frozen. Raises ``UserError`` for a missing
-    file, a dict of another size, another architecture, and missing, unexpected or misshapen
-    weights.
+    Raises ``UserError`` for a missing file, a dict of another size, another architecture, and
+    missing, unexpected or misshapen weights.
     """
-    stamps = []
+    versions = []
     for path in (folder / DICT, folder / CHECKPOINT):
         if not path.is_file():
             raise UserError(f"{path}: not found; {HOW_TO_GET}")
         status = path.stat()
-        stamps.append((status.st_ino, status.st_ctime_ns, status.st_size))
-    return UnitLM(*_read(folder, tuple(stamps)), dropout)
+        versions += [status.st_ino, status.st_ctime_ns, status.st_size]
+    return UnitLM(*_read(folder, *versions), dropout)
 
 
 @lru_cache(maxsize=1)
-def _read(folder: Path, stamps: tuple) -> tuple[TransformerLanguageModel, Dictionary, str]:
-    """``stamps`` says which versions of the files ``folder`` holds."""
+def _read(folder: Path, *_versions: int) -> tuple[TransformerLanguageModel, Dictionary, str]:
     dictionary = load_dictionary(folder)
     path = folder / CHECKPOINT
     state = load_torch(path, mapped=True)
@@ -176,9 +169,7 @@ def are_weights(state: Any) -> bool:
 
 
 def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
-    """The model's settings, from a checkpoint's ``args`` or, since fairseq 0.10, ``cfg``; their
-    sizes must be those of the weights.
-    """
+    """The settings in ``args`` or, since fairseq 0.10, ``cfg``, of the weights' sizes."""
     try:
         stored = state.get("args") or (state.get("cfg") or {})["model"]
         values = vars(stored) if isinstance(stored, argparse.Namespace) else dict(stored)
@@ -187,8 +178,8 @@ def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
 
     def check(name: str, value: Any, expected: Any) -> None:
         if type(value) not in (bool, int, float, str, type(None)) or value != expected:
-            shown = ascii(value)[:80]
-            raise UserError(f"{path}: {name}={shown} is not supported; expected {expected}")
+            what = f"{path}: {name}={ascii(value)[:80]}"
+            raise UserError(f"{what} is not supported; expected {expected}")
 
     arch = str(values.get("arch") or values.get("_name") or "transformer_lm")
     if not arch.startswith("transformer_lm"):
@@ -267,9 +258,7 @@ def dict_fingerprint(dictionary: Dictionary) -> str:
 
 
 def unit_embeddings(folder: Path, units: list[str]) -> np.ndarray:
-    """The LM's embeddings of ``units``: (U, D), in their order. Raises ``UserError`` for a unit
-    that its dict lacks.
-    """
+    """The LM's embeddings of ``units``: (U, D). Raises ``UserError`` for one that it lacks."""
     lm = load_unit_lm(folder)
     indices = [lm.dictionary.index(unit) for unit in units]
     if lm.dictionary.unk() in indices:

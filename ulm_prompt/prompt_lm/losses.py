@@ -47,8 +47,8 @@ class LabelCrossEntropy(_Criterion):
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Returns the summed loss, the number it is to be divided by, and what to log. Counts come
-        from the collater: nothing here waits for the device.
+        """The summed loss, the number it is to be divided by, and what to log. Counts come from the
+        collater: nothing here waits for the device.
         """
         logits = model(**sample["net_input"])  # (B, Q, V)
         target, is_label = sample["target"], sample["is_label"]  # (B, Q)
@@ -59,16 +59,15 @@ class LabelCrossEntropy(_Criterion):
         if self.loss_on == "published":
             loss, size = losses.sum(), sample["ntokens"]
         wrong = (logits.detach().argmax(-1) != target) & is_answer
+        counts = {name: sample[name] for name in ("ntokens", "nsentences")}
         logged = {
             "loss": loss.detach(),
             "label_loss": (losses * is_label).sum().detach(),
             "labels": sample["nanswers"] - sample["nsentences"],  # all but </s>
             "correct": sample["nsentences"] - wrong.any(1).sum(),
-            "nsentences": sample["nsentences"],
-            "ntokens": sample["ntokens"],
             "sample_size": size,
         }
-        return loss, size, logged
+        return loss, size, logged | counts
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -87,11 +87,9 @@ class PromptLanguageModel(BaseFairseqModel):
         return self
 
     def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:
-        """Logits where the loss looks.
-
-        ``tokens``: (B, T), rows ``</s> units <s> labels`` padded on the right. ``read_at``: (B, Q),
-        the positions whose next symbol is asked for. Returns (B, Q, V). The last layer computes
-        those positions alone.
+        """Logits where the loss looks, (B, Q, V): of the symbols after the positions ``read_at``,
+        (B, Q), of ``tokens``, (B, T), rows ``</s> units <s> labels`` padded on the right. The last
+        layer computes those positions alone.
         """
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
@@ -105,7 +103,7 @@ class PromptLanguageModel(BaseFairseqModel):
         for layer, prefix in zip(body, prefixes):
             x = self.block(layer, x, prefix, body_mask)
         x = self.block(last, x, prefixes[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
-        logits = scale_gradient(self.logits(x).float(), self.gradient_scale)
+        logits = scale_gradient(self.logits(x), self.gradient_scale)
         return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
 
     def answers(self, logits: Tensor, numbers: Tensor) -> Tensor:
@@ -165,8 +163,8 @@ class PromptLanguageModel(BaseFairseqModel):
         return ones.bool().tril(diagonal=prefix)
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T). Tokens before ``<s>``
-        do not see an infix: (B, T, P + T).
+        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T); with an infix, which
+        tokens before ``<s>`` do not see, (B, T, P + T).
         """
         mask = self.causal_mask(tokens.shape[1])
         if self.prompt is None or not self.prompt.infix:
@@ -179,10 +177,9 @@ class PromptLanguageModel(BaseFairseqModel):
         self, layer: TransformerDecoderLayer, x: Tensor, past: Any, mask: Any,
         read_at: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """One stock pre-norm layer: (B, T, D). ``past`` joins the keys and values before those of
-        ``x`` to them: ``KeysValues``, the cache's ``Buffer``, or None.
-
-        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone.
+        """One stock pre-norm layer: (B, T, D), or, at the positions ``read_at`` alone, (B, Q, D).
+        ``past`` joins the keys and values before those of ``x`` to them: ``KeysValues``, the
+        cache's ``Buffer``, or None.
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)
@@ -197,9 +194,9 @@ class PromptLanguageModel(BaseFairseqModel):
         return feed_forward(layer, x + layer.dropout_module(attended))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The stock final layer norm and output projection: (..., V)."""
+        """The stock final layer norm and output projection: (..., V) float32."""
         decoder = self.lm.decoder
-        return decoder.output_layer(decoder.layer_norm(x))
+        return decoder.output_layer(decoder.layer_norm(x)).float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What trains alone: the prompt under its published names, or the fine-tuned LM."""
@@ -248,8 +245,8 @@ def mask_at(mask: Tensor, read_at: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
-    """The share of attention on each prompt position at the end of ``rows``, ``</s> units <s>``
-    each, where the answer is read: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
+    """The share of attention on each prompt position at the ``<s>`` of ``rows``, ``</s> units <s>``
+    each: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
     """
     layers = model.lm.decoder.layers
     shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)

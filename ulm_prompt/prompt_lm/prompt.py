@@ -72,10 +72,8 @@ class Prompt(nn.Module):
 
     @torch.no_grad()
     def load_published_state(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the tensors of a checkpoint with the published names; other entries (the LM's) are
-        ignored.
-
-        Raises ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
+        """Copy the tensors with the published names; other entries (the LM's) are ignored. Raises
+        ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
         """
         named = self._named()
         for name, tensor in state.items():
@@ -94,7 +92,6 @@ class Prompt(nn.Module):
     @classmethod
     def from_published_state(cls, state: dict[str, Tensor], layers: int, source: str) -> Prompt:
         """A prompt of the size that the checkpoint holds; beside a fine-tuned LM, ``<s>`` alone.
-
         Raises ``UserError``, as ``load_published_state`` does.
         """
         sizes = [_table_shape(state, name) for name in _INPUTS]
@@ -193,10 +190,7 @@ class LabelMap(nn.Module):
 
     def forward(self, logits: Tensor, numbers: Tensor) -> Tensor:
         """Logits of the symbols ``numbers``, (Q,), of ``<s> labels </s>``: (B, Q, V) -> (B, Q, V +
-        E).
-
-        ``<s>`` keeps the LM's own. Then only labels are possible, and after the last one only
-        ``</s>``, so that there is nothing to learn there.
+        E). ``<s>`` keeps the LM's own. Then only labels are possible, and after the last ``</s>``.
         """
         scores = logits @ self.weight.float().T  # (B, Q, labels)
         logits = F.pad(logits, (0, len(self.joint_means)), value=-torch.inf)
@@ -216,9 +210,7 @@ class LabelMap(nn.Module):
 
     @torch.no_grad()
     def load(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the weight from a checkpoint. Raises ``UserError`` naming ``source`` when it is
-        missing or has another shape.
-        """
+        """Copy the weight from ``source``. Raises ``UserError`` for a missing or misshapen one."""
         shapes = [tuple(w.shape) for w in (self.weight, state.get(MAP, torch.empty(0)))]
         if shapes[0] != shapes[1]:
             raise UserError(

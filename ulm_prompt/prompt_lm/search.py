@@ -28,9 +28,7 @@ BATCH_TOKENS = 65_536  # padded, of the rows that are read together
 
 
 class Answer(NamedTuple):
-    """The symbols before ``</s>``, the log-probability that the LM gave each, and a beam's score of
-    the whole.
-    """
+    """The symbols before ``</s>``, the log-probability of each, and a beam's score of the whole."""
 
     symbols: list[int]
     scores: list[float]
@@ -50,11 +48,9 @@ def likeliest(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
 
 
 def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.0) -> Choose:
-    """Draw from the distribution at ``temperature``, as fairseq's ``Sampling`` cuts it.
-
-    ``topp`` > 0: among the fewest symbols whose probability exceeds it; else ``topk`` > 0: among
-    the ``topk`` likeliest; else among all. A row's draws depend on the seed, its number and the
-    step, not on its batch.
+    """Draw from the distribution at ``temperature``, as fairseq's ``Sampling`` cuts it: among the
+    fewest symbols whose probability exceeds ``topp``, else the ``topk`` likeliest, else all. A
+    row's draws depend on the seed, its number and the step, not on its batch.
     """
 
     def choose(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
@@ -215,11 +211,10 @@ def decode(
     done: Container[int] = (),
 ) -> Iterator[list[Decoded]]:  # fmt: skip
     """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time; none to a row of more than
-    ``max_units``.
+    ``max_units``. Sampling draws the free answer; within the labels it is the best in any case.
 
     The batches depend on the rows and the options alone: one whose rows are all ``done`` is passed
-    over, and the others stay what they were. Sampling draws the free answer; within the labels it
-    is the best one in any case.
+    over, and the others stay what they were.
     """
     labels = labels.to(lm.device)
     sizes = np.array([len(row) for row in rows])

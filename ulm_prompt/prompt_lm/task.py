@@ -54,8 +54,6 @@ class UnitPromptConfig(FairseqDataclass):
 
 
 class _Task(FairseqTask):
-    """A task over one dictionary."""
-
     source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
     def __init__(self, cfg: FairseqDataclass, dictionary: Dictionary) -> None:
@@ -71,7 +69,6 @@ class UnitPromptTask(_Task):
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
-        """Raises ``UserError`` when the LM is incomplete."""
         unit_lm = load_unit_lm(Path(cfg.lm), cfg.lm_dropout)
         task = cls(cfg, with_joint_names(unit_lm.dictionary, cfg.label_units.split()))
         task.unit_lm = unit_lm
@@ -79,11 +76,11 @@ class UnitPromptTask(_Task):
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
-        model = super().build_model(cfg, from_checkpoint)
+        model, ours = super().build_model(cfg, from_checkpoint), self.cfg
         if model.prompt is not None:
             self.load_dataset("train")
-            rows, method = self.datasets["train"], str(self.cfg.init)
-            initialise(model, method, self.cfg.init_scale, rows, self.cfg.seed)
+            rows = self.datasets["train"]
+            initialise(model, str(ours.init), ours.init_scale, rows, ours.seed)
             model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # only now: projections in float32
         return model
 
@@ -95,7 +92,7 @@ class UnitPromptTask(_Task):
             return
         cfg, dictionary = self.cfg, self.dictionary
         dataset = RowDataset(Path(cfg.data) / split, dictionary, shuffle=split == "train")
-        if facts := _longer(dataset.sizes, cfg.max_tokens, f"max_tokens={cfg.max_tokens or 0:,}"):
+        if facts := _longer(dataset.sizes, cfg.max_tokens, "max_tokens="):
             if not cfg.skip_long or dataset.sizes.min() > cfg.max_tokens:
                 raise UserError(
                     f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
@@ -104,7 +101,7 @@ class UnitPromptTask(_Task):
             dataset.serve(np.flatnonzero(dataset.sizes <= cfg.max_tokens))
             logger.info(f"too long: {split}: {facts}; left out")
         positions = self.unit_lm.untouched.max_positions()
-        if facts := _longer(dataset.sizes, positions, f"the LM's tokens_per_sample={positions:,}"):
+        if facts := _longer(dataset.sizes, positions, "the LM's tokens_per_sample="):
             logger.info(
                 f"too long: {split}: {facts}; they are used, but the LM has learned no such "
                 "positions: cut those utterances, or train an LM with a larger tokens_per_sample"
@@ -121,9 +118,7 @@ class UnitPromptTask(_Task):
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
     ) -> Any:
-        """All ranks go through the same batches, and each takes its share of the rows of each: a
-        batch is what the recipe says, on however many ranks.
-        """
+        """A batch is what the recipe says: each rank takes its share of the rows of every one."""
         dataset.rank, dataset.world = shard_id, num_shards
         return super().get_batch_iterator(dataset, *args, **others)
 
@@ -141,7 +136,7 @@ def _longer(sizes: np.ndarray, most: int | None, limit: str) -> str:
     if not most or not (count := int((sizes > most).sum())):
         return ""
     return (
-        f"{count:,} of {len(sizes):,} rows are longer than {limit} "
+        f"{count:,} of {len(sizes):,} rows are longer than {limit}{most:,} "
         f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
     )
 
@@ -153,10 +148,9 @@ def initialise(
     """Set the prompt's vectors in place.
 
     ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at
-    random positions of random training rows, so that the prompt speaks the layer's language, and
-    the LM's ``<s>``. ``quiet``: the same behind the projections (``projected`` prompts only), with
-    keys that draw little attention and values near the mean, so that training starts from a nearly
-    undisturbed LM. Raises ``UserError`` for ``quiet`` before the projections.
+    random positions of random training rows, and the LM's ``<s>``. ``quiet``: the same behind the
+    projections (``projected`` prompts only, else ``UserError``), with keys that draw little
+    attention and values near the mean, so that training starts from a nearly undisturbed LM.
     """
     prompt, decoder = model.prompt, model.lm.decoder
     if method == "quiet" and not prompt.projected:
@@ -222,7 +216,7 @@ class UnitLMConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
     tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
     sample_break_mode: BREAK_MODES = field(
-        default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
+        default="none", metadata={"help": "eos: of an utterance"}
     )
     max_target_positions: int = II("task.tokens_per_sample")
     begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
