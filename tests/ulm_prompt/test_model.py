@@ -80,14 +80,16 @@ def _inserted(
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows ``</s> units <s> labels`` of different lengths, and the positions from ``<s>`` on."""
+    """Rows ``</s> units <s> labels`` of different lengths, and positions of units, which do not see
+    an infix, and from ``<s>`` on.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.full((4, 17), 1)
-    read_at = torch.empty(4, 2, dtype=torch.long)
+    read_at = torch.empty(4, 4, dtype=torch.long)
     for row, length in enumerate((17, 9, 12, 6)):
         tokens[row, :length] = torch.randint(4, 104, (length,), generator=generator)
         tokens[row, 0], tokens[row, length - 2] = 2, 0
-        read_at[row] = torch.tensor([length - 2, length - 1])
+        read_at[row] = torch.tensor([2, 3, length - 2, length - 1])
     return tokens, read_at
 
 
@@ -125,16 +127,6 @@ def test_gradients_equal_the_published_arrangement(model: PromptLanguageModel) -
         torch.testing.assert_close(part.grad, expected, rtol=1e-4, atol=1e-4)
     assert prompt.inputs.grad is None
     assert all(parameter.grad is None for parameter in model.lm.parameters())
-
-
-def test_units_do_not_see_an_infix() -> None:
-    model = tiny.prompted(infix=True)
-    tokens, _ = a_batch()
-    before = torch.tensor([[2, 3]] * 4)
-    with torch.no_grad():
-        logits = model(tokens, before)
-        model.prompt.keys.normal_(), model.prompt.values.normal_()
-        assert torch.equal(model(tokens, before), logits)
 
 
 def test_positions_beyond_the_stock_table() -> None:
