@@ -22,14 +22,9 @@ from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace, print_next
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
+from ulm_prompt.training import recipe as recipes
 from ulm_prompt.training import ulm_run
-from ulm_prompt.training.recipe import (
-    DTYPES,
-    UnitLMRecipe,
-    dtype_to_train_in,
-    load_recipe,
-    refuse,
-)
+from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe
 
 
 def parse() -> argparse.Namespace:
@@ -52,12 +47,12 @@ def parse() -> argparse.Namespace:
 def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecipe:
     """Check the settings; write nothing."""
     asked = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = load_recipe(args.config, [*args.set, *asked], UnitLMRecipe)
+    recipe = recipes.load_recipe(args.config, [*args.set, *asked], UnitLMRecipe)
     folder, known = workspace.lm(args.unit_model), find_unit_model(args.unit_model, workspace)
     is_elsewhere = known.lm_folder != folder and not known.lm.ships
     begins_there = args.begin_from and args.begin_from.resolve() == folder.resolve()
     is_foreign = not ((folder / ulm_run.OURS).exists() or has_no_lm(folder))
-    refuse(
+    recipes.refuse(
         {
             f"{args.unit_model}: its LM is {known.lm_folder}, which the other stages read; remove "
             "its lm: in my_unit_models.yaml, or take another --unit_model": is_elsewhere,
@@ -70,7 +65,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
         recipe.dtype = ulm_run.begun_in(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
-    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
+    recipe.dtype = recipes.dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
     return recipe
 
 
@@ -91,9 +86,7 @@ def prepare(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
         {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
-        recipe.topics,
-        recipe.max_valid_utterances,
-        recipe.seed,
+        *(recipe.topics, recipe.max_valid_utterances, recipe.seed),
     )
     ulm_run.check_same_run(save_dir, recipe, texts, begun)
     dictionary, folder = save_dir / "dict.txt", workspace.lm(args.unit_model)

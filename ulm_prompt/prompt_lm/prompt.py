@@ -80,13 +80,10 @@ class Prompt(nn.Module):
             if "_embed_prompts." in name and name not in named and tensor.numel():
                 raise UserError(f"{source}: {name} does not belong to this prompt and LM")
         for name, part in named.items():
-            if name not in state:
-                raise UserError(f"{source}: {name} is missing; is this a prompt for another LM?")
-            if state[name].shape != part.shape:
-                raise UserError(
-                    f"{source}: {name} is {tuple(state[name].shape)}, the LM needs "
-                    f"{tuple(part.shape)}; this prompt belongs to another LM"
-                )
+            found = tuple(state[name].shape) if name in state else "missing"
+            if found != (needed := tuple(part.shape)):
+                problem = f"{name} is {found}, the LM needs {needed}"
+                raise UserError(f"{source}: {problem}; this prompt belongs to another LM")
             part.copy_(state[name])
 
     @classmethod
@@ -127,11 +124,10 @@ def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in names}
 
 
-# Training the prompt behind the LM's key and value projections. A layer's prompt keys are
-# K = W_k p + b_k. W_k is square, so K determines p: Adam can as well walk in K, where a step moves
-# every attention logit alike, and p is solved for when the prompt is saved. The trained numbers are
-# as many and the saved prompt is an ordinary one. In the space of p, small singular values of W_k
-# make the same walk many times longer.
+# Training behind the LM's key and value projections. A layer's prompt keys are K = W_k p + b_k. W_k
+# is square, so K determines p: Adam can as well walk in K, where a step moves every attention logit
+# alike, and p is solved for when the prompt is saved. In the space of p, small singular values of
+# W_k make the same walk many times longer.
 
 
 @torch.no_grad()
@@ -211,10 +207,8 @@ class LabelMap(nn.Module):
     @torch.no_grad()
     def load(self, state: dict[str, Tensor], source: str) -> None:
         """Copy the weight from ``source``. Raises ``UserError`` for a missing or misshapen one."""
-        shapes = [tuple(w.shape) for w in (self.weight, state.get(MAP, torch.empty(0)))]
-        if shapes[0] != shapes[1]:
-            raise UserError(
-                f"{source}: expected {MAP} of shape {shapes[0]}, found {shapes[1]}; it belongs to "
-                "another task or LM"
-            )
+        found = tuple(state[MAP].shape) if MAP in state else "missing"
+        if found != (needed := tuple(self.weight.shape)):
+            problem = f"{MAP} is {found}, here it is {needed}"
+            raise UserError(f"{source}: {problem}; it belongs to another task or LM")
         self.weight.copy_(state[MAP])

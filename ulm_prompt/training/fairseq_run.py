@@ -1,22 +1,18 @@
 """fairseq's own training loop, called in this process, with output that a person can read; and
 every change to fairseq's own functions while it trains here, with the reason.
 
-- ``checkpoint_utils.torch_persistent_save`` writes a checkpoint in place, and tries a failed write
-  again behind what the first attempt left. Here it writes beside it and renames.
-- ``checkpoint_utils.PathManager.copy`` copies one checkpoint over another in place. The same.
-- ``progress_bar.SummaryWriter`` writes TensorBoard's curves in a thread of its own. On a full disk
-  the thread dies and training waits for ever. Here the caller writes, and an error ends training.
+- ``checkpoint_utils.torch_persistent_save`` and ``PathManager.copy`` write a checkpoint in place.
+  Here they write beside it and rename.
+- ``progress_bar.SummaryWriter`` writes curves in a thread of its own. On a full disk the thread
+  dies and training waits for ever. Here the caller writes, and an error ends training.
 - ``progress_bar._tensorboard_writers`` stay open: the next run's curves would go into this run's.
-- ``Trainer._log_oom`` notes that memory was full, and training continues without that batch.
-  Here it ends training.
-- ``torch.load`` in ``checkpoint_utils`` reads whatever the environment says. Here it reads tensors
-  and settings alone.
+- ``Trainer._log_oom`` lets training continue without the batch that did not fit. Here it ends.
+- ``torch.load`` reads whatever the environment says. Here it reads tensors and settings alone.
 - ``np.compat.long`` is gone from numpy 2; two of fairseq's datasets still ask for it.
 - ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
 
-Two more are by subclass, in prompt_lm/task.py: ``PromptAdam``, and the counters of early stopping
-that a resumed run would forget. pipeline/torch_files.py lists fairseq's classes that ``torch.load``
-accepts, and imports fairseq without the packages that only other tasks' scores need.
+More are in prompt_lm/task.py (the optimizer, the counters of early stopping) and in
+pipeline/torch_files.py (what ``torch.load`` accepts, and a faster import of fairseq).
 """
 
 from __future__ import annotations
@@ -70,11 +66,9 @@ _WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_O
 def train(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> None:
-    """Train by the recipe's ``knobs`` and by ``settings``; resume when ``save_dir`` holds a last
-    checkpoint.
-
-    The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
-    is one. Every rank calls this, within ``pipeline.ranks.process_group``; the main one writes.
+    """Train by the recipe's ``knobs`` and by ``settings``, on the GPU if there is one; resume when
+    ``save_dir`` holds a last checkpoint. The log and curves go to ``log_dir``. Every rank calls
+    this, within ``pipeline.ranks.process_group``; the main one writes.
     """
     if here.main:
         if not (save_dir / LAST).exists():
@@ -97,9 +91,7 @@ def train(
 def fairseq_config(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> DictConfig:
-    """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
-    of that group.
-    """
+    """Each group takes the knobs that it has a field for, then the ``settings`` of that group."""
     gpu = choose_device()[0].type == "cuda"
     # for this rank; fairseq would guess: one rank for each GPU, none without a GPU
     distributed: dict[str, Any] = {"distributed_world_size": here.world}
@@ -175,9 +167,7 @@ class LogFile(logging.FileHandler):
 
 
 def _show_the_essential(log: Path | None) -> None:
-    """Log everything to ``log``. The console gets no settings, modules or third-party warnings; a
-    rank without a log prints nothing.
-    """
+    """Log everything to ``log``, the essential to the console; a rank without a log is silent."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if log is not None:
         console = logging.StreamHandler(sys.stdout)

@@ -12,45 +12,31 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, ended, read_record
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import (
-    JOIN,
-    check_data_bin,
-    lm_hashes,
-    load_verbal,
-    verbal_path,
-)
+from ulm_prompt.prompt_data.verbal import JOIN, check_data_bin, lm_hashes, load_verbal, verbal_path
 from ulm_prompt.scoring.scores import named_labels
-from ulm_prompt.training.recipe import (
-    Recipe,
-    Settings,
-    dtype_to_train_in,
-    load_recipe,
-    refuse,
-    schedule_and_dtype,
-)
+from ulm_prompt.training import recipe as recipes
+from ulm_prompt.training.recipe import Recipe, Settings
 
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
+LENGTHS = ("prefix_prompt_length", "infix_prompt_length")
 NEVER = 10**9  # epochs
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
-    """The recipe's name, and its knobs with the changes of the task and the command line.
-
-    Raises ``UserError`` for flags and knobs that contradict each other.
+    """The recipe's name, and its knobs with the changes of the task and the command line. Raises
+    ``UserError`` for flags and knobs that contradict each other.
     """
     tuned, prefix, infix = args.fine_tune, args.prefix_prompt_length, args.infix_prompt_length
     name = args.recipe or ("fine_tune" if tuned else pair.config.recipe)
     of_task = [f"{key}={value}" for key, value in pair.config.train.items()]
     dtype = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = load_recipe(name, [*of_task, *args.set, *dtype])
+    recipe = recipes.load_recipe(name, [*of_task, *args.set, *dtype])
     changed = [override.split("=", 1)[0] for override in args.set]
-    of_prompts = [f"--set {knob}" for knob in changed if knob in OF_PROMPTS]
-    of_prompts += ["--prefix_prompt_length"] * bool(prefix) + ["--infix_prompt_length"] * bool(
-        infix
-    )
+    of_prompts = [f"--{name}" for name in LENGTHS if getattr(args, name)]
+    of_prompts += [f"--set {knob}" for knob in changed if knob in OF_PROMPTS]
     learnable, text = recipe.verbalizer == "learnable", pair.config.is_sequence
     frozen = f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen"
-    refuse(
+    recipes.refuse(
         {
             f"--recipe {name}: only --fine_tune has fine_tune": tuned != (name == "fine_tune"),
             f"{', '.join(of_prompts)}: says how a prompt is trained": tuned and of_prompts,
@@ -66,9 +52,8 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
 
 
 def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
-    """The card of the run that these flags ask for, without its LM.
-
-    Raises ``UserError`` for flags, text or binaries that cannot be trained on.
+    """The card of the run that these flags ask for, without its LM. Raises ``UserError`` for flags,
+    text or binaries that cannot be trained on.
     """
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
@@ -121,7 +106,7 @@ def prepare(
     from ulm_prompt.prompt_lm.lm import load_unit_lm
 
     unit_lm = load_unit_lm(lm)
-    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
+    dtype = recipes.dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
         **unit_lm.identity,
@@ -135,13 +120,11 @@ def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
     """What fairseq is told of a prompt's run beside the knobs that it knows by name."""
     knobs = Recipe(**card.training)
     settings = {
-        **schedule_and_dtype(knobs, card.fine_tune),
+        **recipes.schedule_and_dtype(knobs, card.fine_tune),
         "task": {"_name": "unit_prompt", "data": str(data_bin), "lm": str(lm)},
         "model": {
             "_name": "prompt_lm",
-            "prefix_prompt_length": card.prefix_prompt_length,
-            "infix_prompt_length": card.infix_prompt_length,
-            "fine_tune": card.fine_tune,
+            **{name: getattr(card, name) for name in (*LENGTHS, "fine_tune")},
             "projected": knobs.space == "projected",
             "lm_dtype": "float32" if card.fine_tune else knobs.dtype,
         },

@@ -17,8 +17,8 @@ NEW_RUN = "ulm_prompt/train_ulm.py with a new --date"
 
 
 def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | None) -> Settings:
-    """What fairseq is told of a unit LM's run beside the knobs that it knows by name: the stock
-    model, with random weights or those of the LM in ``begin_from``.
+    """What fairseq is told beside the knobs that it knows by name: the stock model, with random
+    weights or those of the LM in ``begin_from``.
     """
     width = recipe.decoder_embed_dim
     return {
@@ -94,8 +94,8 @@ def check_same_run(
 
 
 def is_of_another_run(folder: Path, save_dir: Path) -> bool:
-    """Whether ``folder`` holds an LM that train_ulm.py made from another checkpoint than the best
-    one in ``save_dir``. By earlier versions' records that cannot be told: then it is another.
+    """Whether ``folder`` holds an LM of train_ulm.py that was not made from the best checkpoint in
+    ``save_dir``, or by an earlier version, whose record does not say from which.
     """
     path, best = folder / OURS, save_dir / BEST
     recorded = read_json(path, NEW_RUN).get("checkpoint") if path.exists() else None
@@ -103,8 +103,8 @@ def is_of_another_run(folder: Path, save_dir: Path) -> bool:
 
 
 def publish(save_dir: Path, folder: Path) -> float:
-    """Write the best LM of ``save_dir`` into ``folder`` in the released layout, without the
-    optimizer's state, and by which checkpoint it was made. Returns its valid loss in bits.
+    """Write the best LM of ``save_dir`` into ``folder`` in the released layout, and by which
+    checkpoint it was made. Returns its valid loss in bits.
     """
     from pipeline.torch_files import load_torch, save_torch
 
