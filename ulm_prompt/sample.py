@@ -79,9 +79,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     from ulm_prompt.prompt_lm import checkpoint
     from ulm_prompt.prompt_lm.cache import CachedLM
-    from ulm_prompt.prompt_lm.decoding import Options, decode
     from ulm_prompt.prompt_lm.labels import LabelSets
-    from ulm_prompt.prompt_lm.precision import choose_dtype
+    from ulm_prompt.prompt_lm.lm import choose_dtype
+    from ulm_prompt.prompt_lm.search import Options, decode
 
     part = target.with_name(target.name + ".part")
     device, why = choose_device(args.device)

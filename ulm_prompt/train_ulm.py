@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.config import save_config
 from pipeline.devices import on_main, process_group, ranks, speak_on_main_alone
-from pipeline.errors import UserError, run
+from pipeline.errors import run
 from pipeline.files import holding, writing
 from pipeline.runs import add_quiet
 from pipeline.unit_models import find_unit_model
@@ -22,8 +22,9 @@ from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace, print_next
 from ulm_prompt.prompt_data.ulm_text import task_units, write_dict, write_ulm_text
 from ulm_prompt.prompt_data.verbal import binarize
+from ulm_prompt.training import recipe as recipes
 from ulm_prompt.training import ulm_run
-from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe, load_unit_lm_recipe
+from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe
 
 
 def parse() -> argparse.Namespace:
@@ -45,30 +46,26 @@ def parse() -> argparse.Namespace:
 
 def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecipe:
     """Check the settings; write nothing."""
-    from ulm_prompt.prompt_lm.precision import dtype_to_train_in
-
     asked = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = load_unit_lm_recipe(args.config, [*args.set, *asked])
-    folder = workspace.lm(args.unit_model)
-    known = find_unit_model(args.unit_model, workspace)
-    read_from = known.lm_folder
-    if read_from != folder and not known.lm.ships:
-        raise UserError(
-            f"{args.unit_model}: its LM is {read_from}, which the other stages read; remove its "
-            "lm: in my_unit_models.yaml, or take another --unit_model"
-        )
-    if not ((folder / ulm_run.OURS).exists() or has_no_lm(folder)):
-        raise UserError(f"{folder}: holds an LM that was not trained here; move it away first")
-    if args.begin_from and args.begin_from.resolve() == folder.resolve():
-        raise UserError(
-            f"--begin_from {folder}: the new LM will be written there; move it away first"
-        )
+    recipe = recipes.load_recipe(args.config, [*args.set, *asked], UnitLMRecipe)
+    folder, known = workspace.lm(args.unit_model), find_unit_model(args.unit_model, workspace)
+    is_elsewhere = known.lm_folder != folder and not known.lm.ships
+    begins_there = args.begin_from and args.begin_from.resolve() == folder.resolve()
+    is_foreign = not ((folder / ulm_run.OURS).exists() or has_no_lm(folder))
+    recipes.refuse(
+        {
+            f"{args.unit_model}: its LM is {known.lm_folder}, which the other stages read; remove "
+            "its lm: in my_unit_models.yaml, or take another --unit_model": is_elsewhere,
+            f"{folder}: holds an LM that was not trained here; move it away first": is_foreign,
+            f"--begin_from {folder}: the new LM goes there; move it away first": begins_there,
+        }
+    )
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
         recipe.dtype = ulm_run.begun_in(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
-    recipe.dtype = dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
+    recipe.dtype = recipes.dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
     return recipe
 
 
@@ -89,17 +86,14 @@ def prepare(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
         {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
-        recipe.topics,
-        recipe.max_valid_utterances,
-        recipe.seed,
+        *(recipe.topics, recipe.max_valid_utterances, recipe.seed),
     )
-    dictionary = save_dir / "dict.txt"
     ulm_run.check_same_run(save_dir, recipe, texts, begun)
-    given, folder = begin_from, workspace.lm(args.unit_model)
-    if begin_from is None and has_no_lm(folder) and (folder / "dict.txt").is_file():
-        given = folder  # stages 2 and 3 were run with it
-        print(f"{folder / 'dict.txt'}: the LM takes its symbols from there")
-    if given:
+    dictionary, folder = save_dir / "dict.txt", workspace.lm(args.unit_model)
+    given = begin_from or folder
+    if begin_from or has_no_lm(folder) and (folder / "dict.txt").is_file():
+        if not begin_from:  # stages 2 and 3 were run with it
+            print(f"{given / 'dict.txt'}: the LM takes its symbols from there")
         with writing(dictionary, "wb") as handle:
             handle.write((given / "dict.txt").read_bytes())
     elif not (save_dir / ulm_run.LAST).exists():  # a run keeps the symbols that it began with
@@ -133,8 +127,7 @@ def main() -> None:
 
         logs = workspace.logs("ulm", args.unit_model, args.date)
         train(vars(recipe), settings, save_dir, logs, here)
-        best = save_dir / "checkpoint_best.pt"
-        loss = on_main(here, lambda: ulm_run.publish(best, save_dir / "dict.txt", folder))
+        loss = on_main(here, lambda: ulm_run.publish(save_dir, folder))
     print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
     has_text = (workspace.datasets(args.unit_model) / "verbal.json").exists()
     print_next(args, f"ulm_prompt/{'fairseq_preprocess' if has_text else 'make_data'}.py")

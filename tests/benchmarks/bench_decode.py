@@ -1,6 +1,6 @@
 """Decoding against the published way of it, side by side on the same weights and utterances.
 
-python -m tests.benchmarks.bench_decode [--units DIR] [--every N] [--large N]
+python -m tests.benchmarks.bench_decode [--every N] [--large N]
 """
 
 from __future__ import annotations
@@ -15,27 +15,17 @@ from pathlib import Path
 import torch
 
 from pipeline.rows import Row
+from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
-from tests.benchmarks.measure import (
-    DEVICE,
-    UNITS,
-    Result,
-    a_model,
-    machine,
-    matrix_rate,
-    product_shapes,
-    report,
-    rows_of,
-    timed,
-    where_time_goes,
-)
+from tests.benchmarks import measure
+from tests.benchmarks.measure import DEVICE, Result, report, rows_of, timed
 from tests.benchmarks.published_decoding import decode_as_published
 from tests.conftest import DATA, stage
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
-from ulm_prompt.prompt_lm.precision import choose_dtype
+from ulm_prompt.prompt_lm.lm import choose_dtype
+from ulm_prompt.prompt_lm.search import Options, decode
 from ulm_prompt.using.predictor import Predictor
 
 DOWNSTREAMS = {"KS": "speech_commands", "IC": "fluent_commands"}
@@ -57,7 +47,7 @@ def compare(
     both. Random weights end no answer: both are cut where a trained prompt's ends, the labels and
     one look for ``</s>``. Ours gives the answer within the label set too.
     """
-    theirs, mine = (a_model(shape, 6).eval() for _ in range(2))
+    theirs, mine = (measure.a_model(shape, 6).eval() for _ in range(2))
     mine.prompt.load_state_dict(theirs.prompt.state_dict())
     dictionary = tiny.dictionary()
 
@@ -90,14 +80,12 @@ def compare(
     parameters = sum(parameter.numel() for parameter in mine.lm.parameters())
     tokens = sum(len(row) + count for part in rows for row in part)
     published_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
-    shapes = product_shapes(sum(map(len, rows[0])), mine.lm.decoder.embed_dim)
+    shapes = measure.product_shapes(sum(map(len, rows[0])), mine.lm.decoder.embed_dim)
     achieved = 2 * parameters * tokens / spent[1] / 1e9
     note = f"random weights: {same} of {total} answers equal"
     what = f"decode {name}, {total} utterances, {str(dtype).removeprefix('torch.')}"
-    rate = matrix_rate(dtype, *shapes)
+    rate = measure.matrix_rate(dtype, *shapes)
     report(Result(what, published_ms, ours_ms, "ms an utterance", achieved, rate, note))
-    if shape == "3.2M":
-        where_time_goes(lambda: [cached(part) for part in rows])
     return published_ms, ours_ms
 
 
@@ -125,24 +113,16 @@ def start_up() -> None:
         for name in ("make_data", "gen_labelspace", "verbalizer"):
             stage(f"ulm_prompt/{name}.py", "--workspace", root)
         model = tiny.prompted()
-        target = workspace.checkpoints("KS", "tiny100", "d")
-        target.mkdir(parents=True)
-        torch.save(
-            {"model": {**model.lm.state_dict(), **model.prompt.published_state()}},
-            target / "checkpoint_best.pt",
-        )
+        target = workspace.checkpoints("KS", "tiny100", "d") / "checkpoint_best.pt"
+        save_torch({"model": {**model.lm.state_dict(), **model.state_dict()}}, target)
         flags = ("--workspace", root, "--model_date", "d", "--sample_date")
-        python = [sys.executable, "-c"]
-
-        def sample(turn: int) -> Callable[[], str]:
-            return lambda: stage("ulm_prompt/sample.py", *flags, str(turn))  # a new output
-
-        times = {"import torch": [], "import fairseq": [], "sample.py": []}
-        for turn in range(3):
-            for name in ("import torch", "import fairseq"):
-                times[name].append(timed(lambda name=name: subprocess.run([*python, name]))[0])
-            times["sample.py"].append(timed(sample(turn))[0])
-    torch_alone, all_of_fairseq, ours = (1e3 * min(seconds) for seconds in times.values())
+        works: tuple[Callable[[int], object], ...] = (
+            lambda _: subprocess.run([sys.executable, "-c", "import torch"]),
+            lambda _: subprocess.run([sys.executable, "-c", "import fairseq"]),
+            lambda turn: stage("ulm_prompt/sample.py", *flags, turn),  # a new output each
+        )
+        times = [[timed(lambda: work(turn))[0] for work in works] for turn in range(3)]  # noqa: B023
+    torch_alone, all_of_fairseq, ours = (1e3 * min(seconds) for seconds in zip(*times))
     beyond = "start-up of sample.py on a tiny LM, 29 utterances, beyond import torch"
     note = f"import torch {torch_alone:.0f} ms; beside it all of fairseq's import"
     report(Result(beyond, all_of_fairseq - torch_alone, ours - torch_alone, "ms", note=note))
@@ -151,14 +131,13 @@ def start_up() -> None:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--units", type=Path, default=UNITS, help="published units")
     flag("--every", type=int, default=12, help="one of so many blocks of 64, 3.2M LM")
     flag("--large", type=int, default=16, help="utterances for the 151M LM; 0: none")
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype("auto", DEVICE, 151_263_232)
-    print(f"{machine()}; auto: {dtype}, {reason}")
+    print(f"{measure.machine()}; auto: {dtype}, {reason}")
     start_up()
-    both = {task: rows_of(args.units, name, "test") for task, name in DOWNSTREAMS.items()}
+    both = {task: rows_of(name, "test") for task, name in DOWNSTREAMS.items()}
     whole = [0.0, 0.0]
     for task, rows in both.items():
         parts = blocks(rows, BLOCK)

@@ -17,8 +17,8 @@ import torch
 from tests.benchmarks.measure import DEVICE, a_model, timed
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
+from ulm_prompt.prompt_lm.search import Options, decode
 
 USUAL = {"length": 100, "batch": 32, "prompt": 6}
 STEPS = {
@@ -34,8 +34,7 @@ def main(words: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, help="write the plot there")
     args = parser.parse_args(words)
-    usual = ", ".join(f"{name} {value}" for name, value in USUAL.items())
-    print(f"3.2M LM on {DEVICE}, {torch.get_num_threads()} threads; where not varied: {usual}")
+    print(f"3.2M LM on {DEVICE}, {torch.get_num_threads()} threads; where not varied: {USUAL}")
     found = {}
     for knob, values in STEPS.items():
         print(f"{TITLES[knob]:>20}{'decode, ms an utterance':>26}{'train, ms an utterance':>25}")
@@ -59,14 +58,14 @@ def measure(length: int, batch: int, prompt: int) -> tuple[float, float]:
     cached = CachedLM(model, symbols.pad(), symbols.eos())
     tokens = torch.cat([ends, units, seps, labels], dim=1).to(DEVICE)
     read_at = (length + 1 + torch.arange(LABELS + 1)).expand(batch, -1).to(DEVICE)
-    targets = torch.cat([labels, ends], dim=1).to(DEVICE)
+    targets = torch.cat([labels, ends], dim=1).flatten().to(DEVICE)
 
     def decoding() -> None:
         list(decode(cached, rows, sets, Options(max_labels=LABELS + 1, batch_size=batch)))
 
     def step() -> None:
         logits = model(tokens, read_at)
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
 
     model.eval()
     decode_ms = milliseconds(decoding) / batch
@@ -92,8 +91,7 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", sharey=True)
     for axis, (knob, times) in zip(axes, found.items(), strict=True):
-        for index, name in enumerate(("decode", "training step")):
-            axis.loglog(STEPS[knob], [pair[index] for pair in times], marker="o", label=name)
+        axis.loglog(STEPS[knob], times, marker="o", label=("decode", "training step"))
         axis.set(xlabel=TITLES[knob], xticks=STEPS[knob], xticklabels=map(str, STEPS[knob]))
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -101,7 +99,6 @@ def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
     axes[0].legend()
     figure.suptitle("3.2M unit LM; where not varied: 100 units, 32 utterances, prompt length 6")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A training step against the published way of it, side by side on the same weights and batches.
 
-python -m tests.benchmarks.bench_train [--units DIR] [--steps N] [--dtype DTYPE]
+python -m tests.benchmarks.bench_train [--steps N] [--dtype DTYPE]
 """
 
 from __future__ import annotations
@@ -17,35 +17,24 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.benchmarks.measure import (
-    DEVICE,
-    UNITS,
-    Result,
-    a_model,
-    machine,
-    matrix_rate,
-    product_shapes,
-    report,
-    rows_of,
-    timed,
-    where_time_goes,
-)  # fmt: skip
+from tests.benchmarks import measure
+from tests.benchmarks.measure import DEVICE, Result, a_model, report, rows_of, timed
 from tests.benchmarks.published_training import PAD, published_loss
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
+from ulm_prompt.prompt_lm.lm import choose_dtype
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.precision import choose_dtype
 
 Batch = list[dict]
 
 
-def batches(units: Path, count: int) -> list[Batch]:
+def batches(count: int) -> list[Batch]:
     """KS's first batches of an epoch, 32 utterances each, of average length."""
     symbols = tiny.dictionary()
     rows = []
-    for row in rows_of(units, "speech_commands", "train")[:5000]:
+    for row in rows_of("speech_commands", "train")[:5000]:
         units_and_labels = f"{row.units} <s> {row.labels} </s>".split()
         tokens = np.array([symbols.index(symbol) for symbol in units_and_labels])
         rows.append({"id": 0, "tokens": tokens, "separator": len(row.units.split())})
@@ -88,13 +77,13 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
     return step
 
 
-def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
+def compare(shape: str, steps: int, dtype: torch.dtype) -> None:
     """Report milliseconds a step both ways; the two take turns."""
     models = {name: a_model(shape, 3, dropout=0.1) for name in ("published", "ours")}
     models["ours"].lm.to(dtype)
     models["ours"].prompt.load_state_dict(models["published"].prompt.state_dict())
     step = {name: stepper(name, model) for name, model in models.items()}
-    data = batches(units, steps + 1)
+    data = batches(steps + 1)
     spent = {name: [] for name in step}
     for number, batch in enumerate(data):
         losses = {}
@@ -115,20 +104,19 @@ def compare(shape: str, units: Path, steps: int, dtype: torch.dtype) -> None:
             1e3 * ours,
             "ms",
             4 * parameters * tokens / ours / 1e9,
-            matrix_rate(dtype, *product_shapes(tokens, width)),
+            measure.matrix_rate(dtype, *measure.product_shapes(tokens, width)),
             f"losses {apart:.0e} apart",
         )
     )
-    where_time_goes(lambda: step["ours"](data[0]))
 
 
-def peak_memory(name: str, shape: str, units: Path, dtype: torch.dtype) -> None:
+def peak_memory(name: str, shape: str, dtype: torch.dtype) -> None:
     """Print what two steps need beyond the interpreter and the weights, and in all, in MB. In a
     process of its own.
     """
     model = a_model(shape, 3, dropout=0.1)
     model.lm.to(dtype)
-    step, data = stepper(name, model), batches(units, 2)
+    step, data = stepper(name, model), batches(2)
     if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated() / 2**20
         torch.cuda.reset_peak_memory_stats()
@@ -150,14 +138,13 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
 
 
-def compare_memory(shape: str, units: Path, dtype: str) -> None:
+def compare_memory(shape: str, dtype: str) -> None:
     """Report what a step needs both ways."""
     found = {}
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back
     for name, its_dtype in (("published", "float32"), ("ours", dtype)):
         module = "tests.benchmarks.bench_train"
-        command = [sys.executable, "-m", module, "--memory_of", name, shape]
-        command += ["--units", str(units), "--dtype", its_dtype]
+        command = [sys.executable, "-m", module, "--memory_of", name, shape, "--dtype", its_dtype]
         result = subprocess.run(
             command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
         )
@@ -176,20 +163,19 @@ def short(dtype: torch.dtype) -> str:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--units", type=Path, default=UNITS, help="published units")
     flag("--steps", type=int, default=5, help="steps of the 151M LM; ten times so many of the 3.2M")
     flag("--dtype", default="auto", help="of ours, beside float32: auto, bfloat16, float16")
     flag("--memory_of", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype(args.dtype, DEVICE, parameters=151_263_232)
     if args.memory_of:
-        peak_memory(*args.memory_of, args.units, dtype)
+        peak_memory(*args.memory_of, dtype)
         return
-    print(f"{machine()}; dtype {dtype}: {reason}")
+    print(f"{measure.machine()}; dtype {dtype}: {reason}")
     for shape, steps in (("3.2M", 10 * args.steps), ("151M", args.steps)):
         for of_lm in dict.fromkeys((torch.float32, dtype)):
-            compare(shape, args.units, steps, of_lm)
-            compare_memory(shape, args.units, short(of_lm))
+            compare(shape, steps, of_lm)
+            compare_memory(shape, short(of_lm))
 
 
 if __name__ == "__main__":

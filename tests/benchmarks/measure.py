@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from pipeline.rows import Row, read_rows
 from tests.conftest import DATA, REPOSITORY
@@ -19,7 +18,6 @@ from ulm_prompt.prompt_lm.prompt import Prompt
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = {"3.2M": (4, 256, 4), "151M": (12, 1024, 16)}  # layers, width, heads
-UNITS = DATA / "units" / "hubert100"  # published units
 T = TypeVar("T")
 
 
@@ -30,9 +28,9 @@ def a_model(shape: str, length: int, dropout: float = 0.0) -> PromptLanguageMode
     return PromptLanguageModel(tiny.lm(layers, width, heads), prompt).to(DEVICE)
 
 
-def rows_of(units: Path, downstream: str, split: str) -> list[Row]:
+def rows_of(downstream: str, split: str) -> list[Row]:
     """A published split, or the one in the repository where that is missing."""
-    path = units / downstream / split
+    path = DATA / "units" / "hubert100" / downstream / split
     if not path.is_file():
         path = REPOSITORY / "preprocess" / downstream / "data" / "example100" / split
     return list(read_rows(path))
@@ -45,22 +43,6 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
-
-
-def where_time_goes(work: Callable[[], object]) -> None:
-    """Print the operators that take most of the time."""
-    activities = [ProfilerActivity.CPU]
-    activities += [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
-    with profile(activities=activities) as events:
-        work()
-    name = "self_device_time_total" if DEVICE.type == "cuda" else "self_cpu_time_total"
-    entries = sorted(events.key_averages(), key=lambda entry: -getattr(entry, name))
-    total = sum(getattr(entry, name) for entry in entries)
-    shares = [
-        f"{entry.key.removeprefix('aten::')[:40]} {100 * getattr(entry, name) / total:.0f}%"
-        for entry in entries[:7]
-    ]
-    print(f"{'':6}{', '.join(shares)}", flush=True)
 
 
 def matrix_rate(dtype: torch.dtype, *shapes: tuple[int, int, int]) -> float:
@@ -102,14 +84,15 @@ class Result(NamedTuple):
 
     def cells(self) -> list[str]:
         """A line of the table."""
-        numbers = [self.published, self.ours]
-        cells = ["" if number is None else f"{number:,.4g}" for number in numbers]
-        cells[-1] += f" {self.unit}"
+        theirs, ours = (
+            "" if self.published is None else f"{self.published:,.4g}",
+            f"{self.ours:,.4g}",
+        )
         ratio = "" if self.ratio is None else f"{self.ratio:.2f}x"
         bound = ""
         if self.limit:
             bound = f"{self.achieved:.0f} of {self.limit:.0f}, {self.achieved / self.limit:.0%}"
-        return [self.what, *cells, ratio, bound, self.note]
+        return [self.what, theirs, f"{ours} {self.unit}", ratio, bound, self.note]
 
 
 HEAD = ["", "published", "ours", "ratio", "GFLOP/s of the matrix rate", ""]

@@ -30,8 +30,7 @@ from reproduce import main
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.label_names import unit_names
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import LabelMap, Prompt
 from ulm_prompt.training.recipe import load_recipe
 
 V1, V2 = (load_paper(path) for path in PAPERS.values())

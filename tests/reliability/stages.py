@@ -147,9 +147,9 @@ def warm_up(stages: Sequence[Stage]) -> None:
 
 
 def _warm_up_fairseq() -> None:
-    for module in ("checkpoint", "cache", "decoding", "precision", "task"):
+    for module in ("checkpoint", "cache", "labels", "task"):
         importlib.import_module(f"ulm_prompt.prompt_lm.{module}")
-    for module in ("training.fairseq_patches", "using.share", "scoring.class_report"):
+    for module in ("training.fairseq_run", "using.share", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")
     importlib.import_module("fairseq_cli.train")
     logging.root.setLevel(logging.WARNING)  # that has made it DEBUG, for all stages

@@ -118,7 +118,7 @@ def test_flags_that_name_nothing(root: Path) -> None:
     message = refused("make_data", "--prompt_task", "XX")
     assert "--prompt_task XX" in message and "KS, IC" in message
     assert "no quantised data" in refused("make_data", workspace=root / "empty")
-    assert "no knob sched; there are" in refused("train", "--date", "a", "--set", "sched=cosine")
+    assert "Key 'sched' not in" in refused("train", "--date", "a", "--set", "sched=cosine")
     assert "recipe quick: expected" in refused("train", "--date", "a", "--recipe", "quick")
     message = refused("sample", "--model_date", "none", "--sample_date", "a")
     assert "correct --model_date" in message

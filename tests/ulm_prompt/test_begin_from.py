@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -66,24 +67,29 @@ def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
     assert logits[0, -1].argmax() == seven
 
 
-def test_a_run_goes_on_from_the_lm_that_it_began_from(root: Path) -> None:
-    train_ulm(root, "max_update=2", begin_from=root / "released")
-    assert "finished" in train_ulm(root, "max_update=2", begin_from=root / "released")
+def test_a_run_resumes_from_the_lm_that_it_began_from(root: Path) -> None:
+    released = root / "released"
+    train_ulm(root, "max_update=2", begin_from=released)
+    assert "finished" in train_ulm(root, "max_update=2", begin_from=released)
     assert "another begin_from" in train_ulm(root, "max_update=2", code=2)
-    tiny.write_lm(root / "released", seed=1, **SHAPE)
-    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
-    assert "another begin_from" in message
+    tiny.write_lm(released, seed=1, **SHAPE)
+    assert "another begin_from" in train_ulm(root, "max_update=2", begin_from=released, code=2)
+    lm = Workspace(root).lm(UNIT_MODEL)
+    assert "move it away" in train_ulm(root, "max_update=2", begin_from=lm, code=2)
 
 
 def test_a_second_run_keeps_the_lm(root: Path) -> None:
     """Prompts were trained on it; also one of an earlier version, which does not say its run."""
     train_ulm(root, "max_update=1")
-    folder = Workspace(root).lm(UNIT_MODEL)
+    folder, run = (
+        Workspace(root).lm(UNIT_MODEL),
+        Workspace(root).checkpoints("ulm", UNIT_MODEL, "a"),
+    )
     before = (folder / "checkpoint_best.pt").read_bytes()
-    shutil.move(root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a", root / "moved")
+    shutil.move(run, root / "moved")
     assert f"{folder} already exists: kept" in train_ulm(root, "max_update=2")
-    assert not (root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a" / "text").exists()
-    shutil.move(root / "moved", root / "checkpoints" / f"ulm_{UNIT_MODEL}_checkpoints_a")
+    assert not (run / "text").exists()
+    shutil.move(root / "moved", run)
     assert "this run has finished" in train_ulm(root, "max_update=1")
     (folder / "ulm.json").write_text("{}")
     assert "already exists: kept" in train_ulm(root, "max_update=1")
@@ -94,50 +100,38 @@ def test_a_second_run_keeps_the_lm(root: Path) -> None:
 
 
 def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
-    message = train_ulm(root, "decoder_layers=3", begin_from=root / "released", code=2)
-    assert "decoder_layers=2, but the config has 3" in message
-    assert "dict.txt: not found" in train_ulm(root, begin_from=root / "none", code=2)
+    """By its size; by what it computes with weights that would fit; by its dict."""
+    released = root / "released"
+
+    def refused(*knobs: str, begin_from: Path = released) -> str:
+        return train_ulm(root, *knobs, begin_from=begin_from, code=2)
+
+    assert "decoder_layers=2, but the config has 3" in refused("decoder_layers=3")
+    assert "dict.txt: not found" in refused(begin_from=root / "none")
+    original = torch.load(released / "checkpoint_best.pt", weights_only=False)
+    for setting, value in (("no_scale_embedding", True), ("activation_fn", "gelu")):
+        state = copy.deepcopy(original)
+        setattr(state["args"], setting, value)
+        torch.save(state, released / "checkpoint_best.pt")
+        assert f"an LM with {setting}={value}, but the config has" in refused()
+    torch.save(original, released / "checkpoint_best.pt")
     assert not list((root / "checkpoints").rglob("*.txt")), "found before the text is written"
     rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "train")
     rows.write_text(rows.read_text() + "a.wav|1 2 100|1\n")
-    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
-    assert "unit 100 is not in" in message
+    assert "unit 100 is not in" in refused("max_update=2")
     assert not Workspace(root).lm(UNIT_MODEL).exists()
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"), [("no_scale_embedding", True), ("activation_fn", "gelu")]
-)
-def test_an_lm_that_computes_otherwise(root: Path, setting: str, value: object) -> None:
-    """Its weights would fit and mean something else."""
-    path = root / "released" / "checkpoint_best.pt"
-    state = torch.load(path, weights_only=False)
-    setattr(state["args"], setting, value)
-    torch.save(state, path)
-    message = train_ulm(root, "max_update=2", begin_from=root / "released", code=2)
-    assert f"another {setting}" in message
-
-
-def test_an_lm_is_not_begun_from_where_the_new_one_will_lie(root: Path) -> None:
-    train_ulm(root, "max_update=2")
-    message = train_ulm(root, "max_update=2", begin_from=Workspace(root).lm(UNIT_MODEL), code=2)
-    assert "move it away" in message
 
 
 def test_a_dict_alone_gives_the_new_lm_its_symbols(root: Path) -> None:
     """It is what stages 2 and 3 were run with: their binaries stay right, also when training
     resumes.
     """
-    lm = Workspace(root).lm(UNIT_MODEL)
+    lm, task = Workspace(root).lm(UNIT_MODEL), ("--workspace", root)
     lm.mkdir(parents=True)
-    names = (root / "released" / "dict.txt").read_bytes()
-    (lm / "dict.txt").write_bytes(names)
+    shutil.copyfile(root / "released" / "dict.txt", lm / "dict.txt")
     for name in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
-        stage(f"ulm_prompt/{name}.py", "--workspace", root)
+        stage(f"ulm_prompt/{name}.py", *task)
     assert "takes its symbols from there" in train_ulm(root, "max_update=1")
     assert "finished" in train_ulm(root, "max_update=1")
-    assert (lm / "dict.txt").read_bytes() == names
-    stage(
-        "ulm_prompt/train.py", "--workspace", root, "--date", "a", "--prefix_prompt_length", 2,
-        "--set", "max_update=1",
-    )  # fmt: skip
+    assert (lm / "dict.txt").read_bytes() == (root / "released" / "dict.txt").read_bytes()
+    stage("ulm_prompt/train.py", *task, "--date", "a", "--set", "max_update=1")

@@ -1,7 +1,8 @@
-"""Rows in batches that lose none of them, and noise on their units."""
+"""Rows in batches that lose none of them, shots of each class, and noise on their units."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_lm.data import RowDataset, UnitNoise, batches_by_length
+from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length, disturbed, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
 
@@ -57,22 +58,42 @@ def test_padding_on_the_published_units(downstream: str, data: Path) -> None:
     assert len(epochs[0] & epochs[1]) < 10
 
 
-def test_a_tenth_of_the_units_is_replaced_and_a_tenth_left_out() -> None:
+# four classes of which one has three distinct rows; all are drawn several times
+ROWS = [((each, each % 7), (each % 4, 9)) for each in range(40) if each % 4 or each < 12]
+BALANCED = ROWS * 3 + ROWS[::-1]
+
+
+@pytest.mark.parametrize("shots", [1, 2, 5])
+def test_every_class_gives_so_many_distinct_rows(shots: int) -> None:
+    places = draw_shots(BALANCED, shots, seed=3)
+    assert list(places) == sorted(places)
+    drawn = [BALANCED[place] for place in places]
+    assert len(set(drawn)) == len(drawn)
+    counts = Counter(labels for _, labels in drawn)
+    assert counts == {(0, 9): min(shots, 3), **{(each, 9): shots for each in (1, 2, 3)}}
+
+
+def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
+    few, more = (draw_shots(BALANCED, shots, seed=3) for shots in (2, 5))
+    assert set(few) < set(more), "nested"
+    assert list(few) == list(draw_shots(iter(BALANCED), 2, seed=3))
+    assert list(few) != list(draw_shots(BALANCED, 2, seed=4))
+    renamed = [(units, tuple(90 - label for label in labels)) for units, labels in BALANCED]
+    assert list(few) == list(draw_shots(renamed, 2, seed=3)), "another verbalizer"
+    assert len(draw_shots(BALANCED, 1000, seed=3)) == len(ROWS)
+
+
+def test_noise_replaces_a_share_of_the_units_and_leaves_out_as_large_a_one() -> None:
+    """It keeps the order, and at least one unit."""
     row = np.full(50_000, 7)
-    found = UnitNoise(0.1, np.array([8, 9]), seed=1)(row, index=3, epoch=1)
-    assert (row == 7).all()
-    assert len(found) / 50_000 == pytest.approx(0.9, abs=0.01)
+    found = disturbed(row, 0.1, np.array([8, 9]), (1, 1, 3))
+    assert (row == 7).all() and len(found) / 50_000 == pytest.approx(0.9, abs=0.01)
     shares = [np.mean(found == unit) for unit in (7, 8, 9)]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
-
-
-def test_noise_keeps_the_order_and_at_least_one_unit() -> None:
-    row = np.arange(1000)
-    noisy = UnitNoise(0.3, np.array([-1]), seed=1)(row, index=0, epoch=1)
-    kept = noisy[noisy >= 0]
-    assert (np.diff(kept) > 0).all() and 400 < len(kept) < 580
-    noise = UnitNoise(0.95, np.array([5]), seed=1)
-    assert all(len(noise(np.array([7, 7]), index, 1)) >= 1 for index in range(100))
+    kept = disturbed(np.arange(1000), 0.3, np.array([-1]), (1, 1, 0))
+    assert (np.diff(kept[kept >= 0]) > 0).all()
+    for seed in range(100):
+        assert len(disturbed(np.array([7, 7]), 0.95, np.array([5]), (1, seed))) >= 1
 
 
 def served(dataset: RowDataset, epoch: int) -> list[list[int]]:

@@ -13,21 +13,20 @@ from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm import labels as label_sets_module
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.search import beam_search
+from ulm_prompt.prompt_lm.search import Decoded, Options, beam_search, decode
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
 SEQUENCES = [[7, 20], [7, 21], [9, 22]]
 
 
-def a_model(infix: bool = False) -> PromptLanguageModel:
+def a_model(infix: bool = False, ends: int = 25) -> PromptLanguageModel:
     """``</s>`` wins now and then, so that answers end at different steps."""
     model = tiny.prompted(infix=infix)
     with torch.no_grad():
-        model.lm.decoder.embed_tokens.weight[EOS] *= 25
+        model.lm.decoder.embed_tokens.weight[EOS] *= ends
     return model
 
 
@@ -46,24 +45,13 @@ def some_rows(count: int = 23, longest: int = 30) -> list[torch.Tensor]:
     return rows
 
 
-def long_answers() -> PromptLanguageModel:
-    """``</s>`` wins seldom: most answers go on for hundreds of symbols."""
-    model = tiny.prompted()
-    with torch.no_grad():
-        model.lm.decoder.embed_tokens.weight[EOS] *= 6
-    return model
-
-
-def label_sets(kind: str = "slots") -> LabelSets:
-    return LabelSets.build(kind, SEQUENCES, SYMBOLS, EOS)
-
-
 def ours(
     model: PromptLanguageModel, rows: list[torch.Tensor], labels: str = "slots",
-    dtype: torch.dtype | None = None, **options: object,
+    dtype: torch.dtype | None = None, sequences: list[list[int]] = SEQUENCES, **options: object,
 ) -> list[Decoded]:  # fmt: skip
     chosen = Options(**{"max_labels": LIMIT, "batch_size": 7, **options})
-    found = decode(cached(model, dtype), rows, label_sets(labels), chosen)
+    sets = LabelSets.build(labels, sequences, SYMBOLS, EOS)
+    found = decode(cached(model, dtype), rows, sets, chosen)
     return sorted((one for batch in found for one in batch), key=lambda decoded: decoded.row)
 
 
@@ -81,23 +69,30 @@ def uncached(model: PromptLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
-@pytest.mark.parametrize(("limit", "infix"), [(LIMIT, False), (20, False), (LIMIT, True)])
-def test_greedy_equals_fairseq(limit: int, infix: bool) -> None:
-    """The longer limit outgrows the room that a cache starts with."""
+def slowly(model: PromptLanguageModel, row: torch.Tensor, symbols: list[int]) -> list[float]:
+    """Log-probability of each symbol after those before it, over the uncached model."""
+    scores = []
+    for symbol in symbols:
+        scores.append(uncached(model, row)[symbol].item())
+        row = torch.cat([row, torch.tensor([symbol])])
+    return scores
+
+
+@pytest.mark.parametrize("infix", [False, True])
+def test_greedy_equals_fairseq(infix: bool) -> None:
     model, rows = a_model(infix), some_rows()
-    reference = decode_as_published(model, tiny.dictionary(), rows, limit, batch_size=5)
-    expected = dict(reference)
-    found = free(ours(model, rows, max_labels=limit))
+    expected = dict(decode_as_published(model, tiny.dictionary(), rows, LIMIT, batch_size=5))
+    found = free(ours(model, rows))
     assert found == [expected[row] for row in range(len(rows))]
     lengths = {len(answer) for answer in found}
-    assert len(lengths) > 2 and max(lengths) == limit, "answers of one length test nothing"
+    assert len(lengths) > 2 and max(lengths) == LIMIT, "answers of one length test nothing"
 
 
 def test_long_answers_are_the_uncached_greedy_ones() -> None:
-    """200 labels, as texts have them: each is the likeliest after all before it, in one pass over
-    row and answer; rows of mixed lengths end at different steps.
+    """200 labels, as texts have them, outgrow the room that a cache starts with. Each is the
+    likeliest after all before it, in one pass over row and answer.
     """
-    model, rows = long_answers(), some_rows(12, longest=60)
+    model, rows = a_model(ends=6), some_rows(12, longest=60)
     found = free(ours(model, rows, "set", max_labels=200))
     for row, answer in zip(rows, found):
         tokens = torch.cat([row, torch.tensor(answer, dtype=torch.long)])
@@ -133,11 +128,11 @@ def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) 
         assert len(ours) == len(theirs) == beam
         for mine, other in zip(ours, theirs):
             read = len(row) - 1
-            assert mine.answer.symbols == other["tokens"][read:-1].tolist()
-            assert mine.score == pytest.approx(other["score"].item(), rel=1e-5)
+            assert mine.symbols == other["tokens"][read:-1].tolist()
+            assert mine.total == pytest.approx(other["score"].item(), rel=1e-5)
             scores = other["positional_scores"][read:-1].tolist()
-            assert mine.answer.scores == pytest.approx(scores, abs=1e-4)
-        best.append(ours[0].answer.symbols)
+            assert mine.scores == pytest.approx(scores, abs=1e-4)
+        best.append(ours[0].symbols)
     assert len({len(answer) for answer in best}) > 1, "answers of one length test nothing"
 
 
@@ -151,36 +146,47 @@ def test_batch_size_changes_nothing(options: dict[str, object]) -> None:
     assert within(one) == within(several) == within(all_at_once)
 
 
-def test_within_labels_takes_the_likeliest_of_the_allowed() -> None:
-    """Step by step over the uncached model, and the log-probabilities that it gives."""
-    model, rows = a_model(), some_rows(9)
-    allowed = [torch.tensor([7, 9]), torch.tensor([20, 21, 22])]
-    for row, decoded in zip(rows, ours(model, rows)):
-        tokens, scores = row, []
-        for choices in allowed:
-            expected = uncached(model, tokens)
-            symbol = choices[expected[choices].argmax()]
-            scores.append(expected[symbol].item())
-            tokens = torch.cat([tokens, symbol[None]])
-        assert decoded.within.symbols == tokens[len(row) :].tolist()
-        assert decoded.within.scores == pytest.approx(scores, abs=1e-4)
+VARIED = [[7], [7, 8], [9, 8, 7]]
 
 
-def test_the_set_allows_every_label_at_every_place() -> None:
-    """A text may have any label anywhere, at least one, and ends when ``</s>`` is the likeliest."""
-    model, rows = long_answers(), some_rows(9)
-    allowed = torch.tensor(sorted({symbol for sequence in SEQUENCES for symbol in sequence}))
-    for row, decoded in zip(rows, ours(model, rows, "set", max_labels=12)):
-        tokens, scores = row, []
-        while len(scores) < 12:
-            expected = uncached(model, tokens)
-            symbol = allowed[expected[allowed].argmax()]
-            if scores and expected[EOS] > expected[symbol]:
-                break
-            scores.append(expected[symbol].item())
-            tokens = torch.cat([tokens, symbol[None]])
-        assert decoded.within.symbols == tokens[len(row) :].tolist()
-        assert decoded.within.scores == pytest.approx(scores, abs=1e-4)
+def allowed(kind: str, sequences: list[list[int]], before: list[int]) -> set[int]:
+    """What may follow the labels ``before``."""
+    place = len(before)
+    if kind == "set":
+        every = {symbol for sequence in sequences for symbol in sequence}
+        return every | {EOS} if before else every
+    if kind == "trie":
+        sequences = [sequence for sequence in sequences if sequence[:place] == before]
+    ended = {EOS for sequence in sequences if len(sequence) == place}
+    return ended | {sequence[place] for sequence in sequences if len(sequence) > place}
+
+
+def likeliest_within(
+    model: PromptLanguageModel, row: torch.Tensor, kind: str, sequences: list[list[int]], limit: int
+) -> list[int]:
+    """Symbol by symbol over the uncached model."""
+    answer: list[int] = []
+    while len(answer) < limit:
+        choices = sorted(allowed(kind, sequences, answer))
+        tokens = torch.cat([row, torch.tensor(answer, dtype=torch.long)])
+        symbol = choices[int(uncached(model, tokens)[choices].argmax())]
+        if symbol == EOS:
+            break
+        answer.append(symbol)
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["slots", "set", "trie"])
+@pytest.mark.parametrize("sequences", [SEQUENCES, VARIED])
+def test_within_labels_takes_the_likeliest_of_the_allowed(
+    kind: str, sequences: list[list[int]]
+) -> None:
+    """``</s>`` is allowed where a sequence of train ends; in a set after any label."""
+    model, rows = a_model(ends=6), some_rows(9)
+    for row, found in zip(rows, ours(model, rows, kind, sequences=sequences, max_labels=12)):
+        expected = likeliest_within(model, row, kind, sequences, 12)
+        assert found.within.symbols == expected
+        assert found.within.scores == pytest.approx(slowly(model, row, expected), abs=1e-4)
 
 
 def test_label_sets_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,69 +198,37 @@ def test_label_sets_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -
     assert len(LabelSets.build("set", sequences, SYMBOLS, EOS).ends) == 2
 
 
-def test_the_trie_allows_only_label_sequences_of_train() -> None:
-    """Greedy takes the likeliest arc at each node; a wide beam finds the likeliest sequence."""
+def test_a_wide_beam_finds_the_likeliest_sequence() -> None:
+    """Greedy takes the likeliest arc at each node of the trie."""
     model, rows = a_model(), some_rows(40)
-    slots, trie = within(ours(model, rows)), within(ours(model, rows, "trie"))
-    assert any(answer not in SEQUENCES for answer in slots), "otherwise both are one"
-    assert all(answer in SEQUENCES for answer in trie)
     wide = within(ours(model, rows, "trie", beam=4))
-    assert wide != trie
+    assert wide != within(ours(model, rows, "trie"))
     for row, found in zip(rows, wide):
-        scores = []
-        for sequence in SEQUENCES:
-            tokens, total = row, 0.0
-            for symbol in [*sequence, EOS]:
-                total += uncached(model, tokens)[symbol].item()
-                tokens = torch.cat([tokens, torch.tensor([symbol])])
-            scores.append(total)
+        scores = [sum(slowly(model, row, [*sequence, EOS])) for sequence in SEQUENCES]
         assert found == SEQUENCES[scores.index(max(scores))]
 
 
-def test_labels_of_several_lengths() -> None:
-    """``</s>`` is allowed where a sequence of train ends, and nothing else behind the longest."""
-    labels = LabelSets.build("trie", [[7], [7, 8], [9, 8, 7]], SYMBOLS, EOS)
-    after_7 = labels.following[0, 7]
-    assert labels.allowed[0].nonzero().flatten().tolist() == [7, 9]
-    assert labels.allowed[after_7].nonzero().flatten().tolist() == [EOS, 8]
-    assert not labels.ends[after_7] and labels.ends[labels.following[after_7, 8]]
-    slots = LabelSets.build("slots", [[7], [7, 8], [9, 8, 7]], SYMBOLS, EOS)
-    assert slots.allowed[slots.following[0, 9]].nonzero().flatten().tolist() == [EOS, 8]
-
-
-def test_sampling_draws_from_the_distribution() -> None:
+@pytest.mark.parametrize("cut", ["none", "topk", "topp"])
+def test_sampling_draws_from_the_distribution(cut: str) -> None:
     """The first symbol over many copies of one row, against the uncached probabilities."""
-    model, row = a_model(), some_rows(1)[0]
-    copies = 1000
-    found = ours(
-        model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, batch_size=500
-    )
-    counts = torch.zeros(SYMBOLS)
-    for answer in free(found):
-        counts[answer[0] if answer else EOS] += 1
+    model, row, copies = a_model(), some_rows(1)[0], 1000
     expected = uncached(model, row)
     expected[PAD] = -math.inf
-    expected = (expected / 2).softmax(-1)
-    noise = (expected * (1 - expected) / copies).sqrt()
-    assert ((counts / copies - expected).abs() <= 5 * noise + 1e-9).all()
-    assert free(found) == free(
-        ours(model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, batch_size=64)
-    ), "draws depend on the row's number, not on its batch"
-    again = ours(model, [row] * copies, sampling=True, temperature=2.0, max_labels=1, seed=2)
-    assert free(found) != free(again)
+    ranked = (expected / 2).softmax(-1).sort(descending=True)
+    enough = (ranked.values[0] + ranked.values[1] / 2).item()
+    options = {"none": {}, "topk": {"topk": 3}, "topp": {"topp": enough}}[cut]
+    count = {"none": SYMBOLS, "topk": 3, "topp": 2}[cut]
 
+    def drawn(**others: object) -> list[int]:
+        rows, fixed = [row] * copies, {"sampling": True, "temperature": 2.0, "max_labels": 1}
+        return [
+            (*answer, EOS)[0] for answer in free(ours(model, rows, **fixed, **options, **others))
+        ]
 
-def test_topk_and_topp_cut_the_distribution() -> None:
-    model, row = a_model(), some_rows(1)[0]
-    scores = uncached(model, row)
-    scores[PAD] = -math.inf
-    ranked = scores.softmax(-1).sort(descending=True)
-
-    def drawn(**options: object) -> set[int]:
-        found = free(ours(model, [row] * 800, sampling=True, max_labels=1, **options))
-        return {answer[0] if answer else EOS for answer in found}
-
-    assert drawn(topk=3) == set(ranked.indices[:3].tolist())
-    assert free(ours(model, [row], sampling=True, topk=1)) == free(ours(model, [row]))
-    aim = (ranked.values[0] + ranked.values[1] / 2).item()
-    assert drawn(topp=aim) == set(ranked.indices[:2].tolist())
+    shares = torch.zeros(SYMBOLS)
+    shares[ranked.indices[:count]] = ranked.values[:count] / ranked.values[:count].sum()
+    counts = torch.bincount(torch.tensor(drawn(batch_size=500)), minlength=SYMBOLS)
+    noise = (shares * (1 - shares) / copies).sqrt()
+    assert ((counts / copies - shares).abs() <= 5 * noise + 1e-9).all()
+    assert drawn(batch_size=500) == drawn(batch_size=64), "draws depend on the row's number"
+    assert drawn() != drawn(seed=2)

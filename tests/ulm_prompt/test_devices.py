@@ -4,7 +4,6 @@ was made on the CPU by mistake meets the others and fails. What asks for values 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,10 @@ from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.kmeans import KMeans
 from tests.preprocess import ssl_checkpoints
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.test_training_step import a_sample
+from tests.ulm_prompt.test_training_step import a_sample, criterion, on
 from ulm_prompt.prompt_lm import search
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
-from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.search import beam_search, follow, likeliest, sampler
 
 META = torch.device("meta")
@@ -45,14 +43,10 @@ class OneDevice(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made_up = {
-        "tolist": lambda tensor: torch.full(
-            tensor.shape, 0 if tensor.dtype == torch.long else 1
-        ).tolist(),
-        "item": lambda tensor: 0,
-        "__int__": lambda tensor: 0,
-        "nonzero": lambda tensor: torch.zeros(
-            len(tensor), tensor.ndim, dtype=torch.long, device=META
-        ),
+        "tolist": lambda t: torch.full(t.shape, int(t.dtype != torch.long)).tolist(),
+        "item": lambda t: 0,
+        "__int__": lambda t: 0,
+        "nonzero": lambda t: torch.zeros(len(t), t.ndim, dtype=torch.long, device=META),
     }
     for name, value in made_up.items():
         real = getattr(torch.Tensor, name)
@@ -62,13 +56,9 @@ def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.Tensor, name, chosen)
 
 
-def on_meta(**shape: bool) -> tuple[torch.nn.Module, CachedLM]:
-    model = tiny.prompted(**shape).to(META)
-    return model, CachedLM(model, pad=1, eos=2)
-
-
-def labels_of_slots() -> LabelSets:
-    return LabelSets.build("slots", [[4, 5], [6, 7]], 104, 2).to(META)
+def on_meta(kind: str = "slots") -> tuple[CachedLM, LabelSets]:
+    labels = LabelSets.build(kind, [[4, 5], [6, 7]], 104, 2).to(META)
+    return CachedLM(tiny.prompted().to(META), pad=1, eos=2), labels
 
 
 def test_a_tensor_of_the_cpu_is_noticed() -> None:
@@ -78,29 +68,22 @@ def test_a_tensor_of_the_cpu_is_noticed() -> None:
 
 @pytest.mark.parametrize("infix", [False, True])
 def test_a_training_step(infix: bool) -> None:
-    model, sample = tiny.prompted(infix=infix).to(META).train(), a_sample()
-    criterion = LabelCrossEntropy(
-        argparse.Namespace(target_dictionary=tiny.dictionary()), "published"
-    )
-    sample["net_input"] = {name: value.to(META) for name, value in sample["net_input"].items()}
-    sample["target"], sample["is_label"] = sample["target"].to(META), sample["is_label"].to(META)
+    model, sample = tiny.prompted(infix=infix).to(META).train(), on("meta", a_sample())
     with OneDevice():
-        loss, _, _ = criterion(model, sample)
-        loss.backward()
+        criterion()(model, sample)[0].backward()
     assert model.prompt.keys.grad.device == META
 
 
 @pytest.mark.parametrize("choose", [likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)])
 def test_answers_symbol_by_symbol(choose) -> None:
-    _, lm = on_meta()
+    lm, labels = on_meta()
     with OneDevice():
-        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels_of_slots())
+        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)
     assert len(answers) == len(ROWS)
 
 
 def test_beams_and_scored_sequences() -> None:
-    _, lm = on_meta()
-    labels = LabelSets.build("trie", [[4, 5], [6, 7]], 104, 2).to(META)
+    lm, labels = on_meta("trie")
     with OneDevice():
         beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
         totals, _ = score_sequences(lm, lm.prefill(ROWS), [(4, 5), (6,)], 2)
@@ -141,10 +124,10 @@ def test_apples_gpu_gets_no_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for module in (search, wav2vec_convolutions):
         ones = lambda tensor: torch.ones(tensor.shape, dtype=torch.float64)  # noqa: E731
         monkeypatch.setattr(module, "in_float64", ones)
-    _, lm = on_meta()
+    lm, labels = on_meta()
     ssl_checkpoints.hubert(tmp_path / "model.pt")
     reader = feature_reader("hubert", Source(tmp_path / "model.pt", 2, device=META))
     with NoFloat64():
         (features,) = reader([torch.zeros(8_000)])
-        follow(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels_of_slots())
+        follow(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels)
     assert features.device == META

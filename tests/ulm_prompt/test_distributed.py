@@ -32,22 +32,18 @@ LM = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "m
 
 
 def prompt(root: Path, date: str, *knobs: str) -> list[str]:
-    command = ["train", "--workspace", str(root), "--prompt_task", "KS", "--date", date]
-    return [*command, "--unit_model", UNIT_MODEL, "--set", *PROMPT, *knobs]
+    command = f"train --workspace {root} --prompt_task KS --date {date} --unit_model {UNIT_MODEL}"
+    return [*command.split(), "--set", *PROMPT, *knobs]
 
 
 def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
-    command = ["train_ulm", "--workspace", str(root), "--unit_model", unit_model("ulm", date)]
-    return [*command, "--date", date, "--config", "tiny", "--set", *LM, *knobs]
+    command = f"train_ulm --workspace {root} --unit_model {unit_model('ulm', date)} --date {date}"
+    return [*command.split(), "--config", "tiny", "--set", *LM, *knobs]
 
 
 def unit_model(task: str, date: str) -> str:
     """A unit model keeps its LM: every run of one has its own."""
     return f"ulm_{date}" if task == "ulm" else UNIT_MODEL
-
-
-def pairs(*runs: tuple[str, str, str]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(("task", "first", "second"), runs)
 
 
 def launch(world: int, commands: list[list[str]], *kill: int) -> subprocess.CompletedProcess:
@@ -116,19 +112,16 @@ def weights(root: Path, task: str, date: str) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoint_last.pt", weights_only=True)["model"]
 
 
-@pairs(
-    ("KS", "one", "two"),
-    ("KS", "one_projected", "two_projected"),
-    ("KS", "one", "killed"),
-    ("KS", "large", "accumulated"),
-    ("ulm", "one", "two"),
-)
-def test_the_same_batches_train_the_same_prompt(
-    trained: Path, task: str, first: str, second: str
-) -> None:
+@pytest.mark.parametrize(
+    "run",
+    ["KS one two", "KS one_projected two_projected", "KS one killed", "KS large accumulated",
+     "ulm one two"],
+)  # fmt: skip
+def test_the_same_batches_train_the_same_prompt(trained: Path, run: str) -> None:
     """The same curve and the same weights: batches that do not divide by two, batches that one rank
     has no share of, accumulated batches, prompt dropout, a rank killed and the run gone on.
     """
+    task, first, second = run.split()
     expected = curve(trained, task, first)
     assert len(expected) >= 3 and len(set(expected.values())) == len(expected)
     found = curve(trained, task, second)
@@ -142,16 +135,12 @@ def test_the_same_batches_train_the_same_prompt(
             torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
 
 
-@pairs(
-    ("KS", "one", "bfloat16"),
-    ("KS", "one", "float16"),
-    ("KS", "tuned", "tuned_bfloat16"),
-    ("ulm", "one", "bfloat16"),
+@pytest.mark.parametrize(
+    "run", ["KS one bfloat16", "KS one float16", "KS tuned tuned_bfloat16", "ulm one bfloat16"]
 )
-def test_half_precision_learns_as_float32(
-    trained: Path, task: str, first: str, second: str
-) -> None:
+def test_half_precision_learns_as_float32(trained: Path, run: str) -> None:
     """The prompt itself stays in float32; a whole LM does not."""
+    task, first, second = run.split()
     expected, found = (curve(trained, task, date) for date in (first, second))
     assert found.keys() == expected.keys() and found != expected
     for update, (loss, _) in found.items():

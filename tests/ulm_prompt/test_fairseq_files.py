@@ -16,8 +16,7 @@ from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.training.fairseq_patches import CurveWriter, patched
-from ulm_prompt.training.fairseq_run import LogFile
+from ulm_prompt.training.fairseq_run import CurveWriter, LogFile, patched
 
 LINE = "a line of the log"
 FULL = "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has 1 GiB in all"
@@ -32,52 +31,37 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "checkpoint_best.pt"
+@pytest.mark.parametrize("way", ["save", "copy"])
+def test_a_checkpoint_is_whole_or_the_old_one(tmp_path: Path, request, way: str) -> None:
+    best, last = tmp_path / "checkpoint_best.pt", tmp_path / "checkpoint_last.pt"
     with patched():
-        checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(path))
-        yield path
-
-
-def test_a_checkpoint_is_whole_or_the_old_one(saved: Path, request) -> None:
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError) as error:
-        checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(saved))
-    assert error.value.filename == str(saved)
-    assert load_torch(saved)["model"].sum() == 0
-    assert list(saved.parent.iterdir()) == [saved]
-
-
-def test_a_copy_is_whole_or_the_old_one(saved: Path, request) -> None:
-    last = saved.with_name("checkpoint_last.pt")
-    assert checkpoint_utils.PathManager.copy(str(saved), str(last), overwrite=True)
-    old = last.read_bytes()
-    checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(saved))
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError) as error:
-        checkpoint_utils.PathManager.copy(str(saved), str(last), overwrite=True)
+        checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(best))
+        assert checkpoint_utils.PathManager.copy(str(best), str(last), overwrite=True)
+        checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(best))
+        request.getfixturevalue("full_disk")
+        with pytest.raises(OSError) as error:
+            if way == "save":
+                checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(last))
+            else:
+                checkpoint_utils.PathManager.copy(str(best), str(last), overwrite=True)
     assert error.value.filename == str(last)
-    assert last.read_bytes() == old and len(list(saved.parent.iterdir())) == 2
+    assert load_torch(last)["model"].sum() == 0 and sorted(tmp_path.iterdir()) == [best, last]
 
 
-def test_curves_that_cannot_be_written_are_an_error(tmp_path: Path, full_disk: None) -> None:
-    """And do not wait for a thread that has died."""
-    writer = CurveWriter(str(tmp_path / "valid"))
-    writer.add_text("sys.argv", "train.py")
+@pytest.mark.parametrize("kind", ["curves", "log"])
+def test_a_log_that_cannot_be_written_is_an_error(
+    tmp_path: Path, full_disk: None, kind: str
+) -> None:
+    """And does not wait for a thread that has died."""
+    path = tmp_path / kind
+    log = LogFile(path) if kind == "log" else CurveWriter(str(path))
     with pytest.raises(OSError) as error:
         for step in range(200):
-            writer.add_scalar("loss", 0.5, step)
-            writer.flush()
-    assert error.value.filename == str(tmp_path / "valid")
-
-
-def test_a_log_that_cannot_be_written_is_an_error(tmp_path: Path, full_disk: None) -> None:
-    log = LogFile(tmp_path / "train.log")
-    with pytest.raises(OSError) as error:
-        for _ in range(100):
-            log.handle(logging.makeLogRecord({"msg": LINE}))
-    assert error.value.filename == str(tmp_path / "train.log")
+            if kind == "log":
+                log.handle(logging.makeLogRecord({"msg": LINE}))
+            else:
+                log.add_text("sys.argv", "train.py"), log.add_scalar("loss", 0.5, step), log.flush()
+    assert error.value.filename == str(path)
 
 
 def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

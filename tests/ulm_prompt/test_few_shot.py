@@ -1,9 +1,8 @@
-"""Few-shot training: which rows are drawn, and validation where an epoch is one update."""
+"""Few-shot training: validation where an epoch is one update, and a run cut off within one."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,32 +12,7 @@ from fairseq.trainer import Trainer
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call
-from ulm_prompt.prompt_lm.data import draw_shots
 from ulm_prompt.scoring.scores import valid_curve
-
-# four classes of which one has three distinct rows; all are drawn several times
-ROWS = [((each, each % 7), (each % 4, 9)) for each in range(40) if each % 4 or each < 12]
-BALANCED = ROWS * 3 + ROWS[::-1]
-
-
-@pytest.mark.parametrize("shots", [1, 2, 5])
-def test_every_class_gives_so_many_distinct_rows(shots: int) -> None:
-    places = draw_shots(BALANCED, shots, seed=3)
-    assert list(places) == sorted(places)
-    drawn = [BALANCED[place] for place in places]
-    assert len(set(drawn)) == len(drawn)
-    counts = Counter(labels for _, labels in drawn)
-    assert counts == {(0, 9): min(shots, 3), **{(each, 9): shots for each in (1, 2, 3)}}
-
-
-def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
-    few, more = (draw_shots(BALANCED, shots, seed=3) for shots in (2, 5))
-    assert set(few) < set(more), "nested"
-    assert list(few) == list(draw_shots(iter(BALANCED), 2, seed=3))
-    assert list(few) != list(draw_shots(BALANCED, 2, seed=4))
-    renamed = [(units, tuple(90 - label for label in labels)) for units, labels in BALANCED]
-    assert list(few) == list(draw_shots(renamed, 2, seed=3)), "another verbalizer"
-    assert len(draw_shots(BALANCED, 1000, seed=3)) == len(ROWS)
 
 
 def train(root: Path, date: str, *knobs: str) -> str:

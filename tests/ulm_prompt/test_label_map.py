@@ -17,7 +17,7 @@ from pipeline.rows import Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from tests.ulm_prompt.test_decoding import some_rows
+from tests.ulm_prompt.test_decoding import EOS, PAD, SYMBOLS, ours, some_rows
 from tests.ulm_prompt.test_model import published_logits
 from tests.ulm_prompt.test_training_step import a_sample, criterion
 from ulm_prompt.prompt_data.label_names import unit_names
@@ -25,12 +25,11 @@ from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm import checkpoint
 from ulm_prompt.prompt_lm import labels as label_answers
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.decoding import Decoded, Options, decode
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.labels import LabelAnswers, LabelSets
+from ulm_prompt.prompt_lm.labels import LabelAnswers
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import LabelMap
+from ulm_prompt.prompt_lm.search import Decoded
 
-PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels
 COUNT = 3
 
@@ -43,51 +42,46 @@ def a_model(noise: float = 0.3) -> PromptLanguageModel:
     return PromptLanguageModel(model.lm, model.prompt, label_map).eval()
 
 
-def slow_scores(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
-    """Each label's score after ``tokens``, one row, by the published arrangement: (labels,)."""
+def slow_logits(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
+    """The LM's logits after ``tokens``, one row, by the published arrangement: (V,)."""
     row = torch.tensor([tokens])
-    logits = published_logits.__wrapped__(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
-    weight = model.label_map.weight
+    return published_logits.__wrapped__(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
+
+
+def slow_scores(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
+    """Each label's score after ``tokens``: (labels,)."""
+    logits, weight = slow_logits(model, tokens), model.label_map.weight
     return torch.stack([(weight[label] * logits).sum() for label in range(len(UNITS))])
 
 
-def slow_loss(model: PromptLanguageModel, sample: dict) -> torch.Tensor:
-    """Minus the log-probability of each label among the labels, summed; ``</s>`` is certain."""
+def slow_loss(model: PromptLanguageModel, sample: dict, loss_on: str) -> torch.Tensor:
+    """Minus the log-probability of each label among the labels, summed; ``</s>`` is certain. As
+    published, that of ``<s>`` too.
+    """
     total = torch.zeros(())
     for tokens in sample["net_input"]["tokens"].tolist():
         separator = tokens.index(0)
-        labels = tokens[separator + 1 : separator + 1 + COUNT]
-        for number, label in enumerate(labels):
-            scores = slow_scores(model, tokens[: separator + 1 + number])
-            total = total + torch.log(sum(torch.exp(scores))) - scores[UNITS.index(label)]
+        if loss_on == "published":
+            total = total - slow_logits(model, tokens[:separator]).log_softmax(-1)[0]
+        for place in range(separator + 1, separator + 1 + COUNT):
+            scores = slow_scores(model, tokens[:place])
+            total = total + torch.log(sum(torch.exp(scores))) - scores[UNITS.index(tokens[place])]
     return total
 
 
-def test_loss_and_gradients_equal_the_slow_ones() -> None:
+@pytest.mark.parametrize("loss_on", ["answer", "published"])
+def test_loss_and_gradients_equal_the_slow_ones(loss_on: str) -> None:
     model, sample = a_model(), a_sample(5)
-    trained = [
-        model.label_map.weight, model.prompt.keys, model.prompt.values, model.prompt.sep,
-    ]  # fmt: skip
-    loss, size, _ = criterion("answer")(model, sample)
-    assert size == 5 * (COUNT + 1)
+    prompt = model.prompt
+    trained = [model.label_map.weight, prompt.keys, prompt.values, prompt.sep]
+    loss, size, _ = criterion(loss_on)(model, sample)
+    assert size == (5 * (COUNT + 1) if loss_on == "answer" else sample["ntokens"])
     found = torch.autograd.grad(loss, trained)
-    expected_loss = slow_loss(model, sample)
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(found, torch.autograd.grad(expected_loss, trained)):
+    expected = slow_loss(model, sample, loss_on)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(found, torch.autograd.grad(expected, trained)):
         assert theirs.norm() > 0
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
-
-
-def test_the_published_loss_adds_the_separator_s_and_nothing_else() -> None:
-    model, sample = a_model(), a_sample(5)
-    expected = slow_loss(model, sample)
-    for tokens in sample["net_input"]["tokens"].tolist():
-        row = torch.tensor([tokens[: tokens.index(0)]])
-        logits = published_logits(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
-        expected = expected - logits.log_softmax(-1)[0]
-    loss, _, logged = criterion("published")(model, sample)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    assert logged["label_loss"] < loss
 
 
 def test_gradients_of_the_map_are_not_scaled_in_float16() -> None:
@@ -102,14 +96,9 @@ def test_gradients_of_the_map_are_not_scaled_in_float16() -> None:
     assert (full - half).norm() < 0.05 * full.norm()
 
 
-def decoded(model: PromptLanguageModel, rows: list[torch.Tensor], **options: object) -> list:
+def decoded(model: PromptLanguageModel, rows: list[torch.Tensor]) -> list[Decoded]:
     sequences = list(itertools.product(UNITS, repeat=COUNT))
-    labels = LabelSets.build("slots", sequences, SYMBOLS, EOS)
-    chosen = Options(**{"max_labels": 10, "batch_size": 7, **options})
-    found: list[Decoded] = [
-        one for batch in decode(CachedLM(model, PAD, EOS), rows, labels, chosen) for one in batch
-    ]
-    return sorted(found, key=lambda one: one.row)
+    return ours(model, rows, sequences=sequences, max_labels=10)
 
 
 @torch.no_grad()
@@ -136,60 +125,36 @@ def test_it_starts_as_the_fixed_verbalizer() -> None:
         assert mine.free.symbols == theirs.within.symbols
 
 
-@pytest.fixture(scope="module")
-def trained(prepared: Path) -> Path:
-    """IC's learnable verbalizer in ten epochs, and in two and eight more."""
+def test_it_trains_resumes_and_answers_with_labels_alone(prepared: Path) -> None:
+    """IC in ten epochs, and in two and eight more; free answers are label sequences of the right
+    length, and far more right than by chance.
+    """
+    workspace = Workspace(prepared)
     knobs = ("verbalizer=learnable", "max_update=0", "lr_schedule=fixed", "lr=0.05")
     for date, epochs in (("whole", 10), ("parts", 2), ("parts", 10)):
         flags = ("--prompt_task", "IC", "--date", f"map_{date}", "--recipe", "fast", "--set")
         printed = call("train", prepared, *flags, *knobs, f"max_epoch={epochs}")
         assert f"(num. trained: {6 * 32 * 7 + 32 + 12 * SYMBOLS:,})" in printed
-    return prepared
-
-
-def test_it_is_saved_with_the_prompt_and_resumed(trained: Path) -> None:
+    folders = [workspace.checkpoints("IC", "tiny100", f"map_{date}") for date in ("whole", "parts")]
     whole, parts = (
-        torch.load(
-            Workspace(trained).checkpoints("IC", "tiny100", date) / "checkpoint_best.pt",
-            weights_only=True,
-        )["model"]
-        for date in ("map_whole", "map_parts")
+        torch.load(folder / "checkpoint_best.pt", weights_only=True)["model"] for folder in folders
     )
     assert whole["label_map.weight"].shape == (12, SYMBOLS)
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
-    folder = Workspace(trained).checkpoints("IC", "tiny100", "map_whole")
-    card = read_record(folder)
+    card = read_record(folders[0])
     assert card.training["verbalizer"] == "learnable" and card.labels_per_utterance == 3
     assert card.trained_parameters == sum(tensor.numel() for tensor in whole.values())
-
-
-def test_sample_answers_with_labels_alone(trained: Path) -> None:
-    """Free answers are label sequences of the right length, and far more right than by chance."""
-    call(
-        "sample",
-        trained,
-        "--prompt_task",
-        "IC",
-        "--model_date",
-        "map_whole",
-        "--sample_date",
-        "map",
-    )
-    printed = call("cal_acc", trained, "--sample_date", "map")
-    verbal = json.loads((Workspace(trained).datasets("tiny100") / "verbal.json").read_text())
-    path = Workspace(trained).samples("IC", "tiny100", "map_whole", "map")
-    samples = list(json.loads(path.read_text()).values())
-    for entry in samples:
-        answer = entry["predict"].split()
-        assert len(answer) == 3 and set(answer) <= set(verbal["IC"].values())
-    right = sum(
-        mine == theirs
-        for entry in samples
-        for mine, theirs in zip(entry["predict"].split(), entry["label"].split())
-    )
+    dates = ("--model_date", "map_whole", "--sample_date", "map")
+    call("sample", prepared, "--prompt_task", "IC", *dates)
+    assert "utterances              29" in call("cal_acc", prepared, "--sample_date", "map")
+    samples = json.loads(workspace.samples("IC", "tiny100", "map_whole", "map").read_text())
+    right = 0
+    for entry in samples.values():
+        answer, labels = entry["predict"].split(), entry["label"].split()
+        assert len(answer) == 3 and set(answer) <= set(card.verbal.values())
+        right += sum(map(str.__eq__, answer, labels))
     assert right / (3 * len(samples)) > 0.5, "chance is a quarter"
-    assert "utterances              29" in printed
 
 
 def test_labels_beyond_the_units_are_named_by_several() -> None:

@@ -21,13 +21,18 @@ from tests.ulm_prompt.forked import stage
 from tests.ulm_prompt.test_model import published_logits
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.checkpoint import load
-from ulm_prompt.prompt_lm.decoding import Options, decode
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.lm import load_unit_lm
+from ulm_prompt.prompt_lm.search import Options, decode
 
 LMS = {  # and the knobs of their size
-    "lm_fairseq_e55e094": {"layers": 3, "embed_dim": 128, "ffn_embed_dim": 512, "heads": 4},
-    "lm_fairseq_0.10.2": {"layers": 2, "embed_dim": 64, "ffn_embed_dim": 128, "heads": 2},
+    "lm_fairseq_e55e094": {
+        "layers": 3,
+        "embed_dim": 128,
+        "ffn_embed_dim": 512,
+        "attention_heads": 4,
+    },
+    "lm_fairseq_0.10.2": {"layers": 2, "embed_dim": 64, "ffn_embed_dim": 128, "attention_heads": 2},
 }
 UNIT_MODEL = "hubert100"
 POSITIONS = "decoder.embed_positions.weights"
@@ -102,16 +107,11 @@ def test_an_lm_of_any_age_is_the_same(
         torch.testing.assert_close(weight, expected[name], rtol=tolerance, atol=tolerance / 1000)
 
 
-def sample(workspace: Workspace, checkpoint: Path, date: str, code: int = 0) -> dict | str:
+def sample(workspace: Workspace, checkpoint: Path, date: str) -> dict:
     """Put the checkpoint where a user does, and decode all of test."""
-    folder = workspace.checkpoints("KS", UNIT_MODEL, date)
-    _copy(checkpoint, folder / "checkpoint_best.pt")
-    printed = stage(
-        "ulm_prompt/sample.py", "--workspace", workspace.root, "--model_date", date, *SAMPLED,
-        code=code,
-    )  # fmt: skip
-    if code:
-        return printed
+    _copy(checkpoint, workspace.checkpoints("KS", UNIT_MODEL, date) / "checkpoint_best.pt")
+    flags = ("--workspace", workspace.root, "--model_date", date, *SAMPLED)
+    stage("ulm_prompt/sample.py", *flags)
     return json.loads(workspace.samples("KS", UNIT_MODEL, date, "d").read_text())
 
 
@@ -210,38 +210,31 @@ def heard(spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("name", LMS)
 def test_an_old_lm_through_all_stages(heard: Workspace, old: Path, name: str) -> None:
     """Training, decoding, prediction, another LM that begins from it, the k-means verbalizer."""
-    lm = heard.lm(spoken.UNIT_MODEL)
+    unit_model, lm, root = spoken.UNIT_MODEL, heard.lm(spoken.UNIT_MODEL), heard.root
+
+    def run(script: str, *flags: object) -> str:
+        return stage(f"ulm_prompt/{script}.py", *flags, "--workspace", root)
+
     shutil.rmtree(lm)
     for file in ("checkpoint_best.pt", "dict.txt"):
         _copy(old / name / file, lm / file)
-    run = ("--workspace", heard.root, "--unit_model", spoken.UNIT_MODEL)
-    ks = (*run, "--prompt_task", "KS")
-    stage("ulm_prompt/fairseq_preprocess.py", *ks)
-    stage(
-        "ulm_prompt/train.py", *ks, "--date", name, "--prefix_prompt_length", 2,
-        "--set", "max_update=2",
-    )  # fmt: skip
-    stage("ulm_prompt/sample.py", *ks, "--model_date", name, *SAMPLED)
-    assert read_json(heard.samples("KS", spoken.UNIT_MODEL, name, "d"), "")["0"]["predict"]
-    clip = next((heard.root / "corpora" / "speech_commands").rglob("yes/*.wav"))
-    folder = heard.checkpoints("KS", spoken.UNIT_MODEL, name)
-    predicted = stage(
-        "ulm_prompt/predict.py", clip, "--workspace", heard.root, "--prompt", folder,
-        "--format", "jsonl",
-    )  # fmt: skip
-    assert clip.name in predicted
-    stage("ulm_prompt/verbalizer.py", *ks, "--method", "kmeans")
-    knobs = [f"decoder_{key}={value}" for key, value in LMS[name].items() if key != "heads"]
-    knobs += [f"decoder_attention_heads={LMS[name]['heads']}", "max_update=1", "lr=1e-9"]
-    began = load_unit_lm(lm)
-    target = "of_" + name.replace(".", "_")
+    ks = ("--unit_model", unit_model, "--prompt_task", "KS")
+    run("fairseq_preprocess", *ks)
+    run("train", *ks, "--date", name, "--prefix_prompt_length", 2, "--set", "max_update=2")
+    run("sample", *ks, "--model_date", name, *SAMPLED)
+    assert read_json(heard.samples("KS", unit_model, name, "d"), "")["0"]["predict"]
+    clip = next((root / "corpora" / "speech_commands").rglob("yes/*.wav"))
+    folder = heard.checkpoints("KS", unit_model, name)
+    assert clip.name in run("predict", clip, "--prompt", folder, "--format", "jsonl")
+    run("verbalizer", *ks, "--method", "kmeans")
+    knobs = [f"decoder_{key}={value}" for key, value in LMS[name].items()]
+    began, target = load_unit_lm(lm), "of_" + name.replace(".", "_")
     rows = heard.rows("speech_commands", target, "train").parent
-    shutil.copytree(heard.rows("speech_commands", spoken.UNIT_MODEL, "train").parent, rows)
-    stage(
-        "ulm_prompt/train_ulm.py", "--workspace", heard.root, "--unit_model", target, "--date", "d",
-        "--config", "tiny", "--begin_from", lm, "--set", *knobs, "warmup_updates=0",
-    )  # fmt: skip
+    shutil.copytree(heard.rows("speech_commands", unit_model, "train").parent, rows)
+    knobs += ["max_update=1", "lr=1e-9", "warmup_updates=0"]
+    flags = ("--unit_model", target, "--date", "d", "--config", "tiny", "--begin_from", lm)
+    run("train_ulm", *flags, "--set", *knobs)
     trained = load_unit_lm(heard.lm(target)).model.state_dict()
     for weight, value in began.model.state_dict().items():
         torch.testing.assert_close(trained[weight], value, atol=1e-6, rtol=0)
-    stage("ulm_prompt/verbalizer.py", *ks)
+    run("verbalizer", *ks)

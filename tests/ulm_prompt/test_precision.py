@@ -10,8 +10,8 @@ import torch
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.test_decoding import a_model, cached, free, ours, some_rows
 from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.lm import choose_dtype
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.precision import choose_dtype
 from ulm_prompt.prompt_lm.prompt import Prompt
 
 HALF = (torch.bfloat16, torch.float16)

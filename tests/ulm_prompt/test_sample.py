@@ -18,8 +18,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.tasks import label_limit
-from ulm_prompt.prompt_lm.decoding import Decoded
-from ulm_prompt.prompt_lm.search import Answer
+from ulm_prompt.prompt_lm.search import Answer, Decoded
 from ulm_prompt.scoring import sample_file
 from ulm_prompt.scoring.sample_file import PartialAnswers, read_samples
 from ulm_prompt.scoring.scores import score

@@ -1,13 +1,10 @@
 """The prompted LM that remembers: one prefill over ``units <s>``, then steps over a key-value
-cache.
-
-Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and its own
-past and none of the others', so that reordering a beam moves a mask and copies no keys.
+cache. Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and
+its own past and none of the others', so that reordering a beam moves a mask and copies no keys.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ulm_prompt.prompt_lm.model import KeysValues, PromptLanguageModel, mask_at
 
@@ -55,14 +53,9 @@ class State:
 
     def select(self, rows: Tensor) -> State:
         """Only the rows at ``rows``."""
-        return State(
-            self.logits[rows],
-            [(keys[rows], values[rows]) for keys, values in self.cache],
-            self.visible[rows],
-            self.lengths[rows],
-            self.row_scores[rows],
-            self.number,
-        )
+        cache = [(keys[rows], values[rows]) for keys, values in self.cache]
+        others = (self.visible, self.lengths, self.row_scores)
+        return State(self.logits[rows], cache, *(each[rows] for each in others), self.number)
 
 
 class CachedLM:
@@ -82,56 +75,52 @@ class CachedLM:
             self.to(dtype)
 
     def to(self, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` from now on; the LM stays so.
-
-        Make the ``CachedLM`` of each prompt before one of them rounds the LM: the projections are
-        ill-conditioned, and a vector rounded before one is another vector behind it.
+        """Compute in ``dtype`` from now on; the LM stays so. Make the ``CachedLM`` of each prompt
+        before one of them rounds the LM: the projections are ill-conditioned, and a vector rounded
+        before one is another vector behind it.
         """
         self.model.lm.to(dtype)
-        self.prefixes = [
-            prefix and KeysValues(*(tensor.to(dtype) for tensor in prefix))
-            for prefix in self.prefixes
-        ]
+        rounded = [prefix and [tensor.to(dtype) for tensor in prefix] for prefix in self.prefixes]
+        self.prefixes = [prefix and KeysValues(*prefix) for prefix in rounded]
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Tensor], score_rows: float | None = None) -> State:
-        """Read whole rows ``</s> units <s>``; Q is 1.
-
-        Rows are padded on the right, where no real symbol looks. The last layer and the output
-        projection compute each row's end alone, unless ``score_rows``, a temperature, asks for the
-        log-probability of the rows' own symbols.
+        """Read whole rows ``</s> units <s>``, padded on the right, where no real symbol looks; Q is
+        1. The last layer and the output projection compute each row's end alone, unless
+        ``score_rows``, a temperature, asks for the log-probability of the rows' own symbols.
         """
         model, device = self.model, self.device
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            list(rows), batch_first=True, padding_value=self.pad
-        ).to(device)  # (B, T)
+        tokens = pad_sequence(list(rows), True, self.pad).to(device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         length = tokens.shape[1]
         x = model.embed(tokens, model.positions(length))  # (B, T, D)
         mask = model.mask(tokens)  # (1 or B, T, P + T)
-        buffers = [self._buffer(x, layer) for layer in range(len(self.layers))]
+        buffers = [self._buffer(x, prefix) for prefix in self.prefixes]
         for layer, buffer in zip(self.layers[:-1], buffers):
             x = model.block(layer, x, buffer, mask.unsqueeze(1))
         ends = lengths[:, None] - 1  # (B, 1)
         if score_rows is None:
             x = model.block(self.layers[-1], x, buffers[-1], mask_at(mask, ends), ends)
-            logits = model.logits(x).float()  # (B, 1, V)
+            logits = model.logits(x)  # (B, 1, V)
             row_scores = logits.new_zeros(len(rows))
         else:
             x = model.block(self.layers[-1], x, buffers[-1], mask.unsqueeze(1))
-            logits = model.logits(x).float()  # (B, T, V)
-            row_scores = self._score(tokens, logits / score_rows)
+            logits = model.logits(x)  # (B, T, V)
+            following = tokens[:, 1:]  # (B, T - 1)
+            scores = F.log_softmax((logits / score_rows)[:, :-1], dim=-1)  # (B, T - 1, V)
+            scores = scores.gather(2, following.unsqueeze(2)).squeeze(2)
+            row_scores = scores.masked_fill(following == self.pad, 0.0).sum(1)
             logits = logits[torch.arange(len(rows), device=device)[:, None], ends]
         real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
         visible = F.pad(real, (self.prefix_length, 0), value=True).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
-        return State(self._answers(logits, 1), cache, visible, lengths, row_scores)
+        logits = model.answers(logits, torch.ones_like(ends[0]))
+        return State(logits, cache, visible, lengths, row_scores)
 
     @torch.inference_mode()
     def step(self, state: State, symbols: Tensor, parents: Tensor | None = None) -> State:
-        """Append one symbol to every hypothesis: ``symbols``, (B, Q).
-
-        ``parents``, (B, Q): the hypothesis that each one continues (default: itself).
+        """Append one symbol to every hypothesis: ``symbols``, (B, Q), after the hypotheses
+        ``parents``, (B, Q) (default: itself).
         """
         batch, count = symbols.shape
         positions = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
@@ -141,48 +130,32 @@ class CachedLM:
             seen = seen.gather(1, parents.unsqueeze(2).expand(-1, -1, state.used))
         itself = torch.eye(count, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
         visible = torch.cat([seen, itself], dim=2)  # (B, Q, used + Q)
-        cache = [_grown(tensors, state.used, visible.shape[2]) for tensors in state.cache]
+        cache = [
+            tuple(_grown(tensor, state.used, visible.shape[2]) for tensor in tensors)
+            for tensors in state.cache
+        ]
         for layer, tensors in zip(self.layers, cache):
             x = self.model.block(layer, x, Buffer(*tensors, state.used), visible.unsqueeze(1))
-        return dataclasses.replace(
-            state,
-            logits=self._answers(self.model.logits(x).float(), state.number + 1),
-            cache=cache,
-            visible=visible,
-            lengths=state.lengths + 1,
-            number=state.number + 1,
-        )
+        number = state.number + 1
+        of_symbols = torch.full((count,), number, device=self.device)
+        logits = self.model.answers(self.model.logits(x), of_symbols)
+        return State(logits, cache, visible, state.lengths + 1, state.row_scores, number)
 
-    def _answers(self, logits: Tensor, number: int) -> Tensor:
-        """Logits (B, Q, V) of the ``number``-th symbol after the label map."""
-        return self.model.answers(logits, torch.full(logits.shape[1:2], number, device=self.device))
-
-    def _buffer(self, x: Tensor, layer: int) -> Buffer:
-        """A buffer for a prefill over ``x``, (B, T, D), that holds the prefix."""
+    def _buffer(self, x: Tensor, prefix: KeysValues | None) -> Buffer:
+        """A layer's buffer for a prefill over ``x``, (B, T, D), that holds the ``prefix``."""
         batch, length, width = x.shape
-        heads = self.layers[layer].nh
-        room = self.prefix_length + length + SLACK
-        keys = x.new_empty(batch, heads, room, width // heads)
+        heads = self.layers[0].nh
+        keys = x.new_empty(batch, heads, self.prefix_length + length + SLACK, width // heads)
         values = torch.empty_like(keys)
-        if self.prefixes[layer] is not None:
-            Buffer(keys, values, 0).join(*self.prefixes[layer])
+        if prefix is not None:
+            Buffer(keys, values, 0).join(*prefix)
         return Buffer(keys, values, self.prefix_length)
 
-    def _score(self, tokens: Tensor, logits: Tensor) -> Tensor:
-        """Log-probability of each row's symbols after its first: (B, T), (B, T, V) -> (B,)."""
-        following = tokens[:, 1:]
-        scores = F.log_softmax(logits[:, :-1], dim=-1).gather(2, following.unsqueeze(2)).squeeze(2)
-        return scores.masked_fill(following == self.pad, 0.0).sum(1)
 
-
-def _grown(tensors: tuple[Tensor, Tensor], used: int, needed: int) -> tuple[Tensor, Tensor]:
-    """The same keys and values with room for at least ``needed`` positions."""
-    if needed <= tensors[0].shape[2]:
-        return tensors
-    grown = tuple(
-        tensor.new_empty(*tensor.shape[:2], needed + needed // 2, tensor.shape[3])
-        for tensor in tensors
-    )
-    for new, old in zip(grown, tensors):
-        new[:, :, :used] = old[:, :, :used]
+def _grown(tensor: Tensor, used: int, needed: int) -> Tensor:
+    """The same keys or values with room for at least ``needed`` positions."""
+    if needed <= tensor.shape[2]:
+        return tensor
+    grown = tensor.new_empty(*tensor.shape[:2], needed + needed // 2, tensor.shape[3])
+    grown[:, :, :used] = tensor[:, :, :used]
     return grown

@@ -12,35 +12,12 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import sha256
 from pipeline.torch_files import load_safetensors, load_torch, save_torch
-from ulm_prompt.prompt_data.prompt_record import (
-    BEST,
-    LAST,
-    RECORD,
-    TENSORS,
-    PromptRecord,
-    check_file,
-    differences,
-    has_ended,
-    read_record,
-    write_record,
-)
-from ulm_prompt.prompt_lm.label_map import WEIGHT, LabelMap
-from ulm_prompt.prompt_lm.lm import (
-    UnitLM,
-    are_weights,
-    load_unit_lm,
-    load_weights,
-)
+from ulm_prompt.prompt_data import prompt_record
+from ulm_prompt.prompt_data.prompt_record import BEST, LAST, RECORD, PromptRecord, read_record
+from ulm_prompt.prompt_lm import prompt as prompts
+from ulm_prompt.prompt_lm.lm import UnitLM, are_weights, load_unit_lm, load_weights
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import (
-    KEYS,
-    VALUES,
-    Prompt,
-    in_input_space,
-    is_fine_tuned,
-    rounding,
-    without_prompt,
-)
+from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt
 
 
 def begin(folder: Path, record: PromptRecord) -> PromptRecord:
@@ -49,20 +26,20 @@ def begin(folder: Path, record: PromptRecord) -> PromptRecord:
     Raises ``UserError`` when the folder holds another run, or other checkpoints than its run left.
     """
     earlier = read_record(folder)
-    if any((folder / name).exists() for name in (BEST, LAST, TENSORS)):
+    if any((folder / name).exists() for name in (BEST, LAST, prompt_record.TENSORS)):
         if earlier is None:
             raise UserError(
                 f"{folder}: holds a checkpoint that was not trained here; choose a new --date"
             )
-        if changed := differences(earlier, record):
+        if changed := prompt_record.differences(earlier, record):
             raise UserError(
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
             )
-        has_ended(folder, earlier)
+        prompt_record.has_ended(folder, earlier)
         run = dataclasses.replace(earlier.run, lm=record.run.lm)
         record = dataclasses.replace(record, valid=earlier.valid, run=run)
-    write_record(folder, record)
+    prompt_record.write_record(folder, record)
     return record
 
 
@@ -95,12 +72,14 @@ def finish(
             rounding=best["rounding"],
         ),
     )
-    write_record(folder, record)
+    prompt_record.write_record(folder, record)
     return record
 
 
 def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
-    """A running state's weights under the published names, and their rounding.
+    """A running state's weights under the published names. ``rounding``: the largest relative error
+    of a layer's keys or values against what trained; it grows with the condition number of the LM's
+    projections.
 
     A prompt trained ``projected`` is solved for anew: the LM may have been in half precision.
     """
@@ -109,19 +88,12 @@ def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
     layers = load_unit_lm(lm).model.decoder.layers
     raw = Prompt.from_published_state(state, len(layers), BEST)
     raw.keys.data, raw.values.data = state[KEYS], state[VALUES]
-    solved = in_input_space(raw, layers).published_state()
-    beside = {WEIGHT: state[WEIGHT]} if WEIGHT in state else {}
-    return {"model": {**solved, **beside}, "rounding": rounding({**state, **solved}, layers)}
-
-
-def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
-    """The model of a checkpoint over its LM, in evaluation mode.
-
-    Reads our checkpoints, the published ones (prompt and LM weights in one file) and shared
-    prompts. Raises ``UserError`` when the prompt was trained on another LM.
-    """
-    unit_lm = load_unit_lm(lm_folder)
-    return prompted(folder / name, unit_lm, lm_folder), unit_lm
+    solved = prompts.in_input_space(raw, layers)
+    pairs = zip(prompts.project(solved, layers), (state[KEYS], state[VALUES]))
+    errors = [(found - aim).norm(dim=(1, 2)) / aim.norm(dim=(1, 2)) for found, aim in pairs]
+    beside = {MAP: state[MAP]} if MAP in state else {}
+    weights = {**solved.published_state(), **beside}
+    return {"model": weights, "rounding": torch.cat(errors).max().item()}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -134,76 +106,61 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
+    """The model of a checkpoint over its LM: see ``prompted``."""
+    unit_lm = load_unit_lm(lm_folder)
+    return prompted(folder / name, unit_lm, lm_folder), unit_lm
+
+
 def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
     """The checkpoint at ``path`` over the LM of ``lm_folder``, in evaluation mode.
 
-    Several prompts may share one LM; a fine-tuned LM takes its place. Raises ``UserError`` when
-    the prompt was trained on another LM, and for another file than its record was written for.
+    Reads our checkpoints, the published ones (prompt and LM weights in one file) and shared
+    prompts. Several prompts may share one LM; a fine-tuned LM takes its place. Raises ``UserError``
+    when the prompt was trained on another LM, and for another file than its record was written for.
     """
     state = read_weights(path)
     record = read_record(path.parent)
-    if record is None:
-        return _published(path, state, unit_lm, lm_folder)
-    model = _recorded(path, state, record, unit_lm, lm_folder)
-    check_file(path, record)  # last: what differs in a way that can be named was named
-    return model
-
-
-def _recorded(
-    path: Path, state: dict[str, Tensor], record: PromptRecord, unit_lm: UnitLM, lm_folder: Path
-) -> PromptLanguageModel:
-    if record.lm_fingerprint != unit_lm.fingerprint:
-        raise UserError(
-            f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, but the prompt in "
-            f"{path.parent} was trained on {record.lm_fingerprint}; put that LM there, or train "
-            "again"
-        )
-    here = unit_lm.identity["dict_fingerprint"]
-    if record.dict_fingerprint not in ("", here):
-        raise UserError(
-            f"{lm_folder / 'dict.txt'}: has fingerprint {here}, but the prompt in {path.parent} "
-            f"was trained with {record.dict_fingerprint}; take the dict and the LM from one archive"
-        )
+    if record is None:  # as published, the checkpoint holds its LM too
+        if prompts.is_fine_tuned(state):
+            load_weights(unit_lm.model, prompts.without_prompt(state), path)
+        else:
+            _check_its_lm(state, unit_lm, path, lm_folder)
+        return PromptLanguageModel(unit_lm.model, _prompt(path, state, unit_lm, lm_folder)).eval()
+    _check_recorded_lm(path, record, unit_lm, lm_folder)
+    prompt = label_map = None
     if record.fine_tune:
         load_weights(unit_lm.model, state, path)
-        return PromptLanguageModel(unit_lm.model, None).eval()
-    prompt = _prompt(path, state, unit_lm, lm_folder)
-    for kind, length in prompt.lengths.items():
-        if length != getattr(record, kind):
-            raise UserError(
-                f"{path}: a prompt with {kind} {length}, but {RECORD} beside it says "
-                f"{getattr(record, kind)}; take both from one source"
-            )
-    label_map = None
+    else:
+        prompt = _prompt(path, state, unit_lm, lm_folder)
+        for kind, length in prompt.lengths.items():
+            if length != getattr(record, kind):
+                raise UserError(
+                    f"{path}: a prompt with {kind} {length}, but {RECORD} beside it says "
+                    f"{getattr(record, kind)}; take both from one source"
+                )
     if record.training.get("verbalizer") == "learnable":
         names = list(record.verbal.values())
         label_map = LabelMap(names, unit_lm.dictionary, record.labels_per_utterance)
-        label_map.load_state(state, str(path))
+        label_map.load(state, str(path))
+    prompt_record.check_file(
+        path, record
+    )  # last: what differs in a way that can be named was named
     return PromptLanguageModel(unit_lm.model, prompt, label_map).eval()
 
 
-def _published(
-    path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path
-) -> PromptLanguageModel:
-    """A published checkpoint holds its LM too: a prompt's must be the one of ``lm_folder``."""
-    if is_fine_tuned(state):
-        load_weights(unit_lm.model, without_prompt(state), path)
-    else:
-        _check_its_lm(state, unit_lm, path, lm_folder)
-    return PromptLanguageModel(unit_lm.model, _prompt(path, state, unit_lm, lm_folder)).eval()
-
-
-def _prompt(path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path) -> Prompt:
-    decoder = unit_lm.model.decoder
-    prompt = Prompt.from_published_state(state, len(decoder.layers), str(path))
-    if prompt.sep.shape[1] != decoder.embed_dim:
+def _check_recorded_lm(path: Path, record: PromptRecord, unit_lm: UnitLM, lm_folder: Path) -> None:
+    here, prompt = unit_lm.identity["dict_fingerprint"], f"but the prompt in {path.parent} was"
+    if record.lm_fingerprint != unit_lm.fingerprint:
         raise UserError(
-            f"{path}: a prompt for an LM {prompt.sep.shape[1]} wide, that of {lm_folder} has "
-            f"{decoder.embed_dim}; this prompt belongs to another LM"
+            f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, {prompt} trained on "
+            f"{record.lm_fingerprint}; put that LM there, or train again"
         )
-    if not all(parameter.isfinite().all() for parameter in prompt.parameters()):
-        raise UserError(f"{path}: holds values that are not finite; train it again")
-    return prompt
+    if record.dict_fingerprint not in ("", here):
+        raise UserError(
+            f"{lm_folder / 'dict.txt'}: has fingerprint {here}, {prompt} trained with "
+            f"{record.dict_fingerprint}; take the dict and the LM from one archive"
+        )
 
 
 def _check_its_lm(state: dict[str, Tensor], unit_lm: UnitLM, path: Path, lm_folder: Path) -> None:
@@ -217,3 +174,16 @@ def _check_its_lm(state: dict[str, Tensor], unit_lm: UnitLM, path: Path, lm_fold
             raise UserError(
                 f"{path}: its own LM differs from {lm_folder} in {name}; put that there"
             )
+
+
+def _prompt(path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path) -> Prompt:
+    decoder = unit_lm.model.decoder
+    prompt = Prompt.from_published_state(state, len(decoder.layers), str(path))
+    if prompt.sep.shape[1] != decoder.embed_dim:
+        raise UserError(
+            f"{path}: a prompt for an LM {prompt.sep.shape[1]} wide, that of {lm_folder} has "
+            f"{decoder.embed_dim}; this prompt belongs to another LM"
+        )
+    if not all(parameter.isfinite().all() for parameter in prompt.parameters()):
+        raise UserError(f"{path}: holds values that are not finite; train it again")
+    return prompt

@@ -1,15 +1,18 @@
-"""Rows ``units <s> labels </s>`` from fairseq binaries, in batches that lose none of them."""
+"""Rows ``units <s> labels </s>``, and text that a unit LM is trained on, from fairseq binaries; in
+batches that lose none of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from fairseq.data import Dictionary, FairseqDataset
 from fairseq.data.indexed_dataset import MMapIndexedDataset
+from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.errors import UserError
 from ulm_prompt.prompt_lm.model import SEP
@@ -18,10 +21,9 @@ WINDOW = 50  # batches that are shuffled, then sorted by length, together
 
 
 def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
-    """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk.
-
-    Raises ``UserError`` when one is missing, they do not fit, or a token is not in the dict:
-    fairseq believes what an index says about its rows.
+    """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk. Raises
+    ``UserError`` when one is missing, they do not fit, or a token is not in the dict: fairseq
+    believes what an index says.
     """
     index, tokens = (split.with_name(f"{split.name}.{end}") for end in ("idx", "bin"))
     for path in (index, tokens):
@@ -47,16 +49,12 @@ def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
 
 
 def batches_by_length(
-    indices: Sequence[int] | np.ndarray,
-    sizes: np.ndarray,
-    max_tokens: int | None,
+    indices: Sequence[int] | np.ndarray, sizes: np.ndarray, max_tokens: int | None,
     max_sentences: int | None,
-) -> Iterator[np.ndarray]:
-    """Split ``indices`` into batches: at most ``max_sentences`` rows and ``max_tokens`` padded
-    tokens each.
-
-    Rows are sorted by length within windows of the given order, so that padding is small and the
-    order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Split ``indices`` into batches of at most ``max_sentences`` rows and ``max_tokens`` padded
+    tokens. Rows are sorted by length within windows of the given order, so that padding is small
+    and the order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
     """
     max_sentences = max_sentences or len(indices)
     max_tokens = max_tokens or int(sizes.max()) * max_sentences
@@ -81,70 +79,40 @@ class LosslessDataset(FairseqDataset):
     can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
     sizes: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.sizes)
+
     def num_tokens(self, index: int) -> int:
         return int(self.sizes[index])
 
     size = num_tokens
 
-    def filter_indices_by_size(
-        self, indices: np.ndarray, max_sizes: Any
-    ) -> tuple[np.ndarray, list]:
+    def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple:
         """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
         return indices, []
 
     def batch_by_size(
-        self,
-        indices: np.ndarray,
-        max_tokens: int | None = None,
-        max_sentences: int | None = None,
+        self, indices: np.ndarray, max_tokens: int | None = None, max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
-    ) -> list[np.ndarray]:
-        """Batches of similar length that hold every index exactly once.
-
-        fairseq's own function drops the last batch when its size is no multiple of
-        ``required_batch_size_multiple``; that argument is ignored here.
+    ) -> list[np.ndarray]:  # fmt: skip
+        """Batches of similar length that hold every index exactly once. fairseq's own function
+        drops the last batch when its size is no multiple of ``required_batch_size_multiple``.
         """
         return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
 
 
-class UnitNoise(NamedTuple):
-    """Noise on the units that a prompt is trained on.
-
-    ``rate``: the share of a row's units that is replaced, and as large a share left out.
-    ``units``: the indices to replace by. What a row becomes depends on the seed, the epoch and the
-    row alone, so that a resumed run sees what an uninterrupted one does.
-    """
-
-    rate: float
-    units: np.ndarray
-    seed: int
-
-    def __call__(self, row: np.ndarray, index: int, epoch: int) -> np.ndarray:
-        """``row``, (T,) units, disturbed: at least one of them stays."""
-        generator = np.random.default_rng((self.seed, epoch, index))
-        row = row.copy()
-        replaced = generator.random(len(row)) < self.rate
-        row[replaced] = generator.choice(self.units, size=replaced.sum())
-        kept = generator.random(len(row)) >= self.rate
-        return row[kept] if kept.any() else row[:1]
-
-
 class RowDataset(LosslessDataset):
-    """One split of a data-bin folder. A row's tokens end with ``</s>``; the model's input begins
-    with it.
+    """One split of a data-bin folder. A row's tokens end with ``</s>``, the model's input begins
+    with it. Raises ``UserError`` for a missing or broken split, or a row not ``units <s> labels``.
     """
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
-        """Raises ``UserError`` when the split is missing or broken, or a row is not ``units <s>
-        labels``.
-        """
         self.rows = open_rows(split, dictionary)
         self.sizes = np.asarray(self.rows.sizes)
         self.pad, self.eos = dictionary.pad(), dictionary.eos()
         self.shuffle = shuffle
-        self.rank, self.world = 0, 1
-        self.noise: UnitNoise | None = None
-        self.epoch = 1
+        self.rank, self.world, self.epoch = 0, 1, 1
+        self.noise: tuple[float, np.ndarray, int] | None = None  # rate, units, seed
         self.served = np.arange(len(self.rows))  # numbers of the rows in the split
         self.separators = np.zeros_like(self.served)  # positions of <s>
         for index, size in enumerate(self.sizes):
@@ -161,30 +129,25 @@ class RowDataset(LosslessDataset):
         rows = (self.rows[int(number)].tolist() for number in self.served)
         pairs = zip(rows, self.separators)
         parts = ((tuple(row[:sep]), tuple(row[sep + 1 :])) for row, sep in pairs)
-        self._serve(draw_shots(parts, shots, seed))
+        self.serve(draw_shots(parts, shots, seed))
 
-    def leave_out(self, longer_than: int) -> None:
-        """Serve no row that is longer from now on."""
-        self._serve(np.flatnonzero(self.sizes <= longer_than))
-
-    def _serve(self, chosen: np.ndarray) -> None:
+    def serve(self, chosen: np.ndarray) -> None:
+        """Serve only the ``chosen`` rows from now on."""
         for name in ("served", "sizes", "separators"):
             setattr(self, name, getattr(self, name)[chosen])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens, separator = self.rows[int(self.served[index])], self.separators[index]
-        if self.noise:
-            units = self.noise(tokens[:separator].numpy(), int(index), self.epoch)
-            tokens = torch.cat([torch.from_numpy(units), tokens[separator:]])
-            separator = len(units)
+        if self.noise:  # by the epoch and the row alone: a resumed run sees the same
+            rate, units, seed = self.noise
+            noisy = disturbed(tokens[:separator].numpy(), rate, units, (seed, self.epoch, index))
+            tokens = torch.cat([torch.from_numpy(noisy), tokens[separator:]])
+            separator = len(noisy)
         return {"id": int(index), "tokens": tokens, "separator": separator}
 
     def set_epoch(self, epoch: int) -> None:
         """fairseq calls it before each; a row's noise differs between epochs."""
         self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.served)
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """This rank's share of a batch, padded on the right.
@@ -212,26 +175,33 @@ class RowDataset(LosslessDataset):
         is_label = (steps > 0) & (steps < reads[:, None] - 1)
         if not share:
             target[:], is_label[:], lengths, reads = self.pad, False, lengths[:0], reads[:0]
+        inputs = {"tokens": tokens[:, :-1], "read_at": read_at}
         return {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(share),
             "ntokens": int(lengths.sum()),
             "nanswers": int(reads.sum()) - len(share),
-            "net_input": {
-                "tokens": torch.from_numpy(tokens[:, :-1]),
-                "read_at": torch.from_numpy(read_at),
-            },
+            "net_input": {name: torch.from_numpy(array) for name, array in inputs.items()},
             "target": torch.from_numpy(target),
             "is_label": torch.from_numpy(is_label),
         }
 
     def ordered_indices(self) -> np.ndarray:
-        """Every row once: in random order for training (fairseq seeds it per epoch), else by
-        length.
-        """
-        if self.shuffle:
-            return np.random.permutation(len(self))
-        return np.argsort(self.sizes, kind="mergesort")
+        """Every row once: for training in random order, which fairseq seeds per epoch."""
+        order = np.argsort(self.sizes, kind="mergesort")
+        return np.random.permutation(len(self)) if self.shuffle else order
+
+
+def disturbed(row: np.ndarray, rate: float, units: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """``row``, (T,), of which a share ``rate`` is replaced by any of ``units``, and as large a
+    share left out; at least one unit stays.
+    """
+    generator = np.random.default_rng(seed)
+    row = row.copy()
+    replaced = generator.random(len(row)) < rate
+    row[replaced] = generator.choice(units, size=replaced.sum())
+    kept = generator.random(len(row)) >= rate
+    return row[kept] if kept.any() else row[:1]
 
 
 Row = tuple[tuple[int, ...], tuple[int, ...]]
@@ -254,3 +224,53 @@ def draw_shots(rows: Iterable[Row], shots: int, seed: int) -> np.ndarray:
         order = np.random.default_rng((seed, position)).permutation(len(numbers))
         drawn.append(numbers[order[:shots]])
     return np.sort(np.concatenate(drawn))
+
+
+class BlockDataset(LosslessDataset):
+    """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
+    tokens; ``by_utterance``: after every utterance too.
+    """
+
+    def __init__(
+        self, split: Path, dictionary: Dictionary, length: int, by_utterance: bool, shuffle: bool
+    ) -> None:
+        rows = open_rows(split, dictionary)
+        self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
+        sizes = np.asarray(rows.sizes) if by_utterance else np.array([len(self.text)])
+        cuts = [np.arange(end - size, end, length) for size, end in zip(sizes, sizes.cumsum())]
+        self.starts = np.concatenate(cuts)
+        self.sizes = np.diff(self.starts, append=len(self.text))
+        self.pad, self.eos = dictionary.pad(), dictionary.eos()
+        self.shuffle = shuffle
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        start, size = self.starts[index], self.sizes[index]
+        before = self.text[start - 1] if start else self.eos
+        return {
+            "id": int(index),
+            "source": np.concatenate([[before], self.text[start : start + size - 1]]),
+            "target": self.text[start : start + size],
+        }
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """``src_tokens`` and ``target``: (B, T), padded on the right. A rank without a last batch
+        gets a row that counts for nothing (see RowDataset).
+        """
+        if not samples:
+            row = {"id": 0, "source": [self.eos], "target": [self.pad]}
+            return {**self.collater([row]), "nsentences": 0, "ntokens": 0}
+        lengths = [len(sample["target"]) for sample in samples]
+        source, target = (
+            pad_sequence([torch.as_tensor(sample[key]) for sample in samples], True, self.pad)
+            for key in ("source", "target")
+        )
+        return {
+            "id": torch.tensor([sample["id"] for sample in samples]),
+            "nsentences": len(samples),
+            "ntokens": sum(lengths),
+            "net_input": {"src_tokens": source, "src_lengths": torch.tensor(lengths)},
+            "target": target,
+        }
+
+    def ordered_indices(self) -> np.ndarray:
+        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))

@@ -2,9 +2,9 @@
 
 torch's own way back is right and slow here. It copies the widest tensor of a layer four times for
 an in-place ReLU, multiplies floats by booleans, and joins the prompt's keys to those of the tokens
-by a copy that is thrown away. On a CPU its fused attention is slow on rows of a few dozen units.
-So the way back through both halves is written out, where that is faster. On a CPU a float times a
-small integer that became a float is 20 times as fast as ``masked_fill_`` or ``where``.
+by a copy that is thrown away. On a CPU its fused attention is slow on rows of a few dozen units,
+and ``masked_fill_`` or ``where`` 20 times as slow as a product with an integer that became a float.
+So the way back through both halves is written out, where that is faster.
 """
 
 from __future__ import annotations
@@ -39,14 +39,9 @@ class _ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        query: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        past_keys: Tensor | None,
-        past_values: Tensor | None,
-        mask: Tensor,
-    ) -> Tensor:
+        ctx: Any, query: Tensor, keys: Tensor, values: Tensor,
+        past_keys: Tensor | None, past_values: Tensor | None, mask: Tensor,
+    ) -> Tensor:  # fmt: skip
         scores = _flat(query) @ _joined(past_keys, keys).transpose(1, 2)  # (B * H, Q, S)
         scores = scores.mul_(query.shape[-1] ** -0.5).unflatten(0, query.shape[:2])
         bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)

@@ -39,9 +39,8 @@ class LabelSets:
             )
         self.allowed = torch.zeros(count, vocabulary, dtype=torch.bool)
         self.following = torch.zeros(count, vocabulary, dtype=torch.long)
-        for (state, symbol), target in arcs.items():
-            self.allowed[state, symbol] = True
-            self.following[state, symbol] = target
+        for arc, target in arcs.items():
+            self.allowed[arc], self.following[arc] = True, target
         others = self.allowed.clone()
         others[:, eos] = False
         self.ends = ~others.any(1)
@@ -72,8 +71,8 @@ class LabelSets:
 
     def to(self, device: torch.device) -> LabelSets:
         """Move in place."""
-        for name in ("allowed", "following", "ends"):
-            setattr(self, name, getattr(self, name).to(device))
+        for name, tensor in vars(self).items():
+            setattr(self, name, tensor.to(device))
         return self
 
     def mask(self, scores: Tensor, states: Tensor) -> Tensor:
@@ -81,8 +80,8 @@ class LabelSets:
         return scores.masked_fill(~self.allowed[states], -torch.inf)
 
 
-class Answer(NamedTuple):
-    """Label units, the LM's natural-log probability of them all, and of each after those before."""
+class LabelAnswer(NamedTuple):
+    """Labels, the LM's natural-log probability of them all, and of each after those before."""
 
     labels: tuple[str, ...]
     score: float
@@ -94,8 +93,7 @@ class LabelAnswers:
 
     The candidates are the label sequences of train; where these are not known, every combination of
     the slots' labels. All are scored, exactly, unless they are texts or, of several labels each,
-    hold more than ``MOST_SCORED``: then a beam as wide as the number of wanted answers searches
-    among them.
+    hold more than ``MOST_SCORED``: among those a beam searches, as wide as answers are wanted.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
@@ -109,46 +107,42 @@ class LabelAnswers:
                     f"{record.unit_model}"
                 )
         self._eos = dictionary.eos()
-        self._labels_of = {dictionary.index(unit): label for label, unit in record.verbal.items()}
-        symbol_of = {label: symbol for symbol, label in self._labels_of.items()}
-        slots = _labels_by_position(record)
-        known = record.label_sequences
+        symbol_of = {label: dictionary.index(unit) for label, unit in record.verbal.items()}
+        self._labels_of = {symbol: label for label, symbol in symbol_of.items()}
+        slots, known = _labels_by_position(record), record.label_sequences
         count = math.prod(map(len, slots)) if known is None else len(known)
-        self._sets, self._sequences = None, []
+        # single labels are one product, however many
         few = record.most_labels == 1 or count * record.most_labels <= MOST_SCORED
-        if not record.is_text and few:  # single labels are one product, however many
-            candidates = itertools.product(*slots) if known is None else map(tuple, known)
-            self._sequences = [
-                tuple(symbol_of[label] for label in labels) for labels in dict.fromkeys(candidates)
-            ]
-            return
         kind = "set" if record.is_text else "slots" if known is None else "trie"
-        if known is None:  # as many as show every label at each of its positions
+        if known is None and few and not record.is_text:
+            known = list(itertools.product(*slots))
+        elif known is None:  # as many as show every label at each of its positions
             longest = max(map(len, slots))
             known = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
-        sequences = [[symbol_of[label] for label in labels] for labels in known]
+        sequences = dict.fromkeys(tuple(symbol_of[label] for label in labels) for labels in known)
+        self._sequences, self._sets = list(sequences), None
         self._limit = label_limit(None, record.most_labels)
-        self._sets = LabelSets.build(kind, sequences, len(dictionary), self._eos)
+        if record.is_text or not few:
+            self._sets = LabelSets.build(kind, sequences, len(dictionary), self._eos)
 
-    def __call__(self, lm: CachedLM, state: State, top: int) -> list[list[Answer]]:
+    def __call__(self, lm: CachedLM, state: State, top: int) -> list[list[LabelAnswer]]:
         """The ``top`` likeliest answers to each row of ``state``, best first, or all if fewer."""
         if self._sets is not None:
             sets = self._sets.to(lm.device)
-            return [
-                [self._answer(done.answer.symbols, done.score, done.answer.scores) for done in row]
-                for row in beam_search(lm, state, top, self._limit, sets, lenpen=0.0)
-            ]
+            found = beam_search(lm, state, top, self._limit, sets, lenpen=0.0)
+            return [[self._named(*answer) for answer in of_row] for of_row in found]
         totals, shares = score_sequences(lm, state, self._sequences, self._eos)
         best = totals.topk(min(top, len(self._sequences)))  # (B, top)
         shares = shares.gather(1, best.indices.unsqueeze(2).expand(-1, -1, shares.shape[2]))
+        found = zip(best.indices.tolist(), shares.tolist(), best.values.tolist())
         return [
-            [self._answer(self._sequences[index], *scores) for index, *scores in zip(*row)]
-            for row in zip(best.indices.tolist(), best.values.tolist(), shares.tolist())
+            [self._named(self._sequences[index], *scores) for index, *scores in zip(*of_row)]
+            for of_row in found
         ]
 
-    def _answer(self, symbols: Sequence[int], score: float, parts: Sequence[float]) -> Answer:
+    def _named(self, symbols: Sequence[int], scores: Sequence[float], total: float) -> LabelAnswer:
         labels = tuple(self._labels_of[symbol] for symbol in symbols)
-        return Answer(labels, score, tuple(parts[: len(symbols)]))
+        return LabelAnswer(labels, total, tuple(scores[: len(symbols)]))
 
 
 def _labels_by_position(record: PromptRecord) -> list[list[str]]:
@@ -168,9 +162,9 @@ def score_sequences(
     """Log-probabilities of S different symbol sequences after the rows of ``state``: in all,
     (B, S), and of each symbol, (B, S, longest), 0 behind the last.
 
-    The sequences are read as a tree, a level a step: a level's hypotheses are all prefixes of that
-    length which something may follow, so single labels take no step. ``</s>`` counts where
-    something else could follow (a sequence begins another), not where a sequence can only end.
+    The sequences are read as a tree, a level a step: its hypotheses are all prefixes of that length
+    which something may follow, so single labels take no step. ``</s>`` counts where something else
+    could follow (a sequence begins another), not where a sequence can only end.
     """
     batch, longest = len(state.lengths), max(map(len, sequences))
     shares = state.logits.new_zeros(batch, len(sequences), longest + 1)
@@ -191,7 +185,6 @@ def score_sequences(
         scores = log_probabilities(state.logits, lm.pad)  # (B, prefixes, V)
         shares[:, numbers, length] = scores[:, columns, following]
         earlier = level
-    totals = shares.sum(2)
     ends = torch.tensor([len(symbols) for symbols in sequences], device=lm.device)
     behind = torch.arange(longest, device=lm.device) >= ends[:, None]  # </s> is no label
-    return totals, shares[:, :, :longest].masked_fill(behind, 0.0)
+    return shares.sum(2), shares[:, :, :longest].masked_fill(behind, 0.0)

@@ -19,16 +19,6 @@ LOSS_ON = ChoiceEnum(["published", "answer"])
 LOSS_ON_HELP = "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
 
 
-@dataclass
-class LabelCrossEntropyConfig(FairseqDataclass):
-    loss_on: LOSS_ON = field(default="published", metadata={"help": LOSS_ON_HELP})
-
-
-@dataclass
-class UnitLMCriterionConfig(FairseqDataclass):
-    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
-
-
 class _Criterion(FairseqCriterion):
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """(B, T, V), (B, T) -> (B, T) in nats, 0 at padding."""
@@ -39,6 +29,11 @@ class _Criterion(FairseqCriterion):
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:
         return True
+
+
+@dataclass
+class LabelCrossEntropyConfig(FairseqDataclass):
+    loss_on: LOSS_ON = field(default="published", metadata={"help": LOSS_ON_HELP})
 
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
@@ -52,8 +47,8 @@ class LabelCrossEntropy(_Criterion):
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """Returns the summed loss, the number it is to be divided by, and what to log. Counts come
-        from the collater: nothing here waits for the device.
+        """The summed loss, the number it is to be divided by, and what to log. Counts come from the
+        collater: nothing here waits for the device.
         """
         logits = model(**sample["net_input"])  # (B, Q, V)
         target, is_label = sample["target"], sample["is_label"]  # (B, Q)
@@ -64,16 +59,15 @@ class LabelCrossEntropy(_Criterion):
         if self.loss_on == "published":
             loss, size = losses.sum(), sample["ntokens"]
         wrong = (logits.detach().argmax(-1) != target) & is_answer
+        counts = {name: sample[name] for name in ("ntokens", "nsentences")}
         logged = {
             "loss": loss.detach(),
             "label_loss": (losses * is_label).sum().detach(),
             "labels": sample["nanswers"] - sample["nsentences"],  # all but </s>
             "correct": sample["nsentences"] - wrong.any(1).sum(),
-            "nsentences": sample["nsentences"],
-            "ntokens": sample["ntokens"],
             "sample_size": size,
         }
-        return loss, size, logged
+        return loss, size, logged | counts
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
@@ -88,6 +82,11 @@ class LabelCrossEntropy(_Criterion):
             total = sum(output.get(key, 0) for output in logging_outputs)  # stays on its device
             weight = max(sum(output.get(count, 0) for output in logging_outputs), 1)
             metrics.log_scalar(name, factor * total / weight, weight, round=8)
+
+
+@dataclass
+class UnitLMCriterionConfig(FairseqDataclass):
+    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
 
 
 @register_criterion("unit_lm", dataclass=UnitLMCriterionConfig)
@@ -107,13 +106,8 @@ class UnitLMCriterion(_Criterion):
         after = (tokens == SEP).cumsum(1) > 0
         weights = torch.where(after, self.topic_weight, 1.0) * (target != self.padding_idx)
         loss, size = (self.losses(logits, target) * weights).sum(), weights.sum()
-        logged = {
-            "loss": loss.detach(),
-            "ntokens": sample["ntokens"],
-            "nsentences": sample["nsentences"],
-            "sample_size": size.detach(),
-        }
-        return loss, size, logged
+        counts = {name: sample[name] for name in ("ntokens", "nsentences")}
+        return loss, size, {"loss": loss.detach(), "sample_size": size.detach(), **counts}
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:

@@ -17,14 +17,13 @@ from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLay
 from torch import Tensor
 
 from ulm_prompt.prompt_lm.halves import attend, feed_forward
-from ulm_prompt.prompt_lm.label_map import LabelMap
-from ulm_prompt.prompt_lm.precision import FLOAT16_SCALE, scale_gradient
-from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, Prompt, in_input_space
+from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt, in_input_space
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
+FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1
 
 
 class KeysValues(NamedTuple):
@@ -59,15 +58,11 @@ class PromptLanguageModel(BaseFairseqModel):
     """
 
     def __init__(
-        self,
-        lm: TransformerLanguageModel,
-        prompt: Prompt | None,
-        label_map: LabelMap | None = None,
+        self, lm: TransformerLanguageModel, prompt: Prompt | None, label_map: LabelMap | None = None
     ) -> None:
         super().__init__()
-        self.prompt = prompt  # before the LM: DDP takes the dtype of the first parameter
-        self.label_map = label_map
-        self.lm = lm
+        self.prompt, self.label_map = prompt, label_map
+        self.lm = lm  # after the prompt: DDP takes the dtype of the first parameter
         lm.requires_grad_(prompt is None)
 
     @classmethod
@@ -92,11 +87,9 @@ class PromptLanguageModel(BaseFairseqModel):
         return self
 
     def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:
-        """Logits where the loss looks.
-
-        ``tokens``: (B, T), rows ``</s> units <s> labels`` padded on the right. ``read_at``: (B, Q),
-        the positions whose next symbol is asked for. Returns (B, Q, V). The last layer computes
-        those positions alone.
+        """Logits where the loss looks, (B, Q, V): of the symbols after the positions ``read_at``,
+        (B, Q), of ``tokens``, (B, T), rows ``</s> units <s> labels`` padded on the right. The last
+        layer computes those positions alone.
         """
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
@@ -110,7 +103,7 @@ class PromptLanguageModel(BaseFairseqModel):
         for layer, prefix in zip(body, prefixes):
             x = self.block(layer, x, prefix, body_mask)
         x = self.block(last, x, prefixes[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
-        logits = scale_gradient(self.logits(x).float(), self.gradient_scale)
+        logits = scale_gradient(self.logits(x), self.gradient_scale)
         return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
 
     def answers(self, logits: Tensor, numbers: Tensor) -> Tensor:
@@ -150,8 +143,7 @@ class PromptLanguageModel(BaseFairseqModel):
 
     def prefixes(self) -> list[KeysValues | None]:
         """The prompt's keys and values in each layer, projected once for the whole batch."""
-        layers = self.lm.decoder.layers
-        prompt = self.prompt
+        layers, prompt = self.lm.decoder.layers, self.prompt
         if prompt is None:
             return [None] * len(layers)
         keys = self.in_lm_dtype(prompt.dropout(prompt.keys)).unsqueeze(1)  # (L, 1, P, D)
@@ -171,8 +163,8 @@ class PromptLanguageModel(BaseFairseqModel):
         return ones.bool().tril(diagonal=prefix)
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T). Tokens before ``<s>``
-        do not see an infix: (B, T, P + T).
+        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T); with an infix, which
+        tokens before ``<s>`` do not see, (B, T, P + T).
         """
         mask = self.causal_mask(tokens.shape[1])
         if self.prompt is None or not self.prompt.infix:
@@ -182,17 +174,12 @@ class PromptLanguageModel(BaseFairseqModel):
         return mask & (from_sep.unsqueeze(2) | of_tokens)
 
     def block(
-        self,
-        layer: TransformerDecoderLayer,
-        x: Tensor,
-        past: Any,
-        mask: Tensor | None,
+        self, layer: TransformerDecoderLayer, x: Tensor, past: Any, mask: Any,
         read_at: Tensor | None = None,
-    ) -> Tensor:
-        """One stock pre-norm layer: (B, T, D). ``past`` joins the keys and values before those of
-        ``x`` to them: ``KeysValues``, the cache's ``Buffer``, or None.
-
-        With ``read_at``, (B, Q), the output is (B, Q, D): those positions alone.
+    ) -> Tensor:  # fmt: skip
+        """One stock pre-norm layer: (B, T, D), or, at the positions ``read_at`` alone, (B, Q, D).
+        ``past`` joins the keys and values before those of ``x`` to them: ``KeysValues``, the
+        cache's ``Buffer``, or None.
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)
@@ -207,9 +194,9 @@ class PromptLanguageModel(BaseFairseqModel):
         return feed_forward(layer, x + layer.dropout_module(attended))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The stock final layer norm and output projection: (..., V)."""
+        """The stock final layer norm and output projection: (..., V) float32."""
         decoder = self.lm.decoder
-        return decoder.output_layer(decoder.layer_norm(x))
+        return decoder.output_layer(decoder.layer_norm(x)).float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """What trains alone: the prompt under its published names, or the fine-tuned LM."""
@@ -220,7 +207,9 @@ class PromptLanguageModel(BaseFairseqModel):
         if prompt.projected:  # beside it the trained numbers, from which a run resumes
             state = in_input_space(prompt, self.lm.decoder.layers).published_state()
             state |= {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
-        return state if self.label_map is None else state | self.label_map.state()
+        if self.label_map is not None:
+            state[MAP] = self.label_map.weight.detach().clone()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> None:
         """Counterpart of ``state_dict``, strict in any case."""
@@ -232,7 +221,15 @@ class PromptLanguageModel(BaseFairseqModel):
             self.prompt.keys.data.copy_(state_dict[KEYS])
             self.prompt.values.data.copy_(state_dict[VALUES])
         if self.label_map is not None:
-            self.label_map.load_state(state_dict, "checkpoint")
+            self.label_map.load(state_dict, "checkpoint")
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
+    x = x.view_as(x)
+    if factor != 1 and x.requires_grad:
+        x.register_hook(lambda gradient: gradient * factor)
+    return x
 
 
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
@@ -248,8 +245,8 @@ def mask_at(mask: Tensor, read_at: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
-    """The share of attention on each prompt position at the end of ``rows``, ``</s> units <s>``
-    each, where the answer is read: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
+    """The share of attention on each prompt position at the ``<s>`` of ``rows``, ``</s> units <s>``
+    each: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
     """
     layers = model.lm.decoder.layers
     shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)

@@ -1,21 +1,17 @@
-"""The trainable part: keys and values for every layer, and the ``<s>`` vector."""
+"""What trains: keys and values for every layer, the ``<s>`` vector and, if asked for, a map."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from fairseq.dataclass import ChoiceEnum
+import torch.nn.functional as F
+from fairseq.data import Dictionary
 from fairseq.modules import TransformerDecoderLayer
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-
-if TYPE_CHECKING:
-    from ulm_prompt.prompt_lm.data import RowDataset
-    from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_data.label_names import JOIN, with_joint_names
 
 # names in published checkpoints
 _INPUTS = "decoder.prefix_embed_prompts.weight", "decoder.infix_embed_prompts.weight"
@@ -25,6 +21,7 @@ _VALUE = "decoder.deep_value_embed_prompts.{}.weight"
 _TOKENS = "decoder.embed_tokens.weight"  # of an LM beside the prompt
 # names that ours have beside them
 KEYS, VALUES = "projected.keys", "projected.values"  # in a running state
+MAP = "label_map.weight"
 
 
 class Prompt(nn.Module):
@@ -40,14 +37,9 @@ class Prompt(nn.Module):
     """
 
     def __init__(
-        self,
-        layers: int,
-        length: int,
-        width: int,
-        dropout: float = 0.0,
-        projected: bool = False,
-        infix: bool = False,
-    ) -> None:
+        self, layers: int, length: int, width: int, dropout: float = 0.0,
+        projected: bool = False, infix: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.projected, self.infix = projected, infix
         self.inputs = nn.Parameter(torch.empty(length, width))
@@ -65,44 +57,38 @@ class Prompt(nn.Module):
         names = "prefix_prompt_length", "infix_prompt_length"
         return {name: self.length * (index == self.infix) for index, name in enumerate(names)}
 
+    def _named(self) -> dict[str, Tensor]:
+        """The vectors, by their names in published checkpoints; of no length, ``<s>`` alone."""
+        named = {_INPUTS[self.infix]: self.inputs}
+        for layer in range(len(self.keys) if self.length else 0):
+            named[_KEY.format(layer)] = self.keys[layer]
+            named[_VALUE.format(layer)] = self.values[layer]
+        return {**named, _SEP: self.sep}
+
     def published_state(self) -> dict[str, Tensor]:
         """The tensors under the names of the published checkpoints."""
-        state = dict.fromkeys(_INPUTS, self.inputs[:0])
-        state[_INPUTS[self.infix]] = self.inputs
-        for layer in range(self.keys.shape[0]):
-            state[_KEY.format(layer)] = self.keys[layer]
-            state[_VALUE.format(layer)] = self.values[layer]
-        state[_SEP] = self.sep
+        state = {**dict.fromkeys(_INPUTS, self.inputs[:0]), **self._named()}
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     @torch.no_grad()
     def load_published_state(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the tensors of a checkpoint with the published names; other entries (the LM's) are
-        ignored.
-
-        Raises ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
+        """Copy the tensors with the published names; other entries (the LM's) are ignored. Raises
+        ``UserError`` naming ``source`` and the tensor that is missing or has another shape.
         """
-        parts = {_INPUTS[self.infix]: self.inputs, _SEP: self.sep}
-        for layer in range(len(self.keys) if self.length else 0):
-            parts[_KEY.format(layer)] = self.keys[layer]
-            parts[_VALUE.format(layer)] = self.values[layer]
+        named = self._named()
         for name, tensor in state.items():
-            if "_embed_prompts." in name and name not in parts and tensor.numel():
+            if "_embed_prompts." in name and name not in named and tensor.numel():
                 raise UserError(f"{source}: {name} does not belong to this prompt and LM")
-        for name, part in parts.items():
-            if name not in state:
-                raise UserError(f"{source}: {name} is missing; is this a prompt for another LM?")
-            if state[name].shape != part.shape:
-                raise UserError(
-                    f"{source}: {name} is {tuple(state[name].shape)}, the LM needs "
-                    f"{tuple(part.shape)}; this prompt belongs to another LM"
-                )
+        for name, part in named.items():
+            found = tuple(state[name].shape) if name in state else "missing"
+            if found != (needed := tuple(part.shape)):
+                problem = f"{name} is {found}, the LM needs {needed}"
+                raise UserError(f"{source}: {problem}; this prompt belongs to another LM")
             part.copy_(state[name])
 
     @classmethod
     def from_published_state(cls, state: dict[str, Tensor], layers: int, source: str) -> Prompt:
         """A prompt of the size that the checkpoint holds; beside a fine-tuned LM, ``<s>`` alone.
-
         Raises ``UserError``, as ``load_published_state`` does.
         """
         sizes = [_table_shape(state, name) for name in _INPUTS]
@@ -138,72 +124,10 @@ def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in names}
 
 
-# How a prompt starts.
-
-METHODS = ChoiceEnum(["normal", "tokens", "quiet"])
-SAMPLE_ROWS = 64
-QUIET_LOGITS = 4.0  # how far "quiet" lowers the mean attention logit of a prompt position
-QUIET_VALUES = 0.3  # how much of its distance from the mean value a prompt value keeps
-
-
-@torch.no_grad()
-def initialise(
-    model: PromptLanguageModel, method: str, scale: float, rows: RowDataset, seed: int
-) -> None:
-    """Set the prompt's vectors in place.
-
-    ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at
-    random positions of random training rows, so that the prompt speaks the layer's language, and
-    the LM's ``<s>``. ``quiet``: the same behind the projections (``projected`` prompts only), with
-    keys that draw little attention and values near the mean, so that training starts from a nearly
-    undisturbed LM. Raises ``UserError`` for ``quiet`` before the projections.
-    """
-    prompt = model.prompt
-    if method == "quiet" and not prompt.projected:
-        raise UserError("init=quiet: needs space=projected")
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in prompt.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    if method != "normal":
-        _from_tokens(model, method == "quiet", rows, generator)
-    elif prompt.projected:
-        prompt.keys[:], prompt.values[:] = project(prompt, model.lm.decoder.layers)
-
-
-def _from_tokens(
-    model: PromptLanguageModel, quiet: bool, rows: RowDataset, generator: torch.Generator
-) -> None:
-    prompt, decoder = model.prompt, model.lm.decoder
-    chosen = torch.randperm(len(rows), generator=generator)[:SAMPLE_ROWS].tolist()
-    tokens = rows.collater([rows[index] for index in chosen])["net_input"]["tokens"]  # (B, T)
-    real = tokens != rows.pad
-    prompt.sep.copy_(decoder.embed_tokens.weight[:1])
-    x = model.embed(tokens, model.positions(tokens.shape[1]))  # (B, T, D)
-    mask = model.causal_mask(tokens.shape[1])[:, prompt.length :]  # no prompt yet
-
-    def draw(vectors: Tensor) -> Tensor:  # (N, D) -> (P, D)
-        return vectors[torch.randint(len(vectors), (prompt.length,), generator=generator)]
-
-    for index, layer in enumerate(decoder.layers):
-        attention = layer.self_attn
-        inputs = layer.self_attn_layer_norm(x)[real]  # (N, D)
-        keys = values = inputs
-        if prompt.projected:
-            keys, values = attention.k_proj(inputs), attention.v_proj(inputs)
-        prompt.keys[index], prompt.values[index] = draw(keys), draw(values)
-        if quiet:
-            query = attention.q_proj(inputs).mean(0).view(layer.nh, -1)  # (H, D/H)
-            unit_logit = query * math.sqrt(query.shape[1]) / query.square().sum(1, keepdim=True)
-            prompt.keys[index] -= QUIET_LOGITS * unit_logit.flatten()
-            prompt.values[index] = values.mean(0).lerp(prompt.values[index], QUIET_VALUES)
-        x = model.block(layer, x, None, mask)
-
-
-# Training the prompt behind the LM's key and value projections. A layer's prompt keys are
-# K = W_k p + b_k. W_k is square, so K determines p: Adam can as well walk in K, where a step moves
-# every attention logit alike, and p is solved for when the prompt is saved. The trained numbers are
-# as many and the saved prompt is an ordinary one. In the space of p, small singular values of W_k
-# make the same walk many times longer.
+# Training behind the LM's key and value projections. A layer's prompt keys are K = W_k p + b_k. W_k
+# is square, so K determines p: Adam can as well walk in K, where a step moves every attention logit
+# alike, and p is solved for when the prompt is saved. In the space of p, small singular values of
+# W_k make the same walk many times longer.
 
 
 @torch.no_grad()
@@ -234,15 +158,57 @@ def _solve(projection: nn.Linear, projected: Tensor) -> Tensor:
     return solution.T.to(projected)
 
 
-@torch.no_grad()
-def rounding(state: dict[str, Tensor], layers: Sequence[TransformerDecoderLayer]) -> float:
-    """The largest relative error of a layer's keys or values in the float32 prompt of a running
-    state, against what trained; 0 where both are the same. It grows with the condition number of
-    the LM's projections.
+class LabelMap(nn.Module):
+    """The learnable verbalizer (SpeechPrompt v2, arXiv 2303.00733): a linear map from the LM's
+    output to label scores.
+
+    ``weight``, (labels, V): a label's score is its row times the LM's logits. It starts as the
+    fixed verbalizer: one at the label's own unit. That unit stays the label's name: in the text, in
+    teacher forcing, and in the answers. A label without a unit of its own has the name of several,
+    ``12+47``: a symbol behind the LM's, E in all. It starts as the mean of its units, and the LM
+    reads it as the mean of their embeddings.
     """
-    if KEYS not in state:
-        return 0.0
-    saved = Prompt.from_published_state(state, len(layers), "checkpoint")
-    pairs = zip(project(saved, layers), (state[KEYS], state[VALUES]))
-    errors = [(solved - raw).norm(dim=(1, 2)) / raw.norm(dim=(1, 2)) for solved, raw in pairs]
-    return torch.cat(errors).max().item()
+
+    def __init__(self, names: Sequence[str], dictionary: Dictionary, count: int) -> None:
+        """``names``: what verbal.json calls each label. ``count``: labels of an utterance."""
+        super().__init__()
+        self.count, self.eos = count, dictionary.eos()
+        symbols = with_joint_names(dictionary, names)
+        means = torch.zeros(len(names), len(dictionary))
+        for row, name in zip(means, names):
+            for unit in (parts := name.split(JOIN)):
+                row[dictionary.index(unit)] = 1 / len(parts)
+        joint = torch.tensor([JOIN in name for name in names])
+        numbers = torch.tensor([symbols.index(name) for name in names])
+        self.register_buffer("symbols", numbers, persistent=False)
+        self.register_buffer("joint_means", means[joint], persistent=False)  # (E, V)
+        self.weight = nn.Parameter(means)
+
+    def forward(self, logits: Tensor, numbers: Tensor) -> Tensor:
+        """Logits of the symbols ``numbers``, (Q,), of ``<s> labels </s>``: (B, Q, V) -> (B, Q, V +
+        E). ``<s>`` keeps the LM's own. Then only labels are possible, and after the last ``</s>``.
+        """
+        scores = logits @ self.weight.float().T  # (B, Q, labels)
+        logits = F.pad(logits, (0, len(self.joint_means)), value=-torch.inf)
+        impossible = torch.full_like(logits, -torch.inf)
+        labels = impossible.index_copy(2, self.symbols, scores)
+        end = impossible.clone()
+        end[..., self.eos] = 0.0
+        numbers = numbers[:, None]
+        return torch.where(numbers == 0, logits, torch.where(numbers > self.count, end, labels))
+
+    def embed(self, tokens: Tensor, table: nn.Embedding) -> Tensor:
+        """(B, T) -> (B, T, D), of the LM's ``table`` or, behind its V rows, their means."""
+        weight = table.weight  # (V, D)
+        if len(self.joint_means):
+            weight = torch.cat([weight, self.joint_means.to(weight) @ weight])
+        return F.embedding(tokens, weight, table.padding_idx)
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor], source: str) -> None:
+        """Copy the weight from ``source``. Raises ``UserError`` for a missing or misshapen one."""
+        found = tuple(state[MAP].shape) if MAP in state else "missing"
+        if found != (needed := tuple(self.weight.shape)):
+            problem = f"{MAP} is {found}, here it is {needed}"
+            raise UserError(f"{source}: {problem}; it belongs to another task or LM")
+        self.weight.copy_(state[MAP])

@@ -1,10 +1,12 @@
-"""Answers symbol by symbol: greedy, sampled or within the label sets, side by side; and beams."""
+"""Answers over the cache, symbol by symbol: greedy or sampled and within the label sets, side by
+side; beams; and the two answers to every row of a test split.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from pipeline.devices import in_float64
 from ulm_prompt.prompt_lm.cache import CachedLM, State
+from ulm_prompt.prompt_lm.data import batches_by_length
 
 if TYPE_CHECKING:
     from ulm_prompt.prompt_lm.labels import LabelSets
@@ -21,14 +24,15 @@ if TYPE_CHECKING:
 Choose = Callable[[Tensor, Sequence[int], int], Tensor]
 
 KEEP = 0.75  # rows that have ended leave a batch that shrinks to this share: leaving copies
+BATCH_TOKENS = 65_536  # padded, of the rows that are read together
 
 
-@dataclass
-class Answer:
-    """The symbols before ``</s>`` and the log-probability that the LM gave each."""
+class Answer(NamedTuple):
+    """The symbols before ``</s>``, the log-probability of each, and a beam's score of the whole."""
 
     symbols: list[int]
     scores: list[float]
+    total: float = 0.0
 
 
 def log_probabilities(logits: Tensor, pad: int, temperature: float = 1.0) -> Tensor:
@@ -44,11 +48,9 @@ def likeliest(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
 
 
 def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.0) -> Choose:
-    """Draw from the distribution at ``temperature``, as fairseq's ``Sampling`` cuts it.
-
-    ``topp`` > 0: among the fewest symbols whose probability exceeds it; else ``topk`` > 0: among
-    the ``topk`` likeliest; else among all. A row's draws depend on the seed, its number and the
-    step, not on its batch.
+    """Draw from the distribution at ``temperature``, as fairseq's ``Sampling`` cuts it: among the
+    fewest symbols whose probability exceeds ``topp``, else the ``topk`` likeliest, else all. A
+    row's draws depend on the seed, its number and the step, not on its batch.
     """
 
     def choose(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
@@ -70,13 +72,9 @@ def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.
 
 @torch.inference_mode()
 def follow(
-    lm: CachedLM,
-    state: State,
-    rows: Sequence[int],
-    max_labels: int,
-    choose: Choose,
+    lm: CachedLM, state: State, rows: Sequence[int], max_labels: int, choose: Choose,
     labels: LabelSets,
-) -> list[list[Answer]]:
+) -> list[list[Answer]]:  # fmt: skip
     """Two answers to each row of ``state``, whose numbers are ``rows``: symbols that ``choose``
     takes from the whole vocabulary, and the likeliest within ``labels``.
 
@@ -117,105 +115,140 @@ def follow(
     ]
 
 
-@dataclass
-class Hypothesis:
-    """A finished answer of a beam and its normalised score."""
-
-    answer: Answer
-    score: float
-
-
-@dataclass
-class Beams:
-    """The open hypotheses of B rows, Q each, best first."""
-
-    state: State
-    totals: Tensor  # (B, Q) cumulative scores; -inf: not in use
-    symbols: Tensor  # (B, Q, n)
-    scores: Tensor  # (B, Q, n), of each symbol
-    label_states: Tensor  # (B, Q)
-
-    def select(self, rows: Tensor) -> Beams:
-        """Only the rows at ``rows``."""
-        tensors = (self.totals, self.symbols, self.scores, self.label_states)
-        return Beams(self.state.select(rows), *(tensor[rows] for tensor in tensors))
-
-
 @torch.inference_mode()
 def beam_search(
-    lm: CachedLM,
-    state: State,
-    beam: int,
-    max_labels: int,
-    labels: LabelSets | None = None,
-    lenpen: float = 1.0,
-    temperature: float = 1.0,
-) -> list[list[Hypothesis]]:
-    """Each row's ``beam`` finished hypotheses, best first, as fairseq's ``SequenceGenerator`` finds
+    lm: CachedLM, state: State, beam: int, max_labels: int, labels: LabelSets | None = None,
+    lenpen: float = 1.0, temperature: float = 1.0,
+) -> list[list[Answer]]:  # fmt: skip
+    """Each row's ``beam`` finished answers, best first, as fairseq's ``SequenceGenerator`` finds
     them.
 
     There the row itself is a forced prefix of the hypothesis, so its log-probability and its length
-    take part in the score: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is
-    done when it has ``beam`` hypotheses, or at ``max_labels`` symbols, after which only ``</s>``
-    may follow. ``state`` comes from a prefill that scored its rows.
+    take part in the total: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is
+    done when it has ``beam`` answers, or at ``max_labels`` symbols, after which only ``</s>`` may
+    follow. ``state`` comes from a prefill that scored its rows.
     """
     batch, _, vocabulary = state.logits.shape
     beam = min(beam, vocabulary - 1)  # <pad> is never chosen
-    finished: list[list[Hypothesis]] = [[] for _ in range(batch)]
+    finished: list[list[Answer]] = [[] for _ in range(batch)]
     rows = list(range(batch))
+    # the open hypotheses, Q a row, best first: cumulative scores (-inf: not in use), symbols
     totals = state.row_scores.new_full((batch, beam), -torch.inf)
-    totals[:, 0] = state.row_scores  # only the first hypothesis is in use
-    nothing = totals.new_empty(batch, beam, 0)
-    beams = Beams(state, totals, nothing.long(), nothing, torch.zeros_like(totals).long())
+    totals[:, 0] = state.row_scores  # only the first is in use
+    scores = totals.new_empty(batch, beam, 0)  # (B, Q, n), of each symbol
+    symbols = scores.long()
+    label_states = torch.zeros_like(totals).long()
     for number in range(max_labels + 1):
-        scores = log_probabilities(beams.state.logits, lm.pad, temperature)
-        scores = scores.expand(-1, beam, -1)  # (B, Q, V): at first there is one hypothesis
+        following = log_probabilities(state.logits, lm.pad, temperature)
+        following = following.expand(-1, beam, -1)  # (B, Q, V): at first there is one hypothesis
         if number == max_labels:
             others = torch.arange(vocabulary, device=lm.device) != lm.eos
-            scores = scores.masked_fill(others, -torch.inf)
+            following = following.masked_fill(others, -torch.inf)
         elif labels is not None:
-            scores = labels.mask(scores, beams.label_states)
-        totals = (beams.totals.unsqueeze(2) + scores).flatten(1)  # (B, Q * V)
+            following = labels.mask(following, label_states)
+        totals = (totals.unsqueeze(2) + following).flatten(1)  # (B, Q * V)
         totals, flat = totals.topk(min(2 * beam, beam * vocabulary - 1))
-        parents, symbols = flat // vocabulary, flat % vocabulary
-        ends = (symbols == lm.eos) & (totals > -torch.inf)
-        lengths = (beams.state.lengths**lenpen).tolist()  # the last </s> counts, not the first
+        parents, chosen = flat // vocabulary, flat % vocabulary
+        ends = (chosen == lm.eos) & (totals > -torch.inf)
+        lengths = (state.lengths**lenpen).tolist()  # the last </s> counts, not the first
         for row, candidate in ends[:, :beam].nonzero().tolist():
-            done = finished[rows[row]]
-            if len(done) < beam:
+            if len(done := finished[rows[row]]) < beam:
                 path = (row, int(parents[row, candidate]))
-                answer = Answer(beams.symbols[path].tolist(), beams.scores[path].tolist())
-                done.append(Hypothesis(answer, totals[row, candidate].item() / lengths[row]))
+                total = totals[row, candidate].item() / lengths[row]
+                done.append(Answer(symbols[path].tolist(), scores[path].tolist(), total))
         # the best candidates that have not ended; of 2 * beam at most beam have
         rank = ends.long() * ends.shape[1] + torch.arange(ends.shape[1], device=lm.device)
         unended = rank.topk(beam, largest=False)[1]  # (B, Q)
-        parents, symbols = parents.gather(1, unended), symbols.gather(1, unended)
-        beams = _extended(beams, parents, symbols, totals.gather(1, unended), scores)
-        hopeful = (beams.totals > -torch.inf).any(1).tolist()  # False: the label sets are used up
-        keep = [index for index, row in enumerate(rows) if len(finished[row]) < beam]
-        keep = [index for index in keep if hopeful[index]]
+        totals, parents, chosen = (each.gather(1, unended) for each in (totals, parents, chosen))
+        hopeful = (totals > -torch.inf).any(1).tolist()  # False: the label sets are used up
+        keep = [i for i, row in enumerate(rows) if len(finished[row]) < beam and hopeful[i]]
         if number == max_labels or not keep:
             break
+        at = torch.arange(len(rows), device=lm.device)[:, None]
+        latest = following[at, parents, chosen]
+        scores = torch.cat([scores[at, parents], latest.unsqueeze(2)], dim=2)
+        symbols = torch.cat([symbols[at, parents], chosen.unsqueeze(2)], dim=2)
+        label_states = label_states[at, parents]
         if labels is not None:
-            beams.label_states = labels.following[beams.label_states, symbols]
+            label_states = labels.following[label_states, chosen]
         if len(keep) <= KEEP * len(rows):
-            chosen = torch.tensor(keep, device=lm.device)
-            beams, parents, rows = beams.select(chosen), parents[chosen], [rows[i] for i in keep]
-        before = beams.state.visible.shape[1]  # one hypothesis before the first step
-        beams.state = lm.step(beams.state, beams.symbols[:, :, -1], parents.clamp(max=before - 1))
-    return [sorted(done, key=lambda hypothesis: -hypothesis.score) for done in finished]
+            kept, rows = torch.tensor(keep, device=lm.device), [rows[i] for i in keep]
+            hypotheses = totals, scores, symbols, label_states, parents, chosen
+            totals, scores, symbols, label_states, parents, chosen = (x[kept] for x in hypotheses)
+            state = state.select(kept)
+        before = state.visible.shape[1]  # one hypothesis before the first step
+        state = lm.step(state, chosen, parents.clamp(max=before - 1))
+    return [sorted(done, key=lambda answer: -answer.total) for done in finished]
 
 
-def _extended(
-    beams: Beams, parents: Tensor, symbols: Tensor, totals: Tensor, scores: Tensor
-) -> Beams:
-    """Each hypothesis is its parent and one symbol more; ``scores``: (B, Q, V), the parents'."""
-    history = parents.unsqueeze(2).expand(-1, -1, beams.symbols.shape[2])
-    of_symbols = scores.flatten(1).gather(1, parents * scores.shape[2] + symbols)
-    return Beams(
-        beams.state,
-        totals,
-        torch.cat([beams.symbols.gather(1, history), symbols.unsqueeze(2)], dim=2),
-        torch.cat([beams.scores.gather(1, history), of_symbols.unsqueeze(2)], dim=2),
-        beams.label_states.gather(1, parents),
-    )
+@dataclass(frozen=True)
+class Options:
+    """How answers are searched for. The default is greedy, as published."""
+
+    max_units: int = 16_384  # a longer row is not answered: memory grows with the square
+    max_labels: int = 50  # an answer that has not ended by then is cut
+    batch_size: int = 64
+    beam: int = 1
+    lenpen: float = 1.0
+    sampling: bool = False
+    topk: int = 0
+    topp: float = 0.0
+    temperature: float = 1.0
+    seed: int = 1
+
+
+class Decoded(NamedTuple):
+    """The answer to one row over the whole vocabulary, and the one within the label sets."""
+
+    row: int
+    free: Answer
+    within: Answer
+    log_odds: float | None = None  # of ``within``, one of two labels, against the other
+
+
+def decode(
+    lm: CachedLM, rows: Sequence[Tensor], labels: LabelSets, options: Options,
+    done: Container[int] = (),
+) -> Iterator[list[Decoded]]:  # fmt: skip
+    """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time; none to a row of more than
+    ``max_units``. Sampling draws the free answer; within the labels it is the best in any case.
+
+    The batches depend on the rows and the options alone: one whose rows are all ``done`` is passed
+    over, and the others stay what they were.
+    """
+    labels = labels.to(lm.device)
+    sizes = np.array([len(row) for row in rows])
+    order = sizes.argsort(kind="mergesort")
+    order = order[sizes[order] <= options.max_units + 2]
+    choose = likeliest
+    if options.sampling:
+        choose = sampler(options.seed, options.topk, options.topp, options.temperature)
+    most_tokens = max(BATCH_TOKENS, options.max_units + 2)
+    max_labels, label_map = options.max_labels, lm.model.label_map
+    if label_map is not None:  # then nothing but </s> may follow: no step to see that
+        max_labels = min(max_labels, label_map.count)
+    for batch in batches_by_length(order, sizes, most_tokens, options.batch_size):
+        numbers = batch.tolist()
+        if all(number in done for number in numbers):
+            continue
+        tokens = [rows[number] for number in numbers]
+        if options.beam > 1:
+            state = lm.prefill(tokens, score_rows=options.temperature)
+            width, score = (options.beam, max_labels), (options.lenpen, options.temperature)
+            both = (beam_search(lm, state, *width, sets, *score) for sets in (None, labels))
+            answers = [[best for best, *_ in of_row] for of_row in zip(*both)]
+        else:
+            state = lm.prefill(tokens)
+            answers = follow(lm, state, numbers, max_labels, choose, labels)
+        odds = _log_odds(state, labels, [within for _, within in answers])
+        yield [Decoded(number, *two, odd) for number, two, odd in zip(numbers, answers, odds)]
+
+
+def _log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
+    """Of each answer to a row of ``state`` against the other label; None unless there are two."""
+    symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
+    if len(symbols) != 2 or not labels.ends[labels.following[0, symbols]].all():
+        return [None] * len(answers)
+    first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
+    odds = [one - other for one, other in zip(first, second)]
+    return [odd if answer.symbols == symbols[:1] else -odd for odd, answer in zip(odds, answers)]

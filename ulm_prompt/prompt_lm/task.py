@@ -1,6 +1,7 @@
 """The fairseq tasks: prompt rows over a frozen LM, and text that a unit LM is trained on."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,23 @@ from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from fairseq.tasks import FairseqTask, register_task
 from fairseq_cli.train import should_stop_early
 from omegaconf import II, MISSING
+from torch import Tensor
 from torch.nn import Module, Parameter
 
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.label_names import with_joint_names
-from ulm_prompt.prompt_lm.data import LosslessDataset, RowDataset, UnitNoise, open_rows
+from ulm_prompt.prompt_lm.data import BlockDataset, RowDataset
 from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
-from ulm_prompt.prompt_lm.prompt import METHODS, initialise
+from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.prompt_lm.prompt import project
 
 # no postponed annotations here: fairseq reads the types of a dataclass's fields
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
+METHODS = ChoiceEnum(["normal", "tokens", "quiet"])
+SAMPLE_ROWS = 64  # that a prompt starts from
+QUIET_LOGITS = 4.0  # how far "quiet" lowers the mean attention logit of a prompt position
+QUIET_VALUES = 0.3  # how much of its distance from the mean value a prompt value keeps
 logger = logging.getLogger(__name__)
 
 
@@ -46,79 +53,72 @@ class UnitPromptConfig(FairseqDataclass):
     label_units: str = II("model.label_units")  # those of several units follow the LM's symbols
 
 
-@register_task("unit_prompt", dataclass=UnitPromptConfig)
-class UnitPromptTask(FairseqTask):
-    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
-
+class _Task(FairseqTask):
     source_dictionary = target_dictionary = property(lambda self: self.dictionary)
 
-    def __init__(self, cfg: UnitPromptConfig, unit_lm: UnitLM) -> None:
+    def __init__(self, cfg: FairseqDataclass, dictionary: Dictionary) -> None:
         super().__init__(cfg)
-        self.unit_lm = unit_lm
-        self.dictionary = with_joint_names(unit_lm.dictionary, cfg.label_units.split())
+        self.dictionary = dictionary
+
+
+@register_task("unit_prompt", dataclass=UnitPromptConfig)
+class UnitPromptTask(_Task):
+    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
+
+    unit_lm: UnitLM
 
     @classmethod
     def setup_task(cls, cfg: UnitPromptConfig, **kwargs: Any) -> "UnitPromptTask":
-        """Raises ``UserError`` when the LM is incomplete."""
-        return cls(cfg, load_unit_lm(Path(cfg.lm), cfg.lm_dropout))
+        unit_lm = load_unit_lm(Path(cfg.lm), cfg.lm_dropout)
+        task = cls(cfg, with_joint_names(unit_lm.dictionary, cfg.label_units.split()))
+        task.unit_lm = unit_lm
+        return task
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         """The model of ``cfg``; its prompt has the starting values of ``init``."""
-        model = super().build_model(cfg, from_checkpoint)
+        model, ours = super().build_model(cfg, from_checkpoint), self.cfg
         if model.prompt is not None:
             self.load_dataset("train")
-            rows, method = self.datasets["train"], str(self.cfg.init)
-            initialise(model, method, self.cfg.init_scale, rows, self.cfg.seed)
+            rows = self.datasets["train"]
+            initialise(model, str(ours.init), ours.init_scale, rows, ours.seed)
             model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # only now: projections in float32
         return model
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Open a split, once. Raises ``UserError`` for one that is missing or broken."""
+        """Open a split, once. Raises ``UserError`` for one that is missing or broken, or has rows
+        that fit no batch, unless ``skip_long`` leaves these out.
+        """
         if split in self.datasets:
             return
-        dictionary = self.dictionary
-        dataset = RowDataset(Path(self.cfg.data) / split, dictionary, shuffle=split == "train")
-        if self.cfg.max_tokens:
-            self._check_lengths(dataset, split)
+        cfg, dictionary = self.cfg, self.dictionary
+        dataset = RowDataset(Path(cfg.data) / split, dictionary, shuffle=split == "train")
+        if facts := _longer(dataset.sizes, cfg.max_tokens, "max_tokens="):
+            if not cfg.skip_long or dataset.sizes.min() > cfg.max_tokens:
+                raise UserError(
+                    f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
+                    "max_tokens: memory grows with the square of a row's length"
+                )
+            dataset.serve(np.flatnonzero(dataset.sizes <= cfg.max_tokens))
+            logger.info(f"too long: {split}: {facts}; left out")
         positions = self.unit_lm.untouched.max_positions()
-        if facts := _longer(dataset.sizes, positions, f"the LM's tokens_per_sample={positions:,}"):
+        if facts := _longer(dataset.sizes, positions, "the LM's tokens_per_sample="):
             logger.info(
                 f"too long: {split}: {facts}; they are used, but the LM has learned no such "
                 "positions: cut those utterances, or train an LM with a larger tokens_per_sample"
             )
-        if split == "train" and self.cfg.shots:
+        if split == "train" and cfg.shots:
             whole = len(dataset)
-            dataset.draw(self.cfg.shots, self.cfg.seed)
-            logger.info(
-                f"few-shot: {len(dataset):,} of {whole:,} rows, {self.cfg.shots} of each class"
-            )
-        if split == "train" and self.cfg.unit_noise:
+            dataset.draw(cfg.shots, cfg.seed)
+            logger.info(f"few-shot: {len(dataset):,} of {whole:,} rows, {cfg.shots} of each class")
+        if split == "train" and cfg.unit_noise:
             units = np.array([i for i, s in enumerate(dictionary.symbols) if s.isdecimal()])
-            dataset.noise = UnitNoise(self.cfg.unit_noise, units, self.cfg.seed)
+            dataset.noise = cfg.unit_noise, units, cfg.seed
         self.datasets[split] = dataset
-
-    def _check_lengths(self, dataset: RowDataset, split: str) -> None:
-        """Leave out the rows that fit no batch, and say how many. Raises ``UserError`` unless
-        ``skip_long`` asks for that, or if no row is left.
-        """
-        most, sizes = self.cfg.max_tokens, dataset.sizes
-        facts = _longer(sizes, most, f"max_tokens={most:,}")
-        if not facts:
-            return
-        if not self.cfg.skip_long or sizes.min() > most:
-            raise UserError(
-                f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
-                "max_tokens: memory grows with the square of a row's length"
-            )
-        dataset.leave_out(longer_than=most)
-        logger.info(f"too long: {split}: {facts}; left out")
 
     def get_batch_iterator(
         self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
     ) -> Any:
-        """All ranks go through the same batches, and each takes its share of the rows of each: a
-        batch is what the recipe says, on however many ranks.
-        """
+        """A batch is what the recipe says: each rank takes its share of the rows of every one."""
         dataset.rank, dataset.world = shard_id, num_shards
         return super().get_batch_iterator(dataset, *args, **others)
 
@@ -131,15 +131,60 @@ class UnitPromptTask(FairseqTask):
         vars(should_stop_early).update(state)
 
 
-def _longer(sizes: np.ndarray, most: int, limit: str) -> str:
+def _longer(sizes: np.ndarray, most: int | None, limit: str) -> str:
     """How many rows have more than ``most`` tokens, and which is the longest; "" for none."""
-    count = int((sizes > most).sum())
-    if not count:
+    if not most or not (count := int((sizes > most).sum())):
         return ""
     return (
-        f"{count:,} of {len(sizes):,} rows are longer than {limit} "
+        f"{count:,} of {len(sizes):,} rows are longer than {limit}{most:,} "
         f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
     )
+
+
+@torch.no_grad()
+def initialise(
+    model: PromptLanguageModel, method: str, scale: float, rows: RowDataset, seed: int
+) -> None:
+    """Set the prompt's vectors in place.
+
+    ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at
+    random positions of random training rows, and the LM's ``<s>``. ``quiet``: the same behind the
+    projections (``projected`` prompts only, else ``UserError``), with keys that draw little
+    attention and values near the mean, so that training starts from a nearly undisturbed LM.
+    """
+    prompt, decoder = model.prompt, model.lm.decoder
+    if method == "quiet" and not prompt.projected:
+        raise UserError("init=quiet: needs space=projected")
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in prompt.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+    if method == "normal":
+        if prompt.projected:
+            prompt.keys[:], prompt.values[:] = project(prompt, decoder.layers)
+        return
+    chosen = torch.randperm(len(rows), generator=generator)[:SAMPLE_ROWS].tolist()
+    tokens = rows.collater([rows[index] for index in chosen])["net_input"]["tokens"]  # (B, T)
+    real = tokens != rows.pad
+    prompt.sep.copy_(decoder.embed_tokens.weight[:1])
+    x = model.embed(tokens, model.positions(tokens.shape[1]))  # (B, T, D)
+    mask = model.causal_mask(tokens.shape[1])[:, prompt.length :]  # no prompt yet
+
+    def draw(vectors: Tensor) -> Tensor:  # (N, D) -> (P, D)
+        return vectors[torch.randint(len(vectors), (prompt.length,), generator=generator)]
+
+    for index, layer in enumerate(decoder.layers):
+        attention = layer.self_attn
+        inputs = layer.self_attn_layer_norm(x)[real]  # (N, D)
+        keys = values = inputs
+        if prompt.projected:
+            keys, values = attention.k_proj(inputs), attention.v_proj(inputs)
+        prompt.keys[index], prompt.values[index] = draw(keys), draw(values)
+        if method == "quiet":
+            query = attention.q_proj(inputs).mean(0).view(layer.nh, -1)  # (H, D/H)
+            unit_logit = query * math.sqrt(query.shape[1]) / query.square().sum(1, keepdim=True)
+            prompt.keys[index] -= QUIET_LOGITS * unit_logit.flatten()
+            prompt.values[index] = values.mean(0).lerp(prompt.values[index], QUIET_VALUES)
+        x = model.block(layer, x, None, mask)
 
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
@@ -171,21 +216,15 @@ class UnitLMConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
     tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
     sample_break_mode: BREAK_MODES = field(
-        default="none", metadata={"help": "none: blocks across utterances; eos: one utterance each"}
+        default="none", metadata={"help": "eos: of an utterance"}
     )
     max_target_positions: int = II("task.tokens_per_sample")
     begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
 
 
 @register_task("unit_lm", dataclass=UnitLMConfig)
-class UnitLMTask(FairseqTask):
+class UnitLMTask(_Task):
     """Language modelling over units, without fairseq's compiled TokenBlockDataset."""
-
-    source_dictionary = target_dictionary = property(lambda self: self.dictionary)
-
-    def __init__(self, cfg: UnitLMConfig, dictionary: Dictionary) -> None:
-        super().__init__(cfg)
-        self.dictionary = dictionary
 
     @classmethod
     def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
@@ -199,65 +238,8 @@ class UnitLMTask(FairseqTask):
         return model
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
+        by_utterance = str(self.cfg.sample_break_mode) == "eos"
+        length, path = self.cfg.tokens_per_sample, Path(self.cfg.data) / split
         self.datasets[split] = BlockDataset(
-            Path(self.cfg.data) / split,
-            self.dictionary,
-            self.cfg.tokens_per_sample,
-            str(self.cfg.sample_break_mode),
-            shuffle=split == "train",
+            path, self.dictionary, length, by_utterance, shuffle=split == "train"
         )
-
-
-class BlockDataset(LosslessDataset):
-    """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
-    tokens.
-
-    ``break_mode``: ``none`` cuts every ``length`` tokens, ``eos`` after every utterance too.
-    """
-
-    def __init__(
-        self, split: Path, dictionary: Dictionary, length: int, break_mode: str, shuffle: bool
-    ) -> None:
-        rows = open_rows(split, dictionary)
-        self.text = np.concatenate([rows[index].numpy() for index in range(len(rows))])
-        sizes = np.asarray(rows.sizes) if break_mode == "eos" else np.array([len(self.text)])
-        cuts = [np.arange(end - size, end, length) for size, end in zip(sizes, sizes.cumsum())]
-        self.starts = np.concatenate(cuts)
-        self.sizes = np.diff(self.starts, append=len(self.text))
-        self.pad, self.eos = dictionary.pad(), dictionary.eos()
-        self.shuffle = shuffle
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        start, size = self.starts[index], self.sizes[index]
-        before = self.text[start - 1] if start else self.eos
-        return {
-            "id": int(index),
-            "source": np.concatenate([[before], self.text[start : start + size - 1]]),
-            "target": self.text[start : start + size],
-        }
-
-    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """``src_tokens`` and ``target``: (B, T), padded on the right. No samples, for a rank
-        without a last batch: one row that counts for nothing (see RowDataset).
-        """
-        if not samples:
-            row = {"id": 0, "source": [self.eos], "target": [self.pad]}
-            return {**self.collater([row]), "nsentences": 0, "ntokens": 0}
-        lengths = [len(sample["target"]) for sample in samples]
-        padded = {}
-        for key in ("source", "target"):
-            rows = [torch.as_tensor(sample[key]) for sample in samples]
-            padded[key] = torch.nn.utils.rnn.pad_sequence(rows, True, self.pad)
-        return {
-            "id": torch.tensor([sample["id"] for sample in samples]),
-            "nsentences": len(samples),
-            "ntokens": sum(lengths),
-            "net_input": {"src_tokens": padded["source"], "src_lengths": torch.tensor(lengths)},
-            "target": padded["target"],
-        }
-
-    def ordered_indices(self) -> np.ndarray:
-        return np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))

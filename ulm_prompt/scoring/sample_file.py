@@ -20,7 +20,7 @@ from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype, label_limit
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
 
-    from ulm_prompt.prompt_lm.decoding import Decoded, Options
+    from ulm_prompt.prompt_lm.search import Decoded, Options
 
 
 BOS = "<s>"

@@ -1,45 +1,73 @@
-"""fairseq's own training loop, called in this process, with output that a person can read."""
+"""fairseq's own training loop, called in this process, with output that a person can read; and
+every change to fairseq's own functions while it trains here, with the reason.
+
+- ``checkpoint_utils.torch_persistent_save`` and ``PathManager.copy`` write a checkpoint in place.
+  Here they write beside it and rename.
+- ``progress_bar.SummaryWriter`` writes curves in a thread of its own. On a full disk the thread
+  dies and training waits for ever. Here the caller writes, and an error ends training.
+- ``progress_bar._tensorboard_writers`` stay open: the next run's curves would go into this run's.
+- ``Trainer._log_oom`` lets training continue without the batch that did not fit. Here it ends.
+- ``torch.load`` reads whatever the environment says. Here it reads tensors and settings alone.
+- ``np.compat.long`` is gone from numpy 2; two of fairseq's datasets still ask for it.
+- ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
+
+More are in prompt_lm/task.py (the optimizer, the counters of early stopping) and in
+pipeline/torch_files.py (what ``torch.load`` accepts, and a faster import of fairseq).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import shutil
 import sys
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import fairseq_cli.train
+import numpy as np
+import torch
+from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.logging import progress_bar
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from fairseq.trainer import Trainer
 from omegaconf import DictConfig, OmegaConf
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 import ulm_prompt.prompt_lm  # noqa: F401  (registers our task, model, losses and optimizer)
 from pipeline.devices import Ranks, choose_device, on_main
 from pipeline.errors import UserError
-from pipeline.files import naming
-from pipeline.torch_files import load_torch
+from pipeline.files import naming, replacing
+from pipeline.torch_files import load_torch, save_torch
 from ulm_prompt.prompt_data.prompt_record import LAST
-from ulm_prompt.training.fairseq_patches import patched
 from ulm_prompt.training.recipe import Settings
 
 # what a person watching wants to see; everything goes to the log file
 _LOGGERS = ("train_inner", "valid")
 _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "done training",
              "few-shot", "too long")  # fmt: skip
+_WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
 
 
 def train(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> None:
-    """Train by the recipe's ``knobs`` and by ``settings``; resume when ``save_dir`` holds a last
-    checkpoint.
-
-    The whole log goes to ``log_dir``/train.log, curves to TensorBoard there. Uses the GPU if there
-    is one. Every rank calls this, within ``pipeline.devices.process_group``; the main one writes.
+    """Train by the recipe's ``knobs`` and by ``settings``, on the GPU if there is one; resume when
+    ``save_dir`` holds a last checkpoint. The log and curves go to ``log_dir``. Every rank calls
+    this, within ``pipeline.devices.process_group``; the main one writes.
     """
     if here.main:
         if not (save_dir / LAST).exists():
@@ -62,11 +90,8 @@ def train(
 def fairseq_config(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> DictConfig:
-    """fairseq's config: each group takes the knobs that it has a field for, then the ``settings``
-    of that group.
-    """
-    device, _ = choose_device()
-    gpu = device.type == "cuda"
+    """Each group takes the knobs that it has a field for, then the ``settings`` of that group."""
+    gpu = choose_device()[0].type == "cuda"
     # for this rank; fairseq would guess: one rank for each GPU, none without a GPU
     distributed: dict[str, Any] = {"distributed_world_size": here.world}
     if here.world > 1:
@@ -85,10 +110,9 @@ def fairseq_config(
         "optimization": {},
         "distributed_training": distributed,
     }
-    settings = OmegaConf.merge(settings, ours)
     knobs = {**knobs, "lr": [knobs["lr"]], "update_freq": [knobs["update_freq"]]}
     config = OmegaConf.structured(FairseqConfig)
-    for group, values in settings.items():
+    for group, values in OmegaConf.merge(settings, ours).items():
         schema = OmegaConf.structured(_schema(group, values.get("_name")))
         taken = {name: knobs[name] for name in schema if name in knobs}
         config[group] = OmegaConf.merge(schema, taken, values)
@@ -99,12 +123,10 @@ def fairseq_config(
 
 def _schema(group: str, name: str | None) -> type:
     """The dataclass of a group's settings: of what is registered by ``name``, or fairseq's one."""
-    if group == "task":
-        return TASK_DATACLASS_REGISTRY[name]
-    if group == "model":
-        return MODEL_DATACLASS_REGISTRY[ARCH_MODEL_NAME_REGISTRY.get(name, name)]
-    if group in REGISTRIES:
-        return REGISTRIES[group]["dataclass_registry"][name]
+    named = {other: registry["dataclass_registry"] for other, registry in REGISTRIES.items()}
+    named |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
+    if group in named:
+        return named[group][ARCH_MODEL_NAME_REGISTRY.get(name, name)]
     return FairseqConfig.__dataclass_fields__[group].default
 
 
@@ -144,9 +166,7 @@ class LogFile(logging.FileHandler):
 
 
 def _show_the_essential(log: Path | None) -> None:
-    """Log everything to ``log``. The console gets no settings, modules or third-party warnings; a
-    rank without a log prints nothing.
-    """
+    """Log everything to ``log``, the essential to the console; a rank without a log is silent."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if log is not None:
         console = logging.StreamHandler(sys.stdout)
@@ -161,8 +181,74 @@ def _show_the_essential(log: Path | None) -> None:
 
 
 def _is_essential(record: logging.LogRecord) -> bool:
-    return (
-        record.levelno > logging.WARNING
-        or record.name in _LOGGERS
-        or record.getMessage().startswith(_MESSAGES)
-    )
+    is_ours = record.name in _LOGGERS or record.getMessage().startswith(_MESSAGES)
+    return is_ours or record.levelno > logging.WARNING
+
+
+@contextlib.contextmanager
+def patched() -> Iterator[None]:
+    """Let fairseq train with the changes above while the block runs."""
+    vars(checkpoint_utils.save_checkpoint).clear()
+    vars(fairseq_cli.train.should_stop_early).clear()
+    # ranks send each other a resumed state as a torch file, with this number for each tensor
+    torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
+    with (
+        mock.patch.dict(os.environ, _WEIGHTS_ONLY),
+        mock.patch.object(checkpoint_utils, "torch_persistent_save", _save_whole),
+        mock.patch.object(checkpoint_utils, "PathManager", _WholeFiles),
+        mock.patch.object(progress_bar, "SummaryWriter", CurveWriter),
+        mock.patch.object(Trainer, "_log_oom", _out_of_memory),
+        mock.patch.object(np, "compat", SimpleNamespace(long=int), create=True),
+    ):
+        try:
+            yield
+        finally:
+            while progress_bar._tensorboard_writers:
+                progress_bar._tensorboard_writers.popitem()[1].close()
+
+
+def _save_whole(value: Any, filename: str, async_write: bool = False) -> None:
+    save_torch(value, Path(filename))
+
+
+class _WholeFiles(PathManager):
+    @staticmethod
+    def copy(src_path: str, dst_path: str, overwrite: bool = False) -> bool:
+        with replacing(Path(dst_path)) as temporary:
+            shutil.copyfile(src_path, temporary)
+        return True
+
+
+class CurveWriter:
+    """What fairseq asks of a ``SummaryWriter``: scalars and a text in ``folder``."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        with naming(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(self._folder / "events"))
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._write(summary.scalar(name, value), int(step))
+
+    def add_text(self, name: str, text: str) -> None:
+        self._write(summary.text(name, text), 0)
+
+    def _write(self, what: Any, step: int) -> None:
+        with naming(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=what))
+
+    def flush(self) -> None:
+        with naming(self._folder):
+            self._events.flush()
+
+    def close(self) -> None:
+        with naming(self._folder):
+            self._events.close()
+
+
+def _out_of_memory(_trainer: Trainer, error: RuntimeError) -> None:
+    raise UserError(
+        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); take a "
+        "smaller batch_size or max_tokens, and update_freq as much larger, or dtype=bfloat16"
+    ) from None

@@ -10,79 +10,58 @@ from pipeline.errors import UserError
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.prompt_record import (
-    PromptRecord,
-    TrainingRun,
-    ended,
-    read_record,
-)
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, ended, read_record
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import (
-    JOIN,
-    check_data_bin,
-    lm_hashes,
-    load_verbal,
-    verbal_path,
-)
+from ulm_prompt.prompt_data.verbal import JOIN, check_data_bin, lm_hashes, load_verbal, verbal_path
 from ulm_prompt.scoring.scores import named_labels
-from ulm_prompt.training.recipe import Recipe, Settings, load_recipe, schedule_and_dtype
+from ulm_prompt.training import recipe as recipes
+from ulm_prompt.training.recipe import Recipe, Settings
 
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
+LENGTHS = ("prefix_prompt_length", "infix_prompt_length")
 NEVER = 10**9  # epochs
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
-    """The recipe's name, and its knobs with the changes of the task and the command line.
-
-    Raises ``UserError`` for flags and knobs that contradict each other.
+    """The recipe's name, and its knobs with the changes of the task and the command line. Raises
+    ``UserError`` for flags and knobs that contradict each other.
     """
-    name = args.recipe or ("fine_tune" if args.fine_tune else pair.config.recipe)
-    if args.fine_tune != (name == "fine_tune"):
-        raise UserError(
-            f"--recipe {name}: --fine_tune takes the recipe fine_tune, and only it does"
-        )
-    if args.fine_tune:
-        lengths = ("prefix_prompt_length", "infix_prompt_length")
-        given = [f"--{name}" for name in lengths if getattr(args, name)]
-        knobs = (override.split("=", 1)[0] for override in args.set)
-        given += [f"--set {knob}" for knob in knobs if knob in OF_PROMPTS]
-        if given:
-            raise UserError(f"{given[0]}: says how a prompt is trained; --fine_tune has none")
+    tuned, prefix, infix = args.fine_tune, args.prefix_prompt_length, args.infix_prompt_length
+    name = args.recipe or ("fine_tune" if tuned else pair.config.recipe)
     of_task = [f"{key}={value}" for key, value in pair.config.train.items()]
     dtype = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = load_recipe(name, [*of_task, *args.set, *dtype])
-    if recipe.lm_dropout and not args.fine_tune:
-        raise UserError(f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen")
-    if recipe.verbalizer == "learnable":
-        if args.fine_tune:
-            raise UserError("verbalizer=learnable: belongs to a prompt; leave --fine_tune out")
-        if pair.config.is_sequence:
-            raise UserError(
-                f"verbalizer=learnable: needs a fixed number of labels an utterance, {pair.task} "
-                "has none; take verbalizer=fixed"
-            )
+    recipe = recipes.load_recipe(name, [*of_task, *args.set, *dtype])
+    changed = [override.split("=", 1)[0] for override in args.set]
+    of_prompts = [f"--{name}" for name in LENGTHS if getattr(args, name)]
+    of_prompts += [f"--set {knob}" for knob in changed if knob in OF_PROMPTS]
+    learnable, text = recipe.verbalizer == "learnable", pair.config.is_sequence
+    frozen = f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen"
+    recipes.refuse(
+        {
+            f"--recipe {name}: only --fine_tune has fine_tune": tuned != (name == "fine_tune"),
+            f"{', '.join(of_prompts)}: says how a prompt is trained": tuned and of_prompts,
+            frozen: recipe.lm_dropout and not tuned,
+            "verbalizer=learnable: belongs to a prompt, --fine_tune has none": learnable and tuned,
+            f"verbalizer=learnable: {pair.task} has no fixed number of labels": learnable and text,
+            f"--infix_prompt_length {infix}: expected 0 or more": infix < 0,
+            "--infix_prompt_length: with a prefix it is, as published, input vectors only; choose "
+            "one": prefix and infix,
+        }
+    )
     return name, recipe
 
 
 def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
-    """The card of the run that these flags ask for, without its LM.
-
-    Raises ``UserError`` for flags, text or binaries that cannot be trained on.
+    """The card of the run that these flags ask for, without its LM. Raises ``UserError`` for flags,
+    text or binaries that cannot be trained on.
     """
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
     prefix, infix = args.prefix_prompt_length, args.infix_prompt_length
     if prefix is None:
         prefix = 0 if infix else pair.config.prefix_prompt_length
-    if infix < 0:
-        raise UserError(f"--infix_prompt_length {infix}: expected 0 or more")
     if prefix < 1 and not infix:
         raise UserError(f"--prefix_prompt_length {prefix}: expected at least 1")
-    if prefix and infix:
-        raise UserError(
-            f"--infix_prompt_length {infix}: a prefix and an infix together are, as published, "
-            "input vectors only; leave one of them out"
-        )
     method, verbal = load_verbal(workspace, pair)
     joint = [name for name in verbal.values() if JOIN in name]
     if joint and recipe.verbalizer == "fixed":
@@ -101,7 +80,6 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         infix_prompt_length=infix,
         fine_tune=args.fine_tune,
         lm_fingerprint="",
-        lm_parameters=0,
         verbalizer=method,
         verbal=verbal,
         recipe=recipe_name,
@@ -126,10 +104,9 @@ def prepare(
         return done, None
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm
-    from ulm_prompt.prompt_lm.precision import dtype_to_train_in
 
     unit_lm = load_unit_lm(lm)
-    dtype = dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
+    dtype = recipes.dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
     card = dataclasses.replace(
         card,
         **unit_lm.identity,
@@ -143,13 +120,11 @@ def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
     """What fairseq is told of a prompt's run beside the knobs that it knows by name."""
     knobs = Recipe(**card.training)
     settings = {
-        **schedule_and_dtype(knobs, card.fine_tune),
+        **recipes.schedule_and_dtype(knobs, card.fine_tune),
         "task": {"_name": "unit_prompt", "data": str(data_bin), "lm": str(lm)},
         "model": {
             "_name": "prompt_lm",
-            "prefix_prompt_length": card.prefix_prompt_length,
-            "infix_prompt_length": card.infix_prompt_length,
-            "fine_tune": card.fine_tune,
+            **{name: getattr(card, name) for name in (*LENGTHS, "fine_tune")},
             "projected": knobs.space == "projected",
             "lm_dtype": "float32" if card.fine_tune else knobs.dtype,
         },

@@ -8,12 +8,13 @@ the code that uses it (task, model, loss, optimizer).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import fields, make_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import load_config, load_yaml
+from pipeline.devices import choose_device
 from pipeline.errors import UserError
 from ulm_prompt.prompt_data.tasks import CONFIG
 
@@ -49,69 +50,73 @@ Recipe = _schema("Recipe", CONFIG / "recipes" / "published.yaml")
 UnitLMRecipe = _schema("UnitLMRecipe", CONFIG / "ulm" / "gslm.yaml")
 
 
-def load_recipe(name: str, overrides: Sequence[str]) -> Recipe:
-    """Read a prompt's recipe. ``overrides`` are the task's ``train:`` knobs and ``--set`` flags; of
-    two the later wins.
+def refuse(problems: Mapping[str, object]) -> None:
+    """Raise ``UserError`` with the first of ``problems`` that is so."""
+    for problem, is_so in problems.items():
+        if is_so:
+            raise UserError(problem)
 
-    Raises ``UserError`` for an unknown recipe, knob or value.
+
+def load_recipe(name: str, overrides: Sequence[str], schema: type = Recipe) -> Any:
+    """Read a prompt's recipe, or a ``UnitLMRecipe``. ``overrides`` are the task's ``train:`` knobs
+    and ``--set`` flags; of two the later wins. Raises ``UserError`` for an unknown recipe, knob or
+    value, and for values that do not go together.
     """
-    recipe = _load(Recipe, CONFIG / "recipes", name, overrides)
-    if not _BETAS.fullmatch(recipe.adam_betas):
-        raise UserError(f"recipe, adam_betas={recipe.adam_betas}: expected like (0.9, 0.98)")
-    return recipe
-
-
-def load_unit_lm_recipe(name: str, overrides: Sequence[str]) -> UnitLMRecipe:
-    """Read a unit LM's recipe. ``overrides`` are ``--set`` flags. Raises ``UserError`` for an
-    unknown recipe, knob or value.
-    """
-    recipe = _load(UnitLMRecipe, CONFIG / "ulm", name, overrides)
-    if recipe.max_update < 1:
-        raise UserError(f"recipe, max_update={recipe.max_update}: expected at least 1")
-    if recipe.decoder_embed_dim % recipe.decoder_attention_heads:
-        raise UserError(
-            f"recipe, decoder_attention_heads={recipe.decoder_attention_heads}: expected a divisor "
-            f"of decoder_embed_dim={recipe.decoder_embed_dim}"
-        )
-    if recipe.topics and recipe.sample_break_mode != "eos":
-        raise UserError(f"recipe, topics={recipe.topics}: needs sample_break_mode=eos")
-    return recipe
-
-
-def _load(schema: type, folder: Path, name: str, overrides: Sequence[str]) -> Any:
+    folder = CONFIG / ("recipes" if schema is Recipe else "ulm")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
-    path = folder / f"{name}.yaml"
-    known = [field.name for field in fields(schema)]
-    set_knobs = [override.split("=")[0] for override in overrides if "=" in override]
-    for knob in (*load_yaml(path), *set_knobs):
-        if knob not in known:
-            raise UserError(f"recipe {name}: no knob {knob}; there are {', '.join(known)}")
-    recipe = load_config(schema, path, overrides)
-    knobs = vars(recipe)
-    for knob, value in knobs.items():
-        least = AT_LEAST.get(knob, 0)
-        if knob in CHOICES and value not in CHOICES[knob]:
-            expected = f"expected one of {', '.join(CHOICES[knob])}"
-        elif knob in BELOW_ONE and not 0 <= value < 1:
-            expected = "expected 0 or more, below 1"
-        elif (
-            isinstance(value, (int, float)) and not least <= value < 2**32
-        ):  # nor nan; numpy's seeds
-            expected = f"expected at least {least}, below 2**32"
-        else:
-            continue
-        raise UserError(f"recipe, {knob}={value}: {expected}")
-    schedule, warmup, end = (knobs[k] for k in ("lr_schedule", "warmup_updates", "max_update"))
-    if schedule == "inverse_sqrt" and warmup < 1:
-        raise UserError("recipe, warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1")
-    if schedule == "cosine" and end <= warmup:
-        raise UserError(
-            f"recipe, max_update={end}: the cosine schedule ends there, after more than "
-            f"warmup_updates={warmup}"
-        )
+    recipe = load_config(schema, folder / f"{name}.yaml", overrides)
+    for knob, value in vars(recipe).items():
+        is_right, expected = True, ""
+        if knob in CHOICES:
+            is_right, expected = value in CHOICES[knob], f"one of {', '.join(CHOICES[knob])}"
+        elif knob in BELOW_ONE:
+            is_right, expected = 0 <= value < 1, "0 or more, below 1"
+        elif isinstance(value, (int, float)):  # not nan; numpy's seeds end there
+            least = AT_LEAST.get(knob, 0)
+            is_right, expected = least <= value < 2**32, f"at least {least}, below 2**32"
+        refuse({f"recipe, {knob}={value}: expected {expected}": not is_right})
+    knob = vars(recipe).get
+    schedule, warmup, end = recipe.lr_schedule, recipe.warmup_updates, recipe.max_update
+    betas, topics = knob("adam_betas", "(0.9, 0.98)"), knob("topics")
+    width, heads = knob("decoder_embed_dim", 0), knob("decoder_attention_heads", 1)
+    ends = "the cosine schedule ends there, after more than warmup_updates"
+    problems = {
+        f"adam_betas={betas}: expected like (0.9, 0.98)": not _BETAS.fullmatch(betas),
+        "warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1": (
+            schedule == "inverse_sqrt" and warmup < 1
+        ),
+        f"max_update={end}: {ends}={warmup}": schedule == "cosine" and end <= warmup,
+        f"max_update={end}: expected at least 1": schema is UnitLMRecipe and end < 1,
+        f"decoder_attention_heads={heads}: expected a divisor of decoder_embed_dim={width}": (
+            width % heads
+        ),
+        f"topics={topics}: needs sample_break_mode=eos": (
+            topics and recipe.sample_break_mode != "eos"
+        ),
+    }
+    refuse({f"recipe, {problem}": is_so for problem, is_so in problems.items()})
     return recipe
+
+
+def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
+    """The dtype that a recipe's ``dtype`` stands for on this machine. Prints it and the device.
+
+    Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
+    """
+    from ulm_prompt.prompt_lm.lm import choose_dtype
+
+    device, why = choose_device()
+    dtype, reason = choose_dtype(name, device, parameters)
+    chosen = str(dtype).removeprefix("torch.")
+    print(f"computes on {why}, in {chosen} ({reason})")
+    if whole_lm and chosen == "float16" and device.type == "cpu":
+        raise UserError(
+            "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "
+            "take bfloat16 or float32"
+        )
+    return chosen
 
 
 def schedule_and_dtype(recipe: Recipe | UnitLMRecipe, whole_lm: bool) -> Settings:

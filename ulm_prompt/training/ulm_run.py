@@ -17,8 +17,8 @@ NEW_RUN = "ulm_prompt/train_ulm.py with a new --date"
 
 
 def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | None) -> Settings:
-    """What fairseq is told of a unit LM's run beside the knobs that it knows by name: the stock
-    model, with random weights or those of the LM in ``begin_from``.
+    """What fairseq is told beside the knobs that it knows by name: the stock model, with random
+    weights or those of the LM in ``begin_from``.
     """
     width = recipe.decoder_embed_dim
     return {
@@ -41,31 +41,26 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
     """Fingerprint of the LM in ``folder``. Raises ``UserError`` when its size is not the recipe's,
     or when it computes something else with such weights.
     """
-    import torch
-
     from ulm_prompt.prompt_lm.lm import load_unit_lm
 
     lm = load_unit_lm(folder)
-    decoder = lm.model.decoder
-    layer = decoder.layers[0]
-    for knob, size in {
+    decoder, layer = lm.untouched.decoder, lm.untouched.decoder.layers[0]
+    trained_here = {"share_decoder_input_output_embed": True, "no_scale_embedding": False}
+    trained_here |= {"activation_fn": "relu", **vars(recipe)}
+    for name, value in {
         "decoder_layers": len(decoder.layers),
         "decoder_embed_dim": decoder.embed_tokens.embedding_dim,
         "decoder_ffn_embed_dim": layer.fc1.out_features,
         "decoder_attention_heads": layer.self_attn.num_heads,
-    }.items():
-        if size != (expected := getattr(recipe, knob)):
-            raise UserError(
-                f"--begin_from {folder}: an LM with {knob}={size}, but the config has {expected}; "
-                f"choose its --config, or --set {knob}={size}"
-            )
-    for setting, as_ours in {
         "share_decoder_input_output_embed": decoder.share_input_output_embed,
-        "no_scale_embedding": decoder.embed_scale != 1.0,
-        "activation_fn": layer.activation_fn in (torch.nn.functional.relu, torch.relu),
+        "no_scale_embedding": decoder.embed_scale == 1.0,
+        "activation_fn": layer.activation_fn.__name__,
     }.items():
-        if not as_ours:
-            raise UserError(f"--begin_from {folder}: another {setting} than the LMs trained here")
+        if value != trained_here[name]:
+            raise UserError(
+                f"--begin_from {folder}: an LM with {name}={value}, but the config has "
+                f"{trained_here[name]}; choose its --config, or --set its sizes"
+            )
     return lm.fingerprint
 
 
@@ -99,26 +94,26 @@ def check_same_run(
 
 
 def is_of_another_run(folder: Path, save_dir: Path) -> bool:
-    """Whether ``folder`` holds an LM that train_ulm.py made from another checkpoint than the best
-    one in ``save_dir``. By earlier versions' records that cannot be told: then it is another.
+    """Whether ``folder`` holds an LM of train_ulm.py that was not made from the best checkpoint in
+    ``save_dir``, or by an earlier version, whose record does not say from which.
     """
     path, best = folder / OURS, save_dir / BEST
     recorded = read_json(path, NEW_RUN).get("checkpoint") if path.exists() else None
     return path.exists() and not (best.exists() and recorded == sha256(best))
 
 
-def publish(checkpoint: Path, dictionary: Path, folder: Path) -> float:
-    """Write the LM into ``folder`` in the released layout, without the optimizer's state, and by
-    which ``checkpoint`` it was made. Returns its valid loss in bits.
+def publish(save_dir: Path, folder: Path) -> float:
+    """Write the best LM of ``save_dir`` into ``folder`` in the released layout, and by which
+    checkpoint it was made. Returns its valid loss in bits.
     """
     from pipeline.torch_files import load_torch, save_torch
 
-    state = load_torch(checkpoint)
+    state = load_torch(save_dir / BEST)
     loss = state["extra_state"]["best"]
     with replacing_folder(folder) as fresh:
-        shutil.copyfile(dictionary, fresh / "dict.txt")
+        shutil.copyfile(save_dir / "dict.txt", fresh / "dict.txt")
         model = {"cfg": {"model": state["cfg"]["model"]}, "model": state["model"]}
-        save_torch(model, fresh / "checkpoint_best.pt")
-        record = {"valid_loss_bits": loss, "checkpoint": sha256(checkpoint), **provenance()}
+        save_torch(model, fresh / BEST)
+        record = {"valid_loss_bits": loss, "checkpoint": sha256(save_dir / BEST), **provenance()}
         write_json(fresh / OURS, record)
     return loss

@@ -26,9 +26,8 @@ from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.prompt_data.tasks import load_task, task_names
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.data import batches_by_length
-from ulm_prompt.prompt_lm.labels import Answer, LabelAnswers
-from ulm_prompt.prompt_lm.lm import load_unit_lm
-from ulm_prompt.prompt_lm.precision import choose_dtype
+from ulm_prompt.prompt_lm.labels import LabelAnswer, LabelAnswers
+from ulm_prompt.prompt_lm.lm import choose_dtype, load_unit_lm
 from ulm_prompt.using.find_prompts import (
     find_prompt,
     is_shipped,
@@ -239,7 +238,7 @@ def _recording(audio: Audio) -> Recording:
     return Path(audio) if isinstance(audio, (str, Path)) else array_waveform(audio).samples
 
 
-def _named(answer: Answer, record: PromptRecord) -> Prediction:
+def _named(answer: LabelAnswer, record: PromptRecord) -> Prediction:
     return Prediction(
         tuple(record.labels[label]["name"] for label in answer.labels),
         tuple(record.labels[label]["slot"] for label in answer.labels),

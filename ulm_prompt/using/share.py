@@ -117,9 +117,7 @@ def write_shared(
     folder = lm_folder(workspace, pair[1])
     unit_lm = load_unit_lm(folder)
     model = load_prompt(checkpoint, unit_lm, folder)
-    tensors = model.prompt.published_state()
-    if model.label_map is not None:
-        tensors |= model.label_map.state()
+    tensors = model.state_dict()
     record = dataclasses.replace(
         record,
         **model.prompt.lengths,
