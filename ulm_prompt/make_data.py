@@ -9,7 +9,7 @@ from pipeline.files import holding, read_json, sha256, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
-from ulm_prompt.prompt_data.verbal import prompt_texts, record_rows
+from ulm_prompt.prompt_data.verbal import SEPARATOR, prompt_texts, record_rows
 
 
 def check_manifest(workspace: Workspace, pair: Pair) -> None:
@@ -28,10 +28,9 @@ def check_manifest(workspace: Workspace, pair: Pair) -> None:
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
-    """Write one split's prompt text and return its number of lines, one per row.
+    """Write one split's prompt text and return its number of rows.
 
-    Raises ``UserError`` for a row with another number of labels than the task has, where that is
-    fixed.
+    Raises ``UserError`` for a row with another number of labels than the task has, if it has one.
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)
@@ -45,7 +44,7 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
                     f"found {labels} ({row.labels}); set labels_per_utterance in "
                     f"ulm_prompt/config/{pair.task}.yaml"
                 )
-            handle.write(f"{row.units} <s> {row.labels}\n")
+            handle.write(f"{row.units}{SEPARATOR}{row.labels}\n")
     return count
 
 

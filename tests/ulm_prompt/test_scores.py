@@ -5,26 +5,31 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.metrics import f1_score, roc_curve
+from sklearn.metrics import precision_recall_fscore_support, roc_curve
 
-from pipeline.files import sha256, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.test_model import published_logits
-from ulm_prompt.prompt_data.tasks import load_task
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.comparison import comparison, most_frequent
-from ulm_prompt.scoring.detection import equal_error_rate, minimum_detection_cost
-from ulm_prompt.scoring.scores import macro_f1, score, train_curve, wilson
+from ulm_prompt.scoring.class_report import comparison, most_frequent
+from ulm_prompt.scoring.sample_file import within_path
+from ulm_prompt.scoring.scores import (
+    class_scores,
+    equal_error_rate,
+    minimum_detection_cost,
+    score,
+    train_curve,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("right", "count"), [(94, 100), (0, 12), (12, 12), (2894, 3081), (1, 2)])
@@ -32,9 +37,8 @@ def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: i
     """Its ends are the true shares of which ``right`` is 1.96 standard deviations away."""
     ends = [end / 100 for end in wilson(100 * right / count, count)]
     for end, edge in zip(ends, (0.0, 1.0)):
-        distance = abs(right - count * end)
         deviation = math.sqrt(count * end * (1 - end))
-        assert end == edge or distance == pytest.approx(1.959964 * deviation, rel=1e-6)
+        assert end == edge or abs(right - count * end) == pytest.approx(1.959964 * deviation)
     assert ends[0] <= right / count <= ends[1]
 
 
@@ -58,11 +62,15 @@ def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> Non
     assert equal_error_rate([-math.inf, 3.0], [1.0, 2.0]) == 50
 
 
-def test_macro_f1() -> None:
+def test_scores_of_classes() -> None:
     generator = random.Random(4)
-    both = [(generator.choice("abc"), generator.choice("abcx")) for _ in range(90)]
-    expected = f1_score(*zip(*both), labels=["a", "b", "c"], average="macro")
-    assert macro_f1(Counter(both)) == pytest.approx(100 * expected)
+    both = list(zip(*((generator.choice("abc"), generator.choice("abcx")) for _ in range(90))))
+    wanted = precision_recall_fscore_support(*both, labels=["a", "b", "c"])
+    for one, *figures, count in zip(class_scores(*both), *wanted):
+        assert [one["precision"], one["recall"], one["f1"]] == pytest.approx(
+            [100 * f for f in figures]
+        )
+        assert one["utterances"] == count and one["errors"] == round(count * (1 - figures[1]))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         ]
         write_rows(workspace.rows("speech_commands", "tiny100", split), rows)
     names = {"0": {"slot": "keyword", "name": "other"}, "1": {"slot": "keyword", "name": "wake"}}
-    write_json(workspace.rows("speech_commands", "tiny100", "x").parent / "labels.json", names)
+    write_json(workspace.rows("speech_commands", "tiny100", "labels.json"), names)
     tiny.write_lm(workspace.lm("tiny100"))
     for name in ("make_data", "gen_labelspace", "verbalizer"):
         call(name, workspace.root)
@@ -92,11 +100,10 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
     path = two_classes.samples("KS", "tiny100", "d", "s")
-    rows = list(json.loads(path.with_stem(path.stem + "_within_labels").read_text()).values())
     model, symbols = tiny.prompted(), tiny.dictionary()
-    units = json.loads((two_classes.datasets("tiny100") / "verbal.json").read_text())["KS"]
+    units = read_json(two_classes.datasets("tiny100") / "verbal.json", "")["KS"]
     wake, scores = units["1"], {True: [], False: []}
-    for row in rows:
+    for row in read_json(within_path(path), "").values():
         tokens = [symbols.eos(), *(symbols.index(unit) for unit in row["src"].split())]
         inputs = model.lm, model.prompt, torch.tensor([tokens]), model.prompt.inputs
         logits = published_logits(*inputs)[0, -1]
@@ -116,13 +123,12 @@ def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
 def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
     """The most frequent label is train's; n-grams count where they had the same rows."""
     path = two_classes.samples("KS", "tiny100", "d", "s")
-    rows = two_classes.rows("speech_commands", "tiny100", "test")
-    zeros = sum(line.endswith("|0") for line in rows.read_text().splitlines())
+    paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
+    zeros = sum(line.endswith("|0") for line in paths["test"].read_text().splitlines())
     expected = {"train's most frequent label": pytest.approx(100 * zeros / 30)}
     assert comparison(path, two_classes)["without_a_prompt"] == expected
     assert most_frequent(["a", "a", "b"], ["b", "b", "a", "b"]) == 25
     card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
-    paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
     hashes = {split: sha256(path) for split, path in paths.items()}
     write_json(card, {"rows": hashes, "test": {"accuracy": 71.5}})
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
@@ -139,17 +145,16 @@ def test_train_and_valid_of_the_run_that_was_decoded(
     flags = "--prompt_task", "IC", "--model_date", "beside", "--sample_date", "beside"
     call("sample", prepared, *flags)
     workspace = Workspace(prepared)
-    path = workspace.samples("IC", "tiny100", "beside", "beside")
     curve = train_curve(workspace.logs("IC", "tiny100", "beside") / "train.log")
     card = json.loads(
         (workspace.checkpoints("IC", "tiny100", "beside") / "prompt.json").read_text()
     )
-    run = comparison(path, workspace)["run"]
+    compared = comparison(workspace.samples("IC", "tiny100", "beside", "beside"), workspace)
+    run = compared["run"]
     assert len(curve) == 3 and run["train"] == curve[card["run"]["updates"]]["accuracy"]
     assert run["valid"] == card["valid"]["accuracy"]
     assert f"{run['train']:.2f} % on train" in call("cal_acc", prepared, "--sample_date", "beside")
-    compared = comparison(path, workspace)
-    assert load_task("IC").labels_per_utterance == len(compared["slots"])
+    assert len(compared["slots"]) == 3
     assert all(0 < share < 100 for share in compared["most_frequent"].values())
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, *_: figures.append(figure))

@@ -16,8 +16,6 @@ from ulm_prompt.scoring.sequence_scores import (
     binned,
     read_text,
     score_texts,
-    slot_type_f1,
-    slot_value_cer,
 )
 
 
@@ -49,23 +47,18 @@ utterances = st.lists(st.tuples(references, labels), min_size=1, max_size=4)
 
 
 @given(utterances)
-def test_error_rates_by_their_definition(some: list[tuple[list[str], list[str]]]) -> None:
-    """Edits over all utterances, by the references' words and characters."""
+def test_scores_by_their_definition(some: list[tuple[list[str], list[str]]]) -> None:
+    """Edits over all utterances, by the references' words and characters; F1 by precision and
+    recall; each reference slot beside all that the answer could mean.
+    """
     read = [(text(*reference), text(*answer)) for reference, answer in some]
-    scores = score_texts([answered(*pair) for pair in read], has_slots=False)
-    words = [[tuple(text.words.split()) for text in pair] for pair in read]
+    scores = score_texts([answered(*pair) for pair in read])
+    words = [[tuple(one.words.split()) for one in pair] for pair in read]
     wrong = sum(edits(*pair) for pair in words)
     assert scores.wer == pytest.approx(100 * wrong / sum(len(pair[0]) for pair in words))
     wrong = sum(edits(one.words, other.words) for one, other in read)
     assert scores.cer == pytest.approx(100 * wrong / sum(len(one.words) for one, _ in read))
-    assert scores.slot_type_f1 is None and scores.slot_value_cer is None
     assert scores.right == pytest.approx(100 * sum(a == b for a, b in read) / len(read))
-
-
-@given(utterances)
-def test_slot_scores_by_their_definition(some: list[tuple[list[str], list[str]]]) -> None:
-    """F1 by precision and recall; each reference slot beside all that the answer could mean."""
-    read = [(text(*reference), text(*answer)) for reference, answer in some]
     means, wrong, characters = [], 0, 0
     for reference, answer in read:
         wanted, given_ = ({name for name, _ in one.slots} for one in (reference, answer))
@@ -78,10 +71,12 @@ def test_slot_scores_by_their_definition(some: list[tuple[list[str], list[str]]]
             choices = [own for other, own in answer.slots if other == name] or [""]
             wrong += min(edits(value, own) for own in choices)
             characters += len(value)
-    assert slot_type_f1(read) == pytest.approx(100 * sum(means) / len(means))
-    found = slot_value_cer(read)
+    if any(one.slots for pair in read for one in pair):
+        assert scores.slot_type_f1 == pytest.approx(100 * sum(means) / len(means))
+    else:
+        assert scores.slot_type_f1 is None and scores.slot_value_cer is None
     if characters:
-        assert found == pytest.approx(100 * wrong / characters)
+        assert scores.slot_value_cer == pytest.approx(100 * wrong / characters)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +95,7 @@ def test_answers_whose_slots_do_not_close(typed: list[str], slots: list[tuple[st
 def test_invalid_answers_are_empty_or_hold_no_label() -> None:
     reference = text(*"AB")
     answers = [text(), text(NO_LABEL, "B"), text("artist"), text(*"AB")]
-    scores = score_texts([answered(reference, answer) for answer in answers], has_slots=False)
+    scores = score_texts([answered(reference, answer) for answer in answers])
     assert scores.invalid == 50 and scores.right == 25
     assert scores.cer == 100 * (2 + 1 + 2 + 0) / 8
 
@@ -109,6 +104,4 @@ def test_bins_of_label_length() -> None:
     """Every utterance in one bin, by its labels; a bin's CER is that of its utterances together."""
     lengths = {1: "A", 20: "AB", 21: "B", 60: "AA"}
     some = [Answered(Text("AB"), Text(answer), n, False) for n, answer in lengths.items()]
-    bins = binned(some, width=20)
-    assert [bin_[:3] for bin_ in bins] == [(1, 20, 2), (21, 40, 1), (41, 60, 1)]
-    assert [bin_.cer for bin_ in bins] == [25, 50, 50]
+    assert binned(some, width=20) == [(1, 20, 2, 25), (21, 40, 1, 50), (41, 60, 1, 50)]

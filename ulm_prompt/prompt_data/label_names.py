@@ -57,9 +57,7 @@ def with_joint_names(dictionary: Dictionary, names: Iterable[str]) -> Dictionary
     Raises ``UserError`` for a name with a unit that ``dictionary`` lacks.
     """
     joint = [name for name in names if JOIN in name]
-    if not joint:
-        return dictionary
-    extended = copy.deepcopy(dictionary)
+    extended = copy.deepcopy(dictionary) if joint else dictionary
     for name in joint:
         encode(name.replace(JOIN, " "), dictionary.indices, f"label {name}", "the LM's dict.txt")
         extended.add_symbol(name)

@@ -23,9 +23,8 @@ CLUSTERS = 100  # of each codebook; a topic's name is a unit
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
     """The lines of unit text files. Raises ``UserError`` for anything but integers."""
     for path in files:
-        if not path.is_file():
-            raise UserError(f"--text {path}: not found; expected a file with a line of units each")
-        for number, line in enumerate(text_lines(path, "not found"), start=1):
+        missing = "not found; expected a file with a line of units each"
+        for number, line in enumerate(text_lines(path, missing), start=1):
             line = " ".join(line.split())
             if not are_units(line):
                 raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
@@ -33,11 +32,11 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
 
 
 def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
-    """The distinct utterances of ``split``, by the downstream that was quantised with
-    ``unit_model``.
+    """Downstream -> the distinct utterances of ``split`` that were quantised with ``unit_model``;
+    a class-balanced split draws the same file many times.
 
-    Distinct, because a class-balanced split draws the same file many times. Raises ``UserError``
-    for downstreams that were quantised with different k-means: one unit would mean two things.
+    Raises ``UserError`` for downstreams that were quantised with different k-means: one unit would
+    mean two things.
     """
     units: dict[str, list[str]] = {}
     folder_of: dict[str, Path] = {}  # of each k-means; that of units made elsewhere is not known
@@ -58,13 +57,9 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
 
 
 def write_ulm_text(
-    folder: Path,
-    text: dict[str, Sequence[Path]],
-    tasks: dict[str, dict[str, list[str]]],
-    codebooks: int,
-    max_valid: int,
-    seed: int,
-) -> dict[str, Path]:
+    folder: Path, text: dict[str, Sequence[Path]], tasks: dict[str, dict[str, list[str]]],
+    codebooks: int, max_valid: int, seed: int,
+) -> dict[str, Path]:  # fmt: skip
     """Write ``folder``/{train,valid}.txt: the given text files, then the tasks' units.
 
     ``text`` and ``tasks`` by split. With ``codebooks`` each task utterance is followed by ``<s>``
@@ -76,13 +71,20 @@ def write_ulm_text(
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
         valid = tasks["valid"][downstream][: max_valid or None]
         if codebooks:
-            train, valid = _with_topics(train, valid, codebooks, seed)
+            units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
+            train, valid = (
+                [
+                    line + SEPARATOR + " ".join(units[code % len(units)] for code in codes)
+                    for line, codes in zip(*of_split)
+                ]
+                for of_split in zip((train, valid), topics(train, valid, codebooks, seed))
+            )
         lines["train"][downstream], lines["valid"][downstream] = train, valid
     written = {}
     for split, sources in lines.items():
         written[split] = folder / f"{split}.txt"
         limit = max_valid or None if split == "valid" else None
-        counts = Counter()
+        counts: Counter[str] = Counter()
         with writing(written[split]) as handle:
             for name, source in sources.items():
                 for line in islice(source, limit):
@@ -95,17 +97,6 @@ def write_ulm_text(
             )
         print(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     return written
-
-
-def _with_topics(
-    train: list[str], valid: list[str], codebooks: int, seed: int
-) -> tuple[list[str], list[str]]:
-    units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
-    texts = []
-    for lines, codes in zip((train, valid), topics(train, valid, codebooks, seed)):
-        names = (" ".join(units[code % len(units)] for code in row) for row in codes)
-        texts.append([line + SEPARATOR + name for line, name in zip(lines, names)])
-    return tuple(texts)
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
@@ -127,8 +118,7 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
                 if split == "train":
                     counts.update(units)
     with writing(path) as handle:
-        for unit in map(str, range(highest + 1)):
-            handle.write(f"{unit} {counts[unit]}\n")
+        handle.writelines(f"{unit} {counts[str(unit)]}\n" for unit in range(highest + 1))
 
 
 def topics(
@@ -158,13 +148,12 @@ def topics(
     reduced = reduce.fit_transform(weights), reduce.transform(vectorizer.transform(valid))
     points = [rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9) for rows in reduced]
     generator = np.random.default_rng(seed)
+    clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
     codes = []  # of each codebook: both splits'
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
-        clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
         kmeans = MiniBatchKMeans(
             clusters, random_state=seed + book, batch_size=2048, n_init=1, max_iter=15
-        )
-        kmeans.fit(points[0] @ directions)
+        ).fit(points[0] @ directions)
         codes.append([kmeans.predict(rows @ directions) for rows in points])
     return tuple(np.stack(of_split, axis=1) for of_split in zip(*codes))

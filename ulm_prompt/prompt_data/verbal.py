@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, text_lines, write_json, writing
@@ -27,49 +27,46 @@ if TYPE_CHECKING:
 SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
+TEXT_MADE_BY = "ulm_prompt/make_data.py"
+LABELS_MADE_BY = "ulm_prompt/gen_labelspace.py"
 MADE_BY = "ulm_prompt/verbalizer.py"
 _WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
 _LATER = ("LM's dict",)  # what the records of earlier versions lack
 
 
-def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
+def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, str]]:
     """Stream (units, labels) of each line ``units <s> labels``, both as written.
 
     Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
     without one ``<s>``. The verbalizer's text may name labels by several units, ``12+47``.
     """
-    lines = text_lines(path, f"not found; run {made_by} first")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_lines(path, f"not found; run {made_by} first"), start=1):
         units, separator, labels = line.partition(SEPARATOR)
         numbers = labels.replace(JOIN, " ") if made_by == MADE_BY else labels
         if not (units and separator and are_labels(numbers)):
-            raise UserError(
-                f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
-                f"run {made_by} again"
-            )
+            problem = f"expected 'units <s> labels', found {line[:60]!r}"
+            raise _again(f"{path}, line {number}", problem, made_by)
         yield units, labels
 
 
 def rename_labels(
     source: Path, target: Path, names: dict[str, str], seen: Container[str]
 ) -> tuple[int, int]:
-    """Write prompt text ``source`` to ``target`` with every label renamed.
-
-    Returns its number of lines, and of the lines with a label that is not in ``seen``. Raises
-    ``UserError`` for a label without a name.
+    """Write prompt text with every label renamed; returns its number of lines, and of those with a
+    label that is not in ``seen``. Raises ``UserError`` for a label without a name.
     """
     count = unseen = 0
     with writing(target) as handle:
-        rows = read_prompt_text(source, "ulm_prompt/make_data.py")
-        for count, (units, labels) in enumerate(rows, start=1):
-            try:
-                renamed = " ".join(names[label] for label in labels.split())
-            except KeyError as error:
+        rows = read_prompt_text(source, TEXT_MADE_BY)
+        for count, (units, text) in enumerate(rows, start=1):
+            labels = text.split()
+            if other := [label for label in labels if label not in names]:
                 raise UserError(
-                    f"{source}, line {count}: label {error.args[0]} is not in the verbalizer; "
-                    f"run ulm_prompt/gen_labelspace.py, then {MADE_BY} again"
-                ) from None
-            unseen += any(label not in seen for label in labels.split())
+                    f"{source}, line {count}: label {other[0]} is not in labelspace.json; "
+                    f"run {LABELS_MADE_BY} again"
+                )
+            unseen += any(label not in seen for label in labels)
+            renamed = " ".join(names[label] for label in labels)
             handle.write(f"{units}{SEPARATOR}{renamed}\n")
     return count, unseen
 
@@ -93,8 +90,10 @@ def verbal_path(workspace: Workspace, pair: Pair) -> Path:
     return folder / "verbal.json"
 
 
-def _sources_path(workspace: Workspace, pair: Pair) -> Path:
-    return verbal_path(workspace, pair).with_name("verbal_sources.json")
+def write_entry(path: Path, task: str, entry: object, made_by: str = MADE_BY) -> None:
+    """Replace one task's entry in a JSON file that ``made_by`` makes."""
+    by_task = read_json(path, made_by) if path.exists() else {}
+    write_json(path, in_paper_order({**by_task, task: entry}))
 
 
 def record_rows(workspace: Workspace, pair: Pair) -> None:
@@ -109,11 +108,9 @@ def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], metho
     """
     sources = {"method": method, **_sources(workspace, pair, names, method)}
     sources["renamed"] = _hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
-    files = {verbal_path(workspace, pair): names, _sources_path(workspace, pair): sources}
-    for file, entry in files.items():
-        by_task = read_json(file, MADE_BY) if file.exists() else {}
-        by_task[pair.task] = entry
-        write_json(file, in_paper_order(by_task))
+    path = verbal_path(workspace, pair)
+    write_entry(path, pair.task, names)
+    write_entry(_sources_path(path), pair.task, sources)
 
 
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
@@ -121,33 +118,17 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
 
     Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
     """
-    path = verbal_path(workspace, pair)
-    names = read_json(path, MADE_BY).get(pair.task)
-    recorded = read_json(_sources_path(workspace, pair), MADE_BY).get(pair.task)
-    if names is None or recorded is None:
-        raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
-    method = recorded.get("method") if isinstance(recorded, dict) else None
-    if not (isinstance(names, dict) and str(method).isidentifier()):
-        raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
-    for name, value in _sources(workspace, pair, names, method).items():
-        if recorded.get(name, value if name in _LATER else None) != value:
-            raise UserError(
-                f"{path}: stale, {pair.task}'s {name} has changed since it was made; "
-                f"run {MADE_BY} again"
-            )
-    return method, names
+    names, recorded = _load_verbal(workspace, pair)
+    return recorded["method"], names
 
 
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
-    method, _ = load_verbal(workspace, pair)
-    texts = prompt_texts(workspace, pair, renamed_kind(pair, method))
-    recorded = read_json(_sources_path(workspace, pair), MADE_BY)[pair.task].get("renamed")
-    if recorded not in (None, _hashes(texts)):  # None: by an earlier version
-        raise UserError(
-            f"{texts['train'].parent}: not the text that the verbalizer wrote (another SHA-256); "
-            f"run {MADE_BY} again"
-        )
+    _, recorded = _load_verbal(workspace, pair)
+    texts = prompt_texts(workspace, pair, renamed_kind(pair, recorded["method"]))
+    if recorded.get("renamed") not in (None, _hashes(texts)):  # None: by an earlier version
+        problem = "not the text that the verbalizer wrote (another SHA-256)"
+        raise _again(texts["train"].parent, problem, MADE_BY)
     return texts
 
 
@@ -170,7 +151,7 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
         problem = "stale, the LM has another dict.txt"
     else:
         return made_from
-    raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
+    raise _again(folder, problem, "ulm_prompt/fairseq_preprocess.py")
 
 
 def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
@@ -182,46 +163,9 @@ def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
     return True
 
 
-def _sources(
-    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
-) -> dict[str, object]:
-    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
-    texts = prompt_texts(workspace, pair)
-    for text in texts.values():
-        if not text.exists():
-            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
-    folder = texts["train"].parent
-    if read_json(folder / SOURCES, "ulm_prompt/make_data.py") != _row_hashes(workspace, pair):
-        raise UserError(
-            f"{folder}: stale, the rows it was made from have changed; "
-            "run ulm_prompt/make_data.py again, then the stages after it"
-        )
-    sources = {
-        "map": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
-        "data_prompt": _hashes(texts),
-    }
-    if method == "kmeans":
-        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
-        sources |= {"LM": weights, "LM's dict": symbols}
-    return sources
-
-
 def lm_hashes(folder: Path) -> dict[str, str]:
     """By them the same LM is known without loading it. A missing file has an empty hash."""
     return _hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
-
-
-def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
-    data = pair.config.downstream, pair.unit_model
-    rows = {split: workspace.rows(*data, split) for split in SPLITS}
-    for path in rows.values():
-        if not path.exists():
-            raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py")
-    return _hashes(rows)
-
-
-def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}
 
 
 def binarize(
@@ -232,8 +176,7 @@ def binarize(
     rows. ``dictionary`` was read from ``dictionary_path``; the labels' ``names`` of several
     units are numbered behind its symbols, and are not in the folder's dict.txt.
 
-    The folder is complete or absent: it is written under another name and renamed. fairseq reads
-    a text ten times as slowly, to the same bytes.
+    The folder is complete or absent. fairseq reads a text ten times as slowly, to the same bytes.
     """
     import torch
     from fairseq.data import indexed_dataset
@@ -256,3 +199,52 @@ def binarize(
         written = _hashes({name: folder / name for name in _WRITTEN})
         write_json(folder / SOURCES, {**_hashes(texts), "written": written})
     return counts
+
+
+def _again(path: str | Path, problem: str, command: str) -> UserError:
+    return UserError(f"{path}: {problem}; run {command} again")
+
+
+def _sources_path(verbal: Path) -> Path:
+    return verbal.with_name("verbal_sources.json")
+
+
+def _load_verbal(workspace: Workspace, pair: Pair) -> tuple[dict[str, str], dict[str, Any]]:
+    path = verbal_path(workspace, pair)
+    names, recorded = (
+        read_json(file, MADE_BY).get(pair.task) for file in (path, _sources_path(path))
+    )
+    method = recorded.get("method") if isinstance(recorded, dict) else None
+    if not (isinstance(names, dict) and str(method).isidentifier()):
+        raise _again(path, f"expected label -> unit for {pair.task}", MADE_BY)
+    for name, value in _sources(workspace, pair, names, method).items():
+        if recorded.get(name, value if name in _LATER else None) != value:
+            problem = f"stale, {pair.task}'s {name} has changed since it was made"
+            raise _again(path, problem, MADE_BY)
+    return names, recorded
+
+
+def _sources(
+    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
+) -> dict[str, object]:
+    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
+    texts = prompt_texts(workspace, pair)
+    folder = texts["train"].parent
+    if read_json(folder / SOURCES, TEXT_MADE_BY) != _row_hashes(workspace, pair):
+        problem = "stale, the rows it was made from have changed"
+        raise _again(folder, problem, TEXT_MADE_BY)
+    map_hash = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    sources: dict[str, object] = {"map": map_hash, "data_prompt": _hashes(texts)}
+    if method == "kmeans":
+        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
+        sources |= {"LM": weights, "LM's dict": symbols}
+    return sources
+
+
+def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    data = pair.config.downstream, pair.unit_model
+    return _hashes({split: workspace.rows(*data, split) for split in SPLITS})
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +23,16 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
     from ulm_prompt.prompt_lm.decoding import Decoded, Options
 
-
+Sample = dict[str, Any]  # an utterance of a sample file: file_name, src, label, predict, scores
 BOS = "<s>"
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
 FORMAT = 3  # of a partial file; 1 kept every ``<s>`` in an answer, 2 had no log-odds
+_RANGES = {
+    **dict.fromkeys(("batch_size", "beam", "max_labels", "max_units"), (1, math.inf)),
+    "temperature": (0.001, 1000), "lenpen": (-10, 10), "topk": (0, math.inf), "topp": (0, 1),
+    "seed": (0, 2**32 - 1),
+}  # fmt: skip
 # to a row that is too long for the LM; it has no probability
 NO_ANSWER: dict[str, Any] = {
     **{kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")},
@@ -60,27 +66,23 @@ def add_search(parser: argparse.ArgumentParser) -> None:
 
 def check_search(args: argparse.Namespace) -> None:
     """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
-    for name in ("batch_size", "beam", "max_labels", "max_units"):
+    for name, (least, most) in _RANGES.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected at least 1")
-    cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
-    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or not 0 <= args.seed < 2**32
-    for problem, is_so in {
-        f"--temperature {args.temperature}: expected 0.001 to 1000": (
-            not 0.001 <= args.temperature <= 1000
+        if value is not None and not least <= value <= most:
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise UserError(f"--{name} {value}: expected {expected}")
+    beam, cut, temperature = args.beam > 1, args.topk or args.topp, args.temperature
+    for is_wrong, problem in (
+        (args.topk and args.topp, "--topk and --topp: choose one"),
+        (args.sampling and beam, "--sampling and --beam: choose one"),
+        (cut and not args.sampling, "--topk and --topp belong to --sampling: add it"),
+        (
+            temperature != 1 and not (args.sampling or beam),
+            "--temperature changes no greedy answer: add --sampling or --beam",
         ),
-        f"--lenpen {args.lenpen}: expected -10 to 10": not -10 <= args.lenpen <= 10,
-        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, 0 <= seed < 2**32": out_of_range,
-        "--topk and --topp: choose one": args.topk and args.topp,
-        "--sampling and --beam: choose one": args.sampling and args.beam > 1,
-        "--topk and --topp belong to --sampling: add it": cut and not args.sampling,
-        "--temperature changes no greedy answer: add --sampling or --beam": (
-            args.temperature != 1 and not searched
-        ),
-        "--lenpen belongs to --beam: add it": args.lenpen != 1 and args.beam == 1,
-    }.items():
-        if is_so:
+        (args.lenpen != 1 and not beam, "--lenpen belongs to --beam: add it"),
+    ):
+        if is_wrong:
             raise UserError(problem)
 
 
@@ -117,21 +119,22 @@ class PartialAnswers(dict[int, dict[str, Any]]):
         """
         super().__init__()
         self.path = path
-        header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open(path, "r+b" if path.exists() else "w+b")
-        end = 0
-        if self._handle.readline() == header:
-            end = len(header)
-            for line in self._handle:
-                answer = _whole_answer(line)
-                if answer is None:
-                    break
-                self[answer.pop("row")] = answer
-                end += len(line)
+        self._handle = open(path, "a+b")
+        self._handle.seek(0)
+        header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
+        end = len(header) if self._handle.readline() == header else 0
+        for line in self._handle if end else ():
+            try:
+                answer = json.loads(line) if line.endswith(b"\n") else {}
+            except ValueError:
+                break
+            if "row" not in answer:
+                break
+            self[answer.pop("row")] = answer
+            end += len(line)
         with naming(path):
-            self._handle.seek(end)
-            self._handle.truncate()
+            self._handle.truncate(end)
             if not end:
                 self._handle.write(header)
 
@@ -149,23 +152,18 @@ class PartialAnswers(dict[int, dict[str, Any]]):
         self.path.unlink(missing_ok=True)
 
 
-def _whole_answer(line: bytes) -> dict[str, Any] | None:
-    """The answer that the line holds; None for a line that was cut off or damaged."""
-    try:
-        answer = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) and type(answer.get("row")) is int else None
-
-
 def begun_in(partial: Path) -> str | None:
     """The dtype of the unfinished answers in ``partial``; None where there are none."""
     try:
         with open(partial, "rb") as handle:
-            dtype = str(json.loads(handle.readline())["machine"][0]).removeprefix("torch.")
-    except (OSError, ValueError, LookupError, TypeError):
+            return _dtype(json.loads(handle.readline()))
+    except (OSError, ValueError):
         return None
-    return dtype if dtype in ("float32", "bfloat16", "float16") else None
+
+
+def _dtype(made_from: Mapping[str, Any]) -> str | None:
+    dtype, *_ = made_from.get("machine", [None])
+    return dtype and dtype.removeprefix("torch.")
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
@@ -238,14 +236,33 @@ def _hashes(samples: Path) -> dict[str, str]:
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
     """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
     record = made_from(samples)
-    in_dtype = dtype in ("auto", str(record.get("machine", [""])[0]).removeprefix("torch."))
     is_same = all(record.get(name) == value for name, value in wanted.items())
-    return "files" in record and is_same and in_dtype
+    return "files" in record and is_same and dtype in ("auto", _dtype(record))
 
 
-def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a sample file says of each utterance, in its order. ``<s>`` is no part of an
-    answer, also in files that were written when it was kept.
+def sample_files(args: argparse.Namespace) -> list[Path]:
+    """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
+    ``--unit_model``. Raises ``UserError`` for none.
+    """
+    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
+    files, samples = [], args.workspace / "samples"
+    for date in args.sample_date:
+        folder = samples / f"samples_{date}"
+        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+        if not paths:
+            others = sorted(folder.glob("samples_*.json")) or sorted(samples.glob("samples_*/"))
+            names = [p.stem.removeprefix("samples_") for p in others if not p.stem.endswith(WITHIN)]
+            known = f"; there is {', '.join(names)}" if names else ""
+            raise UserError(
+                f"{folder / pattern}: no samples; run ulm_prompt/sample.py first{known}"
+            )
+        files += paths
+    return files
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """What a sample file says of each utterance, in its order. ``<s>`` is no part of an answer,
+    also in files that were written when it was kept.
 
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
@@ -260,15 +277,7 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
         if BOS in sample["predict"]:
             sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
-        yield sample
-
-
-def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
-    """Print how many of the test split's ``labels`` hold one that train never has."""
-    seen = {label for sequence in train_labels for label in sequence.split()}
-    unseen = sum(not seen.issuperset(of_row.split()) for of_row in labels)
-    if unseen:
-        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
+    return list(samples.values())
 
 
 def report_long(
@@ -280,17 +289,23 @@ def report_long(
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
-    if too_long := [count for count in units if count > max_units]:
-        print(
-            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
-            "most): not answered, which is scored as wrong (--max_units)"
-        )
-    if cut := sum(answer["symbols"] >= limit for answer in answers.values()):
-        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
-    answered = (row for row in answers if units[row] <= max_units)
-    lengths = (len(rows[row]) + answers[row]["symbols"] for row in answered)
-    if beyond := [length for length in lengths if length > positions]:
-        print(
-            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
-            f"that the LM has learned ({max(beyond):,} at most): their answers are worth less"
-        )
+    answered = [row for row in answers if units[row] <= max_units]
+    lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
+    for numbers, note in (
+        (
+            [count for count in units if count > max_units],
+            f"rows have more than {max_units:,} units ({{:,}} at most): not answered, which is "
+            "scored as wrong (--max_units)",
+        ),
+        (
+            [row for row in answers if answers[row]["symbols"] >= limit],
+            f"free answers were cut after {limit} labels (--max_labels)",
+        ),
+        (
+            [length for length in lengths if length > positions],
+            f"rows are longer with their answer than the {positions:,} positions that the LM has "
+            "learned ({:,} at most): their answers are worth less",
+        ),
+    ):
+        if numbers:
+            print(f"  {len(numbers):,} {note.format(max(numbers))}")

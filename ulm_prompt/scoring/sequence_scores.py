@@ -7,7 +7,7 @@ the nearest value that the answer gives to the same slot type, or against nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
+from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import read_samples
 from ulm_prompt.scoring.scores import Label, label_names
@@ -43,7 +43,7 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Percentages over a sample file. The slots' scores are None where the task has none.
+    """Percentages over a sample file. The slots' scores are None where no text has a slot.
 
     ``invalid``: answers that are empty or hold a unit that is no label.
     """
@@ -62,20 +62,18 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
 
     Raises ``UserError`` for a missing, malformed or stale file.
     """
-    names = text_labels(workspace, pair)
-    has_slots = any(label.slot == SLOT_TYPE for label in names.values())
-    return score_texts(read_answers(path, workspace, pair, names), has_slots)
+    return score_texts(read_answers(path, workspace, pair))
 
 
-def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores:
+def score_texts(answered: Sequence[Answered]) -> SequenceScores:
     """Score the answers of at least one utterance."""
-    references = [utterance.reference.words for utterance in answered]
-    answers = [utterance.answer.words for utterance in answered]
     pairs = [utterance[:2] for utterance in answered]
+    references, answers = ([text.words for text in texts] for texts in zip(*pairs))
     invalid = sum(
-        not (text.words or "".join(name for name, _ in text.slots)) or NO_LABEL in text.words
-        for _, text in pairs
+        NO_LABEL in answer.words or not (answer.words or any(name for name, _ in answer.slots))
+        for _, answer in pairs
     )
+    has_slots = any(text.slots for pair in pairs for text in pair)
     return SequenceScores(
         len(answered),
         100 * sum(utterance.right for utterance in answered) / len(answered),
@@ -83,7 +81,7 @@ def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores
         100 * jiwer.cer(references, answers),
         100 * invalid / len(answered),
         slot_type_f1(pairs) if has_slots else None,
-        slot_value_cer(pairs) if has_slots else None,
+        slot_value_cer(pairs),
     )
 
 
@@ -133,36 +131,27 @@ def _spaced(characters: Sequence[str]) -> str:
     return " ".join("".join(characters).split())
 
 
-def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """What each label unit says. Raises ``UserError`` where that is no text."""
-    names = label_names(workspace, pair)
-    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
-        path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-        raise UserError(
-            f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
-            "answers are texts (labels_per_utterance: 0)"
-        )
-    return names
-
-
-def read_answers(
-    path: Path, workspace: Workspace, pair: Pair, names: Mapping[str, Label]
-) -> list[Answered]:
+def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]:
     """Read a sample file's labels and answers as texts.
 
-    Raises ``UserError`` when its labels are not those of the current test split: units would be
-    read by another verbalizer than they were written by.
+    Raises ``UserError`` for labels that make no text, and when the file's are not those of the
+    current test split: units would be read by another verbalizer than they were written by.
     """
-    samples = list(read_samples(path))
+    names = label_names(workspace, pair)
+    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
+        labels = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+        raise UserError(
+            f"{labels}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
+            "answers are texts (labels_per_utterance: 0)"
+        )
+    both = [(sample["label"], sample["predict"]) for sample in read_samples(path)]
     text = renamed_texts(workspace, pair)["test"]
-    labels = [labels for _, labels in read_prompt_text(text, "ulm_prompt/verbalizer.py")]
-    if labels != [entry["label"] for entry in samples]:
+    if [labels for _, labels in read_prompt_text(text)] != [label for label, _ in both]:
         raise UserError(f"{path}: stale, its labels are not those of {text}; run sample.py again")
 
     def read(units: str) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
 
-    both = [(entry["label"], entry["predict"]) for entry in samples]
     return [
         Answered(read(label), read(answer), len(label.split()), label == answer)
         for label, answer in both
@@ -180,14 +169,14 @@ class Bin(NamedTuple):
 
 def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
     """Bins of ``width`` label lengths, from 1 on; empty ones are left out."""
-    by_bin: dict[int, list[Answered]] = {}
-    for utterance in answered:
-        by_bin.setdefault((utterance.labels - 1) // width, []).append(utterance)
+    by_bin: dict[int, list[tuple[str, str]]] = {}
+    for reference, answer, labels, _ in answered:
+        by_bin.setdefault((labels - 1) // width, []).append((reference.words, answer.words))
     bins = []
-    for number, utterances in sorted(by_bin.items()):
-        references = [utterance.reference.words for utterance in utterances]
-        cer = 100 * jiwer.cer(references, [u.answer.words for u in utterances])
-        bins.append(Bin(number * width + 1, (number + 1) * width, len(utterances), cer))
+    for number, words in sorted(by_bin.items()):
+        references, answers = map(list, zip(*words))
+        cer = 100 * jiwer.cer(references, answers)
+        bins.append(Bin(number * width + 1, (number + 1) * width, len(words), cer))
     return bins
 
 
@@ -198,11 +187,9 @@ def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> di
     runs = {}
     several = len({path.parent for path in paths}) > 1
     for path in paths:
-        pair = sequence_pair(workspace, path)
-        if pair is None:
-            continue
-        name = path.stem.removeprefix("samples_")
-        date = path.parent.name.removeprefix("samples_")
-        answered = read_answers(path, workspace, pair, text_labels(workspace, pair))
-        runs[f"{date}: {name}" if several else name] = binned(answered, width)
+        pair = pair_of(workspace, path)
+        if pair is not None and pair.config.is_sequence:
+            date, name = (word.removeprefix("samples_") for word in (path.parent.name, path.stem))
+            name = f"{date}: {name}" if several else name
+            runs[name] = binned(read_answers(path, workspace, pair), width)
     return runs
