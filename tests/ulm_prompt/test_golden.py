@@ -6,48 +6,26 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import pytest
-
-from tests.ulm_prompt.forked import stage
-
-STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
+from pipeline.workspace import Workspace
+from tests.ulm_prompt.in_process import data_stages
 
 
-@pytest.fixture(scope="module")
-def workspace(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the units whose published files are known, after the data stages."""
-    root = tmp_path_factory.mktemp("golden")
-    published = (data / "golden" / "SHA256SUMS").read_text()
+def test_every_published_file(data: Path, tmp_path: Path) -> None:
+    """Text, maps and binaries of the units whose published files are known."""
+    space, golden = Workspace(tmp_path), data / "golden"
+    published = (golden / "SHA256SUMS").read_text()
     for unit_model in (data / "units").iterdir():
-        for downstream in unit_model.iterdir():
-            if f"datasets/{unit_model.name}/{downstream.name}/" not in published:
-                continue
-            target = root / "preprocess" / downstream.name / "data" / unit_model.name
-            target.mkdir(parents=True)
-            for split in downstream.iterdir():
-                shutil.copyfile(split, target / split.name)
-        lm = root / "pretrained_models" / f"{unit_model.name}_lm"
-        lm.mkdir(parents=True)
-        shutil.copyfile(data / "golden" / unit_model.name / "dict.txt", lm / "dict.txt")
-    for name in STAGES:
-        stage(f"ulm_prompt/{name}.py", "--workspace", root)
-    return root
-
-
-def test_every_published_file(workspace: Path, data: Path) -> None:
-    lines = (data / "golden" / "SHA256SUMS").read_text().splitlines()
-    assert len(lines) == 36
-    wrong = []
-    for line in lines:
-        expected, name = line.split()
-        found = hashlib.sha256((workspace / "ulm_prompt" / name).read_bytes()).hexdigest()
-        if found != expected:
-            wrong.append(name)
-    assert not wrong
-
-
-@pytest.mark.parametrize("unit_model", ["hubert100", "cpc100"])
-@pytest.mark.parametrize("name", ["verbal.json", "labelspace.json"])
-def test_label_maps(workspace: Path, data: Path, unit_model: str, name: str) -> None:
-    found = workspace / "ulm_prompt" / "datasets" / unit_model / name
-    assert found.read_bytes() == (data / "golden" / unit_model / name).read_bytes()
+        for rows in unit_model.iterdir():
+            if f"datasets/{unit_model.name}/{rows.name}/" in published:
+                shutil.copytree(rows, space.rows(rows.name, unit_model.name, "train").parent)
+        space.lm(unit_model.name).mkdir(parents=True)
+        shutil.copy(golden / unit_model.name / "dict.txt", space.lm(unit_model.name))
+    data_stages(tmp_path)
+    expected = {name: digest for digest, name in map(str.split, published.splitlines())}
+    assert len(expected) == 36
+    found = {name: (tmp_path / "ulm_prompt" / name).read_bytes() for name in expected}
+    assert {n: hashlib.sha256(content).hexdigest() for n, content in found.items()} == expected
+    for unit_model in ("hubert100", "cpc100"):
+        for name in ("verbal.json", "labelspace.json"):
+            made = space.datasets(unit_model) / name
+            assert made.read_bytes() == (golden / unit_model / name).read_bytes(), name

@@ -14,21 +14,19 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import soundfile
-from scipy.stats import binomtest
 
 from baselines.classifiers.answers import write_answers
 from pipeline.errors import UserError
-from pipeline.files import sha256, write_json
+from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from preprocess.actions.manifest import Entry, write_manifest
 from tests.browser import chromium
 from tests.preprocess import corpora
-from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.test_reports import write_intents
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.html_report import mcnemar
 from ulm_prompt.scoring.sample_file import write_samples
 
 EVIL = "</script><img src=x onerror=document.title='EVIL'>\"'&"
@@ -39,17 +37,9 @@ CROP, ABSENT, ODD = 3, 5, 7  # rows: a part of a file, without audio, a name to 
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Intents with names and audio, answers of two runs, of a baseline, and a log."""
     root = tmp_path_factory.mktemp("page")
-    space = Workspace(root)
-    tiny.write_corpus(root, downstream="fluent_commands")
-    slots = ("action", "object", "place")
-    labels = {str(i): {"slot": slots[i // 4], "name": f"n{i}"} for i in range(12)}
-    labels["0"]["name"], labels["1"]["name"] = EVIL, "constructor"
-    write_json(space.rows("fluent_commands", "tiny100", "train").parent / "labels.json", labels)
-    tiny.write_lm(space.lm("tiny100"))
-    for name in ("make_data", "gen_labelspace", "verbalizer"):
-        call(name, root)
+    space = write_intents(root, n0=EVIL, n1="constructor")
     pair = Pair("IC", "tiny100", load_task("IC"))
-    rows = list(read_prompt_text(renamed_texts(space, pair)["test"], ""))
+    rows = list(read_prompt_text(renamed_texts(space, pair)["test"]))
     files = [f"2/{number}.wav" for number in range(29)]
     entries = [Entry(file, 4000, 0, file, "0 4 8") for file in files]
     entries[CROP] = Entry("2/long #1.wav", 1600, 8000, files[CROP], "0 4 8")
@@ -136,12 +126,6 @@ def test_names_are_never_html(workspace: Workspace) -> None:
     _, text, data = page(workspace)
     assert any(EVIL in row["spoken"] for row in data["rows"]) and "<img" not in text
     assert text.count("</script>") == 2 and "<b>" not in text
-
-
-@pytest.mark.parametrize(("one", "other"), [(0, 0), (1, 9), (5, 5), (30, 12), (1600, 1500)])
-def test_mcnemar_is_the_binomial_test(one: int, other: int) -> None:
-    wanted = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar(one, other) == pytest.approx(wanted) == mcnemar(other, one)
 
 
 def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
