@@ -13,11 +13,11 @@ from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
 from ulm_prompt.scoring.class_report import comparison, print_comparison, print_report, write_report
-from ulm_prompt.scoring.sample_file import sample_files
 from ulm_prompt.scoring.scores import (
     ABOUT_DETECTION,
     COST,
     SHARES,
+    sample_files,
     score_lines,
     scores_of,
     wilson,

@@ -39,11 +39,9 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
         for count, row in enumerate(read_rows(source), start=1):
             labels = row.labels.count(" ") + 1
             if expected and labels != expected:
-                raise UserError(
-                    f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
-                    f"found {labels} ({row.labels}); set labels_per_utterance in "
-                    f"ulm_prompt/config/{pair.task}.yaml"
-                )
+                wrong = f"{pair.task} has {expected} label(s) an utterance, found {labels}"
+                remedy = f"set labels_per_utterance in ulm_prompt/config/{pair.task}.yaml"
+                raise UserError(f"{source}, line {count}: {wrong}; {remedy}")
             handle.write(f"{row.units}{SEPARATOR}{row.labels}\n")
     return count
 

@@ -22,8 +22,7 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
 from ulm_prompt.scoring.class_report import labels_of, most_frequent
-from ulm_prompt.scoring.sample_file import sample_files
-from ulm_prompt.scoring.scores import label_names, train_curve, valid_curve
+from ulm_prompt.scoring.scores import label_names, sample_files, train_curve, valid_curve
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
@@ -86,10 +85,8 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
     paths = sample_files(args)
     runs = bins_of_files(paths, Workspace(args.workspace), args.width)
     if not runs:
-        raise UserError(
-            f"{paths[0].parent}: no samples of a task whose answers are texts; "
-            "decode one with ulm_prompt/sample.py --prompt_task ASR"
-        )
+        folder = paths[0].parent
+        raise UserError(f"{folder}: no samples of a task whose answers are texts, such as ASR")
     output = paths[0].parent / "cer_by_length.csv"
     with writing(output) as handle:
         table = csv.writer(handle, lineterminator="\n")

@@ -7,7 +7,6 @@ the label set. The same command resumes a run that was cut off.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.devices import add_device, choose_device
 from pipeline.errors import UserError, run
@@ -22,32 +21,21 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_
 from ulm_prompt.scoring import sample_file
 
 
-def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
-    """What the output says of each test row beside its answer: file_name, src, label."""
-    path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    rows, renamed = list(read_rows(path)), list(verbal.read_prompt_text(text))
-    if len(rows) != len(renamed):
-        raise UserError(
-            f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
-            "run ulm_prompt/make_data.py again, then the stages after it"
-        )
-    return [
-        {"file_name": row.file, "src": f"{units} {sample_file.BOS}", "label": label}
-        for row, (units, label) in zip(rows, renamed)
-    ]
-
-
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     """Decode one task's test split and write both sample files."""
     workspace = Workspace(args.workspace)
     prompt = workspace.checkpoints(pair.task, pair.unit_model, args.model_date) / args.checkpoint
     if not prompt.is_file():
-        raise UserError(
-            f"{prompt}: not found; train it with ulm_prompt/train.py "
-            f"--date {args.model_date}, or correct --model_date"
-        )
+        train = f"train it with ulm_prompt/train.py --date {args.model_date}"
+        raise UserError(f"{prompt}: not found; {train}, or correct --model_date")
     texts, lm = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
-    sources = read_test(workspace, pair, texts["test"])
+    test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    sources = [
+        {"file_name": row.file, "src": f"{units} {sample_file.BOS}", "label": label}
+        for row, (units, label) in zip(
+            read_rows(test), verbal.read_prompt_text(texts["test"]), strict=True
+        )
+    ]
     train = verbal.read_prompt_text(texts["train"])
     train_labels = list(dict.fromkeys(labels for _, labels in train))
     card = read_record(prompt.parent)
@@ -64,7 +52,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         "prompt": sha256(prompt),
         "lm_files": verbal.lm_hashes(lm),
         "data": {split: sha256(texts[split]) for split in ("train", "test")},
-        "rows": sha256(workspace.rows(pair.config.downstream, pair.unit_model, "test")),
+        "rows": sha256(test),
         "options": options,
     }
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)

@@ -64,10 +64,8 @@ def verbal_map(
         units = random.Random(args.seed).sample(units, used)
     names = units[:used] if pair.config.is_sequence else label_names.unit_names(units, len(ranked))
     if len(names) < len(ranked):
-        raise UserError(
-            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
-            "use a unit model with more clusters"
-        )
+        short = f"{len(ranked)} labels but only {len(units)} distinct units to name them by"
+        raise UserError(f"{train}: {short}; use a unit model with more clusters")
     by_label = dict(zip(ranked, names))
     return {label: by_label[label] for label in labels}
 

@@ -141,7 +141,7 @@ def test_the_figure(root: Path) -> None:
 def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
     assert pair_of(Workspace(root), samples(root, "SF")).task == "SF"
     assert pair_of(Workspace(root), samples(root, "KS")) is None, "its rows are not here"
-    with pytest.raises(UserError, match="the rows of ASR that it was decoded from are not in"):
+    with pytest.raises(UserError, match="the rows of ASR are not in"):
         pair_of(Workspace(root), Path("samples_ASR_other100_d.json"))
 
 

@@ -27,10 +27,8 @@ def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | 
         return [symbols[word] for word in words]
     except KeyError:
         unknown = min(word for word in words if word not in symbols)
-        raise UserError(
-            f"{where}: unit {unknown} is not in {dictionary}; the units and the LM must come from "
-            "the same unit model"
-        ) from None
+        remedy = "take units and LM of one unit model"
+        raise UserError(f"{where}: unit {unknown} is not in {dictionary}; {remedy}") from None
 
 
 def text_of(labels: Iterable[str]) -> str:

@@ -75,10 +75,8 @@ def in_paper_order(by_task: dict[str, Any]) -> dict[str, Any]:
 def load_task(name: str) -> TaskConfig:
     """Read a task's config. Raises ``UserError`` for an unknown task or key."""
     if name not in (known := task_names()):
-        raise UserError(
-            f"--prompt_task {name}: no such task{near(name, known)}; expected one of "
-            f"{', '.join(known)}, or add {CONFIG / name}.yaml"
-        )
+        expected = f"expected one of {', '.join(known)}, or add {CONFIG / name}.yaml"
+        raise UserError(f"--prompt_task {name}: no such task{near(name, known)}; {expected}")
     return load_config(TaskConfig, CONFIG / f"{name}.yaml")
 
 
@@ -132,11 +130,10 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     pairs = _pairs(workspace, tasks, args.unit_model, getattr(args, "verbalizer", ""))
     if not pairs:
         wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
-        known = [f"{pair.task} {pair.unit_model}" for pair in _pairs(workspace, task_names())]
+        known = ", ".join(f"{p.task} {p.unit_model}" for p in _pairs(workspace, task_names()))
         raise UserError(
-            f"{args.workspace / 'preprocess'}: no quantised data for {wanted} "
-            "(<downstream>/data/<unit_model>/train); make it with preprocess/runner.py"
-            + (f"; there is {', '.join(known)}" if known else "")
+            f"{args.workspace / 'preprocess'}: no quantised data for {wanted}; make it with "
+            f"preprocess/runner.py{f'; there is {known}' if known else ''}"
         )
     if args.unit_model or not needs_lm:
         return pairs
@@ -160,10 +157,8 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
     ]
     for task in [] if pairs else tasks:
         if (config := load_task(task)).is_sequence:
-            raise UserError(
-                f"{samples}: the rows of {task} that it was decoded from are not in "
-                f"{workspace.downstream_data(config.downstream)}; score it where they are"
-            )
+            folder = workspace.downstream_data(config.downstream)
+            raise UserError(f"{samples}: the rows of {task} are not in {folder}; score it there")
     return max(pairs, key=lambda pair: len(pair.unit_model), default=None)
 
 

@@ -49,10 +49,8 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
                 folder_of.setdefault(kmeans, path.parent)
     if len(folder_of) > 1:
         first, second, *_ = folder_of.values()
-        raise UserError(
-            f"{first} and {second}: quantised with different k-means; run preprocess/runner.py "
-            "--action quantized and postprocess on both again"
-        )
+        again = "run preprocess/runner.py --action quantized and postprocess on both again"
+        raise UserError(f"{first} and {second}: quantised with different k-means; {again}")
     return units
 
 
@@ -91,10 +89,8 @@ def write_ulm_text(
                     handle.write(line + "\n")
                     counts[name] += 1
         if not counts:
-            raise UserError(
-                f"no {split} units; quantise a task with preprocess/runner.py, "
-                "or give --text and --valid_text"
-            )
+            remedy = "quantise a task with preprocess/runner.py, or give --text and --valid_text"
+            raise UserError(f"no {split} units; {remedy}")
         print(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     return written
 

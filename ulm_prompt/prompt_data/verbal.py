@@ -61,10 +61,8 @@ def rename_labels(
         for count, (units, text) in enumerate(rows, start=1):
             labels = text.split()
             if other := [label for label in labels if label not in names]:
-                raise UserError(
-                    f"{source}, line {count}: label {other[0]} is not in labelspace.json; "
-                    f"run {LABELS_MADE_BY} again"
-                )
+                problem = f"label {other[0]} is not in labelspace.json"
+                raise _again(f"{source}, line {count}", problem, LABELS_MADE_BY)
             unseen += any(label not in seen for label in labels)
             renamed = " ".join(names[label] for label in labels)
             handle.write(f"{units}{SEPARATOR}{renamed}\n")

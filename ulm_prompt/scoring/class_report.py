@@ -29,6 +29,7 @@ from ulm_prompt.scoring.scores import (
 )
 
 MOST_CLASSES = 30  # that are printed
+MOST_NAMED = 40  # classes of a confusion matrix; a larger one has no names, or on a page no others
 MOST_FREQUENT = "train's most frequent label"
 OTHER = "(other)"  # an answer that is no class of the test split
 ALL = slice(None)  # slots of an utterance
@@ -86,9 +87,7 @@ def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> N
             if sample["score"] is not None:  # the row was not too long
                 row["probability"] = math.exp(sample["score"])
         except (KeyError, TypeError, OverflowError):
-            raise UserError(
-                f"{twin}: expected id -> file_name, label, predict, score; run sample.py again"
-            ) from None
+            raise UserError(f"{twin}: an answer without score; run sample.py again") from None
     first = () if is_text else samples[0]["label"].split()
     titles = slot_titles([names[unit].slot if unit in names else "label" for unit in first])
     return Named(rows, slot_accuracies(samples, titles))
@@ -134,23 +133,15 @@ def class_report(named: Named) -> dict[str, Any]:
 
 
 def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named]:
-    """The task of the sample file ``path``, and the file in the names of its label units or, of a
-    baseline, its label numbers.
-
-    Raises ``UserError``, which names ``flag``, when the rows that were decoded are not in the
-    workspace.
+    """A sample file's task, and the file in names. Raises ``UserError``, which names ``flag``, when
+    the rows that were decoded are not in the workspace.
     """
     pair = pair_of(workspace, path)
     if pair is None:
-        raise UserError(
-            f"{path}: the rows that it was decoded from are not in {workspace.root}; "
-            f"{flag} names the labels by them"
-        )
+        raise UserError(f"{path}: the rows that {flag} names labels by are not in {workspace.root}")
     samples = read_samples(path)
+    numbers = {n for row in samples for n in f"{row['label']} {row['predict']}".split()}
     if is_baseline(samples):
-        numbers = {
-            number for row in samples for number in f"{row['label']} {row['predict']}".split()
-        }
         names = named_labels(workspace, pair, sorted(numbers))
     else:
         names = label_names(workspace, pair)
@@ -159,10 +150,8 @@ def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
     """Write ``<sample file>_confusion.png`` beside a classifier's sample file, a matrix a slot.
-    Returns the rest of the report, with the first ``mistakes`` mistakes; nothing for a task of
-    texts.
-
-    Raises ``UserError`` when the rows that were decoded are not in the workspace.
+    Returns the rest of the report, with the first ``mistakes`` mistakes; nothing for texts. Raises
+    ``UserError`` as ``read_named``.
     """
     from ulm_prompt.scoring.pictures import draw_confusion  # matplotlib takes half a second
 
@@ -252,8 +241,8 @@ def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
     paths = {split: workspace.rows(*data, split) for split in SPLITS}
     rows = {split: sha256(path) for split, path in paths.items() if path.is_file()}
     accuracies = {}
-    pattern = f"checkpoints/{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json"
-    for path in sorted(workspace.root.glob(pattern)):
+    cards = workspace.root.glob(f"checkpoints/{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json")
+    for path in sorted(cards):
         card = read_json(path, "baselines/unit_ngrams.py")
         if card.get("rows") == rows:
             accuracies["unit n-grams, linear"] = card["test"]["accuracy"]
@@ -262,9 +251,10 @@ def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
 
 def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
-    if (trained := trained_run(path, workspace, pair)) is None:
-        return {}
-    (record, log), accuracies = trained, {}
+    record, log = trained_run(path, workspace, pair) or (None, path)
+    accuracies: dict[str, float] = {}
+    if record is None:
+        return accuracies
     if curve := train_curve(log) if log.is_file() else {}:
         nearest = min(curve, key=lambda update: abs(update - record.run.updates))
         accuracies["train"] = curve[nearest]["accuracy"]
@@ -274,27 +264,25 @@ def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float
 
 
 def trained_run(path: Path, workspace: Workspace, pair: Pair) -> tuple[PromptRecord, Path] | None:
-    """The record and the log of the checkpoint that gave the answers in ``path``, if it is known.
-    The log may be missing.
-    """
+    """The record of the checkpoint that gave the answers in ``path``, and the path of its log."""
     date = path.stem.removeprefix(f"samples_{pair.task}_{pair.unit_model}_")
     run = pair.task, pair.unit_model, date
     best = workspace.checkpoints(*run) / BEST
     if not best.is_file() or made_from(path).get("prompt") != sha256(best):
         return None
     record = read_record(best.parent)
-    if record is None or record.run is None:
-        return None
-    return record, workspace.logs(*run) / "train.log"
+    return (record, workspace.logs(*run) / "train.log") if record and record.run else None
 
 
 def comparison_lines(compared: Mapping[str, Any]) -> list[str]:
     """What ``comparison`` returned in words, the slots apart."""
     without = compared.get("without_a_prompt", {})
     lines = [f"without a prompt: {name}, {accuracy:.2f} %" for name, accuracy in without.items()]
-    given = {"train": "train (mean of its epoch, with training's noise)", "valid": "valid"}
+    noise = {"train": " (mean of its epoch, with training's noise)"}
     if run := compared.get("run"):
-        splits = ", ".join(f"{value:.2f} % on {given[split]}" for split, value in run.items())
+        splits = ", ".join(
+            f"{v:.2f} % on {split}{noise.get(split, '')}" for split, v in run.items()
+        )
         lines.append(f"the same prompt, labels before it given: {splits}")
     return lines
 

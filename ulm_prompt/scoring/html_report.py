@@ -20,6 +20,7 @@ from pipeline.files import holding, writing
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.scoring.class_report import (
+    MOST_NAMED,
     OTHER,
     class_report,
     comparison_lines,
@@ -29,7 +30,6 @@ from ulm_prompt.scoring.class_report import (
 from ulm_prompt.scoring.scores import score_lines, train_curve, valid_curve
 
 WIDTH, HEIGHT = 640, 220  # of the curve's plane
-MOST_NAMED = 40  # classes of the confusion matrix
 Rows = list[dict[str, Any]]
 Scored = Mapping[Path, Mapping[str, Any]]  # sample file -> its scores and comparison
 

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.files import replacing
-from ulm_prompt.scoring.class_report import OTHER
+from ulm_prompt.scoring.class_report import MOST_NAMED, OTHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every logger speak
 COLOURS = plt.get_cmap("tab10").colors
-MOST_NAMED = 40  # classes; the axes of a larger confusion matrix have no names
 MOST_COUNTED = 15  # classes; the squares of a larger one hold no numbers
 
 

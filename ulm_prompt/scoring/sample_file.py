@@ -240,26 +240,6 @@ def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
     return "files" in record and is_same and dtype in ("auto", _dtype(record))
 
 
-def sample_files(args: argparse.Namespace) -> list[Path]:
-    """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
-    ``--unit_model``. Raises ``UserError`` for none.
-    """
-    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
-    files, samples = [], args.workspace / "samples"
-    for date in args.sample_date:
-        folder = samples / f"samples_{date}"
-        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-        if not paths:
-            others = sorted(folder.glob("samples_*.json")) or sorted(samples.glob("samples_*/"))
-            names = [p.stem.removeprefix("samples_") for p in others if not p.stem.endswith(WITHIN)]
-            known = f"; there is {', '.join(names)}" if names else ""
-            raise UserError(
-                f"{folder / pattern}: no samples; run ulm_prompt/sample.py first{known}"
-            )
-        files += paths
-    return files
-
-
 def read_samples(path: Path) -> list[Sample]:
     """What a sample file says of each utterance, in its order. ``<s>`` is no part of an answer,
     also in files that were written when it was kept.
@@ -289,23 +269,17 @@ def report_long(
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
-    answered = [row for row in answers if units[row] <= max_units]
-    lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
-    for numbers, note in (
-        (
-            [count for count in units if count > max_units],
-            f"rows have more than {max_units:,} units ({{:,}} at most): not answered, which is "
-            "scored as wrong (--max_units)",
-        ),
-        (
-            [row for row in answers if answers[row]["symbols"] >= limit],
-            f"free answers were cut after {limit} labels (--max_labels)",
-        ),
-        (
-            [length for length in lengths if length > positions],
-            f"rows are longer with their answer than the {positions:,} positions that the LM has "
-            "learned ({:,} at most): their answers are worth less",
-        ),
-    ):
-        if numbers:
-            print(f"  {len(numbers):,} {note.format(max(numbers))}")
+    if too_long := [count for count in units if count > max_units]:
+        print(
+            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
+            "most): not answered, which is scored as wrong (--max_units)"
+        )
+    if cut := sum(answer["symbols"] >= limit for answer in answers.values()):
+        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
+    answered = (row for row in answers if units[row] <= max_units)
+    lengths = (len(rows[row]) + answers[row]["symbols"] for row in answered)
+    if beyond := [length for length in lengths if length > positions]:
+        print(
+            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
+            f"that the LM has learned ({max(beyond):,} at most): their answers are worth less"
+        )

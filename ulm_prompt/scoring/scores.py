@@ -4,6 +4,7 @@ scores on valid and train that a training log holds; what label units are called
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from pipeline.files import read_json
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.prompt_data.verbal import load_verbal
-from ulm_prompt.scoring.sample_file import Sample, read_samples, within_path
+from ulm_prompt.scoring.sample_file import WITHIN, Sample, read_samples, within_path
 
 _CURVES = {  # the lines of a log: of a validation, of an epoch of training, of 100 updates
     "valid": re.compile(r"valid on 'valid' subset \| (?P<scores>.*)"),
@@ -65,9 +66,7 @@ def score(path: Path) -> Score:
     rows, twin = read_samples(path), within_path(path)
     within = read_samples(twin) if twin.exists() else []
     if within and len(within) != len(rows):
-        raise UserError(
-            f"{twin}: {len(within)} utterances, {path.name} has {len(rows)}; run sample.py again"
-        )
+        raise UserError(f"{twin}: {len(within)} of {len(rows)} utterances; run sample.py again")
     labels, answers = ([row[key] for row in rows] for key in ("label", "predict"))
     in_use = {*labels, *(row["predict"] for row in within if row["predict"])}
     known = [set(slot) for slot in zip(*map(str.split, in_use))]
@@ -103,9 +102,6 @@ def class_scores(spoken: Sequence[str], answered: Sequence[str]) -> list[dict[st
         shares["f1"] = 2 * hits / (count + given[name])
         scores.append({"name": name, "utterances": count, "errors": count - right[name], **shares})
     return scores
-
-
-# Two classes: a target, which is the rarer label, and the others.
 
 
 def rarer(labels: Sequence[str]) -> str:
@@ -156,6 +152,27 @@ def minimum_detection_cost(targets: Sequence[float], others: Sequence[float]) ->
     """
     odds = 1 / P_TARGET - 1
     return min(misses + odds * alarms for misses, alarms in error_rates(targets, others))
+
+
+def sample_files(args: argparse.Namespace) -> list[Path]:
+    """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
+    ``--unit_model``. Raises ``UserError`` for none.
+    """
+
+    def free(folder: Path, pattern: str) -> list[Path]:
+        return [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+
+    pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
+    files, samples = [], args.workspace / "samples"
+    for date in args.sample_date:
+        folder = samples / f"samples_{date}"
+        if not (paths := free(folder, pattern)):
+            others = free(folder, "samples_*.json") or free(samples, "samples_*/")
+            names = ", ".join(path.stem.removeprefix("samples_") for path in others)
+            known = f"; there is {names}" if names else ""
+            raise UserError(f"{folder / pattern}: no samples; run sample.py first{known}")
+        files += paths
+    return files
 
 
 def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
@@ -209,9 +226,6 @@ def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return lines
 
 
-# What a task's label units mean.
-
-
 class Label(NamedTuple):
     """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
 
@@ -244,38 +258,31 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
         labels = {number: names[number] for number in numbers}
         return {n: Label(str(label["slot"]), str(label["name"])) for n, label in labels.items()}
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "
-            "and ulm_prompt/verbalizer.py again"
-        ) from None
-
-
-# What a training log holds.
+        again = "run preprocess/runner.py --action postprocess and ulm_prompt/verbalizer.py again"
+        raise UserError(f"{path}: nothing about label {error}; {again}") from None
 
 
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """Update number -> scores of each validation, in order; what a restart repeated counts once."""
-    return _curves(train_log)["valid"]
+    return _curve(train_log, "valid")
 
 
 def train_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """The same of the train rows, with the noise and dropout of training: means over epochs or,
     where these are fewer, over the last 100 updates.
     """
-    curves = _curves(train_log)
-    ends = list(curves["epochs"])
+    epochs, updates = (_curve(train_log, kind) for kind in ("epochs", "updates"))
+    ends = list(epochs)
     if len(ends) > 1 and ends[-1] - ends[-2] < ends[0] / 2:  # cut off: a few batches say little
-        del curves["epochs"][ends[-1]]
-    return max(curves["epochs"], curves["updates"], key=len)
+        del epochs[ends[-1]]
+    return max(epochs, updates, key=len)
 
 
-def _curves(train_log: Path) -> dict[str, dict[int, dict[str, float]]]:
-    curves: dict[str, dict[int, dict[str, float]]] = {name: {} for name in _CURVES}
+def _curve(train_log: Path, kind: str) -> dict[int, dict[str, float]]:
+    curve: dict[int, dict[str, float]] = {}
     with open(train_log, encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            for name, pattern in _CURVES.items():
-                if match := pattern.search(line):
-                    scores = {key: float(value) for key, value in _SCORE.findall(match["scores"])}
-                    if "num_updates" in scores:  # else the line is damaged
-                        curves[name][int(scores["num_updates"])] = scores
-    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+        for match in filter(None, map(_CURVES[kind].search, handle)):
+            scores = {key: float(value) for key, value in _SCORE.findall(match["scores"])}
+            if "num_updates" in scores:  # else the line is damaged
+                curve[int(scores["num_updates"])] = scores
+    return dict(sorted(curve.items()))

@@ -140,10 +140,8 @@ def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]
     names = label_names(workspace, pair)
     if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
         labels = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-        raise UserError(
-            f"{labels}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
-            "answers are texts (labels_per_utterance: 0)"
-        )
+        expected = f"expected {CHARACTER} or {SLOT_TYPE}, as its answers are texts"
+        raise UserError(f"{labels}: slot {other.pop()!r}; {expected}")
     both = [(sample["label"], sample["predict"]) for sample in read_samples(path)]
     text = renamed_texts(workspace, pair)["test"]
     if [labels for _, labels in read_prompt_text(text)] != [label for label, _ in both]:
