@@ -234,16 +234,6 @@ def test_answers_that_could_not_be_whole(trained: Path) -> None:
         call("sample", trained, *flags)
 
 
-def test_curves_are_those_of_the_runs_that_exist(trained: Path, tmp_path: Path) -> None:
-    """Units without such a run are left out, as those of the example in the repository."""
-    root = Path(shutil.copytree(trained, tmp_path / "copy"))
-    tiny.write_corpus(root, "another100")
-    said = call("plot", root, "curves", "--date", "d", "--prompt_task", "KS")
-    assert said.count("->") == 1 and f"KS {UNIT_MODEL} -> " in said
-    with pytest.raises(UserError, match=r"train\.log: not found"):
-        call("plot", root, "curves", "--date", "none")
-
-
 def setting(name: str, value: object) -> Callable[[dict[str, Any]], None]:
     return lambda state: setattr(state["args"], name, value)
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -139,15 +138,6 @@ def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
             UserError, match="--embed_audio .*: expected up to 1000 MB, with --html"
         ):
             call("cal_acc", workspace.root, "--sample_date", "s", *flags)
-
-
-def test_units_from_elsewhere_have_no_audio(workspace: Workspace, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(workspace.root, tmp_path / "copy"))
-    manifest = root / "preprocess/fluent_commands/data/manifest"
-    shutil.rmtree(manifest)
-    printed, _, data = page(Workspace(root))
-    assert f"(audio: 29 rows without audio: {manifest / 'test.tsv'} does not exist)" in printed
-    assert not any("audio" in row for row in data["rows"])
 
 
 def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
