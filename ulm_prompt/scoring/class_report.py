@@ -62,8 +62,8 @@ class Named:
 
 
 def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> Named:
-    """Read a sample file and the one within the label set, which the published code and baselines
-    have not. Raises ``UserError`` where one is missing or malformed.
+    """Read a sample file and, where there are probabilities, the one within the label set; the
+    published code and baselines wrote none. Raises ``UserError`` where one is malformed.
     """
 
     def told(units: str) -> list[str]:
@@ -251,10 +251,9 @@ def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
 
 def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
-    record, log = trained_run(path, workspace, pair) or (None, path)
-    accuracies: dict[str, float] = {}
-    if record is None:
-        return accuracies
+    if (trained := trained_run(path, workspace, pair)) is None:
+        return {}
+    (record, log), accuracies = trained, {}
     if curve := train_curve(log) if log.is_file() else {}:
         nearest = min(curve, key=lambda update: abs(update - record.run.updates))
         accuracies["train"] = curve[nearest]["accuracy"]

@@ -109,9 +109,10 @@ def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | None:
     """Accuracy over updates as points of a plane; None where the run's log is not known."""
-    record, log = trained_run(path, workspace, pair) or (None, path)
-    if record is None or not log.is_file():
+    run = trained_run(path, workspace, pair)
+    if run is None or not run[1].is_file():
         return None
+    record, log = run
     curves, kept, lines = (
         {"valid": valid_curve(log), "train": train_curve(log)},
         record.run.updates,
