@@ -7,7 +7,6 @@ samples/sequence_summary.json.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sequence_scores import SequenceScores, score_sequences
+from ulm_prompt.scoring.sequence_scores import score_sequences
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
 TASKS = ("ASR", "SF")
@@ -31,11 +30,10 @@ STAGES = demo_stages(
         "SF": train_command("SF", 60, 1800, "validate_every=250"),
     },
 ) | {"figure": {"": f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"}}
-NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
-         "slot_value_cer": "slot value CER"}  # fmt: skip
+NAMES = ("WER", "CER", "slot type F1", "slot value CER")
 
 
-def constant_answer(path: Path, pair: Pair) -> SequenceScores:
+def constant_answer(path: Path, pair: Pair) -> dict[str, float]:
     """What answering every utterance of ``path`` with train's most frequent labels would score."""
     train = renamed_texts(WORKSPACE, pair)["train"]
     labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
@@ -60,8 +58,8 @@ def main() -> None:
         summary[task] = {
             "unit_model": unit_model,
             "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
-            "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
-            "train's most frequent answer": dataclasses.asdict(constant_answer(path, pair)),
+            "prompt": score_sequences(path, WORKSPACE, pair),
+            "train's most frequent answer": constant_answer(path, pair),
             "seconds": seconds_of(task, seconds),
         }
     output = REPOSITORY / "samples" / "sequence_summary.json"
@@ -72,10 +70,10 @@ def main() -> None:
 
 def show(summary: dict[str, dict]) -> None:
     """Print a line for each task and way to answer."""
-    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))
+    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES))
     for task, figures in summary.items():
         for way in ("prompt", "train's most frequent answer"):
-            values = [figures[way][key] for key in NAMES]
+            values = [figures[way].get(name) for name in NAMES]
             cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
             print(f"{f'{task}, {way}':34}{cells}")
 

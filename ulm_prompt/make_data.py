@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import UserError, run
-from pipeline.files import holding, read_json, sha256, writing
+from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
-from ulm_prompt.prompt_data.verbal import SEPARATOR, prompt_texts, record_rows
+from ulm_prompt.prompt_data.verbal import SEPARATOR, SOURCES, prompt_texts, row_hashes
 
 
 def check_manifest(workspace: Workspace, pair: Pair) -> None:
@@ -55,7 +55,8 @@ def main() -> None:
         check_manifest(workspace, pair)
         with holding(workspace.datasets(pair.unit_model)):
             counts = {split: make_split(workspace, pair, split) for split in SPLITS}
-            record_rows(workspace, pair)
+            record = prompt_texts(workspace, pair)["train"].with_name(SOURCES)
+            write_json(record, row_hashes(workspace, pair))
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
     print_next(args, "ulm_prompt/gen_labelspace.py")

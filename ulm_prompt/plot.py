@@ -19,10 +19,10 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.prompt_record import BEST
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
 from ulm_prompt.scoring.class_report import labels_of, most_frequent
-from ulm_prompt.scoring.scores import label_names, sample_files, train_curve, valid_curve
+from ulm_prompt.scoring.scores import sample_files, train_curve, valid_curve
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:

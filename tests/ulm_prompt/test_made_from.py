@@ -94,8 +94,8 @@ OTHER_FILE = r"checkpoint_{}\.pt: not the file that prompt\.json beside it was w
         (another_tasks("last"), "train", OTHER_FILE.format("last")),
         (flipped_bit, "sample", OTHER_FILE.format("best")),
         (another_tasks_binaries, "train", r"KS-data-bin: not the files that sources\.json was"),
-        (another_text, "sample", "data_freq: not the text that the verbalizer wrote"),
-        (another_text, "fairseq_preprocess", "data_freq: not the text that the verbalizer wrote"),
+        (another_text, "sample", "verbal.json: stale, KS's renamed text has changed"),
+        (another_text, "fairseq_preprocess", "verbal.json: stale, KS's renamed text has changed"),
     ],
 )
 def test_what_was_replaced_is_refused(

@@ -19,6 +19,7 @@ from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_data.label_names import Label
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.class_report import (
@@ -29,7 +30,6 @@ from ulm_prompt.scoring.class_report import (
     print_report,
 )
 from ulm_prompt.scoring.sample_file import write_samples
-from ulm_prompt.scoring.scores import Label
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),
@@ -37,8 +37,8 @@ NAMES = {
 }  # fmt: skip
 
 
-def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
-    """Sixty rows with wrong, invalid and too short answers."""
+def test_classes_and_mistakes_are_counted(tmp_path: Path) -> None:
+    """Sixty rows with wrong, invalid and too short answers, against a slow count."""
     path, rng, sources, answers = tmp_path / "samples_X_u_d.json", random.Random(0), [], {}
     for number in range(60):
         label = f"{rng.choice(['71', '12'])} {rng.choice(['5', '6'])}"
@@ -47,27 +47,23 @@ def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
         free = {"predict": rng.choice([label, label, "71 5", "12 7", "71", "99 5", ""])}
         answers[number] = {"free": free, "within": within}
     write_samples(path, sources, answers, scored=False)
-    rows = [(row["label"], answers[n]["free"]["predict"]) for n, row in enumerate(sources)]
+    free = [answer["free"]["predict"] for answer in answers.values()]
     named = in_names(path, NAMES)
     report = class_report(named)
     errors = [score["errors"] for score in report["classes"]]
     assert errors == sorted(errors, reverse=True)
-    assert sum(errors) == sum(label != answer for label, answer in rows)
-    for index, slot in enumerate(("action", "object")):
-        right = sum(a.split()[index : index + 1] == [b.split()[index]] for b, a in rows)
-        assert report["slots"][slot] == pytest.approx(100 * right / 60)
+    assert sum(errors) == sum(row["label"] != answer for row, answer in zip(sources, free))
+    assert named.slots == ["action", "object"]
     _, objects, classes = named.answers(slice(1, 2))
     assert classes == ["heat", "lamp"]
-    assert objects.count("lamp") == sum(answer.endswith(" 5") for _, answer in rows)
+    assert objects.count("lamp") == sum(answer.endswith(" 5") for answer in free)
     _, answered, classes = named.answers()
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
-    wrong = sorted(
-        (-answers[n]["within"]["score"], source["file_name"])
-        for n, source in enumerate(sources)
-        if source["label"] != answers[n]["within"]["predict"]
-    )
-    assert [mistake["file_name"] for mistake in report["mistakes"]] == [name for _, name in wrong]
-    assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(-wrong[0][0]))
+    within = [(-answer["within"]["score"], n) for n, answer in answers.items()]
+    wrong = [n for _, n in sorted(within) if sources[n]["label"] != answers[n]["within"]["predict"]]
+    assert [mistake["file_name"] for mistake in report["mistakes"]] == [f"{n}.wav" for n in wrong]
+    first = math.exp(answers[wrong[0]]["within"]["score"])
+    assert report["mistakes"][0]["probability"] == pytest.approx(first)
 
 
 def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.CaptureFixture) -> None:
@@ -79,9 +75,8 @@ def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.Capture
     print_comparison({"slots": slots, "most_frequent": slots})
     print_report({"classes": classes, "mistakes": [], "confusion": "c.png"})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:4] == [
-        "  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%",
-    ]  # fmt: skip
+    wanted = ["  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%"]
+    assert lines[2:4] == wanted
     assert sum(line.startswith("  class ") for line in lines) == 31
     assert "  and 60 more classes: 60 utterances, 10 errors (--json lists them)" in lines
 
@@ -142,47 +137,40 @@ def check_picture(path: Path) -> None:
 
 
 def test_the_report_of_a_sample_file(workspace: Workspace) -> None:
+    """A prompt's, and beside it a baseline's: label numbers, without probabilities."""
     score = ("cal_acc", workspace.root, "--sample_date", "s")
+    assert "precision" not in (said := call(*score)) and "\n  place " in said
     said = call(*score, "--report")
     for word in ("slot    accuracy  train's most", "errors  precision", "mistakes", " -> "):
         assert word in said
     check_picture(workspace.root / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
-    (one,) = json.loads(call(*score, "s", "--report", "--mistakes", 2, "--json")).values()
-    assert len(one["mistakes"]) == 2 and set(one["slots"]) == {"action", "object", "place"}
-    assert sum(entry["utterances"] for entry in one["classes"]) == one["utterances"] == 29
-    said = call(*score)
-    assert "precision" not in said and "\n  place " in said
-
-
-def test_a_baseline_s_report_names_its_labels(workspace: Workspace) -> None:
-    """Its answers are label numbers, without probabilities; the prompt's report is there, too."""
-    labels, answers = ["0 4 8", "1 5 9", "0 4 8"], ["0 4 8", "1 5 10", "0 4 8"]
     path = workspace.samples("IC", "tiny100", "ngrams_s", "s")
-    write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, answers)
-    score = ("cal_acc", workspace.root, "--sample_date", "s", "--report")
+    labels = ["0 4 8", "1 5 9", "0 4 8"]
+    write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, [labels[0], "1 5 10", labels[2]])
     try:
-        assert "n1, n5, n9 " in call(*score)
-        prompt, report = json.loads(call(*score, "--json")).values()
+        assert "n1, n5, n9 " in call(*score, "--report")
+        reports = json.loads(call(*score, "--report", "--mistakes", 2, "--json"))
     finally:
         for left in path.parent.glob("*ngrams*"):
             left.unlink()
-    assert prompt["mistakes"] and report["mistakes"] == []
-    recalls = {one["name"]: one["recall"] for one in report["classes"]}
-    assert recalls == {"n0, n4, n8": 100, "n1, n5, n9": 0}
-    assert report["slots"]["action"] == 100 > report["slots"]["place"]
+    prompt, baseline = reports.values()
+    assert len(prompt["mistakes"]) == 2 and set(prompt["slots"]) == {"action", "object", "place"}
+    assert sum(entry["utterances"] for entry in prompt["classes"]) == prompt["utterances"] == 29
+    recalls = {one["name"]: one["recall"] for one in baseline["classes"]}
+    assert recalls == {"n0, n4, n8": 100, "n1, n5, n9": 0} and baseline["mistakes"] == []
 
 
 def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) -> None:
     root = workspace.root
     for script, flags, message in (
-        ("plot", ("curves",), "curves: name the run"),
-        ("plot", ("curves", "--date", "d"), "train.log: not found"),
-        ("cal_acc", ("--sample_date", "s", "--unit_model", "x"),
+        ("plot", "curves", "curves: name the run"),
+        ("plot", "curves --date d", "train.log: not found"),
+        ("cal_acc", "--sample_date s --unit_model x",
          r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_d"),
-        ("cal_acc", ("--sample_date", "t"), "there is s$"),
+        ("cal_acc", "--sample_date t", "there is s$"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
-            call(script, root, *flags)
+            call(script, root, *flags.split())
     call("plot", root, "verbalizer")
     tiny.write_corpus(root, "other", "speech_commands")  # neither an LM nor a prompt
     tiny.write_corpus(root, "tiny100", "speech_commands")  # no prompt

@@ -200,4 +200,4 @@ def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
     write_json(path, {str(n): {**row, "predict": text} for n, text in enumerate(answers)})
     write_json(within_path(path), {str(n): {**row, "predict": "53"} for n in range(4)})
     assert [said["predict"] for said in read_samples(path)] == ["53", "53", "", "53"]
-    assert score(path).accuracy == 75.0
+    assert score(path)["accuracy"] == 75

@@ -63,7 +63,7 @@ def label_limit(max_labels: int | None, longest: int) -> int:
 
 def task_names() -> list[str]:
     """Every task with a config file, the paper's first."""
-    return list(in_paper_order(dict.fromkeys(path.stem for path in CONFIG.glob("*.yaml"))))
+    return list(in_paper_order({path.stem: path for path in CONFIG.glob("*.yaml")}))
 
 
 def in_paper_order(by_task: dict[str, Any]) -> dict[str, Any]:
@@ -81,9 +81,7 @@ def load_task(name: str) -> TaskConfig:
 
 
 def add_selection(parser: argparse.ArgumentParser, verbalizer: bool = False) -> None:
-    """Add the flags that narrow a stage's work; with ``verbalizer`` also the one that keeps a
-    second verbalizer, and what is made with it, apart.
-    """
+    """Add the flags that narrow a stage's work; with ``verbalizer`` also that of a second map."""
     if verbalizer:
         kept = "use the map and data kept under this name (default: verbal.json)"
         parser.add_argument("--verbalizer", default="", metavar="NAME", help=kept)
@@ -109,11 +107,11 @@ def print_next(args: argparse.Namespace, *words: object, verbalizer: bool = True
     """Print the command of the next stage, with the data that ``args`` chose. ``verbalizer``:
     whether that stage has the flag.
     """
-    names = ("verbalizer", "prompt_task", "unit_model")[not verbalizer :]
-    chosen = {name: value for name in names if (value := getattr(args, name, None))}
-    if args.workspace != REPOSITORY:
-        chosen["workspace"] = str(args.workspace)
-    flags = [word for name, value in chosen.items() for word in (f"--{name}", value)]
+    flags: list[str] = []
+    for name in ("verbalizer", "prompt_task", "unit_model", "workspace")[not verbalizer :]:
+        value = getattr(args, name, None)
+        if value and value != REPOSITORY:
+            flags += [f"--{name}", str(value)]
     print(f"next: python {shlex.join([*map(str, words), *flags])}")
 
 
@@ -123,11 +121,15 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     With ``needs_lm`` and no ``--unit_model``, unit models without an LM are left out, and named.
     Raises ``UserError`` when a flag names something unknown, or there are no pairs.
     """
-    workspace = Workspace(args.workspace)
+    workspace, verbalizer = Workspace(args.workspace), getattr(args, "verbalizer", "")
     if args.prompt_task:
         load_task(args.prompt_task)
     tasks = [args.prompt_task] if args.prompt_task else task_names()
-    pairs = _pairs(workspace, tasks, args.unit_model, getattr(args, "verbalizer", ""))
+    pairs = [
+        pair
+        for pair in _pairs(workspace, tasks, verbalizer)
+        if args.unit_model in (None, pair.unit_model)
+    ]
     if not pairs:
         wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
         known = ", ".join(f"{p.task} {p.unit_model}" for p in _pairs(workspace, task_names()))
@@ -162,20 +164,15 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
     return max(pairs, key=lambda pair: len(pair.unit_model), default=None)
 
 
-def _pairs(
-    workspace: Workspace, tasks: Iterable[str], unit_model: str | None = None, verbalizer: str = ""
-) -> list[Pair]:
-    splits = [
-        split
-        for split in sorted(workspace.root.glob("preprocess/*/data/*/train"))
-        if unit_model in (None, split.parent.name)
-    ]
+def _pairs(workspace: Workspace, tasks: Iterable[str], verbalizer: str = "") -> list[Pair]:
+    unit_models: dict[str, list[str]] = {}
+    for split in sorted(workspace.root.glob("preprocess/*/data/*/train")):
+        unit_models.setdefault(split.parents[2].name, []).append(split.parent.name)
     pairs = []
     for task in tasks:
         text = (CONFIG / f"{task}.yaml").read_text(encoding="utf-8", errors="replace")
-        if not any(split.parents[2].name in text for split in splits):  # to parse them takes 0.1 s
-            continue
-        config = load_task(task)
-        of_task = (split for split in splits if split.parents[2].name == config.downstream)
-        pairs += [Pair(task, split.parent.name, config, verbalizer) for split in of_task]
+        if any(downstream in text for downstream in unit_models):  # to parse all takes 0.1 s
+            config = load_task(task)
+            of_task = unit_models.get(config.downstream, ())
+            pairs += [Pair(task, unit_model, config, verbalizer) for unit_model in of_task]
     return pairs

@@ -32,11 +32,8 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
 
 
 def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
-    """Downstream -> the distinct utterances of ``split`` that were quantised with ``unit_model``;
-    a class-balanced split draws the same file many times.
-
-    Raises ``UserError`` for downstreams that were quantised with different k-means: one unit would
-    mean two things.
+    """Downstream -> the distinct utterances of ``split`` (a class-balanced one repeats files) that
+    were quantised with ``unit_model``. Raises ``UserError`` where these had different k-means.
     """
     units: dict[str, list[str]] = {}
     folder_of: dict[str, Path] = {}  # of each k-means; that of units made elsewhere is not known
@@ -68,24 +65,23 @@ def write_ulm_text(
         if downstream not in tasks["valid"]:
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
         valid = tasks["valid"][downstream][: max_valid or None]
+        both = train, valid
         if codebooks:
-            units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
-            train, valid = (
-                [
-                    line + SEPARATOR + " ".join(units[code % len(units)] for code in codes)
-                    for line, codes in zip(*of_split)
-                ]
-                for of_split in zip((train, valid), topics(train, valid, codebooks, seed))
-            )
-        lines["train"][downstream], lines["valid"][downstream] = train, valid
+            units = sorted({unit for line in chain(*both) for unit in line.split()}, key=int)
+            names = [units[topic % len(units)] for topic in range(CLUSTERS)]
+            both = (
+                [f"{line}{SEPARATOR}{' '.join(names[topic] for topic in of_line)}"
+                 for line, of_line in zip(*of_split)]
+                for of_split in zip(both, topics(train, valid, codebooks, seed))
+            )  # fmt: skip
+        lines["train"][downstream], lines["valid"][downstream] = both
     written = {}
     for split, sources in lines.items():
         written[split] = folder / f"{split}.txt"
-        limit = max_valid or None if split == "valid" else None
         counts: Counter[str] = Counter()
         with writing(written[split]) as handle:
             for name, source in sources.items():
-                for line in islice(source, limit):
+                for line in islice(source, max_valid if split == "valid" and max_valid else None):
                     handle.write(line + "\n")
                     counts[name] += 1
         if not counts:
@@ -96,10 +92,8 @@ def write_ulm_text(
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
-    """A dict.txt of all units up to the highest one, with their counts in train.
-
-    A unit that only another split shows has its symbol too. Raises ``UserError`` for one beyond any
-    k-means: every number up to it would become a symbol.
+    """A dict.txt of all units up to the highest one of any split, with their counts in train.
+    Raises ``UserError`` for one beyond any k-means: every number up to it would become a symbol.
     """
     counts: Counter[str] = Counter()
     highest = 0
@@ -120,14 +114,14 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
 def topics(
     train: Sequence[str], valid: Sequence[str], codebooks: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster utterances (lines of units) by the unit n-grams that they hold.
+    """Cluster utterances (lines of units) by the unit n-grams that they hold; returns (utterances,
+    codebooks) of integers below ``CLUSTERS`` for both splits.
 
     A topic names, without labels, what an utterance is about. A small unit LM sees a few minutes
     of text and hardly looks back; asked to continue ``units <s>`` with the topics, it learns to.
 
     TF-IDF of uni- to trigrams, reduced by SVD to the unit sphere; each codebook is a k-means in a
-    random half of the dimensions. Learned on ``train``. Returns (utterances, codebooks) of integers
-    below ``CLUSTERS`` for both splits.
+    random half of the dimensions, learned on ``train``.
     """
     # not at the top: train_ulm.py checks its flags first
     from sklearn.cluster import MiniBatchKMeans

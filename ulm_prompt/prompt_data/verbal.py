@@ -11,14 +11,20 @@ import json
 import shutil
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, replacing_folder, sha256, text_lines, write_json, writing
 from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.label_names import JOIN, encode, with_joint_names
+from ulm_prompt.prompt_data.label_names import (
+    JOIN,
+    Label,
+    encode,
+    named_labels,
+    with_joint_names,
+)
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
 
 if TYPE_CHECKING:
@@ -31,14 +37,14 @@ TEXT_MADE_BY = "ulm_prompt/make_data.py"
 LABELS_MADE_BY = "ulm_prompt/gen_labelspace.py"
 MADE_BY = "ulm_prompt/verbalizer.py"
 _WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
-_LATER = ("LM's dict",)  # what the records of earlier versions lack
+_LATER = ("LM's dict", "renamed")  # what the records of earlier versions lack
 
 
 def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, str]]:
-    """Stream (units, labels) of each line ``units <s> labels``, both as written.
+    """Stream (units, labels) of each line ``units <s> labels`` that the command ``made_by`` wrote;
+    the verbalizer may name labels by several units, ``12+47``.
 
-    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
-    without one ``<s>``. The verbalizer's text may name labels by several units, ``12+47``.
+    Raises ``UserError`` for a missing file, or another line.
     """
     for number, line in enumerate(text_lines(path, f"not found; run {made_by} first"), start=1):
         units, separator, labels = line.partition(SEPARATOR)
@@ -52,8 +58,8 @@ def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, 
 def rename_labels(
     source: Path, target: Path, names: dict[str, str], seen: Container[str]
 ) -> tuple[int, int]:
-    """Write prompt text with every label renamed; returns its number of lines, and of those with a
-    label that is not in ``seen``. Raises ``UserError`` for a label without a name.
+    """Write prompt text with every label renamed; returns the number of its lines, and of those
+    with a label that is not in ``seen``. Raises ``UserError`` for a label without a name.
     """
     count = unseen = 0
     with writing(target) as handle:
@@ -94,40 +100,48 @@ def write_entry(path: Path, task: str, entry: object, made_by: str = MADE_BY) ->
     write_json(path, in_paper_order({**by_task, task: entry}))
 
 
-def record_rows(workspace: Workspace, pair: Pair) -> None:
-    """Save beside data_prompt/ the hashes of the rows that it was made from."""
-    folder = prompt_texts(workspace, pair)["train"].parent
-    write_json(folder / SOURCES, _row_hashes(workspace, pair))
-
-
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
     """Save the task's label -> unit map in verbal.json, then in verbal_sources.json the hashes of
-    its sources and of the text that was renamed by it.
+    what belongs to it.
     """
-    sources = {"method": method, **_sources(workspace, pair, names, method)}
-    sources["renamed"] = _hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
     path = verbal_path(workspace, pair)
     write_entry(path, pair.task, names)
+    sources = {"method": method, **_sources(workspace, pair, names, method)}
     write_entry(_sources_path(path), pair.task, sources)
 
 
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     """The method that made the task's verbalizer, and its label -> unit map.
 
-    Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
+    Raises ``UserError`` when it is missing, or the map, what it was made from or the text that was
+    renamed by it has changed.
     """
-    names, recorded = _load_verbal(workspace, pair)
-    return recorded["method"], names
+    path = verbal_path(workspace, pair)
+    files = (path, _sources_path(path))
+    names, recorded = (read_json(file, MADE_BY).get(pair.task) for file in files)
+    method = recorded.get("method") if isinstance(recorded, dict) else None
+    if not (isinstance(names, dict) and str(method).isidentifier()):
+        raise _again(path, f"expected label -> unit for {pair.task}", MADE_BY)
+    for name, value in _sources(workspace, pair, names, method).items():
+        if recorded.get(name, value if name in _LATER else None) != value:
+            what = f"{pair.task}'s {'renamed text' if name == 'renamed' else name}"
+            raise _again(path, f"stale, {what} has changed since it was made", MADE_BY)
+    return method, names
+
+
+def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """Label unit -> label, by verbal.json and the downstream's labels.json. Raises ``UserError``
+    where the two do not fit.
+    """
+    _, verbal = load_verbal(workspace, pair)
+    named = named_labels(workspace, pair, verbal)
+    return {unit: named[number] for number, unit in verbal.items()}
 
 
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
-    """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
-    _, recorded = _load_verbal(workspace, pair)
-    texts = prompt_texts(workspace, pair, renamed_kind(pair, recorded["method"]))
-    if recorded.get("renamed") not in (None, _hashes(texts)):  # None: by an earlier version
-        problem = "not the text that the verbalizer wrote (another SHA-256)"
-        raise _again(texts["train"].parent, problem, MADE_BY)
-    return texts
+    """Each split's text with renamed labels. Raises ``UserError`` as ``load_verbal``."""
+    method, _ = load_verbal(workspace, pair)
+    return prompt_texts(workspace, pair, renamed_kind(pair, method))
 
 
 def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
@@ -139,9 +153,9 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     folder = workspace.data_bin(pair.unit_model, pair.data_name)
     made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
     recorded = made_from.pop("written", None)  # None: by an earlier version
-    written = _hashes({name: folder / name for name in _WRITTEN})
+    written = hashes({name: folder / name for name in _WRITTEN})
     symbols = lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
-    if made_from != _hashes(renamed_texts(workspace, pair)):
+    if made_from != hashes(renamed_texts(workspace, pair)):
         problem = "stale, its text has changed since"
     elif recorded not in (None, written):
         problem = f"not the files that {SOURCES} was written for (another SHA-256)"
@@ -162,19 +176,19 @@ def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
 
 
 def lm_hashes(folder: Path) -> dict[str, str]:
-    """By them the same LM is known without loading it. A missing file has an empty hash."""
-    return _hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
+    """By them the same LM is known without loading it."""
+    return hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
 
 
 def binarize(
     texts: Mapping[str, Path], dictionary: Dictionary, dictionary_path: Path, target: Path,
     names: Iterable[str] = (),
 ) -> dict[str, int]:  # fmt: skip
-    """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
-    rows. ``dictionary`` was read from ``dictionary_path``; the labels' ``names`` of several
-    units are numbered behind its symbols, and are not in the folder's dict.txt.
+    """Write the folder ``target``, complete or not at all: <split>.{bin,idx}, dict.txt and the
+    sources' hashes; return each split's rows. ``dictionary`` was read from ``dictionary_path``;
+    ``names`` of several units are numbered behind its symbols, and are not in dict.txt.
 
-    The folder is complete or absent. fairseq reads a text ten times as slowly, to the same bytes.
+    fairseq reads a text ten times as slowly, to the same bytes.
     """
     import torch
     from fairseq.data import indexed_dataset
@@ -194,8 +208,8 @@ def binarize(
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
-        written = _hashes({name: folder / name for name in _WRITTEN})
-        write_json(folder / SOURCES, {**_hashes(texts), "written": written})
+        written = hashes({name: folder / name for name in _WRITTEN})
+        write_json(folder / SOURCES, {**hashes(texts), "written": written})
     return counts
 
 
@@ -207,42 +221,29 @@ def _sources_path(verbal: Path) -> Path:
     return verbal.with_name("verbal_sources.json")
 
 
-def _load_verbal(workspace: Workspace, pair: Pair) -> tuple[dict[str, str], dict[str, Any]]:
-    path = verbal_path(workspace, pair)
-    names, recorded = (
-        read_json(file, MADE_BY).get(pair.task) for file in (path, _sources_path(path))
-    )
-    method = recorded.get("method") if isinstance(recorded, dict) else None
-    if not (isinstance(names, dict) and str(method).isidentifier()):
-        raise _again(path, f"expected label -> unit for {pair.task}", MADE_BY)
-    for name, value in _sources(workspace, pair, names, method).items():
-        if recorded.get(name, value if name in _LATER else None) != value:
-            problem = f"stale, {pair.task}'s {name} has changed since it was made"
-            raise _again(path, problem, MADE_BY)
-    return names, recorded
-
-
 def _sources(
     workspace: Workspace, pair: Pair, names: dict[str, str], method: str
 ) -> dict[str, object]:
-    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
+    """The hashes of what belongs to a verbalizer. Raises ``UserError`` for a stale data_prompt/."""
     texts = prompt_texts(workspace, pair)
     folder = texts["train"].parent
-    if read_json(folder / SOURCES, TEXT_MADE_BY) != _row_hashes(workspace, pair):
-        problem = "stale, the rows it was made from have changed"
-        raise _again(folder, problem, TEXT_MADE_BY)
+    if read_json(folder / SOURCES, TEXT_MADE_BY) != row_hashes(workspace, pair):
+        raise _again(folder, "stale, the rows it was made from have changed", TEXT_MADE_BY)
     map_hash = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    sources: dict[str, object] = {"map": map_hash, "data_prompt": _hashes(texts)}
+    renamed = hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
+    sources: dict[str, object] = {"map": map_hash, "data_prompt": hashes(texts), "renamed": renamed}
     if method == "kmeans":
         weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
         sources |= {"LM": weights, "LM's dict": symbols}
     return sources
 
 
-def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
+def row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    """Of the rows that a task's text is made from."""
     data = pair.config.downstream, pair.unit_model
-    return _hashes({split: workspace.rows(*data, split) for split in SPLITS})
+    return hashes({split: workspace.rows(*data, split) for split in SPLITS})
 
 
-def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+def hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of each file; that of a missing one is empty."""
     return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}

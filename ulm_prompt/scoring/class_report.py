@@ -6,27 +6,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, one_line
 from pipeline.files import holding, read_json, sha256
-from pipeline.rows import SPLITS, read_rows
+from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.label_names import text_of
+from ulm_prompt.prompt_data.label_names import Label, named_labels, text_of
 from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
+from ulm_prompt.prompt_data.verbal import label_names, row_hashes
 from ulm_prompt.scoring.sample_file import BOS, Sample, made_from, read_samples, within_path
-from ulm_prompt.scoring.scores import (
-    Label,
-    class_scores,
-    label_names,
-    named_labels,
-    rarer,
-    train_curve,
-)
+from ulm_prompt.scoring.scores import class_scores, rarer, train_curve
 
 MOST_CLASSES = 30  # that are printed
 MOST_NAMED = 40  # classes of a confusion matrix; a larger one has no names, or on a page no others
@@ -35,22 +29,17 @@ OTHER = "(other)"  # an answer that is no class of the test split
 ALL = slice(None)  # slots of an utterance
 
 
-def is_baseline(samples: Sequence[Sample]) -> bool:
-    """Whether a baseline wrote them: it answers with label numbers, from no units."""
-    return samples[0].get("src") == ""
-
-
 @dataclass(frozen=True)
 class Named:
     """A sample file in the names of its labels.
 
     ``rows``: of each utterance file, units, spoken and answer (names; a text is one of them), right
     and is_mistake; and of the answer within the label set within, its probability, and the shares
-    of its labels in it. ``slots``: slot -> accuracy in %, where a row has several labels.
+    of its labels in it. ``slots``: what each of a row's several labels is.
     """
 
     rows: list[dict[str, Any]]
-    slots: dict[str, float]
+    slots: list[str]
 
     def answers(self, at: slice = ALL) -> tuple[list[str], list[str], list[str]]:
         """The class of each row, its answer or ``OTHER``, and all classes; of the slots ``at``."""
@@ -78,7 +67,7 @@ def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> N
             "spoken": told(sample["label"]), "answer": told(sample["predict"]),
             "right": sample["label"] == sample["predict"], "is_mistake": False, "probability": 0.0,
         })  # fmt: skip
-    has_scores = twin.exists() and not is_baseline(samples)
+    has_scores = twin.exists() and not _is_baseline(samples)
     for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
         row["is_mistake"] = sample["label"] != sample["predict"]
         row["within"] = told(sample["predict"])
@@ -89,30 +78,26 @@ def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> N
         except (KeyError, TypeError, OverflowError):
             raise UserError(f"{twin}: an answer without score; run sample.py again") from None
     first = () if is_text else samples[0]["label"].split()
-    titles = slot_titles([names[unit].slot if unit in names else "label" for unit in first])
-    return Named(rows, slot_accuracies(samples, titles))
+    slots = (names[unit].slot if unit in names else "label" for unit in first)
+    return Named(rows, slot_titles(slots))
 
 
-def slot_titles(slots: Sequence[str]) -> list[str]:
+def _is_baseline(samples: Sequence[Sample]) -> bool:
+    """Whether a baseline wrote them: it answers with label numbers, from no units."""
+    return samples[0].get("src") == ""
+
+
+def slot_titles(slots: Iterable[str]) -> list[str]:
     """The slots of a row's labels, each by another name; none of a single label."""
-    titles = [f"{slot} {n}" if slot in slots[: n - 1] else slot for n, slot in enumerate(slots, 1)]
+    titles: list[str] = []
+    for number, slot in enumerate(slots, start=1):
+        titles.append(f"{slot} {number}" if slot in titles else slot)
     return titles if len(titles) > 1 else []
 
 
-def slot_accuracies(samples: Sequence[Sample], titles: Sequence[str]) -> dict[str, float]:
-    """Slot -> the share of a sample file's rows, in %, with the right label there."""
-    rows = [(sample["label"].split(), sample["predict"].split()) for sample in samples]
-    shares = {}
-    for at, title in enumerate(titles):
-        right = sum(answer[at : at + 1] == label[at : at + 1] for label, answer in rows)
-        shares[title] = 100 * right / len(rows)
-    return shares
-
-
 def class_report(named: Named) -> dict[str, Any]:
-    """classes: as ``class_scores``, those with the most errors first. slots: see ``Named``.
-    mistakes within the label set: file_name, label, predict and the probability that the LM gave
-    the answer, the most confident first.
+    """classes: as ``class_scores``, those with the most errors first. mistakes within the label
+    set: file_name, label, predict and the answer's probability, the most confident first.
     """
     spoken, answered, _ = named.answers()
     mistakes = [
@@ -127,7 +112,6 @@ def class_report(named: Named) -> dict[str, Any]:
     ]
     return {
         "classes": sorted(class_scores(spoken, answered), key=lambda score: -score["errors"]),
-        "slots": named.slots,
         "mistakes": sorted(mistakes, key=lambda mistake: -mistake["probability"]),
     }
 
@@ -140,8 +124,8 @@ def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named
     if pair is None:
         raise UserError(f"{path}: the rows that {flag} names labels by are not in {workspace.root}")
     samples = read_samples(path)
-    numbers = {n for row in samples for n in f"{row['label']} {row['predict']}".split()}
-    if is_baseline(samples):
+    if _is_baseline(samples):
+        numbers = {n for row in samples for n in f"{row['label']} {row['predict']}".split()}
         names = named_labels(workspace, pair, sorted(numbers))
     else:
         names = label_names(workspace, pair)
@@ -150,7 +134,7 @@ def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
     """Write ``<sample file>_confusion.png`` beside a classifier's sample file, a matrix a slot.
-    Returns the rest of the report, with the first ``mistakes`` mistakes; nothing for texts. Raises
+    Returns ``class_report`` with the first ``mistakes`` mistakes; nothing for texts. Raises
     ``UserError`` as ``read_named``.
     """
     from ulm_prompt.scoring.pictures import draw_confusion  # matplotlib takes half a second
@@ -169,8 +153,6 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
 
 def print_report(report: dict[str, Any]) -> None:
     """Print what ``write_report`` returned."""
-    if not report:
-        return
     classes, more = report["classes"][:MOST_CLASSES], report["classes"][MOST_CLASSES:]
     width = max(len("class"), *(len(score["name"]) for score in classes))
     print(f"\n  {'class':<{width}}  utterances  errors  precision  recall      F1")
@@ -194,12 +176,12 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
-    """What to read the score of the sample file ``path`` beside, in %.
+    """What to read the score of the sample file ``path`` beside, in %, as far as it is known:
+    nothing for texts, or without the rows that were decoded.
 
     without_a_prompt: what simpler answers to the same rows reach. run: the accuracy of the same
     checkpoint on train and valid. slots: accuracy. most_frequent: that of always giving the slot's
-    most frequent label of train. target: of detection, between two classes. Each as far as it is
-    known: nothing for texts, or without the rows that were decoded.
+    most frequent label of train. target: of detection, between two classes.
     """
     pair, samples = pair_of(workspace, path), read_samples(path)
     rows = labels_of(workspace, pair, "train", "test") if pair is not None else None
@@ -208,14 +190,19 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
     train, test = rows
     columns = zip(*(zip(*(row.split() for row in rows)) for rows in (train, test)))
     named = named_labels(workspace, pair, set(" ".join(test).split()))
-    titles = slot_titles([named[number].slot for number in test[0].split()])
+    titles = slot_titles(named[number].slot for number in test[0].split())
     labels, target = [sample["label"] for sample in samples], None
     if len(set(labels)) == 2 and not titles:
         target = named[test[labels.index(rarer(labels))]].name
+
+    def accuracy(slot: slice) -> float:
+        both = ((row[key].split()[slot] for key in ("label", "predict")) for row in samples)
+        return 100 * sum(label == answer for label, answer in both) / len(samples)
+
     return {
         "without_a_prompt": {MOST_FREQUENT: most_frequent(train, test)} | _ngrams(workspace, pair),
-        "run": {} if is_baseline(samples) else _own_splits(path, workspace, pair),
-        "slots": slot_accuracies(samples, titles),
+        "run": {} if _is_baseline(samples) else _own_splits(path, workspace, pair),
+        "slots": {slot: accuracy(slice(at, at + 1)) for at, slot in enumerate(titles)},
         "target": target,
         "most_frequent": {slot: most_frequent(*both) for slot, both in zip(titles, columns)},
     }
@@ -237,16 +224,11 @@ def most_frequent(train: Sequence[str], test: Sequence[str]) -> float:
 
 def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
     """The accuracy of baselines/unit_ngrams.py, where it was trained and scored on these rows."""
-    data = pair.config.downstream, pair.unit_model
-    paths = {split: workspace.rows(*data, split) for split in SPLITS}
-    rows = {split: sha256(path) for split, path in paths.items() if path.is_file()}
-    accuracies = {}
-    cards = workspace.root.glob(f"checkpoints/{pair.task}_{pair.unit_model}_ngrams_*/ngrams.json")
-    for path in sorted(cards):
-        card = read_json(path, "baselines/unit_ngrams.py")
-        if card.get("rows") == rows:
-            accuracies["unit n-grams, linear"] = card["test"]["accuracy"]
-    return accuracies
+    rows, name = row_hashes(workspace, pair), f"{pair.task}_{pair.unit_model}_ngrams_*"
+    cards = sorted((workspace.root / "checkpoints").glob(f"{name}/ngrams.json"))
+    read = (read_json(path, "baselines/unit_ngrams.py") for path in cards)
+    accuracies = [card["test"]["accuracy"] for card in read if card.get("rows") == rows]
+    return {"unit n-grams, linear": accuracies[-1]} if accuracies else {}
 
 
 def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
@@ -278,11 +260,9 @@ def comparison_lines(compared: Mapping[str, Any]) -> list[str]:
     without = compared.get("without_a_prompt", {})
     lines = [f"without a prompt: {name}, {accuracy:.2f} %" for name, accuracy in without.items()]
     noise = {"train": " (mean of its epoch, with training's noise)"}
-    if run := compared.get("run"):
-        splits = ", ".join(
-            f"{v:.2f} % on {split}{noise.get(split, '')}" for split, v in run.items()
-        )
-        lines.append(f"the same prompt, labels before it given: {splits}")
+    run = compared.get("run", {}).items()
+    if shares := [f"{share:.2f} % on {split}{noise.get(split, '')}" for split, share in run]:
+        lines.append(f"the same prompt, labels before it given: {', '.join(shares)}")
     return lines
 
 

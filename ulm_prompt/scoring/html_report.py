@@ -56,7 +56,7 @@ def write_pages(
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
         data = {
             "rows": rows[path],
-            "slots": list(named.slots),
+            "slots": named.slots,
             "runs": [_name(other) for other in others],
             "answers": [[row["answer"] for row in rows[other]] for other in others],
             "other": OTHER,

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming, read_json, sha256, write_json
+from pipeline.files import naming, read_json, write_json
 from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype, label_limit
+from ulm_prompt.prompt_data.verbal import hashes
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
@@ -28,10 +29,18 @@ BOS = "<s>"
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
 FORMAT = 3  # of a partial file; 1 kept every ``<s>`` in an answer, 2 had no log-odds
-_RANGES = {
-    **dict.fromkeys(("batch_size", "beam", "max_labels", "max_units"), (1, math.inf)),
-    "temperature": (0.001, 1000), "lenpen": (-10, 10), "topk": (0, math.inf), "topp": (0, 1),
-    "seed": (0, 2**32 - 1),
+_NUMBERS = {  # flag: type, default, least, most, help
+    "batch_size": (int, 64, 1, math.inf, "utterances at a time (default: 64)"),
+    "max_labels": (int, None, 1, math.inf, "cut an answer after this many "
+                   f"(default: {MAX_LABELS}, or 5/4 of train's longest)"),
+    "max_units": (int, 16_384, 1, math.inf, "a longer row is scored as wrong: memory grows with "
+                  "its square (default: 16384)"),
+    "beam": (int, 1, 1, math.inf, "hypotheses of beam search"),
+    "lenpen": (float, 1.0, -10, 10, "scores are divided by length ** LENPEN"),
+    "topk": (int, 0, 0, math.inf, "draw among the K likeliest"),
+    "topp": (float, 0.0, 0, 1, "among the likeliest with P"),
+    "temperature": (float, 1.0, 0.001, 1000, "above 1: flatter, below: sharper"),
+    "seed": (int, 1, 0, 2**32 - 1, "of the draws"),
 }  # fmt: skip
 # to a row that is too long for the LM; it has no probability
 NO_ANSWER: dict[str, Any] = {
@@ -43,30 +52,22 @@ NO_ANSWER: dict[str, Any] = {
 def add_search(parser: argparse.ArgumentParser) -> None:
     """The flags that say how answers are searched for, by fairseq's names where it has them."""
     flag = parser.add_argument_group("search", "the default is greedy, as published").add_argument
-    flag("--batch_size", type=int, default=64, help="utterances at a time (default: 64)")
     add_dtype(flag)
-    limit = f"cut an answer after this many (default: {MAX_LABELS}, or 5/4 of train's longest)"
-    flag("--max_labels", type=int, help=limit)
-    limit = "a longer row is scored as wrong: memory grows with its square (default: 16384)"
-    flag("--max_units", type=int, default=16_384, help=limit)
     within = (
         "the labels of the second file: those that train has at the same position (slots; the "
         "default of tasks with a fixed number of labels) or anywhere (set; the default of texts), "
         "or only whole label sequences of train (trie)"
     )
     flag("--within_labels", nargs="?", choices=("slots", "set", "trie"), help=within)
-    flag("--beam", type=int, default=1, help="hypotheses of beam search")
-    flag("--lenpen", type=float, default=1.0, help="scores are divided by length ** LENPEN")
     flag("--sampling", action="store_true", help="draw the free answers")
-    flag("--topk", "--sampling_topk", type=int, default=0, help="draw among the K likeliest")
-    flag("--topp", "--sampling_topp", type=float, default=0.0, help="among the likeliest with P")
-    flag("--temperature", type=float, default=1.0, help="above 1: flatter, below: sharper")
-    flag("--seed", type=int, default=1, help="of the draws")
+    for name, (kind, default, _, _, text) in _NUMBERS.items():
+        others = [f"--sampling_{name}"] if name in ("topk", "topp") else []
+        flag(f"--{name}", *others, type=kind, default=default, help=text)
 
 
 def check_search(args: argparse.Namespace) -> None:
     """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
-    for name, (least, most) in _RANGES.items():
+    for name, (_, _, least, most, _) in _NUMBERS.items():
         value = getattr(args, name)
         if value is not None and not least <= value <= most:
             expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
@@ -90,23 +91,18 @@ def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dic
     """The values of ``add_search``'s flags, also of those that were not given; not of --dtype.
     ``longest``: the most labels that an utterance of train has.
     """
-    options = {name: getattr(args, name) for name in vars(_no_flags()) if name != "dtype"}
+    options = {name: getattr(args, name) for name in (*_NUMBERS, "sampling")}
     options["max_labels"] = label_limit(args.max_labels, longest)
-    options["within_labels"] = args.within_labels or ("set" if is_text else "slots")
-    return options
+    return options | {"within_labels": args.within_labels or ("set" if is_text else "slots")}
 
 
 def are_default(options: Mapping[str, Any], is_text: bool, longest: int) -> bool:
     """Whether answers that were searched for with ``options`` are the greedy ones to every row."""
-    default = search_options(_no_flags(), is_text, longest)
-    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
-    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
-
-
-def _no_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_search(parser)
-    return parser.parse_args([])
+    default = search_options(parser.parse_args([]), is_text, longest)
+    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
+    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
 
 
 class PartialAnswers(dict[int, dict[str, Any]]):
@@ -162,8 +158,8 @@ def begun_in(partial: Path) -> str | None:
 
 
 def _dtype(made_from: Mapping[str, Any]) -> str | None:
-    dtype, *_ = made_from.get("machine", [None])
-    return dtype and dtype.removeprefix("torch.")
+    machine = made_from.get("machine")
+    return machine[0].removeprefix("torch.") if machine else None
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
@@ -229,8 +225,7 @@ def made_from(samples: Path) -> dict[str, Any]:
 
 
 def _hashes(samples: Path) -> dict[str, str]:
-    files = {"free": samples, "within": within_path(samples)}
-    return {kind: sha256(path) for kind, path in files.items() if path.is_file()}
+    return hashes({"free": samples, "within": within_path(samples)})
 
 
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:

@@ -1,5 +1,5 @@
 """The scores of a sample file: labels right, or the words, characters and slots of texts; the
-scores on valid and train that a training log holds; what label units are called.
+scores on valid and train that a training log holds.
 """
 
 from __future__ import annotations
@@ -8,18 +8,16 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, pair_of
-from ulm_prompt.prompt_data.verbal import load_verbal
+from ulm_prompt.prompt_data.tasks import pair_of
 from ulm_prompt.scoring.sample_file import WITHIN, Sample, read_samples, within_path
 
 _CURVES = {  # the lines of a log: of a validation, of an epoch of training, of 100 updates
@@ -35,34 +33,18 @@ ABOUT_DETECTION = (
     "EER and cost: by the probability within the label set; C_miss=1, C_fa=1, "
     f"P_target={P_TARGET}, in parts of what never accepting costs; target: the rarer label"
 )
-OF_CLASSES = {"accuracy": "accuracy", "accuracy_within_labels": "accuracy within labels",
-              "macro_f1": "macro F1", "eer": "EER", "detection_cost": COST}  # fmt: skip
-OF_TEXTS = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
-            "slot_value_cer": "slot value CER", "right": "all right"}  # fmt: skip
 # shares of the utterances: each has an interval
 SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
           "all right within labels")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Score:
-    """Percentages over a sample file and the one decoded within the label set (None where there is
-    none: the published code wrote none). ``invalid``: answers that are no label sequence of the
-    task at all. ``macro_f1``: the mean over the file's labels. Of two classes also the equal error
-    rate, and the minimum detection cost, which is no percentage.
+def score(path: Path) -> dict[str, float]:
+    """The scores of classes in a sample file, by name; some need the one decoded within the label
+    set, which the published code did not write.
+
+    Invalid answers are no label sequence of the task at all. Macro F1 is the mean over the file's
+    labels. Raises ``UserError`` for a missing or malformed file.
     """
-
-    utterances: int
-    accuracy: float
-    accuracy_within_labels: float | None
-    invalid: float
-    macro_f1: float
-    eer: float | None = None
-    detection_cost: float | None = None
-
-
-def score(path: Path) -> Score:
-    """Score a sample file. Raises ``UserError`` for a missing or malformed file."""
     rows, twin = read_samples(path), within_path(path)
     within = read_samples(twin) if twin.exists() else []
     if within and len(within) != len(rows):
@@ -75,16 +57,15 @@ def score(path: Path) -> Score:
         units = answer.split()
         return len(units) != len(known) or any(u not in slot for u, slot in zip(units, known))
 
-    detected = target_scores(within)
-    return Score(
-        len(rows),
-        _accuracy(rows),
-        _accuracy(within) if within else None,
-        100 * sum(map(is_invalid, answers)) / len(rows),
-        fmean(one["f1"] for one in class_scores(labels, answers)),
-        equal_error_rate(*detected) if detected else None,
-        minimum_detection_cost(*detected) if detected else None,
-    )
+    scores = {"utterances": len(rows), "accuracy": _accuracy(rows)}
+    if within:
+        scores["accuracy within labels"] = _accuracy(within)
+    scores["macro F1"] = fmean(one["f1"] for one in class_scores(labels, answers))
+    if detected := target_scores(within):
+        scores["EER"] = equal_error_rate(*detected)
+        scores[COST] = minimum_detection_cost(*detected)
+    scores["invalid answers"] = 100 * sum(map(is_invalid, answers)) / len(rows)
+    return scores
 
 
 def _accuracy(rows: Sequence[Sample]) -> float:
@@ -179,22 +160,20 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     """Every score of a sample file by its name, in % but for ``COUNTS`` and ``COST``.
     ``verbalizer``: the name of the map that its texts are read by.
     """
-    pair, twin, names = pair_of(workspace, path), within_path(path), OF_CLASSES
+    pair, twin = pair_of(workspace, path), within_path(path)
     if pair is None or not pair.config.is_sequence:
-        results = {"": score(path)}
+        scores = score(path)
     else:
         from ulm_prompt.scoring.sequence_scores import score_sequences
 
-        pair, names = replace(pair, verbalizer=verbalizer), OF_TEXTS
-        files = {"": path, " within labels": twin}
-        results = {kind: score_sequences(file, workspace, pair) for kind, file in files.items()}
-    named = {"utterances": results[""].utterances}
-    for kind, result in results.items():
-        named |= {f"{name}{kind}": getattr(result, key) for key, name in names.items()}
-    named["invalid answers"] = results[""].invalid
-    too_long = [row for row in read_samples(twin) if not row["predict"]] if twin.exists() else []
-    named["too long to answer"] = len(too_long) or None
-    return {name: value for name, value in named.items() if value is not None}
+        pair = replace(pair, verbalizer=verbalizer)
+        free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
+        invalid = {"invalid answers": free.pop("invalid answers")}
+        del within["utterances"], within["invalid answers"]
+        scores = free | {f"{name} within labels": v for name, v in within.items()} | invalid
+    if twin.exists() and (too_long := sum(not row["predict"] for row in read_samples(twin))):
+        scores["too long to answer"] = too_long
+    return scores
 
 
 def wilson(percent: float, count: int) -> tuple[float, float]:
@@ -224,42 +203,6 @@ def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             interval = "{:.2f} to {:.2f}".format(*shares) if shares else ""
             lines.append((name, written(name, value), interval))
     return lines
-
-
-class Label(NamedTuple):
-    """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
-
-    slot: str
-    name: str
-
-
-def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """Label unit -> label, by verbal.json and the downstream's labels.json.
-
-    Raises ``UserError`` where the two files do not fit.
-    """
-    _, verbal = load_verbal(workspace, pair)
-    named = named_labels(workspace, pair, verbal)
-    return {unit: named[number] for number, unit in verbal.items()}
-
-
-def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
-    """Label number -> label, by labels.json. Rows that were not made here may have none: their
-    labels are called by their numbers.
-
-    Raises ``UserError`` where labels.json lacks one.
-    """
-    folder = workspace.downstream_data(pair.config.downstream) / pair.unit_model
-    path = folder / "labels.json"
-    if not path.exists() and not (folder / "config.yaml").exists():
-        return {number: Label("label", number) for number in numbers}
-    names = read_json(path, "preprocess/runner.py --action postprocess")
-    try:
-        labels = {number: names[number] for number in numbers}
-        return {n: Label(str(label["slot"]), str(label["name"])) for n, label in labels.items()}
-    except (KeyError, TypeError) as error:
-        again = "run preprocess/runner.py --action postprocess and ulm_prompt/verbalizer.py again"
-        raise UserError(f"{path}: nothing about label {error}; {again}") from None
 
 
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:

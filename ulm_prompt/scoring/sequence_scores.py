@@ -8,7 +8,6 @@ the nearest value that the answer gives to the same slot type, or against nothin
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,10 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import Label
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
-from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import read_samples
-from ulm_prompt.scoring.scores import Label, label_names
 
 CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
@@ -41,23 +40,7 @@ class Answered(NamedTuple):
     right: bool  # unit for unit
 
 
-@dataclass(frozen=True)
-class SequenceScores:
-    """Percentages over a sample file. The slots' scores are None where no text has a slot.
-
-    ``invalid``: answers that are empty or hold a unit that is no label.
-    """
-
-    utterances: int
-    right: float
-    wer: float
-    cer: float
-    invalid: float
-    slot_type_f1: float | None = None
-    slot_value_cer: float | None = None
-
-
-def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceScores:
+def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """Score the sample file ``path`` of a task whose answers are texts.
 
     Raises ``UserError`` for a missing, malformed or stale file.
@@ -65,24 +48,27 @@ def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceSco
     return score_texts(read_answers(path, workspace, pair))
 
 
-def score_texts(answered: Sequence[Answered]) -> SequenceScores:
-    """Score the answers of at least one utterance."""
+def score_texts(answered: Sequence[Answered]) -> dict[str, float]:
+    """The scores in % of the answers to at least one utterance, by name; those of slots where texts
+    have slots. Invalid answers are empty or hold a unit that is no label.
+    """
     pairs = [utterance[:2] for utterance in answered]
     references, answers = ([text.words for text in texts] for texts in zip(*pairs))
+    scores = {
+        "utterances": len(answered),
+        "WER": 100 * jiwer.wer(references, answers),
+        "CER": 100 * jiwer.cer(references, answers),
+    }
+    if any(text.slots for pair in pairs for text in pair):
+        scores["slot type F1"] = slot_type_f1(pairs)
+    if any(reference.slots for reference, _ in pairs):
+        scores["slot value CER"] = slot_value_cer(pairs)
+    scores["all right"] = 100 * sum(utterance.right for utterance in answered) / len(answered)
     invalid = sum(
         NO_LABEL in answer.words or not (answer.words or any(name for name, _ in answer.slots))
         for _, answer in pairs
     )
-    has_slots = any(text.slots for pair in pairs for text in pair)
-    return SequenceScores(
-        len(answered),
-        100 * sum(utterance.right for utterance in answered) / len(answered),
-        100 * jiwer.wer(references, answers),
-        100 * jiwer.cer(references, answers),
-        100 * invalid / len(answered),
-        slot_type_f1(pairs) if has_slots else None,
-        slot_value_cer(pairs),
-    )
+    return scores | {"invalid answers": 100 * invalid / len(answered)}
 
 
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
@@ -95,15 +81,15 @@ def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
-    """The CER in % of the references' slot values; None without any."""
+def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float:
+    """The CER in % of the references' slot values, of which there is one at least."""
     values, nearest = [], []
     for reference, answer in pairs:
         for name, value in reference.slots:
             given = [value_ for name_, value_ in answer.slots if name_ == name]
             values.append(value)
             nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
-    return 100 * jiwer.cer(values, nearest) if values else None
+    return 100 * jiwer.cer(values, nearest)
 
 
 def read_text(labels: Iterable[Label]) -> Text:

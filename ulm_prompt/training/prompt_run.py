@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import named_labels
 from ulm_prompt.prompt_data.prompt_record import (
     PromptRecord,
     TrainingRun,
@@ -24,7 +25,6 @@ from ulm_prompt.prompt_data.verbal import (
     load_verbal,
     verbal_path,
 )
-from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training.recipe import Recipe, Settings, load_recipe, schedule_and_dtype
 
 OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
