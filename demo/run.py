@@ -37,8 +37,8 @@ ROWS = {
     "trainable parameters": "trainable_parameters",
     "frozen parameters": "frozen_parameters",
     "accuracy, %": "accuracy",
-    "accuracy within labels, %": "accuracy within labels",
-    "invalid answers, %": "invalid answers",
+    "accuracy within labels, %": "accuracy_within_labels",
+    "invalid answers, %": "invalid",
     "n-grams' accuracy, %": "ngrams_accuracy",
 }
 
@@ -49,7 +49,7 @@ def summarise(task: str, unit_model: str, seconds: Seconds) -> dict[str, object]
     prompt = read_json(WORKSPACE.checkpoints(*names, DATE) / "prompt.json", "ulm_prompt/train.py")
     ngrams = read_json(card_path(WORKSPACE, *names, "ngrams", DATE), "baselines/unit_ngrams.py")
     result = score(WORKSPACE.samples(*names, DATE, DATE))
-    scores = ("accuracy", "accuracy within labels", "invalid answers")
+    scores = ("accuracy", "accuracy_within_labels", "invalid")
     return {
         "unit_model": unit_model,
         **{name: round(result[name], 2) for name in scores},

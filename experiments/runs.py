@@ -36,7 +36,7 @@ from ulm_prompt.prompt_data.prompt_record import (
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import lm_hashes
 from ulm_prompt.scoring.sample_file import made_from
-from ulm_prompt.scoring.scores import scores_of, valid_curve
+from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.prompt_run import plan
 
 Command = list[str]
@@ -95,7 +95,11 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     samples = _samples(run, workspace)
     if (test and samples is None) or not (card := _card(run, workspace)):
         return None
-    scores = scores_of(samples, workspace, run.pair.verbalizer) if test else {}
+    scores = {}
+    if test and run.pair.config.is_sequence:
+        scores = scores_of(samples, workspace, run.pair.verbalizer)
+    elif test:
+        scores = score(samples)
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
     facts |= facts.pop("run", None) or {}

@@ -27,10 +27,10 @@ X_AXES = ("updates", *NUMBERS, "run", "seed")
 COLUMNS = 4  # of validations in a table of learning curves
 TESTS = {  # the scores of the test split that a table has, as far as the task has them
     "accuracy": "test",
-    "accuracy within labels": "test, within labels",
-    "macro F1": "test macro F1",
-    "EER": "test EER",
-    "invalid answers": "invalid answers",
+    "accuracy_within_labels": "test, within labels",
+    "macro_f1": "test macro F1",
+    "eer": "test EER",
+    "invalid": "invalid answers",
     "WER": "test WER",
     "CER": "test CER",
     "slot type F1": "test slot type F1",

@@ -48,12 +48,7 @@ def outcome(accuracies: list[float], trained: int = 100, test: float | None = No
         "training": {"shots": 0, "verbalizer": "fixed"}, "trained_parameters": trained,
         "updates": best, "valid": curve[best],
     }  # fmt: skip
-    score = {
-        "utterances": 9,
-        "accuracy": test,
-        "accuracy within labels": test,
-        "invalid answers": 0,
-    }
+    score = {"utterances": 9, "accuracy": test, "accuracy_within_labels": test, "invalid": 0.0}
     return Outcome(card, score if test else {}, curve)
 
 

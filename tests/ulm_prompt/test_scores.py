@@ -170,10 +170,10 @@ def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
         scores[row["label"] == units["1"]].append(odds)
     assert 0 < len(scores[True]) < len(scores[False]), "wake is the rarer label"
     said = score(path)
-    assert said["EER"] == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
+    assert said["eer"] == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
-    assert f"EER                     {said['EER']:.2f} %" in printed
-    assert f"minimum detection cost  {said['minimum detection cost']:.4f}\n" in printed
+    assert f"EER                     {said['eer']:.2f} %" in printed
+    assert f"minimum detection cost  {said['detection_cost']:.4f}\n" in printed
     assert "C_miss=1, C_fa=1, P_target=0.05" in printed and "the rarer label, wake\n" in printed
 
 

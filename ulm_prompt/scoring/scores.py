@@ -33,17 +33,19 @@ ABOUT_DETECTION = (
     "EER and cost: by the probability within the label set; C_miss=1, C_fa=1, "
     f"P_target={P_TARGET}, in parts of what never accepting costs; target: the rarer label"
 )
+OF_CLASSES = {"accuracy_within_labels": "accuracy within labels", "macro_f1": "macro F1",
+              "eer": "EER", "detection_cost": COST, "invalid": "invalid answers"}  # fmt: skip
 # shares of the utterances: each has an interval
 SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
           "all right within labels")  # fmt: skip
 
 
 def score(path: Path) -> dict[str, float]:
-    """The scores of classes in a sample file, by name; some need the one decoded within the label
-    set, which the published code did not write.
+    """The scores of classes in a sample file, in % but for the detection cost; some need the one
+    decoded within the label set, which the published code did not write.
 
-    Invalid answers are no label sequence of the task at all. Macro F1 is the mean over the file's
-    labels. Raises ``UserError`` for a missing or malformed file.
+    invalid: answers that are no label sequence of the task at all. macro_f1: the mean over the
+    file's labels. eer: of two classes. Raises ``UserError`` for a missing or malformed file.
     """
     rows, twin = read_samples(path), within_path(path)
     within = read_samples(twin) if twin.exists() else []
@@ -59,13 +61,12 @@ def score(path: Path) -> dict[str, float]:
 
     scores = {"utterances": len(rows), "accuracy": _accuracy(rows)}
     if within:
-        scores["accuracy within labels"] = _accuracy(within)
-    scores["macro F1"] = fmean(one["f1"] for one in class_scores(labels, answers))
+        scores["accuracy_within_labels"] = _accuracy(within)
+    scores["macro_f1"] = fmean(one["f1"] for one in class_scores(labels, answers))
     if detected := target_scores(within):
-        scores["EER"] = equal_error_rate(*detected)
-        scores[COST] = minimum_detection_cost(*detected)
-    scores["invalid answers"] = 100 * sum(map(is_invalid, answers)) / len(rows)
-    return scores
+        scores["eer"] = equal_error_rate(*detected)
+        scores["detection_cost"] = minimum_detection_cost(*detected)
+    return scores | {"invalid": 100 * sum(map(is_invalid, answers)) / len(rows)}
 
 
 def _accuracy(rows: Sequence[Sample]) -> float:
@@ -162,7 +163,7 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     """
     pair, twin = pair_of(workspace, path), within_path(path)
     if pair is None or not pair.config.is_sequence:
-        scores = score(path)
+        scores = {OF_CLASSES.get(key, key): value for key, value in score(path).items()}
     else:
         from ulm_prompt.scoring.sequence_scores import score_sequences
 
