@@ -114,9 +114,9 @@ def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str
     scores = ("accuracy", "accuracy_within_labels", "invalid")
     return {
         "unit_model": unit_model,
-        **{name: round(getattr(result, name), 2) for name in scores},
+        **{name: round(result[name], 2) for name in scores},
         "ngrams_accuracy": round(ngrams["test"]["accuracy"], 2),
-        "utterances": result.utterances,
+        "utterances": result["utterances"],
         "trainable_parameters": prompt["trained_parameters"],
         "frozen_parameters": prompt["lm_parameters"],
         "seconds": seconds,

@@ -7,7 +7,6 @@ samples/sequence_summary.json.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,16 +17,15 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sequence_scores import SequenceScores, score_sequences
+from ulm_prompt.scoring.sequence_scores import score_sequences
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
 PROMPT = "--prefix_prompt_length 60 --set best_by=loss validate_every=250"
 CONSTANT = "train's most frequent answer"
-NAMES = {"wer": "WER", "cer": "CER", "slot_type_f1": "slot type F1",
-         "slot_value_cer": "slot value CER"}  # fmt: skip
+NAMES = ("WER", "CER", "slot type F1", "slot value CER")
 
 
-def constant_answer(path: Path, pair: Pair) -> SequenceScores:
+def constant_answer(path: Path, pair: Pair) -> dict[str, float]:
     """What answering every utterance of ``path`` with train's most frequent labels would score."""
     train = renamed_texts(WORKSPACE, pair)["train"]
     labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
@@ -54,17 +52,17 @@ def main() -> None:
     stages["figure"] = f"ulm_prompt/plot.py cer_by_length --sample_date {DATE} --width 4"
     unit_model, seconds = run_stages(stages, ("ASR", "SF"), WORKSPACE)
     summary = {}
-    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES.values()))
+    print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES))
     for task, spent in seconds.items():
         pair = Pair(task, unit_model, load_task(task))
         path = WORKSPACE.samples(task, unit_model, DATE, DATE)
         card = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
         ways = {
-            "prompt": dataclasses.asdict(score_sequences(path, WORKSPACE, pair)),
-            CONSTANT: dataclasses.asdict(constant_answer(path, pair)),
+            "prompt": score_sequences(path, WORKSPACE, pair),
+            CONSTANT: constant_answer(path, pair),
         }
         for way, scores in ways.items():
-            values = [scores[key] for key in NAMES]
+            values = [scores.get(name) for name in NAMES]
             cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
             print(f"{f'{task}, {way}':34}{cells}")
         summary[task] = {

@@ -15,9 +15,10 @@ from experiments.runs import Outcome, Run, by_row
 from experiments.tables import Figure, spread
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.scoring.class_report import answers
+from ulm_prompt.prompt_data.verbal import label_names
+from ulm_prompt.scoring.class_report import in_names
 from ulm_prompt.scoring.pictures import COLOURS, confusion_on, save
-from ulm_prompt.scoring.scores import label_names, valid_curve
+from ulm_prompt.scoring.scores import valid_curve
 
 ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # that are marked
 LABELS = {"prefix_prompt_length": "prompt length P (trained parameters)",
@@ -119,7 +120,7 @@ def draw_demo(
         loss_axis.set_ylim(bottom=0)
         names = label_names(workspace, Pair(task, unit_model, load_task(task)))
         samples = workspace.samples(task, unit_model, date, date)
-        confusion_on(matrix_axis, *answers(samples, names), task)
+        confusion_on(matrix_axis, *in_names(samples, names).answers(), task)
     save(figure, path, dpi=80)
 
 

@@ -96,7 +96,7 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     if test and run.pair.config.is_sequence:
         scores = scores_of(samples, workspace, run.pair.verbalizer)
     elif test:
-        scores = dataclasses.asdict(score(samples))
+        scores = score(samples)
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
     facts |= facts.pop("run")

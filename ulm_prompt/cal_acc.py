@@ -7,13 +7,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_selection
-from ulm_prompt.scoring.comparison import comparison, print_comparison
-from ulm_prompt.scoring.detection import ABOUT
+from ulm_prompt.scoring.class_report import comparison, print_comparison, print_report, write_report
 from ulm_prompt.scoring.scores import (
+    ABOUT_DETECTION,
     COST,
     SHARES,
     sample_files,
@@ -22,6 +23,22 @@ from ulm_prompt.scoring.scores import (
     wilson,
     written,
 )
+
+
+def print_file(path: Path, scores: dict[str, float], beside: dict[str, Any]) -> None:
+    """A line a score, then what it is read ``beside``."""
+    print(path)
+    width = max(map(len, scores))
+    for name, value, interval in score_lines(scores):
+        print(f"  {name:<{width}}  {value}{f'  (95 %: {interval})' if interval else ''}")
+    if COST in scores:
+        target = beside.get("target")
+        print(f"  {ABOUT_DETECTION}{f', {target}' if target else ''}")
+    print_comparison(beside)
+    if "classes" in beside:
+        print_report(beside)
+    if "page" in beside:
+        print("\n  page: {page} (audio: {audio})".format(**beside))
 
 
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
@@ -56,42 +73,26 @@ def main() -> None:
         raise UserError(f"--embed_audio {args.embed_audio:g}: expected up to 1000 MB, with --html")
     workspace = Workspace(args.workspace)
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
-    compared = {path: comparison(path, workspace) for path in by_file}
-    reports = {}
-    if args.report:
-        from ulm_prompt.scoring.class_report import print_report, write_report
-
-        reports = {path: write_report(path, workspace, args.mistakes) for path in by_file}
+    beside = {path: comparison(path, workspace) for path in by_file}
     pages = {}
     if args.html:
         from ulm_prompt.scoring.html_report import write_pages
 
-        scored = {path: scores | compared[path] for path, scores in by_file.items()}
+        scored = {path: scores | beside[path] for path, scores in by_file.items()}
         pages = write_pages(scored, workspace, args.embed_audio)
+    for path in by_file:
+        report = write_report(path, workspace, args.mistakes) if args.report else {}
+        beside[path] |= report | pages.get(path, {})
     whole = {}
     for path, scores in by_file.items():
         count = int(scores["utterances"])
         intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
-        beside = compared[path] | reports.get(path, {}) | pages.get(path, {})
-        whole[str(path)] = scores | {"intervals": intervals} | beside
-        if args.json:
-            continue
-        print(path)
-        width = max(map(len, scores))
-        for name, value, interval in score_lines(scores):
-            print(f"  {name:<{width}}  {value}{f'  (95 %: {interval})' if interval else ''}")
-        if COST in scores:
-            target = compared[path].get("target")
-            print(f"  {ABOUT}{f', {target}' if target else ''}")
-        print_comparison(compared[path])
-        if args.report:
-            print_report(reports[path])
-        if args.html:
-            print("\n  page: {page} (audio: {audio})".format(**pages[path]))
+        whole[str(path)] = scores | {"intervals": intervals} | beside[path]
+        if not args.json:
+            print_file(path, scores, beside[path])
     if args.json:
         print(json.dumps(whole, indent=2, ensure_ascii=False))
-        return
-    if len(by_file) > 1:
+    elif len(by_file) > 1:
         print_side_by_side(by_file)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import run
-from pipeline.files import holding, read_json, write_json
+from pipeline.files import holding
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, in_paper_order, print_next
-from ulm_prompt.prompt_data.verbal import prompt_texts, read_prompt_text
+from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, print_next
+from ulm_prompt.prompt_data.verbal import TEXT_MADE_BY, prompt_texts, read_prompt_text, write_entry
 
 
 def main() -> None:
@@ -19,14 +19,12 @@ def main() -> None:
     for pair in find_pairs(args):
         path = workspace.datasets(pair.unit_model) / "labelspace.json"
         with holding(path.parent):
-            labelspace = read_json(path, "gen_labelspace.py") if path.exists() else {}
             labels: set[str] = set()
             for text in prompt_texts(workspace, pair).values():
-                for _, row_labels in read_prompt_text(text, "ulm_prompt/make_data.py"):
+                for _, row_labels in read_prompt_text(text, TEXT_MADE_BY):
                     labels.update(row_labels.split())
-            labelspace[pair.task] = sorted(labels, key=int)
-            write_json(path, in_paper_order(labelspace))
-        print(f"{pair.task} {pair.unit_model}: {len(labelspace[pair.task])} labels -> {path}")
+            write_entry(path, pair.task, sorted(labels, key=int), "gen_labelspace.py")
+        print(f"{pair.task} {pair.unit_model}: {len(labels)} labels -> {path}")
     print_next(args, "ulm_prompt/verbalizer.py")
 
 

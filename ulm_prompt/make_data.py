@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import UserError, run
-from pipeline.files import holding, read_json, sha256, writing
+from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
-from ulm_prompt.prompt_data.verbal import prompt_texts, record_rows
+from ulm_prompt.prompt_data.verbal import SEPARATOR, SOURCES, prompt_texts, row_hashes
 
 
 def check_manifest(workspace: Workspace, pair: Pair) -> None:
@@ -28,10 +28,9 @@ def check_manifest(workspace: Workspace, pair: Pair) -> None:
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
-    """Write one split's prompt text and return its number of lines, one per row.
+    """Write one split's prompt text and return its number of rows.
 
-    Raises ``UserError`` for a row with another number of labels than the task has, where that is
-    fixed.
+    Raises ``UserError`` for a row with another number of labels than the task has, if it has one.
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)
@@ -40,12 +39,10 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
         for count, row in enumerate(read_rows(source), start=1):
             labels = row.labels.count(" ") + 1
             if expected and labels != expected:
-                raise UserError(
-                    f"{source}, line {count}: {pair.task} has {expected} label(s) an utterance, "
-                    f"found {labels} ({row.labels}); set labels_per_utterance in "
-                    f"ulm_prompt/config/{pair.task}.yaml"
-                )
-            handle.write(f"{row.units} <s> {row.labels}\n")
+                wrong = f"{pair.task} has {expected} label(s) an utterance, found {labels}"
+                remedy = f"set labels_per_utterance in ulm_prompt/config/{pair.task}.yaml"
+                raise UserError(f"{source}, line {count}: {wrong}; {remedy}")
+            handle.write(f"{row.units}{SEPARATOR}{row.labels}\n")
     return count
 
 
@@ -58,7 +55,8 @@ def main() -> None:
         check_manifest(workspace, pair)
         with holding(workspace.datasets(pair.unit_model)):
             counts = {split: make_split(workspace, pair, split) for split in SPLITS}
-            record_rows(workspace, pair)
+            record = prompt_texts(workspace, pair)["train"].with_name(SOURCES)
+            write_json(record, row_hashes(workspace, pair))
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> data_prompt/")
     print_next(args, "ulm_prompt/gen_labelspace.py")

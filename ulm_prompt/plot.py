@@ -14,15 +14,15 @@ import csv
 from pathlib import Path
 
 from pipeline.errors import UserError, run
-from pipeline.files import read_json, writing
+from pipeline.files import writing
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.prompt_record import BEST
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
-from ulm_prompt.prompt_data.verbal import MADE_BY, read_prompt_text, renamed_texts, verbal_path
+from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.comparison import labels_of, most_frequent
-from ulm_prompt.scoring.scores import label_names, sample_files, train_curve, valid_curve
+from ulm_prompt.scoring.class_report import labels_of, most_frequent
+from ulm_prompt.scoring.scores import sample_files, train_curve, valid_curve
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
@@ -58,7 +58,7 @@ def plot_attention(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     if len(args.date) != 1:
         raise UserError(f"--date {' '.join(args.date)}: attention is one prompt's; name one run")
     workspace = Workspace(args.workspace)
-    rows = read_prompt_text(renamed_texts(workspace, pair)["test"], "ulm_prompt/verbalizer.py")
+    rows = read_prompt_text(renamed_texts(workspace, pair)["test"])
     checkpoints = workspace.checkpoints(pair.task, pair.unit_model, args.date[0])
     if not (checkpoints / BEST).is_file():
         raise UserError(f"{checkpoints}: no prompt; train it with ulm_prompt/train.py")
@@ -85,10 +85,8 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
     paths = sample_files(args)
     runs = bins_of_files(paths, Workspace(args.workspace), args.width)
     if not runs:
-        raise UserError(
-            f"{paths[0].parent}: no samples of a task whose answers are texts; "
-            "decode one with ulm_prompt/sample.py --prompt_task ASR"
-        )
+        folder = paths[0].parent
+        raise UserError(f"{folder}: no samples of a task whose answers are texts, such as ASR")
     output = paths[0].parent / "cer_by_length.csv"
     with writing(output) as handle:
         table = csv.writer(handle, lineterminator="\n")
@@ -97,18 +95,6 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
             table.writerows([name, *bin_[:3], f"{bin_.cer:.3f}"] for bin_ in bins)
     pictures.draw_cer_by_length(runs, output.with_suffix(".png"))
     print(f"{', '.join(runs)} -> {output} and .png")
-
-
-def is_ready(args: argparse.Namespace, pair: Pair) -> bool:
-    """Whether the pair has what the picture shows."""
-    workspace = Workspace(args.workspace)
-    if args.what == "verbalizer":
-        path = verbal_path(workspace, pair)
-        return path.is_file() and pair.task in read_json(path, MADE_BY)
-    runs = [(pair.task, pair.unit_model, date) for date in args.date]
-    if args.what == "curves":
-        return all((workspace.logs(*run) / "train.log").is_file() for run in runs)
-    return all((workspace.checkpoints(*run) / BEST).is_file() for run in runs)
 
 
 PLOTS = {"curves": plot_curves, "verbalizer": plot_verbalizer, "attention": plot_attention}
@@ -133,17 +119,20 @@ def main() -> None:
     if args.what == "cer_by_length":
         plot_cer_by_length(args)
         return
-    workspace = Workspace(args.workspace)
-    pairs = find_pairs(args, needs_lm=args.what != "curves")
-    ready = [pair for pair in pairs if is_ready(args, pair)]
-    for pair in [pair for pair in pairs if ready and pair not in ready]:
-        print(f"{pair.task} {pair.unit_model}: passed over, it has nothing for {args.what}")
+    pairs, problems = find_pairs(args, needs_lm=args.what != "curves"), []
     run_name = f"_{args.date[0]}" if args.what == "attention" else ""
-    for pair in ready or pairs:  # without any, the first says what is missing
+    for pair in pairs:
         name = f"{args.what}_{pair.task}_{pair.unit_model}{run_name}.png"
-        path = workspace.root / "samples" / "plots" / name
-        PLOTS[args.what](args, pair, path)
-        print(f"{pair.task} {pair.unit_model} -> {path}")
+        path = Workspace(args.workspace).root / "samples" / "plots" / name
+        try:
+            PLOTS[args.what](args, pair, path)
+        except UserError as error:
+            problems.append(error)
+            if len(problems) == len(pairs):
+                raise problems[0] from None
+            print(f"{pair.task} {pair.unit_model}: passed over, {error}")
+        else:
+            print(f"{pair.task} {pair.unit_model} -> {path}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the label set. The same command resumes a run that was cut off.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.devices import add_device, choose_device
 from pipeline.errors import UserError, run
@@ -20,22 +19,6 @@ from ulm_prompt.prompt_data import label_names, verbal
 from ulm_prompt.prompt_data.prompt_record import BEST, read_record
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 from ulm_prompt.scoring import sample_file
-from ulm_prompt.scoring.sample_file import BOS, NO_ANSWER, PartialAnswers
-
-
-def read_test(workspace: Workspace, pair: Pair, text: Path) -> list[dict[str, str]]:
-    """What the output says of each test row beside its answer: file_name, src, label."""
-    path = workspace.rows(pair.config.downstream, pair.unit_model, "test")
-    rows, renamed = list(read_rows(path)), list(verbal.read_prompt_text(text, verbal.MADE_BY))
-    if len(rows) != len(renamed):
-        raise UserError(
-            f"{text}: {len(renamed):,} lines, but {path} has {len(rows):,}; "
-            "run ulm_prompt/make_data.py again, then the stages after it"
-        )
-    return [
-        {"file_name": row.file, "src": f"{units} {BOS}", "label": label}
-        for row, (units, label) in zip(rows, renamed)
-    ]
 
 
 def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
@@ -43,13 +26,17 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     workspace = Workspace(args.workspace)
     prompt = workspace.checkpoints(pair.task, pair.unit_model, args.model_date) / args.checkpoint
     if not prompt.is_file():
-        raise UserError(
-            f"{prompt}: not found; train it with ulm_prompt/train.py "
-            f"--date {args.model_date}, or correct --model_date"
+        train = f"train it with ulm_prompt/train.py --date {args.model_date}"
+        raise UserError(f"{prompt}: not found; {train}, or correct --model_date")
+    texts, lm = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
+    test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    sources = [
+        {"file_name": row.file, "src": f"{units} {sample_file.BOS}", "label": label}
+        for row, (units, label) in zip(
+            read_rows(test), verbal.read_prompt_text(texts["test"]), strict=True
         )
-    texts = verbal.renamed_texts(workspace, pair)
-    sources = read_test(workspace, pair, texts["test"])
-    train = verbal.read_prompt_text(texts["train"], verbal.MADE_BY)
+    ]
+    train = verbal.read_prompt_text(texts["train"])
     train_labels = list(dict.fromkeys(labels for _, labels in train))
     card = read_record(prompt.parent)
     if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
@@ -58,16 +45,14 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         print(f"{prompt}: its training has not finished; decoding with what it has so far")
     longest = max(len(labels.split()) for labels in train_labels)
     options = sample_file.search_options(args, pair.config.is_sequence, longest)
-    if options["max_labels"] < longest and not pair.config.is_sequence:
-        limit = options["max_labels"]
+    if (limit := options["max_labels"]) < longest and not pair.config.is_sequence:
         raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
-    lm = lm_folder(workspace, pair.unit_model)
     made_from = {
         "format": sample_file.FORMAT,
         "prompt": sha256(prompt),
         "lm_files": verbal.lm_hashes(lm),
         "data": {split: sha256(texts[split]) for split in ("train", "test")},
-        "rows": sha256(workspace.rows(pair.config.downstream, pair.unit_model, "test")),
+        "rows": sha256(test),
         "options": options,
     }
     target = workspace.samples(pair.task, pair.unit_model, args.model_date, args.sample_date)
@@ -102,27 +87,28 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         for line, source in enumerate(sources, start=1)
     ]
     sequences = [encoded(labels, texts["train"]) for labels in train_labels]
-    within = options["within_labels"]
-    labels = LabelSets.build(within, sequences, len(symbols), symbols.eos())
-    options = Options(**{name: options[name] for name in Options.__dataclass_fields__})
+    labels = LabelSets.build(options["within_labels"], sequences, len(symbols), symbols.eos())
+    search = Options(**{name: options[name] for name in Options.__dataclass_fields__})
     made_from["lm"] = unit_lm.fingerprint
     made_from["machine"] = [str(dtype), device.type, torch.__version__]
     with holding(target):
-        answers = PartialAnswers(part, made_from)
+        answers = sample_file.PartialAnswers(part, made_from)
         if answers:
             print(f"{part}: resumes after {len(answers):,} of {len(rows):,} utterances")
         cached = CachedLM(model.to(device), symbols.pad(), symbols.eos(), dtype)
         with progress_bar(total=len(rows), initial=len(answers), desc=pair.task) as bar:
-            for batch in decode(cached, rows, labels, options, frozenset(answers)):
+            for batch in decode(cached, rows, labels, search, frozenset(answers)):
                 answers.add({done.row: sample_file.entry(done, symbols) for done in batch})
                 bar.update(len(batch))
-        answers.add({row: NO_ANSWER for row in range(len(rows)) if row not in answers})
-        scored = options.beam > 1 or options.sampling
+        answers.add({row: sample_file.NO_ANSWER for row in range(len(rows)) if row not in answers})
+        scored = search.beam > 1 or search.sampling
         sample_file.write_samples(target, sources, answers, scored, made_from)
         print(f"{pair.task} {pair.unit_model}: {len(rows):,} utterances -> {target}")
-        sample_file.report_long(rows, answers, options, unit_lm.model.max_positions())
+        sample_file.report_long(rows, answers, search, unit_lm.model.max_positions())
         answers.remove()
-    sample_file.report_unseen((source["label"] for source in sources), train_labels)
+    seen = set(" ".join(train_labels).split())
+    if unseen := sum(not seen.issuperset(source["label"].split()) for source in sources):
+        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
 
 
 def main() -> None:

@@ -14,21 +14,17 @@ from pathlib import Path
 
 from pipeline.errors import UserError, run
 from pipeline.files import holding, read_json
-from pipeline.rows import SPLITS
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data import label_names, verbal
 from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_next
 
-GET_LM = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
-
 
 def read_labelspace(path: Path, task: str) -> list[str]:
     """The task's labels. Raises ``UserError`` when they are missing or no list of labels."""
-    made_by = "ulm_prompt/gen_labelspace.py"
-    labels = read_json(path, made_by).get(task)
+    labels = read_json(path, verbal.LABELS_MADE_BY).get(task)
     if not isinstance(labels, list):
-        raise UserError(f"{path}: no labels of {task}; run {made_by}")
+        raise UserError(f"{path}: no labels of {task}; run {verbal.LABELS_MADE_BY}")
     return labels
 
 
@@ -50,10 +46,10 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 
 
 def verbal_map(
-    args: argparse.Namespace, pair: Pair, labels: list[str], counts: list[Counter[str]]
+    args: argparse.Namespace, pair: Pair, labels: list[str], train: Path, counts: list[Counter[str]]
 ) -> dict[str, str]:
     """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of units and
-    of labels in train.
+    of labels in the text ``train``.
 
     The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
     k-th most frequent unit (paper, section 3.3). Ties go by first appearance; labels that train
@@ -61,26 +57,50 @@ def verbal_map(
     """
     units, ranked = ([name for name, _ in names.most_common()] for names in counts)
     ranked += [label for label in labels if label not in counts[1]]
-    workspace = Workspace(args.workspace)
-    train = verbal.prompt_texts(workspace, pair)["train"]
-    if missing := [label for label in ranked if label not in labels]:
-        raise UserError(
-            f"{train}: label {missing[0]} is not in labelspace.json; "
-            "run ulm_prompt/gen_labelspace.py again"
-        )
     used = min(len(ranked), len(units))
     if args.method == "kmeans":
-        units = spread_units(lm_folder(workspace, pair.unit_model), units, used)
+        units = spread_units(lm_folder(Workspace(args.workspace), pair.unit_model), units, used)
     if args.method == "random":
         units = random.Random(args.seed).sample(units, used)
     names = units[:used] if pair.config.is_sequence else label_names.unit_names(units, len(ranked))
     if len(names) < len(ranked):
-        raise UserError(
-            f"{train}: {len(ranked)} labels but only {len(units)} distinct units to name them by; "
-            "use a unit model with more clusters"
-        )
+        short = f"{len(ranked)} labels but only {len(units)} distinct units to name them by"
+        raise UserError(f"{train}: {short}; use a unit model with more clusters")
     by_label = dict(zip(ranked, names))
     return {label: by_label[label] for label in labels}
+
+
+def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
+    """Write one task's map and renamed text."""
+    workspace = Workspace(args.workspace)
+    folder = workspace.datasets(pair.unit_model)
+    sources = verbal.prompt_texts(workspace, pair)
+    kind = verbal.renamed_kind(pair, args.method)
+    with holding(folder):
+        labels = read_labelspace(folder / "labelspace.json", pair.task)
+        counts: list[Counter[str]] = [Counter(), Counter()]  # in order of first appearance
+        for row in verbal.read_prompt_text(sources["train"], verbal.TEXT_MADE_BY):
+            for count, text in zip(counts, row):
+                count.update(text.split())
+        names = verbal_map(args, pair, labels, sources["train"], counts)
+        renamed = {
+            split: verbal.rename_labels(sources[split], target, names, counts[1])
+            for split, target in verbal.prompt_texts(workspace, pair, kind).items()
+        }
+        verbal.record_verbal(workspace, pair, names, args.method)
+    print(
+        f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
+        f"{sum(count for count, _ in renamed.values()):,} rows -> {kind}/, "
+        f"{verbal.verbal_path(workspace, pair)}"
+    )
+    if joint := sum(label_names.JOIN in name for name in names.values()):
+        print(
+            f"  {joint:,} labels have no unit of their own: the fixed verbalizer cannot answer "
+            "them; train with --set verbalizer=learnable"
+        )
+    for split, (_, unseen) in renamed.items():
+        if unseen:
+            print(f"  {split}: {unseen:,} rows have a label that train never has")
 
 
 def main() -> None:
@@ -92,41 +112,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
-    workspace = Workspace(args.workspace)
     pairs = find_pairs(args)
     for pair in pairs:
-        folder = workspace.datasets(pair.unit_model)
-        with holding(folder):
-            labels = read_labelspace(folder / "labelspace.json", pair.task)
-            sources = verbal.prompt_texts(workspace, pair)
-            counts = [Counter(), Counter()]  # in order of first appearance
-            for row in verbal.read_prompt_text(sources["train"], "ulm_prompt/make_data.py"):
-                for count, text in zip(counts, row):
-                    count.update(text.split())
-            names = verbal_map(args, pair, labels, counts)
-            kind = verbal.renamed_kind(pair, args.method)
-            targets = verbal.prompt_texts(workspace, pair, kind)
-            renamed = {
-                split: verbal.rename_labels(sources[split], targets[split], names, counts[1])
-                for split in SPLITS
-            }
-            verbal.record_verbal(workspace, pair, names, args.method)
-        rows = sum(count for count, _ in renamed.values())
-        print(
-            f"{pair.task} {pair.unit_model}: {len(names)} labels renamed by {args.method} in "
-            f"{rows:,} rows -> {kind}/, {verbal.verbal_path(workspace, pair)}"
-        )
-        if joint := sum(label_names.JOIN in name for name in names.values()):
-            print(
-                f"  {joint:,} labels have no unit of their own: the fixed verbalizer cannot answer "
-                "them; train with --set verbalizer=learnable"
-            )
-        for split, (_, unseen) in renamed.items():
-            if unseen:
-                print(f"  {split}: {unseen:,} rows have a label that train never has")
+        make_verbalizer(args, pair)
+    workspace = Workspace(args.workspace)
     lacking = [p.unit_model for p in pairs if not lm_folder(workspace, p.unit_model).is_dir()]
     if lacking:
-        print(f"{lacking[0]}: no unit LM yet; run {GET_LM}, then")
+        get_lm = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
+        print(f"{lacking[0]}: no unit LM yet; run {get_lm}, then")
     print_next(args, "ulm_prompt/fairseq_preprocess.py")
 
 

@@ -40,9 +40,9 @@ def test_the_script_learns_what_bigrams_tell(tmp_path, monkeypatch, capsys, ngra
     unit_ngrams.main()
     printed = capsys.readouterr().out
     result = score(Workspace(tmp_path).samples("IC", "own8", "ngrams_d", "d"))
-    assert f"{result.accuracy:.2f} % right on test" in printed
-    assert (result.accuracy == 100) == (ngrams == 2)
-    assert result.accuracy_within_labels == result.accuracy and result.utterances == 100
+    assert f"{result['accuracy']:.2f} % right on test" in printed
+    assert (result["accuracy"] == 100) == (ngrams == 2)
+    assert result["accuracy_within_labels"] == result["accuracy"] and result["utterances"] == 100
 
 
 def test_features_are_log_counts_and_weights_stand_for_repeated_rows():

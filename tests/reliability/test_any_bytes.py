@@ -26,10 +26,14 @@ from tests.ulm_prompt.test_prompt_record import a_record, as_json
 from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_data.tasks import Pair, TaskConfig, load_task
 from ulm_prompt.prompt_data.ulm_text import read_unit_text
-from ulm_prompt.prompt_data.verbal import check_data_bin, load_verbal, read_prompt_text
+from ulm_prompt.prompt_data.verbal import (
+    check_data_bin,
+    label_names,
+    load_verbal,
+    read_prompt_text,
+)
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.scoring.sample_file import read_samples
-from ulm_prompt.scoring.scores import label_names
 from ulm_prompt.verbalizer import read_labelspace
 
 SAMPLES = {

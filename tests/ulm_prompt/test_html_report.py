@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,21 +13,19 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 import soundfile
-from scipy.stats import binomtest
 
 from baselines.classifiers.answers import write_answers
 from pipeline.errors import UserError
-from pipeline.files import sha256, write_json
+from pipeline.files import sha256
 from pipeline.workspace import Workspace
 from preprocess.actions.manifest import Entry, write_manifest
 from tests.browser import chromium
 from tests.preprocess import corpora
-from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.test_reports import write_intents
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.html_report import mcnemar
 from ulm_prompt.scoring.sample_file import write_samples
 
 EVIL = "</script><img src=x onerror=document.title='EVIL'>\"'&"
@@ -38,29 +35,19 @@ CROP, ABSENT, ODD = 3, 5, 7  # rows: a part of a file, without audio, a name to 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Intents with names and audio, answers of two runs, of a baseline, and a log."""
-    root = tmp_path_factory.mktemp("page")
-    space = Workspace(root)
-    tiny.write_corpus(root, downstream="fluent_commands")
-    slots = ("action", "object", "place")
-    labels = {str(i): {"slot": slots[i // 4], "name": f"n{i}"} for i in range(12)}
-    labels["0"]["name"], labels["1"]["name"] = EVIL, "constructor"
-    write_json(space.rows("fluent_commands", "tiny100", "train").parent / "labels.json", labels)
-    tiny.write_lm(space.lm("tiny100"))
-    for name in ("make_data", "gen_labelspace", "verbalizer"):
-        call(name, root)
-    pair = Pair("IC", "tiny100", load_task("IC"))
-    rows = list(read_prompt_text(renamed_texts(space, pair)["test"], ""))
+    space = write_intents(tmp_path_factory.mktemp("page"), n0=EVIL, n1="constructor")
     files = [f"2/{number}.wav" for number in range(29)]
+    files[ODD] = f"<b>{EVIL.replace('/', '')} ?#%.wav"
     entries = [Entry(file, 4000, 0, file, "0 4 8") for file in files]
     entries[CROP] = Entry("2/long #1.wav", 1600, 8000, files[CROP], "0 4 8")
-    files[ODD] = f"<b>{EVIL.replace('/', '')} ?#%.wav"
-    entries[ODD] = Entry(files[ODD], 4000, 0, files[ODD], "0 4 8")
     for number, entry in enumerate(entries):
         if number != ABSENT:
-            seconds = 2 if number == CROP else 0.25
-            corpora.write(root / "corpus" / entry.path, corpora.tone(seconds, 200 + 10 * number))
+            sound = corpora.tone(2 if number == CROP else 0.25, 200 + 10 * number)
+            corpora.write(space.root / "corpus" / entry.path, sound)
     manifest = space.downstream_data("fluent_commands") / "manifest"
-    write_manifest(manifest / "test.tsv", root / "corpus", entries)
+    write_manifest(manifest / "test.tsv", space.root / "corpus", entries)
+    texts = renamed_texts(space, Pair("IC", "tiny100", load_task("IC")))
+    rows = list(read_prompt_text(texts["test"]))
     sources = [
         {"file_name": file, "src": f"{units} <s>", "label": label}
         for file, (units, label) in zip(files, rows)
@@ -72,14 +59,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             scores = [-0.01 * (number + 1)] * 3
             within = {"predict": answer, "score": sum(scores), "label_scores": scores}
             free = {"predict": answer if number != 28 else "999 999 999 999"}
-            answers[number] = {"free": free, "within": within, "symbols": 4}
+            answers[number] = {"free": free, "within": within}
         best = space.checkpoints("IC", "tiny100", date) / "checkpoint_best.pt"
         best.parent.mkdir(parents=True)
         best.write_bytes(date.encode())
         run = TrainingRun({}, updates=20)
         write_record(best.parent, PromptRecord("IC", "tiny100", 5, "freq", {}, "x", run=run))
-        path = space.samples("IC", "tiny100", date, "s")
-        write_samples(path, sources, answers, False, {"prompt": sha256(best)})
+        made_from = {"prompt": sha256(best)}
+        write_samples(space.samples("IC", "tiny100", date, "s"), sources, answers, False, made_from)
     log = space.logs("IC", "tiny100", "one") / "train.log"
     log.parent.mkdir(parents=True)
     valid = "valid on 'valid' subset | loss 1 | accuracy {} | num_updates {}\n"
@@ -98,6 +85,7 @@ def page(workspace: Workspace, *flags: object) -> tuple[str, str, dict[str, Any]
 
 
 def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
+    """Names are never HTML; of two runs, rows 12 to 19 are right in one alone."""
     printed, text, data = page(workspace)
     path = workspace.samples("IC", "tiny100", "one", "s")
     assert f"  page: {path.with_suffix('.html')} (audio: 28 linked, 1 not found)" in printed
@@ -105,13 +93,12 @@ def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
     one = json.loads(call("cal_acc", workspace.root, "--sample_date", "s", "--html", "--json"))
     assert one[str(path)]["page"] == str(path.with_suffix(".html"))
     rows = data["rows"]
+    assert [number for number, row in enumerate(rows) if "audio" not in row] == [ABSENT]
     for number, row in enumerate(rows):
-        if number == ABSENT:
-            assert "audio" not in row
-            continue
-        name, parts = urlsplit(row["audio"]).path, urlsplit(row["audio"]).fragment
-        assert (path.parent / unquote(name)).is_file(), name
-        assert parts == ("t=0.500,0.600" if number == CROP else "")
+        if number != ABSENT:
+            address = urlsplit(row["audio"])
+            assert (path.parent / unquote(address.path)).is_file(), address
+            assert address.fragment == ("t=0.500,0.600" if number == CROP else "")
     assert rows[0]["right"] and not rows[21]["right"] and rows[21]["is_mistake"]
     assert rows[21]["probability"] == pytest.approx(np.exp(-0.66))
     assert rows[21]["shares"] == pytest.approx([np.exp(-0.22)] * 3)
@@ -121,27 +108,12 @@ def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
     assert re.search(r"accuracy +68.97 %  \(95 %: 50.77 to 82.72\)", printed)
     # the lines of the curve: 40 updates are 640 wide, 100 % are 220 high
     assert 'points="160.0,165.0 320.0,55.0 640.0,64.9"' in text and "update 20 is kept" in text
-
-
-def test_runs_beside_each_other(workspace: Workspace) -> None:
-    """Rows 12 to 19 are right in one of them alone."""
-    _, text, data = page(workspace)
     assert data["runs"] == ["s/IC_tiny100_ngrams_s", "s/IC_tiny100_two"]
     assert "s/IC_tiny100_ngrams_s: not compared, its answers are to other rows." in text
     assert "8 answers differ. Right here alone: 8, there alone: 0; McNemar" in text
-    assert f"p = {2 / 2**8:.3g}." in text
-
-
-def test_names_are_never_html(workspace: Workspace) -> None:
-    _, text, data = page(workspace)
-    assert any(EVIL in row["spoken"] for row in data["rows"]) and "<img" not in text
+    assert f"p = {2 / 2**8:.3g}." in text, "the two sides of a binomial test"
+    assert any(EVIL in row["spoken"] for row in rows) and "<img" not in text
     assert text.count("</script>") == 2 and "<b>" not in text
-
-
-@pytest.mark.parametrize(("one", "other"), [(0, 0), (1, 9), (5, 5), (30, 12), (1600, 1500)])
-def test_mcnemar_is_the_binomial_test(one: int, other: int) -> None:
-    wanted = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert mcnemar(one, other) == pytest.approx(wanted) == mcnemar(other, one)
 
 
 def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
@@ -157,23 +129,15 @@ def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
     assert "(audio: 3 embedded, 25 linked, 1 not found)" in printed
     embedded = [n for n, row in enumerate(data["rows"]) if row.get("audio", "").startswith("data")]
     assert embedded == [20, 21, 22]
-
-
-@pytest.mark.parametrize("flags", [("--embed_audio",), ("--html", "--embed_audio", "0"),
-                                   ("--html", "--embed_audio", "nan")])  # fmt: skip
-def test_a_limit_without_sense(workspace: Workspace, flags: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="--embed_audio .*: expected up to 1000 MB, with --html"):
-        call("cal_acc", workspace.root, "--sample_date", "s", *flags)
-
-
-def test_units_from_elsewhere_have_no_audio(workspace: Workspace, tmp_path: Path) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(workspace.root, root)
-    manifest = root / "preprocess/fluent_commands/data/manifest"
-    shutil.rmtree(manifest)
-    printed, _, data = page(Workspace(root))
-    assert f"(audio: 29 rows without audio: {manifest / 'test.tsv'} does not exist)" in printed
-    assert not any("audio" in row for row in data["rows"])
+    for flags in (
+        ("--embed_audio",),
+        ("--html", "--embed_audio", 0),
+        ("--html", "--embed_audio", "nan"),
+    ):
+        with pytest.raises(
+            UserError, match="--embed_audio .*: expected up to 1000 MB, with --html"
+        ):
+            call("cal_acc", workspace.root, "--sample_date", "s", *flags)
 
 
 def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
@@ -182,27 +146,25 @@ def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
     path = workspace.samples("IC", "tiny100", "one", "s").with_suffix(".html")
     heading = "document.getElementById('what').innerText"
     items = "[...document.querySelectorAll('#rows li')]"
+    cells = "[...document.querySelectorAll('#matrix td button')]"
     with chromium(tmp_path) as browser:
         browser.open(path.as_uri())
         assert browser.js(heading) == "most confident mistakes within the label set: 9"
         assert "within the label set" in browser.js(f"{items}[0].innerText")
         # the keyboard alone: tab to the first button of the matrix with a number
-        cell = "#matrix td button"
         browser.js("document.querySelector('#slots button').focus()")
         browser.press("Enter")
         browser.press("Tab", 4)
         assert browser.js("document.activeElement.closest('#matrix') !== null")
-        browser.js(f"document.querySelector('{cell}').focus()")
+        browser.js(f"{cells}[0].focus()")
         count = browser.js("Number(document.activeElement.innerText)")
         browser.press("Enter")
         assert browser.js("document.activeElement.id") == "what", "the focus follows"
         assert browser.js(f"{items}.length") == count >= 1
         browser.js("document.querySelectorAll('#slots button')[1].click()")
-        assert browser.js(f"document.querySelectorAll('{cell}').length") > 4
         assert browser.js("document.querySelectorAll('#matrix tbody tr').length") == 4
-        numbers = f"[...document.querySelectorAll('{cell}')].map(one => Number(one.innerText))"
-        assert sum(browser.js(numbers)) == 29
-        cells = f"[...document.querySelectorAll('{cell}')]"
+        numbers = browser.js(f"{cells}.map(one => Number(one.innerText))")
+        assert len(numbers) > 4 and sum(numbers) == 29
         assert browser.js(f"{cells}.every(one => !one.outerHTML.includes('NaN'))")
         browser.js("document.querySelector('[data-run]').click()")
         assert browser.js(heading) == "answers that differ from s/IC_tiny100_two: 8"

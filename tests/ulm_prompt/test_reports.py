@@ -14,16 +14,22 @@ import torch
 from PIL import Image
 
 from baselines.classifiers.answers import write_answers
+from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_data.label_names import Label
 from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
 from ulm_prompt.prompt_lm.prompt import Prompt
-from ulm_prompt.scoring.class_report import answers, class_report, print_report
-from ulm_prompt.scoring.comparison import print_comparison
-from ulm_prompt.scoring.pictures import OTHER
-from ulm_prompt.scoring.scores import Label
+from ulm_prompt.scoring.class_report import (
+    OTHER,
+    class_report,
+    in_names,
+    print_comparison,
+    print_report,
+)
+from ulm_prompt.scoring.sample_file import write_samples
 
 NAMES = {
     "71": Label("action", "start"), "12": Label("action", "stop"), "5": Label("object", "lamp"),
@@ -31,60 +37,33 @@ NAMES = {
 }  # fmt: skip
 
 
-def write_samples(path: Path, seed: int = 0) -> list[dict]:
-    """Sixty rows with wrong, invalid and too short answers, and their twin with scores."""
-    rng = random.Random(seed)
-    rows, twin = [], []
+def test_classes_and_mistakes_are_counted(tmp_path: Path) -> None:
+    """Sixty rows with wrong, invalid and too short answers, against a slow count."""
+    path, rng, sources, answers = tmp_path / "samples_X_u_d.json", random.Random(0), [], {}
     for number in range(60):
         label = f"{rng.choice(['71', '12'])} {rng.choice(['5', '6'])}"
-        predict = rng.choice([label, label, "71 5", "12 7", "71", "99 5", ""])
-        within = rng.choice([label, "71 6"])
-        row = {"file_name": f"{number}.wav", "src": "1 2", "label": label}
-        rows.append(row | {"predict": predict})
-        twin.append(row | {"predict": within, "score": -rng.random(), "label_scores": []})
-    write_json(path, {str(i): row for i, row in enumerate(rows)})
-    write_json(
-        path.with_stem(path.stem + "_within_labels"), {str(i): row for i, row in enumerate(twin)}
-    )
-    return rows
-
-
-def spoken_class(units: str) -> str:
-    return ", ".join(NAMES[unit].name for unit in units.split())
-
-
-def test_every_class_slot_and_mistake_is_counted(tmp_path: Path) -> None:
-    path = tmp_path / "samples_X_u_d.json"
-    rows = write_samples(path)
-    report = class_report(path, NAMES)
-    assert sum(score["utterances"] for score in report["classes"]) == 60
-    for score in report["classes"]:
-        units = next(r["label"] for r in rows if score["name"] == spoken_class(r["label"]))
-        spoken = [row for row in rows if row["label"] == units]
-        answered = [row for row in rows if row["predict"] == units]
-        right = sum(row["predict"] == units for row in spoken)
-        assert score["utterances"] == len(spoken)
-        assert score["recall"] == pytest.approx(100 * right / len(spoken))
-        assert score["precision"] == pytest.approx(100 * right / max(1, len(answered)))
-        assert score["f1"] == pytest.approx(200 * right / (len(spoken) + len(answered)))
-    for index, slot in enumerate(("action", "object")):
-        right = [
-            r["predict"].split()[index : index + 1] == [r["label"].split()[index]] for r in rows
-        ]
-        assert report["slots"][slot] == pytest.approx(100 * sum(right) / 60)
-    assert [score["errors"] for score in report["classes"]] == sorted(
-        (round(s["utterances"] * (1 - s["recall"] / 100)) for s in report["classes"]), reverse=True
-    )
-    _, objects, classes = answers(path, NAMES, slice(1, 2))
+        sources.append({"file_name": f"{number}.wav", "src": "1 2", "label": label})
+        within = {"predict": rng.choice([label, "71 6"]), "score": -rng.random()}
+        free = {"predict": rng.choice([label, label, "71 5", "12 7", "71", "99 5", ""])}
+        answers[number] = {"free": free, "within": within}
+    write_samples(path, sources, answers, scored=False)
+    free = [answer["free"]["predict"] for answer in answers.values()]
+    named = in_names(path, NAMES)
+    report = class_report(named)
+    errors = [score["errors"] for score in report["classes"]]
+    assert errors == sorted(errors, reverse=True)
+    assert sum(errors) == sum(row["label"] != answer for row, answer in zip(sources, free))
+    assert named.slots == ["action", "object"]
+    _, objects, classes = named.answers(slice(1, 2))
     assert classes == ["heat", "lamp"]
-    assert objects.count("lamp") == sum(row["predict"].endswith(" 5") for row in rows)
-    _, answered, classes = answers(path, NAMES)
+    assert objects.count("lamp") == sum(answer.endswith(" 5") for answer in free)
+    _, answered, classes = named.answers()
     assert set(answered) <= {*classes, OTHER} and answered.count(OTHER) > 5 and OTHER not in classes
-    twin = json.loads((tmp_path / "samples_X_u_d_within_labels.json").read_text())
-    wrong = [row for row in twin.values() if row["label"] != row["predict"]]
-    wrong.sort(key=lambda row: row["score"], reverse=True)
-    assert [m["file_name"] for m in report["mistakes"]] == [row["file_name"] for row in wrong]
-    assert report["mistakes"][0]["probability"] == pytest.approx(math.exp(wrong[0]["score"]))
+    within = [(-answer["within"]["score"], n) for n, answer in answers.items()]
+    wrong = [n for _, n in sorted(within) if sources[n]["label"] != answers[n]["within"]["predict"]]
+    assert [mistake["file_name"] for mistake in report["mistakes"]] == [f"{n}.wav" for n in wrong]
+    first = math.exp(answers[wrong[0]]["within"]["score"])
+    assert report["mistakes"][0]["probability"] == pytest.approx(first)
 
 
 def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.CaptureFixture) -> None:
@@ -93,18 +72,16 @@ def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.Capture
     classes = [{"name": f"class {n}", "utterances": 1, "errors": n < 40, **shares}
                for n in range(90)]  # fmt: skip
     slots = {"numberOfShots": 46.24, "size": 100.0}
-    compared = {"without_a_prompt": {}, "run": {}, "slots": slots, "most_frequent": slots}
-    print_comparison(compared)
+    print_comparison({"slots": slots, "most_frequent": slots})
     print_report({"classes": classes, "mistakes": [], "confusion": "c.png"})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:4] == [
-        "  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%",
-    ]  # fmt: skip
+    wanted = ["  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%"]
+    assert lines[2:4] == wanted
     assert sum(line.startswith("  class ") for line in lines) == 31
     assert "  and 60 more classes: 60 utterances, 10 errors (--json lists them)" in lines
 
 
-def test_attention_on_the_prompt_is_what_a_full_computation_finds():
+def test_attention_on_the_prompt_is_what_a_full_computation_finds() -> None:
     """One softmax over all P + T keys of every head, from the plain formula."""
     model = tiny.prompted(length=4, seed=3)
     rows = [torch.tensor([2, 30, 40, 0]), torch.tensor([2, 7, 50, 60, 61, 62, 0])]
@@ -127,86 +104,83 @@ def test_attention_on_the_prompt_is_what_a_full_computation_finds():
     assert 0.01 < shares.sum(2).mean() < 0.99
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
-    """Intents with named labels, their samples, a prompt and its log."""
-    root = tmp_path_factory.mktemp("reports")
+def write_intents(root: Path, **names: str) -> Workspace:
+    """Intents with named labels, other than n0 to n11 by ``names``, an LM, and their text."""
     space = Workspace(root)
     tiny.write_corpus(root, downstream="fluent_commands")
-    names = {
-        str(i): {"slot": ("action", "object", "place")[i // 4], "name": f"n{i}"} for i in range(12)
-    }
-    write_json(space.rows("fluent_commands", "tiny100", "train").parent / "labels.json", names)
+    slots = ("action", "object", "place")
+    labels = {str(i): {"slot": slots[i // 4], "name": names.get(f"n{i}", f"n{i}")}
+              for i in range(12)}  # fmt: skip
+    write_json(space.rows("fluent_commands", "tiny100", "labels.json"), labels)
     tiny.write_lm(space.lm("tiny100"))
     for script in ("make_data", "gen_labelspace", "verbalizer"):
-        stage(f"ulm_prompt/{script}.py", "--workspace", root)
+        call(script, root)
+    return space
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Intents, a prompt and its samples."""
+    space = write_intents(tmp_path_factory.mktemp("reports"))
     model = PromptLanguageModel(tiny.lm(), Prompt(3, 5, 32))
     folder = space.checkpoints("IC", "tiny100", "d")
     folder.mkdir(parents=True)
     weights = {**model.lm.state_dict(), **model.prompt.published_state()}
     torch.save({"model": weights}, folder / "checkpoint_best.pt")
-    stage("ulm_prompt/sample.py", "--workspace", root, "--model_date", "d", "--sample_date", "s")
-    return root
+    call("sample", space.root, "--model_date", "d", "--sample_date", "s")
+    return space
 
 
-def picture(path: Path) -> np.ndarray:
+def check_picture(path: Path) -> None:
     pixels = np.asarray(Image.open(path).convert("L"))
     assert min(pixels.shape) > 200 and pixels.std() > 5
-    return pixels
 
 
-def test_the_report_of_a_sample_file(workspace):
-    said = stage(
-        "ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s", "--report"
-    )
+def test_the_report_of_a_sample_file(workspace: Workspace) -> None:
+    """A prompt's, and beside it a baseline's: label numbers, without probabilities."""
+    score = ("cal_acc", workspace.root, "--sample_date", "s")
+    assert "precision" not in (said := call(*score)) and "\n  place " in said
+    said = call(*score, "--report")
     for word in ("slot    accuracy  train's most", "errors  precision", "mistakes", " -> "):
         assert word in said
-    picture(workspace / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
-    flags = ("--sample_date", "s", "s", "--report", "--mistakes", "2", "--json")
-    (one,) = json.loads(stage("ulm_prompt/cal_acc.py", "--workspace", workspace, *flags)).values()
-    assert len(one["mistakes"]) == 2 and set(one["slots"]) == {"action", "object", "place"}
-    assert sum(entry["utterances"] for entry in one["classes"]) == one["utterances"] == 29
-    said = stage("ulm_prompt/cal_acc.py", "--workspace", workspace, "--sample_date", "s")
-    assert "precision" not in said and "\n  place " in said
-
-
-def test_a_baseline_s_report_names_its_labels(workspace):
-    """Its answers are label numbers, without probabilities; the prompt's report is there, too."""
-    labels, answers = ["0 4 8", "1 5 9", "0 4 8"], ["0 4 8", "1 5 10", "0 4 8"]
-    path = Workspace(workspace).samples("IC", "tiny100", "ngrams_s", "s")
-    write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, answers)
+    check_picture(workspace.root / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
+    path = workspace.samples("IC", "tiny100", "ngrams_s", "s")
+    labels = ["0 4 8", "1 5 9", "0 4 8"]
+    write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, [labels[0], "1 5 10", labels[2]])
     try:
-        flags = ("--workspace", workspace, "--sample_date", "s", "--report", "--json")
-        (prompt, report) = json.loads(stage("ulm_prompt/cal_acc.py", *flags)).values()
+        assert "n1, n5, n9 " in call(*score, "--report")
+        reports = json.loads(call(*score, "--report", "--mistakes", 2, "--json"))
     finally:
         for left in path.parent.glob("*ngrams*"):
             left.unlink()
-    assert prompt["mistakes"] and report["mistakes"] == []
-    assert {one["name"]: one["recall"] for one in report["classes"]} == {
-        "n0, n4, n8": 100, "n1, n5, n9": 0,
-    }  # fmt: skip
-    assert report["slots"]["action"] == 100 > report["slots"]["place"]
+    prompt, baseline = reports.values()
+    assert len(prompt["mistakes"]) == 2 and set(prompt["slots"]) == {"action", "object", "place"}
+    assert sum(entry["utterances"] for entry in prompt["classes"]) == prompt["utterances"] == 29
+    recalls = {one["name"]: one["recall"] for one in baseline["classes"]}
+    assert recalls == {"n0, n4, n8": 100, "n1, n5, n9": 0} and baseline["mistakes"] == []
 
 
-def test_pictures_need_no_window_and_name_what_is_missing(workspace):
-    flags = ("--workspace", workspace)
-    assert "curves: name the run" in stage("ulm_prompt/plot.py", "curves", *flags, code=2)
-    said = stage("ulm_prompt/plot.py", "curves", *flags, "--date", "d", code=2)
-    assert "train.log: not found" in said
-    stage("ulm_prompt/plot.py", "verbalizer", *flags)
-    tiny.write_corpus(workspace, "other", "speech_commands")  # neither an LM nor a prompt
-    tiny.write_corpus(workspace, "tiny100", "speech_commands")  # no prompt
-    attention = ("attention", *flags, "--date", "d", "--utterances", 5)
+def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) -> None:
+    root = workspace.root
+    for script, flags, message in (
+        ("plot", "curves", "curves: name the run"),
+        ("plot", "curves --date d", "train.log: not found"),
+        ("cal_acc", "--sample_date s --unit_model x",
+         r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_d"),
+        ("cal_acc", "--sample_date t", "there is s$"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            call(script, root, *flags.split())
+    call("plot", root, "verbalizer")
+    tiny.write_corpus(root, "other", "speech_commands")  # neither an LM nor a prompt
+    tiny.write_corpus(root, "tiny100", "speech_commands")  # no prompt
+    attention = ("attention", "--date", "d", "--utterances", 5)
     try:
-        said = stage("ulm_prompt/plot.py", *attention)
-        assert "KS tiny100: passed over, it has nothing for attention" in said
-        said = stage("ulm_prompt/plot.py", *attention, "--unit_model", "hubert", code=2)
-        assert "there is KS other, KS tiny100, IC tiny100" in said
-        stage("ulm_prompt/plot.py", *attention, "--prompt_task", "IC", "--unit_model", "tiny100")
+        said = call("plot", root, *attention)
+        assert "KS tiny100: passed over, " in said and "IC tiny100 -> " in said
+        with pytest.raises(UserError, match="there is KS other, KS tiny100, IC tiny100"):
+            call("plot", root, *attention, "--unit_model", "hubert")
     finally:
-        shutil.rmtree(Workspace(workspace).downstream_data("speech_commands"))
-    said = stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "s", "--unit_model", "x", code=2)
-    assert "samples_*_x_*.json: no samples; " in said and "there is IC_tiny100_d" in said
-    assert "there is s\n" in stage("ulm_prompt/cal_acc.py", *flags, "--sample_date", "t", code=2)
+        shutil.rmtree(workspace.downstream_data("speech_commands"))
     for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_d"):
-        picture(workspace / "samples" / "plots" / f"{name}.png")
+        check_picture(root / "samples" / "plots" / f"{name}.png")

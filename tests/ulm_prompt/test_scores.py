@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from sklearn.metrics import f1_score, roc_curve
+from sklearn.metrics import precision_recall_fscore_support, roc_curve
 
-from pipeline.files import sha256, write_json
+from pipeline.files import read_json, sha256, write_json
 from pipeline.rows import SPLITS, Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.test_model import published_logits
-from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.prompt_data.label_names import Label
 from ulm_prompt.scoring import pictures
-from ulm_prompt.scoring.comparison import comparison, most_frequent
-from ulm_prompt.scoring.detection import equal_error_rate, minimum_detection_cost
-from ulm_prompt.scoring.scores import macro_f1, score, train_curve, wilson
+from ulm_prompt.scoring.class_report import comparison
+from ulm_prompt.scoring.sample_file import within_path
+from ulm_prompt.scoring.scores import (
+    class_scores,
+    equal_error_rate,
+    minimum_detection_cost,
+    score,
+    train_curve,
+    wilson,
+)
+from ulm_prompt.scoring.sequence_scores import (
+    NO_LABEL,
+    Answered,
+    Text,
+    binned,
+    read_text,
+    score_texts,
+)
 
 
 @pytest.mark.parametrize(("right", "count"), [(94, 100), (0, 12), (12, 12), (2894, 3081), (1, 2)])
@@ -32,9 +45,8 @@ def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: i
     """Its ends are the true shares of which ``right`` is 1.96 standard deviations away."""
     ends = [end / 100 for end in wilson(100 * right / count, count)]
     for end, edge in zip(ends, (0.0, 1.0)):
-        distance = abs(right - count * end)
         deviation = math.sqrt(count * end * (1 - end))
-        assert end == edge or distance == pytest.approx(1.959964 * deviation, rel=1e-6)
+        assert end == edge or abs(right - count * end) == pytest.approx(1.959964 * deviation)
     assert ends[0] <= right / count <= ends[1]
 
 
@@ -58,11 +70,63 @@ def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> Non
     assert equal_error_rate([-math.inf, 3.0], [1.0, 2.0]) == 50
 
 
-def test_macro_f1() -> None:
+def test_scores_of_classes() -> None:
     generator = random.Random(4)
-    both = [(generator.choice("abc"), generator.choice("abcx")) for _ in range(90)]
-    expected = f1_score(*zip(*both), labels=["a", "b", "c"], average="macro")
-    assert macro_f1(Counter(both)) == pytest.approx(100 * expected)
+    both = list(zip(*((generator.choice("abc"), generator.choice("abcx")) for _ in range(90))))
+    wanted = precision_recall_fscore_support(*both, labels=["a", "b", "c"])
+    for one, *figures, count in zip(class_scores(*both), *wanted):
+        assert [one["precision"], one["recall"], one["f1"]] == pytest.approx(
+            [100 * f for f in figures]
+        )
+        assert one["utterances"] == count and one["errors"] == round(count * (1 - figures[1]))
+
+
+def text(*labels: str) -> Text:
+    """Labels as they are typed: longer than a character is a slot type."""
+    return read_text(Label("slot_type" if len(name) > 1 else "character", name) for name in labels)
+
+
+def scores_of_texts(*pairs: tuple[Text, Text]) -> dict[str, float]:
+    return score_texts([Answered(*pair, labels=3, right=pair[0] == pair[1]) for pair in pairs])
+
+
+def test_scores_of_texts_by_hand() -> None:
+    """Edits over all utterances; the mean of F1; each value beside the nearest of its slot."""
+    first = text("artist", *"AB", "artist"), text("artist", "B", "artist")
+    second = text(*"A B"), text(*"A A ", "city", "B", "city")
+    assert scores_of_texts(first, second) == {
+        "utterances": 2, "WER": pytest.approx(100 * (1 + 1) / (1 + 2)), "CER": 100 * (1 + 2) / 5,
+        "slot type F1": 100 * (1 + 0) / 2, "slot value CER": 100 * 1 / 2, "all right": 0,
+        "invalid answers": 0,
+    }  # fmt: skip
+    two = text("city", "A", "city", "date", "B", "date")
+    scores = scores_of_texts((two, text("city", "B", "city", "city", "A", "city")))
+    assert (scores["WER"], scores["CER"], scores["slot value CER"]) == (100, 100, 100 * (0 + 1) / 2)
+    assert scores["slot type F1"] == pytest.approx(100 * 2 / (2 + 1))
+    answers = [text(), text(NO_LABEL, "B"), text("artist"), text(*"AB")]
+    scores = scores_of_texts(*((text(*"AB"), answer) for answer in answers))
+    assert (scores["invalid answers"], scores["all right"]) == (50, 25), "empty, or no label"
+    assert scores["CER"] == 100 * (2 + 1 + 2 + 0) / 8 and "slot value CER" not in scores
+
+
+@pytest.mark.parametrize(
+    ("typed", "slots"),
+    [
+        (["artist", *"AB"], [("artist", "AB")]),  # never closed
+        (["artist", "A", "city", "B", "city"], [("artist", "A"), ("city", "B")]),
+        (["artist", "artist"], [("artist", "")]),
+        (["A", "artist", " ", "B", " ", "artist", "A"], [("artist", "B")]),
+    ],
+)
+def test_answers_whose_slots_do_not_close(typed: list[str], slots: list[tuple[str, str]]) -> None:
+    assert list(text(*typed).slots) == slots
+
+
+def test_bins_of_label_length() -> None:
+    """Every utterance in one bin, by its labels; a bin's CER is that of its utterances together."""
+    lengths = {1: "A", 20: "AB", 21: "B", 60: "AA"}
+    some = [Answered(Text("AB"), Text(answer), n, False) for n, answer in lengths.items()]
+    assert binned(some, width=20) == [(1, 20, 2, 25), (21, 40, 1, 50), (41, 60, 1, 50)]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +141,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         ]
         write_rows(workspace.rows("speech_commands", "tiny100", split), rows)
     names = {"0": {"slot": "keyword", "name": "other"}, "1": {"slot": "keyword", "name": "wake"}}
-    write_json(workspace.rows("speech_commands", "tiny100", "x").parent / "labels.json", names)
+    write_json(workspace.rows("speech_commands", "tiny100", "labels.json"), names)
     tiny.write_lm(workspace.lm("tiny100"))
     for name in ("make_data", "gen_labelspace", "verbalizer"):
         call(name, workspace.root)
@@ -91,73 +155,63 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
+    """The log-odds of the rarer label, wake, against the published model's."""
     path = two_classes.samples("KS", "tiny100", "d", "s")
-    rows = list(json.loads(path.with_stem(path.stem + "_within_labels").read_text()).values())
     model, symbols = tiny.prompted(), tiny.dictionary()
-    units = json.loads((two_classes.datasets("tiny100") / "verbal.json").read_text())["KS"]
-    wake, scores = units["1"], {True: [], False: []}
-    for row in rows:
+    units = read_json(two_classes.datasets("tiny100") / "verbal.json", "")["KS"]
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for row in read_json(within_path(path), "").values():
         tokens = [symbols.eos(), *(symbols.index(unit) for unit in row["src"].split())]
         inputs = model.lm, model.prompt, torch.tensor([tokens]), model.prompt.inputs
         logits = published_logits(*inputs)[0, -1]
-        odds = (logits[symbols.index(wake)] - logits[symbols.index(units["0"])]).item()
+        odds = (logits[symbols.index(units["1"])] - logits[symbols.index(units["0"])]).item()
         assert row["log_odds"] == pytest.approx(abs(odds), abs=1e-3)
-        assert (row["predict"] == wake) == (odds > 0)
-        scores[row["label"] == wake].append(odds)
+        assert (row["predict"] == units["1"]) == (odds > 0)
+        scores[row["label"] == units["1"]].append(odds)
     assert 0 < len(scores[True]) < len(scores[False]), "wake is the rarer label"
     said = score(path)
-    assert said.eer == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
+    assert said["eer"] == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
-    assert f"EER                     {said.eer:.2f} %" in printed
-    assert f"minimum detection cost  {said.detection_cost:.4f}\n" in printed
+    assert f"EER                     {said['eer']:.2f} %" in printed
+    assert f"minimum detection cost  {said['detection_cost']:.4f}\n" in printed
     assert "C_miss=1, C_fa=1, P_target=0.05" in printed and "the rarer label, wake\n" in printed
 
 
 def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
     """The most frequent label is train's; n-grams count where they had the same rows."""
-    path = two_classes.samples("KS", "tiny100", "d", "s")
-    rows = two_classes.rows("speech_commands", "tiny100", "test")
-    zeros = sum(line.endswith("|0") for line in rows.read_text().splitlines())
-    expected = {"train's most frequent label": pytest.approx(100 * zeros / 30)}
-    assert comparison(path, two_classes)["without_a_prompt"] == expected
-    assert most_frequent(["a", "a", "b"], ["b", "b", "a", "b"]) == 25
-    card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
     paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
+    zeros = sum(line.endswith("|0") for line in paths["test"].read_text().splitlines())
+    card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
     hashes = {split: sha256(path) for split, path in paths.items()}
-    write_json(card, {"rows": hashes, "test": {"accuracy": 71.5}})
-    printed = call("cal_acc", two_classes.root, "--sample_date", "s")
-    assert "  without a prompt: unit n-grams, linear, 71.50 %\n" in printed
-    write_json(card, {"rows": {**hashes, "train": "of others"}, "test": {"accuracy": 71.5}})
-    assert comparison(path, two_classes)["without_a_prompt"] == expected
+    for rows, is_said in ((hashes, True), ({**hashes, "train": "of others"}, False)):
+        write_json(card, {"rows": rows, "test": {"accuracy": 71.5}})
+        printed = call("cal_acc", two_classes.root, "--sample_date", "s")
+        assert f"without a prompt: train's most frequent label, {100 * zeros / 30:.2f} %" in printed
+        assert ("  without a prompt: unit n-grams, linear, 71.50 %\n" in printed) == is_said
 
 
 def test_train_and_valid_of_the_run_that_was_decoded(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = "--prompt_task", "IC", "--recipe", "fast", "--date", "beside", "--set", "max_epoch=3"
-    call("train", prepared, *flags, "max_update=0", "lr_schedule=fixed")
-    flags = "--prompt_task", "IC", "--model_date", "beside", "--sample_date", "beside"
-    call("sample", prepared, *flags)
-    workspace = Workspace(prepared)
-    path = workspace.samples("IC", "tiny100", "beside", "beside")
-    curve = train_curve(workspace.logs("IC", "tiny100", "beside") / "train.log")
-    card = json.loads(
-        (workspace.checkpoints("IC", "tiny100", "beside") / "prompt.json").read_text()
-    )
-    run = comparison(path, workspace)["run"]
-    assert len(curve) == 3 and run["train"] == curve[card["run"]["updates"]]["accuracy"]
-    assert run["valid"] == card["valid"]["accuracy"]
-    assert f"{run['train']:.2f} % on train" in call("cal_acc", prepared, "--sample_date", "beside")
-    compared = comparison(path, workspace)
-    assert load_task("IC").labels_per_utterance == len(compared["slots"])
+    task, date = ("--prompt_task", "IC"), ("--sample_date", "beside")
+    flags = ("--recipe", "fast", "--date", "beside", "--set", "max_epoch=3", "max_update=0")
+    call("train", prepared, *task, *flags, "lr_schedule=fixed")
+    call("sample", prepared, *task, "--model_date", "beside", *date)
+    workspace, run = Workspace(prepared), ("IC", "tiny100", "beside")
+    curve = train_curve(workspace.logs(*run) / "train.log")
+    card = read_json(workspace.checkpoints(*run) / "prompt.json", "")
+    compared = comparison(workspace.samples(*run, "beside"), workspace)
+    accuracy = curve[card["run"]["updates"]]["accuracy"]
+    assert compared["run"] == {"train": accuracy, "valid": card["valid"]["accuracy"]}
+    assert len(curve) == 3 and f"{accuracy:.2f} % on train" in call("cal_acc", prepared, *date)
+    assert len(compared["slots"]) == 3
     assert all(0 < share < 100 for share in compared["most_frequent"].values())
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, *_: figures.append(figure))
-    call("plot", prepared, "curves", "--date", "beside", "--prompt_task", "IC")
+    call("plot", prepared, "curves", "--date", "beside", *task)
     left, right = figures[0].axes
-    assert [line.get_label() for line in left.lines] == [
-        "beside, valid", "beside, train", "most frequent label of train",
-    ]  # fmt: skip
+    names = ["beside, valid", "beside, train", "most frequent label of train"]
+    assert [line.get_label() for line in left.lines] == names
     for axis in (left, right):
         low, high = axis.get_ylim()
         assert all(low <= y <= high for line in axis.lines for y in line.get_ydata())

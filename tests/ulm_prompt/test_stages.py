@@ -2,105 +2,122 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.files import sha256
+from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.forked import stage
-from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.training import recipe
 from ulm_prompt.verbalizer import spread_units
 
 UNIT_MODEL = "tiny100"
-DATA_STAGES = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
 QUICK = ("batch_size=16", "max_epoch=4", "patience=0")
 
 
-def train(
-    root: Path, date: str, *flags: str, task: str = "KS", knobs: tuple[str, ...] = QUICK
-) -> str:
-    return stage(
-        "ulm_prompt/train.py", "--workspace", root, "--date", date, "--prompt_task", task,
-        *flags, "--set", *knobs,
-    )  # fmt: skip
+def train(root: Path, date: str, *flags: object, knobs: tuple[str, ...] = QUICK) -> str:
+    command = ("--workspace", root, "--date", date, "--prompt_task", "KS", *flags)
+    return stage("ulm_prompt/train.py", *command, "--set", *knobs)
 
 
 def valid_losses(printed: str) -> list[str]:
     return re.findall(r"valid on 'valid' subset \| loss (\S+)", printed)
 
 
-def weights(root: Path, date: str, name: str = "checkpoint_last.pt", task: str = "KS") -> dict:
-    folder = Workspace(root).checkpoints(task, UNIT_MODEL, date)
-    return torch.load(folder / name, weights_only=True)["model"]
+def folder(root: Path, date: str, task: str = "KS") -> Path:
+    return Workspace(root).checkpoints(task, UNIT_MODEL, date)
+
+
+def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
+    return torch.load(folder / f"checkpoint_{name}.pt", weights_only=True)["model"]
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full copy, as users had to write it, or what differs alone."""
     published = (recipe.CONFIG / "recipes" / "published.yaml").read_text()
     monkeypatch.setattr(recipe, "CONFIG", tmp_path)
-    folder = tmp_path / "recipes"
-    folder.mkdir()
-    (folder / "copy.yaml").write_text(published.replace("patience: 5", "patience: 7"))
-    (folder / "short.yaml").write_text("patience: 7\n")
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    (recipes / "copy.yaml").write_text(published.replace("patience: 5", "patience: 7"))
+    (recipes / "short.yaml").write_text("patience: 7\n")
     copy, short = (recipe.load_recipe(name, ["lr=0.5"]) for name in ("copy", "short"))
     assert copy == short and (copy.patience, copy.lr, copy.seed) == (7, 0.5, 100501)
-    (folder / "short.yaml").write_text("patiens: 7\n")
-    with pytest.raises(UserError, match="patiens.*; expected one of space, init,"):
+    (recipes / "short.yaml").write_text("patiens: 7\n")
+    with pytest.raises(UserError, match="recipe short: no knob patiens; there are space, init,"):
         recipe.load_recipe("short", [])
+
+
+def test_data_stages_reproduce_the_published_files(data: Path, tmp_path: Path) -> None:
+    """Text, maps and binaries of the units whose published files are known, byte for byte."""
+    space, golden = Workspace(tmp_path), data / "golden"
+    published = (golden / "SHA256SUMS").read_text()
+    for unit_model in (data / "units").iterdir():
+        for rows in unit_model.iterdir():
+            if f"datasets/{unit_model.name}/{rows.name}/" in published:
+                shutil.copytree(rows, space.rows(rows.name, unit_model.name, "train").parent)
+        space.lm(unit_model.name).mkdir(parents=True)
+        shutil.copy(golden / unit_model.name / "dict.txt", space.lm(unit_model.name))
+    data_stages(tmp_path)
+    expected = {name: digest for digest, name in map(str.split, published.splitlines())}
+    assert len(expected) == 36
+    found = {name: (tmp_path / "ulm_prompt" / name).read_bytes() for name in expected}
+    assert {n: hashlib.sha256(content).hexdigest() for n, content in found.items()} == expected
+    for unit_model in ("hubert100", "cpc100"):
+        for name in ("verbal.json", "labelspace.json"):
+            made = space.datasets(unit_model) / name
+            assert made.read_bytes() == (golden / unit_model / name).read_bytes(), name
 
 
 def test_from_rows_to_accuracy(prepared: Path) -> None:
     """Both tasks by one call, every stage's files and counts, and a prompt that has learned."""
-    command = ("--workspace", prepared, "--date", "e2e", "--recipe", "fast")
-    printed = stage("ulm_prompt/train.py", *command, "--set", "max_update=400", "lr=0.1")
-    names = {f"decoder.{name}.weight" for name in
-             ("prefix_embed_prompts", "infix_embed_prompts", "sep_embed")}  # fmt: skip
-    for kind in ("key", "value"):
-        names |= {f"decoder.deep_{kind}_embed_prompts.{layer}.weight" for layer in range(3)}
-    sampled = ("--workspace", prepared, "--model_date", "e2e", "--sample_date", "e2e")
-    stage("ulm_prompt/sample.py", *sampled)
-    scored = stage("ulm_prompt/cal_acc.py", "--workspace", prepared, "--sample_date", "e2e")
+    at = ("--workspace", prepared)
+    knobs = ("--recipe", "fast", "--set", "max_update=400", "lr=0.1")
+    printed = stage("ulm_prompt/train.py", *at, "--date", "e2e", *knobs)
+    stage("ulm_prompt/sample.py", *at, "--model_date", "e2e", "--sample_date", "e2e")
+    scored = stage("ulm_prompt/cal_acc.py", *at, "--sample_date", "e2e")
     assert scored.count("utterances              29") == 2
     accuracies = re.findall(r"accuracy within labels  (\S+)", scored)
     assert float(accuracies[1]) > 80, "KS: chance is 25 %"
+    names = ["prefix_embed_prompts", "infix_embed_prompts", "sep_embed"]
+    names += [f"deep_{kind}_embed_prompts.{n}" for kind in ("key", "value") for n in range(3)]
     for task, length in (("KS", 3), ("IC", 6)):
         trained = length * 32 * 7 + 32
         assert f"(num. trained: {trained:,})" in printed
-        assert weights(prepared, "e2e", "checkpoint_best.pt", task).keys() == names
-        folder = Workspace(prepared).checkpoints(task, UNIT_MODEL, "e2e")
-        card = json.loads((folder / "prompt.json").read_text())
+        run = folder(prepared, "e2e", task)
+        assert weights(run).keys() == {f"decoder.{name}.weight" for name in names}
+        card = read_json(run / "prompt.json", "")
         assert card["trained_parameters"] == trained and card["valid"]["loss"] > 0
         logs = Workspace(prepared).logs(task, UNIT_MODEL, "e2e")
         assert list(logs.glob("*/events.out.tfevents.*")), "curves of its own"
-        samples = json.loads(
-            Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "e2e").read_text()
-        )
+        samples = read_json(Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "e2e"), "")
         assert list(samples) == [str(number) for number in range(29)]
         assert set(samples["0"]) == {"file_name", "src", "label", "predict"}
 
 
 def test_an_infix_prompt_is_trained_resumed_and_sampled(prepared: Path) -> None:
     task = ("--prompt_task", "IC")
-    train = ("train", prepared, *task, "--date", "infix", "--recipe", "fast")
-    short = ("--set", "max_update=6", "warmup_updates=2")
-    printed = call(*train, "--infix_prompt_length", 4, *short)
-    assert f"(num. trained: {4 * 32 * 7 + 32:,})" in printed
-    assert "has finished" in call(*train, "--infix_prompt_length", 4, *short)
+    short = ("--date", "infix", "--recipe", "fast", "--set", "max_update=6", "warmup_updates=2")
+    command = ("train", prepared, *task, "--infix_prompt_length")
+    assert f"(num. trained: {4 * 32 * 7 + 32:,})" in call(*command, 4, *short)
+    assert "has finished" in call(*command, 4, *short)
     with pytest.raises(UserError, match="another infix_prompt_length"):
-        call(*train, "--infix_prompt_length", 5, *short)
-    folder = Workspace(prepared).checkpoints("IC", UNIT_MODEL, "infix")
-    record = json.loads((folder / "prompt.json").read_text())
+        call(*command, 5, *short)
+    run = folder(prepared, "infix", "IC")
+    record = json.loads((run / "prompt.json").read_text())
     assert (record["prefix_prompt_length"], record["infix_prompt_length"]) == (0, 4)
-    state = weights(prepared, "infix", "checkpoint_best.pt", "IC")
-    assert state["decoder.infix_embed_prompts.weight"].shape == (4, 32)
-    assert state["decoder.prefix_embed_prompts.weight"].shape == (0, 32)
+    shapes = [
+        weights(run)[f"decoder.{kind}fix_embed_prompts.weight"].shape for kind in ("in", "pre")
+    ]
+    assert shapes == [(4, 32), (0, 32)]
     call("sample", prepared, *task, "--model_date", "infix", "--sample_date", "infix")
     assert "utterances              29" in call("cal_acc", prepared, "--sample_date", "infix")
 
@@ -112,11 +129,11 @@ def test_a_second_call_resumes_exactly(prepared: Path) -> None:
     whole = train(prepared, "whole")
     first = train(prepared, "parts", knobs=("batch_size=16", "max_epoch=2", "patience=0"))
     second = train(prepared, "parts")
-    assert "Loaded checkpoint" in second
-    assert len(valid_losses(whole)) == 4
+    assert "Loaded checkpoint" in second and len(valid_losses(whole)) == 4
     assert valid_losses(first) + valid_losses(second) == valid_losses(whole)
-    for name, tensor in weights(prepared, "whole").items():
-        assert torch.equal(tensor, weights(prepared, "parts")[name]), name
+    parts = weights(folder(prepared, "parts"), "last")
+    for name, tensor in weights(folder(prepared, "whole"), "last").items():
+        assert torch.equal(tensor, parts[name]), name
 
 
 def test_patience_survives_a_restart(prepared: Path) -> None:
@@ -124,37 +141,31 @@ def test_patience_survives_a_restart(prepared: Path) -> None:
     stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
     whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
     assert len(whole) == 4
-    first = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=2"))
-    second = train(prepared, "stuck2", knobs=(*stuck, "max_epoch=9"))
-    assert valid_losses(first) + valid_losses(second) == whole
+    parts = [train(prepared, "stuck2", knobs=(*stuck, f"max_epoch={last}")) for last in (2, 9)]
+    assert [loss for part in parts for loss in valid_losses(part)] == whole
 
 
 @pytest.mark.parametrize("knobs", [QUICK, ("max_update=9",), ("lr=0.0", "patience=2")])
 def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) -> None:
     """fairseq itself would train one more update, and call it the best."""
     date = f"done{len(knobs)}{knobs[0]}"
-    folder = Workspace(prepared).checkpoints("KS", UNIT_MODEL, date)
-    names = ("checkpoint_best.pt", "checkpoint_last.pt")
+    files = [folder(prepared, date) / f"checkpoint_{name}.pt" for name in ("best", "last")]
     train(prepared, date, knobs=(*knobs, "prompt_dropout=0.0"))
-    before = [sha256(folder / name) for name in names]
+    before = [sha256(file) for file in files]
     assert "this run has finished" in train(prepared, date, knobs=(*knobs, "prompt_dropout=0.0"))
-    assert [sha256(folder / name) for name in names] == before
+    assert [sha256(file) for file in files] == before
 
 
 def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
     printed = train(prepared, "ft", "--fine_tune", knobs=("max_epoch=2", "warmup_updates=2"))
     counts = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed)
     assert counts.group(1) == counts.group(2)
-    before = tiny.lm().state_dict()
-    after = weights(prepared, "ft", "checkpoint_best.pt")
+    before, after = tiny.lm().state_dict(), weights(folder(prepared, "ft"))
     assert after.keys() == before.keys()
-    assert not torch.equal(
-        after["decoder.layers.0.fc1.weight"], before["decoder.layers.0.fc1.weight"]
-    )
-    stage(
-        "ulm_prompt/sample.py", "--workspace", prepared, "--prompt_task", "KS",
-        "--model_date", "ft", "--sample_date", "ft",
-    )  # fmt: skip
+    name = "decoder.layers.0.fc1.weight"
+    assert not torch.equal(after[name], before[name])
+    flags = ("--prompt_task", "KS", "--model_date", "ft", "--sample_date", "ft")
+    call("sample", prepared, *flags)
 
 
 def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:
@@ -162,21 +173,15 @@ def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> Non
     shape = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2}
     knobs = [f"decoder_{name}={value}" for name, value in shape.items()]
     knobs += ["max_update=6", "warmup_updates=1", "tokens_per_sample=64", "max_tokens=512"]
-    command = ("--workspace", tmp_path, "--unit_model", UNIT_MODEL)
-    command += ("--date", "a", "--config", "tiny")
-    stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs)
-    folder = Workspace(tmp_path).lm(UNIT_MODEL)
-    assert {path.name for path in folder.iterdir()} == {
-        "checkpoint_best.pt",
-        "dict.txt",
-        "ulm.json",
-    }
-    for name in DATA_STAGES:
-        stage(f"ulm_prompt/{name}.py", "--workspace", tmp_path)
+    command = ("--workspace", tmp_path, "--unit_model", UNIT_MODEL, "--date", "a")
+    command = ("ulm_prompt/train_ulm.py", *command, "--config", "tiny", "--set", *knobs)
+    stage(*command)
+    lm = Workspace(tmp_path).lm(UNIT_MODEL)
+    assert {file.name for file in lm.iterdir()} == {"checkpoint_best.pt", "dict.txt", "ulm.json"}
+    data_stages(tmp_path)
     train(tmp_path, "a", knobs=("max_epoch=1",))
-    (folder / "ulm.json").unlink()
-    message = stage("ulm_prompt/train_ulm.py", *command, "--set", *knobs, code=2)
-    assert "not trained here" in message
+    (lm / "ulm.json").unlink()
+    assert "not trained here" in stage(*command, code=2)
 
 
 def test_every_label_has_a_unit_of_its_own(tmp_path: Path) -> None:

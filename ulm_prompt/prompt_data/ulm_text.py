@@ -23,9 +23,8 @@ CLUSTERS = 100  # of each codebook; a topic's name is a unit
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
     """The lines of unit text files. Raises ``UserError`` for anything but integers."""
     for path in files:
-        if not path.is_file():
-            raise UserError(f"--text {path}: not found; expected a file with a line of units each")
-        for number, line in enumerate(text_lines(path, "not found"), start=1):
+        missing = "not found; expected a file with a line of units each"
+        for number, line in enumerate(text_lines(path, missing), start=1):
             line = " ".join(line.split())
             if not are_units(line):
                 raise UserError(f"{path}, line {number}: expected units, found {line[:60]!r}")
@@ -33,11 +32,8 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
 
 
 def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
-    """The distinct utterances of ``split``, by the downstream that was quantised with
-    ``unit_model``.
-
-    Distinct, because a class-balanced split draws the same file many times. Raises ``UserError``
-    for downstreams that were quantised with different k-means: one unit would mean two things.
+    """Downstream -> the distinct utterances of ``split`` (a class-balanced one repeats files) that
+    were quantised with ``unit_model``. Raises ``UserError`` where these had different k-means.
     """
     units: dict[str, list[str]] = {}
     folder_of: dict[str, Path] = {}  # of each k-means; that of units made elsewhere is not known
@@ -50,21 +46,15 @@ def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, l
                 folder_of.setdefault(kmeans, path.parent)
     if len(folder_of) > 1:
         first, second, *_ = folder_of.values()
-        raise UserError(
-            f"{first} and {second}: quantised with different k-means; run preprocess/runner.py "
-            "--action quantized and postprocess on both again"
-        )
+        again = "run preprocess/runner.py --action quantized and postprocess on both again"
+        raise UserError(f"{first} and {second}: quantised with different k-means; {again}")
     return units
 
 
 def write_ulm_text(
-    folder: Path,
-    text: dict[str, Sequence[Path]],
-    tasks: dict[str, dict[str, list[str]]],
-    codebooks: int,
-    max_valid: int,
-    seed: int,
-) -> dict[str, Path]:
+    folder: Path, text: dict[str, Sequence[Path]], tasks: dict[str, dict[str, list[str]]],
+    codebooks: int, max_valid: int, seed: int,
+) -> dict[str, Path]:  # fmt: skip
     """Write ``folder``/{train,valid}.txt: the given text files, then the tasks' units.
 
     ``text`` and ``tasks`` by split. With ``codebooks`` each task utterance is followed by ``<s>``
@@ -75,44 +65,35 @@ def write_ulm_text(
         if downstream not in tasks["valid"]:
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
         valid = tasks["valid"][downstream][: max_valid or None]
+        both = train, valid
         if codebooks:
-            train, valid = _with_topics(train, valid, codebooks, seed)
-        lines["train"][downstream], lines["valid"][downstream] = train, valid
+            units = sorted({unit for line in chain(*both) for unit in line.split()}, key=int)
+            names = [units[topic % len(units)] for topic in range(CLUSTERS)]
+            both = (
+                [f"{line}{SEPARATOR}{' '.join(names[topic] for topic in of_line)}"
+                 for line, of_line in zip(*of_split)]
+                for of_split in zip(both, topics(train, valid, codebooks, seed))
+            )  # fmt: skip
+        lines["train"][downstream], lines["valid"][downstream] = both
     written = {}
     for split, sources in lines.items():
         written[split] = folder / f"{split}.txt"
-        limit = max_valid or None if split == "valid" else None
-        counts = Counter()
+        counts: Counter[str] = Counter()
         with writing(written[split]) as handle:
             for name, source in sources.items():
-                for line in islice(source, limit):
+                for line in islice(source, max_valid if split == "valid" and max_valid else None):
                     handle.write(line + "\n")
                     counts[name] += 1
         if not counts:
-            raise UserError(
-                f"no {split} units; quantise a task with preprocess/runner.py, "
-                "or give --text and --valid_text"
-            )
+            remedy = "quantise a task with preprocess/runner.py, or give --text and --valid_text"
+            raise UserError(f"no {split} units; {remedy}")
         print(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     return written
 
 
-def _with_topics(
-    train: list[str], valid: list[str], codebooks: int, seed: int
-) -> tuple[list[str], list[str]]:
-    units = sorted({unit for line in chain(train, valid) for unit in line.split()}, key=int)
-    texts = []
-    for lines, codes in zip((train, valid), topics(train, valid, codebooks, seed)):
-        names = (" ".join(units[code % len(units)] for code in row) for row in codes)
-        texts.append([line + SEPARATOR + name for line, name in zip(lines, names)])
-    return tuple(texts)
-
-
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
-    """A dict.txt of all units up to the highest one, with their counts in train.
-
-    A unit that only another split shows has its symbol too. Raises ``UserError`` for one beyond any
-    k-means: every number up to it would become a symbol.
+    """A dict.txt of all units up to the highest one of any split, with their counts in train.
+    Raises ``UserError`` for one beyond any k-means: every number up to it would become a symbol.
     """
     counts: Counter[str] = Counter()
     highest = 0
@@ -127,21 +108,20 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
                 if split == "train":
                     counts.update(units)
     with writing(path) as handle:
-        for unit in map(str, range(highest + 1)):
-            handle.write(f"{unit} {counts[unit]}\n")
+        handle.writelines(f"{unit} {counts[str(unit)]}\n" for unit in range(highest + 1))
 
 
 def topics(
     train: Sequence[str], valid: Sequence[str], codebooks: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster utterances (lines of units) by the unit n-grams that they hold.
+    """Cluster utterances (lines of units) by the unit n-grams that they hold; returns (utterances,
+    codebooks) of integers below ``CLUSTERS`` for both splits.
 
     A topic names, without labels, what an utterance is about. A small unit LM sees a few minutes
     of text and hardly looks back; asked to continue ``units <s>`` with the topics, it learns to.
 
     TF-IDF of uni- to trigrams, reduced by SVD to the unit sphere; each codebook is a k-means in a
-    random half of the dimensions. Learned on ``train``. Returns (utterances, codebooks) of integers
-    below ``CLUSTERS`` for both splits.
+    random half of the dimensions, learned on ``train``.
     """
     # not at the top: train_ulm.py checks its flags first
     from sklearn.cluster import MiniBatchKMeans
@@ -158,13 +138,12 @@ def topics(
     reduced = reduce.fit_transform(weights), reduce.transform(vectorizer.transform(valid))
     points = [rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9) for rows in reduced]
     generator = np.random.default_rng(seed)
+    clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
     codes = []  # of each codebook: both splits'
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
-        clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
         kmeans = MiniBatchKMeans(
             clusters, random_state=seed + book, batch_size=2048, n_init=1, max_iter=15
-        )
-        kmeans.fit(points[0] @ directions)
+        ).fit(points[0] @ directions)
         codes.append([kmeans.predict(rows @ directions) for rows in points])
     return tuple(np.stack(of_split, axis=1) for of_split in zip(*codes))

@@ -18,7 +18,13 @@ from pipeline.files import read_json, replacing_folder, sha256, text_lines, writ
 from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.label_names import JOIN, encode, with_joint_names
+from ulm_prompt.prompt_data.label_names import (
+    JOIN,
+    Label,
+    encode,
+    named_labels,
+    with_joint_names,
+)
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
 
 if TYPE_CHECKING:
@@ -27,49 +33,44 @@ if TYPE_CHECKING:
 SOURCES = "sources.json"  # the hashes of what a folder was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
+TEXT_MADE_BY = "ulm_prompt/make_data.py"
+LABELS_MADE_BY = "ulm_prompt/gen_labelspace.py"
 MADE_BY = "ulm_prompt/verbalizer.py"
 _WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
-_LATER = ("LM's dict",)  # what the records of earlier versions lack
+_LATER = ("LM's dict", "renamed")  # what the records of earlier versions lack
 
 
-def read_prompt_text(path: Path, made_by: str) -> Iterator[tuple[str, str]]:
-    """Stream (units, labels) of each line ``units <s> labels``, both as written.
+def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, str]]:
+    """Stream (units, labels) of each line ``units <s> labels`` that the command ``made_by`` wrote;
+    the verbalizer may name labels by several units, ``12+47``.
 
-    Raises ``UserError`` for a missing file (``made_by`` is the command that makes it) or a line
-    without one ``<s>``. The verbalizer's text may name labels by several units, ``12+47``.
+    Raises ``UserError`` for a missing file, or another line.
     """
-    lines = text_lines(path, f"not found; run {made_by} first")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text_lines(path, f"not found; run {made_by} first"), start=1):
         units, separator, labels = line.partition(SEPARATOR)
         numbers = labels.replace(JOIN, " ") if made_by == MADE_BY else labels
         if not (units and separator and are_labels(numbers)):
-            raise UserError(
-                f"{path}, line {number}: expected 'units <s> labels', found {line[:60]!r}; "
-                f"run {made_by} again"
-            )
+            problem = f"expected 'units <s> labels', found {line[:60]!r}"
+            raise _again(f"{path}, line {number}", problem, made_by)
         yield units, labels
 
 
 def rename_labels(
     source: Path, target: Path, names: dict[str, str], seen: Container[str]
 ) -> tuple[int, int]:
-    """Write prompt text ``source`` to ``target`` with every label renamed.
-
-    Returns its number of lines, and of the lines with a label that is not in ``seen``. Raises
-    ``UserError`` for a label without a name.
+    """Write prompt text with every label renamed; returns the number of its lines, and of those
+    with a label that is not in ``seen``. Raises ``UserError`` for a label without a name.
     """
     count = unseen = 0
     with writing(target) as handle:
-        rows = read_prompt_text(source, "ulm_prompt/make_data.py")
-        for count, (units, labels) in enumerate(rows, start=1):
-            try:
-                renamed = " ".join(names[label] for label in labels.split())
-            except KeyError as error:
-                raise UserError(
-                    f"{source}, line {count}: label {error.args[0]} is not in the verbalizer; "
-                    f"run ulm_prompt/gen_labelspace.py, then {MADE_BY} again"
-                ) from None
-            unseen += any(label not in seen for label in labels.split())
+        rows = read_prompt_text(source, TEXT_MADE_BY)
+        for count, (units, text) in enumerate(rows, start=1):
+            labels = text.split()
+            if other := [label for label in labels if label not in names]:
+                problem = f"label {other[0]} is not in labelspace.json"
+                raise _again(f"{source}, line {count}", problem, LABELS_MADE_BY)
+            unseen += any(label not in seen for label in labels)
+            renamed = " ".join(names[label] for label in labels)
             handle.write(f"{units}{SEPARATOR}{renamed}\n")
     return count, unseen
 
@@ -93,62 +94,54 @@ def verbal_path(workspace: Workspace, pair: Pair) -> Path:
     return folder / "verbal.json"
 
 
-def _sources_path(workspace: Workspace, pair: Pair) -> Path:
-    return verbal_path(workspace, pair).with_name("verbal_sources.json")
-
-
-def record_rows(workspace: Workspace, pair: Pair) -> None:
-    """Save beside data_prompt/ the hashes of the rows that it was made from."""
-    folder = prompt_texts(workspace, pair)["train"].parent
-    write_json(folder / SOURCES, _row_hashes(workspace, pair))
+def write_entry(path: Path, task: str, entry: object, made_by: str = MADE_BY) -> None:
+    """Replace one task's entry in a JSON file that ``made_by`` makes."""
+    by_task = read_json(path, made_by) if path.exists() else {}
+    write_json(path, in_paper_order({**by_task, task: entry}))
 
 
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
     """Save the task's label -> unit map in verbal.json, then in verbal_sources.json the hashes of
-    its sources and of the text that was renamed by it.
+    what belongs to it.
     """
+    path = verbal_path(workspace, pair)
+    write_entry(path, pair.task, names)
     sources = {"method": method, **_sources(workspace, pair, names, method)}
-    sources["renamed"] = _hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
-    files = {verbal_path(workspace, pair): names, _sources_path(workspace, pair): sources}
-    for file, entry in files.items():
-        by_task = read_json(file, MADE_BY) if file.exists() else {}
-        by_task[pair.task] = entry
-        write_json(file, in_paper_order(by_task))
+    write_entry(_sources_path(path), pair.task, sources)
 
 
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     """The method that made the task's verbalizer, and its label -> unit map.
 
-    Raises ``UserError`` when it is missing, was edited, or what it was made from has changed.
+    Raises ``UserError`` when it is missing, or the map, what it was made from or the text that was
+    renamed by it has changed.
     """
     path = verbal_path(workspace, pair)
-    names = read_json(path, MADE_BY).get(pair.task)
-    recorded = read_json(_sources_path(workspace, pair), MADE_BY).get(pair.task)
-    if names is None or recorded is None:
-        raise UserError(f"{path}: nothing about {pair.task}; run {MADE_BY}")
+    files = (path, _sources_path(path))
+    names, recorded = (read_json(file, MADE_BY).get(pair.task) for file in files)
     method = recorded.get("method") if isinstance(recorded, dict) else None
     if not (isinstance(names, dict) and str(method).isidentifier()):
-        raise UserError(f"{path}: expected label -> unit for {pair.task}; run {MADE_BY} again")
+        raise _again(path, f"expected label -> unit for {pair.task}", MADE_BY)
     for name, value in _sources(workspace, pair, names, method).items():
         if recorded.get(name, value if name in _LATER else None) != value:
-            raise UserError(
-                f"{path}: stale, {pair.task}'s {name} has changed since it was made; "
-                f"run {MADE_BY} again"
-            )
+            what = f"{pair.task}'s {'renamed text' if name == 'renamed' else name}"
+            raise _again(path, f"stale, {what} has changed since it was made", MADE_BY)
     return method, names
 
 
+def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
+    """Label unit -> label, by verbal.json and the downstream's labels.json. Raises ``UserError``
+    where the two do not fit.
+    """
+    _, verbal = load_verbal(workspace, pair)
+    named = named_labels(workspace, pair, verbal)
+    return {unit: named[number] for number, unit in verbal.items()}
+
+
 def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
-    """Each split's text with renamed labels. Raises ``UserError`` when it is missing or stale."""
+    """Each split's text with renamed labels. Raises ``UserError`` as ``load_verbal``."""
     method, _ = load_verbal(workspace, pair)
-    texts = prompt_texts(workspace, pair, renamed_kind(pair, method))
-    recorded = read_json(_sources_path(workspace, pair), MADE_BY)[pair.task].get("renamed")
-    if recorded not in (None, _hashes(texts)):  # None: by an earlier version
-        raise UserError(
-            f"{texts['train'].parent}: not the text that the verbalizer wrote (another SHA-256); "
-            f"run {MADE_BY} again"
-        )
-    return texts
+    return prompt_texts(workspace, pair, renamed_kind(pair, method))
 
 
 def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
@@ -160,9 +153,9 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     folder = workspace.data_bin(pair.unit_model, pair.data_name)
     made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
     recorded = made_from.pop("written", None)  # None: by an earlier version
-    written = _hashes({name: folder / name for name in _WRITTEN})
+    written = hashes({name: folder / name for name in _WRITTEN})
     symbols = lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
-    if made_from != _hashes(renamed_texts(workspace, pair)):
+    if made_from != hashes(renamed_texts(workspace, pair)):
         problem = "stale, its text has changed since"
     elif recorded not in (None, written):
         problem = f"not the files that {SOURCES} was written for (another SHA-256)"
@@ -170,7 +163,7 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
         problem = "stale, the LM has another dict.txt"
     else:
         return made_from
-    raise UserError(f"{folder}: {problem}; run ulm_prompt/fairseq_preprocess.py again")
+    raise _again(folder, problem, "ulm_prompt/fairseq_preprocess.py")
 
 
 def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
@@ -182,58 +175,20 @@ def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
     return True
 
 
-def _sources(
-    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
-) -> dict[str, object]:
-    """What a verbalizer depends on. Raises ``UserError`` when data_prompt/ is stale itself."""
-    texts = prompt_texts(workspace, pair)
-    for text in texts.values():
-        if not text.exists():
-            raise UserError(f"{text}: not found; run ulm_prompt/make_data.py first")
-    folder = texts["train"].parent
-    if read_json(folder / SOURCES, "ulm_prompt/make_data.py") != _row_hashes(workspace, pair):
-        raise UserError(
-            f"{folder}: stale, the rows it was made from have changed; "
-            "run ulm_prompt/make_data.py again, then the stages after it"
-        )
-    sources = {
-        "map": hashlib.sha256(json.dumps(names).encode()).hexdigest(),
-        "data_prompt": _hashes(texts),
-    }
-    if method == "kmeans":
-        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
-        sources |= {"LM": weights, "LM's dict": symbols}
-    return sources
-
-
 def lm_hashes(folder: Path) -> dict[str, str]:
-    """By them the same LM is known without loading it. A missing file has an empty hash."""
-    return _hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
-
-
-def _row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
-    data = pair.config.downstream, pair.unit_model
-    rows = {split: workspace.rows(*data, split) for split in SPLITS}
-    for path in rows.values():
-        if not path.exists():
-            raise UserError(f"{path}: this split is missing; make it with preprocess/runner.py")
-    return _hashes(rows)
-
-
-def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
-    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}
+    """By them the same LM is known without loading it."""
+    return hashes({name: folder / name for name in ("checkpoint_best.pt", "dict.txt")})
 
 
 def binarize(
     texts: Mapping[str, Path], dictionary: Dictionary, dictionary_path: Path, target: Path,
     names: Iterable[str] = (),
 ) -> dict[str, int]:  # fmt: skip
-    """Write ``target``/<split>.{bin,idx}, dict.txt and the sources' hashes; return each split's
-    rows. ``dictionary`` was read from ``dictionary_path``; the labels' ``names`` of several
-    units are numbered behind its symbols, and are not in the folder's dict.txt.
+    """Write the folder ``target``, complete or not at all: <split>.{bin,idx}, dict.txt and the
+    sources' hashes; return each split's rows. ``dictionary`` was read from ``dictionary_path``;
+    ``names`` of several units are numbered behind its symbols, and are not in dict.txt.
 
-    The folder is complete or absent: it is written under another name and renamed. fairseq reads
-    a text ten times as slowly, to the same bytes.
+    fairseq reads a text ten times as slowly, to the same bytes.
     """
     import torch
     from fairseq.data import indexed_dataset
@@ -253,6 +208,42 @@ def binarize(
                 counts[split] = number
             builder.finalize(indexed_dataset.index_file_path(file))
         shutil.copyfile(dictionary_path, folder / "dict.txt")
-        written = _hashes({name: folder / name for name in _WRITTEN})
-        write_json(folder / SOURCES, {**_hashes(texts), "written": written})
+        written = hashes({name: folder / name for name in _WRITTEN})
+        write_json(folder / SOURCES, {**hashes(texts), "written": written})
     return counts
+
+
+def _again(path: str | Path, problem: str, command: str) -> UserError:
+    return UserError(f"{path}: {problem}; run {command} again")
+
+
+def _sources_path(verbal: Path) -> Path:
+    return verbal.with_name("verbal_sources.json")
+
+
+def _sources(
+    workspace: Workspace, pair: Pair, names: dict[str, str], method: str
+) -> dict[str, object]:
+    """The hashes of what belongs to a verbalizer. Raises ``UserError`` for a stale data_prompt/."""
+    texts = prompt_texts(workspace, pair)
+    folder = texts["train"].parent
+    if read_json(folder / SOURCES, TEXT_MADE_BY) != row_hashes(workspace, pair):
+        raise _again(folder, "stale, the rows it was made from have changed", TEXT_MADE_BY)
+    map_hash = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    renamed = hashes(prompt_texts(workspace, pair, renamed_kind(pair, method)))
+    sources: dict[str, object] = {"map": map_hash, "data_prompt": hashes(texts), "renamed": renamed}
+    if method == "kmeans":
+        weights, symbols = lm_hashes(lm_folder(workspace, pair.unit_model)).values()
+        sources |= {"LM": weights, "LM's dict": symbols}
+    return sources
+
+
+def row_hashes(workspace: Workspace, pair: Pair) -> dict[str, str]:
+    """Of the rows that a task's text is made from."""
+    data = pair.config.downstream, pair.unit_model
+    return hashes({split: workspace.rows(*data, split) for split in SPLITS})
+
+
+def hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The SHA-256 of each file; that of a missing one is empty."""
+    return {name: sha256(path) if path.is_file() else "" for name, path in files.items()}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -19,13 +18,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.errors import one_line
 from pipeline.files import holding, writing
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.label_names import text_of
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.scoring.class_report import class_report, probabilities_of, report_names
-from ulm_prompt.scoring.comparison import comparison_lines, trained_run
-from ulm_prompt.scoring.pictures import MOST_NAMED, OTHER
-from ulm_prompt.scoring.sample_file import BOS, read_samples, within_path
-from ulm_prompt.scoring.scores import Label, is_baseline, score_lines, train_curve, valid_curve
+from ulm_prompt.scoring.class_report import (
+    MOST_NAMED,
+    OTHER,
+    class_report,
+    comparison_lines,
+    read_named,
+    trained_run,
+)
+from ulm_prompt.scoring.scores import score_lines, train_curve, valid_curve
 
 WIDTH, HEIGHT = 640, 220  # of the curve's plane
 Rows = list[dict[str, Any]]
@@ -42,38 +44,33 @@ def write_pages(
     Returns of each sample file its ``page``, and what became of the ``audio``. Raises ``UserError``
     where the rows that were decoded are not in the workspace.
     """
-    pairs: dict[Path, Pair] = {}
-    rows: dict[Path, Rows] = {}
-    reports: dict[Path, dict[str, Any]] = {}
-    pages: dict[Path, dict[str, str]] = {}
-    for path in scored:
-        pairs[path], names = report_names(path, workspace, "--html")
-        is_text = pairs[path].config.is_sequence
-        rows[path] = _rows(path, names, is_text)
-        reports[path] = {"classes": [], "slots": {}} if is_text else class_report(path, names)
+    files = {path: read_named(path, workspace, "--html") for path in scored}
+    rows = {path: named.rows for path, (_, named) in files.items()}
+    pages = {}
     loader = FileSystemLoader(Path(__file__).parent)
-    template = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    for path, pair in pairs.items():
-        others = [other for other in scored if other != path and pairs[other].task == pair.task]
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    template = environment.get_template("report.html.j2")
+    for path, (pair, named) in files.items():
+        others = [other for other in files if other != path and files[other][0].task == pair.task]
         page = path.with_suffix(".html")
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
         data = {
             "rows": rows[path],
-            "slots": list(reports[path]["slots"]),
+            "slots": named.slots,
             "runs": [_name(other) for other in others],
             "answers": [[row["answer"] for row in rows[other]] for other in others],
             "other": OTHER,
             "most": MOST_NAMED,
         }
         columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
-        text = template.get_template("report.html.j2").render(
+        text = template.render(
             title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
             columns=columns,
             names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
             beside=comparison_lines(scored[path]),
             others={_name(other): _beside(rows[path], rows[other]) for other in others},
             curve=_curve(path, workspace, pair),
-            classes=reports[path]["classes"],
+            classes=[] if pair.config.is_sequence else class_report(named)["classes"],
             audio=audio,
             data=data,
         )
@@ -87,49 +84,20 @@ def _name(path: Path) -> str:
     return one_line(f"{path.parent.name.removeprefix('samples_')}/{path.stem[len('samples_') :]}")
 
 
-def _rows(path: Path, names: Mapping[str, Label], is_text: bool) -> Rows:
-    """What the page holds of each utterance. Labels are names, a text is one of them."""
-
-    def told(units: str) -> list[str]:
-        labels = [names[unit].name if unit in names else "?" for unit in units.split()]
-        return [text_of(labels)] if is_text else labels
-
-    twin, samples, rows = within_path(path), list(read_samples(path)), []
-    for sample in samples:
-        rows.append({
-            "file": str(sample.get("file_name", "")),
-            "units": str(sample.get("src", "")).removesuffix(f" {BOS}"),
-            "spoken": told(sample["label"]), "answer": told(sample["predict"]),
-            "right": sample["label"] == sample["predict"], "is_mistake": False, "probability": 0.0,
-        })  # fmt: skip
-    has_scores = twin.exists() and not is_baseline(samples[0])
-    for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
-        if sample["predict"]:
-            row["is_mistake"] = sample["label"] != sample["predict"]
-            row["within"] = told(sample["predict"])
-            row["probability"], row["shares"] = probabilities_of(sample, twin)
-    return rows
-
-
 def _beside(rows: Rows, others: Rows) -> dict[str, Any] | None:
-    """How two runs' free answers differ; None where they are to other rows."""
+    """How two runs' free answers differ, with McNemar's exact test of the rows that one run alone
+    has right; None where they are to other rows.
+    """
+    from scipy.stats import binomtest  # takes half a second
+
     if [(row["file"], row["spoken"]) for row in rows] != [(r["file"], r["spoken"]) for r in others]:
         return None
     pairs = list(zip(rows, others))
     alone = sum(row["right"] > other["right"] for row, other in pairs)
     other_alone = sum(row["right"] < other["right"] for row, other in pairs)
     differ = sum(row["answer"] != other["answer"] for row, other in pairs)
-    facts = {"differ": differ, "alone": alone, "other_alone": other_alone}
-    return facts | {"p": mcnemar(alone, other_alone)}
-
-
-def mcnemar(one: int, other: int) -> float:
-    """McNemar's two-sided exact p for rows that ``one`` run alone, or the ``other``, has right: the
-    binomial probability of a split at least so uneven, were both equally good.
-    """
-    count = one + other
-    tail = sum(math.comb(count, k) for k in range(min(one, other) + 1))
-    return min(1.0, 2 * tail / 2**count)
+    p = binomtest(alone, alone + other_alone).pvalue if alone + other_alone else 1.0
+    return {"differ": differ, "alone": alone, "other_alone": other_alone, "p": p}
 
 
 def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -144,11 +112,15 @@ def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | Non
     run = trained_run(path, workspace, pair)
     if run is None or not run[1].is_file():
         return None
-    kept, lines = run[0].run.updates, {}
-    curves = {"valid": valid_curve(run[1]), "train": train_curve(run[1])}
+    record, log = run
+    curves, kept, lines = (
+        {"valid": valid_curve(log), "train": train_curve(log)},
+        record.run.updates,
+        {},
+    )
     last = max([1, kept, *curves["valid"], *curves["train"]])
     for name, curve in curves.items():
-        points = [(at, s["accuracy"]) for at, s in curve.items() if "accuracy" in s]
+        points = [(at, scores["accuracy"]) for at, scores in curve.items() if "accuracy" in scores]
         plane = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in points)
         lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in plane)
     return {"lines": lines, "last": last, "kept": kept, "at": WIDTH * kept / last}

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.files import replacing
+from ulm_prompt.scoring.class_report import MOST_NAMED, OTHER
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 matplotlib.use("Agg")
 logging.getLogger("matplotlib").setLevel(logging.WARNING)  # fairseq lets every logger speak
 COLOURS = plt.get_cmap("tab10").colors
-OTHER = "(other)"  # an answer that is no class of the test split
-MOST_NAMED = 40  # classes; the axes of a larger confusion matrix have no names
 MOST_COUNTED = 15  # classes; the squares of a larger one hold no numbers
 
 
@@ -61,20 +60,17 @@ def draw_curves(
         left.axhline(guess, color="black", linestyle=":", label="most frequent label of train")
     top = max(max(line.get_ydata(), default=0.0) for line in left.lines) or 1.0
     left.set_ylim(-0.02 * top, 1.05 * top)
-    figure.legend(
-        *left.get_legend_handles_labels(), title="--date; train: with its noise", ncols=5,
-        loc="outside lower center",
-    )  # fmt: skip
+    lines = left.get_legend_handles_labels()
+    about = "--date; train: with its noise"
+    figure.legend(*lines, title=about, ncols=5, loc="outside lower center")
     figure.suptitle(title)
     save(figure, path)
 
 
 def draw_verbalizer(
-    embeddings: Mapping[str, np.ndarray],
-    labels: Mapping[str, tuple[str, str]],
-    title: str,
+    embeddings: Mapping[str, np.ndarray], labels: Mapping[str, tuple[str, str]], title: str,
     path: Path,
-) -> None:
+) -> None:  # fmt: skip
     """The LM's unit embeddings, (D,) each, in the plane of their two largest principal components.
 
     ``labels``: unit -> (slot, name) of what it stands for. The axes say how much of the variance
@@ -97,9 +93,7 @@ def draw_verbalizer(
         for unit in units:
             text = f"{labels[unit][1]} ({unit})"
             axis.annotate(text, points[unit], (4, 3), textcoords="offset points", fontsize=8)
-    first, second = (
-        f"{100 * share:.0f} % of the variance" for share in pca.explained_variance_ratio_
-    )
+    first, second = (f"{100 * s:.0f} % of the variance" for s in pca.explained_variance_ratio_)
     if beyond := len(labels.keys() - points.keys()):
         title += f" ({beyond:,} labels have none of their own)"
     axis.set(title=title, xlabel=f"first component, {first}", ylabel=f"second, {second}")
@@ -139,10 +133,8 @@ def draw_confusion(slots: Mapping[str, Answers], title: str, path: Path) -> None
     side = 4 + 0.28 * min(most, MOST_NAMED if len(slots) == 1 else MOST_COUNTED)
     columns = min(2, len(slots))
     rows = math.ceil(len(slots) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=((side + 2) * columns, side * rows), layout="constrained",
-        squeeze=False,
-    )  # fmt: skip
+    size = ((side + 2) * columns, side * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for axis in axes.flat[len(slots) :]:
         axis.remove()
     for axis, (slot, answers) in zip(axes.flat, slots.items()):
@@ -164,8 +156,8 @@ def confusion_on(
     shares = counts / counts.sum(axis=1, keepdims=True)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     right = 100 * np.trace(counts) / counts.sum()
-    axis.set(title=f"{title}: {right:.1f} % of {len(spoken):,} test utterances")
-    axis.set(xlabel="answered", ylabel="spoken")
+    title = f"{title}: {right:.1f} % of {len(spoken):,} test utterances"
+    axis.set(title=title, xlabel="answered", ylabel="spoken")
     size = 9 if len(classes) <= MOST_COUNTED else 6
     if len(classes) <= MOST_NAMED:
         axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
@@ -185,8 +177,7 @@ def draw_cer_by_length(runs: Mapping[str, Sequence[Bin]], path: Path) -> None:
         shortest, longest, utterances, rates = map(np.array, zip(*bins))
         middles = (shortest + longest) / 2
         (line,) = axis.plot(middles, rates, label=name)
-        sizes = 10 + 80 * utterances / utterances.max()
-        axis.scatter(middles, rates, sizes, color=line.get_color())
+        axis.scatter(middles, rates, 10 + 80 * utterances / max(utterances), color=line.get_color())
     axis.set(xlabel="labels of the utterance", ylabel="CER, %")
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)

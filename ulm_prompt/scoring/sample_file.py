@@ -9,24 +9,39 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+import math
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import naming, read_json, sha256, write_json
+from pipeline.files import naming, read_json, write_json
 from ulm_prompt.prompt_data.tasks import MAX_LABELS, add_dtype, label_limit
+from ulm_prompt.prompt_data.verbal import hashes
 
 if TYPE_CHECKING:  # fairseq takes seconds to import
     from fairseq.data import Dictionary
 
     from ulm_prompt.prompt_lm.search import Decoded, Options
 
-
+Sample = dict[str, Any]  # an utterance of a sample file: file_name, src, label, predict, scores
 BOS = "<s>"
 WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
 DIGITS = 5  # of a stored log-probability
 FORMAT = 3  # of a partial file; 1 kept every ``<s>`` in an answer, 2 had no log-odds
+_NUMBERS = {  # flag: type, default, least, most, help
+    "batch_size": (int, 64, 1, math.inf, "utterances at a time (default: 64)"),
+    "max_labels": (int, None, 1, math.inf, "cut an answer after this many "
+                   f"(default: {MAX_LABELS}, or 5/4 of train's longest)"),
+    "max_units": (int, 16_384, 1, math.inf, "a longer row is scored as wrong: memory grows with "
+                  "its square (default: 16384)"),
+    "beam": (int, 1, 1, math.inf, "hypotheses of beam search"),
+    "lenpen": (float, 1.0, -10, 10, "scores are divided by length ** LENPEN"),
+    "topk": (int, 0, 0, math.inf, "draw among the K likeliest"),
+    "topp": (float, 0.0, 0, 1, "among the likeliest with P"),
+    "temperature": (float, 1.0, 0.001, 1000, "above 1: flatter, below: sharper"),
+    "seed": (int, 1, 0, 2**32 - 1, "of the draws"),
+}  # fmt: skip
 # to a row that is too long for the LM; it has no probability
 NO_ANSWER: dict[str, Any] = {
     **{kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")},
@@ -37,50 +52,38 @@ NO_ANSWER: dict[str, Any] = {
 def add_search(parser: argparse.ArgumentParser) -> None:
     """The flags that say how answers are searched for, by fairseq's names where it has them."""
     flag = parser.add_argument_group("search", "the default is greedy, as published").add_argument
-    flag("--batch_size", type=int, default=64, help="utterances at a time (default: 64)")
     add_dtype(flag)
-    limit = f"cut an answer after this many (default: {MAX_LABELS}, or 5/4 of train's longest)"
-    flag("--max_labels", type=int, help=limit)
-    limit = "a longer row is scored as wrong: memory grows with its square (default: 16384)"
-    flag("--max_units", type=int, default=16_384, help=limit)
     within = (
         "the labels of the second file: those that train has at the same position (slots; the "
         "default of tasks with a fixed number of labels) or anywhere (set; the default of texts), "
         "or only whole label sequences of train (trie)"
     )
     flag("--within_labels", nargs="?", choices=("slots", "set", "trie"), help=within)
-    flag("--beam", type=int, default=1, help="hypotheses of beam search")
-    flag("--lenpen", type=float, default=1.0, help="scores are divided by length ** LENPEN")
     flag("--sampling", action="store_true", help="draw the free answers")
-    flag("--topk", "--sampling_topk", type=int, default=0, help="draw among the K likeliest")
-    flag("--topp", "--sampling_topp", type=float, default=0.0, help="among the likeliest with P")
-    flag("--temperature", type=float, default=1.0, help="above 1: flatter, below: sharper")
-    flag("--seed", type=int, default=1, help="of the draws")
+    for name, (kind, default, _, _, text) in _NUMBERS.items():
+        others = [f"--sampling_{name}"] if name in ("topk", "topp") else []
+        flag(f"--{name}", *others, type=kind, default=default, help=text)
 
 
 def check_search(args: argparse.Namespace) -> None:
     """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
-    for name in ("batch_size", "beam", "max_labels", "max_units"):
+    for name, (_, _, least, most, _) in _NUMBERS.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected at least 1")
-    cut, searched = args.topk or args.topp, args.sampling or args.beam > 1
-    out_of_range = args.topk < 0 or not 0 <= args.topp <= 1 or not 0 <= args.seed < 2**32
-    for problem, is_so in {
-        f"--temperature {args.temperature}: expected 0.001 to 1000": (
-            not 0.001 <= args.temperature <= 1000
+        if value is not None and not least <= value <= most:
+            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+            raise UserError(f"--{name} {value}: expected {expected}")
+    beam, cut, temperature = args.beam > 1, args.topk or args.topp, args.temperature
+    for is_wrong, problem in (
+        (args.topk and args.topp, "--topk and --topp: choose one"),
+        (args.sampling and beam, "--sampling and --beam: choose one"),
+        (cut and not args.sampling, "--topk and --topp belong to --sampling: add it"),
+        (
+            temperature != 1 and not (args.sampling or beam),
+            "--temperature changes no greedy answer: add --sampling or --beam",
         ),
-        f"--lenpen {args.lenpen}: expected -10 to 10": not -10 <= args.lenpen <= 10,
-        "--topk, --topp, --seed: expected K >= 0, 0 <= P <= 1, 0 <= seed < 2**32": out_of_range,
-        "--topk and --topp: choose one": args.topk and args.topp,
-        "--sampling and --beam: choose one": args.sampling and args.beam > 1,
-        "--topk and --topp belong to --sampling: add it": cut and not args.sampling,
-        "--temperature changes no greedy answer: add --sampling or --beam": (
-            args.temperature != 1 and not searched
-        ),
-        "--lenpen belongs to --beam: add it": args.lenpen != 1 and args.beam == 1,
-    }.items():
-        if is_so:
+        (args.lenpen != 1 and not beam, "--lenpen belongs to --beam: add it"),
+    ):
+        if is_wrong:
             raise UserError(problem)
 
 
@@ -88,23 +91,18 @@ def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dic
     """The values of ``add_search``'s flags, also of those that were not given; not of --dtype.
     ``longest``: the most labels that an utterance of train has.
     """
-    options = {name: getattr(args, name) for name in vars(_no_flags()) if name != "dtype"}
+    options = {name: getattr(args, name) for name in (*_NUMBERS, "sampling")}
     options["max_labels"] = label_limit(args.max_labels, longest)
-    options["within_labels"] = args.within_labels or ("set" if is_text else "slots")
-    return options
+    return options | {"within_labels": args.within_labels or ("set" if is_text else "slots")}
 
 
 def are_default(options: Mapping[str, Any], is_text: bool, longest: int) -> bool:
     """Whether answers that were searched for with ``options`` are the greedy ones to every row."""
-    default = search_options(_no_flags(), is_text, longest)
-    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
-    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
-
-
-def _no_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_search(parser)
-    return parser.parse_args([])
+    default = search_options(parser.parse_args([]), is_text, longest)
+    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
+    return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
 
 
 class PartialAnswers(dict[int, dict[str, Any]]):
@@ -117,21 +115,22 @@ class PartialAnswers(dict[int, dict[str, Any]]):
         """
         super().__init__()
         self.path = path
-        header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = open(path, "r+b" if path.exists() else "w+b")
-        end = 0
-        if self._handle.readline() == header:
-            end = len(header)
-            for line in self._handle:
-                answer = _whole_answer(line)
-                if answer is None:
-                    break
-                self[answer.pop("row")] = answer
-                end += len(line)
+        self._handle = open(path, "a+b")
+        self._handle.seek(0)
+        header = (json.dumps({"format": FORMAT, **made_from}) + "\n").encode()
+        end = len(header) if self._handle.readline() == header else 0
+        for line in self._handle if end else ():
+            try:
+                answer = json.loads(line) if line.endswith(b"\n") else {}
+            except ValueError:
+                break
+            if "row" not in answer:
+                break
+            self[answer.pop("row")] = answer
+            end += len(line)
         with naming(path):
-            self._handle.seek(end)
-            self._handle.truncate()
+            self._handle.truncate(end)
             if not end:
                 self._handle.write(header)
 
@@ -149,23 +148,18 @@ class PartialAnswers(dict[int, dict[str, Any]]):
         self.path.unlink(missing_ok=True)
 
 
-def _whole_answer(line: bytes) -> dict[str, Any] | None:
-    """The answer that the line holds; None for a line that was cut off or damaged."""
-    try:
-        answer = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) and type(answer.get("row")) is int else None
-
-
 def begun_in(partial: Path) -> str | None:
     """The dtype of the unfinished answers in ``partial``; None where there are none."""
     try:
         with open(partial, "rb") as handle:
-            dtype = str(json.loads(handle.readline())["machine"][0]).removeprefix("torch.")
-    except (OSError, ValueError, LookupError, TypeError):
+            return _dtype(json.loads(handle.readline()))
+    except (OSError, ValueError):
         return None
-    return dtype if dtype in ("float32", "bfloat16", "float16") else None
+
+
+def _dtype(made_from: Mapping[str, Any]) -> str | None:
+    machine = made_from.get("machine")
+    return machine[0].removeprefix("torch.") if machine else None
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
@@ -231,21 +225,19 @@ def made_from(samples: Path) -> dict[str, Any]:
 
 
 def _hashes(samples: Path) -> dict[str, str]:
-    files = {"free": samples, "within": within_path(samples)}
-    return {kind: sha256(path) for kind, path in files.items() if path.is_file()}
+    return hashes({"free": samples, "within": within_path(samples)})
 
 
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
     """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
     record = made_from(samples)
-    in_dtype = dtype in ("auto", str(record.get("machine", [""])[0]).removeprefix("torch."))
     is_same = all(record.get(name) == value for name, value in wanted.items())
-    return "files" in record and is_same and in_dtype
+    return "files" in record and is_same and dtype in ("auto", _dtype(record))
 
 
-def read_samples(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield what a sample file says of each utterance, in its order. ``<s>`` is no part of an
-    answer, also in files that were written when it was kept.
+def read_samples(path: Path) -> list[Sample]:
+    """What a sample file says of each utterance, in its order. ``<s>`` is no part of an answer,
+    also in files that were written when it was kept.
 
     Raises ``UserError`` where there is no label or no answer, and for a file without any.
     """
@@ -260,15 +252,7 @@ def read_samples(path: Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
         if BOS in sample["predict"]:
             sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
-        yield sample
-
-
-def report_unseen(labels: Iterable[str], train_labels: Iterable[str]) -> None:
-    """Print how many of the test split's ``labels`` hold one that train never has."""
-    seen = {label for sequence in train_labels for label in sequence.split()}
-    unseen = sum(not seen.issuperset(of_row.split()) for of_row in labels)
-    if unseen:
-        print(f"  {unseen:,} rows have a label that train never has: no prompt has learned it")
+    return list(samples.values())
 
 
 def report_long(

@@ -1,5 +1,5 @@
-"""The scores of a sample file: labels right, or the words, characters and slots of texts. And the
-scores on valid that a training log holds.
+"""The scores of a sample file: labels right, or the words, characters and slots of texts; the
+scores on valid and train that a training log holds.
 """
 
 from __future__ import annotations
@@ -8,18 +8,17 @@ import argparse
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
-from ulm_prompt.prompt_data.verbal import load_verbal
-from ulm_prompt.scoring.detection import equal_error_rate, minimum_detection_cost, target_scores
-from ulm_prompt.scoring.sample_file import WITHIN, read_samples, within_path
+from ulm_prompt.prompt_data.tasks import pair_of
+from ulm_prompt.scoring.sample_file import WITHIN, Sample, read_samples, within_path
 
 _CURVES = {  # the lines of a log: of a validation, of an epoch of training, of 100 updates
     "valid": re.compile(r"valid on 'valid' subset \| (?P<scores>.*)"),
@@ -29,95 +28,153 @@ _CURVES = {  # the lines of a log: of a validation, of an epoch of training, of 
 _SCORE = re.compile(r"(\w+)[ =](-?[\d.]+(?:e-?\d+)?)")
 COUNTS = ("utterances", "too long to answer")
 COST = "minimum detection cost"
+P_TARGET = 0.05  # and a miss costs as much as a false alarm
+ABOUT_DETECTION = (
+    "EER and cost: by the probability within the label set; C_miss=1, C_fa=1, "
+    f"P_target={P_TARGET}, in parts of what never accepting costs; target: the rarer label"
+)
+OF_CLASSES = {"accuracy_within_labels": "accuracy within labels", "macro_f1": "macro F1",
+              "eer": "EER", "detection_cost": COST, "invalid": "invalid answers"}  # fmt: skip
 # shares of the utterances: each has an interval
 SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
           "all right within labels")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Score:
-    """Percentages over a sample file and the one decoded within the label set (None where there is
-    none: the published code wrote none). ``invalid``: answers that are no label sequence of the
-    task at all. ``unanswered``: utterances that were too long for the LM; they are wrong, and
-    invalid. ``macro_f1``: the mean over the classes that the file's labels have. Of two classes
-    also the equal error rate, and the minimum detection cost, which is no percentage.
+def score(path: Path) -> dict[str, float]:
+    """The scores of classes in a sample file, in % but for the detection cost; some need the one
+    decoded within the label set, which the published code did not write.
+
+    invalid: answers that are no label sequence of the task at all. macro_f1: the mean over the
+    file's labels. eer: of two classes. Raises ``UserError`` for a missing or malformed file.
     """
+    rows, twin = read_samples(path), within_path(path)
+    within = read_samples(twin) if twin.exists() else []
+    if within and len(within) != len(rows):
+        raise UserError(f"{twin}: {len(within)} of {len(rows)} utterances; run sample.py again")
+    labels, answers = ([row[key] for row in rows] for key in ("label", "predict"))
+    in_use = {*labels, *(row["predict"] for row in within if row["predict"])}
+    known = [set(slot) for slot in zip(*map(str.split, in_use))]
 
-    utterances: int
-    accuracy: float
-    accuracy_within_labels: float | None
-    invalid: float
-    unanswered: int = 0
-    macro_f1: float = 0.0
-    eer: float | None = None
-    detection_cost: float | None = None
-
-
-def score(path: Path) -> Score:
-    """Score a sample file. Raises ``UserError`` for a missing or malformed file."""
-    twin = within_path(path)
-    pairs, free, right = _count(path)
-    total = free.total()
-    within, right_within, eer, cost = Counter(), None, None, None
-    if twin.exists():
-        _, within, right_within = _count(twin)
-        if within.total() != total:
-            raise UserError(
-                f"{twin}: {within.total()} utterances, {path.name} has {total}; run sample.py again"
-            )
-        if len({label for label, _ in pairs}) == 2 and (scored := target_scores(twin)):
-            eer, cost = equal_error_rate(*scored[1:]), minimum_detection_cost(*scored[1:])
-    in_use = [*(label for label, _ in pairs), *(answer for answer in within if answer)]
-    known = [set(slot) for slot in zip(*(text.split() for text in in_use))]
-    invalid = 0
-    for answer, times in free.items():
+    def is_invalid(answer: str) -> bool:
         units = answer.split()
-        if len(units) != len(known) or any(u not in slot for u, slot in zip(units, known)):
-            invalid += times
-    shares = (
-        None if count is None else 100 * count / total for count in (right, right_within, invalid)
-    )
-    return Score(total, *shares, within[""], macro_f1(pairs), eer, cost)
+        return len(units) != len(known) or any(u not in slot for u, slot in zip(units, known))
+
+    scores = {"utterances": len(rows), "accuracy": _accuracy(rows)}
+    if within:
+        scores["accuracy_within_labels"] = _accuracy(within)
+    scores["macro_f1"] = fmean(one["f1"] for one in class_scores(labels, answers))
+    if detected := target_scores(within):
+        scores["eer"] = equal_error_rate(*detected)
+        scores["detection_cost"] = minimum_detection_cost(*detected)
+    return scores | {"invalid": 100 * sum(map(is_invalid, answers)) / len(rows)}
 
 
-def _count(path: Path) -> tuple[Counter[tuple[str, str]], Counter[str], int]:
-    """How often a sample file has each label with each answer, and each answer; the right ones."""
-    pairs = Counter((sample["label"], sample["predict"]) for sample in read_samples(path))
-    answers, right = Counter(), 0
-    for (label, answer), times in pairs.items():
-        answers[answer] += times
-        right += times * (label == answer)
-    return pairs, answers, right
+def _accuracy(rows: Sequence[Sample]) -> float:
+    return 100 * sum(row["label"] == row["predict"] for row in rows) / len(rows)
 
 
-def macro_f1(pairs: Counter[tuple[str, str]]) -> float:
-    """The mean F1 in % of the classes that are some utterance's label. ``pairs``: label, answer."""
-    both, right = Counter(), {label: pairs[label, label] for label, _ in pairs}
-    for pair, times in pairs.items():
-        for name in pair:
-            both[name] += times
-    return 100 * sum(2 * right[name] / both[name] for name in right) / len(right)
+def class_scores(spoken: Sequence[str], answered: Sequence[str]) -> list[dict[str, Any]]:
+    """Of every class that was spoken: name, utterances, errors, and precision, recall, f1 in %."""
+    given = Counter(answered)
+    right = Counter(label for label, answer in zip(spoken, answered) if label == answer)
+    scores = []
+    for name, count in sorted(Counter(spoken).items()):
+        hits = 100 * right[name]
+        shares = {"precision": hits / max(1, given[name]), "recall": hits / count}
+        shares["f1"] = 2 * hits / (count + given[name])
+        scores.append({"name": name, "utterances": count, "errors": count - right[name], **shares})
+    return scores
+
+
+def rarer(labels: Sequence[str]) -> str:
+    """The least frequent of ``labels``; of several, the first by name."""
+    counts = Counter(labels)
+    return min(sorted(counts), key=counts.get)
+
+
+def target_scores(within: Sequence[Sample]) -> tuple[list[float], list[float]] | None:
+    """The target's log-odds in its utterances and in the others. An utterance without an answer is
+    wrong at every threshold. None for another number of labels than two, or without log-odds.
+    """
+    labels = [row["label"] for row in within]
+    has_odds = all(type(row.get("log_odds")) is float for row in within if row["predict"])
+    if len(set(labels)) != 2 or not has_odds:
+        return None
+    target = rarer(labels)
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for row in within:
+        is_target = row["label"] == target
+        odds = row["log_odds"] if row["predict"] else -math.inf  # of a right answer
+        says_target = row["predict"] == target if row["predict"] else is_target
+        scores[is_target].append(odds if says_target else -odds)
+    return scores[True], scores[False]
+
+
+def error_rates(targets: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
+    """The shares of misses and of false alarms, from no utterance accepted to all."""
+    accepted, alarms = Counter(targets), Counter(others)
+    hits, errors, rates = 0, 0, [(1.0, 0.0)]
+    for threshold in sorted({*targets, *others}, reverse=True):
+        hits, errors = hits + accepted[threshold], errors + alarms[threshold]
+        rates.append((1 - hits / len(targets), errors / len(others)))
+    return rates
+
+
+def equal_error_rate(targets: Sequence[float], others: Sequence[float]) -> float:
+    """In %: where misses are as frequent as false alarms, on the line between two thresholds."""
+    steps = pairwise(error_rates(targets, others))
+    (misses, alarms), (fewer, more) = next(step for step in steps if step[1][1] >= step[1][0])
+    share = (misses - alarms) / (misses - alarms + more - fewer)
+    return 100 * (alarms + share * (more - alarms))
+
+
+def minimum_detection_cost(targets: Sequence[float], others: Sequence[float]) -> float:
+    """The least P_target * misses + (1 - P_target) * false alarms over all thresholds, by P_target,
+    which never accepting costs (NIST's normalised cost).
+    """
+    odds = 1 / P_TARGET - 1
+    return min(misses + odds * alarms for misses, alarms in error_rates(targets, others))
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:
     """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
     ``--unit_model``. Raises ``UserError`` for none.
     """
+
+    def free(folder: Path, pattern: str) -> list[Path]:
+        return [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+
     pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
-    files = []
-    samples = Workspace(args.workspace).root / "samples"
+    files, samples = [], args.workspace / "samples"
     for date in args.sample_date:
         folder = samples / f"samples_{date}"
-        paths = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-        if not paths:
-            others = sorted(folder.glob("samples_*.json")) or sorted(samples.glob("samples_*/"))
-            names = [p.stem.removeprefix("samples_") for p in others if not p.stem.endswith(WITHIN)]
-            known = f"; there is {', '.join(names)}" if names else ""
-            raise UserError(
-                f"{folder / pattern}: no samples; run ulm_prompt/sample.py first{known}"
-            )
+        if not (paths := free(folder, pattern)):
+            others = free(folder, "samples_*.json") or free(samples, "samples_*/")
+            names = ", ".join(path.stem.removeprefix("samples_") for path in others)
+            known = f"; there is {names}" if names else ""
+            raise UserError(f"{folder / pattern}: no samples; run sample.py first{known}")
         files += paths
     return files
+
+
+def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
+    """Every score of a sample file by its name, in % but for ``COUNTS`` and ``COST``.
+    ``verbalizer``: the name of the map that its texts are read by.
+    """
+    pair, twin = pair_of(workspace, path), within_path(path)
+    if pair is None or not pair.config.is_sequence:
+        scores = {OF_CLASSES.get(key, key): value for key, value in score(path).items()}
+    else:
+        from ulm_prompt.scoring.sequence_scores import score_sequences
+
+        pair = replace(pair, verbalizer=verbalizer)
+        free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
+        invalid = {"invalid answers": free.pop("invalid answers")}
+        del within["utterances"], within["invalid answers"]
+        scores = free | {f"{name} within labels": v for name, v in within.items()} | invalid
+    if twin.exists() and (too_long := sum(not row["predict"] for row in read_samples(twin))):
+        scores["too long to answer"] = too_long
+    return scores
 
 
 def wilson(percent: float, count: int) -> tuple[float, float]:
@@ -131,34 +188,11 @@ def wilson(percent: float, count: int) -> tuple[float, float]:
     return 100 * max(0.0, centre - spread), 100 * min(1.0, centre + spread)
 
 
-def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
-    """Every score of a sample file by its name, in % but for ``COUNTS`` and ``COST``.
-    ``verbalizer``: the name of the map that its texts are read by.
-    """
-    pair = sequence_pair(workspace, path)
-    if pair is None:
-        free = score(path)
-        unanswered = free.unanswered
-        named = {"accuracy": free.accuracy, "accuracy within labels": free.accuracy_within_labels,
-                 "macro F1": free.macro_f1, "EER": free.eer, COST: free.detection_cost}  # fmt: skip
-    else:
-        from ulm_prompt.scoring.sequence_scores import score_sequences
-
-        pair, twin = replace(pair, verbalizer=verbalizer), within_path(path)
-        free, within = (score_sequences(file, workspace, pair) for file in (path, twin))
-        unanswered = _count(twin)[1][""]
-        named = {}
-        for result, where in ((free, ""), (within, " within labels")):
-            named |= {
-                f"WER{where}": result.wer,
-                f"CER{where}": result.cer,
-                f"slot type F1{where}": result.slot_type_f1,
-                f"slot value CER{where}": result.slot_value_cer,
-                f"all right{where}": result.right,
-            }
-    named = {"utterances": free.utterances, **named, "invalid answers": free.invalid}
-    named["too long to answer"] = unanswered or None
-    return {name: value for name, value in named.items() if value is not None}
+def written(name: str, value: float) -> str:
+    """A score as people read it."""
+    if name == COST:
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if name in COUNTS else f"{value:.2f} %"
 
 
 def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -172,82 +206,27 @@ def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return lines
 
 
-# What a task's label units mean.
-
-
-class Label(NamedTuple):
-    """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
-
-    slot: str
-    name: str
-
-
-def label_names(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """Label unit -> label, by verbal.json and the downstream's labels.json.
-
-    Raises ``UserError`` where the two files do not fit.
-    """
-    _, verbal = load_verbal(workspace, pair)
-    named = named_labels(workspace, pair, verbal)
-    return {unit: named[number] for number, unit in verbal.items()}
-
-
-def is_baseline(sample: dict[str, Any]) -> bool:
-    """Whether a baseline wrote the utterance: it answers with label numbers, from no units."""
-    return sample.get("src") == ""
-
-
-def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
-    """Label number -> label, by labels.json. Rows that were not made here may have none: their
-    labels are called by their numbers.
-
-    Raises ``UserError`` where labels.json lacks one.
-    """
-    folder = workspace.downstream_data(pair.config.downstream) / pair.unit_model
-    path = folder / "labels.json"
-    if not path.exists() and not (folder / "config.yaml").exists():
-        return {number: Label("label", number) for number in numbers}
-    names = read_json(path, "preprocess/runner.py --action postprocess")
-    try:
-        labels = {number: names[number] for number in numbers}
-        return {n: Label(str(label["slot"]), str(label["name"])) for n, label in labels.items()}
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: nothing about label {error}; run preprocess/runner.py --action postprocess "
-            "and ulm_prompt/verbalizer.py again"
-        ) from None
-
-
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """Update number -> scores of each validation, in order; what a restart repeated counts once."""
-    return _curves(train_log)["valid"]
+    return _curve(train_log, "valid")
 
 
 def train_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """The same of the train rows, with the noise and dropout of training: means over epochs or,
     where these are fewer, over the last 100 updates.
     """
-    curves = _curves(train_log)
-    ends = list(curves["epochs"])
+    epochs, updates = (_curve(train_log, kind) for kind in ("epochs", "updates"))
+    ends = list(epochs)
     if len(ends) > 1 and ends[-1] - ends[-2] < ends[0] / 2:  # cut off: a few batches say little
-        del curves["epochs"][ends[-1]]
-    return max(curves["epochs"], curves["updates"], key=len)
+        del epochs[ends[-1]]
+    return max(epochs, updates, key=len)
 
 
-def _curves(train_log: Path) -> dict[str, dict[int, dict[str, float]]]:
-    curves: dict[str, dict[int, dict[str, float]]] = {name: {} for name in _CURVES}
+def _curve(train_log: Path, kind: str) -> dict[int, dict[str, float]]:
+    curve: dict[int, dict[str, float]] = {}
     with open(train_log, encoding="utf-8", errors="replace") as handle:
-        for line in handle:
-            for name, pattern in _CURVES.items():
-                if match := pattern.search(line):
-                    scores = {key: float(value) for key, value in _SCORE.findall(match["scores"])}
-                    if "num_updates" in scores:  # else the line is damaged
-                        curves[name][int(scores["num_updates"])] = scores
-    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
-
-
-def written(name: str, value: float) -> str:
-    """A score as people read it."""
-    if name == COST:
-        return f"{value:.4f}"
-    return f"{value:,.0f}" if name in COUNTS else f"{value:.2f} %"
+        for match in filter(None, map(_CURVES[kind].search, handle)):
+            scores = {key: float(value) for key, value in _SCORE.findall(match["scores"])}
+            if "num_updates" in scores:  # else the line is damaged
+                curve[int(scores["num_updates"])] = scores
+    return dict(sorted(curve.items()))

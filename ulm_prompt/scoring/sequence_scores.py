@@ -7,8 +7,7 @@ the nearest value that the answer gives to the same slot type, or against nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +15,10 @@ import jiwer
 
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.tasks import Pair, sequence_pair
-from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.label_names import Label
+from ulm_prompt.prompt_data.tasks import Pair, pair_of
+from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import read_samples
-from ulm_prompt.scoring.scores import Label, label_names
 
 CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
 NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
@@ -41,50 +40,35 @@ class Answered(NamedTuple):
     right: bool  # unit for unit
 
 
-@dataclass(frozen=True)
-class SequenceScores:
-    """Percentages over a sample file. The slots' scores are None where the task has none.
-
-    ``invalid``: answers that are empty or hold a unit that is no label.
-    """
-
-    utterances: int
-    right: float
-    wer: float
-    cer: float
-    invalid: float
-    slot_type_f1: float | None = None
-    slot_value_cer: float | None = None
-
-
-def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> SequenceScores:
+def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """Score the sample file ``path`` of a task whose answers are texts.
 
     Raises ``UserError`` for a missing, malformed or stale file.
     """
-    names = text_labels(workspace, pair)
-    has_slots = any(label.slot == SLOT_TYPE for label in names.values())
-    return score_texts(read_answers(path, workspace, pair, names), has_slots)
+    return score_texts(read_answers(path, workspace, pair))
 
 
-def score_texts(answered: Sequence[Answered], has_slots: bool) -> SequenceScores:
-    """Score the answers of at least one utterance."""
-    references = [utterance.reference.words for utterance in answered]
-    answers = [utterance.answer.words for utterance in answered]
+def score_texts(answered: Sequence[Answered]) -> dict[str, float]:
+    """The scores in % of the answers to at least one utterance, by name; those of slots where texts
+    have slots. Invalid answers are empty or hold a unit that is no label.
+    """
     pairs = [utterance[:2] for utterance in answered]
+    references, answers = ([text.words for text in texts] for texts in zip(*pairs))
+    scores = {
+        "utterances": len(answered),
+        "WER": 100 * jiwer.wer(references, answers),
+        "CER": 100 * jiwer.cer(references, answers),
+    }
+    if any(text.slots for pair in pairs for text in pair):
+        scores["slot type F1"] = slot_type_f1(pairs)
+    if any(reference.slots for reference, _ in pairs):
+        scores["slot value CER"] = slot_value_cer(pairs)
+    scores["all right"] = 100 * sum(utterance.right for utterance in answered) / len(answered)
     invalid = sum(
-        not (text.words or "".join(name for name, _ in text.slots)) or NO_LABEL in text.words
-        for _, text in pairs
+        NO_LABEL in answer.words or not (answer.words or any(name for name, _ in answer.slots))
+        for _, answer in pairs
     )
-    return SequenceScores(
-        len(answered),
-        100 * sum(utterance.right for utterance in answered) / len(answered),
-        100 * jiwer.wer(references, answers),
-        100 * jiwer.cer(references, answers),
-        100 * invalid / len(answered),
-        slot_type_f1(pairs) if has_slots else None,
-        slot_value_cer(pairs) if has_slots else None,
-    )
+    return scores | {"invalid answers": 100 * invalid / len(answered)}
 
 
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
@@ -97,15 +81,15 @@ def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
     return 100 * sum(scores) / len(scores)
 
 
-def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float | None:
-    """The CER in % of the references' slot values; None without any."""
+def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float:
+    """The CER in % of the references' slot values, of which there is one at least."""
     values, nearest = [], []
     for reference, answer in pairs:
         for name, value in reference.slots:
             given = [value_ for name_, value_ in answer.slots if name_ == name]
             values.append(value)
             nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
-    return 100 * jiwer.cer(values, nearest) if values else None
+    return 100 * jiwer.cer(values, nearest)
 
 
 def read_text(labels: Iterable[Label]) -> Text:
@@ -133,36 +117,25 @@ def _spaced(characters: Sequence[str]) -> str:
     return " ".join("".join(characters).split())
 
 
-def text_labels(workspace: Workspace, pair: Pair) -> dict[str, Label]:
-    """What each label unit says. Raises ``UserError`` where that is no text."""
-    names = label_names(workspace, pair)
-    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
-        path = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
-        raise UserError(
-            f"{path}: slot {other.pop()!r}; expected {CHARACTER} or {SLOT_TYPE} in a task whose "
-            "answers are texts (labels_per_utterance: 0)"
-        )
-    return names
-
-
-def read_answers(
-    path: Path, workspace: Workspace, pair: Pair, names: Mapping[str, Label]
-) -> list[Answered]:
+def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]:
     """Read a sample file's labels and answers as texts.
 
-    Raises ``UserError`` when its labels are not those of the current test split: units would be
-    read by another verbalizer than they were written by.
+    Raises ``UserError`` for labels that make no text, and when the file's are not those of the
+    current test split: units would be read by another verbalizer than they were written by.
     """
-    samples = list(read_samples(path))
+    names = label_names(workspace, pair)
+    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
+        labels = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+        expected = f"expected {CHARACTER} or {SLOT_TYPE}, as its answers are texts"
+        raise UserError(f"{labels}: slot {other.pop()!r}; {expected}")
+    both = [(sample["label"], sample["predict"]) for sample in read_samples(path)]
     text = renamed_texts(workspace, pair)["test"]
-    labels = [labels for _, labels in read_prompt_text(text, "ulm_prompt/verbalizer.py")]
-    if labels != [entry["label"] for entry in samples]:
+    if [labels for _, labels in read_prompt_text(text)] != [label for label, _ in both]:
         raise UserError(f"{path}: stale, its labels are not those of {text}; run sample.py again")
 
     def read(units: str) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
 
-    both = [(entry["label"], entry["predict"]) for entry in samples]
     return [
         Answered(read(label), read(answer), len(label.split()), label == answer)
         for label, answer in both
@@ -180,14 +153,14 @@ class Bin(NamedTuple):
 
 def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
     """Bins of ``width`` label lengths, from 1 on; empty ones are left out."""
-    by_bin: dict[int, list[Answered]] = {}
-    for utterance in answered:
-        by_bin.setdefault((utterance.labels - 1) // width, []).append(utterance)
+    by_bin: dict[int, list[tuple[str, str]]] = {}
+    for reference, answer, labels, _ in answered:
+        by_bin.setdefault((labels - 1) // width, []).append((reference.words, answer.words))
     bins = []
-    for number, utterances in sorted(by_bin.items()):
-        references = [utterance.reference.words for utterance in utterances]
-        cer = 100 * jiwer.cer(references, [u.answer.words for u in utterances])
-        bins.append(Bin(number * width + 1, (number + 1) * width, len(utterances), cer))
+    for number, words in sorted(by_bin.items()):
+        references, answers = map(list, zip(*words))
+        cer = 100 * jiwer.cer(references, answers)
+        bins.append(Bin(number * width + 1, (number + 1) * width, len(words), cer))
     return bins
 
 
@@ -198,11 +171,9 @@ def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> di
     runs = {}
     several = len({path.parent for path in paths}) > 1
     for path in paths:
-        pair = sequence_pair(workspace, path)
-        if pair is None:
-            continue
-        name = path.stem.removeprefix("samples_")
-        date = path.parent.name.removeprefix("samples_")
-        answered = read_answers(path, workspace, pair, text_labels(workspace, pair))
-        runs[f"{date}: {name}" if several else name] = binned(answered, width)
+        pair = pair_of(workspace, path)
+        if pair is not None and pair.config.is_sequence:
+            date, name = (word.removeprefix("samples_") for word in (path.parent.name, path.stem))
+            name = f"{date}: {name}" if several else name
+            runs[name] = binned(read_answers(path, workspace, pair), width)
     return runs

@@ -10,10 +10,10 @@ from pipeline.errors import UserError
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import named_labels
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, ended, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import JOIN, check_data_bin, lm_hashes, load_verbal, verbal_path
-from ulm_prompt.scoring.scores import named_labels
 from ulm_prompt.training import recipe as recipes
 from ulm_prompt.training.recipe import Recipe, Settings
 

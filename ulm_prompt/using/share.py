@@ -15,6 +15,7 @@ from pipeline.runs import provenance
 from pipeline.torch_files import save_safetensors
 from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.label_names import named_labels
 from ulm_prompt.prompt_data.prompt_record import (
     README,
     TENSORS,
@@ -28,7 +29,7 @@ from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.scoring.sample_file import are_default, made_from
-from ulm_prompt.scoring.scores import COST, named_labels, scores_of, written
+from ulm_prompt.scoring.scores import COST, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_SEQUENCES = 10_000  # of label sequences that a record holds
