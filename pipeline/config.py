@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, near
 from pipeline.files import text_lines, writing
 
 Schema = TypeVar("Schema")
@@ -41,8 +41,9 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)
         if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
-            known = (field.name for field in fields(error.object_type))
-            reason += f"; expected one of {', '.join(known)}"
+            known = [field.name for field in fields(error.object_type)]
+            name = str(key).rpartition(".")[2]
+            reason = f"not known{near(name, known)}; expected one of {', '.join(known)}"
         raise UserError(
             f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}"
         ) from None

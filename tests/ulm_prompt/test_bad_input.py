@@ -91,7 +91,7 @@ def test_flags_that_name_nothing(root: Path) -> None:
         ("make_data", "--prompt_task XX", "--prompt_task XX: no such task; expected one of KS, IC"),
         ("make_data", "--prompt_task kS", r"no such task \(did you mean KS\?\)"),
         ("make_data", f"--workspace {root}/empty", "no quantised data"),
-        ("train", "--date a --set sched=cosine", "no knob sched; there are"),
+        ("train", "--date a --set sched=cosine", "sched: not known"),
         ("train", "--date a --recipe quick", "recipe quick: expected"),
         ("sample", "--model_date none --sample_date a", "correct --model_date"),
     ):

@@ -17,7 +17,7 @@ from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import Pair, load_task, pair_of
-from ulm_prompt.prompt_lm.decoding import Options
+from ulm_prompt.prompt_lm.search import Options
 from ulm_prompt.scoring.sample_file import report_long, within_path
 from ulm_prompt.scoring.sequence_scores import score_sequences
 
