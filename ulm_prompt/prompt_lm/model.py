@@ -63,7 +63,7 @@ class PromptLanguageModel(BaseFairseqModel):
         super().__init__()
         self.prompt, self.label_map = prompt, label_map
         self.lm = lm  # after the prompt: DDP takes the dtype of the first parameter
-        lm.requires_grad_(prompt is None)
+        lm.requires_grad_(prompt is None).train(prompt is None)
 
     @classmethod
     def build_model(cls, cfg: PromptLanguageModelConfig, task: Any) -> "PromptLanguageModel":
@@ -80,10 +80,12 @@ class PromptLanguageModel(BaseFairseqModel):
         return cls(lm, prompt, label_map)
 
     def train(self, mode: bool = True) -> "PromptLanguageModel":
-        """A frozen LM stays in evaluation mode: no dropout in it, as published."""
-        super().train(mode)
-        if self.prompt is not None:
-            self.lm.eval()
+        """A frozen LM stays in evaluation mode: no dropout in it, as published. fairseq calls this
+        twice an update: where nothing changes, no module is visited.
+        """
+        if self.prompt is None or mode != self.training:
+            super().train(mode)
+            self.lm.train(mode and self.prompt is None)
         return self
 
     def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:

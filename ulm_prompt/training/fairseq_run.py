@@ -9,6 +9,11 @@ every change to fairseq's own functions while it trains here, with the reason.
 - ``Trainer._log_oom`` lets training continue without the batch that did not fit. Here it ends.
 - ``torch.load`` reads whatever the environment says. Here it reads tensors and settings alone.
 - ``np.compat.long`` is gone from numpy 2; two of fairseq's datasets still ask for it.
+- ``DictConfig`` looks for interpolations whenever a setting is read, 60 times an update. Here a
+  number is read as it is.
+- ``torch.manual_seed``, called for each update, also queues the seed, with a traceback, for a GPU
+  that is not there. Here it is the CPU's own.
+- ``torch.optim.Optimizer`` imports torch's compiler, for a second, to be left out by it.
 - ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
 
 More are in prompt_lm/task.py (the optimizer, the counters of early stopping) and in
@@ -39,13 +44,19 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
+from fairseq.optim.lr_scheduler import (  # noqa: F401  (registered by being imported)
+    cosine_lr_scheduler,
+    fixed_schedule,
+    inverse_square_root_schedule,
+)
 from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from fairseq.trainer import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, ValueNode
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
+from torch.optim import Optimizer
 
 import ulm_prompt.prompt_lm  # noqa: F401  (registers our task, model, losses and optimizer)
 from pipeline.devices import Ranks, choose_device, on_main
@@ -199,12 +210,33 @@ def patched() -> Iterator[None]:
         mock.patch.object(progress_bar, "SummaryWriter", CurveWriter),
         mock.patch.object(Trainer, "_log_oom", _out_of_memory),
         mock.patch.object(np, "compat", SimpleNamespace(long=int), create=True),
+        mock.patch.object(DictConfig, "__getattr__", _setting),
+        contextlib.ExitStack() as stack,
     ):
+        if not torch.cuda.is_available():
+            seed = torch.default_generator.manual_seed
+            stack.enter_context(mock.patch.object(torch, "manual_seed", seed))
+        for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+            method = getattr(Optimizer, name).__wrapped__
+            uncompiled = mock.patch.object(method, "__dynamo_disable", method, create=True)
+            stack.enter_context(uncompiled)
         try:
             yield
         finally:
             while progress_bar._tensorboard_writers:
                 progress_bar._tensorboard_writers.popitem()[1].close()
+
+
+_any_setting = DictConfig.__getattr__
+
+
+def _setting(config: DictConfig, name: str) -> Any:
+    content = config.__dict__["_content"]
+    node = content.get(name) if isinstance(content, dict) else None
+    if type(node) is DictConfig:
+        return node
+    value = node._val if isinstance(node, ValueNode) else None
+    return value if isinstance(value, (int, float)) else _any_setting(config, name)
 
 
 def _save_whole(value: Any, filename: str, async_write: bool = False) -> None:
