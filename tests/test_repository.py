@@ -43,17 +43,22 @@ def test_the_environment_that_runs_this_has_the_pinned_versions() -> None:
                 assert version(package) == pin, package
 
 
-LIGHT = [
-    f"ulm_prompt.{stage}" for stage in ("make_data", "gen_labelspace", "verbalizer", "cal_acc")
-]
+STAGES = ("make_data", "gen_labelspace", "verbalizer", "cal_acc")
+LIGHT = dict.fromkeys([f"ulm_prompt.{stage}" for stage in STAGES] + ["pipeline.unit_models"],
+                      ("torch", "fairseq", "sklearn"))  # fmt: skip
+OTHER_TASKS = ("sklearn", "sacrebleu", "torch._dynamo", "fairseq.models.wav2vec")
+TRAINING = "ulm_prompt.training.prompt_run, ulm_prompt.prompt_lm.task"
 
 
-@pytest.mark.parametrize("module", [*LIGHT, "pipeline.unit_models"])
-def test_light_modules_import_neither_torch_nor_fairseq(module: str) -> None:
-    """fairseq takes seconds to import."""
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [*LIGHT.items(), ("ulm_prompt.using.predictor", OTHER_TASKS), (TRAINING, OTHER_TASKS)],
+)
+def test_start_up_imports_what_it_needs(module: str, heavy: tuple[str, ...]) -> None:
+    """torch takes a second to import, all of fairseq another."""
     code = (
         f"import sys; sys.argv = ['x']; import {module}; "
-        "print([name for name in ('torch', 'fairseq', 'sklearn') if name in sys.modules])"
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
     command = [sys.executable, "-c", code]
     assert subprocess.check_output(command, cwd=REPOSITORY, text=True).strip() == "[]"
