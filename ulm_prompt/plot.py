@@ -22,7 +22,7 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
 from ulm_prompt.scoring.class_report import labels_of, most_frequent
-from ulm_prompt.scoring.scores import sample_files, train_curve, valid_curve
+from ulm_prompt.scoring.scores import curves_of, sample_files
 
 
 def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
@@ -32,7 +32,7 @@ def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
         log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = {"valid": valid_curve(log), "train": train_curve(log)}
+        runs[date] = curves_of(log)
     labels = labels_of(workspace, pair, "train", "valid")
     guess = most_frequent(*labels) if labels else None
     pictures.draw_curves(runs, guess, f"{pair.task}, {pair.unit_model}", path)

@@ -195,6 +195,12 @@ def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return lines
 
 
+def curves_of(train_log: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """``valid_curve`` and ``train_curve`` by the split's name; none without a log."""
+    splits = {"valid": valid_curve, "train": train_curve} if train_log.is_file() else {}
+    return {split: curve(train_log) for split, curve in splits.items()}
+
+
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:
     """Update number -> scores of each validation, in order; what a restart repeated counts once."""
     return _curve(train_log, "valid")
