@@ -83,11 +83,10 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
     from ulm_prompt.scoring.sequence_scores import Bin, bins_of_files
 
     paths = sample_files(args)
-    runs = bins_of_files(paths, Workspace(args.workspace), args.width)
+    folder, runs = paths[0].parent, bins_of_files(paths, Workspace(args.workspace), args.width)
     if not runs:
-        folder = paths[0].parent
         raise UserError(f"{folder}: no samples of a task whose answers are texts, such as ASR")
-    output = paths[0].parent / "cer_by_length.csv"
+    output = folder / "cer_by_length.csv"
     with writing(output) as handle:
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(["run", *Bin._fields])
@@ -123,16 +122,15 @@ def main() -> None:
     run_name = f"_{args.date[0]}" if args.what == "attention" else ""
     for pair in pairs:
         name = f"{args.what}_{pair.task}_{pair.unit_model}{run_name}.png"
-        path = Workspace(args.workspace).root / "samples" / "plots" / name
+        path = args.workspace / "samples" / "plots" / name
         try:
             PLOTS[args.what](args, pair, path)
+            print(f"{pair.task} {pair.unit_model} -> {path}")
         except UserError as error:
             problems.append(error)
             if len(problems) == len(pairs):
                 raise problems[0] from None
             print(f"{pair.task} {pair.unit_model}: passed over, {error}")
-        else:
-            print(f"{pair.task} {pair.unit_model} -> {path}")
 
 
 if __name__ == "__main__":

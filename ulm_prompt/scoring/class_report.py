@@ -247,7 +247,8 @@ def trained_run(
     path: Path, workspace: Workspace, pair: Pair
 ) -> tuple[PromptRecord | None, dict[str, Any]]:
     """The record of the checkpoint that gave the answers in ``path``, and its run's curves."""
-    run = pair.task, pair.unit_model, path.stem.split(f"_{pair.unit_model}_", 1)[1]
+    names = pair.task, pair.unit_model
+    run = *names, path.stem.removeprefix(f"samples_{'_'.join(names)}_")
     best = workspace.checkpoints(*run) / BEST
     is_of_it = best.is_file() and made_from(path).get("prompt") == sha256(best)
     record = read_record(best.parent) if is_of_it else None
