@@ -51,8 +51,8 @@ class Named:
 
 
 def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> Named:
-    """Read a sample file and, where there are probabilities, the one within the label set; the
-    published code and baselines wrote none. Raises ``UserError`` where one is malformed.
+    """Read a sample file and, where it has probabilities, the one within the label set. Raises
+    ``UserError`` where one is malformed.
     """
 
     def told(units: str) -> list[str]:
