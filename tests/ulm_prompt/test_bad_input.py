@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,55 +33,58 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rows_path(root: Path, split: str) -> Path:
-    return Workspace(root).rows("speech_commands", UNIT_MODEL, split)
-
-
-def first_row(split: str, row: str) -> Callable[[Path], None]:
-    def replace(root: Path) -> None:
-        _, *rest = rows_path(root, split).read_text().splitlines(keepends=True)
-        rows_path(root, split).write_text("".join([row + "\n", *rest]))
-
-    return replace
-
-
-def few_units(root: Path) -> None:
-    rows_path(root, "train").write_text("".join(f"{i}.wav|1 2|{i}\n" for i in range(5)))
-
-
-def edit_verbal(root: Path) -> None:
-    path = Workspace(root).datasets(UNIT_MODEL) / "verbal.json"
-    path.write_text(path.read_text().replace('"0": "0"', '"0": "50"'))
+def damage(root: Path, split: str, row: str) -> None:
+    """Put ``row`` in the place of a split's first one; without it, remove the split."""
+    path = Workspace(root).rows("speech_commands", UNIT_MODEL, split)
+    _, *rest = path.read_text().splitlines(keepends=True)
+    if row:
+        path.write_text("".join([row + "\n", *rest]))
+    else:
+        path.unlink()
 
 
 @pytest.mark.parametrize(
-    ("done", "mistake", "stages", "message"),
+    ("done", "split", "row", "stages", "message"),
     [
-        (0, lambda root: rows_path(root, "valid").unlink(), DATA_STAGES[:1], "valid: this split"),
-        (0, first_row("test", "silent.wav||3"), DATA_STAGES[:1], "test, line 1: no units (silent"),
-        (0, first_row("train", "a.wav|1 2|1 2"), DATA_STAGES[:1], "1 label(s) an utterance, found"),
-        (2, first_row("test", "a.wav|1|77"), ("make_data", "verbalizer"), "label 77"),
-        (0, few_units, TEXT_STAGES, "5 labels but only 2 distinct units"),
-        (3, first_row("train", "a.wav|1 2 3|1"), ("make_data", "fairseq_preprocess"),
-         "verbal.json: stale"),
-        (3, first_row("test", "a.wav|1 2 3|1"), DATA_STAGES[3:], "make_data.py again"),
-        (3, edit_verbal, DATA_STAGES[3:], "verbal.json: stale"),
-        (0, first_row("valid", "a.wav|1 2 100|1"), DATA_STAGES, "line 1: unit 100 is not in"),
+        (0, "valid", "", DATA_STAGES[:1], "valid: this split"),
+        (0, "test", "silent.wav||3", DATA_STAGES[:1], "test, line 1: no units (silent"),
+        (0, "train", "a.wav|1 2|1 2", DATA_STAGES[:1], "1 label(s) an utterance, found"),
+        (2, "test", "a.wav|1|77", ("make_data", "verbalizer"), "label 77"),
+        (3, "train", "a.wav|1 2|1", ("make_data", "fairseq_preprocess"), "verbal.json: stale"),
+        (3, "test", "a.wav|1 2 3|1", DATA_STAGES[3:], "make_data.py again"),
+        (0, "valid", "a.wav|1 2 100|1", DATA_STAGES, "line 1: unit 100 is not in"),
     ],
-)  # fmt: skip
-def test_rows_and_texts(
-    root: Path, done: int, mistake: Callable[[Path], None], stages: tuple[str, ...], message: str
+)
+def test_rows(
+    root: Path, done: int, split: str, row: str, stages: tuple[str, ...], message: str
 ) -> None:
-    """A mistake is made after so many stages are ``done``; the last of ``stages`` refuses it."""
+    """Damaged after so many stages are ``done``; the last of ``stages`` refuses it."""
     tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
     for name in DATA_STAGES[:done]:
         call(name, root)
-    mistake(root)
+    damage(root, split, row)
     for name in stages[:-1]:
         call(name, root)
     assert message in stage(f"ulm_prompt/{stages[-1]}.py", "--workspace", root, code=2)
     assert not Workspace(root).data_bin(UNIT_MODEL, "KS").exists()
     assert not [path for path in root.rglob(".*") if ".tmp" in path.name or ".old" in path.name]
+
+
+def test_maps(root: Path) -> None:
+    """One that was edited, and more labels than units can name."""
+    for name in TEXT_STAGES:
+        call(name, root)
+    with pytest.raises(UserError, match=r"dict\.txt: not found.*train_ulm\.py"):
+        call("fairseq_preprocess", root)
+    path = Workspace(root).datasets(UNIT_MODEL) / "verbal.json"
+    path.write_text(path.read_text().replace('"0": "0"', '"0": "50"'))
+    with pytest.raises(UserError, match=r"verbal\.json: stale, KS's map has changed"):
+        call("fairseq_preprocess", root)
+    rows = "".join(f"{i}.wav|1 2|{i}\n" for i in range(5))
+    Workspace(root).rows("speech_commands", UNIT_MODEL, "train").write_text(rows)
+    with pytest.raises(UserError, match="5 labels but only 2 distinct units"):
+        for name in TEXT_STAGES:
+            call(name, root)
 
 
 def test_only_what_the_flags_ask_for_is_parsed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +170,6 @@ def test_flags_and_knobs(trained: Path, command: str, message: str) -> None:
 
 
 def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> None:
-    for name in TEXT_STAGES:
-        call(name, root)
-    with pytest.raises(UserError, match=r"dict\.txt: not found.*train_ulm\.py"):
-        call("fairseq_preprocess", root)
     command = ("ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL)
     command += ("--date", "a", "--config", "tiny", "--set", "max_update=20", "warmup_updates=2")
     stage(*command)
@@ -179,7 +177,7 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
     assert "this run has finished" in stage(*command)
     assert (Workspace(root).lm(UNIT_MODEL) / "checkpoint_best.pt").read_bytes() == before
     assert "another recipe" in stage(*command, "lr=0.1", code=2)
-    first_row("train", "a.wav|1 2 3|1")(root)
+    damage(root, "train", "a.wav|1 2 3|1")
     assert "another text" in stage(*command, code=2)
 
 
@@ -207,7 +205,7 @@ def test_units_of_two_kmeans_make_no_lm(tmp_path: Path) -> None:
 def test_units_that_the_dict_lacks_are_not_decoded(trained: Path, tmp_path: Path) -> None:
     """The binaries are older, and sample.py does not read them."""
     root = Path(shutil.copytree(trained, tmp_path / "copy"))
-    first_row("test", "a.wav|777 1 2|1")(root)
+    damage(root, "test", "a.wav|777 1 2|1")
     for script in TEXT_STAGES:
         call(script, root)
     with pytest.raises(UserError, match=r"test\.txt, line 1: unit 777 is not in .*dict\.txt"):

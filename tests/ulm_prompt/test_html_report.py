@@ -16,13 +16,12 @@ import soundfile
 
 from baselines.classifiers.answers import write_answers
 from pipeline.errors import UserError
-from pipeline.files import sha256
+from pipeline.files import sha256, write_json
 from pipeline.workspace import Workspace
 from preprocess.actions.manifest import Entry, write_manifest
 from tests.browser import chromium
 from tests.preprocess import corpora
-from tests.ulm_prompt.in_process import call
-from tests.ulm_prompt.test_reports import write_intents
+from tests.ulm_prompt.in_process import call, prepare
 from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, write_record
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
@@ -35,7 +34,12 @@ CROP, ABSENT, ODD = 3, 5, 7  # rows: a part of a file, without audio, a name to 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Intents with names and audio, answers of two runs, of a baseline, and a log."""
-    space = write_intents(tmp_path_factory.mktemp("page"), n0=EVIL, n1="constructor")
+    space = Workspace(tmp_path_factory.mktemp("page"))
+    names = {0: EVIL, 1: "constructor"}
+    labels = {str(i): {"slot": ("action", "object", "place")[i // 4], "name": names.get(i, f"n{i}")}
+              for i in range(12)}  # fmt: skip
+    write_json(space.rows("fluent_commands", "tiny100", "labels.json"), labels)
+    prepare(space.root, "fluent_commands")
     files = [f"2/{number}.wav" for number in range(29)]
     files[ODD] = f"<b>{EVIL.replace('/', '')} ?#%.wav"
     entries = [Entry(file, 4000, 0, file, "0 4 8") for file in files]
