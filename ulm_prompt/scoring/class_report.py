@@ -162,11 +162,9 @@ def print_report(report: dict[str, Any]) -> None:
             f"{score['precision']:>8.2f}% {score['recall']:>7.2f}% {score['f1']:>7.2f}%"
         )
     if more:
-        utterances, errors = (sum(score[key] for score in more) for key in ("utterances", "errors"))
-        print(
-            f"  and {len(more):,} more classes: {utterances:,} utterances, {errors:,} errors "
-            "(--json lists them)"
-        )
+        counts = len(more), *(sum(score[key] for score in more) for key in ("utterances", "errors"))
+        text = "  and {:,} more classes: {:,} utterances, {:,} errors (--json lists them)"
+        print(text.format(*counts))
     if report["mistakes"]:
         print("\n  the most confident mistakes: probability, file, spoken -> answered")
     for mistake in report["mistakes"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -143,10 +142,10 @@ def confusion_on(
     axis: Axes, spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str
 ) -> None:
     """Draw rows of what was spoken and columns of what was answered; the last is ``OTHER``."""
-    columns = [*classes, OTHER]
+    columns = {name: column for column, name in enumerate((*classes, OTHER))}
     counts = np.zeros((len(classes), len(columns)))
-    for (label, answer), count in Counter(zip(spoken, answered, strict=True)).items():
-        counts[columns.index(label), columns.index(answer)] = count
+    for label, answer in zip(spoken, answered, strict=True):
+        counts[columns[label], columns[answer]] += 1
     shares = counts / counts.sum(axis=1, keepdims=True)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     right = 100 * np.trace(counts) / counts.sum()
@@ -154,7 +153,7 @@ def confusion_on(
     axis.set(title=title, xlabel="answered", ylabel="spoken")
     size = 9 if len(classes) <= MOST_COUNTED else 6
     if len(classes) <= MOST_NAMED:
-        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axis.set_xticks(range(len(columns)), list(columns), rotation=90, fontsize=size)
         axis.set_yticks(range(len(classes)), classes, fontsize=size)
     if len(classes) <= MOST_COUNTED:
         for row, column in np.argwhere(counts):

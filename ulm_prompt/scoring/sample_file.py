@@ -109,9 +109,8 @@ class PartialAnswers(dict[int, dict[str, Any]]):
     """The answers of one run so far, row number -> ``entry``, each saved when it is added."""
 
     def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
-        """Read the file at ``path`` when it was ``made_from`` the same, else begin it anew.
-
-        A last line that was cut off is dropped. Raises ``OSError`` when it cannot be written.
+        """Read the file at ``path``, without a line cut off at the end, when it was ``made_from``
+        the same; else begin it anew. Raises ``OSError`` when it cannot be written.
         """
         super().__init__()
         self.path = path
@@ -259,11 +258,8 @@ def report_long(
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
-    lengths = [
-        len(rows[row]) + answer["symbols"]
-        for row, answer in answers.items()
-        if units[row] <= max_units
-    ]
+    answered = [row for row in answers if units[row] <= max_units]
+    lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
     too_long = [count for count in units if count > max_units]
     beyond = [length for length in lengths if length > positions]
     for count, what in (
