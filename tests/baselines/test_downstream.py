@@ -149,7 +149,7 @@ def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
     path = Workspace(workspace).samples("IC", "logmel100", "downstream_d", "d")
     result = score(path)
     assert result["accuracy"] == result["accuracy_within_labels"] == card["test"]["accuracy"] == 100
-    assert (result.utterances, result.invalid) == (7, 0)
+    assert (result["utterances"], result["invalid"]) == (7, 0)
     assert read_json(path, "")["1"] == {
         "file_name": "wavs/speakers/test/1.wav", "src": "", "label": "1 3 5", "predict": "1 3 5",
     }  # fmt: skip
