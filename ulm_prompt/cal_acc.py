@@ -43,14 +43,14 @@ def print_file(path: Path, scores: dict[str, float], beside: dict[str, Any]) -> 
 
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
     """A line a score, a column a file; the files' names come first, numbered."""
-    names = list(dict.fromkeys(name for scores in by_file.values() for name in scores))
     print()
     for number, path in enumerate(by_file, start=1):
         print(f"({number}) {path.parent.name}/{path.name}")
-    print(f"{'':24}" + "".join(f"{f'({number})':>10}" for number in range(1, len(by_file) + 1)))
+    names = dict.fromkeys(name for scores in by_file.values() for name in scores)
+    rows = {"": [f"({number})" for number in range(1, len(by_file) + 1)]}
     for name in names:
-        columns = (scores.get(name) for scores in by_file.values())
-        cells = ("" if value is None else written(name, value) for value in columns)
+        rows[name] = [written(name, s[name]) if name in s else "" for s in by_file.values()]
+    for name, cells in rows.items():
         print(f"{name:24}" + "".join(f"{cell:>10}" for cell in cells))
 
 
@@ -80,19 +80,19 @@ def main() -> None:
 
         scored = {path: scores | beside[path] for path, scores in by_file.items()}
         pages = write_pages(scored, workspace, args.embed_audio)
-    for path in by_file:
-        report = write_report(path, workspace, args.mistakes) if args.report else {}
-        beside[path] |= report | pages.get(path, {})
     whole = {}
     for path, scores in by_file.items():
+        report = write_report(path, workspace, args.mistakes) if args.report else {}
+        beside[path] |= report | pages.get(path, {})
         count = int(scores["utterances"])
         intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
         whole[str(path)] = scores | {"intervals": intervals} | beside[path]
-        if not args.json:
-            print_file(path, scores, beside[path])
     if args.json:
         print(json.dumps(whole, indent=2, ensure_ascii=False))
-    elif len(by_file) > 1:
+        return
+    for path, scores in by_file.items():
+        print_file(path, scores, beside[path])
+    if len(by_file) > 1:
         print_side_by_side(by_file)
 
 

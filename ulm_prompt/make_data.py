@@ -28,9 +28,8 @@ def check_manifest(workspace: Workspace, pair: Pair) -> None:
 
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
-    """Write one split's prompt text and return its number of rows.
-
-    Raises ``UserError`` for a row with another number of labels than the task has, if it has one.
+    """Write one split's prompt text and return its number of rows. Raises ``UserError`` for a row
+    with another number of labels than the task has, if it has one.
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)

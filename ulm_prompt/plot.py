@@ -22,42 +22,39 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs
 from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring import pictures
 from ulm_prompt.scoring.class_report import labels_of, most_frequent
-from ulm_prompt.scoring.scores import sample_files, train_curve, valid_curve
+from ulm_prompt.scoring.scores import curves_of, sample_files
 
 
-def plot_curves(args: argparse.Namespace, pair: Pair, path: Path) -> None:
+def plot_curves(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
     """Every run of ``--date`` in one picture."""
-    workspace, runs = Workspace(args.workspace), {}
+    runs = {}
     for date in args.date:
         log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
         if not log.is_file():
             raise UserError(f"{log}: not found; train with ulm_prompt/train.py --date {date}")
-        runs[date] = {"valid": valid_curve(log), "train": train_curve(log)}
+        runs[date] = curves_of(log)
     labels = labels_of(workspace, pair, "train", "valid")
     guess = most_frequent(*labels) if labels else None
     pictures.draw_curves(runs, guess, f"{pair.task}, {pair.unit_model}", path)
 
 
-def plot_verbalizer(args: argparse.Namespace, pair: Pair, path: Path) -> None:
+def plot_verbalizer(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
     """The units that stand for labels among all units."""
-    workspace = Workspace(args.workspace)
-    names = label_names(workspace, pair)
+    names, lm = label_names(workspace, pair), lm_folder(workspace, pair.unit_model)
 
-    from ulm_prompt.prompt_lm.lm import load_unit_lm
+    from ulm_prompt.prompt_lm.lm import load_dictionary, unit_embeddings
 
-    lm = load_unit_lm(lm_folder(workspace, pair.unit_model))
-    weights = lm.model.decoder.embed_tokens.weight.detach().float().numpy()
-    first = lm.dictionary.nspecial
-    embeddings = dict(zip(lm.dictionary.symbols[first:], weights[first:]))
+    dictionary = load_dictionary(lm)
+    units = dictionary.symbols[dictionary.nspecial :]
+    embeddings = dict(zip(units, unit_embeddings(lm, units)))
     title = f"{pair.task}: labels on {pair.unit_model}'s units"
     pictures.draw_verbalizer(embeddings, names, title, path)
 
 
-def plot_attention(args: argparse.Namespace, pair: Pair, path: Path) -> None:
+def plot_attention(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
     """The attention on one prompt."""
     if len(args.date) != 1:
         raise UserError(f"--date {' '.join(args.date)}: attention is one prompt's; name one run")
-    workspace = Workspace(args.workspace)
     rows = read_prompt_text(renamed_texts(workspace, pair)["test"])
     checkpoints = workspace.checkpoints(pair.task, pair.unit_model, args.date[0])
     if not (checkpoints / BEST).is_file():
@@ -71,11 +68,10 @@ def plot_attention(args: argparse.Namespace, pair: Pair, path: Path) -> None:
     model, lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
     if model.prompt is None:
         raise UserError(f"{checkpoints}: a fine-tuned LM; it has no prompt to look at")
-    texts = [f"</s> {units} <s>" for units, _ in rows][: args.utterances]
-    tokens = [torch.tensor([lm.dictionary.index(word) for word in text.split()]) for text in texts]
-    shares = attention_on_prompt(model, tokens).numpy()
+    texts = [f"</s> {units} <s>".split() for units, _ in rows][: args.utterances]
+    tokens = [torch.tensor([lm.dictionary.index(word) for word in text]) for text in texts]
     title = f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances"
-    pictures.draw_attention(shares, title, path)
+    pictures.draw_attention(attention_on_prompt(model, tokens).numpy(), title, path)
 
 
 def plot_cer_by_length(args: argparse.Namespace) -> None:
@@ -83,11 +79,10 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
     from ulm_prompt.scoring.sequence_scores import Bin, bins_of_files
 
     paths = sample_files(args)
-    runs = bins_of_files(paths, Workspace(args.workspace), args.width)
+    folder, runs = paths[0].parent, bins_of_files(paths, Workspace(args.workspace), args.width)
     if not runs:
-        folder = paths[0].parent
         raise UserError(f"{folder}: no samples of a task whose answers are texts, such as ASR")
-    output = paths[0].parent / "cer_by_length.csv"
+    output = folder / "cer_by_length.csv"
     with writing(output) as handle:
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(["run", *Bin._fields])
@@ -123,16 +118,15 @@ def main() -> None:
     run_name = f"_{args.date[0]}" if args.what == "attention" else ""
     for pair in pairs:
         name = f"{args.what}_{pair.task}_{pair.unit_model}{run_name}.png"
-        path = Workspace(args.workspace).root / "samples" / "plots" / name
+        path = args.workspace / "samples" / "plots" / name
         try:
-            PLOTS[args.what](args, pair, path)
+            PLOTS[args.what](args, Workspace(args.workspace), pair, path)
+            print(f"{pair.task} {pair.unit_model} -> {path}")
         except UserError as error:
             problems.append(error)
             if len(problems) == len(pairs):
                 raise problems[0] from None
             print(f"{pair.task} {pair.unit_model}: passed over, {error}")
-        else:
-            print(f"{pair.task} {pair.unit_model} -> {path}")
 
 
 if __name__ == "__main__":

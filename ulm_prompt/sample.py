@@ -30,14 +30,12 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         raise UserError(f"{prompt}: not found; {train}, or correct --model_date")
     texts, lm = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
     test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
+    read, bos = verbal.read_prompt_text, sample_file.BOS
     sources = [
-        {"file_name": row.file, "src": f"{units} {sample_file.BOS}", "label": label}
-        for row, (units, label) in zip(
-            read_rows(test), verbal.read_prompt_text(texts["test"]), strict=True
-        )
+        {"file_name": row.file, "src": f"{units} {bos}", "label": label}
+        for row, (units, label) in zip(read_rows(test), read(texts["test"]), strict=True)
     ]
-    train = verbal.read_prompt_text(texts["train"])
-    train_labels = list(dict.fromkeys(labels for _, labels in train))
+    train_labels = list(dict.fromkeys(labels for _, labels in read(texts["train"])))
     card = read_record(prompt.parent)
     if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
         raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
@@ -126,8 +124,7 @@ def main() -> None:
     sample_file.check_search(args)
     for pair in find_pairs(args, needs_lm=True):
         sample_pair(args, pair)
-    words = ("ulm_prompt/cal_acc.py", "--sample_date", args.sample_date)
-    print_next(args, *words, verbalizer=False)
+    print_next(args, "ulm_prompt/cal_acc.py", "--sample_date", args.sample_date, verbalizer=False)
 
 
 if __name__ == "__main__":

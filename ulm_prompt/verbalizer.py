@@ -29,9 +29,8 @@ def read_labelspace(path: Path, task: str) -> list[str]:
 
 
 def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
-    """``number`` units that are far apart in the LM's embedding space, most frequent first.
-
-    k-means over the embeddings of ``units``; of each cluster's units the one nearest its centre.
+    """``number`` units that are far apart in the LM's embedding space, most frequent first: of each
+    cluster of a k-means the unit nearest its centre.
     """
     import numpy as np
     from sklearn.cluster import KMeans
@@ -51,9 +50,8 @@ def verbal_map(
     """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of units and
     of labels in the text ``train``.
 
-    The k-th most frequent label of the train split becomes the k-th chosen unit: with ``freq`` the
-    k-th most frequent unit (paper, section 3.3). Ties go by first appearance; labels that train
-    lacks come last.
+    Its k-th most frequent label becomes the k-th chosen unit: with ``freq`` the k-th most frequent
+    (paper, section 3.3). Ties go by first appearance; labels that train lacks come last.
     """
     units, ranked = ([name for name, _ in names.most_common()] for names in counts)
     ranked += [label for label in labels if label not in counts[1]]
@@ -73,9 +71,8 @@ def verbal_map(
 def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
     """Write one task's map and renamed text."""
     workspace = Workspace(args.workspace)
-    folder = workspace.datasets(pair.unit_model)
+    folder, kind = workspace.datasets(pair.unit_model), verbal.renamed_kind(pair, args.method)
     sources = verbal.prompt_texts(workspace, pair)
-    kind = verbal.renamed_kind(pair, args.method)
     with holding(folder):
         labels = read_labelspace(folder / "labelspace.json", pair.task)
         counts: list[Counter[str]] = [Counter(), Counter()]  # in order of first appearance
@@ -94,32 +91,28 @@ def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
         f"{verbal.verbal_path(workspace, pair)}"
     )
     if joint := sum(label_names.JOIN in name for name in names.values()):
-        print(
-            f"  {joint:,} labels have no unit of their own: the fixed verbalizer cannot answer "
-            "them; train with --set verbalizer=learnable"
-        )
+        remedy = "train with --set verbalizer=learnable, the fixed one cannot answer them"
+        print(f"  {joint:,} labels have no unit of their own; {remedy}")
     for split, (_, unseen) in renamed.items():
         if unseen:
             print(f"  {split}: {unseen:,} rows have a label that train never has")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
     parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
-    pairs = find_pairs(args)
-    for pair in pairs:
+    workspace, lacking = Workspace(args.workspace), set()
+    for pair in find_pairs(args):
         make_verbalizer(args, pair)
-    workspace = Workspace(args.workspace)
-    lacking = [p.unit_model for p in pairs if not lm_folder(workspace, p.unit_model).is_dir()]
+        if not lm_folder(workspace, pair.unit_model).is_dir():
+            lacking.add(pair.unit_model)
     if lacking:
         get_lm = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
-        print(f"{lacking[0]}: no unit LM yet; run {get_lm}, then")
+        print(f"{', '.join(sorted(lacking))}: no unit LM yet; run {get_lm}, then")
     print_next(args, "ulm_prompt/fairseq_preprocess.py")
 
 

@@ -52,26 +52,17 @@ def turned_round(path: Path) -> None:
     replace(path, b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
 
 
-def another_dict(root: Path) -> None:
-    turned_round(Workspace(root).lm(UNIT_MODEL) / "dict.txt")
+def of_another_task(kind: str) -> Callable[[Path], None]:
+    """KS's checkpoint, or binaries, become IC's."""
 
-
-def another_text(root: Path) -> None:
-    turned_round(Workspace(root).prompt_text(UNIT_MODEL, "speech_commands", "data_freq", "test"))
-
-
-def another_tasks(kind: str) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        ours, others = (run_folder(root, task) / f"checkpoint_{kind}.pt" for task in ("KS", "IC"))
-        replace(ours, others.read_bytes())
+        ours, others = (run_folder(root, task) for task in ("KS", "IC"))
+        if kind == "bins":
+            ours, others = (Workspace(root).data_bin(UNIT_MODEL, task) for task in ("KS", "IC"))
+        for file in others.glob("*.[bi]*" if kind == "bins" else f"*_{kind}.pt"):
+            replace(ours / file.name, file.read_bytes())
 
     return change
-
-
-def another_tasks_binaries(root: Path) -> None:
-    ours, others = (Workspace(root).data_bin(UNIT_MODEL, task) for task in ("KS", "IC"))
-    for file in others.glob("*.[bi]*"):
-        replace(ours / file.name, file.read_bytes())
 
 
 def flipped_bit(root: Path) -> None:
@@ -81,7 +72,16 @@ def flipped_bit(root: Path) -> None:
     replace(path, bytes(content))
 
 
+def another_dict(root: Path) -> None:
+    turned_round(Workspace(root).lm(UNIT_MODEL) / "dict.txt")
+
+
+def another_text(root: Path) -> None:
+    turned_round(Workspace(root).prompt_text(UNIT_MODEL, "speech_commands", "data_freq", "test"))
+
+
 OTHER_FILE = r"checkpoint_{}\.pt: not the file that prompt\.json beside it was written for"
+OTHER_TEXT = "verbal.json: stale, KS's renamed text has changed"
 
 
 @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ OTHER_FILE = r"checkpoint_{}\.pt: not the file that prompt\.json beside it was w
     [
         (another_dict, "sample", r"dict\.txt: has fingerprint \w+, but the prompt in"),
         (another_dict, "train", "KS-data-bin: stale, the LM has another dict.txt"),
-        (another_tasks("best"), "sample", "length 6, but prompt.json beside it says 3"),
-        (another_tasks("best"), "train", OTHER_FILE.format("best")),
-        (another_tasks("last"), "train", OTHER_FILE.format("last")),
+        (of_another_task("best"), "sample", "length 6, but prompt.json beside it says 3"),
+        (of_another_task("best"), "train", OTHER_FILE.format("best")),
+        (of_another_task("last"), "train", OTHER_FILE.format("last")),
         (flipped_bit, "sample", OTHER_FILE.format("best")),
-        (another_tasks_binaries, "train", r"KS-data-bin: not the files that sources\.json was"),
-        (another_text, "sample", "verbal.json: stale, KS's renamed text has changed"),
-        (another_text, "fairseq_preprocess", "verbal.json: stale, KS's renamed text has changed"),
+        (of_another_task("bins"), "train", r"KS-data-bin: not the files that sources\.json was"),
+        (another_text, "sample", OTHER_TEXT),
+        (another_text, "fairseq_preprocess", OTHER_TEXT),
     ],
 )
 def test_what_was_replaced_is_refused(
@@ -107,19 +107,22 @@ def test_what_was_replaced_is_refused(
 
 
 def test_a_finished_runs_record_is_never_made_poorer(root: Path) -> None:
-    """Without its logs too, also one of an earlier version, which names no files."""
+    """Without its logs too, one of an earlier version, which names no files, and without its last
+    checkpoint.
+    """
     shutil.rmtree(root / "logs")
     folder = run_folder(root)
-    before = read_record(folder)
+    before, card = read_record(folder), read_json(folder / "prompt.json", "")
     assert before.valid.keys() == {"loss", "label_loss", "accuracy"}
     said = call("train", root, *TRAIN)
     assert "this run has finished" in said and "label_loss in nats a label, acc" in said
     assert read_record(folder) == before
-    earlier = read_json(folder / "prompt.json", "") | {"files": {}, "dict_fingerprint": ""}
-    write_json(folder / "prompt.json", earlier)
+    write_json(folder / "prompt.json", card | {"files": {}, "dict_fingerprint": ""})
     call("train", root, *TRAIN)
     after = read_record(folder)
     assert (after.valid, after.files, after.run) == (before.valid, before.files, before.run)
+    (folder / "checkpoint_last.pt").unlink()  # to save room
+    assert "this run has finished" in call("train", root, *TRAIN)
 
 
 def test_a_run_that_lasts_longer_names_no_files_until_it_ends(
@@ -172,29 +175,14 @@ def test_the_next_command_has_the_flags_and_the_lm(root: Path) -> None:
 
 def test_rows_of_other_manifests_are_stale(root: Path) -> None:
     data = Workspace(root).downstream_data("speech_commands")
-    manifests = {split: data / "manifest" / f"{split}.tsv" for split in SPLITS}
-    manifests["train"].parent.mkdir()
-    for split, path in manifests.items():
+    hashes = {}
+    for split in SPLITS:
+        path = data / "manifest" / f"{split}.tsv"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(f"/corpus\n{split}.wav\t1\n")
-    hashes = {split: sha256(path) for split, path in manifests.items()}
+        hashes[split] = sha256(path)
     write_json(data / UNIT_MODEL / "provenance.json", {"manifest": hashes})
     call("make_data", root, *KS)
-    replace(manifests["valid"], b"/corpus\n")
+    replace(data / "manifest" / "valid.tsv", b"/corpus\n")
     with pytest.raises(UserError, match=r"tiny100: stale, .*valid\.tsv has changed .* --downstr"):
         call("make_data", root, *KS)
-
-
-def test_what_the_records_hold(root: Path) -> None:
-    """Each name beside them, and its SHA-256."""
-    folder, bins = run_folder(root), Workspace(root).data_bin(UNIT_MODEL, "KS")
-    written, files = read_json(bins / "sources.json", "")["written"], read_record(folder).files
-    assert len(written) == 7 and files.keys() == {"checkpoint_best.pt", "checkpoint_last.pt"}
-    symbols = {"dict.txt": read_record(folder).run.lm["dict.txt"]}
-    for where, hashes in (
-        (bins, written),
-        (folder, files),
-        (Workspace(root).lm(UNIT_MODEL), symbols),
-    ):
-        assert hashes == {name: sha256(where / name) for name in hashes}
-    (folder / "checkpoint_last.pt").unlink()  # to save room
-    assert "this run has finished" in call("train", root, *TRAIN)

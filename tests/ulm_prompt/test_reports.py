@@ -15,13 +15,11 @@ from PIL import Image
 
 from baselines.classifiers.answers import write_answers
 from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.label_names import Label
-from ulm_prompt.prompt_lm.model import PromptLanguageModel, attention_on_prompt
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.model import attention_on_prompt
 from ulm_prompt.scoring.class_report import (
     OTHER,
     class_report,
@@ -104,31 +102,12 @@ def test_attention_on_the_prompt_is_what_a_full_computation_finds() -> None:
     assert 0.01 < shares.sum(2).mean() < 0.99
 
 
-def write_intents(root: Path, **names: str) -> Workspace:
-    """Intents with named labels, other than n0 to n11 by ``names``, an LM, and their text."""
-    space = Workspace(root)
-    tiny.write_corpus(root, downstream="fluent_commands")
-    slots = ("action", "object", "place")
-    labels = {str(i): {"slot": slots[i // 4], "name": names.get(f"n{i}", f"n{i}")}
-              for i in range(12)}  # fmt: skip
-    write_json(space.rows("fluent_commands", "tiny100", "labels.json"), labels)
-    tiny.write_lm(space.lm("tiny100"))
-    for script in ("make_data", "gen_labelspace", "verbalizer"):
-        call(script, root)
-    return space
-
-
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Intents, a prompt and its samples."""
-    space = write_intents(tmp_path_factory.mktemp("reports"))
-    model = PromptLanguageModel(tiny.lm(), Prompt(3, 5, 32))
-    folder = space.checkpoints("IC", "tiny100", "d")
-    folder.mkdir(parents=True)
-    weights = {**model.lm.state_dict(), **model.prompt.published_state()}
-    torch.save({"model": weights}, folder / "checkpoint_best.pt")
-    call("sample", space.root, "--model_date", "d", "--sample_date", "s")
-    return space
+def workspace(prepared: Path) -> Workspace:
+    """Rows that were not made here: labels without names. A prompt of IC alone, and its samples."""
+    call("train", prepared, "--prompt_task", "IC", "--date", "r", "--set", "max_update=1")
+    call("sample", prepared, "--prompt_task", "IC", "--model_date", "r", "--sample_date", "r")
+    return Workspace(prepared)
 
 
 def check_picture(path: Path) -> None:
@@ -138,49 +117,48 @@ def check_picture(path: Path) -> None:
 
 def test_the_report_of_a_sample_file(workspace: Workspace) -> None:
     """A prompt's, and beside it a baseline's: label numbers, without probabilities."""
-    score = ("cal_acc", workspace.root, "--sample_date", "s")
-    assert "precision" not in (said := call(*score)) and "\n  place " in said
+    score = ("cal_acc", workspace.root, "--sample_date", "r")
+    assert "precision" not in (said := call(*score)) and "\n  label 3 " in said
     said = call(*score, "--report")
-    for word in ("slot    accuracy  train's most", "errors  precision", "mistakes", " -> "):
+    for word in ("slot     accuracy  train's most", "errors  precision", "mistakes", " -> "):
         assert word in said
-    check_picture(workspace.root / "samples/samples_s/samples_IC_tiny100_d_confusion.png")
-    path = workspace.samples("IC", "tiny100", "ngrams_s", "s")
+    check_picture(workspace.root / "samples/samples_r/samples_IC_tiny100_r_confusion.png")
+    path = workspace.samples("IC", "tiny100", "ngrams_r", "r")
     labels = ["0 4 8", "1 5 9", "0 4 8"]
     write_answers(path, ["a.wav", "b.wav", "c.wav"], labels, [labels[0], "1 5 10", labels[2]])
     try:
-        assert "n1, n5, n9 " in call(*score, "--report")
+        assert "1, 5, 9 " in call(*score, "--report")
         reports = json.loads(call(*score, "--report", "--mistakes", 2, "--json"))
     finally:
         for left in path.parent.glob("*ngrams*"):
             left.unlink()
-    prompt, baseline = reports.values()
-    assert len(prompt["mistakes"]) == 2 and set(prompt["slots"]) == {"action", "object", "place"}
+    baseline, prompt = reports.values()
+    assert len(prompt["mistakes"]) == 2 and set(prompt["slots"]) == {"label", "label 2", "label 3"}
     assert sum(entry["utterances"] for entry in prompt["classes"]) == prompt["utterances"] == 29
     recalls = {one["name"]: one["recall"] for one in baseline["classes"]}
-    assert recalls == {"n0, n4, n8": 100, "n1, n5, n9": 0} and baseline["mistakes"] == []
+    assert recalls == {"0, 4, 8": 100, "1, 5, 9": 0} and baseline["mistakes"] == []
 
 
 def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) -> None:
     root = workspace.root
     for script, flags, message in (
         ("plot", "curves", "curves: name the run"),
-        ("plot", "curves --date d", "train.log: not found"),
-        ("cal_acc", "--sample_date s --unit_model x",
-         r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_d"),
-        ("cal_acc", "--sample_date t", "there is s$"),
+        ("plot", "curves --date none", "train.log: not found"),
+        ("cal_acc", "--sample_date r --unit_model x",
+         r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_r"),
+        ("cal_acc", "--sample_date none", "there is .*r"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             call(script, root, *flags.split())
     call("plot", root, "verbalizer")
-    tiny.write_corpus(root, "other", "speech_commands")  # neither an LM nor a prompt
-    tiny.write_corpus(root, "tiny100", "speech_commands")  # no prompt
-    attention = ("attention", "--date", "d", "--utterances", 5)
+    attention = ("attention", "--date", "r", "--utterances", 5)
+    tiny.write_corpus(root, "other")  # without an LM
     try:
         said = call("plot", root, *attention)
-        assert "KS tiny100: passed over, " in said and "IC tiny100 -> " in said
         with pytest.raises(UserError, match="there is KS other, KS tiny100, IC tiny100"):
             call("plot", root, *attention, "--unit_model", "hubert")
     finally:
-        shutil.rmtree(workspace.downstream_data("speech_commands"))
-    for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_d"):
+        shutil.rmtree(workspace.downstream_data("speech_commands") / "other")
+    assert "KS tiny100: passed over, " in said and "IC tiny100 -> " in said
+    for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_r"):
         check_picture(root / "samples" / "plots" / f"{name}.png")

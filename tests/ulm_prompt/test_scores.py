@@ -24,8 +24,7 @@ from ulm_prompt.scoring.class_report import comparison
 from ulm_prompt.scoring.sample_file import within_path
 from ulm_prompt.scoring.scores import (
     class_scores,
-    equal_error_rate,
-    minimum_detection_cost,
+    detection_scores,
     score,
     train_curve,
     wilson,
@@ -59,15 +58,15 @@ def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> Non
     labels = [1] * targets + [0] * 300
     alarms, hits, _ = roc_curve(labels, [*yes, *no], drop_intermediate=False)
     expected = brentq(lambda x: 1 - x - np.interp(x, alarms, hits), 0, 1)
-    assert equal_error_rate(yes.tolist(), no.tolist()) == pytest.approx(100 * expected)
     costs = []
     for threshold in [*yes, *no, math.inf]:
         misses = sum(score < threshold for score in yes) / targets
         false = sum(score >= threshold for score in no) / 300
         costs.append((0.05 * misses + 0.95 * false) / 0.05)
-    assert minimum_detection_cost(yes.tolist(), no.tolist()) == pytest.approx(min(costs))
-    assert equal_error_rate([2.0], [1.0]) == minimum_detection_cost([2.0], [1.0]) == 0
-    assert equal_error_rate([-math.inf, 3.0], [1.0, 2.0]) == 50
+    found = detection_scores(yes.tolist(), no.tolist())
+    assert found == pytest.approx((100 * expected, min(costs)))
+    assert detection_scores([2.0], [1.0]) == (0, 0)
+    assert detection_scores([-math.inf, 3.0], [1.0, 2.0])[0] == 50
 
 
 def test_scores_of_classes() -> None:
@@ -170,7 +169,8 @@ def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
         scores[row["label"] == units["1"]].append(odds)
     assert 0 < len(scores[True]) < len(scores[False]), "wake is the rarer label"
     said = score(path)
-    assert said["eer"] == pytest.approx(equal_error_rate(scores[True], scores[False]), abs=1e-6)
+    figures = said["eer"], said["detection_cost"]
+    assert figures == pytest.approx(detection_scores(scores[True], scores[False]), abs=1e-6)
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
     assert f"EER                     {said['eer']:.2f} %" in printed
     assert f"minimum detection cost  {said['detection_cost']:.4f}\n" in printed

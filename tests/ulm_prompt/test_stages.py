@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from pathlib import Path
@@ -21,6 +19,7 @@ from ulm_prompt.training import recipe
 from ulm_prompt.verbalizer import spread_units
 
 UNIT_MODEL = "tiny100"
+MAPS = ("verbal.json", "labelspace.json")
 QUICK = ("batch_size=16", "max_epoch=4", "patience=0")
 
 
@@ -71,12 +70,9 @@ def test_data_stages_reproduce_the_published_files(data: Path, tmp_path: Path) -
     data_stages(tmp_path)
     expected = {name: digest for digest, name in map(str.split, published.splitlines())}
     assert len(expected) == 36
-    found = {name: (tmp_path / "ulm_prompt" / name).read_bytes() for name in expected}
-    assert {n: hashlib.sha256(content).hexdigest() for n, content in found.items()} == expected
-    for unit_model in ("hubert100", "cpc100"):
-        for name in ("verbal.json", "labelspace.json"):
-            made = space.datasets(unit_model) / name
-            assert made.read_bytes() == (golden / unit_model / name).read_bytes(), name
+    assert {name: sha256(tmp_path / "ulm_prompt" / name) for name in expected} == expected
+    for path in (golden / lm / file for lm in ("hubert100", "cpc100") for file in MAPS):
+        assert (space.datasets(path.parent.name) / path.name).read_bytes() == path.read_bytes()
 
 
 def test_from_rows_to_accuracy(prepared: Path) -> None:
@@ -114,37 +110,36 @@ def test_an_infix_prompt_is_trained_resumed_and_sampled(prepared: Path) -> None:
     with pytest.raises(UserError, match="another infix_prompt_length"):
         call(*command, 5, *short)
     run = folder(prepared, "infix", "IC")
-    record = json.loads((run / "prompt.json").read_text())
-    assert (record["prefix_prompt_length"], record["infix_prompt_length"]) == (0, 4)
-    shapes = [
-        weights(run)[f"decoder.{kind}fix_embed_prompts.weight"].shape for kind in ("in", "pre")
-    ]
-    assert shapes == [(4, 32), (0, 32)]
+    record = read_json(run / "prompt.json", "")
+    for kind, length in (("prefix", 0), ("infix", 4)):
+        assert record[f"{kind}_prompt_length"] == length
+        assert weights(run)[f"decoder.{kind}_embed_prompts.weight"].shape == (length, 32)
     call("sample", prepared, *task, "--model_date", "infix", "--sample_date", "infix")
     assert "utterances              29" in call("cal_acc", prepared, "--sample_date", "infix")
 
 
-def test_a_second_call_resumes_exactly(prepared: Path) -> None:
-    """Two epochs and two more: the losses and the weights of four in one go, prompt dropout
-    included.
+@pytest.mark.parametrize(
+    ("name", "epochs", "knobs"),
+    [
+        ("dropout", (2, 4), ("batch_size=16", "patience=0")),
+        ("stuck", (2, 9), ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")),
+    ],
+)
+def test_a_second_call_resumes_exactly(
+    prepared: Path, name: str, epochs: tuple[int, int], knobs: tuple[str, ...]
+) -> None:
+    """In two goes: the losses and weights of one, prompt dropout included. A loss that cannot
+    improve ends both at the same epoch, by their patience.
     """
-    whole = train(prepared, "whole")
-    first = train(prepared, "parts", knobs=("batch_size=16", "max_epoch=2", "patience=0"))
-    second = train(prepared, "parts")
+    whole = train(prepared, name, knobs=(*knobs, f"max_epoch={epochs[1]}"))
+    first, second = (
+        train(prepared, f"{name}_parts", knobs=(*knobs, f"max_epoch={last}")) for last in epochs
+    )
     assert "Loaded checkpoint" in second and len(valid_losses(whole)) == 4
     assert valid_losses(first) + valid_losses(second) == valid_losses(whole)
-    parts = weights(folder(prepared, "parts"), "last")
-    for name, tensor in weights(folder(prepared, "whole"), "last").items():
-        assert torch.equal(tensor, parts[name]), name
-
-
-def test_patience_survives_a_restart(prepared: Path) -> None:
-    """A run whose loss cannot improve stops at the same epoch with and without a restart."""
-    stuck = ("batch_size=16", "lr=0.0", "patience=3", "prompt_dropout=0.0")
-    whole = valid_losses(train(prepared, "stuck", knobs=(*stuck, "max_epoch=9")))
-    assert len(whole) == 4
-    parts = [train(prepared, "stuck2", knobs=(*stuck, f"max_epoch={last}")) for last in (2, 9)]
-    assert [loss for part in parts for loss in valid_losses(part)] == whole
+    parts = weights(folder(prepared, f"{name}_parts"), "last")
+    for key, tensor in weights(folder(prepared, name), "last").items():
+        assert torch.equal(tensor, parts[key]), key
 
 
 @pytest.mark.parametrize("knobs", [QUICK, ("max_update=9",), ("lr=0.0", "patience=2")])
@@ -160,14 +155,13 @@ def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) ->
 
 def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
     printed = train(prepared, "ft", "--fine_tune", knobs=("max_epoch=2", "warmup_updates=2"))
-    counts = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed)
-    assert counts.group(1) == counts.group(2)
+    total, trained = re.search(r"params: ([\d,]+) \(num. trained: ([\d,]+)\)", printed).groups()
+    assert total == trained
     before, after = tiny.lm().state_dict(), weights(folder(prepared, "ft"))
     assert after.keys() == before.keys()
     name = "decoder.layers.0.fc1.weight"
     assert not torch.equal(after[name], before[name])
-    flags = ("--prompt_task", "KS", "--model_date", "ft", "--sample_date", "ft")
-    call("sample", prepared, *flags)
+    call("sample", prepared, "--prompt_task", "KS", "--model_date", "ft", "--sample_date", "ft")
 
 
 def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""What labels are called: by people, and in text and binaries, where each is a unit or, where there
-are more labels than units, several units, ``12+47``.
+"""What labels are called: by people; and in text and binaries, where a label is a unit or, where
+there are more labels than units, several units, ``12+47``.
 """
 
 from __future__ import annotations

@@ -64,17 +64,14 @@ def write_ulm_text(
     for downstream, train in tasks["train"].items():
         if downstream not in tasks["valid"]:
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
-        valid = tasks["valid"][downstream][: max_valid or None]
-        both = train, valid
-        if codebooks:
-            units = sorted({unit for line in chain(*both) for unit in line.split()}, key=int)
-            names = [units[topic % len(units)] for topic in range(CLUSTERS)]
-            both = (
-                [f"{line}{SEPARATOR}{' '.join(names[topic] for topic in of_line)}"
-                 for line, of_line in zip(*of_split)]
-                for of_split in zip(both, topics(train, valid, codebooks, seed))
-            )  # fmt: skip
-        lines["train"][downstream], lines["valid"][downstream] = both
+        both = {"train": train, "valid": tasks["valid"][downstream][: max_valid or None]}
+        units = sorted({unit for line in chain(*both.values()) for unit in line.split()}, key=int)
+        codes = topics(*both.values(), codebooks, seed) if codebooks else ()
+        for split, of_split in zip(both, codes):
+            names = (" ".join(units[code % len(units)] for code in row) for row in of_split)
+            both[split] = [line + SEPARATOR + topic for line, topic in zip(both[split], names)]
+        for split, of_split in both.items():
+            lines[split][downstream] = of_split
     written = {}
     for split, sources in lines.items():
         written[split] = folder / f"{split}.txt"

@@ -18,19 +18,14 @@ from pipeline.files import read_json, replacing_folder, sha256, text_lines, writ
 from pipeline.rows import SPLITS, are_labels
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data.label_names import (
-    JOIN,
-    Label,
-    encode,
-    named_labels,
-    with_joint_names,
-)
+from ulm_prompt.prompt_data.label_names import JOIN, Label, encode, named_labels, with_joint_names
 from ulm_prompt.prompt_data.tasks import Pair, in_paper_order
 
 if TYPE_CHECKING:
     from fairseq.data import Dictionary
 
 SOURCES = "sources.json"  # the hashes of what a folder was made from
+VERBAL_SOURCES = "verbal_sources.json"  # the same of what verbal.json beside it was made from
 METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
 TEXT_MADE_BY = "ulm_prompt/make_data.py"
@@ -42,9 +37,8 @@ _LATER = ("LM's dict", "renamed")  # what the records of earlier versions lack
 
 def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, str]]:
     """Stream (units, labels) of each line ``units <s> labels`` that the command ``made_by`` wrote;
-    the verbalizer may name labels by several units, ``12+47``.
-
-    Raises ``UserError`` for a missing file, or another line.
+    the verbalizer may name labels by several units, ``12+47``. Raises ``UserError`` for a missing
+    file, or another line.
     """
     for number, line in enumerate(text_lines(path, f"not found; run {made_by} first"), start=1):
         units, separator, labels = line.partition(SEPARATOR)
@@ -101,23 +95,19 @@ def write_entry(path: Path, task: str, entry: object, made_by: str = MADE_BY) ->
 
 
 def record_verbal(workspace: Workspace, pair: Pair, names: dict[str, str], method: str) -> None:
-    """Save the task's label -> unit map in verbal.json, then in verbal_sources.json the hashes of
-    what belongs to it.
-    """
+    """Save the task's label -> unit map, then the hashes of what belongs to it."""
     path = verbal_path(workspace, pair)
     write_entry(path, pair.task, names)
     sources = {"method": method, **_sources(workspace, pair, names, method)}
-    write_entry(_sources_path(path), pair.task, sources)
+    write_entry(path.with_name(VERBAL_SOURCES), pair.task, sources)
 
 
 def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
-    """The method that made the task's verbalizer, and its label -> unit map.
-
-    Raises ``UserError`` when it is missing, or the map, what it was made from or the text that was
-    renamed by it has changed.
+    """The method that made the task's verbalizer, and its label -> unit map. Raises ``UserError``
+    when it, what it was made from or the text that it renamed is missing or has changed.
     """
     path = verbal_path(workspace, pair)
-    files = (path, _sources_path(path))
+    files = path, path.with_name(VERBAL_SOURCES)
     names, recorded = (read_json(file, MADE_BY).get(pair.task) for file in files)
     method = recorded.get("method") if isinstance(recorded, dict) else None
     if not (isinstance(names, dict) and str(method).isidentifier()):
@@ -215,10 +205,6 @@ def binarize(
 
 def _again(path: str | Path, problem: str, command: str) -> UserError:
     return UserError(f"{path}: {problem}; run {command} again")
-
-
-def _sources_path(verbal: Path) -> Path:
-    return verbal.with_name("verbal_sources.json")
 
 
 def _sources(

@@ -20,7 +20,7 @@ from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.prompt_data.verbal import label_names, row_hashes
 from ulm_prompt.scoring.sample_file import BOS, Sample, made_from, read_samples, within_path
-from ulm_prompt.scoring.scores import class_scores, rarer, train_curve
+from ulm_prompt.scoring.scores import class_scores, curves_of, rarer
 
 MOST_CLASSES = 30  # that are printed
 MOST_NAMED = 40  # classes of a confusion matrix; a larger one has no names, or on a page no others
@@ -51,8 +51,8 @@ class Named:
 
 
 def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> Named:
-    """Read a sample file and, where there are probabilities, the one within the label set; the
-    published code and baselines wrote none. Raises ``UserError`` where one is malformed.
+    """Read a sample file and, where it has probabilities, the one within the label set. Raises
+    ``UserError`` where one is malformed.
     """
 
     def told(units: str) -> list[str]:
@@ -162,11 +162,9 @@ def print_report(report: dict[str, Any]) -> None:
             f"{score['precision']:>8.2f}% {score['recall']:>7.2f}% {score['f1']:>7.2f}%"
         )
     if more:
-        utterances, errors = (sum(score[key] for score in more) for key in ("utterances", "errors"))
-        print(
-            f"  and {len(more):,} more classes: {utterances:,} utterances, {errors:,} errors "
-            "(--json lists them)"
-        )
+        counts = len(more), *(sum(score[key] for score in more) for key in ("utterances", "errors"))
+        text = "  and {:,} more classes: {:,} utterances, {:,} errors (--json lists them)"
+        print(text.format(*counts))
     if report["mistakes"]:
         print("\n  the most confident mistakes: probability, file, spoken -> answered")
     for mistake in report["mistakes"]:
@@ -201,7 +199,7 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
 
     return {
         "without_a_prompt": {MOST_FREQUENT: most_frequent(train, test)} | _ngrams(workspace, pair),
-        "run": {} if _is_baseline(samples) else _own_splits(path, workspace, pair),
+        "run": _own_splits(path, workspace, pair),
         "slots": {slot: accuracy(slice(at, at + 1)) for at, slot in enumerate(titles)},
         "target": target,
         "most_frequent": {slot: most_frequent(*both) for slot, both in zip(titles, columns)},
@@ -233,26 +231,28 @@ def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
 
 def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
-    if (trained := trained_run(path, workspace, pair)) is None:
-        return {}
-    (record, log), accuracies = trained, {}
-    if curve := train_curve(log) if log.is_file() else {}:
+    record, curves = trained_run(path, workspace, pair)
+    accuracies = {}
+    if curve := curves.get("train"):
         nearest = min(curve, key=lambda update: abs(update - record.run.updates))
         accuracies["train"] = curve[nearest]["accuracy"]
-    if "accuracy" in record.valid:
+    if record is not None and "accuracy" in record.valid:
         accuracies["valid"] = record.valid["accuracy"]
     return accuracies
 
 
-def trained_run(path: Path, workspace: Workspace, pair: Pair) -> tuple[PromptRecord, Path] | None:
-    """The record of the checkpoint that gave the answers in ``path``, and the path of its log."""
-    date = path.stem.removeprefix(f"samples_{pair.task}_{pair.unit_model}_")
-    run = pair.task, pair.unit_model, date
+def trained_run(
+    path: Path, workspace: Workspace, pair: Pair
+) -> tuple[PromptRecord | None, dict[str, Any]]:
+    """The record of the checkpoint that gave the answers in ``path``, and its run's curves."""
+    names = pair.task, pair.unit_model
+    run = *names, path.stem.removeprefix(f"samples_{'_'.join(names)}_")
     best = workspace.checkpoints(*run) / BEST
-    if not best.is_file() or made_from(path).get("prompt") != sha256(best):
-        return None
-    record = read_record(best.parent)
-    return (record, workspace.logs(*run) / "train.log") if record and record.run else None
+    is_of_it = best.is_file() and made_from(path).get("prompt") == sha256(best)
+    record = read_record(best.parent) if is_of_it else None
+    if record is None or record.run is None:
+        return None, {}
+    return record, curves_of(workspace.logs(*run) / "train.log")
 
 
 def comparison_lines(compared: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from ulm_prompt.scoring.class_report import (
     read_named,
     trained_run,
 )
-from ulm_prompt.scoring.scores import score_lines, train_curve, valid_curve
+from ulm_prompt.scoring.scores import score_lines
 
 WIDTH, HEIGHT = 640, 220  # of the curve's plane
 Rows = list[dict[str, Any]]
@@ -38,32 +38,24 @@ def write_pages(
     scored: Scored, workspace: Workspace, megabytes: float | None = None
 ) -> dict[Path, dict[str, str]]:
     """Write a page beside each sample file; those of one task stand beside each other in it.
-    ``megabytes``: the audio that a page may hold, the most confident mistakes first (None: all
-    audio is linked).
-
-    Returns of each sample file its ``page``, and what became of the ``audio``. Raises ``UserError``
-    where the rows that were decoded are not in the workspace.
+    ``megabytes``: the audio that a page may hold, the most confident mistakes first (None: it is
+    linked). Returns of each file its ``page``, and what became of the ``audio``. Raises
+    ``UserError`` as ``read_named``.
     """
     files = {path: read_named(path, workspace, "--html") for path in scored}
     rows = {path: named.rows for path, (_, named) in files.items()}
     pages = {}
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-    template = environment.get_template("report.html.j2")
     for path, (pair, named) in files.items():
         others = [other for other in files if other != path and files[other][0].task == pair.task]
         page = path.with_suffix(".html")
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
-        data = {
-            "rows": rows[path],
-            "slots": named.slots,
-            "runs": [_name(other) for other in others],
-            "answers": [[row["answer"] for row in rows[other]] for other in others],
-            "other": OTHER,
-            "most": MOST_NAMED,
-        }
+        data = {"rows": rows[path], "slots": named.slots, "other": OTHER, "most": MOST_NAMED}
+        data["runs"] = [_name(other) for other in others]
+        data["answers"] = [[row["answer"] for row in rows[other]] for other in others]
         columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
-        text = template.render(
+        text = environment.get_template("report.html.j2").render(
             title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
             columns=columns,
             names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
@@ -109,15 +101,10 @@ def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | None:
     """Accuracy over updates as points of a plane; None where the run's log is not known."""
-    run = trained_run(path, workspace, pair)
-    if run is None or not run[1].is_file():
+    record, curves = trained_run(path, workspace, pair)
+    if not curves:
         return None
-    record, log = run
-    curves, kept, lines = (
-        {"valid": valid_curve(log), "train": train_curve(log)},
-        record.run.updates,
-        {},
-    )
+    kept, lines = record.run.updates, {}
     last = max([1, kept, *curves["valid"], *curves["train"]])
     for name, curve in curves.items():
         points = [(at, scores["accuracy"]) for at, scores in curve.items() if "accuracy" in scores]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,22 +48,18 @@ def draw_curves(
         (left, "accuracy", "accuracy, % (labels before it given)"),
         (right, "label_loss", "loss, nats a label"),
     ):
-        for number, (name, splits) in enumerate(runs.items()):
+        for (name, splits), colour in zip(runs.items(), cycle(COLOURS)):
             for (split, curve), style in zip(splits.items(), ("o-", ".--")):
-                values = [scores[score] for scores in curve.values()]
-                colour, label = COLOURS[number % len(COLOURS)], f"{name}, {split}"
+                values, label = [scores[score] for scores in curve.values()], f"{name}, {split}"
                 axis.plot(list(curve), values, style, color=colour, markersize=4, label=label)
-        axis.set(xlabel="updates", ylabel=what)
-        axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set(xlabel="updates", ylabel=what, xlim=(0, None), ylim=(0, None))
         axis.grid(alpha=0.3)
     if guess is not None:
         left.axhline(guess, color="black", linestyle=":", label="most frequent label of train")
     top = max(max(line.get_ydata(), default=0.0) for line in left.lines) or 1.0
     left.set_ylim(-0.02 * top, 1.05 * top)
-    lines = left.get_legend_handles_labels()
-    about = "--date; train: with its noise"
-    figure.legend(*lines, title=about, ncols=5, loc="outside lower center")
+    about = {"title": "--date; train: with its noise", "loc": "outside lower center"}
+    figure.legend(*left.get_legend_handles_labels(), ncols=5, **about)
     figure.suptitle(title)
     save(figure, path)
 
@@ -84,15 +81,13 @@ def draw_verbalizer(
     others = np.array([point for unit, point in points.items() if unit not in labels])
     if len(others):
         axis.scatter(*others.T, s=14, color="0.75", label="other units")
-    for number, slot in enumerate(dict.fromkeys(slot for slot, _ in labels.values())):
-        units = [unit for unit in labels if labels[unit][0] == slot and unit in points]
-        if not units:
-            continue
-        colour = COLOURS[number % len(COLOURS)]
-        axis.scatter(*np.array([points[unit] for unit in units]).T, s=30, color=colour, label=slot)
-        for unit in units:
-            text = f"{labels[unit][1]} ({unit})"
-            axis.annotate(text, points[unit], (4, 3), textcoords="offset points", fontsize=8)
+    named = [(slot, name, unit) for unit, (slot, name) in labels.items() if unit in points]
+    for slot, colour in zip(dict.fromkeys(slot for slot, *_ in named), cycle(COLOURS)):
+        spots = np.array([points[unit] for other, _, unit in named if other == slot])
+        axis.scatter(*spots.T, s=30, color=colour, label=slot)
+    for _, name, unit in named:
+        at = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8}
+        axis.annotate(f"{name} ({unit})", points[unit], **at)
     first, second = (f"{100 * s:.0f} % of the variance" for s in pca.explained_variance_ratio_)
     if beyond := len(labels.keys() - points.keys()):
         title += f" ({beyond:,} labels have none of their own)"
@@ -106,8 +101,7 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     """``shares``, (L, H, P): on the left the whole prompt's share by layer and head, on the right
     the share of each prefix position by layer, averaged over heads.
     """
-    layers = len(shares)
-    size = (11, 2.5 + 0.35 * layers)
+    size, layers = (11, 2.5 + 0.35 * len(shares)), range(len(shares))
     figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
     panels = (
         (100 * shares.sum(2), "head", "attention on the prompt, %", 100),
@@ -116,7 +110,7 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     for axis, (values, name, what, top) in zip(axes, panels):
         image = axis.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
         axis.set(xlabel=name, ylabel="layer")
-        axis.set_yticks(range(layers), range(1, layers + 1))
+        axis.set_yticks(layers, [layer + 1 for layer in layers])
         columns = range(0, values.shape[1], max(1, values.shape[1] // 10))
         axis.set_xticks(columns, [column + 1 for column in columns])
         figure.colorbar(image, ax=axis, label=what)
@@ -133,8 +127,8 @@ def draw_confusion(slots: Mapping[str, Answers], title: str, path: Path) -> None
     side = 4 + 0.28 * min(most, MOST_NAMED if len(slots) == 1 else MOST_COUNTED)
     columns = min(2, len(slots))
     rows = math.ceil(len(slots) / columns)
-    size = ((side + 2) * columns, side * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    shape = {"figsize": ((side + 2) * columns, side * rows), "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, layout="constrained", **shape)
     for axis in axes.flat[len(slots) :]:
         axis.remove()
     for axis, (slot, answers) in zip(axes.flat, slots.items()):
@@ -148,11 +142,10 @@ def confusion_on(
     axis: Axes, spoken: Sequence[str], answered: Sequence[str], classes: Sequence[str], title: str
 ) -> None:
     """Draw rows of what was spoken and columns of what was answered; the last is ``OTHER``."""
-    columns = [*classes, OTHER]
-    index = {name: column for column, name in enumerate(columns)}
+    columns = {name: column for column, name in enumerate((*classes, OTHER))}
     counts = np.zeros((len(classes), len(columns)))
     for label, answer in zip(spoken, answered, strict=True):
-        counts[index[label], index[answer]] += 1
+        counts[columns[label], columns[answer]] += 1
     shares = counts / counts.sum(axis=1, keepdims=True)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     right = 100 * np.trace(counts) / counts.sum()
@@ -160,7 +153,7 @@ def confusion_on(
     axis.set(title=title, xlabel="answered", ylabel="spoken")
     size = 9 if len(classes) <= MOST_COUNTED else 6
     if len(classes) <= MOST_NAMED:
-        axis.set_xticks(range(len(columns)), columns, rotation=90, fontsize=size)
+        axis.set_xticks(range(len(columns)), list(columns), rotation=90, fontsize=size)
         axis.set_yticks(range(len(classes)), classes, fontsize=size)
     if len(classes) <= MOST_COUNTED:
         for row, column in np.argwhere(counts):
@@ -178,8 +171,7 @@ def draw_cer_by_length(runs: Mapping[str, Sequence[Bin]], path: Path) -> None:
         middles = (shortest + longest) / 2
         (line,) = axis.plot(middles, rates, label=name)
         axis.scatter(middles, rates, 10 + 80 * utterances / max(utterances), color=line.get_color())
-    axis.set(xlabel="labels of the utterance", ylabel="CER, %")
-    axis.set_ylim(bottom=0)
+    axis.set(xlabel="labels of the utterance", ylabel="CER, %", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(title="larger points: more utterances")
     save(figure, path, dpi=110)

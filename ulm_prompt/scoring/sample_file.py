@@ -109,9 +109,8 @@ class PartialAnswers(dict[int, dict[str, Any]]):
     """The answers of one run so far, row number -> ``entry``, each saved when it is added."""
 
     def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
-        """Read the file at ``path`` when it was ``made_from`` the same, else begin it anew.
-
-        A last line that was cut off is dropped. Raises ``OSError`` when it cannot be written.
+        """Read the file at ``path``, without a line cut off at the end, when it was ``made_from``
+        the same; else begin it anew. Raises ``OSError`` when it cannot be written.
         """
         super().__init__()
         self.path = path
@@ -165,9 +164,7 @@ def _dtype(made_from: Mapping[str, Any]) -> str | None:
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
     """Both answers to a row as they are stored: label units, the log-probability that the LM gives
     them, and the share of each label unit in it. ``symbols``: how many the free answer had. Within
-    two labels also ``log_odds``, of the answer against the other label.
-
-    As published, ``<s>`` is no part of an answer: ``<s> 53`` is ``53``.
+    two labels also ``log_odds``, against the other label. As published, ``<s> 53`` is ``53``.
     """
     stored: dict[str, Any] = {"symbols": len(decoded.free.symbols)}
     for kind, answer in (("free", decoded.free), ("within", decoded.within)):
@@ -191,8 +188,8 @@ def write_samples(
     their hashes, what both were ``made_from``.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
-    ``answers``: row -> its ``entry``. The free file has the published four keys; its scores come
-    after them only when ``scored``.
+    ``answers``: row -> its ``entry``. The free file has the published four keys and, when
+    ``scored``, the scores.
     """
     origin_path(path).unlink(missing_ok=True)  # of earlier answers
     free, within = {}, {}
@@ -236,19 +233,16 @@ def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """What a sample file says of each utterance, in its order. ``<s>`` is no part of an answer,
-    also in files that were written when it was kept.
-
-    Raises ``UserError`` where there is no label or no answer, and for a file without any.
+    """What a sample file says of each utterance, in its order; ``<s>``, which was kept in answers
+    once, is no part of them. Raises ``UserError`` where there is no label, answer or utterance.
     """
     expected = "expected id -> file_name, src, label, predict; run sample.py again"
     samples = read_json(path, "ulm_prompt/sample.py")
     if not samples:
         raise UserError(f"{path}: no utterance in it; {expected}")
     for name, sample in samples.items():
-        if not isinstance(sample, dict) or not all(
-            isinstance(sample.get(key), str) for key in ("label", "predict")
-        ):
+        given = sample.items() if isinstance(sample, dict) else ()
+        if not {"label", "predict"} <= {key for key, text in given if isinstance(text, str)}:
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
         if BOS in sample["predict"]:
             sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
@@ -258,23 +252,23 @@ def read_samples(path: Path) -> list[Sample]:
 def report_long(
     rows: Sequence[Sized], answers: Mapping[int, dict[str, Any]], options: Options, positions: int
 ) -> None:
-    """Print how many rows of more than ``max_units`` were not answered, how many free answers were
-    cut after ``max_labels``, and how many rows with their answer are longer than the LM's
+    """Print how many rows have more than ``max_units`` and were not answered, how many free answers
+    were cut after ``max_labels``, and how many rows are longer with their answer than the LM's
     ``positions``.
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
-    if too_long := [count for count in units if count > max_units]:
-        print(
-            f"  {len(too_long):,} rows have more than {max_units:,} units ({max(too_long):,} at "
-            "most): not answered, which is scored as wrong (--max_units)"
-        )
-    if cut := sum(answer["symbols"] >= limit for answer in answers.values()):
-        print(f"  {cut:,} free answers were cut after {limit} labels (--max_labels)")
-    answered = (row for row in answers if units[row] <= max_units)
-    lengths = (len(rows[row]) + answers[row]["symbols"] for row in answered)
-    if beyond := [length for length in lengths if length > positions]:
-        print(
-            f"  {len(beyond):,} rows are longer with their answer than the {positions:,} positions "
-            f"that the LM has learned ({max(beyond):,} at most): their answers are worth less"
-        )
+    answered = [row for row in answers if units[row] <= max_units]
+    lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
+    too_long = [count for count in units if count > max_units]
+    beyond = [length for length in lengths if length > positions]
+    for count, what in (
+        (len(too_long), f"rows have more than {max_units:,} units ({max(units):,} at most): not "
+         "answered, which is scored as wrong (--max_units)"),
+        (sum(answer["symbols"] >= limit for answer in answers.values()),
+         f"free answers were cut after {limit} labels (--max_labels)"),
+        (len(beyond), f"rows are longer with their answer than the {positions:,} positions that "
+         f"the LM has learned ({max(lengths, default=0):,} at most): their answers are worth less"),
+    ):  # fmt: skip
+        if count:
+            print(f"  {count:,} {what}")

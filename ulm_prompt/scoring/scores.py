@@ -64,8 +64,7 @@ def score(path: Path) -> dict[str, float]:
         scores["accuracy_within_labels"] = _accuracy(within)
     scores["macro_f1"] = fmean(one["f1"] for one in class_scores(labels, answers))
     if detected := target_scores(within):
-        scores["eer"] = equal_error_rate(*detected)
-        scores["detection_cost"] = minimum_detection_cost(*detected)
+        scores["eer"], scores["detection_cost"] = detection_scores(*detected)
     return scores | {"invalid": 100 * sum(map(is_invalid, answers)) / len(rows)}
 
 
@@ -110,50 +109,40 @@ def target_scores(within: Sequence[Sample]) -> tuple[list[float], list[float]] |
     return scores[True], scores[False]
 
 
-def error_rates(targets: Sequence[float], others: Sequence[float]) -> list[tuple[float, float]]:
-    """The shares of misses and of false alarms, from no utterance accepted to all."""
-    accepted, alarms = Counter(targets), Counter(others)
-    hits, errors, rates = 0, 0, [(1.0, 0.0)]
-    for threshold in sorted({*targets, *others}, reverse=True):
-        hits, errors = hits + accepted[threshold], errors + alarms[threshold]
-        rates.append((1 - hits / len(targets), errors / len(others)))
-    return rates
-
-
-def equal_error_rate(targets: Sequence[float], others: Sequence[float]) -> float:
-    """In %: where misses are as frequent as false alarms, on the line between two thresholds."""
-    steps = pairwise(error_rates(targets, others))
-    (misses, alarms), (fewer, more) = next(step for step in steps if step[1][1] >= step[1][0])
-    share = (misses - alarms) / (misses - alarms + more - fewer)
-    return 100 * (alarms + share * (more - alarms))
-
-
-def minimum_detection_cost(targets: Sequence[float], others: Sequence[float]) -> float:
-    """The least P_target * misses + (1 - P_target) * false alarms over all thresholds, by P_target,
-    which never accepting costs (NIST's normalised cost).
+def detection_scores(targets: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """The equal error rate in %, where misses are as frequent as false alarms, on the line between
+    two thresholds; and the least P_target * misses + (1 - P_target) * false alarms of any
+    threshold, by P_target, which never accepting costs (NIST's normalised cost).
     """
+    accepted, wrongly = Counter(targets), Counter(others)
+    hits, errors, rates = 0, 0, [(1.0, 0.0)]  # of misses, of false alarms; nothing is accepted
+    for threshold in sorted({*targets, *others}, reverse=True):
+        hits, errors = hits + accepted[threshold], errors + wrongly[threshold]
+        rates.append((1 - hits / len(targets), errors / len(others)))
+    (misses, alarms), (fewer, more) = next(
+        step for step in pairwise(rates) if step[1][1] >= step[1][0]
+    )
+    share = (misses - alarms) / (misses - alarms + more - fewer)
     odds = 1 / P_TARGET - 1
-    return min(misses + odds * alarms for misses, alarms in error_rates(targets, others))
+    cost = min(misses + odds * alarms for misses, alarms in rates)
+    return 100 * (alarms + share * (more - alarms)), cost
 
 
 def sample_files(args: argparse.Namespace) -> list[Path]:
     """The free answers of every ``--sample_date``, narrowed by ``--prompt_task`` and
     ``--unit_model``. Raises ``UserError`` for none.
     """
-
-    def free(folder: Path, pattern: str) -> list[Path]:
-        return [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
-
     pattern = f"samples_{args.prompt_task or '*'}_{args.unit_model or '*'}_*.json"
     files, samples = [], args.workspace / "samples"
     for date in args.sample_date:
         folder = samples / f"samples_{date}"
-        if not (paths := free(folder, pattern)):
-            others = free(folder, "samples_*.json") or free(samples, "samples_*/")
-            names = ", ".join(path.stem.removeprefix("samples_") for path in others)
-            known = f"; there is {names}" if names else ""
-            raise UserError(f"{folder / pattern}: no samples; run sample.py first{known}")
-        files += paths
+        free = [path for path in sorted(folder.glob(pattern)) if not path.stem.endswith(WITHIN)]
+        if not free:
+            known = sorted(folder.glob("samples_*.json")) or sorted(samples.glob("samples_*/"))
+            names = ", ".join(path.stem.removeprefix("samples_") for path in known)
+            there_is = f"; there is {names}" if names else ""
+            raise UserError(f"{folder / pattern}: no samples; run sample.py first{there_is}")
+        files += free
     return files
 
 
@@ -204,6 +193,12 @@ def score_lines(scores: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             interval = "{:.2f} to {:.2f}".format(*shares) if shares else ""
             lines.append((name, written(name, value), interval))
     return lines
+
+
+def curves_of(train_log: Path) -> dict[str, dict[int, dict[str, float]]]:
+    """``valid_curve`` and ``train_curve`` by the split's name; none without a log."""
+    splits = {"valid": valid_curve, "train": train_curve} if train_log.is_file() else {}
+    return {split: curve(train_log) for split, curve in splits.items()}
 
 
 def valid_curve(train_log: Path) -> dict[int, dict[str, float]]:

@@ -32,19 +32,16 @@ class Text(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An utterance: its text, the answer, and the number of label units of the text."""
+    """An utterance and the answer to it."""
 
     reference: Text
     answer: Text
-    labels: int
+    labels: int  # units of the reference
     right: bool  # unit for unit
 
 
 def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
-    """Score the sample file ``path`` of a task whose answers are texts.
-
-    Raises ``UserError`` for a missing, malformed or stale file.
-    """
+    """``score_texts`` of the sample file ``path``. Raises ``UserError`` as ``read_answers``."""
     return score_texts(read_answers(path, workspace, pair))
 
 
@@ -93,23 +90,19 @@ def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float:
 
 
 def read_text(labels: Iterable[Label]) -> Text:
-    """Read labels of any order, as an answer may have them.
-
-    A slot type opens its slot or, when it is open, closes it; another type, or the end, closes it
-    too.
+    """Read labels of any order, as an answer may have them. A slot type opens its slot or, when it
+    is open, closes it; another type, or the end, closes it too.
     """
     words: list[str] = []
     slots: list[tuple[str, list[str]]] = []
     is_open = False
     for kind, name in labels:
-        if kind == SLOT_TYPE:
-            is_open = not (is_open and slots[-1][0] == name)
+        if kind != SLOT_TYPE:
+            words.append(name)
             if is_open:
-                slots.append((name, []))
-            continue
-        words.append(name)
-        if is_open:
-            slots[-1][1].append(name)
+                slots[-1][1].append(name)
+        elif is_open := not (is_open and slots[-1][0] == name):
+            slots.append((name, []))
     return Text(_spaced(words), tuple((name, _spaced(value)) for name, value in slots))
 
 
@@ -125,21 +118,18 @@ def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]
     """
     names = label_names(workspace, pair)
     if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
-        labels = workspace.downstream_data(pair.config.downstream) / pair.unit_model / "labels.json"
+        labels = workspace.rows(pair.config.downstream, pair.unit_model, "labels.json")
         expected = f"expected {CHARACTER} or {SLOT_TYPE}, as its answers are texts"
         raise UserError(f"{labels}: slot {other.pop()!r}; {expected}")
-    both = [(sample["label"], sample["predict"]) for sample in read_samples(path)]
-    text = renamed_texts(workspace, pair)["test"]
-    if [labels for _, labels in read_prompt_text(text)] != [label for label, _ in both]:
+    samples, text = read_samples(path), renamed_texts(workspace, pair)["test"]
+    if [labels for _, labels in read_prompt_text(text)] != [row["label"] for row in samples]:
         raise UserError(f"{path}: stale, its labels are not those of {text}; run sample.py again")
 
-    def read(units: str) -> Text:
-        return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units.split())
+    def read(units: list[str]) -> Text:
+        return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units)
 
-    return [
-        Answered(read(label), read(answer), len(label.split()), label == answer)
-        for label, answer in both
-    ]
+    both = [(row["label"].split(), row["predict"].split()) for row in samples]
+    return [Answered(read(one), read(other), len(one), one == other) for one, other in both]
 
 
 class Bin(NamedTuple):
@@ -158,8 +148,7 @@ def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
         by_bin.setdefault((labels - 1) // width, []).append((reference.words, answer.words))
     bins = []
     for number, words in sorted(by_bin.items()):
-        references, answers = map(list, zip(*words))
-        cer = 100 * jiwer.cer(references, answers)
+        cer = 100 * jiwer.cer(*map(list, zip(*words)))
         bins.append(Bin(number * width + 1, (number + 1) * width, len(words), cer))
     return bins
 
@@ -168,8 +157,7 @@ def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> di
     """The bins of every sample file of texts in ``paths``, by the run's name; with the
     --sample_date before it where ``paths`` are of several.
     """
-    runs = {}
-    several = len({path.parent for path in paths}) > 1
+    runs, several = {}, len({path.parent for path in paths}) > 1
     for path in paths:
         pair = pair_of(workspace, path)
         if pair is not None and pair.config.is_sequence:
