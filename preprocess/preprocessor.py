@@ -33,7 +33,7 @@ from preprocess.actions.manifest import (
 )
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit import features
-from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally, measured
 from preprocess.speech2unit.features import FeatureReader, Source, feature_reader
 from preprocess.speech2unit.hf_checkpoint import fingerprint
 
@@ -65,7 +65,7 @@ class Preprocessor(Generic[ConfigType]):
     ) -> None:  # fmt: skip
         self.downstream, self.config, self.workspace = downstream, config, workspace
         self.skip_bad, self.device = skip_bad, device
-        self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
+        self.bad_audio: dict[Path, str] = {}  # what ``utterances`` found unusable, and why
         self.listing = Listing()
         data = workspace.downstream_data(downstream)
         self.manifest, self.units = data / "manifest", data / config.taskrc.unit_model
@@ -153,16 +153,15 @@ class Preprocessor(Generic[ConfigType]):
         frames: dict[str, int] = {}
         rates: dict[str, int] = {}
         tally = Tally()
+        tally.bad.update(self.bad_audio)
         paths = sorted({u.path for u in utterances})
         for path in progress_bar(paths, desc=f"{self.downstream} headers", unit="file"):
             try:
                 frames[path], rates[path], notes = measured(self.root / path, path in whole)
                 tally.add(notes)
             except BadAudio as error:
-                self.bad_audio[self.root / path] = str(error)
-                tally.add(error)
-        self.say(str(tally))
-        report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", self.skip_bad)
+                tally.add(error, self.root / path)
+        tally.report(self.manifest / "bad_audio.txt", self.skip_bad, self.say)
         return frames, {"audio": tally.record(), "rates": rates_record(rates)}
 
     def _entry(

@@ -30,7 +30,7 @@ from preprocess.actions.stream import (
     with_progress,
 )
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally
 
 
 class Shard(NamedTuple):
@@ -51,6 +51,11 @@ class Line(NamedTuple):
     bad: str | None
     notes: Sequence[str] = ()
     stamp: list[int] | None = None  # None: stored by an earlier version
+
+    @property
+    def outcome(self) -> Sequence[str] | BadAudio:
+        """What a ``Tally`` counts."""
+        return BadAudio(self.bad) if self.bad else self.notes
 
 
 class AudioRun:
@@ -124,7 +129,7 @@ class AudioRun:
             self._compute([blocks[index] for index in left])
             tally = Tally()
             for line in self._lines(blocks):
-                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+                tally.add(line.outcome)
             self.task.say(str(tally))
             self.task.say(f"{name} is done" if left else f"{name} is done already")
 
@@ -264,30 +269,27 @@ class AudioRun:
                 f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing, "
                 f"the first is {absent[0]}; run the shards that have not finished"
             )
-        tally, changed, bad, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
+        tally, changed, left_out, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
             for line in self._lines(blocks):
-                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+                tally.add(line.outcome, Path(line.path))
                 changed += self._has_changed(line)
-                bad += [line] if line.bad else []
+                left_out += [line.file] if line.bad else []
                 good[split] += not line.bad
         if changed:
             raise UserError(
                 f"{self._stored}: {changed} audio files have changed since they were read; "
                 f"run {self._command} again, or its shards"
             )
-        self.task.say(str(tally))
-        reasons = {Path(line.path): line.bad for line in bad}
-        report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
+        tally.report(self.folder / "bad_audio.txt", skip_bad, self.task.say)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)
             self.write_split(self._output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
         more = {"audio": tally.record(), "audio_files": self._audio_files}
-        left_out = [line.file for line in bad]
         self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
-        if not bad:
+        if not left_out:
             shutil.rmtree(self._stored)
 
 

@@ -17,7 +17,7 @@ from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.actions.stream import Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally
 from preprocess.speech2unit.features import written
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 
@@ -95,20 +95,15 @@ def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
     to_numpy = lambda features: features.cpu().numpy()  # noqa: E731
     encoder = Encoder(reader, to_numpy, device, settings.batch_seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
-    filled, bad, tally = 0, {}, Tally()
+    filled, tally = 0, Tally()
     for block in with_progress(encoder(blocks), "features", len(drawn), print):
         for entry, result, notes in zip(block.block.entries, block.results, block.notes):
-            if isinstance(result, BadAudio):
-                tally.add(result)
-                bad[block.block.root / entry.path] = str(result)
-                continue
-            tally.add(notes)
-            frames = result[: len(sample) - filled]
+            is_bad = isinstance(result, BadAudio)
+            tally.add(result if is_bad else notes, block.block.root / entry.path)
+            frames = [] if is_bad else result[: len(sample) - filled]
             sample[filled : filled + len(frames)] = frames
             filled += len(frames)
-    print(tally)
-    report = first.learned_km_path.with_suffix(".bad_audio.txt")
-    report_bad_audio(bad, report, first.skip_bad)
+    tally.report(first.learned_km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
     return sample[:filled], tally
 
 

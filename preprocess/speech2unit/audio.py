@@ -5,7 +5,7 @@ a file cannot be used. What was converted or is remarkable is noted and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,17 +198,19 @@ def _notes(heard: Counter[str], channels: int, rate: int) -> tuple[str, ...]:
 
 
 class Tally:
-    """How many recordings were read, what was noted about them, and how many were left out."""
+    """How many recordings were read, what was noted about them, and which cannot be used."""
 
     def __init__(self) -> None:
         self.read = 0
         self.notes: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()  # by kind of reason
+        self.bad: dict[Path | None, str] = {}  # with the reason
 
-    def add(self, outcome: Iterable[str] | BadAudio) -> None:
+    def add(self, outcome: Iterable[str] | BadAudio, path: Path | None = None) -> None:
         """Count a recording's notes, or the reason why it cannot be used."""
         if isinstance(outcome, BadAudio):
             self.left_out[str(outcome).partition(":")[0]] += 1
+            self.bad[path] = str(outcome)
         else:
             self.read += 1
             self.notes.update(tuple(outcome))
@@ -226,21 +228,20 @@ class Tally:
                 parts[number] += f" ({listed})"
         return "; ".join(parts if self.left_out else parts[:1])
 
-
-def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:
-    """Write path and reason of each bad file to ``report``; with none, remove an old report.
-
-    Raises ``UserError`` when there are any, unless they are to be skipped.
-    """
-    if not bad:
-        report.unlink(missing_ok=True)
-        return
-    with writing(report) as handle:
-        handle.writelines(f"{path}\t{reason}\n" for path, reason in bad.items())
-    named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    what = "left out" if skip else "repair them, or leave them out with --skip_bad"
-    message = f"{len(bad)} audio file(s) cannot be used: {named}{more}; {what} (list: {report})"
-    if not skip:
-        raise UserError(message)
-    print(message)
+    def report(self, listed: Path, skip: bool = False, say: Callable[[str], None] = print) -> None:
+        """Say the counts; list the bad files in ``listed``, or remove an old list. Raises
+        ``UserError`` where there are any, unless they are to be skipped.
+        """
+        say(str(self))
+        if not self.bad:
+            listed.unlink(missing_ok=True)
+            return
+        with writing(listed) as handle:
+            handle.writelines(f"{path}\t{reason}\n" for path, reason in self.bad.items())
+        reasons = [f"{path} ({reason})" for path, reason in self.bad.items()]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        what = "left out" if skip else "repair them, or leave them out with --skip_bad"
+        message = f"{len(reasons)} audio file(s) cannot be used: {'; '.join(reasons[:3])}{more}"
+        if not skip:
+            raise UserError(f"{message}; {what} (list: {listed})")
+        print(f"{message}; {what} (list: {listed})")
