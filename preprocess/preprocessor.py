@@ -16,12 +16,12 @@ import torch
 from pipeline.config import save_config
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
-from pipeline.files import kind_of_file, read_json, write_json
+from pipeline.files import kind_of_file, read_json, sha256, write_json
 from pipeline.rows import SPLITS, write_rows
 from pipeline.runs import progress_bar, provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.actions.config import Config, check_numbers, fill_in
+from preprocess.actions.config import Config, check_numbers, fill_in, in_workspace
 from preprocess.actions.corpus import Listing, located
 from preprocess.actions.manifest import (
     Entry,
@@ -73,18 +73,10 @@ class Preprocessor(Generic[ConfigType]):
         self._known = find_unit_model(config.taskrc.unit_model, workspace)
         fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
         check_numbers(config)
-        self.root = self._in_workspace(config.datarc.root_path)  # the corpus folder
-        ckpt_path, km_path = config.fairseqrc.ckpt_path, config.fairseqrc.km_path
-        self.ckpt_path = self._in_workspace(ckpt_path) if ckpt_path else None  # some need none
-        self._own_km_path = self._in_workspace(km_path) if km_path else None
+        self.root = in_workspace(workspace, config.datarc.root_path or ".")  # the corpus folder
+        self.ckpt_path = in_workspace(workspace, config.fairseqrc.ckpt_path)  # some need none
+        self._own_km_path = in_workspace(workspace, config.fairseqrc.km_path)
         self.learned_km_path = self._own_km_path or self._known.learned_kmeans
-
-    def _in_workspace(self, path: str) -> Path:
-        """A path of the config: a relative one starts at the workspace, not where the user is."""
-        try:
-            return self.workspace.root / Path(path).expanduser()
-        except RuntimeError:
-            raise UserError(f"{path}: there is no such user; write the folder out") from None
 
     @property
     def km_path(self) -> Path:
@@ -170,10 +162,9 @@ class Preprocessor(Generic[ConfigType]):
         pairs = list(self.named_labels(row))
         for slot, name in pairs:
             if (slot, name) not in numbers:
-                raise UserError(
-                    f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split; put "
-                    "a row there (where splits are drawn: another taskrc.seed)"
-                )
+                remedy = "put a row there (where splits are drawn: another taskrc.seed)"
+                what = f"{self.slots[slot]} {name!r} never occurs in the train split"
+                raise UserError(f"{row.path}: {what}; {remedy}")
         length = frames[row.path] if row.frames is None else row.frames
         labels = " ".join(numbers[pair] for pair in pairs)
         return Entry(row.path, length, row.start, row.name or row.path, labels)
@@ -212,14 +203,12 @@ class Preprocessor(Generic[ConfigType]):
             return None
         is_kmeans = path == self.km_path
         if not path.is_file() and (is_kmeans or not path.is_dir()):  # a model may be a folder
-            name = self.config.taskrc.unit_model
             missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
-            learn = "--action learn_kmeans, or " if is_kmeans else ""
-            raise UserError(
-                f"{path}: {what} {missing}; get it by python pretrained_models/download.py {name}, "
-                f"or {learn}--set fairseqrc.km_path or ckpt_path=FILE"
-            )
-        return fingerprint(path)
+            get = f"python pretrained_models/download.py {self.config.taskrc.unit_model}"
+            other = f"{'--action learn_kmeans, or ' if is_kmeans else ''}--set fairseqrc"
+            remedy = f"get it by {get}, or {other}.km_path or ckpt_path=FILE"
+            raise UserError(f"{path}: {what} {missing}; {remedy}")
+        return sha256(path) if is_kmeans else fingerprint(path)
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``, a row ``file|units|labels`` an entry."""

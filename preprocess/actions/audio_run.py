@@ -183,10 +183,8 @@ class AudioRun:
         plan = {**self._plan, "blocks": [len(block.entries) for block in self._blocks]}
         if path.exists() and read_json(path, self._command) != plan:
             if not discard:
-                raise UserError(
-                    f"{path}: the blocks there were made with other settings or another manifest; "
-                    f"remove {self._stored} and run every shard again"
-                )
+                what = f"{path}: the blocks there were made with other settings or another manifest"
+                raise UserError(f"{what}; remove {self._stored} and run every shard again")
             shutil.rmtree(self._stored)
         if not path.exists():
             write_json(path, plan)
@@ -195,9 +193,8 @@ class AudioRun:
         """Remove the blocks of other runs. Returns which blocks are left to compute."""
         self._open(discard=True)
         is_first = next(self._stored.glob("*.jsonl"), None) is None
-        left = self._left(self._blocks)
+        left, total = self._left(self._blocks), len(self._blocks)
         if not is_first:
-            total = len(self._blocks)
             self.task.say(f"resumes an earlier run: {total - len(left)} of {total} blocks done")
         return left
 
@@ -213,10 +210,8 @@ class AudioRun:
             if stale or not lines or any(line.bad for line in lines):
                 left.append(index)
         if changed:
-            self.task.say(
-                f"{sum(changed)} audio files have changed since they were read: their "
-                f"{len(changed)} blocks are computed again"
-            )
+            what = f"{sum(changed)} audio files have changed since they were read"
+            self.task.say(f"{what}: their {len(changed)} blocks are computed again")
         return left
 
     def _has_changed(self, line: Line) -> bool:
@@ -265,10 +260,9 @@ class AudioRun:
         """Write the splits from the finished blocks."""
         absent = [block.name for block in self._blocks if not self._path(block).exists()]
         if absent:
-            raise UserError(
-                f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing, "
-                f"the first is {absent[0]}; run the shards that have not finished"
-            )
+            which = f"the first is {absent[0]}; run the shards that have not finished"
+            count = f"{len(absent)} of {len(self._blocks)} blocks are missing"
+            raise UserError(f"{self._stored}: {count}, {which}")
         tally, changed, left_out, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
             for line in self._lines(blocks):
@@ -277,10 +271,8 @@ class AudioRun:
                 left_out += [line.file] if line.bad else []
                 good[split] += not line.bad
         if changed:
-            raise UserError(
-                f"{self._stored}: {changed} audio files have changed since they were read; "
-                f"run {self._command} again, or its shards"
-            )
+            what = f"{self._stored}: {changed} audio files have changed since they were read"
+            raise UserError(f"{what}; run {self._command} again, or its shards")
         tally.report(self.folder / "bad_audio.txt", skip_bad, self.task.say)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)

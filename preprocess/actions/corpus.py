@@ -163,11 +163,10 @@ def _header(
     if missing := [name for name in needed if name not in names]:
         listed = ", ".join(filter(None, names))[:200] or "nothing"
         other = next((mark for mark in "\t;,| " if mark in line and len(names) == 1), "")
-        remedy = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
-        raise UserError(
-            f"{file}: no column {', '.join(map(repr, missing))} in its first line, which has "
-            f"{listed}; {remedy or 'name yours in datarc'}"
-        )
+        what = f"no column {', '.join(map(repr, missing))} in its first line, which has {listed}"
+        own = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
+        remedy = own or "name yours in datarc"
+        raise UserError(f"{file}: {what}; {remedy}")
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{file}: two columns {twice[0]!r} in its first line; rename one")
     return names
@@ -211,11 +210,9 @@ def _json_records(
         if values == "":  # an empty line
             continue
         if not isinstance(values, dict) or any(values.get(name) is None for name in needed):
-            listed = list(values) if isinstance(values, dict) else values
-            raise UserError(
-                f"{file}, {what} {number}: expected an object with "
-                f"{', '.join(map(repr, needed))}, found {str(listed)[:200]}"
-            )
+            found = str(list(values) if isinstance(values, dict) else values)[:200]
+            form = f"an object with {', '.join(map(repr, needed))}"
+            raise UserError(f"{file}, {what} {number}: expected {form}, found {found}")
         known = {name: value for name, value in values.items() if value is not None}
         written = {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()}
         yield f"{what} {number}", written

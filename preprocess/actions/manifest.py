@@ -72,10 +72,10 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
                 raise ValueError
             entries.append(entry)
     except (csv.Error, ValueError):
-        raise UserError(
-            f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
-            f"found {' '.join(fields)[:60]!r}; run --action generate_manifest again"
-        ) from None
+        what = f"path, frames, start, file, labels and tabs, found {' '.join(fields)[:60]!r}"
+        where = f"{path}, line {table.line_num}"
+        remedy = "run --action generate_manifest again"
+        raise UserError(f"{where}: expected {what}; {remedy}") from None
     if not entries:
         raise UserError(f"{path}: no entries; run --action generate_manifest again")
     return Path(root), entries
@@ -157,21 +157,23 @@ def _in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
             name, answer = utterance.name or utterance.path, tuple(utterance.labels)
             other_split, other = first.setdefault(name, (split, answer))
             if other != answer:
-                raise UserError(
-                    f"{name}: is {', '.join(other)[:80]} in {other_split}, "
-                    f"{', '.join(answer)[:80]} in {split}; one recording has one answer"
-                )
+                one, two = ", ".join(other)[:80], ", ".join(answer)[:80]
+                what = f"is {one} in {other_split}, {two} in {split}"
+                raise UserError(f"{name}: {what}; one recording has one answer")
             if other_split != split:
                 shared.append(name)
     return shared
 
 
-def files_left_out(record: Path, command: str) -> set[str]:
-    """The files that a run left out (--skip_bad), by the ``provenance.json`` of ``command``."""
-    names = read_json(record, command).get("left_out", [])
+def audio_record(record: Path, command: str) -> tuple[dict[str, Any], set[str]]:
+    """What an audio run was made from, and the files that it left out (--skip_bad), by its
+    ``provenance.json``, which ``command`` wrote; nothing where units were made elsewhere.
+    """
+    made = read_json(record, command) if record.exists() else {}
+    names = made.get("left_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{record}: left_out is no list of names; run {command} again")
-    return set(names)
+    return made, set(names)
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
@@ -196,28 +198,20 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     quantised, or from another manifest (other labels do not matter), or no row is left.
     """
     _, entries = read_manifest(manifest / f"{split}.tsv")
-    path, record = quantized / split, quantized / "provenance.json"
+    path = quantized / split
     lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
     units = {file: text for file, _, text in (line.rpartition("|") for line in lines if line)}
-    left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
+    made, left_out = audio_record(quantized / "provenance.json", QUANTIZE)
     good = [entry.file for entry in distinct(entries) if entry.file not in left_out]
-    if list(units) != good or _is_stale(record, manifest):
-        raise UserError(
-            f"{path}: units of other audio than {manifest / split}.tsv lists; the manifest has "
-            f"changed: run {QUANTIZE} again"
-        )
+    plan, now = made.get("plan"), made_from(manifest)
+    planned = plan.get("manifest") if isinstance(plan, dict) else None
+    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
+    if list(units) != good or not (planned in (None, now["manifest"]) or same_audio):
+        what = f"{path}: units of other audio than {manifest / split}.tsv lists"
+        raise UserError(f"{what}; the manifest has changed: run {QUANTIZE} again")
     merged = merge_runs if merge else str
     usable = [entry for entry in entries if entry.file in units]
     rows = [Row(entry.file, merged(units[entry.file]), entry.labels) for entry in usable]
     if not rows:
         raise UserError(f"{path}: no usable file in this split; repair its audio")
     return rows, len(entries) - len(rows)
-
-
-def _is_stale(record: Path, manifest: Path) -> bool:
-    """Whether units were made from other audio than the manifests list."""
-    made = read_json(record, QUANTIZE) if record.exists() else {}
-    plan, now = made.get("plan"), made_from(manifest)
-    planned = plan.get("manifest") if isinstance(plan, dict) else None
-    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
-    return planned not in (None, now["manifest"]) and not same_audio

@@ -34,28 +34,24 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     settings, task = first.config.fairseqrc, first.config.taskrc
     for other in preprocessors[1:]:
         if other.config.fairseqrc != settings or other.config.taskrc.unit_model != task.unit_model:
-            raise UserError(
-                f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
-                "learn their k-means one --downstream at a time"
-            )
+            what = f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc"
+            raise UserError(f"{what}; learn their k-means one --downstream at a time")
     km_path = first.learned_km_path
     if settings.km_clusters is None:
         raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
     if first.km_path.is_file() and not first.km_ships:
         stored = len(load_kmeans(first.km_path))
         if stored != settings.km_clusters:
-            raise UserError(
-                f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}; "
-                "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
-            )
+            what = f"has {stored} clusters, asked for are {settings.km_clusters}"
+            remedy = "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
+            raise UserError(f"{first.km_path}: {what}; {remedy}")
         print(f"{first.km_path} already exists: kept; remove it to learn it again")
         return
     if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
-        raise UserError(
-            f"{first.km_path}: not here, but {task.unit_model} comes with it (python "
-            f"pretrained_models/download.py {task.unit_model} --only kmeans); to learn one of your "
-            "own, give it a unit model of its own (--unit_model, --set fairseqrc.feature_type)"
-        )
+        get = f"python pretrained_models/download.py {task.unit_model} --only kmeans"
+        own = "to learn one, name a unit model of your own (--unit_model, fairseqrc.feature_type)"
+        what = f"not here, but {task.unit_model} comes with it ({get})"
+        raise UserError(f"{first.km_path}: {what}; {own}")
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames, tally = _sample(preprocessors)
@@ -117,17 +113,10 @@ class Quantizing(AudioRun):
     def encoder(self) -> Encoder[str]:
         """Features, then the nearest centres. Raises ``UserError`` where they do not fit."""
         task = self.task
-        centres = load_kmeans(task.km_path)
         reader, device = task.feature_reader()
-        if centres.shape[1] != reader.dim:
-            raise UserError(
-                f"{task.km_path}: its centres have {centres.shape[1]} numbers, a feature frame has "
-                f"{reader.dim}; k-means and features do not belong together"
-            )
-        more = ""
-        if task.km_ships:
-            more = ", which ships for a few commands; learn_kmeans makes a better one"
-        task.say(f"{len(centres)} clusters of {task.km_path}{more}")
+        centres = load_kmeans(task.km_path, reader.dim)
+        better = ", which ships for a few commands; learn_kmeans makes a better one"
+        task.say(f"{len(centres)} clusters of {task.km_path}{better if task.km_ships else ''}")
         kmeans, seconds = KMeans(centres, device), task.config.fairseqrc.batch_seconds
         return Encoder(reader, lambda found: written(kmeans(found)), device, seconds, " ".join)
 

@@ -58,10 +58,9 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
         wavs = self.listing.files(self.root / split, "**/*", ".wav")
         paths = [path for path in wavs if path.stem.split("-")[0] in speakers]
         if not paths:
-            raise UserError(
-                f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
-                f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
-            )
+            what = f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}"
+            keys = f"the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
+            raise UserError(f"{what}; datarc.root_path is {keys}")
         if untold := [path for path in paths if path.stem not in texts]:
             raise UserError(f"{self.root / TEXT}: no line for {untold[0].stem} ({untold[0]})")
         spoken = {path.stem for path in paths}
@@ -92,10 +91,8 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             name, *words = text.split()
             tags = tagged.split()[:-1]  # the intent is last
             if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
-                raise UserError(
-                    f"{where}: expected '<utterance> BOS words EOS', a tab, 'O', a tag for each "
-                    f"word and the intent, found {line[:60]!r}"
-                )
+                form = "'<utterance> BOS words EOS', a tab, 'O', a tag for each word and the intent"
+                raise UserError(f"{where}: expected {form}, found {line[:60]!r}")
             pieces: list[tuple[str, list[str]]] = []  # slot type or "", words
             for word, tag in zip(words[1:-1], tags[1:]):
                 kind = tag.partition("-")[2]

@@ -52,10 +52,9 @@ def _check_size(frames: int, rate: int, most: int) -> None:
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
     if frames * SAMPLE_RATE // rate > most:
-        raise BadAudio(
-            f"is too long for one utterance: {frames / rate / 3600:.2f} h, expected at most "
-            f"{most / SAMPLE_RATE / 3600:.2f} h; cut it"
-        )
+        hours, limit = frames / rate / 3600, most / SAMPLE_RATE / 3600
+        found = f"{hours:.2f} h, expected at most {limit:.2f} h"
+        raise BadAudio(f"is too long for one utterance: {found}; cut it")
 
 
 class Waveform(NamedTuple):
@@ -117,10 +116,8 @@ def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
         raise BadAudio(f"expected samples (T,): {error}") from None
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiu" or kind in "iu" and size > 4:
-        raise BadAudio(
-            f"expected samples of float or of integers up to 32 bits: found {array.dtype}; "
-            "convert them"
-        )
+        expected = "expected samples of float or of integers up to 32 bits"
+        raise BadAudio(f"{expected}: found {array.dtype}; convert them")
     if array.ndim != 1:
         raise BadAudio(f"expected samples (T,): found {array.shape}; pass one channel")
     samples = array.astype(np.float32)
@@ -176,10 +173,9 @@ def _hear(samples: np.ndarray, heard: Counter[str]) -> None:
     if not np.isfinite(peak):
         raise BadAudio("holds values that are not finite (NaN or infinity)")
     if peak > MOST_PEAK:
-        raise BadAudio(
-            f"is not scaled to [-1, 1]: its float peak is {peak:,.5g}, far above 1; divide it (16 "
-            "bits: by 32768), or store it as integers"
-        )
+        remedy = "divide it (16 bits: by 32768), or store it as integers"
+        found = f"its float peak is {peak:,.5g}, far above 1"
+        raise BadAudio(f"is not scaled to [-1, 1]: {found}; {remedy}")
     heard["samples"] += level.size
     heard["full"] += np.count_nonzero(level >= FULL_SCALE)
     heard["sound"] += bool(peak)

@@ -43,19 +43,16 @@ class Cpc:
         if source.ckpt_path is None:
             raise UserError("fairseqrc.ckpt_path: cpc needs its checkpoint; name the file")
         if not source.all_layers and (source.layer is None or source.layer < 1):
-            raise UserError(
-                f"fairseqrc.layer={source.layer}: cpc needs the number of LSTM layers to run, "
-                "from 1; the published units come from 2"
-            )
+            what = "cpc needs the number of LSTM layers to run, from 1"
+            remedy = "the published units come from 2"
+            raise UserError(f"fairseqrc.layer={source.layer}: {what}; {remedy}")
         if source.normalize is not None:
             raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
         weights, channels, self.dim, levels = _read_checkpoint(source.ckpt_path, source.device)
         layers = levels if source.all_layers else source.layer
         if layers > levels:
-            raise UserError(
-                f"fairseqrc.layer={layers}: {source.ckpt_path} has {levels} LSTM layer(s); "
-                f"ask for 1 to {levels}"
-            )
+            there = f"{source.ckpt_path} has {levels} LSTM layer(s)"
+            raise UserError(f"fairseqrc.layer={layers}: {there}; ask for 1 to {levels}")
         products = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         self._encoder = ConvEncoder(weights, channels, source.device, products)
         self._tf32, self._device = source.dtype == "tf32", source.device
@@ -163,18 +160,15 @@ def _read_checkpoint(path: Path, device: torch.device) -> tuple[Weights, int, in
     weights, config = state.get("weights"), state.get("config")
     config = config if isinstance(config, dict) else getattr(config, "__dict__", None)
     if not isinstance(weights, dict) or config is None:
-        raise UserError(
-            f"{path}: expected a CPC checkpoint {{weights, config}}, found "
-            f"{', '.join(map(str, state)) or 'nothing'}; name CPC's own in fairseqrc.ckpt_path"
-        )
+        found = ", ".join(map(str, state)) or "nothing"
+        what = f"expected a CPC checkpoint {{weights, config}}, found {found}"
+        raise UserError(f"{path}: {what}; name CPC's own in fairseqrc.ckpt_path")
     sizes = []
     for key in ("hiddenEncoder", "hiddenGar", "nLevelsGRU"):
         sizes.append(config.get(key))
         if type(sizes[-1]) is not int or not 1 <= sizes[-1] <= 65_536:
-            raise UserError(
-                f"{path}: expected a size in its config's {key}, found {sizes[-1]!r}; "
-                "name a CPC checkpoint in fairseqrc.ckpt_path"
-            )
+            what = f"{path}: expected a size in its config's {key}, found {sizes[-1]!r}"
+            raise UserError(f"{what}; name a CPC checkpoint in fairseqrc.ckpt_path")
     return Weights(weights, path, device), *sizes
 
 

@@ -81,10 +81,8 @@ class Weights:
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
-            raise UserError(
-                f"{self._path}: expected the weight {name} {shape}, found {stored}; "
-                "the file is damaged or another model's, get it again"
-            )
+            what = f"{self._path}: expected the weight {name} {shape}, found {stored}"
+            raise UserError(f"{what}; the file is damaged or another model's, get it again")
         dtype = torch.float32 if exact else self.dtype
         return tensor.detach().to(self._device, dtype, copy=True)
 
@@ -146,10 +144,9 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
     except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
         alone = all(isinstance(value, torch.Tensor) for value in state.values())
         found = ": these are weights alone" if alone else ""
-        raise UserError(
-            f"{path}: its settings (args or cfg, for a fine-tuned recogniser also w2v_args) are "
-            f"missing{found}; get the whole checkpoint again"
-        ) from None
+        names = "args or cfg, for a fine-tuned recogniser also w2v_args"
+        remedy = f"are missing{found}; get the whole checkpoint again"
+        raise UserError(f"{path}: its settings ({names}) {remedy}") from None
 
 
 def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
@@ -157,10 +154,8 @@ def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
     layers: list[tuple[int, ...]] = []
     for term in text.replace(" ", "").split("+"):
         if not (read := _CONVS.fullmatch(term)):
-            raise UserError(
-                f"{path}: conv_feature_layers={text[:80]!r}; expected lists of "
-                "(channels,kernel,stride), added and multiplied"
-            )
+            form = "lists of (channels,kernel,stride), added and multiplied"
+            raise UserError(f"{path}: conv_feature_layers={text[:80]!r}; expected {form}")
         layers += [tuple(map(int, conv)) for conv in _CONV.findall(read[1])] * int(read[5] or 1)
     return tuple(layers)
 

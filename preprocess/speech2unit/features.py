@@ -65,16 +65,13 @@ def feature_reader(feature_type: str, source: Source) -> FeatureReader:
     dtype that it does not compute in.
     """
     if feature_type not in FEATURE_TYPES:
-        raise UserError(
-            f"fairseqrc.feature_type={feature_type}: unknown; "
-            f"there is {', '.join(sorted(FEATURE_TYPES))}"
-        )
+        known = ", ".join(sorted(FEATURE_TYPES))
+        raise UserError(f"fairseqrc.feature_type={feature_type}: unknown; there is {known}")
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
     reader = getattr(importlib.import_module(module), name)
     if source.dtype not in (dtypes := getattr(reader, "dtypes", ("float32",))):
-        raise UserError(
-            f"fairseqrc.dtype={source.dtype}: {feature_type} computes in {' or '.join(dtypes)}"
-        )
+        what = f"{feature_type} computes in {' or '.join(dtypes)}"
+        raise UserError(f"fairseqrc.dtype={source.dtype}: {what}")
     return reader(source)
 
 

@@ -124,10 +124,9 @@ def _weights_file(path: Path) -> Path:
         return path
     files = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not files or not (path / _CONFIG).is_file():
-        raise UserError(
-            f"{path}: expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder; get the whole "
-            "model, or name fairseq's checkpoint, a file"
-        )
+        what = f"expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder"
+        remedy = "get the whole model, or name fairseq's checkpoint, a file"
+        raise UserError(f"{path}: {what}; {remedy}")
     return files[0]
 
 

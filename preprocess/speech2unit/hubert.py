@@ -56,10 +56,8 @@ class Hubert:
         if not source.all_layers:
             last = layers - 1 + self.first_layer
             if source.layer is None or not self.first_layer <= source.layer <= last:
-                raise UserError(
-                    f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
-                    f"{self.first_layer} to {last}"
-                )
+                there = f"{path} has the layers {self.first_layer} to {last}"
+                raise UserError(f"fairseqrc.layer={source.layer}: {there}")
             layers = source.layer + 1 - self.first_layer
         self._tf32, self._device = source.dtype == "tf32", source.device
         self._keep_all = source.all_layers

@@ -38,15 +38,12 @@ class Moonshine:
         """Raises ``UserError`` for a missing or foreign encoder, and for a layer."""
         path = source.ckpt_path
         if path is None or (source.layer, source.normalize) != (None, None):
-            raise UserError(
-                "fairseqrc: moonshine needs its encoder in ckpt_path; leave layer and normalize "
-                "empty"
-            )
+            what = "moonshine needs its encoder in ckpt_path; leave layer and normalize empty"
+            raise UserError(f"fairseqrc: {what}")
         if not path.is_file():
             what = f"this is {kind_of_file(path)}" if path.is_dir() else "not found"
-            raise UserError(
-                f"{path}: {what}; get it by python pretrained_models/download.py moonshine100"
-            )
+            get = "python pretrained_models/download.py moonshine100"
+            raise UserError(f"{path}: {what}; get it by {get}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
         options.log_severity_level = 3  # errors
@@ -63,10 +60,9 @@ class Moonshine:
         names = {value.name for value in self._session.get_inputs()}
         output = self._session.get_outputs()[0]
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
-            raise UserError(
-                f"{path}: expected Moonshine's encoder, of input_values and attention_mask, found "
-                f"a model of {', '.join(sorted(names))}; get it again"
-            )
+            found = f"a model of {', '.join(sorted(names))}"
+            what = f"of input_values and attention_mask, found {found}"
+            raise UserError(f"{path}: expected Moonshine's encoder, {what}; get it again")
         self.dim = output.shape[-1]
         self._device = source.device
         self._frame = (1, self.dim) if source.all_layers else (self.dim,)

@@ -39,10 +39,8 @@ class _Spectral:
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a checkpoint or a layer."""
         if (source.ckpt_path, source.layer, source.normalize) != (None, None, None):
-            raise UserError(
-                f"fairseqrc: {type(self).__name__.lower()} has no checkpoint; leave ckpt_path, "
-                "layer and normalize empty"
-            )
+            what = f"{type(self).__name__.lower()} has no checkpoint"
+            raise UserError(f"fairseqrc: {what}; leave ckpt_path, layer and normalize empty")
         self._device = source.device
         self._frame = (1, self.dim) if source.all_layers else (self.dim,)
 

@@ -69,10 +69,9 @@ def draw_splits(
     members = sorted(set(groups))
     if what == "speaker" or len(members) < len(utterances):
         if len(members) < len(SPLITS):
-            raise UserError(
-                f"{len(members)} {what}s, too few to draw train, valid and test from; name each "
-                "line's split in a column (datarc.split); datarc.speaker= ignores speakers"
-            )
+            remedy = "name each line's split in a column (datarc.split); datarc.speaker= ignores"
+            few = f"{len(members)} {what}s, too few to draw train, valid and test from"
+            raise UserError(f"{few}; {remedy} speakers")
         drawn = _draw(len(members), valid, test, rng)
         split_of = dict(zip(members, drawn))
         listed = ", ".join(f"{split} {drawn.count(split)}" for split in SPLITS)
