@@ -99,9 +99,7 @@ class Preprocessor(Generic[ConfigType]):
         return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """Each slot's names in the order of their numbers; here: of first appearance in train, or
-        of the characters' codes.
-        """
+        """Each slot's names by number: in the order of train, or of the characters' codes."""
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):

@@ -41,9 +41,7 @@ class Shard(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One distinct file of the manifest: what was computed, as text, or why there is nothing; what
-    was noted about the audio, and its stamp.
-    """
+    """A distinct file of the manifest: what was computed, as text, or why not; its notes."""
 
     file: str
     path: str
@@ -176,9 +174,7 @@ class AudioRun:
         return True
 
     def _open(self, discard: bool) -> None:
-        """Make the blocks' folder ready. Blocks of another plan are removed (``discard``) or raise
-        ``UserError``: other shards may be at work on them.
-        """
+        """Make the blocks' folder ready; another plan's are removed, or an error."""
         path = self._stored / "plan.json"
         plan = {**self._plan, "blocks": [len(block.entries) for block in self._blocks]}
         if path.exists() and read_json(path, self._command) != plan:
@@ -199,9 +195,7 @@ class AudioRun:
         return left
 
     def _left(self, blocks: Sequence[Block]) -> list[int]:
-        """Which of ``blocks`` are missing, or hold audio that has changed or was bad (it may be
-        repaired by now). Prints what has changed.
-        """
+        """Which of ``blocks`` are missing, or hold audio that has changed or was bad."""
         left, changed = [], []
         for index, block in enumerate(blocks):
             lines = self._read(block) if self._path(block).exists() else []

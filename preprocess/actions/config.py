@@ -57,9 +57,7 @@ class Config:
 
 
 def in_workspace(workspace: Workspace, path: str | None) -> Path | None:
-    """A path of the config, if any: a relative one starts at the workspace, not where the user is.
-    Raises ``UserError`` for a home of nobody.
-    """
+    """A path of the config from the workspace on. Raises ``UserError`` for a home of nobody."""
     try:
         return workspace.root / Path(path).expanduser() if path else None
     except RuntimeError:

@@ -23,9 +23,7 @@ _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found",
 
 
 class Listing:
-    """Lists a corpus's files, and keeps what it passes over, by kind: what systems leave there
-    (hidden names, ``Thumbs.db``, ``__MACOSX``), and files of another kind.
-    """
+    """Lists a corpus's files, and keeps by kind what it passes over, such as hidden files."""
 
     def __init__(self) -> None:
         self.passed_over: defaultdict[str, set[Path]] = defaultdict(set)

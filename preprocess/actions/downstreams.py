@@ -71,9 +71,7 @@ def load_downstream(
 
 
 def _reader(name: str) -> type[Preprocessor]:
-    """The class that reads a downstream's corpus: its own, the one that its ``reader`` names, or
-    the table's. Raises ``UserError`` where there is none, or are several.
-    """
+    """The class that reads a downstream's corpus: its own, or its ``reader``'s, or the table's."""
     folder = name
     if not (HERE / name / "preprocessor.py").exists():
         datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}

@@ -37,9 +37,7 @@ class Entry(NamedTuple):
 
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
-    """Write ``entries`` atomically and return how many. Raises ``UserError`` as ``check_name`` and
-    ``inside`` do.
-    """
+    """Write ``entries`` and return how many. Raises ``UserError`` as ``check_name``, ``inside``."""
     count = 0
     with writing(path) as handle:
         table = csv.writer(handle, **_TSV)
@@ -53,9 +51,7 @@ def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
 
 
 def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
-    """The corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
-    manifest, and for a path that leaves the corpus.
-    """
+    """The corpus folder and the entries. Raises ``UserError`` for a missing or broken manifest."""
     missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
     table = csv.reader(text_lines(path, missing), **_TSV)
     fields: list[str] = []
@@ -82,9 +78,7 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
 
 
 def inside(name: str, root: Path, where: str) -> str:
-    """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
-    of ``root``. Links inside the corpus are followed.
-    """
+    """Return ``name``. Raises ``UserError`` for a path that leads out of ``root``, links apart."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{where}: {name[:80]!r}: expected a path inside {root}")

@@ -64,9 +64,7 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
 
 
 def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
-    """At most ``km_frames`` frames (N, D) float32 of files that are drawn from the train manifests
-    of all tasks together, until they last that long, and what was read for them.
-    """
+    """At most ``km_frames`` frames (N, D) of files drawn from train manifests; what was read."""
     first = preprocessors[0]
     settings = first.config.fairseqrc
     reader, device = first.feature_reader()

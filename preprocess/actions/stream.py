@@ -54,9 +54,7 @@ class Encoded(NamedTuple, Generic[Result]):
 
 
 def file_rates(manifest: Path) -> Mapping[str, int]:
-    """Samples a second of the files of a folder of manifests, as generate_manifest measured them;
-    16 kHz where it was not yet recorded.
-    """
+    """Samples a second of each file, as generate_manifest measured them; 16 kHz if it did not."""
     record = manifest / "provenance.json"
     rates = read_json(record, "generate_manifest").get("rates") if record.exists() else None
     if not isinstance(rates, dict):
@@ -77,9 +75,7 @@ def cut_blocks(
     batch_seconds: float,
     rates: Mapping[str, int] | None = None,
 ) -> list[Block]:
-    """Cut ``entries`` into blocks of about four batches, by the manifest's samples and the files'
-    ``rates`` (None: 16 kHz).
-    """
+    """Cut ``entries`` into blocks of about four batches, by seconds (no ``rates``: 16 kHz)."""
     rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
     most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
     blocks, start, samples = [], 0, 0.0
@@ -187,9 +183,7 @@ class Encoder(Generic[Result]):
 def with_progress(
     blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
 ) -> Iterator[Encoded[Result]]:
-    """Yield the blocks, with a bar on a terminal; at the end say ``0.42 h of audio, 35x real
-    time``.
-    """
+    """Yield the blocks, with a bar; then say ``0.42 h of audio, 35x real time``."""
     start, seconds, summary = time.monotonic(), 0.0, ""
     with progress_bar(total=files, desc=title, unit="file") as bar:
         for block in blocks:

@@ -35,9 +35,7 @@ class AudioSnipsConfig(Config):
 
 
 class AudioSnips(Preprocessor[AudioSnipsConfig]):
-    """The files of a split's own speakers in its folder. Characters are numbered first, then slot
-    types.
-    """
+    """The files of a split's own speakers. Characters are numbered first, then slot types."""
 
     config_class = AudioSnipsConfig
     slots = ("character", "slot_type")
@@ -51,9 +49,7 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
         return [sorted(names) for names in super().label_names(train)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The wavs of the split's speakers, sorted by name. Raises ``UserError`` for one without a
-        line of text.
-        """
+        """The wavs of the split's speakers, sorted by name; each needs a line of text."""
         texts, speakers = self._texts, set(getattr(self.config.datarc, f"{split}_speakers"))
         wavs = self.listing.files(self.root / split, "**/*", ".wav")
         paths = [path for path in wavs if path.stem.split("-")[0] in speakers]
@@ -113,9 +109,7 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
 
 
 def labels_of(pieces: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The labels of (slot type or "", value) pieces: a space between pieces, and a slot's type
-    before and after its value.
-    """
+    """The labels of (slot type or "", value) pieces, spaces between them."""
     labels: list[str] = []
     for kind, value in pieces:
         between = [" "] if labels else []

@@ -27,9 +27,7 @@ _APOSTROPHES = str.maketrans("’‘`", "'''")
 
 
 def normalised(word: str, dropped: Counter[str]) -> str:
-    """``word`` in capitals without accents. Other characters than ``CHARACTERS`` are left out, and
-    counted in ``dropped``.
-    """
+    """``word`` in capitals without accents, in ``CHARACTERS`` alone; counts what is ``dropped``."""
     plain = unicodedata.normalize("NFKD", word.translate(_APOSTROPHES)).upper()
     letters = [character for character in plain if not unicodedata.combining(character)]
     kept = [character for character in letters if character in CHARACTERS and character != " "]

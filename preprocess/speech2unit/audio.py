@@ -104,9 +104,7 @@ def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np
 
 
 def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
-    """Take samples (T,) at 16 kHz: float in [-1, 1], or integers, which are scaled by their type as
-    a file's are. Raises ``BadAudio`` for another type or shape, and for impossible values.
-    """
+    """Take samples (T,) at 16 kHz: float in [-1, 1], or integers, scaled. Raises ``BadAudio``."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()

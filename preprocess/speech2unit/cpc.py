@@ -66,9 +66,7 @@ class Cpc:
         self._with_input = channels == self.dim
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,), each of ``min_samples`` or more, to features (frames_i, D), or
-        (frames_i, L, D).
-        """
+        """Map waveforms (T_i,) to features (frames_i, D), or (frames_i, L, D)."""
         shape = (self._count + self._with_input, self.dim) if self._all_layers else (self.dim,)
         fresh = torch.zeros(2, self._count, self.dim, device=self._device)
         tracks = [_Track(waveform, shape, fresh) for waveform in waveforms]
@@ -120,9 +118,7 @@ class _Track:
         self.features = torch.empty(kept, *frame, device=state.device)
 
     def stretches(self, piece: int) -> list[Stretch]:
-        """What to encode for this piece: frames of the whole, and those that differ for the
-        piece by itself.
-        """
+        """What to encode for this piece: frames of the whole, and those that are its own."""
         first = piece * _PIECE_FRAMES
         cut = self._waveform[piece * _PIECE : (piece + 1) * _PIECE]
         if not self._total:
@@ -153,9 +149,7 @@ class _Track:
 
 
 def _read_checkpoint(path: Path, device: torch.device) -> tuple[Weights, int, int, int]:
-    """The weights; channels of the convolutions, numbers and layers of the LSTM. Raises
-    ``UserError`` for another kind of file.
-    """
+    """The weights; channels of the convolutions, numbers and layers of the LSTM."""
     state = load_torch(path, mapped=True)
     weights, config = state.get("weights"), state.get("config")
     config = config if isinstance(config, dict) else getattr(config, "__dict__", None)

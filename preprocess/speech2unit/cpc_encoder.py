@@ -30,9 +30,7 @@ _MOST_FRAMES = {"cpu": 200}  # at once; the first layer holds 64 KiB a frame
 
 
 class Stretch(NamedTuple):
-    """``count`` frames from frame ``first`` of ``waveform`` (T,), with silence beyond its ends (in
-    every layer, as padding).
-    """
+    """``count`` frames from frame ``first`` of ``waveform`` (T,), with silence beyond its ends."""
 
     waveform: torch.Tensor
     first: int
@@ -45,9 +43,7 @@ def frames_in(samples: int) -> int:
 
 
 class ConvEncoder:
-    """Convolution, norm over channels, ReLU, five times. ``products``: the dtype of the matrix
-    products but for the first layer's, which hears the samples.
-    """
+    """Convolution, norm over channels, ReLU, five times. The first layer's products are float32."""
 
     def __init__(
         self, weights: Weights, channels: int, device: torch.device, products: torch.dtype

@@ -38,9 +38,7 @@ _CONVS = re.compile(rf"\[((?:{_CONV.pattern})+)\](?:\*{_NUMBER})?")
 
 
 class Settings(NamedTuple):
-    """The network's shape, by fairseq's names and with its defaults (HubertConfig,
-    Wav2Vec2Config): an old checkpoint lacks what came later.
-    """
+    """The network's shape, by fairseq's names; defaults are for what an old checkpoint lacks."""
 
     extractor_mode: str = "default"
     # (channels, kernel, stride) of each layer
@@ -75,9 +73,7 @@ class Weights:
         return name in self._tensors
 
     def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
-        """Return one tensor on the device. Raises ``UserError`` where it is missing or has another
-        shape.
-        """
+        """One tensor on the device. Raises ``UserError`` unless it is there, in this shape."""
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
@@ -133,9 +129,7 @@ def load_fairseq_checkpoint(
 
 
 def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """One part of the settings. Since fairseq 0.10 they are ``cfg.model`` and ``cfg.task``, before
-    it one ``args``.
-    """
+    """A part of the settings: ``cfg.model``, ``cfg.task``, or before fairseq 0.10 ``args``."""
     try:
         stored = state.get("args")
         if stored is None:
@@ -171,9 +165,7 @@ def check_only(only: Mapping[str, Any], settings: Mapping[str, Any], path: Path)
 def checked_settings(
     model: dict[str, Any], path: Path, names: Mapping[str, str] | None = None
 ) -> Settings:
-    """The known ones of ``model``, under fairseq's keys. ``names``: what the file calls them.
-    Raises ``UserError`` for values that cannot be.
-    """
+    """The settings in ``model``, which the file calls by ``names``. Raises ``UserError``."""
     settings = Settings(**{key: model[key] for key in Settings._fields if key in model})
     for key, default in Settings._field_defaults.items():
         value = getattr(settings, key)

@@ -61,9 +61,7 @@ class FeatureReader(Protocol):
 
 
 def feature_reader(feature_type: str, source: Source) -> FeatureReader:
-    """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one, and for a
-    dtype that it does not compute in.
-    """
+    """Build the reader. Raises ``UserError`` for an unknown one, or a dtype that it lacks."""
     if feature_type not in FEATURE_TYPES:
         known = ", ".join(sorted(FEATURE_TYPES))
         raise UserError(f"fairseqrc.feature_type={feature_type}: unknown; there is {known}")

@@ -170,9 +170,7 @@ def _read_pickle(path: Path) -> np.ndarray:
 
 
 class _Kept:
-    """An object of the file: it only remembers the arguments and the state it is made from.
-    numpy's own dtypes and arrays would crash on damaged ones.
-    """
+    """An object that only keeps what it is made from: numpy's own would crash on damaged files."""
 
     def __new__(cls, *arguments: Any) -> _Kept:
         kept = super().__new__(cls)

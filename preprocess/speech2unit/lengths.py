@@ -35,9 +35,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe; save it to a file fir
 
 
 class BadAudio(Exception):
-    """A file that cannot become units; its text is the reason. Reasons of one kind have the same
-    words before their first colon.
-    """
+    """Why a file cannot become units. Before the first colon are the words for all of a kind."""
 
 
 class _Recording(soundfile.SoundFile):
@@ -81,9 +79,7 @@ class Opened(NamedTuple):
             count -= read
 
     def length(self) -> int:
-        """Samples a channel that decode. An ordinary file is not decoded for it: its last sample is
-        enough. Raises ``BadAudio`` for a recording that is cut short.
-        """
+        """Samples a channel that decode. Raises ``BadAudio`` where it is cut short."""
         file, frames, promised = self.file, self.frames, self.promised
         if frames != UNKNOWN and not promised:
             if file.format not in ("FLAC", "OGG", "MP3"):
@@ -161,9 +157,7 @@ def _size(path: Path) -> int:
 
 
 def _closed(path: Path, size: int) -> mmap.mmap:
-    """A file as it is, but a WAV whose sizes were never written: libsndfile then takes all that
-    follows. The file on disk stays.
-    """
+    """A file as it is, but a WAV without sizes, which then lasts to the file's end."""
     with open(path, "rb") as file:
         copy = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     written = abs(int.from_bytes(copy[4:8], "little") + 8 - size) <= _PADDING

@@ -63,9 +63,7 @@ class LogMel(_Spectral):
         self._mel = _mel_banks(self.dim).to(source.device)  # (257, 80)
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80). No frame sees
-        another, so padding is not needed.
-        """
+        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80)."""
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
         frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
         blocks = frames.split(_FRAMES_AT_ONCE)
