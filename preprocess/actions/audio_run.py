@@ -160,13 +160,12 @@ class AudioRun:
         made = read_json(record, self._command)
         if made.get("plan") != self._plan or made.get("left_out"):
             return False
+        unsure = ", audio files included"
         if absent := sum(stamp is None for stamp in self._stamps.values()):
             unsure = f"; {absent} of its audio files do not exist now, none was compared"
         elif "audio_files" not in made:
             unsure = "; remove it if audio files have changed"
-        elif made["audio_files"] == self._audio_files:
-            unsure = ", audio files included"
-        else:
+        elif made["audio_files"] != self._audio_files:
             self.task.say(f"{self.folder}: audio files have changed since, it is made again")
             return False
         shutil.rmtree(self._stored, ignore_errors=True)  # of a run that ended before removing it

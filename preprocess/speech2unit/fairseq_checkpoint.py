@@ -114,8 +114,7 @@ def load_fairseq_checkpoint(
         name = model.get("_name") or model.get("arch")
     if name not in models:
         raise UserError(f"{path}: its model is {shown(name)}; expected {' or '.join(models)}")
-    if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise UserError(f"{path}: trained on {shown(rate)} Hz; expected {SAMPLE_RATE} Hz")
+    check_only({"sample_rate": SAMPLE_RATE}, task, path)
     weights = state.get("model")
     if not isinstance(weights, dict):
         raise UserError(f"{path}: no weights in it; get the file again")
