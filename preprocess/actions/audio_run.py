@@ -21,14 +21,7 @@ from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import (
-    Block,
-    Encoded,
-    Encoder,
-    cut_blocks,
-    file_rates,
-    with_progress,
-)
+from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally
 

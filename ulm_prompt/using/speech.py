@@ -30,13 +30,7 @@ from preprocess.speech2unit.audio import (
     mono_blocks,
     read_audio,
 )
-from preprocess.speech2unit.features import (
-    SAMPLE_RATE,
-    Source,
-    feature_reader,
-    merge_runs,
-    written,
-)
+from preprocess.speech2unit.features import SAMPLE_RATE, Source, feature_reader, merge_runs, written
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from ulm_prompt.prompt_data.prompt_record import UnitSettings
 from ulm_prompt.prompt_lm.data import batches_by_length
