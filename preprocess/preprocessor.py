@@ -1,8 +1,6 @@
-"""The base class of every downstream task: its actions, their checks, and what they write.
-
-A task is a folder with ``config.yaml`` and, where a table of recordings is not enough,
-``preprocessor.py``: its subclass of ``Preprocessor`` says which utterances a split holds and how
-they are labelled.
+"""The base class of every downstream task: its actions, their checks, and what they write. Where a
+table of recordings is not enough, a task's ``preprocessor.py`` has a subclass of ``Preprocessor``
+that says which utterances a split holds and how they are labelled.
 """
 
 from __future__ import annotations
@@ -168,9 +166,8 @@ class Preprocessor(Generic[ConfigType]):
         return Entry(row.path, length, row.start, row.name or row.path, labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the chosen device, with the reason printed.
-
-        ``all_layers``: every layer's, of waveforms normalised as the checkpoint says.
+        """The configured features, on the chosen device, with the reason printed; of ``all_layers``
+        as the checkpoint normalises.
         """
         settings = self.config.fairseqrc
         device, why = choose_device(self.device)

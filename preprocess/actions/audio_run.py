@@ -1,9 +1,8 @@
 """A resumable run over the audio of a downstream's manifests, by one process, several or shards.
 
-The work is cut into blocks. A finished block is a file that appears whole or not at all, so a
-killed run resumes where it was, and it does not matter which process computed a block.
-``plan.json`` says which run the blocks belong to. When all blocks exist, they become one file for
-each split.
+A finished block is a file that appears whole or not at all, so a killed run resumes, whichever
+process computed a block. ``plan.json`` says which run the blocks belong to. From all blocks, one
+file a split is made.
 """
 
 from __future__ import annotations
@@ -50,10 +49,9 @@ class Line(NamedTuple):
 
 
 class AudioRun:
-    """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
-    ``made_from``. ``command`` is what a user types to compute them.
-
-    A subclass says what is computed, and how the splits are written, ``{train,valid,test}SUFFIX``.
+    """One task's audio, from its manifests to ``folder``: results depend on the audio and
+    ``made_from``; ``command`` is what a user types. A subclass says what is computed, and writes
+    the splits.
     """
 
     suffix = ""
@@ -93,10 +91,8 @@ class AudioRun:
         raise NotImplementedError
 
     def run(self, here: Ranks, skip_bad: bool) -> None:
-        """Compute this rank's blocks; the main rank then writes the splits.
-
-        Raises ``UserError`` for bad audio unless ``skip_bad`` (the bad files are listed beside the
-        output, what is good is kept for the next call), and where another run writes the output.
+        """Compute this rank's blocks; the main rank then writes the splits. Raises ``UserError``
+        where another run writes them, and for bad audio unless ``skip_bad``; what is good is kept.
         """
         with contextlib.ExitStack() as stack:
             on_main(here, lambda: stack.enter_context(self._holding_all()))

@@ -54,11 +54,9 @@ class Listing:
 
 
 def located(name: str, root: Path, where: str) -> str:
-    """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, relative where
-    it is an absolute one inside ``root``, in the Unicode form (NFC or NFD) of what exists.
-
-    Raises ``UserError``, which begins with ``where``, for a path that leads out of ``root``, and
-    for one with backslashes that does not exist; also as ``check_name`` does.
+    """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, in the Unicode
+    form (NFC or NFD) of what exists. Raises ``UserError``, which begins with ``where``, for a path
+    that leads out of ``root``, and for an absent one with backslashes; also as ``check_name``.
     """
     for base in (root, root.resolve()):
         if PurePath(name).is_absolute() and PurePath(name).is_relative_to(base):
@@ -122,11 +120,10 @@ def read_table(
 ) -> Iterator[Row]:
     """Read a table that has the columns ``needed``, the first of which holds paths.
 
-    ``separator``: empty, a tab in ``.tsv``, else a comma. ``columns``: their names, where the first
-    line has none, or new names for some. ``line_breaks``: texts in quotation marks may have some.
-    Other quotation marks that do not pair up within a line are text where tabs separate (Common
-    Voice writes none around a field), which ``say`` tells. Raises ``UserError``, naming the line,
-    for such a mark in a CSV, and for more or fewer fields than columns.
+    ``columns``: their names, where the first line has none, or new names for some. ``line_breaks``:
+    texts in quotation marks may have some. Other quotation marks that do not pair up within a line
+    are text where tabs separate (Common Voice), which ``say`` tells. Raises ``UserError``, naming
+    the line, for such a mark in a CSV, and for more or fewer fields than columns.
     """
     missing = "table not found; datarc.table names it, relative to datarc.root_path"
     text = "\n".join(text_lines(file, missing)).replace("\r", "\n")

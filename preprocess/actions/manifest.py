@@ -1,8 +1,6 @@
-"""The manifest of a split: which audio, which part of it, which labels; checks, and its units.
-
-A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
-more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
-with a tab or a quotation mark is quoted as in CSV.
+"""The manifest of a split: which audio, which part of it, which labels; checks, and its units. A
+TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with columns
+``start``, ``file`` (the row's name to the end) and ``labels``, quoted as in CSV.
 """
 
 from __future__ import annotations
@@ -86,9 +84,8 @@ def inside(name: str, root: Path, where: str) -> str:
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """The first entry of each ``file``, in order: a file that is drawn ten times is quantised once.
-
-    Raises ``UserError`` when one name stands for two different pieces of audio.
+    """The first entry of each ``file``, in order: what is drawn ten times is quantised once. Raises
+    ``UserError`` when one name stands for two different pieces of audio.
     """
     by_file: dict[str, Entry] = {}
     for entry in entries:
@@ -186,10 +183,8 @@ def made_from(manifest: Path) -> dict[str, Any]:
 
 
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
-    """A row for each entry of ``split`` whose audio was good, and how many have none.
-
-    ``merge``: a run of the same unit becomes one. Raises ``UserError`` when the split was not
-    quantised, or from another manifest (other labels do not matter), or no row is left.
+    """A row for each entry of ``split`` whose audio was good (``merge``: without runs of a unit),
+    and how many have none. Raises ``UserError`` for units that are missing, or of other audio.
     """
     _, entries = read_manifest(manifest / f"{split}.tsv")
     path = quantized / split

@@ -23,12 +23,10 @@ from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
-    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
-    ``.npz``. An existing file stays, because units and the unit LM depend on it. Only the one that
-    ships with the repository is replaced: the new one fits the corpus better.
-
-    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
-    features, and for a speech model whose k-means comes with it.
+    """Fit k-means to frames of the train manifests and write the first task's ``km_path``. An
+    existing one stays, since units and LM depend on it, but for one that ships, which fits the
+    corpus less. Raises ``UserError`` where tasks differ in unit model or features, or the model has
+    its own.
     """
     first = preprocessors[0]
     settings, task = first.config.fairseqrc, first.config.taskrc

@@ -1,8 +1,6 @@
 """Audio files to a result each, as a stream: read ahead in threads, batched by length, in order.
-
-The manifest alone decides how the work is cut into *blocks* of neighbouring entries, and into
-batches inside a block. So a block's results depend neither on the number of threads nor on the
-process that computes it, nor on what was computed before.
+The manifest alone decides how the work is cut into *blocks* of neighbouring entries and into
+batches, so that results depend neither on threads nor on processes.
 """
 
 from __future__ import annotations
@@ -89,11 +87,8 @@ def cut_blocks(
 
 
 class Encoder(Generic[Result]):
-    """Runs ``finish(features)`` on every entry of the blocks.
-
-    On a CPU the threads that torch would give to one operation each take a block of their own,
-    which keeps them busy where operations are small; a GPU is fed by one. The caller's thread only
-    hands out work.
+    """Runs ``finish(features)`` on every entry of the blocks. On a CPU the threads that torch would
+    give to one operation each take a block, which keeps them busy where operations are small.
     """
 
     def __init__(

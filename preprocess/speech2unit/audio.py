@@ -30,9 +30,8 @@ CLIPPED = 0.1
 
 
 def measured(path: Path, at_once: bool = True) -> tuple[int, int, tuple[str, ...]]:
-    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding
-    (``lengths``). Raises ``BadAudio`` (missing, empty, not audio, cut short; over nine hours where
-    it is read ``at_once``).
+    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding.
+    Raises ``BadAudio`` for what cannot be used, or is too long to be read ``at_once``.
     """
     with opened(path) as recording:
         file, frames = recording.file, recording.length()
@@ -68,10 +67,9 @@ def read_audio(
     path: Path, start: int, frames: int, whole: bool = False, most: int | None = None
 ) -> Waveform:
     """Read samples ``start`` to ``start + frames`` (at the file's own rate), mixed to one channel
-    and resampled to 16 kHz. At most 64 MiB are read at once; beyond them memory holds the result.
-    ``whole``: a longer file is noted. ``most``: samples at 16 kHz, by default an hour.
-
-    Raises ``BadAudio``: unreadable, shorter than that, over ``most``, or of impossible values.
+    and resampled to 16 kHz, 64 MiB at once. ``whole``: a longer file is noted. ``most``: samples at
+    16 kHz, by default an hour. Raises ``BadAudio``: unreadable, shorter, longer, or impossible
+    values.
     """
     with opened(path) as recording:
         file, rate = recording.file, recording.file.samplerate
@@ -94,9 +92,8 @@ def read_audio(
 
 
 def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np.ndarray]:
-    """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
-    channel; the last may be shorter. ``frames``: its length, where it was measured already.
-    Raises ``BadAudio`` as ``read_audio`` does.
+    """Read a file of any length (``frames``, if measured already) in blocks (``size``,) float32 at
+    its own rate, mixed to one channel; the last may be shorter. Raises ``BadAudio``.
     """
     frames = length_and_rate(path)[0] if frames is None else frames
     with opened(path) as recording:

@@ -42,9 +42,8 @@ _PIECE_FRAMES = _PIECE // HOP
 
 class Cpc:
     """CPC features, ``dim`` numbers every 10 ms, file by file what the published reader gives.
-
-    ``source.all_layers`` gives the output of each LSTM layer of the checkpoint, after that of the
-    convolutions where it is as wide: for one LSTM layer, the hidden states of SUPERB's toolkit.
+    ``source.all_layers``: the output of each LSTM layer, after that of the convolutions where it is
+    as wide; for one layer the hidden states of SUPERB's toolkit.
     """
 
     dtypes = ("float32", "bfloat16", "tf32")  # bfloat16: of the convolutions alone

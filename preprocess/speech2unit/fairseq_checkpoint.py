@@ -94,11 +94,9 @@ class Weights:
 def load_fairseq_checkpoint(
     path: Path | None, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a checkpoint whose model is one of ``models`` (fairseq's registered names), or a speech
-    recogniser that was fine-tuned from one.
-
-    Raises ``UserError`` for a missing or damaged file, one that would run code, another model, or
-    settings that our forward pass does not know.
+    """Read a checkpoint whose model is one of ``models`` (fairseq's names), or a recogniser
+    fine-tuned from one. Raises ``UserError`` for a missing, damaged or other file, and for unknown
+    settings.
     """
     if path is None:
         raise UserError(f"fairseqrc.ckpt_path: empty; name the {models[0]} checkpoint")

@@ -40,10 +40,8 @@ class Source(NamedTuple):
 
 
 class FeatureReader(Protocol):
-    """What ``FEATURE_TYPES`` names: built as ``Reader(source)``.
-
-    A batch must give each waveform the features that it would have alone. A reader without
-    ``dtypes`` knows float32 alone; one without ``pieces`` computes a whole waveform at once.
+    """What ``FEATURE_TYPES`` names: built as ``Reader(source)``. A batch must give each waveform
+    the features that it would have alone. ``dtypes`` (else float32) and ``pieces`` may be absent.
     """
 
     dim: int  # D, numbers a frame

@@ -80,10 +80,9 @@ def fingerprint(path: Path) -> str:
 def load_hf_checkpoint(
     path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a model, or a recogniser fine-tuned from one, whose ``model_type`` is one of ``models``.
-
-    Without preprocessor_config.json the waveform is normalised where the convolutions have layer
-    norms, as with fairseq's own models. Raises ``UserError`` as ``load_fairseq_checkpoint``.
+    """As ``load_fairseq_checkpoint``; ``models`` are names of ``model_type``. Without a
+    preprocessor_config.json the waveform is normalised where the convolutions have layer norms, as
+    with fairseq's.
     """
     file = _weights_file(path)
     path = file.parent / _CONFIG

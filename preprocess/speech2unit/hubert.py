@@ -1,15 +1,12 @@
 """HuBERT and wav2vec 2.0 features as GSLM's readers give them, computed for a batch as for each
 waveform alone.
 
-The waveform is layer-normed over the whole file where the checkpoint or the config says so. Then
-it is cut into pieces of 100 s that do not see each other. Convolutions map a piece to a frame every
-20 ms, a grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer
-layers follow. fairseq pads a batch, and HuBERT's first norm then sees the zeros. Here nothing is
-padded. Why it is written this way:
-
-- Pieces of one length share the convolutions, which are matrix products over neighbours in memory.
-- The Transformer's products run over all frames of the batch, attention inside each piece.
-- Layers above the one asked for are never read.
+The waveform is layer-normed as a whole where the checkpoint or the config says so, then cut into
+pieces of 100 s that do not see each other. Convolutions map a piece to a frame every 20 ms, a
+grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer layers
+follow; those above the one asked for are never read. fairseq pads a batch, and HuBERT's first norm
+then sees the zeros. Here nothing is padded: pieces of one length share the convolutions, the
+Transformer's products run over all frames of the batch, attention inside each piece.
 """
 
 from __future__ import annotations
@@ -31,13 +28,12 @@ _TOGETHER = {"cpu": 1}  # pieces that share the convolutions; one by one stays i
 
 
 class Hubert:
-    """The output of layer ``source.layer``, counted from 1, of a HuBERT checkpoint: fairseq's, or
-    Hugging Face's (``hf_checkpoint``).
+    """The output of layer ``source.layer``, from 1, of a HuBERT checkpoint: fairseq's or Hugging
+    Face's.
 
     50 frames/s. What is left after the last piece and too short for a frame has none (the published
-    reader fails there). ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden
-    states: the input of each layer and the encoder's output, 13 for the Base model. The last of a
-    pre-norm model is layer-normed, as the model's own output is.
+    reader fails there). ``source.all_layers``: what s3prl calls the hidden states, each layer's
+    input and the encoder's output, layer-normed where the model's own is.
     """
 
     models = ("hubert",)
@@ -131,12 +127,11 @@ class Hubert:
 
 
 class Wav2Vec2(Hubert):
-    """The output of layer ``source.layer``, counted from 0, of a wav2vec 2.0 checkpoint.
+    """The output of layer ``source.layer``, from 0, of a wav2vec 2.0 checkpoint.
 
-    As published: GSLM's layer 14 is ``layer_results[14]``, the fifteenth layer's output. GSLM's
-    reader feeds the samples as they are, whatever the checkpoint's ``normalize`` says: its released
-    k-means belongs with ``normalize: false``. Files over 100 s are cut as HuBERT's are, where the
-    published reader would need memory for their square.
+    As published, GSLM's layer 14 is the fifteenth layer's output, and samples are fed as they are:
+    the released k-means belongs with ``normalize: false``. Files over 100 s are cut as HuBERT's
+    are.
     """
 
     models = ("wav2vec2",)

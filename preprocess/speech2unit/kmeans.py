@@ -1,9 +1,8 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
 Our files are ``.npz`` with one array, ``centres`` (K, D); an ``.npy`` or a torch file of such an
-array is read too. The released files are pickles of a scikit-learn model, made by joblib. A pickle
-is a program that can run anything. Reading one here runs none of it: the names that it imports
-become objects that only remember their values (``_Kept``).
+array is read too. The released files are pickles by joblib, programs that could run anything.
+Reading one here runs nothing: what it imports becomes objects that only remember their values.
 """
 
 from __future__ import annotations
@@ -93,10 +92,8 @@ def save_kmeans(path: Path, centres: np.ndarray) -> None:
 
 def load_kmeans(path: Path, dim: int | None = None) -> np.ndarray:
     """Read (K, D) centres, float32, or float64 where the file has that: rounding them would move
-    the borders between units.
-
-    Raises ``UserError`` for a missing, broken or foreign file, or one that would run code, and
-    where D is not ``dim``.
+    the borders between units. Raises ``UserError`` for a missing, broken or foreign file, one that
+    would run code, and where D is not ``dim``.
     """
     if not path.is_file():
         remedy = "--action learn_kmeans, or name one with --set fairseqrc.km_path=FILE"

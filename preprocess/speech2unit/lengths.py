@@ -1,10 +1,9 @@
-"""Opening a recording, and how long it is. A declared length is compared with what is there:
+"""Opening a recording, and how long it is.
 
-- It ends before its declared length, or with an error (WAV, AIFF, AU, FLAC, MP3): cut short, which
-  is bad audio.
-- It declares none (WAV of a recorder or pipe that never wrote the sizes, FLAC without a total, MP3
-  without a count of frames): it is read to its end, with a note. So is Ogg without a last page.
-- Its format allows only an estimate (GSM, ADPCM): what decodes counts.
+Cut short, thus bad audio: what ends before its declared length, or with an error. Read to its end,
+with a note: what declares none (WAV of a recorder or pipe that never wrote the sizes, FLAC without
+a total, MP3 without a count), Ogg without a last page. Where a format allows only an estimate (GSM,
+ADPCM), what decodes counts.
 """
 
 from __future__ import annotations

@@ -23,12 +23,10 @@ _CONTEXT = 104  # frames that a piece hears of each neighbour, 2.5 s
 class Moonshine:
     """A frame every 24 ms; a waveform of T samples has 1 + (T - 895) // 384 frames.
 
-    The encoder hears half a second of zeros before and after; their frames are dropped. A waveform
-    over 30 s is read in equal pieces of at most 25 s. A piece also hears 2.5 s of its neighbours,
-    whose frames are dropped.
-
-    Waveforms are encoded one by one. The encoder's matrix products are in 8 bits, and one scale
-    serves the whole input, so that a batch would change every feature (an attention mask too).
+    The encoder hears half a second of zeros before and after. A waveform over 30 s is read in equal
+    pieces of at most 25 s, which also hear 2.5 s of their neighbours. Those frames are dropped.
+    Waveforms are encoded one by one: the products are in 8 bits, and one scale serves the whole
+    input, so that a batch, or an attention mask, would change every feature.
     """
 
     frame_rate = SAMPLE_RATE / _HOP

@@ -1,8 +1,6 @@
-"""Kaldi's two spectral features: log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``).
-
-Log-mel is computed in torch, for all frames of a batch together: on a CPU this quantises two to
-three times as fast as kaldi-native-fbank, which takes one file at a time from Python numbers, and
-it runs on a GPU. MFCCs are kaldi-native-fbank's.
+"""Kaldi's log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``). Log-mel is computed in torch, for
+all frames of a batch together: two to three times as fast as kaldi-native-fbank, which takes one
+file at a time, and on a GPU too.
 """
 
 from __future__ import annotations
@@ -47,10 +45,8 @@ class _Spectral:
 
 class LogMel(_Spectral):
     """80 log mel energies a frame, as ``torchaudio.compliance.kaldi.fbank(waveform,
-    num_mel_bins=80, dither=0)`` computes them.
-
-    The waveform stays in [-1, 1], as torchaudio takes it. Kaldi's own programs read 16-bit
-    integers, so their values lie 2 ln 32768 higher.
+    num_mel_bins=80, dither=0)`` computes them of [-1, 1]. Kaldi's own programs read 16-bit
+    integers: 2 ln 32768 higher.
     """
 
     dim = 80
@@ -94,12 +90,10 @@ def _mel_banks(bins: int) -> torch.Tensor:
 
 
 class Mfcc(_Spectral):
-    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), normalised and
-    stacked so that units tell words of new speakers apart.
-
-    13 MFCCs (no energy, Kaldi's defaults, no dither) and their deltas. Over the file, the mean
-    is 0 and the deviation 1. Then a frame is joined with those 30 and 60 ms before and after it;
-    the first and last frames repeat at the file's ends.
+    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), so that units tell
+    words of new speakers apart: 13 MFCCs (Kaldi's defaults, no energy, no dither) and their deltas,
+    of mean 0 and deviation 1 over the file, joined with those 30 and 60 ms before and after, or the
+    file's first and last.
     """
 
     dim = _CEPSTRA * (1 + _DELTAS) * _STACKED
