@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
 from preprocess.speech2unit.fairseq_checkpoint import Weights
-from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped, tf32
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source, grouped, tf32
 
 HOP = 160  # samples a frame
 KERNELS = (10, 8, 4, 4, 4)
@@ -40,22 +40,20 @@ _PIECE = 64_000  # samples of a piece; each piece starts from a fresh LSTM state
 _PIECE_FRAMES = _PIECE // HOP
 
 
-class Cpc:
+class Cpc(FeatureReader):
     """CPC features, ``dim`` numbers every 10 ms, file by file what the published reader gives.
     ``source.all_layers``: the output of each LSTM layer, after that of the convolutions where it is
     as wide; for one layer the hidden states of SUPERB's toolkit.
     """
 
+    takes = ("ckpt_path", "layer")
     dtypes = ("float32", "bfloat16", "tf32")  # bfloat16: of the convolutions alone
     frame_rate = SAMPLE_RATE / HOP
     min_samples = HOP - 1
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for settings that cannot be, and for a checkpoint without them."""
-        if source.ckpt_path is None:
-            raise UserError("fairseqrc.ckpt_path: cpc needs its checkpoint; name the file")
-        if source.normalize is not None:
-            raise UserError("fairseqrc.normalize: cpc takes waveforms as they are; leave it empty")
+        super().__init__(source)
         weights, channels, self.dim, levels = _read_checkpoint(source.ckpt_path, source.device)
         layers = levels if source.all_layers else source.layer
         if layers is None or not 1 <= layers <= levels:
@@ -64,8 +62,7 @@ class Cpc:
             raise UserError(f"fairseqrc.layer={layers}: {what}; {there}")
         products = torch.bfloat16 if source.dtype == "bfloat16" else torch.float32
         self._encoder = ConvEncoder(weights, channels, source.device, products)
-        self._tf32, self._all_layers = source.dtype == "tf32", source.all_layers
-        self._device, self._count = source.device, layers
+        self._tf32, self._count = source.dtype == "tf32", layers
         # as one operation, or layer by layer where every layer's output is wanted
         starts = range(layers) if source.all_layers else [0]
         self._lstms = [

@@ -92,14 +92,12 @@ class Weights:
 
 
 def load_fairseq_checkpoint(
-    path: Path | None, models: tuple[str, ...], device: torch.device
+    path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
     """Read a checkpoint whose model is one of ``models`` (fairseq's names), or a recogniser
     fine-tuned from one. Raises ``UserError`` for a missing, damaged or other file, and for unknown
     settings.
     """
-    if path is None:
-        raise UserError(f"fairseqrc.ckpt_path: empty; name the {models[0]} checkpoint")
     allow_fairseq()
     state = load_torch(path, mapped=True)
     model, task = _stored(state, "model", path), _stored(state, "task", path)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights, load_fairseq_checkpoint
-from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped, tf32
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source, grouped, tf32
 from preprocess.speech2unit.hf_checkpoint import is_hugging_face, load_hf_checkpoint
 from preprocess.speech2unit.wav2vec_convolutions import ConvExtractor, PositionalConv, linear, norm
 
@@ -27,7 +27,7 @@ _PIECE = 1_600_000  # samples
 _TOGETHER = {"cpu": 1}  # pieces that share the convolutions; one by one stays in the cache
 
 
-class Hubert:
+class Hubert(FeatureReader):
     """The output of layer ``source.layer``, from 1, of a HuBERT checkpoint: fairseq's or Hugging
     Face's.
 
@@ -38,12 +38,14 @@ class Hubert:
 
     models = ("hubert",)
     first_layer = 1  # the number of the first layer's output
+    takes = ("ckpt_path", "layer", "normalize")
     dtypes = ("float32", "bfloat16", "tf32")
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a checkpoint that cannot be used, and for a layer beyond it."""
+        super().__init__(source)
         path = source.ckpt_path
-        is_theirs = path is not None and is_hugging_face(path)
+        is_theirs = is_hugging_face(path)
         load = load_hf_checkpoint if is_theirs else load_fairseq_checkpoint
         settings, weights = load(path, self.models, source.device)
         if source.dtype == "bfloat16":
@@ -55,8 +57,7 @@ class Hubert:
                 there = f"{path} has the layers {self.first_layer} to {last}"
                 raise UserError(f"fairseqrc.layer={source.layer}: {there}")
             layers = source.layer + 1 - self.first_layer
-        self._tf32, self._device = source.dtype == "tf32", source.device
-        self._keep_all = source.all_layers
+        self._tf32 = source.dtype == "tf32"
         self._normalize = settings.normalize if source.normalize is None else source.normalize
         if is_theirs:
             self.note = f"; of {path}, waveforms {'' if self._normalize else 'not '}normalised"
@@ -117,9 +118,9 @@ class Hubert:
         kept = [frames]
         for layer in self._layers:
             frames = layer(frames, lengths)
-            if self._keep_all:
+            if self._all_layers:
                 kept.append(frames)
-        if self._keep_all:
+        if self._all_layers:
             if self._norm_first:
                 kept[-1] = norm(frames, self._encoder_norm)
             frames = torch.stack(kept, dim=1)  # (N, L, D)

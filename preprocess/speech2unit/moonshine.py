@@ -4,15 +4,12 @@ of its encoder, run by ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnxruntime
-import torch
 
 from pipeline.errors import UserError, is_out_of_memory
 from pipeline.files import kind_of_file
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source
 
 _HOP, _FIELD = 384, 895  # samples from frame to frame, and those that one frame sees (three convs)
 _SILENCE = 21  # frames of zeros before and after, 0.5 s: measured in docs/speech_to_units.md
@@ -20,7 +17,7 @@ _LONGEST = 30 * SAMPLE_RATE  # the model was trained on at most half a minute
 _CONTEXT = 104  # frames that a piece hears of each neighbour, 2.5 s
 
 
-class Moonshine:
+class Moonshine(FeatureReader):
     """A frame every 24 ms; a waveform of T samples has 1 + (T - 895) // 384 frames.
 
     The encoder hears half a second of zeros before and after. A waveform over 30 s is read in equal
@@ -31,13 +28,12 @@ class Moonshine:
 
     frame_rate = SAMPLE_RATE / _HOP
     min_samples = _FIELD
+    takes = ("ckpt_path",)
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a missing or foreign encoder, and for a layer."""
+        super().__init__(source)
         path = source.ckpt_path
-        if path is None or (source.layer, source.normalize) != (None, None):
-            what = "moonshine needs its encoder in ckpt_path; leave layer and normalize empty"
-            raise UserError(f"fairseqrc: {what}")
         if not path.is_file():
             what = f"this is {kind_of_file(path)}" if path.is_dir() else "not found"
             get = "python pretrained_models/download.py moonshine100"
@@ -62,15 +58,8 @@ class Moonshine:
             what = f"of input_values and attention_mask, found {found}"
             raise UserError(f"{path}: expected Moonshine's encoder, {what}; get it again")
         self.dim = output.shape[-1]
-        self._device = source.device
-        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
 
-    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to features (frames_i, D), or (frames_i, 1, D)."""
-        features = [torch.from_numpy(self._features(waveform.numpy())) for waveform in waveforms]
-        return [frames.to(self._device).view(-1, *self._frame) for frames in features]
-
-    def _features(self, samples: np.ndarray) -> np.ndarray:
+    def features(self, samples: np.ndarray) -> np.ndarray:
         """Map (T,) to (frames, D), piece by piece."""
         if len(samples) <= _LONGEST:
             return self._encode(samples)
