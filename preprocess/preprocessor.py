@@ -158,9 +158,8 @@ class Preprocessor(Generic[ConfigType]):
         pairs = list(self.named_labels(row))
         for slot, name in pairs:
             if (slot, name) not in numbers:
-                remedy = "put a row there (where splits are drawn: another taskrc.seed)"
-                what = f"{self.slots[slot]} {name!r} never occurs in the train split"
-                raise UserError(f"{row.path}: {what}; {remedy}")
+                what = f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split"
+                raise UserError(f"{what}; put a row there (or draw by another taskrc.seed)")
         length = frames[row.path] if row.frames is None else row.frames
         labels = " ".join(numbers[pair] for pair in pairs)
         return Entry(row.path, length, row.start, row.name or row.path, labels)
@@ -175,8 +174,7 @@ class Preprocessor(Generic[ConfigType]):
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
         source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
-        why += getattr(reader, "note", "")
-        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}")
+        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{reader.note}")
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:

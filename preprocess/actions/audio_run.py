@@ -59,23 +59,20 @@ class AudioRun:
     def __init__(
         self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
     ) -> None:
-        self.task = task
-        self.folder = folder
-        self._stored, self._command = folder / "blocks", command
+        self.task, self.folder, self._command = task, folder, command
+        self._stored = folder / "blocks"
         self._splits: dict[str, list[Block]] = {}
         self._rows: dict[str, int] = {}
         seconds = task.config.fairseqrc.batch_seconds
         rates = file_rates(task.manifest)
-        for split in SPLITS:
-            root, entries = read_manifest(task.manifest / f"{split}.tsv")
+        manifests = {split: task.manifest / f"{split}.tsv" for split in SPLITS}
+        for split, path in manifests.items():
+            root, entries = read_manifest(path)
             self._splits[split] = cut_blocks(split, root, distinct(entries), seconds, rates)
             self._rows[split] = len(entries)
         self._blocks = [block for blocks in self._splits.values() for block in blocks]
-        self._plan = {
-            **made_from,
-            "batch_seconds": seconds,
-            "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
-        }
+        hashes = {split: sha256(path) for split, path in manifests.items()}
+        self._plan = {**made_from, "batch_seconds": seconds, "manifest": hashes}
         # of each audio file, before any is read
         paths = {str(block.root / e.path) for block in self._blocks for e in block.entries}
         self._stamps = {path: _stamp(path) for path in paths}
@@ -105,7 +102,6 @@ class AudioRun:
 
     def run_shard(self, shard: Shard) -> None:
         """Compute one shard's blocks; ``merge_shards`` follows the last."""
-        name = f"shard {shard.index} of {shard.count}"
         lock = self.folder / f"shard-{shard.index}-of-{shard.count}"
         with contextlib.ExitStack() as stack:
             with holding(self.folder, wait=5):  # other shards hold it for a moment, too
@@ -118,7 +114,8 @@ class AudioRun:
             for line in self._lines(blocks):
                 tally.add(line.outcome)
             self.task.say(str(tally))
-            self.task.say(f"{name} is done" if left else f"{name} is done already")
+            done = "is done" if left else "is done already"
+            self.task.say(f"shard {shard.index} of {shard.count} {done}")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
@@ -235,16 +232,14 @@ class AudioRun:
         return lines
 
     def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
-        for block in blocks:
-            yield from self._read(block)
+        return (line for block in blocks for line in self._read(block))
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
         absent = [block.name for block in self._blocks if not self._path(block).exists()]
         if absent:
-            which = f"the first is {absent[0]}; run the shards that have not finished"
-            count = f"{len(absent)} of {len(self._blocks)} blocks are missing"
-            raise UserError(f"{self._stored}: {count}, {which}")
+            what = f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing"
+            raise UserError(f"{what}, the first is {absent[0]}; run the shards that have not ended")
         tally, changed, left_out, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
             for line in self._lines(blocks):

@@ -69,8 +69,7 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     has none that is needed, and for a name that leads elsewhere.
     """
     if not NAME.fullmatch(unit_model):
-        given = f"taskrc.unit_model={unit_model[:80]!r}"
-        raise UserError(f"{given}: a name is letters, digits, then also _ . -")
+        raise UserError(f"taskrc.unit_model={unit_model[:80]!r}: expected letters, digits, _ . -")
     for key in ("feature_type", "ckpt_path", "layer", "normalize"):
         if getattr(settings, key) in (None, ""):
             value = getattr(known, key)
@@ -78,9 +77,10 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     if settings.km_clusters is None:
         settings.km_clusters = known.clusters
     if settings.feature_type is None:
-        remedy = "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
-        what = f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml"
-        raise UserError(f"{what}; describe it {remedy}")
+        remedy = (
+            "describe it in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        )
+        raise UserError(f"taskrc.unit_model={unit_model}: not in the registry; {remedy}")
 
 
 def check_numbers(config: Config) -> None:

@@ -77,15 +77,14 @@ def _reader(name: str) -> type[Preprocessor]:
         datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}
         folder = datarc.get("reader") or "table"
     if not (HERE / folder / "preprocessor.py").exists():
-        where = f"{HERE / name}/config.yaml"
-        raise UserError(f"{where}: datarc.reader {folder}: has no preprocessor.py")
+        raise UserError(f"{name}/config.yaml: datarc.reader {folder}: has no preprocessor.py")
     module = importlib.import_module(f"preprocess.{folder}.preprocessor")
     own = [value for value in vars(module).values() if isinstance(value, type)]
     own = [kind for kind in own if kind.__module__ == module.__name__]
     readers = [kind for kind in own if issubclass(kind, Preprocessor)]
     if len(readers) != 1:
-        what = f"expected one subclass of Preprocessor, found {len(readers)}"
-        raise UserError(f"{module.__file__}: {what}")
+        found = f"{len(readers)} subclasses of Preprocessor"
+        raise UserError(f"{module.__file__}: expected one subclass of Preprocessor, found {found}")
     return readers[0]
 
 

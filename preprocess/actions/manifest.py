@@ -67,9 +67,8 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
             entries.append(entry)
     except (csv.Error, ValueError):
         what = f"path, frames, start, file, labels and tabs, found {' '.join(fields)[:60]!r}"
-        where = f"{path}, line {table.line_num}"
-        remedy = "run --action generate_manifest again"
-        raise UserError(f"{where}: expected {what}; {remedy}") from None
+        what = f"{path}, line {table.line_num}: expected {what}"
+        raise UserError(f"{what}; run --action generate_manifest again") from None
     if not entries:
         raise UserError(f"{path}: no entries; run --action generate_manifest again")
     return Path(root), entries
@@ -118,13 +117,10 @@ def warnings_of(
     counts["classes"] = sum(map(len, labels.values()))
     if unknown := expected.keys() - counts:
         raise UserError(f"datarc.expected: {unknown.pop()}: expected one of {', '.join(counts)}")
-    differing = [
-        f"{key} {counts[key]:,} (expected {number:,})"
-        for key, number in expected.items()
-        if counts[key] != number
-    ]
-    if differing:
-        yield f"warning, not the corpus's known size: {', '.join(differing)}"
+    wrong = [key for key, number in expected.items() if counts[key] != number]
+    if wrong:
+        listed = ", ".join(f"{key} {counts[key]:,} (expected {expected[key]:,})" for key in wrong)
+        yield f"warning, not the corpus's known size: {listed}"
 
 
 def _alike(names: Sequence[str]) -> list[str]:
@@ -149,17 +145,15 @@ def _in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
             other_split, other = first.setdefault(name, (split, answer))
             if other != answer:
                 one, two = ", ".join(other)[:80], ", ".join(answer)[:80]
-                what = f"is {one} in {other_split}, {two} in {split}"
-                raise UserError(f"{name}: {what}; one recording has one answer")
+                what = f"{name}: is {one} in {other_split}, {two} in {split}"
+                raise UserError(f"{what}; one recording has one answer")
             if other_split != split:
                 shared.append(name)
     return shared
 
 
 def audio_record(record: Path, command: str) -> tuple[dict[str, Any], set[str]]:
-    """What an audio run was made from, and the files that it left out (--skip_bad), by its
-    ``provenance.json``, which ``command`` wrote; nothing where units were made elsewhere.
-    """
+    """The ``provenance.json`` of an audio run, if any, and the files that the run left out."""
     made = read_json(record, command) if record.exists() else {}
     names = made.get("left_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -168,9 +162,7 @@ def audio_record(record: Path, command: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
-    """What an output remembers of its manifests: ``manifest``, the SHA-256 of each split's, and
-    ``heard``, that of all but the labels. Empty where there are none.
-    """
+    """The SHA-256 of each split's ``manifest``, and of all that is ``heard``; if any."""
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
     if not all(path.exists() for path in paths.values()):
         return {}

@@ -40,16 +40,14 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     if first.km_path.is_file() and not first.km_ships:
         stored = len(load_kmeans(first.km_path))
         if stored != settings.km_clusters:
-            what = f"has {stored} clusters, asked for are {settings.km_clusters}"
-            remedy = "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
-            raise UserError(f"{first.km_path}: {what}; {remedy}")
+            what = f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}"
+            raise UserError(f"{what}; remove it, or name another with fairseqrc.km_path=FILE.npz")
         print(f"{first.km_path} already exists: kept; remove it to learn it again")
         return
     if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
         get = f"python pretrained_models/download.py {task.unit_model} --only kmeans"
-        own = "to learn one, name a unit model of your own (--unit_model, fairseqrc.feature_type)"
-        what = f"not here, but {task.unit_model} comes with it ({get})"
-        raise UserError(f"{first.km_path}: {what}; {own}")
+        what = f"{first.km_path}: not here, but {task.unit_model} comes with it ({get})"
+        raise UserError(f"{what}; to learn one of your own, give it another --unit_model")
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames, tally = _sample(preprocessors)
@@ -61,31 +59,26 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
-def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
+def _sample(tasks: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
     """At most ``km_frames`` frames (N, D) of files drawn from train manifests; what was read."""
-    first = preprocessors[0]
+    first = tasks[0]
     settings = first.config.fairseqrc
     reader, device = first.feature_reader()
-    roots, rates, files, lasts = [], [], [], []
-    for number, task in enumerate(preprocessors):
-        root, entries = read_manifest(task.manifest / "train.tsv")
-        roots.append(root)
-        rates.append(file_rates(task.manifest))
-        for entry in distinct(entries):
-            files.append((number, entry))
-            lasts.append(entry.frames / rates[-1][entry.path])  # seconds
+    files = []  # corpus, entry, seconds
+    corpora = [(*read_manifest(t.manifest / "train.tsv"), file_rates(t.manifest)) for t in tasks]
+    for number, (_, entries, rates) in enumerate(corpora):
+        files += [(number, e, e.frames / rates[e.path]) for e in distinct(entries)]
     order = np.random.default_rng(first.config.taskrc.seed).permutation(len(files))
-    wanted = settings.km_frames / reader.frame_rate
-    missing = np.subtract.accumulate([wanted, *(lasts[index] for index in order)])  # after each
+    wanted, seconds = settings.km_frames / reader.frame_rate, settings.batch_seconds
+    missing = np.subtract.accumulate([wanted, *(files[index][2] for index in order)])  # after each
     drawn = [files[index] for index in np.sort(order[: np.count_nonzero(missing > 0)])]
     blocks = []
-    for number, task in enumerate(preprocessors):
-        entries = [entry for of_task, entry in drawn if of_task == number]
+    for number, (task, (root, _, rates)) in enumerate(zip(tasks, corpora)):
+        entries = [entry for corpus, entry, _ in drawn if corpus == number]
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
-        seconds = settings.batch_seconds
-        blocks += cut_blocks(task.downstream, roots[number], entries, seconds, rates[number])
+        blocks += cut_blocks(task.downstream, root, entries, seconds, rates)
     to_numpy = lambda features: features.cpu().numpy()  # noqa: E731
-    encoder = Encoder(reader, to_numpy, device, settings.batch_seconds, np.concatenate)
+    encoder = Encoder(reader, to_numpy, device, seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
     filled, tally = 0, Tally()
     for block in with_progress(encoder(blocks), "features", len(drawn), print):

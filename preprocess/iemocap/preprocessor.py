@@ -26,7 +26,6 @@ class Iemocap(Table):
                     values = {"emotion": match["emotion"], "session": session}
                     rows.append(Row(f"{file}, line {number}", path, values))
         if not rows:
-            form = "IEMOCAP's lines '[6.29 - 8.24] Ses01F_impro01_F000 neu'"
-            remedy = f"expected {form}, and datarc.root_path the folder that holds Session1"
-            raise UserError(f"{self.root}: no utterance in {table}; {remedy}")
+            form = "IEMOCAP's lines '[6.29 - 8.24] Ses01F_impro01_F000 neu', in Session1 to 5"
+            raise UserError(f"{self.root}: no utterance in {table}; expected {form}")
         return rows

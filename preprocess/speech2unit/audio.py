@@ -51,9 +51,8 @@ def _check_size(frames: int, rate: int, most: int) -> None:
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
     if frames * SAMPLE_RATE // rate > most:
-        hours, limit = frames / rate / 3600, most / SAMPLE_RATE / 3600
-        found = f"{hours:.2f} h, expected at most {limit:.2f} h"
-        raise BadAudio(f"is too long for one utterance: {found}; cut it")
+        hours = f"{frames / rate / 3600:.2f} h, expected at most {most / SAMPLE_RATE / 3600:.2f} h"
+        raise BadAudio(f"is too long for one utterance: {hours}; cut it")
 
 
 class Waveform(NamedTuple):
@@ -168,9 +167,8 @@ def _hear(samples: np.ndarray, heard: Counter[str]) -> None:
     if not np.isfinite(peak):
         raise BadAudio("holds values that are not finite (NaN or infinity)")
     if peak > MOST_PEAK:
-        remedy = "divide it (16 bits: by 32768), or store it as integers"
-        found = f"its float peak is {peak:,.5g}, far above 1"
-        raise BadAudio(f"is not scaled to [-1, 1]: {found}; {remedy}")
+        found = f"its float peak is {peak:,.5g}, far above 1; divide it (16 bits: by 32768)"
+        raise BadAudio(f"is not scaled to [-1, 1]: {found}, or store it as integers")
     heard["samples"] += level.size
     heard["full"] += np.count_nonzero(level >= FULL_SCALE)
     heard["sound"] += bool(peak)

@@ -50,6 +50,7 @@ class FeatureReader:
     min_samples: int  # at 16 kHz; anything shorter has no frame
     takes: tuple[str, ...] = ()  # of ``ckpt_path``, which it then needs, ``layer``, ``normalize``
     dtypes: tuple[str, ...] = ("float32",)  # what ``Source.dtype`` may be
+    note = ""  # what a user should know about it
     # where it may be cut with the same features, if anywhere: every so many samples, and how many
     # of the next a piece sees
     pieces: tuple[int, int]

@@ -36,8 +36,7 @@ class Moonshine(FeatureReader):
         path = source.ckpt_path
         if not path.is_file():
             what = f"this is {kind_of_file(path)}" if path.is_dir() else "not found"
-            get = "python pretrained_models/download.py moonshine100"
-            raise UserError(f"{path}: {what}; get it by {get}")
+            raise UserError(f"{path}: {what}; get it by pretrained_models/download.py moonshine100")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
         options.log_severity_level = 3  # errors
@@ -55,8 +54,7 @@ class Moonshine(FeatureReader):
         output = self._session.get_outputs()[0]
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
             found = f"a model of {', '.join(sorted(names))}"
-            what = f"of input_values and attention_mask, found {found}"
-            raise UserError(f"{path}: expected Moonshine's encoder, {what}; get it again")
+            raise UserError(f"{path}: expected Moonshine's encoder, found {found}; get it again")
         self.dim = output.shape[-1]
 
     def features(self, samples: np.ndarray) -> np.ndarray:

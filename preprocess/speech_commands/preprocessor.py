@@ -123,8 +123,7 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         root = self.root / top
         if not root.is_dir():
             layout = f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
-            what = f"{root}: not found; datarc.root_path is the folder that holds"
-            raise UserError(f"{what} {layout}")
+            raise UserError(f"{root}: not found; datarc.root_path is the folder of {layout}")
         wavs = {}
         for folder in self.listing.files(root, "*/", ""):
             paths = self.listing.files(folder, "*", ".wav")
