@@ -77,10 +77,9 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     if settings.km_clusters is None:
         settings.km_clusters = known.clusters
     if settings.feature_type is None:
-        remedy = (
-            "describe it in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
-        )
-        raise UserError(f"taskrc.unit_model={unit_model}: not in the registry; {remedy}")
+        remedy = "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        what = f"taskrc.unit_model={unit_model}: not in the registry"
+        raise UserError(f"{what}; describe it {remedy}")
 
 
 def check_numbers(config: Config) -> None:
