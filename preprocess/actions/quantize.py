@@ -85,9 +85,10 @@ def _sample(tasks: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
         for entry, result, notes in zip(block.block.entries, block.results, block.notes):
             is_bad = isinstance(result, BadAudio)
             tally.add(result if is_bad else notes, block.block.root / entry.path)
-            frames = [] if is_bad else result[: len(sample) - filled]
-            sample[filled : filled + len(frames)] = frames
-            filled += len(frames)
+            if not is_bad:
+                frames = result[: len(sample) - filled]
+                sample[filled : filled + len(frames)] = frames
+                filled += len(frames)
     tally.report(first.learned_km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
     return sample[:filled], tally
 
