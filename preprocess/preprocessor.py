@@ -1,8 +1,6 @@
-"""The base class of every downstream task: its actions, their checks, and what they write.
-
-A task is a folder with ``config.yaml`` and, where a table of recordings is not enough,
-``preprocessor.py``: its subclass of ``Preprocessor`` says which utterances a split holds and how
-they are labelled.
+"""The base class of every downstream task: its actions, their checks, and what they write. Where a
+table of recordings is not enough, a task's ``preprocessor.py`` has a subclass of ``Preprocessor``
+that says which utterances a split holds and how they are labelled.
 """
 
 from __future__ import annotations
@@ -16,12 +14,12 @@ import torch
 from pipeline.config import save_config
 from pipeline.devices import choose_device
 from pipeline.errors import UserError
-from pipeline.files import kind_of_file, read_json, write_json
+from pipeline.files import kind_of_file, read_json, sha256, write_json
 from pipeline.rows import SPLITS, write_rows
 from pipeline.runs import progress_bar, provenance
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
-from preprocess.actions.config import Config, check_numbers, fill_in
+from preprocess.actions.config import Config, check_numbers, fill_in, in_workspace
 from preprocess.actions.corpus import Listing, located
 from preprocess.actions.manifest import (
     Entry,
@@ -33,7 +31,7 @@ from preprocess.actions.manifest import (
 )
 from preprocess.actions.stream import rates_record
 from preprocess.speech2unit import features
-from preprocess.speech2unit.audio import BadAudio, Tally, measured, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally, measured
 from preprocess.speech2unit.features import FeatureReader, Source, feature_reader
 from preprocess.speech2unit.hf_checkpoint import fingerprint
 
@@ -65,7 +63,7 @@ class Preprocessor(Generic[ConfigType]):
     ) -> None:  # fmt: skip
         self.downstream, self.config, self.workspace = downstream, config, workspace
         self.skip_bad, self.device = skip_bad, device
-        self.bad_audio: dict[Path, str] = {}  # what the corpus holds and cannot be used, and why
+        self.bad_audio: dict[Path, str] = {}  # what ``utterances`` found unusable, and why
         self.listing = Listing()
         data = workspace.downstream_data(downstream)
         self.manifest, self.units = data / "manifest", data / config.taskrc.unit_model
@@ -73,18 +71,10 @@ class Preprocessor(Generic[ConfigType]):
         self._known = find_unit_model(config.taskrc.unit_model, workspace)
         fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
         check_numbers(config)
-        self.root = self._in_workspace(config.datarc.root_path)  # the corpus folder
-        ckpt_path, km_path = config.fairseqrc.ckpt_path, config.fairseqrc.km_path
-        self.ckpt_path = self._in_workspace(ckpt_path) if ckpt_path else None  # some need none
-        self._own_km_path = self._in_workspace(km_path) if km_path else None
+        self.root = in_workspace(workspace, config.datarc.root_path or ".")  # the corpus folder
+        self.ckpt_path = in_workspace(workspace, config.fairseqrc.ckpt_path)  # some need none
+        self._own_km_path = in_workspace(workspace, config.fairseqrc.km_path)
         self.learned_km_path = self._own_km_path or self._known.learned_kmeans
-
-    def _in_workspace(self, path: str) -> Path:
-        """A path of the config: a relative one starts at the workspace, not where the user is."""
-        try:
-            return self.workspace.root / Path(path).expanduser()
-        except RuntimeError:
-            raise UserError(f"{path}: there is no such user; write the folder out") from None
 
     @property
     def km_path(self) -> Path:
@@ -107,9 +97,7 @@ class Preprocessor(Generic[ConfigType]):
         return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """Each slot's names in the order of their numbers; here: of first appearance in train, or
-        of the characters' codes.
-        """
+        """Each slot's names by number: in the order of train, or of the characters' codes."""
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
@@ -153,16 +141,15 @@ class Preprocessor(Generic[ConfigType]):
         frames: dict[str, int] = {}
         rates: dict[str, int] = {}
         tally = Tally()
+        tally.bad.update(self.bad_audio)
         paths = sorted({u.path for u in utterances})
         for path in progress_bar(paths, desc=f"{self.downstream} headers", unit="file"):
             try:
                 frames[path], rates[path], notes = measured(self.root / path, path in whole)
                 tally.add(notes)
             except BadAudio as error:
-                self.bad_audio[self.root / path] = str(error)
-                tally.add(error)
-        self.say(str(tally))
-        report_bad_audio(self.bad_audio, self.manifest / "bad_audio.txt", self.skip_bad)
+                tally.add(error, self.root / path)
+        tally.report(self.manifest / "bad_audio.txt", self.skip_bad, self.say)
         return frames, {"audio": tally.record(), "rates": rates_record(rates)}
 
     def _entry(
@@ -171,18 +158,15 @@ class Preprocessor(Generic[ConfigType]):
         pairs = list(self.named_labels(row))
         for slot, name in pairs:
             if (slot, name) not in numbers:
-                raise UserError(
-                    f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split; put "
-                    "a row there (where splits are drawn: another taskrc.seed)"
-                )
+                what = f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split"
+                raise UserError(f"{what}; put a row there (or draw by another taskrc.seed)")
         length = frames[row.path] if row.frames is None else row.frames
         labels = " ".join(numbers[pair] for pair in pairs)
         return Entry(row.path, length, row.start, row.name or row.path, labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the chosen device, with the reason printed.
-
-        ``all_layers``: every layer's, of waveforms normalised as the checkpoint says.
+        """The configured features, on the chosen device, with the reason printed; of ``all_layers``
+        as the checkpoint normalises.
         """
         settings = self.config.fairseqrc
         device, why = choose_device(self.device)
@@ -190,8 +174,7 @@ class Preprocessor(Generic[ConfigType]):
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
         source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
-        why += getattr(reader, "note", "")
-        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}")
+        self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{reader.note}")
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:
@@ -213,14 +196,12 @@ class Preprocessor(Generic[ConfigType]):
             return None
         is_kmeans = path == self.km_path
         if not path.is_file() and (is_kmeans or not path.is_dir()):  # a model may be a folder
-            name = self.config.taskrc.unit_model
             missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
-            learn = "--action learn_kmeans, or " if is_kmeans else ""
-            raise UserError(
-                f"{path}: {what} {missing}; get it by python pretrained_models/download.py {name}, "
-                f"or {learn}--set fairseqrc.km_path or ckpt_path=FILE"
-            )
-        return fingerprint(path)
+            get = f"python pretrained_models/download.py {self.config.taskrc.unit_model}"
+            other = f"{'--action learn_kmeans, or ' if is_kmeans else ''}--set fairseqrc"
+            remedy = f"get it by {get}, or {other}.km_path or ckpt_path=FILE"
+            raise UserError(f"{path}: {what} {missing}; {remedy}")
+        return sha256(path) if is_kmeans else fingerprint(path)
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``, a row ``file|units|labels`` an entry."""

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, replacing, sha256
 from pipeline.workspace import Workspace
 from preprocess.actions.audio_run import AudioRun, Line
-from preprocess.actions.manifest import Entry, distinct, files_left_out, read_manifest
+from preprocess.actions.manifest import Entry, audio_record, distinct, read_manifest
 from preprocess.actions.stream import Encoder
 from preprocess.preprocessor import Preprocessor
 
@@ -91,10 +91,10 @@ def read_means(workspace: Workspace, downstream: str, unit_model: str, split: st
     manifest = workspace.downstream_data(downstream) / "manifest" / f"{split}.tsv"
     command = COMMAND.format(downstream, unit_model)
     plan = read_plan(workspace, downstream, unit_model)
+    _, left_out = audio_record(folder / "provenance.json", command)
     _, entries = read_manifest(manifest)
     if plan["manifest"].get(split) != sha256(manifest):
         raise UserError(f"{path}: stale, {manifest} has changed; run {command} again")
-    left_out = files_left_out(folder / "provenance.json", command)
     entries = [entry for entry in entries if entry.file not in left_out]
     files = {entry.file: number for number, entry in enumerate(distinct(entries))}
     try:
@@ -102,9 +102,7 @@ def read_means(workspace: Workspace, downstream: str, unit_model: str, split: st
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run {command} again") from None
     if means.dtype != np.float32 or means.ndim != 3 or len(means) != len(files):
-        raise UserError(
-            f"{path}: expected float32 ({len(files)}, layers, D), found {means.dtype} "
-            f"{means.shape}; run {command} again"
-        )
+        what = f"expected float32 ({len(files)}, layers, D), found {means.dtype} {means.shape}"
+        raise UserError(f"{path}: {what}; run {command} again")
     index = torch.tensor([files[entry.file] for entry in entries])
     return Means(torch.from_numpy(means), entries, index)

@@ -1,9 +1,8 @@
 """A resumable run over the audio of a downstream's manifests, by one process, several or shards.
 
-The work is cut into blocks. A finished block is a file that appears whole or not at all, so a
-killed run resumes where it was, and it does not matter which process computed a block.
-``plan.json`` says which run the blocks belong to. When all blocks exist, they become one file for
-each split.
+A finished block is a file that appears whole or not at all, so a killed run resumes, whichever
+process computed a block. ``plan.json`` says which run the blocks belong to. From all blocks, one
+file a split is made.
 """
 
 from __future__ import annotations
@@ -21,16 +20,9 @@ from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import (
-    Block,
-    Encoded,
-    Encoder,
-    cut_blocks,
-    file_rates,
-    with_progress,
-)
+from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally
 
 
 class Shard(NamedTuple):
@@ -41,9 +33,7 @@ class Shard(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One distinct file of the manifest: what was computed, as text, or why there is nothing; what
-    was noted about the audio, and its stamp.
-    """
+    """A distinct file of the manifest: what was computed, as text, or why not; its notes."""
 
     file: str
     path: str
@@ -52,12 +42,16 @@ class Line(NamedTuple):
     notes: Sequence[str] = ()
     stamp: list[int] | None = None  # None: stored by an earlier version
 
+    @property
+    def outcome(self) -> Sequence[str] | BadAudio:
+        """What a ``Tally`` counts."""
+        return BadAudio(self.bad) if self.bad else self.notes
+
 
 class AudioRun:
-    """One task's audio, from its manifests to ``folder``. The results depend on the audio and on
-    ``made_from``. ``command`` is what a user types to compute them.
-
-    A subclass says what is computed, and how the splits are written, ``{train,valid,test}SUFFIX``.
+    """One task's audio, from its manifests to ``folder``: results depend on the audio and
+    ``made_from``; ``command`` is what a user types. A subclass says what is computed, and writes
+    the splits.
     """
 
     suffix = ""
@@ -65,23 +59,20 @@ class AudioRun:
     def __init__(
         self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
     ) -> None:
-        self.task = task
-        self.folder = folder
-        self._stored, self._command = folder / "blocks", command
+        self.task, self.folder, self._command = task, folder, command
+        self._stored = folder / "blocks"
         self._splits: dict[str, list[Block]] = {}
         self._rows: dict[str, int] = {}
         seconds = task.config.fairseqrc.batch_seconds
         rates = file_rates(task.manifest)
-        for split in SPLITS:
-            root, entries = read_manifest(task.manifest / f"{split}.tsv")
+        manifests = {split: task.manifest / f"{split}.tsv" for split in SPLITS}
+        for split, path in manifests.items():
+            root, entries = read_manifest(path)
             self._splits[split] = cut_blocks(split, root, distinct(entries), seconds, rates)
             self._rows[split] = len(entries)
         self._blocks = [block for blocks in self._splits.values() for block in blocks]
-        self._plan = {
-            **made_from,
-            "batch_seconds": seconds,
-            "manifest": {split: sha256(task.manifest / f"{split}.tsv") for split in SPLITS},
-        }
+        hashes = {split: sha256(path) for split, path in manifests.items()}
+        self._plan = {**made_from, "batch_seconds": seconds, "manifest": hashes}
         # of each audio file, before any is read
         paths = {str(block.root / e.path) for block in self._blocks for e in block.entries}
         self._stamps = {path: _stamp(path) for path in paths}
@@ -97,10 +88,8 @@ class AudioRun:
         raise NotImplementedError
 
     def run(self, here: Ranks, skip_bad: bool) -> None:
-        """Compute this rank's blocks; the main rank then writes the splits.
-
-        Raises ``UserError`` for bad audio unless ``skip_bad`` (the bad files are listed beside the
-        output, what is good is kept for the next call), and where another run writes the output.
+        """Compute this rank's blocks; the main rank then writes the splits. Raises ``UserError``
+        where another run writes them, and for bad audio unless ``skip_bad``; what is good is kept.
         """
         with contextlib.ExitStack() as stack:
             on_main(here, lambda: stack.enter_context(self._holding_all()))
@@ -113,7 +102,6 @@ class AudioRun:
 
     def run_shard(self, shard: Shard) -> None:
         """Compute one shard's blocks; ``merge_shards`` follows the last."""
-        name = f"shard {shard.index} of {shard.count}"
         lock = self.folder / f"shard-{shard.index}-of-{shard.count}"
         with contextlib.ExitStack() as stack:
             with holding(self.folder, wait=5):  # other shards hold it for a moment, too
@@ -124,9 +112,10 @@ class AudioRun:
             self._compute([blocks[index] for index in left])
             tally = Tally()
             for line in self._lines(blocks):
-                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+                tally.add(line.outcome)
             self.task.say(str(tally))
-            self.task.say(f"{name} is done" if left else f"{name} is done already")
+            done = "is done" if left else "is done already"
+            self.task.say(f"shard {shard.index} of {shard.count} {done}")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
@@ -157,13 +146,12 @@ class AudioRun:
         made = read_json(record, self._command)
         if made.get("plan") != self._plan or made.get("left_out"):
             return False
+        unsure = ", audio files included"
         if absent := sum(stamp is None for stamp in self._stamps.values()):
             unsure = f"; {absent} of its audio files do not exist now, none was compared"
         elif "audio_files" not in made:
             unsure = "; remove it if audio files have changed"
-        elif made["audio_files"] == self._audio_files:
-            unsure = ", audio files included"
-        else:
+        elif made["audio_files"] != self._audio_files:
             self.task.say(f"{self.folder}: audio files have changed since, it is made again")
             return False
         shutil.rmtree(self._stored, ignore_errors=True)  # of a run that ended before removing it
@@ -171,17 +159,13 @@ class AudioRun:
         return True
 
     def _open(self, discard: bool) -> None:
-        """Make the blocks' folder ready. Blocks of another plan are removed (``discard``) or raise
-        ``UserError``: other shards may be at work on them.
-        """
+        """Make the blocks' folder ready; another plan's are removed, or an error."""
         path = self._stored / "plan.json"
         plan = {**self._plan, "blocks": [len(block.entries) for block in self._blocks]}
         if path.exists() and read_json(path, self._command) != plan:
             if not discard:
-                raise UserError(
-                    f"{path}: the blocks there were made with other settings or another manifest; "
-                    f"remove {self._stored} and run every shard again"
-                )
+                what = f"{path}: the blocks there were made with other settings or another manifest"
+                raise UserError(f"{what}; remove {self._stored} and run every shard again")
             shutil.rmtree(self._stored)
         if not path.exists():
             write_json(path, plan)
@@ -190,16 +174,13 @@ class AudioRun:
         """Remove the blocks of other runs. Returns which blocks are left to compute."""
         self._open(discard=True)
         is_first = next(self._stored.glob("*.jsonl"), None) is None
-        left = self._left(self._blocks)
+        left, total = self._left(self._blocks), len(self._blocks)
         if not is_first:
-            total = len(self._blocks)
             self.task.say(f"resumes an earlier run: {total - len(left)} of {total} blocks done")
         return left
 
     def _left(self, blocks: Sequence[Block]) -> list[int]:
-        """Which of ``blocks`` are missing, or hold audio that has changed or was bad (it may be
-        repaired by now). Prints what has changed.
-        """
+        """Which of ``blocks`` are missing, or hold audio that has changed or was bad."""
         left, changed = [], []
         for index, block in enumerate(blocks):
             lines = self._read(block) if self._path(block).exists() else []
@@ -208,10 +189,8 @@ class AudioRun:
             if stale or not lines or any(line.bad for line in lines):
                 left.append(index)
         if changed:
-            self.task.say(
-                f"{sum(changed)} audio files have changed since they were read: their "
-                f"{len(changed)} blocks are computed again"
-            )
+            what = f"{sum(changed)} audio files have changed since they were read"
+            self.task.say(f"{what}: their {len(changed)} blocks are computed again")
         return left
 
     def _has_changed(self, line: Line) -> bool:
@@ -253,41 +232,33 @@ class AudioRun:
         return lines
 
     def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
-        for block in blocks:
-            yield from self._read(block)
+        return (line for block in blocks for line in self._read(block))
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
         absent = [block.name for block in self._blocks if not self._path(block).exists()]
         if absent:
-            raise UserError(
-                f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing, "
-                f"the first is {absent[0]}; run the shards that have not finished"
-            )
-        tally, changed, bad, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
+            what = f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing"
+            raise UserError(f"{what}, the first is {absent[0]}; run the shards that have not ended")
+        tally, changed, left_out, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
             for line in self._lines(blocks):
-                tally.add(BadAudio(line.bad) if line.bad else line.notes)
+                tally.add(line.outcome, Path(line.path))
                 changed += self._has_changed(line)
-                bad += [line] if line.bad else []
+                left_out += [line.file] if line.bad else []
                 good[split] += not line.bad
         if changed:
-            raise UserError(
-                f"{self._stored}: {changed} audio files have changed since they were read; "
-                f"run {self._command} again, or its shards"
-            )
-        self.task.say(str(tally))
-        reasons = {Path(line.path): line.bad for line in bad}
-        report_bad_audio(reasons, self.folder / "bad_audio.txt", skip_bad)
+            what = f"{self._stored}: {changed} audio files have changed since they were read"
+            raise UserError(f"{what}; run {self._command} again, or its shards")
+        tally.report(self.folder / "bad_audio.txt", skip_bad, self.task.say)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)
             self.write_split(self._output(split), lines, good[split])
             self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
         self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
         more = {"audio": tally.record(), "audio_files": self._audio_files}
-        left_out = [line.file for line in bad]
         self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
-        if not bad:
+        if not left_out:
             shutil.rmtree(self._stored)
 
 

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from pipeline.errors import UserError
 from pipeline.unit_models import NAME, UnitModel
+from pipeline.workspace import Workspace
 
 
 @dataclass
@@ -55,13 +56,20 @@ class Config:
     fairseqrc: FairseqConfig = field(default_factory=FairseqConfig)
 
 
+def in_workspace(workspace: Workspace, path: str | None) -> Path | None:
+    """A path of the config from the workspace on. Raises ``UserError`` for a home of nobody."""
+    try:
+        return workspace.root / Path(path).expanduser() if path else None
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user; write the folder out") from None
+
+
 def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     """Take from the registry's entry what the config leaves empty. Raises ``UserError`` where it
     has none that is needed, and for a name that leads elsewhere.
     """
     if not NAME.fullmatch(unit_model):
-        name = unit_model[:80]
-        raise UserError(f"taskrc.unit_model={name!r}: a name is letters, digits, then also _ . -")
+        raise UserError(f"taskrc.unit_model={unit_model[:80]!r}: expected letters, digits, _ . -")
     for key in ("feature_type", "ckpt_path", "layer", "normalize"):
         if getattr(settings, key) in (None, ""):
             value = getattr(known, key)
@@ -69,10 +77,9 @@ def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
     if settings.km_clusters is None:
         settings.km_clusters = known.clusters
     if settings.feature_type is None:
-        raise UserError(
-            f"taskrc.unit_model={unit_model}: not in pretrained_models/registry.yaml; describe it "
-            "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
-        )
+        remedy = "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        what = f"taskrc.unit_model={unit_model}: not in the registry"
+        raise UserError(f"{what}; describe it {remedy}")
 
 
 def check_numbers(config: Config) -> None:

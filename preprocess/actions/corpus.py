@@ -23,9 +23,7 @@ _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found",
 
 
 class Listing:
-    """Lists a corpus's files, and keeps what it passes over, by kind: what systems leave there
-    (hidden names, ``Thumbs.db``, ``__MACOSX``), and files of another kind.
-    """
+    """Lists a corpus's files, and keeps by kind what it passes over, such as hidden files."""
 
     def __init__(self) -> None:
         self.passed_over: defaultdict[str, set[Path]] = defaultdict(set)
@@ -56,11 +54,9 @@ class Listing:
 
 
 def located(name: str, root: Path, where: str) -> str:
-    """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, relative where
-    it is an absolute one inside ``root``, in the Unicode form (NFC or NFD) of what exists.
-
-    Raises ``UserError``, which begins with ``where``, for a path that leads out of ``root``, and
-    for one with backslashes that does not exist; also as ``check_name`` does.
+    """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, in the Unicode
+    form (NFC or NFD) of what exists. Raises ``UserError``, which begins with ``where``, for a path
+    that leads out of ``root``, and for an absent one with backslashes; also as ``check_name``.
     """
     for base in (root, root.resolve()):
         if PurePath(name).is_absolute() and PurePath(name).is_relative_to(base):
@@ -124,11 +120,10 @@ def read_table(
 ) -> Iterator[Row]:
     """Read a table that has the columns ``needed``, the first of which holds paths.
 
-    ``separator``: empty, a tab in ``.tsv``, else a comma. ``columns``: their names, where the first
-    line has none, or new names for some. ``line_breaks``: texts in quotation marks may have some.
-    Other quotation marks that do not pair up within a line are text where tabs separate (Common
-    Voice writes none around a field), which ``say`` tells. Raises ``UserError``, naming the line,
-    for such a mark in a CSV, and for more or fewer fields than columns.
+    ``columns``: their names, where the first line has none, or new names for some. ``line_breaks``:
+    texts in quotation marks may have some. Other quotation marks that do not pair up within a line
+    are text where tabs separate (Common Voice), which ``say`` tells. Raises ``UserError``, naming
+    the line, for such a mark in a CSV, and for more or fewer fields than columns.
     """
     missing = "table not found; datarc.table names it, relative to datarc.root_path"
     text = "\n".join(text_lines(file, missing)).replace("\r", "\n")
@@ -163,11 +158,10 @@ def _header(
     if missing := [name for name in needed if name not in names]:
         listed = ", ".join(filter(None, names))[:200] or "nothing"
         other = next((mark for mark in "\t;,| " if mark in line and len(names) == 1), "")
-        remedy = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
-        raise UserError(
-            f"{file}: no column {', '.join(map(repr, missing))} in its first line, which has "
-            f"{listed}; {remedy or 'name yours in datarc'}"
-        )
+        what = f"no column {', '.join(map(repr, missing))} in its first line, which has {listed}"
+        own = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
+        remedy = own or "name yours in datarc"
+        raise UserError(f"{file}: {what}; {remedy}")
     if twice := [name for name in names if name and names.count(name) > 1]:
         raise UserError(f"{file}: two columns {twice[0]!r} in its first line; rename one")
     return names
@@ -211,11 +205,9 @@ def _json_records(
         if values == "":  # an empty line
             continue
         if not isinstance(values, dict) or any(values.get(name) is None for name in needed):
-            listed = list(values) if isinstance(values, dict) else values
-            raise UserError(
-                f"{file}, {what} {number}: expected an object with "
-                f"{', '.join(map(repr, needed))}, found {str(listed)[:200]}"
-            )
+            found = str(list(values) if isinstance(values, dict) else values)[:200]
+            form = f"an object with {', '.join(map(repr, needed))}"
+            raise UserError(f"{file}, {what} {number}: expected {form}, found {found}")
         known = {name: value for name, value in values.items() if value is not None}
         written = {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()}
         yield f"{what} {number}", written

@@ -54,11 +54,8 @@ def load_downstream(
     if name not in downstreams():
         raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
     reader = _reader(name)
-    overrides = list(arguments.set)
-    if arguments.unit_model:
-        overrides.append(f"taskrc.unit_model={arguments.unit_model}")
-    if arguments.dtype:
-        overrides.append(f"fairseqrc.dtype={arguments.dtype}")
+    flags = {"taskrc.unit_model": arguments.unit_model, "fairseqrc.dtype": arguments.dtype}
+    overrides = [*arguments.set, *(f"{key}={given}" for key, given in flags.items() if given)]
     path = arguments.config or HERE / name / "config.yaml"
     config = load_config(reader.config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
@@ -66,36 +63,28 @@ def load_downstream(
     encoder = find_unit_model(model, workspace).checkpoint
     is_default = not any(override.startswith("taskrc.unit_model=") for override in overrides)
     if is_default and encoder and encoder.wheel and not encoder.path.is_file():
-        say(
-            f"{model}: {encoder.path.name} is not here, so {OFFLINE} makes the units, which "
-            f"understands far less; get it by python pretrained_models/download.py {model}, or "
-            "choose with --unit_model"
-        )
+        what = f"is not here, so {OFFLINE} makes the units, which understands far less"
+        get = f"get it by python pretrained_models/download.py {model}, or choose with --unit_model"
+        say(f"{model}: {encoder.path.name} {what}; {get}")
         config.taskrc.unit_model = OFFLINE
     return reader(name, config, workspace, arguments.skip_bad, arguments.device)
 
 
 def _reader(name: str) -> type[Preprocessor]:
-    """The class that reads a downstream's corpus: its own, the one that its ``reader`` names, or
-    the table's. Raises ``UserError`` where there is none, or are several.
-    """
+    """The class that reads a downstream's corpus: its own, or its ``reader``'s, or the table's."""
     folder = name
     if not (HERE / name / "preprocessor.py").exists():
         datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}
         folder = datarc.get("reader") or "table"
     if not (HERE / folder / "preprocessor.py").exists():
-        raise UserError(
-            f"{HERE / name}/config.yaml: datarc.reader {folder}: has no preprocessor.py"
-        )
+        raise UserError(f"{name}/config.yaml: datarc.reader {folder}: has no preprocessor.py")
     module = importlib.import_module(f"preprocess.{folder}.preprocessor")
-    types = [value for value in vars(module).values() if isinstance(value, type)]
-    readers = [
-        own for own in types if own.__module__ == module.__name__ and issubclass(own, Preprocessor)
-    ]
+    own = [value for value in vars(module).values() if isinstance(value, type)]
+    own = [kind for kind in own if kind.__module__ == module.__name__]
+    readers = [kind for kind in own if issubclass(kind, Preprocessor)]
     if len(readers) != 1:
-        raise UserError(
-            f"{module.__file__}: expected one subclass of Preprocessor, found {len(readers)}"
-        )
+        found = f"{len(readers)} subclasses of Preprocessor"
+        raise UserError(f"{module.__file__}: expected one subclass of Preprocessor, found {found}")
     return readers[0]
 
 
@@ -115,9 +104,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
     add_device(parser)
     add_quiet(parser)
-    parser.add_argument(
-        "--workspace", type=Path, default=REPOSITORY, help="default: the repository"
-    )
+    where = "default: the repository"
+    parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=where)
 
 
 def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:

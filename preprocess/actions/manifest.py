@@ -1,8 +1,6 @@
-"""The manifest of a split: which audio, which part of it, which labels; checks, and its units.
-
-A TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with three
-more columns: ``start``, ``file`` (the name that the row keeps to the end) and ``labels``. A name
-with a tab or a quotation mark is quoted as in CSV.
+"""The manifest of a split: which audio, which part of it, which labels; checks, and its units. A
+TSV as fairseq writes it (first line the corpus folder, then ``path`` and ``frames``), with columns
+``start``, ``file`` (the row's name to the end) and ``labels``, quoted as in CSV.
 """
 
 from __future__ import annotations
@@ -37,9 +35,7 @@ class Entry(NamedTuple):
 
 
 def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
-    """Write ``entries`` atomically and return how many. Raises ``UserError`` as ``check_name`` and
-    ``inside`` do.
-    """
+    """Write ``entries`` and return how many. Raises ``UserError`` as ``check_name``, ``inside``."""
     count = 0
     with writing(path) as handle:
         table = csv.writer(handle, **_TSV)
@@ -53,9 +49,7 @@ def write_manifest(path: Path, root: Path, entries: Iterable[Entry]) -> int:
 
 
 def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
-    """The corpus folder and the entries. Raises ``UserError`` for a missing, broken or empty
-    manifest, and for a path that leaves the corpus.
-    """
+    """The corpus folder and the entries. Raises ``UserError`` for a missing or broken manifest."""
     missing = "manifest not found; run preprocess/runner.py --action generate_manifest first"
     table = csv.reader(text_lines(path, missing), **_TSV)
     fields: list[str] = []
@@ -72,19 +66,16 @@ def read_manifest(path: Path) -> tuple[Path, list[Entry]]:
                 raise ValueError
             entries.append(entry)
     except (csv.Error, ValueError):
-        raise UserError(
-            f"{path}, line {table.line_num}: expected path, frames, start, file, labels and tabs, "
-            f"found {' '.join(fields)[:60]!r}; run --action generate_manifest again"
-        ) from None
+        what = f"path, frames, start, file, labels and tabs, found {' '.join(fields)[:60]!r}"
+        what = f"{path}, line {table.line_num}: expected {what}"
+        raise UserError(f"{what}; run --action generate_manifest again") from None
     if not entries:
         raise UserError(f"{path}: no entries; run --action generate_manifest again")
     return Path(root), entries
 
 
 def inside(name: str, root: Path, where: str) -> str:
-    """Return ``name``. Raises ``UserError``, which begins with ``where``, for a path that leads out
-    of ``root``. Links inside the corpus are followed.
-    """
+    """Return ``name``. Raises ``UserError`` for a path that leads out of ``root``, links apart."""
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise UserError(f"{where}: {name[:80]!r}: expected a path inside {root}")
@@ -92,9 +83,8 @@ def inside(name: str, root: Path, where: str) -> str:
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """The first entry of each ``file``, in order: a file that is drawn ten times is quantised once.
-
-    Raises ``UserError`` when one name stands for two different pieces of audio.
+    """The first entry of each ``file``, in order: what is drawn ten times is quantised once. Raises
+    ``UserError`` when one name stands for two different pieces of audio.
     """
     by_file: dict[str, Entry] = {}
     for entry in entries:
@@ -127,13 +117,10 @@ def warnings_of(
     counts["classes"] = sum(map(len, labels.values()))
     if unknown := expected.keys() - counts:
         raise UserError(f"datarc.expected: {unknown.pop()}: expected one of {', '.join(counts)}")
-    differing = [
-        f"{key} {counts[key]:,} (expected {number:,})"
-        for key, number in expected.items()
-        if counts[key] != number
-    ]
-    if differing:
-        yield f"warning, not the corpus's known size: {', '.join(differing)}"
+    wrong = [key for key, number in expected.items() if counts[key] != number]
+    if wrong:
+        listed = ", ".join(f"{key} {counts[key]:,} (expected {expected[key]:,})" for key in wrong)
+        yield f"warning, not the corpus's known size: {listed}"
 
 
 def _alike(names: Sequence[str]) -> list[str]:
@@ -157,27 +144,25 @@ def _in_two_splits(splits: Mapping[str, Sequence[Utterance]]) -> list[str]:
             name, answer = utterance.name or utterance.path, tuple(utterance.labels)
             other_split, other = first.setdefault(name, (split, answer))
             if other != answer:
-                raise UserError(
-                    f"{name}: is {', '.join(other)[:80]} in {other_split}, "
-                    f"{', '.join(answer)[:80]} in {split}; one recording has one answer"
-                )
+                one, two = ", ".join(other)[:80], ", ".join(answer)[:80]
+                what = f"{name}: is {one} in {other_split}, {two} in {split}"
+                raise UserError(f"{what}; one recording has one answer")
             if other_split != split:
                 shared.append(name)
     return shared
 
 
-def files_left_out(record: Path, command: str) -> set[str]:
-    """The files that a run left out (--skip_bad), by the ``provenance.json`` of ``command``."""
-    names = read_json(record, command).get("left_out", [])
+def audio_record(record: Path, command: str) -> tuple[dict[str, Any], set[str]]:
+    """The ``provenance.json`` of an audio run, if any, and the files that the run left out."""
+    made = read_json(record, command) if record.exists() else {}
+    names = made.get("left_out", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{record}: left_out is no list of names; run {command} again")
-    return set(names)
+    return made, set(names)
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
-    """What an output remembers of its manifests: ``manifest``, the SHA-256 of each split's, and
-    ``heard``, that of all but the labels. Empty where there are none.
-    """
+    """The SHA-256 of each split's ``manifest``, and of all that is ``heard``; if any."""
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
     if not all(path.exists() for path in paths.values()):
         return {}
@@ -190,34 +175,24 @@ def made_from(manifest: Path) -> dict[str, Any]:
 
 
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
-    """A row for each entry of ``split`` whose audio was good, and how many have none.
-
-    ``merge``: a run of the same unit becomes one. Raises ``UserError`` when the split was not
-    quantised, or from another manifest (other labels do not matter), or no row is left.
+    """A row for each entry of ``split`` whose audio was good (``merge``: without runs of a unit),
+    and how many have none. Raises ``UserError`` for units that are missing, or of other audio.
     """
     _, entries = read_manifest(manifest / f"{split}.tsv")
-    path, record = quantized / split, quantized / "provenance.json"
+    path = quantized / split
     lines = text_lines(path, f"this split is missing; run {QUANTIZE} first")
     units = {file: text for file, _, text in (line.rpartition("|") for line in lines if line)}
-    left_out = files_left_out(record, QUANTIZE) if record.exists() else set()
+    made, left_out = audio_record(quantized / "provenance.json", QUANTIZE)
     good = [entry.file for entry in distinct(entries) if entry.file not in left_out]
-    if list(units) != good or _is_stale(record, manifest):
-        raise UserError(
-            f"{path}: units of other audio than {manifest / split}.tsv lists; the manifest has "
-            f"changed: run {QUANTIZE} again"
-        )
+    plan, now = made.get("plan"), made_from(manifest)
+    planned = plan.get("manifest") if isinstance(plan, dict) else None
+    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
+    if list(units) != good or not (planned in (None, now["manifest"]) or same_audio):
+        what = f"{path}: units of other audio than {manifest / split}.tsv lists"
+        raise UserError(f"{what}; the manifest has changed: run {QUANTIZE} again")
     merged = merge_runs if merge else str
     usable = [entry for entry in entries if entry.file in units]
     rows = [Row(entry.file, merged(units[entry.file]), entry.labels) for entry in usable]
     if not rows:
         raise UserError(f"{path}: no usable file in this split; repair its audio")
     return rows, len(entries) - len(rows)
-
-
-def _is_stale(record: Path, manifest: Path) -> bool:
-    """Whether units were made from other audio than the manifests list."""
-    made = read_json(record, QUANTIZE) if record.exists() else {}
-    plan, now = made.get("plan"), made_from(manifest)
-    planned = plan.get("manifest") if isinstance(plan, dict) else None
-    same_audio = made.get("manifest") == planned and made.get("heard") == now["heard"]
-    return planned not in (None, now["manifest"]) and not same_audio

@@ -17,45 +17,37 @@ from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.actions.stream import Encoder, cut_blocks, file_rates, with_progress
 from preprocess.preprocessor import Preprocessor
-from preprocess.speech2unit.audio import BadAudio, Tally, report_bad_audio
+from preprocess.speech2unit.audio import BadAudio, Tally
 from preprocess.speech2unit.features import written
 from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_kmeans
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
-    """Fit k-means to frames of the train manifests and write the first task's ``km_path``, an
-    ``.npz``. An existing file stays, because units and the unit LM depend on it. Only the one that
-    ships with the repository is replaced: the new one fits the corpus better.
-
-    The settings are the first task's. Raises ``UserError`` where tasks differ in unit model or
-    features, and for a speech model whose k-means comes with it.
+    """Fit k-means to frames of the train manifests and write the first task's ``km_path``. An
+    existing one stays, since units and LM depend on it, but for one that ships, which fits the
+    corpus less. Raises ``UserError`` where tasks differ in unit model or features, or the model has
+    its own.
     """
     first = preprocessors[0]
     settings, task = first.config.fairseqrc, first.config.taskrc
     for other in preprocessors[1:]:
         if other.config.fairseqrc != settings or other.config.taskrc.unit_model != task.unit_model:
-            raise UserError(
-                f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc; "
-                "learn their k-means one --downstream at a time"
-            )
+            what = f"{first.downstream} and {other.downstream} differ in unit_model or fairseqrc"
+            raise UserError(f"{what}; learn their k-means one --downstream at a time")
     km_path = first.learned_km_path
     if settings.km_clusters is None:
         raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
     if first.km_path.is_file() and not first.km_ships:
         stored = len(load_kmeans(first.km_path))
         if stored != settings.km_clusters:
-            raise UserError(
-                f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}; "
-                "remove it, or name another with --set fairseqrc.km_path=FILE.npz"
-            )
+            what = f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}"
+            raise UserError(f"{what}; remove it, or name another with fairseqrc.km_path=FILE.npz")
         print(f"{first.km_path} already exists: kept; remove it to learn it again")
         return
     if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
-        raise UserError(
-            f"{first.km_path}: not here, but {task.unit_model} comes with it (python "
-            f"pretrained_models/download.py {task.unit_model} --only kmeans); to learn one of your "
-            "own, give it a unit model of its own (--unit_model, --set fairseqrc.feature_type)"
-        )
+        get = f"python pretrained_models/download.py {task.unit_model} --only kmeans"
+        what = f"{first.km_path}: not here, but {task.unit_model} comes with it ({get})"
+        raise UserError(f"{what}; to learn one of your own, give it another --unit_model")
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames, tally = _sample(preprocessors)
@@ -67,48 +59,37 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
-def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
-    """At most ``km_frames`` frames (N, D) float32 of files that are drawn from the train manifests
-    of all tasks together, until they last that long, and what was read for them.
-    """
-    first = preprocessors[0]
+def _sample(tasks: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
+    """At most ``km_frames`` frames (N, D) of files drawn from train manifests; what was read."""
+    first = tasks[0]
     settings = first.config.fairseqrc
     reader, device = first.feature_reader()
-    roots, rates, files, lasts = [], [], [], []
-    for number, task in enumerate(preprocessors):
-        root, entries = read_manifest(task.manifest / "train.tsv")
-        roots.append(root)
-        rates.append(file_rates(task.manifest))
-        for entry in distinct(entries):
-            files.append((number, entry))
-            lasts.append(entry.frames / rates[-1][entry.path])  # seconds
+    files = []  # corpus, entry, seconds
+    corpora = [(*read_manifest(t.manifest / "train.tsv"), file_rates(t.manifest)) for t in tasks]
+    for number, (_, entries, rates) in enumerate(corpora):
+        files += [(number, e, e.frames / rates[e.path]) for e in distinct(entries)]
     order = np.random.default_rng(first.config.taskrc.seed).permutation(len(files))
-    wanted = settings.km_frames / reader.frame_rate
-    missing = np.subtract.accumulate([wanted, *(lasts[index] for index in order)])  # after each
+    wanted, seconds = settings.km_frames / reader.frame_rate, settings.batch_seconds
+    missing = np.subtract.accumulate([wanted, *(files[index][2] for index in order)])  # after each
     drawn = [files[index] for index in np.sort(order[: np.count_nonzero(missing > 0)])]
     blocks = []
-    for number, task in enumerate(preprocessors):
-        entries = [entry for of_task, entry in drawn if of_task == number]
+    for number, (task, (root, _, rates)) in enumerate(zip(tasks, corpora)):
+        entries = [entry for corpus, entry, _ in drawn if corpus == number]
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
-        seconds = settings.batch_seconds
-        blocks += cut_blocks(task.downstream, roots[number], entries, seconds, rates[number])
+        blocks += cut_blocks(task.downstream, root, entries, seconds, rates)
     to_numpy = lambda features: features.cpu().numpy()  # noqa: E731
-    encoder = Encoder(reader, to_numpy, device, settings.batch_seconds, np.concatenate)
+    encoder = Encoder(reader, to_numpy, device, seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
-    filled, bad, tally = 0, {}, Tally()
+    filled, tally = 0, Tally()
     for block in with_progress(encoder(blocks), "features", len(drawn), print):
         for entry, result, notes in zip(block.block.entries, block.results, block.notes):
-            if isinstance(result, BadAudio):
-                tally.add(result)
-                bad[block.block.root / entry.path] = str(result)
-                continue
-            tally.add(notes)
-            frames = result[: len(sample) - filled]
-            sample[filled : filled + len(frames)] = frames
-            filled += len(frames)
-    print(tally)
-    report = first.learned_km_path.with_suffix(".bad_audio.txt")
-    report_bad_audio(bad, report, first.skip_bad)
+            is_bad = isinstance(result, BadAudio)
+            tally.add(result if is_bad else notes, block.block.root / entry.path)
+            if not is_bad:
+                frames = result[: len(sample) - filled]
+                sample[filled : filled + len(frames)] = frames
+                filled += len(frames)
+    tally.report(first.learned_km_path.with_suffix(".bad_audio.txt"), first.skip_bad)
     return sample[:filled], tally
 
 
@@ -122,17 +103,10 @@ class Quantizing(AudioRun):
     def encoder(self) -> Encoder[str]:
         """Features, then the nearest centres. Raises ``UserError`` where they do not fit."""
         task = self.task
-        centres = load_kmeans(task.km_path)
         reader, device = task.feature_reader()
-        if centres.shape[1] != reader.dim:
-            raise UserError(
-                f"{task.km_path}: its centres have {centres.shape[1]} numbers, a feature frame has "
-                f"{reader.dim}; k-means and features do not belong together"
-            )
-        more = ""
-        if task.km_ships:
-            more = ", which ships for a few commands; learn_kmeans makes a better one"
-        task.say(f"{len(centres)} clusters of {task.km_path}{more}")
+        centres = load_kmeans(task.km_path, reader.dim)
+        better = ", which ships for a few commands; learn_kmeans makes a better one"
+        task.say(f"{len(centres)} clusters of {task.km_path}{better if task.km_ships else ''}")
         kmeans, seconds = KMeans(centres, device), task.config.fairseqrc.batch_seconds
         return Encoder(reader, lambda found: written(kmeans(found)), device, seconds, " ".join)
 

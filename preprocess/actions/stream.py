@@ -1,8 +1,6 @@
 """Audio files to a result each, as a stream: read ahead in threads, batched by length, in order.
-
-The manifest alone decides how the work is cut into *blocks* of neighbouring entries, and into
-batches inside a block. So a block's results depend neither on the number of threads nor on the
-process that computes it, nor on what was computed before.
+The manifest alone decides how the work is cut into *blocks* of neighbouring entries and into
+batches, so that results depend neither on threads nor on processes.
 """
 
 from __future__ import annotations
@@ -54,9 +52,7 @@ class Encoded(NamedTuple, Generic[Result]):
 
 
 def file_rates(manifest: Path) -> Mapping[str, int]:
-    """Samples a second of the files of a folder of manifests, as generate_manifest measured them;
-    16 kHz where it was not yet recorded.
-    """
+    """Samples a second of each file, as generate_manifest measured them; 16 kHz if it did not."""
     record = manifest / "provenance.json"
     rates = read_json(record, "generate_manifest").get("rates") if record.exists() else None
     if not isinstance(rates, dict):
@@ -77,9 +73,7 @@ def cut_blocks(
     batch_seconds: float,
     rates: Mapping[str, int] | None = None,
 ) -> list[Block]:
-    """Cut ``entries`` into blocks of about four batches, by the manifest's samples and the files'
-    ``rates`` (None: 16 kHz).
-    """
+    """Cut ``entries`` into blocks of about four batches, by seconds (no ``rates``: 16 kHz)."""
     rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
     most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
     blocks, start, samples = [], 0, 0.0
@@ -93,11 +87,8 @@ def cut_blocks(
 
 
 class Encoder(Generic[Result]):
-    """Runs ``finish(features)`` on every entry of the blocks.
-
-    On a CPU the threads that torch would give to one operation each take a block of their own,
-    which keeps them busy where operations are small; a GPU is fed by one. The caller's thread only
-    hands out work.
+    """Runs ``finish(features)`` on every entry of the blocks. On a CPU the threads that torch would
+    give to one operation each take a block, which keeps them busy where operations are small.
     """
 
     def __init__(
@@ -187,9 +178,7 @@ class Encoder(Generic[Result]):
 def with_progress(
     blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
 ) -> Iterator[Encoded[Result]]:
-    """Yield the blocks, with a bar on a terminal; at the end say ``0.42 h of audio, 35x real
-    time``.
-    """
+    """Yield the blocks, with a bar; then say ``0.42 h of audio, 35x real time``."""
     start, seconds, summary = time.monotonic(), 0.0, ""
     with progress_bar(total=files, desc=title, unit="file") as bar:
         for block in blocks:

@@ -35,9 +35,7 @@ class AudioSnipsConfig(Config):
 
 
 class AudioSnips(Preprocessor[AudioSnipsConfig]):
-    """The files of a split's own speakers in its folder. Characters are numbered first, then slot
-    types.
-    """
+    """The files of a split's own speakers. Characters are numbered first, then slot types."""
 
     config_class = AudioSnipsConfig
     slots = ("character", "slot_type")
@@ -51,17 +49,14 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
         return [sorted(names) for names in super().label_names(train)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The wavs of the split's speakers, sorted by name. Raises ``UserError`` for one without a
-        line of text.
-        """
+        """The wavs of the split's speakers, sorted by name; each needs a line of text."""
         texts, speakers = self._texts, set(getattr(self.config.datarc, f"{split}_speakers"))
         wavs = self.listing.files(self.root / split, "**/*", ".wav")
         paths = [path for path in wavs if path.stem.split("-")[0] in speakers]
         if not paths:
-            raise UserError(
-                f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}; datarc.root_path "
-                f"is the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
-            )
+            what = f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}"
+            keys = f"the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
+            raise UserError(f"{what}; datarc.root_path is {keys}")
         if untold := [path for path in paths if path.stem not in texts]:
             raise UserError(f"{self.root / TEXT}: no line for {untold[0].stem} ({untold[0]})")
         spoken = {path.stem for path in paths}
@@ -92,10 +87,8 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             name, *words = text.split()
             tags = tagged.split()[:-1]  # the intent is last
             if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
-                raise UserError(
-                    f"{where}: expected '<utterance> BOS words EOS', a tab, 'O', a tag for each "
-                    f"word and the intent, found {line[:60]!r}"
-                )
+                form = "'<utterance> BOS words EOS', a tab, 'O', a tag for each word and the intent"
+                raise UserError(f"{where}: expected {form}, found {line[:60]!r}")
             pieces: list[tuple[str, list[str]]] = []  # slot type or "", words
             for word, tag in zip(words[1:-1], tags[1:]):
                 kind = tag.partition("-")[2]
@@ -116,9 +109,7 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
 
 
 def labels_of(pieces: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The labels of (slot type or "", value) pieces: a space between pieces, and a slot's type
-    before and after its value.
-    """
+    """The labels of (slot type or "", value) pieces, spaces between them."""
     labels: list[str] = []
     for kind, value in pieces:
         between = [" "] if labels else []

@@ -26,8 +26,6 @@ class Iemocap(Table):
                     values = {"emotion": match["emotion"], "session": session}
                     rows.append(Row(f"{file}, line {number}", path, values))
         if not rows:
-            raise UserError(
-                f"{self.root}: no utterance in {table}; expected IEMOCAP's lines '[6.29 - 8.24] "
-                "Ses01F_impro01_F000 neu', and datarc.root_path the folder that holds Session1"
-            )
+            form = "IEMOCAP's lines '[6.29 - 8.24] Ses01F_impro01_F000 neu', in Session1 to 5"
+            raise UserError(f"{self.root}: no utterance in {table}; expected {form}")
         return rows

@@ -27,9 +27,7 @@ _APOSTROPHES = str.maketrans("’‘`", "'''")
 
 
 def normalised(word: str, dropped: Counter[str]) -> str:
-    """``word`` in capitals without accents. Other characters than ``CHARACTERS`` are left out, and
-    counted in ``dropped``.
-    """
+    """``word`` in capitals without accents, in ``CHARACTERS`` alone; counts what is ``dropped``."""
     plain = unicodedata.normalize("NFKD", word.translate(_APOSTROPHES)).upper()
     letters = [character for character in plain if not unicodedata.combining(character)]
     kept = [character for character in letters if character in CHARACTERS and character != " "]
@@ -70,10 +68,9 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
             folder = self.root / name
             transcripts = self.listing.files(folder, "*/*/*.txt", TRANSCRIPT)
             if not transcripts:
-                raise UserError(
-                    f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it; datarc.root_path is the"
-                    f" folder that holds LibriSpeech's, datarc.{split} names this one"
-                )
+                keys = f"the folder that holds LibriSpeech's, datarc.{split} names this one"
+                what = f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it"
+                raise UserError(f"{what}; datarc.root_path is {keys}")
             paths = self.listing.files(folder, "*/*/*", *AUDIO, ".txt")
             audio = {path.with_suffix(""): path for path in paths if path.suffix != ".txt"}
             utterances += [row for path in transcripts for row in self._read(path, audio)]
@@ -90,10 +87,8 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
             unknown = [character for character in text if character not in CHARACTERS]
             if unknown or not text:
                 found = f"{unknown[0]!r} in {text[:60]!r}" if unknown else "no text"
-                raise UserError(
-                    f"{transcript}, line {number}: {found}; expected capital letters, apostrophes "
-                    "and spaces, as LibriSpeech's transcripts have them"
-                )
+                form = "capital letters, apostrophes and spaces, as LibriSpeech's transcripts have"
+                raise UserError(f"{transcript}, line {number}: {found}; expected {form}")
             stem = transcript.parent / name
             path = audio.pop(stem, stem.with_name(f"{name}{AUDIO[0]}"))
             yield Utterance(path.relative_to(self.root).as_posix(), text)

@@ -1,3 +1,1 @@
-"""Audio to units: reading (``audio``), features by name (``features``), k-means (``kmeans``), the
-loop (``quantize``).
-"""
+"""Audio to units: reading it (``audio``), features by name (``features``), ``kmeans``."""

@@ -5,7 +5,7 @@ a file cannot be used. What was converted or is remarkable is noted and counted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +30,8 @@ CLIPPED = 0.1
 
 
 def measured(path: Path, at_once: bool = True) -> tuple[int, int, tuple[str, ...]]:
-    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding
-    (``lengths``). Raises ``BadAudio`` (missing, empty, not audio, cut short; over nine hours where
-    it is read ``at_once``).
+    """Samples a channel, samples a second, and what is remarkable, as a rule without decoding.
+    Raises ``BadAudio`` for what cannot be used, or is too long to be read ``at_once``.
     """
     with opened(path) as recording:
         file, frames = recording.file, recording.length()
@@ -52,10 +51,8 @@ def _check_size(frames: int, rate: int, most: int) -> None:
     if not LEAST_RATE <= rate <= MOST_RATE:
         raise BadAudio(f"has an unusual rate: {rate} Hz, expected {LEAST_RATE} to {MOST_RATE}")
     if frames * SAMPLE_RATE // rate > most:
-        raise BadAudio(
-            f"is too long for one utterance: {frames / rate / 3600:.2f} h, expected at most "
-            f"{most / SAMPLE_RATE / 3600:.2f} h; cut it"
-        )
+        hours = f"{frames / rate / 3600:.2f} h, expected at most {most / SAMPLE_RATE / 3600:.2f} h"
+        raise BadAudio(f"is too long for one utterance: {hours}; cut it")
 
 
 class Waveform(NamedTuple):
@@ -69,10 +66,9 @@ def read_audio(
     path: Path, start: int, frames: int, whole: bool = False, most: int | None = None
 ) -> Waveform:
     """Read samples ``start`` to ``start + frames`` (at the file's own rate), mixed to one channel
-    and resampled to 16 kHz. At most 64 MiB are read at once; beyond them memory holds the result.
-    ``whole``: a longer file is noted. ``most``: samples at 16 kHz, by default an hour.
-
-    Raises ``BadAudio``: unreadable, shorter than that, over ``most``, or of impossible values.
+    and resampled to 16 kHz, 64 MiB at once. ``whole``: a longer file is noted. ``most``: samples at
+    16 kHz, by default an hour. Raises ``BadAudio``: unreadable, shorter, longer, or impossible
+    values.
     """
     with opened(path) as recording:
         file, rate = recording.file, recording.file.samplerate
@@ -95,9 +91,8 @@ def read_audio(
 
 
 def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np.ndarray]:
-    """Read a file of any length in blocks (``size``,) float32 at its own rate, mixed to one
-    channel; the last may be shorter. ``frames``: its length, where it was measured already.
-    Raises ``BadAudio`` as ``read_audio`` does.
+    """Read a file of any length (``frames``, if measured already) in blocks (``size``,) float32 at
+    its own rate, mixed to one channel; the last may be shorter. Raises ``BadAudio``.
     """
     frames = length_and_rate(path)[0] if frames is None else frames
     with opened(path) as recording:
@@ -105,9 +100,7 @@ def mono_blocks(path: Path, size: int, frames: int | None = None) -> Iterator[np
 
 
 def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
-    """Take samples (T,) at 16 kHz: float in [-1, 1], or integers, which are scaled by their type as
-    a file's are. Raises ``BadAudio`` for another type or shape, and for impossible values.
-    """
+    """Take samples (T,) at 16 kHz: float in [-1, 1], or integers, scaled. Raises ``BadAudio``."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()
@@ -117,10 +110,8 @@ def array_waveform(array: np.ndarray | torch.Tensor) -> Waveform:
         raise BadAudio(f"expected samples (T,): {error}") from None
     kind, size = array.dtype.kind, array.dtype.itemsize
     if kind not in "fiu" or kind in "iu" and size > 4:
-        raise BadAudio(
-            f"expected samples of float or of integers up to 32 bits: found {array.dtype}; "
-            "convert them"
-        )
+        expected = "expected samples of float or of integers up to 32 bits"
+        raise BadAudio(f"{expected}: found {array.dtype}; convert them")
     if array.ndim != 1:
         raise BadAudio(f"expected samples (T,): found {array.shape}; pass one channel")
     samples = array.astype(np.float32)
@@ -176,10 +167,8 @@ def _hear(samples: np.ndarray, heard: Counter[str]) -> None:
     if not np.isfinite(peak):
         raise BadAudio("holds values that are not finite (NaN or infinity)")
     if peak > MOST_PEAK:
-        raise BadAudio(
-            f"is not scaled to [-1, 1]: its float peak is {peak:,.5g}, far above 1; divide it (16 "
-            "bits: by 32768), or store it as integers"
-        )
+        found = f"its float peak is {peak:,.5g}, far above 1; divide it (16 bits: by 32768)"
+        raise BadAudio(f"is not scaled to [-1, 1]: {found}, or store it as integers")
     heard["samples"] += level.size
     heard["full"] += np.count_nonzero(level >= FULL_SCALE)
     heard["sound"] += bool(peak)
@@ -198,17 +187,19 @@ def _notes(heard: Counter[str], channels: int, rate: int) -> tuple[str, ...]:
 
 
 class Tally:
-    """How many recordings were read, what was noted about them, and how many were left out."""
+    """How many recordings were read, what was noted about them, and which cannot be used."""
 
     def __init__(self) -> None:
         self.read = 0
         self.notes: Counter[str] = Counter()
         self.left_out: Counter[str] = Counter()  # by kind of reason
+        self.bad: dict[Path | None, str] = {}  # with the reason
 
-    def add(self, outcome: Iterable[str] | BadAudio) -> None:
+    def add(self, outcome: Iterable[str] | BadAudio, path: Path | None = None) -> None:
         """Count a recording's notes, or the reason why it cannot be used."""
         if isinstance(outcome, BadAudio):
             self.left_out[str(outcome).partition(":")[0]] += 1
+            self.bad[path] = str(outcome)
         else:
             self.read += 1
             self.notes.update(tuple(outcome))
@@ -226,21 +217,20 @@ class Tally:
                 parts[number] += f" ({listed})"
         return "; ".join(parts if self.left_out else parts[:1])
 
-
-def report_bad_audio(bad: dict[Path, str], report: Path, skip: bool = False) -> None:
-    """Write path and reason of each bad file to ``report``; with none, remove an old report.
-
-    Raises ``UserError`` when there are any, unless they are to be skipped.
-    """
-    if not bad:
-        report.unlink(missing_ok=True)
-        return
-    with writing(report) as handle:
-        handle.writelines(f"{path}\t{reason}\n" for path, reason in bad.items())
-    named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    what = "left out" if skip else "repair them, or leave them out with --skip_bad"
-    message = f"{len(bad)} audio file(s) cannot be used: {named}{more}; {what} (list: {report})"
-    if not skip:
-        raise UserError(message)
-    print(message)
+    def report(self, listed: Path, skip: bool = False, say: Callable[[str], None] = print) -> None:
+        """Say the counts; list the bad files in ``listed``, or remove an old list. Raises
+        ``UserError`` where there are any, unless they are to be skipped.
+        """
+        say(str(self))
+        if not self.bad:
+            listed.unlink(missing_ok=True)
+            return
+        with writing(listed) as handle:
+            handle.writelines(f"{path}\t{reason}\n" for path, reason in self.bad.items())
+        reasons = [f"{path} ({reason})" for path, reason in self.bad.items()]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        what = "left out" if skip else "repair them, or leave them out with --skip_bad"
+        message = f"{len(reasons)} audio file(s) cannot be used: {'; '.join(reasons[:3])}{more}"
+        if not skip:
+            raise UserError(f"{message}; {what} (list: {listed})")
+        print(f"{message}; {what} (list: {listed})")

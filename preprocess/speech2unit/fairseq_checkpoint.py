@@ -38,9 +38,7 @@ _CONVS = re.compile(rf"\[((?:{_CONV.pattern})+)\](?:\*{_NUMBER})?")
 
 
 class Settings(NamedTuple):
-    """The network's shape, by fairseq's names and with its defaults (HubertConfig,
-    Wav2Vec2Config): an old checkpoint lacks what came later.
-    """
+    """The network's shape, by fairseq's names; defaults are for what an old checkpoint lacks."""
 
     extractor_mode: str = "default"
     # (channels, kernel, stride) of each layer
@@ -75,16 +73,12 @@ class Weights:
         return name in self._tensors
 
     def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
-        """Return one tensor on the device. Raises ``UserError`` where it is missing or has another
-        shape.
-        """
+        """One tensor on the device. Raises ``UserError`` unless it is there, in this shape."""
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
-            raise UserError(
-                f"{self._path}: expected the weight {name} {shape}, found {stored}; "
-                "the file is damaged or another model's, get it again"
-            )
+            what = f"{self._path}: expected the weight {name} {shape}, found {stored}"
+            raise UserError(f"{what}; the file is damaged or another model's, get it again")
         dtype = torch.float32 if exact else self.dtype
         return tensor.detach().to(self._device, dtype, copy=True)
 
@@ -98,16 +92,12 @@ class Weights:
 
 
 def load_fairseq_checkpoint(
-    path: Path | None, models: tuple[str, ...], device: torch.device
+    path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a checkpoint whose model is one of ``models`` (fairseq's registered names), or a speech
-    recogniser that was fine-tuned from one.
-
-    Raises ``UserError`` for a missing or damaged file, one that would run code, another model, or
-    settings that our forward pass does not know.
+    """Read a checkpoint whose model is one of ``models`` (fairseq's names), or a recogniser
+    fine-tuned from one. Raises ``UserError`` for a missing, damaged or other file, and for unknown
+    settings.
     """
-    if path is None:
-        raise UserError(f"fairseqrc.ckpt_path: empty; name the {models[0]} checkpoint")
     allow_fairseq()
     state = load_torch(path, mapped=True)
     model, task = _stored(state, "model", path), _stored(state, "task", path)
@@ -120,8 +110,7 @@ def load_fairseq_checkpoint(
         name = model.get("_name") or model.get("arch")
     if name not in models:
         raise UserError(f"{path}: its model is {shown(name)}; expected {' or '.join(models)}")
-    if (rate := task.get("sample_rate", SAMPLE_RATE)) != SAMPLE_RATE:
-        raise UserError(f"{path}: trained on {shown(rate)} Hz; expected {SAMPLE_RATE} Hz")
+    check_only({"sample_rate": SAMPLE_RATE}, task, path)
     weights = state.get("model")
     if not isinstance(weights, dict):
         raise UserError(f"{path}: no weights in it; get the file again")
@@ -135,9 +124,7 @@ def load_fairseq_checkpoint(
 
 
 def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """One part of the settings. Since fairseq 0.10 they are ``cfg.model`` and ``cfg.task``, before
-    it one ``args``.
-    """
+    """A part of the settings: ``cfg.model``, ``cfg.task``, or before fairseq 0.10 ``args``."""
     try:
         stored = state.get("args")
         if stored is None:
@@ -146,10 +133,9 @@ def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
     except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
         alone = all(isinstance(value, torch.Tensor) for value in state.values())
         found = ": these are weights alone" if alone else ""
-        raise UserError(
-            f"{path}: its settings (args or cfg, for a fine-tuned recogniser also w2v_args) are "
-            f"missing{found}; get the whole checkpoint again"
-        ) from None
+        names = "args or cfg, for a fine-tuned recogniser also w2v_args"
+        remedy = f"are missing{found}; get the whole checkpoint again"
+        raise UserError(f"{path}: its settings ({names}) {remedy}") from None
 
 
 def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
@@ -157,10 +143,8 @@ def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
     layers: list[tuple[int, ...]] = []
     for term in text.replace(" ", "").split("+"):
         if not (read := _CONVS.fullmatch(term)):
-            raise UserError(
-                f"{path}: conv_feature_layers={text[:80]!r}; expected lists of "
-                "(channels,kernel,stride), added and multiplied"
-            )
+            form = "lists of (channels,kernel,stride), added and multiplied"
+            raise UserError(f"{path}: conv_feature_layers={text[:80]!r}; expected {form}")
         layers += [tuple(map(int, conv)) for conv in _CONV.findall(read[1])] * int(read[5] or 1)
     return tuple(layers)
 
@@ -176,9 +160,7 @@ def check_only(only: Mapping[str, Any], settings: Mapping[str, Any], path: Path)
 def checked_settings(
     model: dict[str, Any], path: Path, names: Mapping[str, str] | None = None
 ) -> Settings:
-    """The known ones of ``model``, under fairseq's keys. ``names``: what the file calls them.
-    Raises ``UserError`` for values that cannot be.
-    """
+    """The settings in ``model``, which the file calls by ``names``. Raises ``UserError``."""
     settings = Settings(**{key: model[key] for key in Settings._fields if key in model})
     for key, default in Settings._field_defaults.items():
         value = getattr(settings, key)

@@ -7,8 +7,9 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from pipeline.devices import multiplies_bfloat16
@@ -39,42 +40,54 @@ class Source(NamedTuple):
     dtype: str = "float32"  # of matrix products, one of the reader's ``dtypes``
 
 
-class FeatureReader(Protocol):
-    """What ``FEATURE_TYPES`` names: built as ``Reader(source)``.
-
-    A batch must give each waveform the features that it would have alone. A reader without
-    ``dtypes`` knows float32 alone; one without ``pieces`` computes a whole waveform at once.
+class FeatureReader:
+    """What ``FEATURE_TYPES`` names. A batch must give each waveform the features that it would have
+    alone: a subclass computes ``features`` of one, or has a ``__call__`` for many.
     """
 
     dim: int  # D, numbers a frame
     frame_rate: float  # frames a second
     min_samples: int  # at 16 kHz; anything shorter has no frame
-    dtypes: tuple[str, ...]  # what ``Source.dtype`` may be
-    # where it may be cut with the same features: every so many samples, and how many of the next
-    # a piece sees
+    takes: tuple[str, ...] = ()  # of ``ckpt_path``, which it then needs, ``layer``, ``normalize``
+    dtypes: tuple[str, ...] = ("float32",)  # what ``Source.dtype`` may be
+    note = ""  # what a user should know about it
+    # where it may be cut with the same features, if anywhere: every so many samples, and how many
+    # of the next a piece sees
     pieces: tuple[int, int]
+
+    def __init__(self, source: Source) -> None:
+        """Raises ``UserError`` for a setting that it does not take, and without its checkpoint."""
+        name = type(self).__name__.lower()
+        if "ckpt_path" in self.takes and source.ckpt_path is None:
+            raise UserError(f"fairseqrc.ckpt_path: {name} needs its checkpoint; name the file")
+        for key in ("ckpt_path", "layer", "normalize"):
+            if key not in self.takes and getattr(source, key) is not None:
+                raise UserError(f"fairseqrc.{key}: {name} takes none; leave it empty")
+        self._device, self._all_layers = source.device, source.all_layers
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)
         float32 on the reader's device; (frames_i, L, D) for ``all_layers``.
         """
+        shape = (-1, 1, self.dim) if self._all_layers else (-1, self.dim)
+        features = [torch.from_numpy(self.features(waveform.numpy())) for waveform in waveforms]
+        return [frames.to(self._device).view(shape) for frames in features]
+
+    def features(self, samples: np.ndarray) -> np.ndarray:
+        """Map (T,) to (frames, D)."""
+        raise NotImplementedError
 
 
 def feature_reader(feature_type: str, source: Source) -> FeatureReader:
-    """Build the reader of ``feature_type``. Raises ``UserError`` for an unknown one, and for a
-    dtype that it does not compute in.
-    """
+    """Build the reader. Raises ``UserError`` for an unknown one, or a dtype that it lacks."""
     if feature_type not in FEATURE_TYPES:
-        raise UserError(
-            f"fairseqrc.feature_type={feature_type}: unknown; "
-            f"there is {', '.join(sorted(FEATURE_TYPES))}"
-        )
+        known = ", ".join(sorted(FEATURE_TYPES))
+        raise UserError(f"fairseqrc.feature_type={feature_type}: unknown; there is {known}")
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
     reader = getattr(importlib.import_module(module), name)
-    if source.dtype not in (dtypes := getattr(reader, "dtypes", ("float32",))):
-        raise UserError(
-            f"fairseqrc.dtype={source.dtype}: {feature_type} computes in {' or '.join(dtypes)}"
-        )
+    if source.dtype not in reader.dtypes:
+        what = f"{feature_type} computes in {' or '.join(reader.dtypes)}"
+        raise UserError(f"fairseqrc.dtype={source.dtype}: {what}")
     return reader(source)
 
 

@@ -80,10 +80,9 @@ def fingerprint(path: Path) -> str:
 def load_hf_checkpoint(
     path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a model, or a recogniser fine-tuned from one, whose ``model_type`` is one of ``models``.
-
-    Without preprocessor_config.json the waveform is normalised where the convolutions have layer
-    norms, as with fairseq's own models. Raises ``UserError`` as ``load_fairseq_checkpoint``.
+    """As ``load_fairseq_checkpoint``; ``models`` are names of ``model_type``. Without a
+    preprocessor_config.json the waveform is normalised where the convolutions have layer norms, as
+    with fairseq's.
     """
     file = _weights_file(path)
     path = file.parent / _CONFIG
@@ -124,10 +123,9 @@ def _weights_file(path: Path) -> Path:
         return path
     files = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not files or not (path / _CONFIG).is_file():
-        raise UserError(
-            f"{path}: expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder; get the whole "
-            "model, or name fairseq's checkpoint, a file"
-        )
+        what = f"expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder"
+        remedy = "get the whole model, or name fairseq's checkpoint, a file"
+        raise UserError(f"{path}: {what}; {remedy}")
     return files[0]
 
 

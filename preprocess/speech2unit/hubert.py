@@ -1,15 +1,12 @@
 """HuBERT and wav2vec 2.0 features as GSLM's readers give them, computed for a batch as for each
 waveform alone.
 
-The waveform is layer-normed over the whole file where the checkpoint or the config says so. Then
-it is cut into pieces of 100 s that do not see each other. Convolutions map a piece to a frame every
-20 ms, a grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer
-layers follow. fairseq pads a batch, and HuBERT's first norm then sees the zeros. Here nothing is
-padded. Why it is written this way:
-
-- Pieces of one length share the convolutions, which are matrix products over neighbours in memory.
-- The Transformer's products run over all frames of the batch, attention inside each piece.
-- Layers above the one asked for are never read.
+The waveform is layer-normed as a whole where the checkpoint or the config says so, then cut into
+pieces of 100 s that do not see each other. Convolutions map a piece to a frame every 20 ms, a
+grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer layers
+follow; those above the one asked for are never read. fairseq pads a batch, and HuBERT's first norm
+then sees the zeros. Here nothing is padded: pieces of one length share the convolutions, the
+Transformer's products run over all frames of the batch, attention inside each piece.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ import torch.nn.functional as F
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights, load_fairseq_checkpoint
-from preprocess.speech2unit.features import SAMPLE_RATE, Source, grouped, tf32
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source, grouped, tf32
 from preprocess.speech2unit.hf_checkpoint import is_hugging_face, load_hf_checkpoint
 from preprocess.speech2unit.wav2vec_convolutions import ConvExtractor, PositionalConv, linear, norm
 
@@ -30,24 +27,25 @@ _PIECE = 1_600_000  # samples
 _TOGETHER = {"cpu": 1}  # pieces that share the convolutions; one by one stays in the cache
 
 
-class Hubert:
-    """The output of layer ``source.layer``, counted from 1, of a HuBERT checkpoint: fairseq's, or
-    Hugging Face's (``hf_checkpoint``).
+class Hubert(FeatureReader):
+    """The output of layer ``source.layer``, from 1, of a HuBERT checkpoint: fairseq's or Hugging
+    Face's.
 
     50 frames/s. What is left after the last piece and too short for a frame has none (the published
-    reader fails there). ``source.all_layers`` gives what SUPERB's toolkit s3prl calls the hidden
-    states: the input of each layer and the encoder's output, 13 for the Base model. The last of a
-    pre-norm model is layer-normed, as the model's own output is.
+    reader fails there). ``source.all_layers``: what s3prl calls the hidden states, each layer's
+    input and the encoder's output, layer-normed where the model's own is.
     """
 
     models = ("hubert",)
     first_layer = 1  # the number of the first layer's output
+    takes = ("ckpt_path", "layer", "normalize")
     dtypes = ("float32", "bfloat16", "tf32")
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a checkpoint that cannot be used, and for a layer beyond it."""
+        super().__init__(source)
         path = source.ckpt_path
-        is_theirs = path is not None and is_hugging_face(path)
+        is_theirs = is_hugging_face(path)
         load = load_hf_checkpoint if is_theirs else load_fairseq_checkpoint
         settings, weights = load(path, self.models, source.device)
         if source.dtype == "bfloat16":
@@ -56,13 +54,10 @@ class Hubert:
         if not source.all_layers:
             last = layers - 1 + self.first_layer
             if source.layer is None or not self.first_layer <= source.layer <= last:
-                raise UserError(
-                    f"fairseqrc.layer={source.layer}: {source.ckpt_path} has the layers "
-                    f"{self.first_layer} to {last}"
-                )
+                there = f"{path} has the layers {self.first_layer} to {last}"
+                raise UserError(f"fairseqrc.layer={source.layer}: {there}")
             layers = source.layer + 1 - self.first_layer
-        self._tf32, self._device = source.dtype == "tf32", source.device
-        self._keep_all = source.all_layers
+        self._tf32 = source.dtype == "tf32"
         self._normalize = settings.normalize if source.normalize is None else source.normalize
         if is_theirs:
             self.note = f"; of {path}, waveforms {'' if self._normalize else 'not '}normalised"
@@ -123,9 +118,9 @@ class Hubert:
         kept = [frames]
         for layer in self._layers:
             frames = layer(frames, lengths)
-            if self._keep_all:
+            if self._all_layers:
                 kept.append(frames)
-        if self._keep_all:
+        if self._all_layers:
             if self._norm_first:
                 kept[-1] = norm(frames, self._encoder_norm)
             frames = torch.stack(kept, dim=1)  # (N, L, D)
@@ -133,12 +128,11 @@ class Hubert:
 
 
 class Wav2Vec2(Hubert):
-    """The output of layer ``source.layer``, counted from 0, of a wav2vec 2.0 checkpoint.
+    """The output of layer ``source.layer``, from 0, of a wav2vec 2.0 checkpoint.
 
-    As published: GSLM's layer 14 is ``layer_results[14]``, the fifteenth layer's output. GSLM's
-    reader feeds the samples as they are, whatever the checkpoint's ``normalize`` says: its released
-    k-means belongs with ``normalize: false``. Files over 100 s are cut as HuBERT's are, where the
-    published reader would need memory for their square.
+    As published, GSLM's layer 14 is the fifteenth layer's output, and samples are fed as they are:
+    the released k-means belongs with ``normalize: false``. Files over 100 s are cut as HuBERT's
+    are.
     """
 
     models = ("wav2vec2",)

@@ -1,9 +1,8 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
 Our files are ``.npz`` with one array, ``centres`` (K, D); an ``.npy`` or a torch file of such an
-array is read too. The released files are pickles of a scikit-learn model, made by joblib. A pickle
-is a program that can run anything. Reading one here runs none of it: the names that it imports
-become objects that only remember their values (``_Kept``).
+array is read too. The released files are pickles by joblib, programs that could run anything.
+Reading one here runs nothing: what it imports becomes objects that only remember their values.
 """
 
 from __future__ import annotations
@@ -91,17 +90,14 @@ def save_kmeans(path: Path, centres: np.ndarray) -> None:
         handle.write(contents.getbuffer())
 
 
-def load_kmeans(path: Path) -> np.ndarray:
+def load_kmeans(path: Path, dim: int | None = None) -> np.ndarray:
     """Read (K, D) centres, float32, or float64 where the file has that: rounding them would move
-    the borders between units.
-
-    Raises ``UserError`` for a missing, broken or foreign file, or one that would run code.
+    the borders between units. Raises ``UserError`` for a missing, broken or foreign file, one that
+    would run code, and where D is not ``dim``.
     """
     if not path.is_file():
-        raise UserError(
-            f"{path}: k-means file not found; learn it with --action learn_kmeans "
-            "or name one with --set fairseqrc.km_path=FILE"
-        )
+        remedy = "--action learn_kmeans, or name one with --set fairseqrc.km_path=FILE"
+        raise UserError(f"{path}: k-means file not found; learn it with {remedy}")
     with open(path, "rb") as handle:
         start = handle.read(6)
     read, what = _read_pickle, "a scikit-learn k-means by joblib"
@@ -124,11 +120,12 @@ def load_kmeans(path: Path) -> np.ndarray:
             raise
         reason = ascii(str(error).split("\n")[0][:200])[1:-1]
         kind = kind_of_file(path)
-        found = f": {kind}" if kind else " or a damaged file"
-        raise UserError(
-            f"{path}: expected {what}, found something else{found} ({reason}); get it again from "
-            "its source, or learn it again"
-        ) from None
+        found = f"something else: {kind}" if kind else "something else or a damaged file"
+        remedy = "get it again from its source, or learn it again"
+        raise UserError(f"{path}: expected {what}, found {found} ({reason}); {remedy}") from None
+    if dim not in (None, centres.shape[1]):
+        sizes = f"its centres have {centres.shape[1]} numbers, a feature frame has {dim}"
+        raise UserError(f"{path}: {sizes}; k-means and features do not belong together")
     return centres
 
 
@@ -170,9 +167,7 @@ def _read_pickle(path: Path) -> np.ndarray:
 
 
 class _Kept:
-    """An object of the file: it only remembers the arguments and the state it is made from.
-    numpy's own dtypes and arrays would crash on damaged ones.
-    """
+    """An object that only keeps what it is made from: numpy's own would crash on damaged files."""
 
     def __new__(cls, *arguments: Any) -> _Kept:
         kept = super().__new__(cls)
@@ -272,13 +267,9 @@ class _Unpickler(pickle.Unpickler):
         if module.startswith("numpy.random"):  # a random state, left by partial_fit
             return _Kept
         if module.startswith("sklearn."):
-            raise UserError(
-                f"{self.path}: holds scikit-learn's {name[:100]}, expected a KMeans or "
-                "MiniBatchKMeans alone; save its centres by numpy.save, if it is fed the features "
-                "as they are"
-            )
-        raise UserError(
-            f"{self.path}: refused, it holds code or an unknown class "
-            f"({f'{module}.{name}'[:100]}); expected a scikit-learn k-means saved by joblib; get "
-            "the k-means again from its source"
-        )
+            remedy = "save its centres by numpy.save, if it is fed the features as they are"
+            what = f"{name[:100]}, expected a KMeans or MiniBatchKMeans alone"
+            raise UserError(f"{self.path}: holds scikit-learn's {what}; {remedy}")
+        what = f"it holds code or an unknown class ({f'{module}.{name}'[:100]})"
+        remedy = "expected a scikit-learn k-means saved by joblib; get it again from its source"
+        raise UserError(f"{self.path}: refused, {what}; {remedy}")

@@ -1,10 +1,9 @@
-"""Opening a recording, and how long it is. A declared length is compared with what is there:
+"""Opening a recording, and how long it is.
 
-- It ends before its declared length, or with an error (WAV, AIFF, AU, FLAC, MP3): cut short, which
-  is bad audio.
-- It declares none (WAV of a recorder or pipe that never wrote the sizes, FLAC without a total, MP3
-  without a count of frames): it is read to its end, with a note. So is Ogg without a last page.
-- Its format allows only an estimate (GSM, ADPCM): what decodes counts.
+Cut short, thus bad audio: what ends before its declared length, or with an error. Read to its end,
+with a note: what declares none (WAV of a recorder or pipe that never wrote the sizes, FLAC without
+a total, MP3 without a count), Ogg without a last page. Where a format allows only an estimate (GSM,
+ADPCM), what decodes counts.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe; save it to a file fir
 
 
 class BadAudio(Exception):
-    """A file that cannot become units; its text is the reason. Reasons of one kind have the same
-    words before their first colon.
-    """
+    """Why a file cannot become units. Before the first colon are the words for all of a kind."""
 
 
 class _Recording(soundfile.SoundFile):
@@ -81,9 +78,7 @@ class Opened(NamedTuple):
             count -= read
 
     def length(self) -> int:
-        """Samples a channel that decode. An ordinary file is not decoded for it: its last sample is
-        enough. Raises ``BadAudio`` for a recording that is cut short.
-        """
+        """Samples a channel that decode. Raises ``BadAudio`` where it is cut short."""
         file, frames, promised = self.file, self.frames, self.promised
         if frames != UNKNOWN and not promised:
             if file.format not in ("FLAC", "OGG", "MP3"):
@@ -161,9 +156,7 @@ def _size(path: Path) -> int:
 
 
 def _closed(path: Path, size: int) -> mmap.mmap:
-    """A file as it is, but a WAV whose sizes were never written: libsndfile then takes all that
-    follows. The file on disk stays.
-    """
+    """A file as it is, but a WAV without sizes, which then lasts to the file's end."""
     with open(path, "rb") as file:
         copy = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     written = abs(int.from_bytes(copy[4:8], "little") + 8 - size) <= _PADDING

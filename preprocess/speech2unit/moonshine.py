@@ -4,15 +4,12 @@ of its encoder, run by ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnxruntime
-import torch
 
 from pipeline.errors import UserError, is_out_of_memory
 from pipeline.files import kind_of_file
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source
 
 _HOP, _FIELD = 384, 895  # samples from frame to frame, and those that one frame sees (three convs)
 _SILENCE = 21  # frames of zeros before and after, 0.5 s: measured in docs/speech_to_units.md
@@ -20,33 +17,26 @@ _LONGEST = 30 * SAMPLE_RATE  # the model was trained on at most half a minute
 _CONTEXT = 104  # frames that a piece hears of each neighbour, 2.5 s
 
 
-class Moonshine:
+class Moonshine(FeatureReader):
     """A frame every 24 ms; a waveform of T samples has 1 + (T - 895) // 384 frames.
 
-    The encoder hears half a second of zeros before and after; their frames are dropped. A waveform
-    over 30 s is read in equal pieces of at most 25 s. A piece also hears 2.5 s of its neighbours,
-    whose frames are dropped.
-
-    Waveforms are encoded one by one. The encoder's matrix products are in 8 bits, and one scale
-    serves the whole input, so that a batch would change every feature (an attention mask too).
+    The encoder hears half a second of zeros before and after. A waveform over 30 s is read in equal
+    pieces of at most 25 s, which also hear 2.5 s of their neighbours. Those frames are dropped.
+    Waveforms are encoded one by one: the products are in 8 bits, and one scale serves the whole
+    input, so that a batch, or an attention mask, would change every feature.
     """
 
     frame_rate = SAMPLE_RATE / _HOP
     min_samples = _FIELD
+    takes = ("ckpt_path",)
 
     def __init__(self, source: Source) -> None:
         """Raises ``UserError`` for a missing or foreign encoder, and for a layer."""
+        super().__init__(source)
         path = source.ckpt_path
-        if path is None or (source.layer, source.normalize) != (None, None):
-            raise UserError(
-                "fairseqrc: moonshine needs its encoder in ckpt_path; leave layer and normalize "
-                "empty"
-            )
         if not path.is_file():
             what = f"this is {kind_of_file(path)}" if path.is_dir() else "not found"
-            raise UserError(
-                f"{path}: {what}; get it by python pretrained_models/download.py moonshine100"
-            )
+            raise UserError(f"{path}: {what}; get it by pretrained_models/download.py moonshine100")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # no idle threads; the caller runs a waveform a thread
         options.log_severity_level = 3  # errors
@@ -63,20 +53,11 @@ class Moonshine:
         names = {value.name for value in self._session.get_inputs()}
         output = self._session.get_outputs()[0]
         if names != {"input_values", "attention_mask"} or not isinstance(output.shape[-1], int):
-            raise UserError(
-                f"{path}: expected Moonshine's encoder, of input_values and attention_mask, found "
-                f"a model of {', '.join(sorted(names))}; get it again"
-            )
+            found = f"a model of {', '.join(sorted(names))}"
+            raise UserError(f"{path}: expected Moonshine's encoder, found {found}; get it again")
         self.dim = output.shape[-1]
-        self._device = source.device
-        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
 
-    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to features (frames_i, D), or (frames_i, 1, D)."""
-        features = [torch.from_numpy(self._features(waveform.numpy())) for waveform in waveforms]
-        return [frames.to(self._device).view(-1, *self._frame) for frames in features]
-
-    def _features(self, samples: np.ndarray) -> np.ndarray:
+    def features(self, samples: np.ndarray) -> np.ndarray:
         """Map (T,) to (frames, D), piece by piece."""
         if len(samples) <= _LONGEST:
             return self._encode(samples)

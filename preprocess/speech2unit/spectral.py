@@ -1,8 +1,6 @@
-"""Kaldi's two spectral features: log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``).
-
-Log-mel is computed in torch, for all frames of a batch together: on a CPU this quantises two to
-three times as fast as kaldi-native-fbank, which takes one file at a time from Python numbers, and
-it runs on a GPU. MFCCs are kaldi-native-fbank's.
+"""Kaldi's log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``). Log-mel is computed in torch, for
+all frames of a batch together: two to three times as fast as kaldi-native-fbank, which takes one
+file at a time, and on a GPU too.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ import kaldi_native_fbank as kaldi
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
-from preprocess.speech2unit.features import SAMPLE_RATE, Source
+from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source
 
 _WINDOW, _SHIFT, _FFT = 400, 160, 512  # samples: 25 ms, 10 ms, the next power of two
 _PREEMPHASIS = 0.97
@@ -29,30 +26,17 @@ _STACKED, _SPACING = 5, 3  # frames side by side, each 3 frames (30 ms) from the
 _LEAST_DEVIATION = 1e-3  # of log energies; below it a coefficient does not change (silence)
 
 
-class _Spectral:
+class _Spectral(FeatureReader):
     """A frame every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 (``snip_edges``)."""
 
-    dim: int
     frame_rate = SAMPLE_RATE / _SHIFT
     min_samples = _WINDOW
-
-    def __init__(self, source: Source) -> None:
-        """Raises ``UserError`` for a checkpoint or a layer."""
-        if (source.ckpt_path, source.layer, source.normalize) != (None, None, None):
-            raise UserError(
-                f"fairseqrc: {type(self).__name__.lower()} has no checkpoint; leave ckpt_path, "
-                "layer and normalize empty"
-            )
-        self._device = source.device
-        self._frame = (1, self.dim) if source.all_layers else (self.dim,)
 
 
 class LogMel(_Spectral):
     """80 log mel energies a frame, as ``torchaudio.compliance.kaldi.fbank(waveform,
-    num_mel_bins=80, dither=0)`` computes them.
-
-    The waveform stays in [-1, 1], as torchaudio takes it. Kaldi's own programs read 16-bit
-    integers, so their values lie 2 ln 32768 higher.
+    num_mel_bins=80, dither=0)`` computes them of [-1, 1]. Kaldi's own programs read 16-bit
+    integers: 2 ln 32768 higher.
     """
 
     dim = 80
@@ -65,14 +49,13 @@ class LogMel(_Spectral):
         self._mel = _mel_banks(self.dim).to(source.device)  # (257, 80)
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80). No frame sees
-        another, so padding is not needed.
-        """
+        """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80)."""
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
         frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
         blocks = frames.split(_FRAMES_AT_ONCE)
         energies = torch.cat([self._energies(block) for block in blocks])  # (N, 80)
-        return list(energies.view(-1, *self._frame).split([len(window) for window in windows]))
+        energies = energies.unsqueeze(1) if self._all_layers else energies
+        return list(energies.split([len(window) for window in windows]))
 
     def _energies(self, frames: torch.Tensor) -> torch.Tensor:
         """Map (N, 400) samples to (N, 80) log energies."""
@@ -98,12 +81,10 @@ def _mel_banks(bins: int) -> torch.Tensor:
 
 
 class Mfcc(_Spectral):
-    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), normalised and
-    stacked so that units tell words of new speakers apart.
-
-    13 MFCCs (no energy, Kaldi's defaults, no dither) and their deltas. Over the file, the mean
-    is 0 and the deviation 1. Then a frame is joined with those 30 and 60 ms before and after it;
-    the first and last frames repeat at the file's ends.
+    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), so that units tell
+    words of new speakers apart: 13 MFCCs (Kaldi's defaults, no energy, no dither) and their deltas,
+    of mean 0 and deviation 1 over the file, joined with those 30 and 60 ms before and after, or the
+    file's first and last.
     """
 
     dim = _CEPSTRA * (1 + _DELTAS) * _STACKED
@@ -116,15 +97,11 @@ class Mfcc(_Spectral):
         self._options.num_ceps = _CEPSTRA
         self._deltas = kaldi.DeltaOptions(order=_DELTAS)
 
-    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map waveforms (T_i,) to features (frames_i, 130), or (frames_i, 1, 130), one by one."""
-        features = [torch.from_numpy(self._features(waveform)) for waveform in waveforms]
-        return [frames.to(self._device).view(-1, *self._frame) for frames in features]
-
-    def _features(self, waveform: torch.Tensor) -> np.ndarray:
+    def features(self, samples: np.ndarray) -> np.ndarray:
         """Map (T,) to (frames, 130)."""
         mfcc = kaldi.OnlineMfcc(self._options)
-        for piece in waveform.split(_SAMPLES_AT_ONCE):
+        for start in range(0, len(samples), _SAMPLES_AT_ONCE):
+            piece = samples[start : start + _SAMPLES_AT_ONCE]
             mfcc.accept_waveform(SAMPLE_RATE, piece.tolist())  # an array takes 5 times as long
         mfcc.input_finished()
         frames = np.stack([mfcc.get_frame(index) for index in range(mfcc.num_frames_ready)])

@@ -100,10 +100,9 @@ class _Conv:
 
 
 class _Scaled:
-    """The first layer with its group norm over a channel's whole time, for given waveforms.
-
-    Mean and variance follow from the waveform alone, E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w over
-    the windows x: no pass over the 512 channels, and pieces get the whole waveform's statistics.
+    """The first layer with its group norm over a channel's whole time, for given waveforms: mean
+    and variance follow from the windows x, E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w, without a
+    pass over the 512 channels.
     """
 
     def __init__(self, conv: _Conv, waveforms: Tensor) -> None:

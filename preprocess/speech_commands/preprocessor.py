@@ -85,10 +85,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         """
         lists, classes = self._lists(), self.config.datarc.classes
         if classes not in (len(CLASSES), lists and len(WORDS)):
-            layout = f"v0.02's layout, which has {LISTS['test']}"
-            raise UserError(
-                f"{self.root}: datarc.classes={classes}: expected 12, or 35 with {layout}"
-            )
+            expected = f"expected 12, or 35 with v0.02's layout, which has {LISTS['test']}"
+            raise UserError(f"{self.root}: datarc.classes={classes}: {expected}")
         if split == "test" and lists is None:
             return self._test_set()
         wavs = self._wavs(TRAIN_FOLDER if lists is None else ".")
@@ -124,10 +122,8 @@ class SpeechCommands(Preprocessor[SpeechCommandsConfig]):
         """The files of each folder in ``top``."""
         root = self.root / top
         if not root.is_dir():
-            raise UserError(
-                f"{root}: not found; datarc.root_path is the folder that holds {TRAIN_FOLDER} and "
-                f"{TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
-            )
+            layout = f"{TRAIN_FOLDER} and {TEST_FOLDER}, or v0.02's words and {LISTS['test']}"
+            raise UserError(f"{root}: not found; datarc.root_path is the folder of {layout}")
         wavs = {}
         for folder in self.listing.files(root, "*/", ""):
             paths = self.listing.files(folder, "*", ".wav")

@@ -146,9 +146,7 @@ class Table(Preprocessor[TableConfig]):
         filled |= set() if datarc.names else set(labels)
         rows, templates = [], names_in("datarc.audio", datarc.audio)
         for row in read_table(self.root / table, [datarc.path, *named], self.say, *form):
-            if empty := [
-                name for name, value in row.values.items() if name in filled and not value
-            ]:
+            if empty := [name for name in row.values if name in filled and not row.values[name]]:
                 raise UserError(f"{row.where}: nothing in the column {empty[0]!r}")
             known = {**row.values, "path": row.path.removeprefix(datarc.prefix)}
             try:
@@ -183,9 +181,8 @@ class Table(Preprocessor[TableConfig]):
             first, last = float(start or 0), float(end) if end else None
             last = first + float(length) if length else last
         except ValueError:
-            found = f"start {start!r}, end {end!r}"
-            remedy = "expected seconds such as 1.25 in the columns datarc.start and datarc.end"
-            raise UserError(f"{row.where}: {found}; {remedy}") from None
+            form = "expected seconds such as 1.25 in the columns datarc.start and datarc.end"
+            raise UserError(f"{row.where}: start {start!r}, end {end!r}; {form}") from None
         name = f"{row.path}:{_written(first)}-{'end' if last is None else _written(last)}"
         try:
             if row.path not in self._lengths:
@@ -195,8 +192,8 @@ class Table(Preprocessor[TableConfig]):
         frames, rate = self._lengths[row.path]
         last = frames / rate if last is None else last
         if not 0 <= first < last <= frames / rate + 0.005:  # nor nan
-            lasts = f"{row.path} lasts {frames / rate:.3f} s"
-            raise UserError(f"{row.where}: {first:g} to {last:g} s; {lasts}")
+            piece = f"{row.where}: {first:g} to {last:g} s"
+            raise UserError(f"{piece}; {row.path} lasts {frames / rate:.3f} s")
         begin = round(first * rate)
         return begin, max(1, min(round(last * rate), frames) - begin), name
 

@@ -57,10 +57,8 @@ def draw_splits(
 ) -> tuple[list[str], str]:
     """The split of each row, and how it was chosen: speakers are drawn, where rows have them, or
     recordings, where one has several rows. Else each class is divided, so that every split has its
-    share, and train one row at least. With several labels a row, or classes too small to be
-    divided, the whole is, so that train keeps every label. A text is one class.
-
-    Raises ``UserError`` for fewer than three speakers or recordings.
+    share; with several labels a row, or classes too small, the whole is, so that train keeps every
+    label. A text is one class. Raises ``UserError`` for fewer than three to draw.
     """
     rng = random.Random(seed)
     what, groups = "speaker", list(speakers)
@@ -69,10 +67,9 @@ def draw_splits(
     members = sorted(set(groups))
     if what == "speaker" or len(members) < len(utterances):
         if len(members) < len(SPLITS):
-            raise UserError(
-                f"{len(members)} {what}s, too few to draw train, valid and test from; name each "
-                "line's split in a column (datarc.split); datarc.speaker= ignores speakers"
-            )
+            remedy = "name each line's split in a column (datarc.split); datarc.speaker= ignores"
+            few = f"{len(members)} {what}s, too few to draw train, valid and test from"
+            raise UserError(f"{few}; {remedy} speakers")
         drawn = _draw(len(members), valid, test, rng)
         split_of = dict(zip(members, drawn))
         listed = ", ".join(f"{split} {drawn.count(split)}" for split in SPLITS)

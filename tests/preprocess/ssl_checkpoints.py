@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from preprocess.speech2unit.cpc_encoder import KERNELS
+from preprocess.speech2unit.cpc import KERNELS
 
 CPC_LEVELS = 4  # of its LSTM
 SHAPE = {

@@ -15,7 +15,6 @@ from preprocess.speech2unit.audio import (
     measured,
     mono_blocks,
     read_audio,
-    report_bad_audio,
 )
 from tests.preprocess.corpora import tone, write
 
@@ -70,11 +69,13 @@ def test_bad_audio_is_said_why(tmp_path):
 
 def test_bad_audio_is_listed_and_an_old_list_removed(tmp_path):
     report = tmp_path / "bad.txt"
-    bad = {tmp_path / f"{number}.wav": "is an empty file" for number in range(5)}
+    tally = Tally()
+    for number in range(5):
+        tally.add(BadAudio("is an empty file"), tmp_path / f"{number}.wav")
     with pytest.raises(UserError, match=r"^5 audio .*0\.wav \(is an empty file\).*and 2 more"):
-        report_bad_audio(bad, report)
+        tally.report(report)
     assert len(report.read_text().splitlines()) == 5
-    report_bad_audio({}, report)
+    Tally().report(report)
     assert not report.exists()
 
 

@@ -171,7 +171,7 @@ def test_wrong_checkpoints_are_refused(path, monkeypatch, part, key, value, mess
 
 def test_what_was_asked_for_must_be_there(path):
     assert "checkpoint not found" in refused(lambda: Hubert(Source(path.with_name("no.pt"), 2)))
-    assert "name the hubert checkpoint" in refused(lambda: Hubert(Source(None, 2)))
+    assert "hubert needs its checkpoint" in refused(lambda: Hubert(Source(None, 2)))
     for layer in (None, 0, 4):
         assert "has the layers 1 to 3" in refused(lambda n=layer: Hubert(Source(path, n)))
     assert "model is hubert; expected wav2vec2" in refused(lambda: Wav2Vec2(Source(path, 2)))

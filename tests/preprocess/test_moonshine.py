@@ -60,7 +60,7 @@ def test_pieces_of_a_long_file_join_without_a_seam(
 
 
 def test_what_is_not_the_encoder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="moonshine needs its encoder in ckpt_path"):
+    with pytest.raises(UserError, match="ckpt_path: moonshine needs its checkpoint"):
         feature_reader("moonshine", Source())
     with pytest.raises(UserError, match="download.py moonshine100"):
         Moonshine(Source(tmp_path / "none.ort"))
@@ -68,7 +68,7 @@ def test_what_is_not_the_encoder(tmp_path: Path) -> None:
     write_encoder(path, mask="lengths")
     with pytest.raises(UserError, match="a model of input_values, lengths; get it again"):
         Moonshine(Source(path))
-    with pytest.raises(UserError, match="leave layer and normalize empty"):
+    with pytest.raises(UserError, match="layer: moonshine takes none; leave it empty"):
         Moonshine(Source(path, layer=6))
     for damage in (b"", b"no model", path.read_bytes()[:-300]):
         path.write_bytes(damage)

@@ -6,7 +6,6 @@ louder than the noise around it. A pause is a stretch without sound.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.unit_models import UnitModel
 from pipeline.workspace import REPOSITORY
-from preprocess.actions.config import FairseqConfig, TaskConfig, fill_in
+from preprocess.actions.config import FairseqConfig, TaskConfig, fill_in, in_workspace
 from preprocess.speech2unit.audio import (
     BadAudio,
     Waveform,
@@ -31,13 +30,7 @@ from preprocess.speech2unit.audio import (
     mono_blocks,
     read_audio,
 )
-from preprocess.speech2unit.features import (
-    SAMPLE_RATE,
-    Source,
-    feature_reader,
-    merge_runs,
-    written,
-)
+from preprocess.speech2unit.features import SAMPLE_RATE, Source, feature_reader, merge_runs, written
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from ulm_prompt.prompt_data.prompt_record import UnitSettings
 from ulm_prompt.prompt_lm.data import batches_by_length
@@ -170,9 +163,8 @@ class UnitFiles:
         if self._plan:  # the config is postprocess's, which computes nothing in a dtype
             self.settings.dtype = self._plan.get("dtype", "float32")
         fill_in(self.settings, unit_model.name, unit_model)
-        km_path, ckpt_path = self.settings.km_path or unit_model.km_path, self.settings.ckpt_path
-        self.km_path = workspace.root / Path(km_path).expanduser()
-        self.ckpt_path = ckpt_path and workspace.root / Path(ckpt_path).expanduser()
+        self.km_path = in_workspace(workspace, self.settings.km_path) or unit_model.km_path
+        self.ckpt_path = in_workspace(workspace, self.settings.ckpt_path)
 
     def check_here(self) -> None:
         """Raises ``UserError`` for a missing k-means or speech model."""
@@ -197,19 +189,15 @@ class UnitFiles:
                 f"{self._quantized} was made with; restore it, or quantise and train again"
             )
 
-    @functools.cached_property
-    def centres(self) -> np.ndarray:
-        """The k-means, (K, D)."""
-        return load_kmeans(self.km_path)
-
     def unit_settings(self) -> UnitSettings:
         """With the fingerprint of the centres, if any: a released file's and its conversion's are
         the same.
         """
         kmeans, settings = None, self.settings
         if self.km_path.is_file():
-            digest = hashlib.sha256(repr(self.centres.shape).encode())
-            digest.update(np.ascontiguousarray(self.centres, dtype="<f8").data)
+            centres = load_kmeans(self.km_path)
+            digest = hashlib.sha256(repr(centres.shape).encode())
+            digest.update(np.ascontiguousarray(centres, dtype="<f8").data)
             kmeans = digest.hexdigest()[:16]
         features = settings.feature_type, settings.layer, settings.normalize
         return UnitSettings(*features, self.merge, kmeans, settings.dtype)
@@ -223,12 +211,7 @@ class SpeechToUnits:
         model = files.settings
         source = Source(files.ckpt_path, model.layer, model.normalize, device, dtype=model.dtype)
         self.reader = feature_reader(model.feature_type, source)
-        if files.centres.shape[1] != self.reader.dim:
-            raise UserError(
-                f"{files.km_path}: its centres have {files.centres.shape[1]} numbers, a feature "
-                f"frame has {self.reader.dim}; k-means and features do not belong together"
-            )
-        self._kmeans = KMeans(files.centres, device)
+        self._kmeans = KMeans(load_kmeans(files.km_path, self.reader.dim), device)
         self._finish = merge_runs if files.merge else str  # as the prompt's rows were made
 
     @torch.inference_mode()
