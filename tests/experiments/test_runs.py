@@ -17,7 +17,8 @@ import pytest
 
 from baselines.classifiers.answers import load_settings
 from baselines.classifiers.downstream import CONFIG, Settings
-from experiments.paper import FIRST_SEED, load_paper, survey, trained_numbers
+from experiments.paper import FIRST_SEED, load_paper, survey
+from experiments.runs import trained_numbers
 from experiments.tables import Figure, read_figures
 from pipeline.files import sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows

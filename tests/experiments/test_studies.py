@@ -158,7 +158,9 @@ def study(root: Path, name: str, *flags: object) -> list[dict[str, str]]:
     return list(csv.DictReader((root / f"samples/studies/{name}{date}_KS_tiny100.csv").open()))
 
 
-def test_a_finished_run_is_not_computed_again(root: Path, stages: list[str]) -> None:
+def test_a_finished_run_is_not_computed_again(
+    root: Path, stages: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     """One length, a second one added, test added: each once; a change of the data is seen."""
     first = study(root, "prompt_length", "--only", "P=1")
     assert stages == ["train"] and first[0]["trained_parameters"] == str(1 * 32 * 7 + 32)
@@ -174,8 +176,9 @@ def test_a_finished_run_is_not_computed_again(root: Path, stages: list[str]) -> 
     answers = json.loads(workspace.samples("KS", "tiny100", date, date).read_text())
     right = sum(entry["predict"] == entry["label"] for entry in answers.values())
     assert float(tested[1]["test_accuracy"]) == pytest.approx(100 * right / 29)
-    with pytest.raises(UserError, match="P-1_seed1: holds a run with another lr"):
+    with pytest.raises(SystemExit):
         study(root, "prompt_length", "--only", "P=1", "--set", *QUICK, "lr=0.5")
+    assert "P-1_seed1: holds a run with another lr" in capsys.readouterr().err and len(stages) == 4
 
 
 def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[str]) -> None:
