@@ -84,17 +84,14 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
     in every run. Raises ``UserError`` where there is none.
     """
     paper = Paper(mean=True, methods={TASK: "the prompt as ulm_prompt/config/<TASK>.yaml says"})
-    left_out = []
     for name in task_names():
         config = load_task(name)
         cell = Cell(TASK, name, unit_model, prompt=config.prefix_prompt_length, set=knobs)
-        if not (has_rows(cell.pair, workspace) or _corpus_folder(cell, workspace).is_dir()):
-            left_out.append(name)
-            continue
-        metric = "WER" if config.is_sequence else "accuracy"
-        paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
-        paper.cells.append(cell)
-    if left_out:
+        if has_rows(cell.pair, workspace) or _corpus_folder(cell, workspace).is_dir():
+            metric = "WER" if config.is_sequence else "accuracy"
+            paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
+            paper.cells.append(cell)
+    if left_out := [name for name in task_names() if name not in paper.tasks]:
         print(f"left out, neither corpus nor rows are here: {', '.join(left_out)}")
     if not paper.cells:
         raise UserError(
@@ -118,22 +115,22 @@ def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure]
                 break
             try:
                 if exists and (result := outcome(run, workspace)):
-                    figures.append(_figure(cell, seed, result, paper, workspace))
+                    metric = paper.tasks[cell.task].metric
+                    figures.append(_figure(run, result, metric, workspace))
             except UserError as error:
                 unusable[f"{cell} seed {seed}"] = str(error)
     return figures, unusable
 
 
-def _figure(cell: Cell, seed: int, result: Outcome, paper: Paper, workspace: Workspace) -> Figure:
+def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Figure:
     """Raises ``UserError`` where the test split does not have the task's metric."""
-    metric = paper.tasks[cell.task].metric
     if (value := result.test[metric]) is None:
         raise UserError(f"its test split has no {metric}")
-    lm = "own" if _trained_here(workspace, cell.unit_model) else "released"
+    lm = "own" if _trained_here(workspace, run.pair.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
-        *(cell.method, cell.task, cell.unit_model, seed, round(value, 4)),
-        lm="" if cell.method in BASELINES else lm,
+        *(run.row, run.pair.task, run.pair.unit_model, run.seed, round(value, 4)),
+        lm="" if run.baseline else lm,
         git_revision=result.card["made_by"]["git_revision"],
         **{name: result.card[name] for name in facts if name in result.card},
     )
@@ -142,14 +139,15 @@ def _figure(cell: Cell, seed: int, result: Outcome, paper: Paper, workspace: Wor
 def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
     """The cell's run with one seed."""
     date, seed_knob = f"{cell.method}-seed{seed}", f"seed={seed}"
+    pair = cell.pair
     if baseline := BASELINES.get(cell.method):
-        return Run(cell.method, cell.pair, seed, date, date, baseline, knobs=(seed_knob,))
+        return Run(cell.method, pair, seed, date, date, baseline, knobs=(seed_knob,))
     own = _trained_here(workspace, cell.unit_model)
-    recipe = {"v2": "v2", TASK: cell.pair.config.recipe}.get(cell.method, "published")
+    recipe = {"v2": "v2", TASK: pair.config.recipe}.get(cell.method, "published")
     learnable = ["verbalizer=learnable"] if cell.method == "PT-v2" or recipe == "v2" else []
     is_prompt = cell.method != "FT-LM"
     return Run(
-        cell.method, cell.pair, seed, date, SAMPLE_DATE,
+        cell.method, pair, seed, date, SAMPLE_DATE,
         recipe=("fast" if own else recipe) if is_prompt else None,
         fine_tune=not is_prompt,
         published_length=cell.prompt if is_prompt else None,

@@ -25,13 +25,18 @@ from pipeline.rows import SPLITS
 from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
-from ulm_prompt.prompt_data import prompt_record
-from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    EXTENSIBLE,
+    PromptRecord,
+    differences,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import has_data_bin, hashes, lm_hashes, load_verbal
+from ulm_prompt.prompt_data.verbal import has_data_bin, hashes, load_verbal
 from ulm_prompt.scoring.sample_file import made_from
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
-from ulm_prompt.training.prompt_run import plan
+from ulm_prompt.training.prompt_run import prepare
 
 Command = list[str]
 PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
@@ -244,17 +249,13 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         prefix_prompt_length=_prompt_length(run, workspace), infix_prompt_length=0,
         set=list(run.knobs),
     )  # fmt: skip
-    wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
-    if card := prompt_record.ended(folder, wanted, lm_hashes(lm)):
-        return card
-
-    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
-
-    wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
-    if changed := prompt_record.differences(card, wanted) if card else ["origin"]:
+    wanted, settings = prepare(args, pair, folder)
+    if settings is None:  # train.py would find that it has ended
+        return wanted
+    card = read_record(folder)
+    if changed := differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    extensible = prompt_record.EXTENSIBLE
-    lasts_as_long = all(card.training.get(knob) == wanted.training[knob] for knob in extensible)
+    lasts_as_long = all(card.training.get(knob) == wanted.training[knob] for knob in EXTENSIBLE)
     return card if lasts_as_long and card.trained_parameters else None  # an earlier version's
 
 
