@@ -17,8 +17,8 @@ from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 from ulm_prompt.training.ulm_run import OURS
 
-PAPER = Path(__file__).with_name("paper.yaml")
-PAPERS = {"v1": PAPER, "v2": PAPER.with_name("paper_v2.yaml")}  # SpeechPrompt, SpeechPrompt v2
+FOLDER = Path(__file__).parent
+PAPERS = {"v1": FOLDER / "paper.yaml", "v2": FOLDER / "paper_v2.yaml"}  # of SpeechPrompt
 TASK = "task"  # a prompt as the task's config says
 PROMPTS = ("PT", "PT-v2", "v2", TASK)
 METHODS = (*PROMPTS, "FT-LM", *BASELINES)
@@ -118,7 +118,7 @@ def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure]
                     metric = paper.tasks[cell.task].metric
                     figures.append(_figure(run, result, metric, workspace))
             except UserError as error:
-                unusable[f"{cell} seed {seed}"] = str(error)
+                unusable[str(run)] = str(error)
     return figures, unusable
 
 

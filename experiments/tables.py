@@ -130,11 +130,9 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
             notes = "; ".join(filter(None, (cell.parameters, cell.source)))
             published[str(cell)] = f"*{cell.published:.2f}* ({notes})"
     columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
-    is_accuracy = {task: entry.metric == "accuracy" for task, entry in paper.tasks.items()}
+    scored = [column for column in columns if paper.tasks[column[0]].metric == "accuracy"]
     if not paper.mean:
-        groups = (
-            [c for c in columns if is_accuracy[c[0]] == accuracy] for accuracy in (True, False)
-        )
+        groups = scored, [column for column in columns if column not in scored]
         return "\n".join(_by_method(paper, ours, published, group) for group in groups if group)
     rows = [
         ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
@@ -144,7 +142,6 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
         quoted = next((published[name] for name in names if name in published), EMPTY)
         entries = (ours.get(name, EMPTY) for name in names)
         rows.append([task, paper.tasks[task].metric, model, quoted, *entries])
-    scored = [column for column in columns if is_accuracy[column[0]]]
     rows.append(["**mean over tasks**", "accuracy", "", ""])
     for method in paper.methods:
         cells = [runs.get(f"{method} {task} {model}") for task, model in scored]
