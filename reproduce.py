@@ -9,12 +9,11 @@ to get it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from experiments import paper, tables
 from experiments.pictures import draw_results
-from experiments.runs import Command, commands, run_all, stop_after
+from experiments.runs import make, stop_after
 from pipeline.errors import UserError, run
 from pipeline.files import writing
 from pipeline.workspace import Workspace
@@ -47,7 +46,9 @@ def main() -> None:
     cells = chosen(listed, args)
     lacking = {name: paper.missing(cell, listed, workspace) for name, cell in cells.items()}
     at_hand = {name: cell for name, cell in cells.items() if not lacking[name]}
-    failed = [] if args.list else make(at_hand, workspace, args)
+    seeds = range(paper.FIRST_SEED, paper.FIRST_SEED + args.seeds)
+    runs = [paper.run_of(cell, seed, workspace) for seed in seeds for cell in at_hand.values()]
+    failed = [] if args.list else make(runs, workspace, args.jobs)
     figures, unusable = paper.survey(listed, args.seeds, workspace)
     table, folder = tables.render(listed, figures), workspace.root / "samples" / name
     tables.write_figures(folder / "results.csv", figures)
@@ -75,7 +76,7 @@ def wanted_table(args: argparse.Namespace, workspace: Workspace) -> tuple[paper.
     """The cells that the flags ask for, and the folder of their results. Raises ``UserError`` for
     flags that contradict each other.
     """
-    if args.write_docs and (args.all or args.tables or paper.PAPERS[args.paper] != paper.PAPER):
+    if args.write_docs and (args.all or args.tables or args.paper != "v1"):
         raise UserError("--write_docs: docs/results.md has the tables of --paper v1 alone")
     if args.set and not args.all:
         raise UserError("--set: for --all alone; the list of cells says how the others are trained")
@@ -97,20 +98,6 @@ def chosen(listed: paper.Paper, args: argparse.Namespace) -> dict[str, paper.Cel
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: expected at least 1")
     return {str(cell): cell for cell in cells}
-
-
-def make(cells: dict[str, paper.Cell], workspace: Workspace, args: argparse.Namespace) -> list[str]:
-    """Run what is not finished; return the names of what failed."""
-
-    def training(cell: paper.Cell, seed: int) -> Iterator[Command]:  # when the cell is prepared
-        yield from commands(paper.run_of(cell, seed, workspace), workspace)
-
-    seeds = range(paper.FIRST_SEED, paper.FIRST_SEED + args.seeds)
-    todo = {name: paper.preparation(cell, seeds, workspace) for name, cell in cells.items()}
-    prepared = run_all(todo, 1)
-    runs = {f"{name} seed {n}": training(cells[name], n) for n in seeds for name in prepared}
-    made = run_all(runs, args.jobs)
-    return [name for name in (*cells, *runs) if name not in prepared | made]
 
 
 if __name__ == "__main__":

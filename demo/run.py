@@ -125,16 +125,15 @@ def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str
 
 def show(summary: dict[str, dict], total: float) -> None:
     """Print the table. A stage that serves both tasks is shown once."""
-    tasks = list(summary.values())
-    print(f"\n{'':28}" + "".join(f"{task:>14}" for task in summary))
+    tasks, rows = list(summary.values()), {"\n" + 28 * " ": list(summary)}
     for title, key in ROWS.items():
-        values = [v if isinstance(v := figures[key], str) else f"{v:,}" for figures in tasks]
-        print(f"{title:28}" + "".join(f"{value:>14}" for value in values))
+        rows[title] = [v if isinstance(v := figures[key], str) else f"{v:,}" for figures in tasks]
     for stage in tasks[0]["seconds"]:
         spent = [figures["seconds"][stage] for figures in tasks]
-        both = f"{spent[0]:>28}  (both)" if len(set(spent)) == 1 else ""
-        print(f"{'seconds, ' + stage:28}" + (both or "".join(f"{value:>14}" for value in spent)))
-    print(f"{'seconds in all':28}{total:>28.0f}")
+        rows[f"seconds, {stage}"] = [f"{spent[0]:>28}  (both)"] if len(set(spent)) == 1 else spent
+    rows["seconds in all"] = [f"{total:>28.0f}"]
+    for title, values in rows.items():
+        print(f"{title:28}" + "".join(f"{value:>14}" for value in values))
 
 
 def main() -> None:

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
 from omegaconf import MISSING
 
-from baselines.classifiers.answers import card_path
-from experiments.runs import BASELINES, Command, Outcome, Run, outcome, selection
+from experiments.runs import BASELINES, Outcome, Run, has_rows, outcome, result_path
 from experiments.tables import Figure
 from pipeline.config import load_config, load_yaml
 from pipeline.errors import UserError
-from pipeline.rows import SPLITS
 from pipeline.unit_models import find_unit_model, lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
-from ulm_prompt.prompt_data.verbal import has_data_bin, load_verbal
 from ulm_prompt.training.ulm_run import OURS
 
-PAPER = Path(__file__).with_name("paper.yaml")
-PAPERS = {"v1": PAPER, "v2": PAPER.with_name("paper_v2.yaml")}  # SpeechPrompt, SpeechPrompt v2
+FOLDER = Path(__file__).parent
+PAPERS = {"v1": FOLDER / "paper.yaml", "v2": FOLDER / "paper_v2.yaml"}  # of SpeechPrompt
 TASK = "task"  # a prompt as the task's config says
 PROMPTS = ("PT", "PT-v2", "v2", TASK)
 METHODS = (*PROMPTS, "FT-LM", *BASELINES)
 FIRST_SEED = 100501  # the published one
 SAMPLE_DATE = "tables"
-PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
 
 
 @dataclass
@@ -61,16 +56,6 @@ class Cell:
     def pair(self) -> Pair:
         return Pair(self.task, self.unit_model, load_task(self.task))
 
-    def date(self, seed: int) -> str:
-        return f"{self.method}-seed{seed}"
-
-    def result(self, seed: int, workspace: Workspace) -> Path:
-        """The file that the cell's run leaves last."""
-        names = self.task, self.unit_model
-        if baseline := BASELINES.get(self.method):
-            return card_path(workspace, *names, baseline.name, self.date(seed))
-        return workspace.samples(*names, self.date(seed), SAMPLE_DATE)
-
 
 @dataclass
 class Paper:
@@ -85,11 +70,10 @@ class Paper:
 def load_paper(path: Path) -> Paper:
     """Read a list of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
     paper = load_config(Paper, path)
+    methods = paper.methods.keys() & set(METHODS)
     for cell in paper.cells:
-        if cell.method not in METHODS or cell.method not in paper.methods:
-            raise UserError(f"{path}: {cell}: expected a method of {', '.join(METHODS)}")
-        if cell.task not in paper.tasks:
-            raise UserError(f"{path}: {cell}: its task is not among the tasks")
+        if cell.method not in methods or cell.task not in paper.tasks:
+            raise UserError(f"{path}: {cell}: its method or its task is not listed above the cells")
         if cell.method in PROMPTS and not cell.prompt:
             raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
     return paper
@@ -100,17 +84,14 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
     in every run. Raises ``UserError`` where there is none.
     """
     paper = Paper(mean=True, methods={TASK: "the prompt as ulm_prompt/config/<TASK>.yaml says"})
-    left_out = []
     for name in task_names():
         config = load_task(name)
         cell = Cell(TASK, name, unit_model, prompt=config.prefix_prompt_length, set=knobs)
-        if not (has_rows(cell, workspace) or _corpus_folder(cell, workspace).is_dir()):
-            left_out.append(name)
-            continue
-        metric = "WER" if config.is_sequence else "accuracy"
-        paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
-        paper.cells.append(cell)
-    if left_out:
+        if has_rows(cell.pair, workspace) or _corpus_folder(cell, workspace).is_dir():
+            metric = "WER" if config.is_sequence else "accuracy"
+            paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
+            paper.cells.append(cell)
+    if left_out := [name for name in task_names() if name not in paper.tasks]:
         print(f"left out, neither corpus nor rows are here: {', '.join(left_out)}")
     if not paper.cells:
         raise UserError(
@@ -128,81 +109,51 @@ def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure]
     unusable: dict[str, str] = {}
     for cell in paper.cells:
         for seed in count(FIRST_SEED):
-            exists = cell.result(seed, workspace).is_file()
+            run = run_of(cell, seed, workspace)
+            exists = result_path(run, workspace).is_file()
             if not exists and seed >= FIRST_SEED + seeds:
                 break
             try:
-                run = run_of(cell, seed, workspace) if exists else None
-                if run and (result := outcome(run, workspace)):
-                    figures.append(_figure(cell, seed, result, paper, workspace))
+                if exists and (result := outcome(run, workspace)):
+                    metric = paper.tasks[cell.task].metric
+                    figures.append(_figure(run, result, metric, workspace))
             except UserError as error:
-                unusable[f"{cell} seed {seed}"] = str(error)
+                unusable[str(run)] = str(error)
     return figures, unusable
 
 
-def _figure(cell: Cell, seed: int, result: Outcome, paper: Paper, workspace: Workspace) -> Figure:
+def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Figure:
     """Raises ``UserError`` where the test split does not have the task's metric."""
-    metric = paper.tasks[cell.task].metric
     if (value := result.test[metric]) is None:
         raise UserError(f"its test split has no {metric}")
-    lm = "own" if _trained_here(workspace, cell.unit_model) else "released"
+    lm = "own" if _trained_here(workspace, run.pair.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
-        *(cell.method, cell.task, cell.unit_model, seed, round(value, 4)),
-        lm="" if cell.method in BASELINES else lm,
+        *(run.row, run.pair.task, run.pair.unit_model, run.seed, round(value, 4)),
+        lm="" if run.baseline else lm,
         git_revision=result.card["made_by"]["git_revision"],
         **{name: result.card[name] for name in facts if name in result.card},
     )
 
 
 def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
-    """The cell's run with one seed. Raises ``UserError`` when the LM cannot be used."""
-    date, seed_knob = cell.date(seed), f"seed={seed}"
+    """The cell's run with one seed."""
+    date, seed_knob = f"{cell.method}-seed{seed}", f"seed={seed}"
+    pair = cell.pair
     if baseline := BASELINES.get(cell.method):
-        return Run(cell.method, cell.pair, seed, date, date, baseline, knobs=(seed_knob,))
+        return Run(cell.method, pair, seed, date, date, baseline, knobs=(seed_knob,))
     own = _trained_here(workspace, cell.unit_model)
-    recipe = {"v2": "v2", TASK: cell.pair.config.recipe}.get(cell.method, "published")
+    recipe = {"v2": "v2", TASK: pair.config.recipe}.get(cell.method, "published")
     learnable = ["verbalizer=learnable"] if cell.method == "PT-v2" or recipe == "v2" else []
     is_prompt = cell.method != "FT-LM"
     return Run(
-        cell.method, cell.pair, seed, date, SAMPLE_DATE,
+        cell.method, pair, seed, date, SAMPLE_DATE,
         recipe=("fast" if own else recipe) if is_prompt else None,
         fine_tune=not is_prompt,
-        prefix_prompt_length=_prompt_length(cell, workspace) if is_prompt else None,
+        published_length=cell.prompt if is_prompt else None,
         knobs=(*(cell.own_lm if own else ()), *cell.set, *learnable, seed_knob),
         dtype="float32",  # a published figure must not depend on the machine's fastest format
     )  # fmt: skip
-
-
-def preparation(cell: Cell, seeds: Iterable[int], workspace: Workspace) -> Iterator[Command]:
-    """The commands that make what the runs of the cell read, as far as it is not made: stages 1
-    to 3; for FT-DM features.
-    """
-
-    def stage_1(script: str, *action: str) -> Command:
-        names = ["--downstream", cell.pair.config.downstream, "--unit_model", cell.unit_model]
-        return [script, *action, *names, "--workspace", str(workspace.root)]
-
-    if cell.method == "FT-DM":
-        if not all(outcome(run_of(cell, seed, workspace), workspace) for seed in seeds):
-            yield stage_1("preprocess/runner.py", "--action", "generate_manifest")
-            yield stage_1("baselines/layer_means.py")
-        return
-    if not has_rows(cell, workspace):
-        for action in ("generate_manifest", "quantized", "postprocess"):
-            yield stage_1("preprocess/runner.py", "--action", action)
-    if cell.method not in BASELINES and not has_data_bin(workspace, cell.pair):
-        for script in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
-            yield [f"ulm_prompt/{script}.py", *selection(cell.pair, workspace)]
-
-
-def has_rows(cell: Cell, workspace: Workspace) -> bool:
-    """Whether the corpus is quantised already. The demo's is not the paper's corpus."""
-    downstream = cell.pair.config.downstream
-    rows = [workspace.rows(downstream, cell.unit_model, split) for split in SPLITS]
-    if (rows[0].parent / "quantized").is_dir() and _is_demo(cell, workspace):
-        return False
-    return all(path.is_file() for path in rows)
 
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
@@ -213,12 +164,14 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
     data = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
+    corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
+    is_demo = cell.method != TASK and (root / "demo.json").is_file()  # not what the paper scored
+    rows_are_demo = is_demo and (data / "quantized").is_dir()
     needed: dict[Path | str, str] = {}
-    if on_features or not has_rows(cell, workspace):
-        corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
+    if on_features or rows_are_demo or not has_rows(cell.pair, workspace):
         if not root.is_dir():
             needed[root] = corpus
-        elif _is_demo(cell, workspace):
+        elif is_demo:
             needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
         known = find_unit_model(cell.unit_model, workspace)
         if not known.feature_type:
@@ -240,35 +193,11 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     return [f"{path}: {how}" for path, how in needed.items()]
 
 
-def trained_numbers(length: int, width: int, layers: int) -> int:
-    """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
-    return length * width * (1 + 2 * layers) + width
-
-
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     config = load_yaml(REPOSITORY / "preprocess" / cell.pair.config.downstream / "config.yaml")
     return workspace.root / Path(config["datarc"]["root_path"]).expanduser()
 
 
-def _is_demo(cell: Cell, workspace: Workspace) -> bool:
-    """Whether the corpus is the demo's, which the papers' figures are not of."""
-    return cell.method != TASK and (_corpus_folder(cell, workspace) / "demo.json").is_file()
-
-
 def _trained_here(workspace: Workspace, unit_model: str) -> bool:
     """Whether the unit LM is train_ulm.py's, not a released one."""
     return (lm_folder(workspace, unit_model) / OURS).exists()
-
-
-def _prompt_length(cell: Cell, workspace: Workspace) -> int:
-    """P that gives at most as many trained numbers, including a learnable verbalizer's, as the
-    published P has on the released LM.
-    """
-    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
-
-    lm = load_unit_lm(lm_folder(workspace, cell.unit_model))
-    width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
-    budget = trained_numbers(cell.prompt, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
-    if cell.method == "PT-v2":
-        budget -= len(load_verbal(workspace, cell.pair)[1]) * len(lm.dictionary)
-    return max(1, (budget - width) // (width * (1 + 2 * layers)))

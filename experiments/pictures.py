@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.paper import Paper
-from experiments.runs import Outcome, Run, by_row
-from experiments.tables import Figure, spread
+from experiments.runs import Outcome, Run
+from experiments.tables import Figure, grouped, spread
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import label_names
@@ -28,13 +28,16 @@ LABELS = {"prefix_prompt_length": "prompt length P (trained parameters)",
 def draw_study(x: str, outcomes: Mapping[Run, Outcome], title: str, path: Path) -> None:
     """Write a PNG over the study's x axis: mean and standard deviation over seeds."""
     curves = x == "updates"
+    rows = grouped((run.row, outcome) for run, outcome in outcomes.items())
+    if x == "seed":
+        rows = {f"{run.row}\nseed {run.seed}": [outcome] for run, outcome in outcomes.items()}
     figure, axis = plt.subplots(figsize=(10 if curves else 7.5, 5), layout="constrained")
     axis.set_title(title)
     axis.grid(alpha=0.3)
     if curves:
-        _learning_curves(axis, by_row(outcomes))
+        _learning_curves(axis, rows)
     else:
-        _accuracies(axis, x, outcomes)
+        _accuracies(axis, x, rows)
     save(figure, path, dpi=110)
 
 
@@ -59,13 +62,10 @@ def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def _accuracies(axis: Axes, x: str, outcomes: Mapping[Run, Outcome]) -> None:
+def _accuracies(axis: Axes, x: str, rows: Mapping[str, list[Outcome]]) -> None:
     """Accuracy on valid, and on test where all were decoded (texts have error rates instead), over
     a number of the run on a log axis (0 shots are all, at its right end), or a column a row.
     """
-    rows = by_row(outcomes)
-    if x == "seed":
-        rows = {f"{run.row}\nseed {run.seed}": [result] for run, result in outcomes.items()}
     positions, labels = dict(zip(rows, range(len(rows)))), list(rows)
     if x in LABELS:
         cards = [seeds[0].card for seeds in rows.values()]
@@ -79,7 +79,7 @@ def _accuracies(axis: Axes, x: str, outcomes: Mapping[Run, Outcome]) -> None:
             labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
         axis.set_xscale("log")
     splits = {"valid": {n: [seed.card["valid"]["accuracy"] for seed in rows[n]] for n in rows}}
-    if all("accuracy" in result.test for result in outcomes.values()):
+    if all("accuracy" in result.test for seeds in rows.values() for result in seeds):
         splits["test"] = {n: [seed.test["accuracy"] for seed in rows[n]] for n in rows}
     order = sorted(positions, key=positions.get)
     for (split, values), marker in zip(splits.items(), "os"):
@@ -124,17 +124,14 @@ def draw_demo(
     save(figure, path, dpi=80)
 
 
-def draw_results(paper: Paper, figures: Iterable[Figure], path: Path) -> None:
+def draw_results(paper: Paper, figures: Sequence[Figure], path: Path) -> None:
     """Write README's chart: the test accuracy of the paper's prompts beside what we measured."""
     cells = [c for c in paper.cells if paper.tasks[c.task].metric == "accuracy"]
     published = {(c.task, c.unit_model): c.published for c in cells if c.method == "PT"}
     bars = {"PT, paper": published}
     for method in ("PT", "FT-LM", "n-grams"):
-        values: dict[tuple[str, str], list[float]] = {}
-        for run in figures:
-            if run.method == method and (run.task, run.unit_model) in published:
-                values.setdefault((run.task, run.unit_model), []).append(run.value)
-        bars[method] = {column: mean(runs) for column, runs in values.items()}
+        values = grouped(((f.task, f.unit_model), f.value) for f in figures if f.method == method)
+        bars[method] = {column: mean(values[column]) for column in values if column in published}
     figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
     colours = ("#9aa5b1", "#1f6fb2", "#e08a1e", "#c9c2b5")
     for number, ((name, accuracies), colour) in enumerate(zip(bars.items(), colours)):

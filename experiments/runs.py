@@ -11,29 +11,35 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baselines.classifiers.answers import card_path
+from baselines.classifiers.answers import CONFIG, card_path
 from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS
 from pipeline.runs import RUNNING, run_script
 from pipeline.unit_models import lm_folder
-from pipeline.workspace import REPOSITORY, Workspace
-from ulm_prompt.prompt_data import prompt_record
-from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
+from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data.prompt_record import (
+    BEST,
+    EXTENSIBLE,
+    PromptRecord,
+    differences,
+    read_record,
+)
 from ulm_prompt.prompt_data.tasks import Pair
-from ulm_prompt.prompt_data.verbal import lm_hashes
+from ulm_prompt.prompt_data.verbal import has_data_bin, hashes, load_verbal
 from ulm_prompt.scoring.sample_file import made_from
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
-from ulm_prompt.training.prompt_run import plan
+from ulm_prompt.training.prompt_run import prepare
 
 Command = list[str]
+PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
 
 
 class Baseline(NamedTuple):
@@ -66,6 +72,7 @@ class Run:
     recipe: str | None = None  # None: the default of train.py
     fine_tune: bool = False
     prefix_prompt_length: int | None = None
+    published_length: int | None = None  # P of as many trained numbers on the released LM, instead
     knobs: tuple[str, ...] = ()
     dtype: str = "auto"  # of decoding
 
@@ -93,50 +100,102 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     if (test and samples is None) or not (card := _card(run, workspace)):
         return None
     scores = {}
-    if test and run.pair.config.is_sequence:
-        scores = scores_of(samples, workspace, run.pair.verbalizer)
-    elif test:
-        scores = score(samples)
+    if test:
+        is_text = run.pair.config.is_sequence
+        scores = scores_of(samples, workspace, run.pair.verbalizer) if is_text else score(samples)
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(card)
     facts |= facts.pop("run")
     return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
 
-def by_row(outcomes: Mapping[Run, Outcome]) -> dict[str, list[Outcome]]:
-    """The seeds of each row."""
-    rows: dict[str, list[Outcome]] = {}
-    for run, result in outcomes.items():
-        rows.setdefault(run.row, []).append(result)
-    return rows
+def make(
+    runs: Sequence[Run], workspace: Workspace, jobs: int, test: bool = True, one_core: bool = False
+) -> list[str]:
+    """Make the runs that are not finished, ``jobs`` at once; return the names of what failed."""
+    prepared = run_all({str(run): _preparation(run, workspace) for run in runs}, 1)
+    at_hand = [run for run in runs if str(run) in prepared]
+    todo = {str(run): _commands(run, workspace, test) for run in at_hand}
+    made = run_all(todo, jobs, one_core)
+    return [name for name in map(str, runs) if name not in made]
 
 
-def commands(run: Run, workspace: Workspace, test: bool = True) -> list[Command]:
+def _preparation(run: Run, workspace: Workspace) -> Iterator[Command]:
+    """The commands that make what the run reads, as far as it is not made: stages 1 to 3."""
+    pair, flags = run.pair, _selection(run.pair, workspace)
+    names = ["--downstream", pair.config.downstream, "--unit_model", pair.unit_model]
+    stage_1 = [*names, "--workspace", str(workspace.root)]
+    if run.baseline == BASELINES["FT-DM"]:
+        if not outcome(run, workspace):
+            yield ["preprocess/runner.py", "--action", "generate_manifest", *stage_1]
+            yield ["baselines/layer_means.py", *stage_1]
+        return
+    if not has_rows(pair, workspace):
+        for action in ("generate_manifest", "quantized", "postprocess"):
+            yield ["preprocess/runner.py", "--action", action, *stage_1]
+    if run.baseline or has_data_bin(workspace, pair):
+        return
+    if pair.verbalizer:
+        method = pair.verbalizer.partition("_")[0]
+        yield ["ulm_prompt/verbalizer.py", "--method", method, "--seed", str(run.seed), *flags]
+    else:
+        for script in ("make_data", "gen_labelspace", "verbalizer"):
+            yield [f"ulm_prompt/{script}.py", *flags]
+    yield ["ulm_prompt/fairseq_preprocess.py", *flags]
+
+
+def _commands(run: Run, workspace: Workspace, test: bool) -> Iterator[Command]:
     """What is still to be typed for the run; a command resumes where it was stopped."""
-    pair = selection(run.pair, workspace)
-    flags = [*pair, "--set", *run.knobs]
+    pair = _selection(run.pair, workspace)
+    flags = ["--date", run.date, *pair, "--set", *run.knobs]
     if run.baseline:
-        script = f"baselines/{run.baseline.script}"
-        return [] if outcome(run, workspace) else [[script, "--date", run.date, *flags]]
-    todo = []
-    if _card(run, workspace) is None:
-        train = ["ulm_prompt/train.py", "--date", run.date]
-        train += ["--recipe", run.recipe] if run.recipe else []
-        train += ["--fine_tune"] if run.fine_tune else []
-        if run.prefix_prompt_length:
-            train += ["--prefix_prompt_length", str(run.prefix_prompt_length)]
-        todo.append([*train, *flags])
-    if test and (todo or _samples(run, workspace) is None):
+        if not outcome(run, workspace):
+            yield [f"baselines/{run.baseline.script}", *flags]
+        return
+    if is_new := _card(run, workspace) is None:
+        recipe = ["--recipe", run.recipe] if run.recipe else []
+        recipe += ["--fine_tune"] if run.fine_tune else []
+        if length := _prompt_length(run, workspace):
+            recipe += ["--prefix_prompt_length", str(length)]
+        yield ["ulm_prompt/train.py", *recipe, *flags]
+    if test and (is_new or _samples(run, workspace) is None):
         dates = ["--model_date", run.date, "--sample_date", run.sample_date]
-        todo.append(["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *pair])
-    return todo
+        yield ["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *pair]
 
 
-def selection(pair: Pair, workspace: Workspace) -> Command:
+def _selection(pair: Pair, workspace: Workspace) -> Command:
     """The flags by which a stage finds the pair's data."""
     words = ["--prompt_task", pair.task, "--unit_model", pair.unit_model]
     words += ["--verbalizer", pair.verbalizer] if pair.verbalizer else []
     return [*words, "--workspace", str(workspace.root)]
+
+
+def has_rows(pair: Pair, workspace: Workspace) -> bool:
+    """Whether the corpus is quantised already."""
+    names = pair.config.downstream, pair.unit_model
+    return all(workspace.rows(*names, split).is_file() for split in SPLITS)
+
+
+def trained_numbers(length: int, width: int, layers: int) -> int:
+    """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
+    return length * width * (1 + 2 * layers) + width
+
+
+def _prompt_length(run: Run, workspace: Workspace) -> int | None:
+    """The run's own, or the P that gives at most as many trained numbers, a learnable verbalizer's
+    among them, as the published P has on the released LM.
+    """
+    if not run.published_length:
+        return run.prefix_prompt_length
+
+    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
+
+    lm = load_unit_lm(lm_folder(workspace, run.pair.unit_model))
+    width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
+    budget = trained_numbers(run.published_length, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
+    if run.row == "PT-v2":
+        budget -= len(load_verbal(workspace, run.pair)[1]) * len(lm.dictionary)
+    return max(1, (budget - width) // (width * (1 + 2 * layers)))
 
 
 def run_all(
@@ -186,50 +245,45 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     if not (folder / BEST).is_file():
         return None
     args = argparse.Namespace(
-        workspace=workspace.root,
-        recipe=run.recipe,
-        fine_tune=run.fine_tune,
-        prefix_prompt_length=run.prefix_prompt_length,
-        infix_prompt_length=0,
+        workspace=workspace.root, recipe=run.recipe, fine_tune=run.fine_tune, dtype=None,
+        prefix_prompt_length=_prompt_length(run, workspace), infix_prompt_length=0,
         set=list(run.knobs),
-        dtype=None,
-    )
-    wanted, lm = plan(args, pair, folder), lm_folder(workspace, pair.unit_model)
-    if card := prompt_record.ended(folder, wanted, lm_hashes(lm)):
-        return card
-
-    from ulm_prompt.prompt_lm.lm import load_unit_lm  # imports fairseq, which takes seconds
-
-    wanted, card = dataclasses.replace(wanted, **load_unit_lm(lm).identity), read_record(folder)
-    if changed := prompt_record.differences(card, wanted) if card else ["origin"]:
+    )  # fmt: skip
+    wanted, settings = prepare(args, pair, folder)
+    if settings is None:  # train.py would find that it has ended
+        return wanted
+    card = read_record(folder)
+    if changed := differences(card, wanted) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    if any(card.training.get(knob) != wanted.training[knob] for knob in prompt_record.EXTENSIBLE):
-        return None
-    return card if card.trained_parameters else None  # an earlier version's, or another LM file
+    lasts_as_long = all(card.training.get(knob) == wanted.training[knob] for knob in EXTENSIBLE)
+    return card if lasts_as_long and card.trained_parameters else None  # an earlier version's
+
+
+def result_path(run: Run, workspace: Workspace) -> Path:
+    """The file that the run leaves last."""
+    names = run.pair.task, run.pair.unit_model
+    if run.baseline:
+        return card_path(workspace, *names, run.baseline.name, run.date)
+    return workspace.samples(*names, run.date, run.sample_date)
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
     """The run's answers; None where there are none by its prompt."""
-    names = run.pair.task, run.pair.unit_model, run.date
-    prompt = workspace.checkpoints(*names) / BEST
-    samples = workspace.samples(*names, run.sample_date)
+    prompt = workspace.checkpoints(run.pair.task, run.pair.unit_model, run.date) / BEST
+    samples = result_path(run, workspace)
     is_whole = samples.is_file() and prompt.is_file()
     return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
 
 
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:
     """By the card that the baseline leaves last: its config, and hashes of its data."""
-    path = card_path(workspace, run.pair.task, run.pair.unit_model, baseline.name, run.date)
+    path = result_path(run, workspace)
     if not path.is_file():
         return None
     card = read_json(path, f"baselines/{baseline.script}")
-    config = load_yaml(REPOSITORY / "baselines" / "config" / baseline.config)
-    config["seed"] = run.seed
-    folder = workspace.downstream_data(run.pair.config.downstream)
-    data = {}
-    for split in SPLITS:
-        file = folder / baseline.inputs.format(run.pair.unit_model, split)
-        data[split] = sha256(file) if file.is_file() else ""
+    config = load_yaml(CONFIG / baseline.config) | {"seed": run.seed}
+    folder, name = workspace.downstream_data(run.pair.config.downstream), run.pair.unit_model
+    data = hashes({split: folder / baseline.inputs.format(name, split) for split in SPLITS})
     rows = card.get("rows")  # of n-grams, which are made again in two minutes
     if card["config"] == config and data == (rows or card["data"]["manifest"]):
         return Outcome(card, card["test"], {})

@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.pictures import draw_study
-from experiments.runs import Command, Outcome, Run, by_row, selection
-from experiments.tables import markdown, spread, write_csv
+from experiments.runs import Outcome, Run
+from experiments.tables import grouped, markdown, spread, write_csv
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.files import writing
-from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import CONFIG, Pair
-from ulm_prompt.prompt_data.verbal import METHODS, has_data_bin
 from ulm_prompt.training.recipe import load_recipe
 
 FOLDER = CONFIG / "studies"
@@ -70,19 +68,14 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Read a study. Raises ``UserError`` for an unknown one, a broken file, or a run without a
-    value on the x axis.
+    """Read a study. Raises ``UserError`` for a broken file, or a run without a value on the x
+    axis.
     """
     path = FOLDER / f"{name}.yaml"
-    if name not in study_names():
-        raise UserError(f"study {name}: expected one of {', '.join(study_names())}")
     study = load_config(Study, path)
     if study.x not in X_AXES:
         raise UserError(f"{path}: x: {study.x}: expected one of {', '.join(X_AXES)}")
     for run, way in study.runs.items():
-        if way.verbalizer not in (None, *METHODS, LEARNABLE):
-            known = ", ".join((*METHODS, LEARNABLE))
-            raise UserError(f"{path}: {run}: verbalizer {way.verbalizer}: expected one of {known}")
         if study.x in NUMBERS and getattr(way, study.x) is None:
             raise UserError(f"{path}: {run}: {study.x} is missing; it is the study's x axis")
     return study
@@ -129,18 +122,6 @@ def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
     return runs
 
 
-def preparation(run: Run, workspace: Workspace) -> list[Command]:
-    """The commands that make the data of the run's verbalizer, unless they were run."""
-    if not run.pair.verbalizer or has_data_bin(workspace, run.pair):
-        return []
-    flags = selection(run.pair, workspace)
-    method = run.pair.verbalizer.partition("_")[0]
-    return [
-        ["ulm_prompt/verbalizer.py", "--method", method, "--seed", str(run.seed), *flags],
-        ["ulm_prompt/fairseq_preprocess.py", *flags],
-    ]
-
-
 def report(
     study: Study, outcomes: Mapping[Run, Outcome], title: str, folder: Path, name: str
 ) -> list[Path]:
@@ -149,7 +130,7 @@ def report(
     curves = study.x == "updates"
     lines = (_validations if curves else _runs)(outcomes)
     write_csv(paths[0], lines, lines[0])
-    text = markdown((_curve_table if curves else _run_table)(outcomes, title))
+    text = markdown(_table(outcomes, title, curves))
     with writing(paths[1]) as handle:
         handle.write(text)
     print(f"\n{text}", end="")
@@ -188,39 +169,46 @@ def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     ]
 
 
-def _run_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]:
-    """A row for each way: accuracies as mean ± standard deviation over its seeds."""
-    tests = [outcome.test for outcome in outcomes.values()]
-    tested = [key for key in TESTS if all(test.get(key) is not None for test in tests)]
-    names = [TESTS[key] for key in tested]
-    rows = [[f"{title}: accuracy, %", "trained", "valid", *names, "seeds"]]
-    for name, seeds in by_row(outcomes).items():
-        scores = [[outcome.card["valid"]["accuracy"] for outcome in seeds]]
-        scores += [[outcome.test[key] for outcome in seeds] for key in tested]
-        trained = f"{seeds[0].card['trained_parameters']:,}"
-        rows.append([name, trained, *map(spread, scores), str(len(seeds))])
+def _table(outcomes: Mapping[Run, Outcome], title: str, curves: bool) -> list[list[str]]:
+    """A row for each way, scores as mean ± standard deviation over its seeds: at the best
+    checkpoint, or (``curves``) after some of the updates.
+    """
+
+    def best(seeds: list[Outcome]) -> str:
+        return spread([seed.card["valid"]["accuracy"] for seed in seeds])
+
+    columns: dict[str, Callable[[list[Outcome]], str]] = {}
+    if curves:
+        what = "valid accuracy, %, after updates"
+        for update in _marked_updates(outcomes):
+            columns[f"{update:,}"] = lambda seeds, update=update: spread(
+                [seed.curve[update]["accuracy"] for seed in seeds if update in seed.curve]
+            )
+        columns["best checkpoint"] = lambda seeds: (
+            f"{best(seeds)} (by {max(seed.card['updates'] for seed in seeds):,})"
+        )
+    else:
+        what = "accuracy, %"
+        columns["trained"] = lambda seeds: f"{seeds[0].card['trained_parameters']:,}"
+        columns["valid"] = best
+        for key, name in TESTS.items():
+            if all(outcome.test.get(key) is not None for outcome in outcomes.values()):
+                columns[name] = lambda seeds, key=key: spread([seed.test[key] for seed in seeds])
+    columns["seeds"] = lambda seeds: str(len(seeds))
+    rows = [[f"{title}: {what}", *columns]]
+    for name, seeds in grouped((run.row, outcome) for run, outcome in outcomes.items()).items():
+        rows.append([name, *(column(seeds) for column in columns.values())])
     return rows
 
 
-def _curve_table(outcomes: Mapping[Run, Outcome], title: str) -> list[list[str]]:
-    """A row for each way: valid accuracy after up to ``COLUMNS`` of the updates at which most
-    curves have a validation (the first, its doublings, the last), and of the best checkpoint.
+def _marked_updates(outcomes: Mapping[Run, Outcome]) -> list[int]:
+    """Up to ``COLUMNS`` of the updates at which most curves have a validation: the first, its
+    doublings, the last.
     """
     counts = Counter(update for outcome in outcomes.values() for update in outcome.curve)
     shared = sorted(update for update, count in counts.items() if 2 * count > len(outcomes))
-    columns: list[int] = []
+    marked: list[int] = []
     for update in shared:
-        if not columns or update >= 2 * columns[-1]:
-            columns.append(update)
-    columns = sorted({*columns[: COLUMNS - 1], *shared[-1:]})
-    after = [f"{update:,}" for update in columns]
-    rows = [[f"{title}: valid accuracy, %, after updates", *after, "best checkpoint", "seeds"]]
-    for name, seeds in by_row(outcomes).items():
-        entries = [
-            spread([seed.curve[update]["accuracy"] for seed in seeds if update in seed.curve])
-            for update in columns
-        ]
-        latest = max(outcome.card["updates"] for outcome in seeds)
-        best = spread([outcome.card["valid"]["accuracy"] for outcome in seeds])
-        rows.append([name, *entries, f"{best} (by {latest:,})", str(len(seeds))])
-    return rows
+        if not marked or update >= 2 * marked[-1]:
+            marked.append(update)
+    return sorted({*marked[: COLUMNS - 1], *shared[-1:]})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from pipeline.errors import UserError
 from pipeline.files import writing
@@ -23,6 +23,7 @@ CHART = REPOSITORY / "docs" / "results.png"  # in README.md
 # Markdown does not show the marks
 MARKS = "<!-- tables: python reproduce.py --write_docs -->\n", "<!-- end of tables -->\n"
 EMPTY = "–"
+Key, Item = TypeVar("Key"), TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     head, *lines = (f"| {' | '.join(row)} |\n" for row in rows)
     return head + "|---" * (head.count(" | ") + 1) + "|\n" + "".join(lines)
+
+
+def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
+    """The items of each key, both in their order."""
+    groups: dict[Key, list[Item]] = {}
+    for key, item in items:
+        groups.setdefault(key, []).append(item)
+    return groups
 
 
 def spread(values: Sequence[float]) -> str:
@@ -113,9 +122,7 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
     A column for each unit model and task; for each method ours below the published figures. With
     ``paper.mean`` one table, a row for each of them, and the mean over those with an accuracy.
     """
-    runs: dict[str, list[Figure]] = {}
-    for figure in figures:
-        runs.setdefault(figure.cell, []).append(figure)
+    runs = grouped((figure.cell, figure) for figure in figures)
     ours, published = {}, {}
     for cell in paper.cells:
         ours[str(cell)] = _ours(runs.get(str(cell), []), paper.tasks[cell.task].test_utterances)
@@ -123,11 +130,9 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
             notes = "; ".join(filter(None, (cell.parameters, cell.source)))
             published[str(cell)] = f"*{cell.published:.2f}* ({notes})"
     columns = list(dict.fromkeys((cell.task, cell.unit_model) for cell in paper.cells))
-    is_accuracy = {task: entry.metric == "accuracy" for task, entry in paper.tasks.items()}
+    scored = [column for column in columns if paper.tasks[column[0]].metric == "accuracy"]
     if not paper.mean:
-        groups = (
-            [c for c in columns if is_accuracy[c[0]] == accuracy] for accuracy in (True, False)
-        )
+        groups = scored, [column for column in columns if column not in scored]
         return "\n".join(_by_method(paper, ours, published, group) for group in groups if group)
     rows = [
         ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
@@ -137,7 +142,6 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
         quoted = next((published[name] for name in names if name in published), EMPTY)
         entries = (ours.get(name, EMPTY) for name in names)
         rows.append([task, paper.tasks[task].metric, model, quoted, *entries])
-    scored = [column for column in columns if is_accuracy[column[0]]]
     rows.append(["**mean over tasks**", "accuracy", "", ""])
     for method in paper.methods:
         cells = [runs.get(f"{method} {task} {model}") for task, model in scored]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from experiments import studies
-from experiments.runs import commands, outcome, run_all, stop_after
+from experiments.runs import make, outcome, stop_after
 from pipeline.errors import UserError, run
 from pipeline.workspace import Workspace, name_part
 from ulm_prompt.prompt_data.tasks import add_workspace, find_pairs
@@ -47,11 +47,7 @@ def main() -> None:
     (pair,) = find_pairs(args, needs_lm=True)
     runs = studies.runs_of(study, args, pair)
     check_data_bin(workspace, pair)
-    for current in runs:
-        name = f"verbalizer {current.pair.verbalizer}"
-        stop_after({name} - run_all({name: studies.preparation(current, workspace)}, 1).keys())
-    todo = {str(current): commands(current, workspace, args.test) for current in runs}
-    stop_after(todo.keys() - run_all(todo, args.jobs, one_core=True).keys())
+    stop_after(make(runs, workspace, args.jobs, args.test, one_core=True))
     outcomes = {current: outcome(current, workspace, args.test) for current in runs}
     name = f"{studies.study_title(args)}_{pair.task}_{pair.unit_model}"
     folder = workspace.root / "samples" / "studies"

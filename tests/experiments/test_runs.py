@@ -17,7 +17,8 @@ import pytest
 
 from baselines.classifiers.answers import load_settings
 from baselines.classifiers.downstream import CONFIG, Settings
-from experiments.paper import FIRST_SEED, load_paper, survey, trained_numbers
+from experiments.paper import FIRST_SEED, load_paper, survey
+from experiments.runs import trained_numbers
 from experiments.tables import Figure, read_figures
 from pipeline.files import sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
@@ -83,12 +84,10 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
 
 
 def test_what_is_finished_is_not_made_again(root: Path) -> None:
-    again = reproduce(root, "--method", "PT")
-    assert f"**{shown(root)[PROMPT]:.2f}**" in again and "$ python" not in again
-
-
-def test_without_binaries_they_are_made_and_nothing_is_trained(root: Path) -> None:
+    """Where the binaries are gone, they alone are."""
     before = shown(root)
+    again = reproduce(root, "--method", "PT")
+    assert f"**{before[PROMPT]:.2f}**" in again and "$ python" not in again
     shutil.rmtree(root / "ulm_prompt")
     assert shown(root) == {COUNTS: before[COUNTS]}
     said = reproduce(root, "--method", "PT")

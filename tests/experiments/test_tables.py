@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import runs
-from experiments.paper import PAPERS, Cell, Paper, load_paper, missing, run_of, trained_numbers
+from experiments.paper import PAPERS, Cell, Paper, load_paper, missing, run_of
+from experiments.runs import trained_numbers
 from experiments.tables import (
     DOCUMENT,
     FIGURES,
@@ -190,13 +191,17 @@ def test_one_failing_task_of_three_does_not_stop_the_others(
         reproduced(monkeypatch, tmp_path, *flags)
     printed = capsys.readouterr()
     assert "left out, neither corpus nor rows are here: ASR, SF, " in printed.out
-    assert "error: task TABLE tiny100: see the messages above" in printed.err
+    assert "error: task TABLE tiny100 seed 100501: see the messages above" in printed.err
     assert "(2 of 3)" in printed.out and "| KS | accuracy | tiny100 | – | **" in printed.out
     for path in rows:
         write_rows(path, tiny.rows("speech_commands", 40, 1))
     reproduced(monkeypatch, tmp_path, *flags)
     again = capsys.readouterr().out
-    assert "(3 of 3)" in again and "train.py --date task-seed100501 --recipe fast" in again
+    assert (
+        "(3 of 3)" in again
+        and "train.py --recipe fast" in again
+        and "--date task-seed100501" in again
+    )
     assert "--prompt_task KS" not in again and (tmp_path / "samples/tables_all").is_dir()
 
 
