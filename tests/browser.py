@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -83,6 +84,11 @@ class Browser:
         for _ in range(times):
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **names)
             self.call("Input.dispatchKeyEvent", type="keyUp", **names)
+
+    def picture(self, path: Path) -> None:
+        """A screenshot of the whole page, for people."""
+        data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
 
     def mistakes(self) -> list[dict[str, Any]]:
         """The page's exceptions and console errors so far."""
