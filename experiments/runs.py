@@ -22,7 +22,7 @@ from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.rows import SPLITS
-from pipeline.runs import RUNNING, run_script
+from pipeline.runs import end_scripts, run_script
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.prompt_record import (
@@ -220,8 +220,7 @@ def run_all(
         return time.monotonic() - start
 
     def end(number: int, _: object) -> None:
-        for process in list(RUNNING):
-            process.terminate()
+        end_scripts()
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -35,50 +35,42 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any
-    error. Where ``path`` is a symbolic link, what it leads to is replaced.
+def replacing(path: Path, is_folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` (``is_folder``: of a new, empty folder); rename it to
+    ``path`` on success, remove it on any error. Where ``path`` is a symbolic link, what it leads to
+    is replaced. Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
     """
-    path = _behind_link(path)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with naming(path, temporary):
-        try:
-            yield temporary
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder, which is new and empty when it is yielded.
-
-    Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
-    """
-    path = _behind_link(path)
     temporary = _temporary(path)
     old = temporary.with_suffix(".old")
     with naming(path, temporary):
-        temporary.mkdir(parents=True)
         try:
+            if is_folder:
+                temporary.mkdir()
             yield temporary
-            if path.exists():
+            if path.is_dir():
                 if not os.access(path, os.W_OK):  # it could be moved aside, but not removed
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
                 path.rename(old)
-            temporary.rename(path)
+            temporary.replace(path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             raise
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
 
 
-def _behind_link(path: Path) -> Path:
-    """The path that a symbolic link leads to, whether or not it exists; else ``path`` itself."""
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+def replacing_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """The same for a folder."""
+    return replacing(path, is_folder=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists and can be removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _temporary(path: Path) -> Path:
@@ -92,10 +84,8 @@ def _temporary(path: Path) -> Path:
             continue
         if kind == "old" and not path.exists():
             left.rename(path)
-        elif left.is_dir():
-            shutil.rmtree(left)
         else:
-            left.unlink(missing_ok=True)
+            _remove(left)
     return path.with_name(f"{begin}{os.getpid()}.tmp")
 
 

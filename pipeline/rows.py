@@ -18,6 +18,7 @@ SPLITS = ("train", "valid", "test")
 _UNITS = r"[0-9]+(?: [0-9]+)*"
 _LABELS = r"[0-9]{1,9}(?: [0-9]{1,9})*"  # they are sorted as numbers
 _ROW = re.compile(rf"(.*)\|({_UNITS})\|({_LABELS})")
+are_units, are_labels = (re.compile(text).fullmatch for text in (_UNITS, _LABELS))
 
 
 class Row(NamedTuple):
@@ -44,16 +45,6 @@ def read_rows(path: Path) -> Iterator[Row]:
         yield Row(*row.groups())
     if number == 0:
         raise UserError(f"{path}: empty; a split needs at least one utterance")
-
-
-def are_units(text: str) -> bool:
-    """Whether ``text`` can be a row's units."""
-    return re.fullmatch(_UNITS, text) is not None
-
-
-def are_labels(text: str) -> bool:
-    """Whether ``text`` can be a row's labels: integers of at most nine digits."""
-    return re.fullmatch(_LABELS, text) is not None
 
 
 def check_name(name: str) -> str:

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from tqdm import tqdm
 
 from pipeline.workspace import REPOSITORY
 
-RUNNING: set[subprocess.Popen] = set()  # the scripts that run_script waits for
+_running: set[subprocess.Popen] = set()  # the scripts that run_script waits for
+_starting = threading.Lock()  # a script has not begun yet, or is in _running
+_ending = threading.Event()
 PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 
 
@@ -28,21 +31,33 @@ def run_script(
     """
     command = [str(word) for word in words]
     print(f"{prefix}$ python {shlex.join(command)}", flush=True)
-    with subprocess.Popen(
-        [sys.executable, *command],
-        cwd=REPOSITORY,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding=sys.stdout.encoding,  # the script's too
-        errors="surrogateescape",
-        text=True,
-    ) as process:
-        RUNNING.add(process)
+    with _starting:
+        if _ending.is_set():
+            return 1
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=REPOSITORY,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding=sys.stdout.encoding,  # the script's too
+            errors="surrogateescape",
+            text=True,
+        )
+        _running.add(process)
+    with process:
         for line in process.stdout or ():
             print(prefix + line, end="", flush=True)
-    RUNNING.discard(process)
+    _running.discard(process)
     return process.returncode
+
+
+def end_scripts() -> None:
+    """Terminate what ``run_script`` runs in other threads; from here on it begins nothing."""
+    with _starting:
+        _ending.set()
+        for process in list(_running):
+            process.terminate()
 
 
 def provenance() -> dict[str, object]:

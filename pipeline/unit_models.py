@@ -19,6 +19,7 @@ from pipeline.workspace import REPOSITORY, Workspace
 
 REGISTRY = REPOSITORY / "pretrained_models" / "registry.yaml"
 OWN = "my_unit_models.yaml"
+LM_FILES = ("checkpoint_best.pt", "dict.txt")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
 # ASCII, as in a request; no user:password@, which error messages would show
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F.:]+\])(:\d{1,5})?/[!-~]+")
@@ -88,8 +89,7 @@ class PretrainedFile(FileEntry):
     @property
     def parts(self) -> tuple[Path, ...]:
         """The files that it consists of."""
-        names = ("checkpoint_best.pt", "dict.txt")
-        return tuple(self.path / name for name in names) if self.is_lm else (self.path,)
+        return tuple(self.path / name for name in LM_FILES) if self.is_lm else (self.path,)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -34,26 +35,18 @@ class Expected(NamedTuple):
     source: str = "registry.yaml"
 
 
-class _Interrupted(Exception):
-    """This attempt did not reach the end of the file; another may."""
-
-
 class _Partial:
-    """The beginning of a file, ``.NAME.part``, and beside it what the server said of the whole."""
+    """The beginning of a file, ``.NAME.part``, and beside it the server's mark of its version."""
 
     def __init__(self, final: Path, url: str) -> None:
         self.final, self.url, self.name = final, url, final.name.removeprefix(".")
         self.path = final.with_name(f".{self.name}.part")
-        self._notes = self.path.with_name(f"{self.path.name}.json")
-        self.validator: str | None = None  # the server's mark of this version of the file
-        self.total: int | None = None  # its length
-        try:
-            notes = read_json(self._notes, "")
-            self.validator, self.total = notes["validator"], notes["total"]
-            is_same = notes["url"] == url
-        except (UserError, KeyError):
-            is_same = False
-        if not is_same:
+        self.notes = self.path.with_name(f"{self.path.name}.json")
+        notes = {}
+        with contextlib.suppress(UserError):
+            notes = read_json(self.notes, "")
+        self.validator: str | None = notes.get("validator")
+        if notes.get("url") != url:
             self.forget()
 
     @property
@@ -66,19 +59,8 @@ class _Partial:
     def forget(self) -> None:
         """Remove what came."""
         self.path.unlink(missing_ok=True)
-        self._notes.unlink(missing_ok=True)
-        self.validator = self.total = None
-
-    def begin(self, validator: str | None, total: int | None) -> None:
-        """Begin the file anew."""
-        self.forget()
-        self.validator, self.total = validator, total
-        write_json(self._notes, {"url": self.url, "validator": validator, "total": total})
-
-    def publish(self) -> None:
-        """Give the whole file its name."""
-        self._notes.unlink()  # after the other, a kill between would leave them
-        self.path.replace(self.final)
+        self.notes.unlink(missing_ok=True)
+        self.validator = None
 
 
 def fetch(
@@ -100,7 +82,15 @@ def fetch(
     partial = _Partial(path, url)
     if partial.length:
         print(f"{path.name}: resumes after {partial.length:,} bytes", flush=True)
-    _complete(partial, expected, timeout)
+    left, best = ATTEMPTS, partial.length
+    while reason := _attempt(partial, expected, timeout):
+        left = ATTEMPTS if partial.length > best else left - 1
+        best = max(best, partial.length)
+        if not left:
+            gave_up = f"gave up after {ATTEMPTS} attempts. The same command resumes here"
+            raise partial.error(f"{reason}; {gave_up}")
+        print(f"{partial.name}: {reason}; trying again", flush=True)
+        time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
     digest = sha256(partial.path)
     try:
         if expected.sha256 is None:
@@ -112,29 +102,14 @@ def fetch(
         partial.forget()
         reason = str(error).removeprefix(f"{partial.path}: ")
         raise partial.error(f"{reason}; what came is removed") from None
-    partial.publish()
+    partial.notes.unlink()  # after the other, a kill between would leave them
+    partial.path.replace(path)
     return digest
 
 
-def _complete(partial: _Partial, expected: Expected, timeout: float) -> None:
-    """Repeat attempts until the partial file is as long as it should be."""
-    left, best = ATTEMPTS, partial.length
-    while partial.total is None or partial.length != partial.total:
-        try:
-            _attempt(partial, expected, timeout)
-        except _Interrupted as reason:
-            left = ATTEMPTS if partial.length > best else left - 1
-            best = max(best, partial.length)
-            if not left:
-                gave_up = f"gave up after {ATTEMPTS} attempts. The same command resumes here"
-                raise partial.error(f"{reason}; {gave_up}") from None
-            print(f"{partial.name}: {reason}; trying again", flush=True)
-            time.sleep(PAUSE * 2 ** max(0, ATTEMPTS - left - 1))
-
-
-def _attempt(partial: _Partial, expected: Expected, timeout: float) -> None:
-    """Ask for the file, or for the rest of it, and append what comes. Raises ``_Interrupted`` where
-    another attempt may help.
+def _attempt(partial: _Partial, expected: Expected, timeout: float) -> str | None:
+    """Ask for the file, or for the rest of it, and append what comes. Returns None for a whole
+    file, or why another attempt may help.
     """
     target = partial.final.with_name(partial.name)
     by_hand = f"get it elsewhere, put it at {target} and run this again"
@@ -148,20 +123,20 @@ def _attempt(partial: _Partial, expected: Expected, timeout: float) -> None:
     try:
         request = http.Request(partial.url, headers=headers)
         with http.urlopen(request, timeout=timeout) as response:
-            _check_head(response, partial, expected)
-            _receive(response, partial)
+            total = _check_head(response, partial, expected)
+            return _receive(response, partial, total)
     except HTTPError as error:
         error.close()
         said = f"the server answers {error.code} {error.reason}"
         if error.code == 416:
             partial.forget()
         if error.code in _PASSING:
-            raise _Interrupted(said) from None
+            return said
         raise partial.error(f"{said}; {by_hand}") from None
     except URLError as error:
         said = f"no connection ({error.reason})"
         if partial.length:
-            raise _Interrupted(said) from None
+            return said
         raise partial.error(f"{said}; check the network, or {by_hand}") from None
     except DownloadError:
         raise
@@ -169,11 +144,13 @@ def _attempt(partial: _Partial, expected: Expected, timeout: float) -> None:
         raise partial.error(f"no address ({error})") from None
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
-        raise _Interrupted(f"cut after {partial.length:,} bytes ({reason})") from None
+        return f"cut after {partial.length:,} bytes ({reason})"
 
 
-def _check_head(response: HTTPResponse, partial: _Partial, expected: Expected) -> None:
-    """Decide by the answer's head whether the body is what was asked for."""
+def _check_head(response: HTTPResponse, partial: _Partial, expected: Expected) -> int | None:
+    """Decide by the answer's head whether the body is what was asked for; returns the length of the
+    whole file, None where the server does not know it.
+    """
     head = response.headers
     encoding = head.get("Content-Encoding", "identity")
     allowed = ("https:",) if partial.url.startswith("https:") else ("https:", "http:")
@@ -190,11 +167,10 @@ def _check_head(response: HTTPResponse, partial: _Partial, expected: Expected) -
     if is_rest:
         part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", head.get("Content-Range", ""))
         start, total = map(int, part.groups()) if part else (-1, -1)
-        fits = start == partial.length and partial.total in (None, total)
-        fits = fits and response.length in (None, total - start)
+        fits = start == partial.length and response.length in (None, total - start)
         if not (fits and validator in (None, partial.validator)):
             partial.forget()
-            raise _Interrupted("the server's part does not fit what is here: from the start")
+            raise HTTPException("the server's part does not fit what is here: from the start")
     if response.length == 0:
         raise partial.error("is empty")
     if total is None and not (response.chunked or expected.sha256):
@@ -203,15 +179,16 @@ def _check_head(response: HTTPResponse, partial: _Partial, expected: Expected) -
         partial.forget()
         said = f"{expected.source} says {expected.size:,}"
         raise partial.error(f"has {total:,} bytes, but {said}")
-    if is_rest:
-        partial.total = total
-    else:
-        partial.begin(validator, total)
+    if not is_rest:
+        partial.forget()
+        partial.validator = validator
+        write_json(partial.notes, {"url": partial.url, "validator": validator})
+    return total
 
 
-def _receive(response: HTTPResponse, partial: _Partial) -> None:
-    """Append the answer's body."""
-    begin, total = partial.length, partial.total
+def _receive(response: HTTPResponse, partial: _Partial, total: int | None) -> str | None:
+    """Append the answer's body; returns as ``_attempt`` does."""
+    begin = partial.length
     bar = progress_bar(total=total, initial=begin, desc=partial.name, unit="B", unit_scale=True)
     with bar, open(partial.path, "ab", buffering=0) as handle:
         while piece := response.read1(_PIECE):
@@ -225,7 +202,6 @@ def _receive(response: HTTPResponse, partial: _Partial) -> None:
                     f"{partial.path}; make room and run the same command again"
                 ) from None
         os.fsync(handle.fileno())
-    if total is None and partial.length:
-        partial.total = partial.length
-    elif partial.length != total:
-        raise _Interrupted(f"cut after {partial.length:,} of {total or 0:,} bytes")
+    if partial.length and total in (None, partial.length):
+        return None
+    return f"cut after {partial.length:,} of {total or 0:,} bytes"

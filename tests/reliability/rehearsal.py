@@ -167,10 +167,8 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, required=True, help="a new folder")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=1024, help="of the LM; HuBERT: 3/4 of it")
-    parser.add_argument("--channels", type=int, default=512, help="of HuBERT's convolutions")
-    parser.add_argument("--clips", type=int, default=60, help="of a second, to quantise")
     args = parser.parse_args()
-    rehearse(args.workspace.resolve(), args.layers, args.width, args.channels, args.clips)
+    rehearse(args.workspace.resolve(), args.layers, args.width, channels=512, clips=60)
 
 
 if __name__ == "__main__":

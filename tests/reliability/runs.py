@@ -8,12 +8,12 @@ import contextlib
 import ctypes
 import fcntl
 import importlib
+import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,28 +43,24 @@ class Run:
         self, module: str, words: list[str], before: Callable[[], None] | None = None
     ) -> None:
         pipes = os.pipe(), os.pipe()
-        for _, end in pipes:
+        self._ends, ends = zip(*pipes)
+        for end in ends:
             fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _ROOM)
-        self.process = os.fork()
-        if not self.process:
-            live(module, words, [end for _, end in pipes], before)
+        context = multiprocessing.get_context("fork")
+        self._fork = context.Process(target=live, args=(module, words, ends, before))
+        self._fork.start()
+        self.process = self._fork.pid
         with contextlib.suppress(OSError):  # the fork does so too: whoever comes first
             os.setpgid(self.process, self.process)
-        for _, end in pipes:
+        for end in ends:
             os.close(end)
-        self._ends = [end for end, _ in pipes]
 
     def kill_after(self, seconds: float) -> bool:
         """Kill it and its children after so long; False when it had ended before."""
-        if not self._ends_within(seconds):
+        self._fork.join(seconds)
+        if self._fork.exitcode is None:
             os.killpg(self.process, signal.SIGKILL)
-            self._status = os.waitpid(self.process, 0)[1]
-        return self._end().code == -signal.SIGKILL
-
-    def stop_after(self, seconds: float) -> None:
-        """Let it stand still, as a machine under load would, until ``go_on``."""
-        time.sleep(seconds)
-        os.killpg(self.process, signal.SIGSTOP)
+        return self.wait().code == -signal.SIGKILL
 
     def stands_still(self) -> bool:
         """Wait until it has stopped itself, or False until it has ended."""
@@ -76,31 +72,20 @@ class Run:
 
     def wait(self) -> Ended:
         """Its end. Raises ``RuntimeError`` for one that never comes."""
-        if self._ends_within(LONGEST):
-            return self._end()
-        self.kill_after(0)
-        raise RuntimeError(f"hangs: not done after {LONGEST} s")
-
-    def _ends_within(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            process, self._status = os.waitpid(self.process, os.WNOHANG)
-            if process:
-                return True
-            time.sleep(min(0.002, max(0.0, end - time.monotonic())))
-        return False
-
-    def _end(self) -> Ended:
+        self._fork.join(LONGEST)
+        if self._fork.exitcode is None:
+            os.killpg(self.process, signal.SIGKILL)
+            raise RuntimeError(f"hangs: not done after {LONGEST} s")
         said = []
         for end in self._ends:
             os.set_blocking(end, False)
             with open(end, "rb", buffering=0) as pipe:
                 said.append((pipe.read(_ROOM) or b"").decode())
-        return Ended(os.waitstatus_to_exitcode(self._status), *said)
+        return Ended(self._fork.exitcode, *said)
 
 
 def live(
-    module: str, words: list[str], ends: list[int], before: Callable[[], None] | None = None
+    module: str, words: list[str], ends: Sequence[int], before: Callable[[], None] | None = None
 ) -> None:
     """A fork's whole life: ``module``'s stage, which says what it says into ``ends``."""
     from pipeline.errors import run

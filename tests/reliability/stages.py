@@ -1,22 +1,26 @@
-"""Every stage that writes, on a tiny workspace, and what it reads."""
+"""Every stage that writes, on a tiny workspace: what it reads, and what the workspace holds."""
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import importlib
 import io
+import json
 import logging
 import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from pipeline.torch_files import allow_fairseq, load_torch
 from tests.preprocess import corpora
 from tests.pretrained_models.conftest import Remote, tgz
+from ulm_prompt.scoring.scores import valid_curve
 
 UNIT_MODEL = "logmel100"
 COUNTS = {"train": 61, "valid": 13, "test": 11}
@@ -26,6 +30,9 @@ LM = ("decoder_layers=2", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "m
 PROMPT = ("max_epoch=5", "patience=0", "batch_size=16", "max_update=9", "validate_every=2")
 SMALL = ("fairseqrc.batch_seconds=0.5", "fairseqrc.km_clusters=20", "fairseqrc.km_starts=1",
          "taskrc.seed=1")  # fmt: skip
+# how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
+_APART = ("provenance.json",)
+_HOW = ("made_by", "command", "git_revision", "versions", "files", "checkpoint")
 
 
 MANIFEST = "preprocess/fluent_commands/data/manifest/"
@@ -114,6 +121,68 @@ def write_corpus(workspace: Path) -> None:
     root = corpora.fluent_commands(workspace / "corpora" / "fluent_commands", splits)
     for number, path in enumerate(sorted(root.rglob("*.wav"))):
         corpora.write(path, corpora.tone(rng.uniform(0.15, 0.4), 90 + 7 * number))
+
+
+def contents(workspace: Path) -> dict[str, str]:
+    """What a workspace holds, by file, in a form in which two runs of the same work are equal;
+    temporaries and locks apart. Raises for a file that cannot be read whole:
+    half-written.
+    """
+    found = {}
+    for path in sorted(workspace.rglob("*")):
+        name = str(path.relative_to(workspace))
+        skipped = path.name in _APART or "tfevents" in name or name.startswith("corpora")
+        passing = any(map(_passing, path.relative_to(workspace).parts))
+        if path.is_file() and not skipped and not passing:
+            found[name] = _digest(path)
+    return found
+
+
+def temporaries(workspace: Path) -> list[Path]:
+    """What a finished run must not leave. A lock that a killed one left holds nobody."""
+    found = (path for path in workspace.rglob("*") if _passing(path.name))
+    return [path for path in found if path.suffix != ".lock"]
+
+
+def _passing(name: str) -> bool:
+    """Whether it is the name of a lock, of what is not yet whole or no longer needed."""
+    return name.startswith(".") or name.endswith((".tmp", ".old", ".part"))
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".pt":
+        allow_fairseq()
+        return _of_tensors(load_torch(path))
+    if path.name == "train.log":
+        scores = {
+            update: {name: value for name, value in each.items() if name not in ("wps", "wall")}
+            for update, each in valid_curve(path).items()
+        }
+        return str(scores)
+    if path.suffix == ".json":
+        return str(json.loads(path.read_text(), object_pairs_hook=_without_how))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _without_how(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if key not in _HOW}
+
+
+def _of_tensors(state: Any) -> str:
+    """Of the weights and the optimizer's moments; not of the seconds that a checkpoint counts."""
+    digest = hashlib.sha256()
+
+    def walk(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                walk(f"{name}.{key}", value[key])
+
+    for part in ("model", "last_optimizer_state"):
+        walk(part, state.get(part))
+    return digest.hexdigest()
 
 
 class Mirror(Remote):

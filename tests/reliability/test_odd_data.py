@@ -124,12 +124,3 @@ def test_labels_that_train_never_has(tmp_path: Path) -> None:
     assert "7 rows have a label that train never has" in printed
     assert scores["utterances"] == 13 and "too long to answer" not in scores
     assert scores["accuracy within labels"] == pytest.approx(100 * 6 / 13)
-
-
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_an_empty_split(tmp_path: Path, split: str) -> None:
-    workspace = write(tmp_path)
-    path = workspace.rows("speech_commands", UNIT_MODEL, split)
-    path.write_text("")
-    with pytest.raises(UserError, match=f"{split}: empty; a split needs at least one utterance"):
-        call("make_data", tmp_path)

@@ -12,15 +12,19 @@ import pytest
 import soundfile
 
 from pipeline.devices import Ranks
-from pipeline.rows import SPLITS, read_rows
+from pipeline.errors import UserError, run
+from pipeline.rows import SPLITS, Row, read_rows, write_rows
 from pipeline.workspace import Workspace
+from preprocess.actions.manifest import Entry, write_manifest
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
-from tests.reliability.hostile import windows
+from tests.reliability.hostile import refused, windows
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.spoken import UNIT_MODEL, write_prompt
+from ulm_prompt.prompt_data.ulm_text import write_dict
+from ulm_prompt.prompt_lm.lm import load_dictionary
 
 NAMES = (
     "cafe\u0301.wav", "caf\u00e9.wav",  # decomposed and composed: two files
@@ -77,3 +81,49 @@ def test_names_survive_to_the_scores(root: Path) -> None:
     printed = call("cal_acc", root, "--sample_date", "d", "--report", "--mistakes", 99)
     assert "utterances" in printed and f"{len(NAMES)}" in printed
     assert all(line.isprintable() for line in printed.split("\n"))
+
+
+def test_a_dict_has_every_number_up_to_the_highest_unit(tmp_path: Path) -> None:
+    """A slip must not fill the disk."""
+    (tmp_path / "train.txt").write_text("3 1 3\n0\n")
+    write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
+    found = load_dictionary(tmp_path)
+    assert (found.symbols[4:], found.count[4:]) == (["0", "1", "2", "3"], [1, 1, 0, 2])
+    (tmp_path / "train.txt").write_text("1 2\n3 999999999\n")
+    with pytest.raises(UserError, match="unit 999999999; expected a k-means cluster"):
+        write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a\nb", "line break"),
+        ("a\rb", "line break"),
+        ("\ufeffa", "byte order mark"),
+        ("a\udcff", "not UTF-8"),
+    ],
+)
+def test_names_that_no_row_can_hold(tmp_path: Path, name: str, reason: str) -> None:
+    for write in (
+        lambda: write_rows(tmp_path / "t", [Row(name, "1", "2")]),
+        lambda: write_manifest(tmp_path / "t", Path("/"), [Entry(name, 1, 0, "b", "1")]),
+    ):
+        assert reason in refused(write)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["test", "train"])
+def test_a_name_that_is_no_utf8_is_refused_at_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    root = corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
+    folder = next(root.glob("*test_set*")) if place == "test" else root / "speech_commands_v0.01"
+    clip = next((folder / "yes").glob("*.wav"))
+    clip.rename(clip.parent / "caf\udce9.wav")
+    task = preprocessor("speech_commands", tmp_path)
+    with pytest.raises(SystemExit) as leaving:
+        run(task.generate_manifest)
+    said = capsys.readouterr().err
+    assert leaving.value.code == 2 and said.count("\n") == 1
+    assert "caf\\udce9.wav: a name that is not UTF-8 text; rename it" in said
+    assert not (tmp_path / "preprocess").exists()

@@ -4,22 +4,28 @@ them.
 
 from __future__ import annotations
 
+import argparse
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import save_file
 
 from baselines.classifiers.means import means_folder, read_means
-from pipeline.errors import UserError
 from pipeline.files import sha256
+from pipeline.torch_files import load_safetensors, load_torch
 from pipeline.unit_models import find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import FairseqConfig, fill_in
 from preprocess.actions.manifest import Entry, read_manifest, write_manifest
 from tests.conftest import stage
 from tests.reliability.hostile import Runs, refused
+from tests.ulm_prompt import tiny
+from ulm_prompt.prompt_lm.data import open_rows
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.using.speech import UnitFiles
 
@@ -36,13 +42,6 @@ def test_a_manifest_holds_whole_fields_and_stays_in_its_corpus(tmp_path: Path, l
     manifest = tmp_path / "train.tsv"
     manifest.write_text(f"{tmp_path}\na.wav\t9\t0\ta.wav\t1\n{line}\n")
     assert "line 3" in refused(lambda: read_manifest(manifest))
-
-
-@pytest.mark.parametrize("path", OUTSIDE)
-def test_no_manifest_is_written_that_leads_out(tmp_path: Path, path: str) -> None:
-    with pytest.raises(UserError, match="expected a path inside"):
-        write_manifest(tmp_path / "new.tsv", tmp_path, [Entry(path, 9, 0, "b", "1")])
-    assert not (tmp_path / "new.tsv").exists()
 
 
 def test_a_corpus_that_names_files_elsewhere(tmp_path: Path) -> None:
@@ -106,3 +105,59 @@ def test_layer_means_that_are_something_else(tmp_path: Path) -> None:
         path.write_bytes(content)
         refused(read)
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old format"])
+def test_a_checkpoint(tmp_path: Path, is_zip: bool, mapped: bool) -> None:
+    """Tied weights, an old Namespace and an empty tensor are read; half of the file is not."""
+    tied = torch.zeros(50, 8)
+    model = {"a": tied, "b": tied, "c": torch.empty(0, 8)}
+    state = {"args": argparse.Namespace(a=1), "model": model}
+    path = tmp_path / "a.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
+    assert load_torch(path, mapped)["model"].keys() == model.keys()
+    whole = path.read_bytes()
+    for content in (b"", b"\x00" * 100, b"hello", whole[:100], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert str(path) in refused(lambda: load_torch(path, mapped))
+    torch.save([1], path)
+    assert "found list" in refused(lambda: load_torch(path, mapped))
+    assert "not found" in refused(lambda: load_torch(tmp_path / "none.pt", mapped))
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(9)}, path)
+    whole = path.read_bytes()
+    assert load_safetensors(path)["a"].shape == (9,)
+    for content in (b"", b"hello", whole[:-1], struct.pack("<Q", 1 << 60) + whole[8:]):
+        path.write_bytes(content)
+        assert str(path) in refused(lambda: load_safetensors(path))
+
+
+def index_file(count: int, sizes: list[int], offsets: list[int], code: int = 8) -> bytes:
+    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, code, count)
+    return head + np.array(sizes, np.int32).tobytes() + np.array(offsets, np.int64).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("index", "tokens", "message"),
+    [
+        (b"", [4, 2, 5, 2], "train.idx"),
+        (b"TNTIDX\x00\x00" + bytes(40), [4, 2, 5, 2], "train.idx"),
+        (index_file(2, [2, 2], [0, 4])[:-9], [4, 2, 5, 2], "train.idx"),
+        (index_file(0, [], []), [4, 2, 5, 2], "train.idx"),
+        (index_file(1, [2], [0]), [104, 2], "none of the 104 symbols"),
+    ],
+    ids=["empty", "another format", "cut short", "no rows", "no symbol"],
+)
+def test_binaries(tmp_path: Path, index: bytes, tokens: list[int], message: str) -> None:
+    def write(index: bytes, tokens: list[int]) -> None:
+        (tmp_path / "train.idx").write_bytes(index)
+        (tmp_path / "train.bin").write_bytes(np.array(tokens, np.uint16).tobytes())
+
+    write(index_file(2, [2, 2], [0, 4]), [4, 2, 5, 2])
+    assert open_rows(tmp_path / "train", tiny.dictionary())[1].tolist() == [5, 2]
+    write(index, tokens)
+    assert message in refused(lambda: open_rows(tmp_path / "train", tiny.dictionary()))
