@@ -14,7 +14,6 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from preprocess.actions.audio_run import AudioRun, Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans
-from preprocess.actions.stream import cut_blocks, file_rates
 from preprocess.preprocessor import Preprocessor
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
@@ -141,16 +140,3 @@ def test_frames_are_counted_at_16_khz(tmp_path, rate, capsys):
     learn_kmeans([task])
     assert "8 clusters of 140 frames" in capsys.readouterr().out
     assert [len(blocks) for blocks in Quantizing(task)._splits.values()] == [2, 1, 1]
-
-
-def test_files_of_several_rates_are_recorded(workspace):
-    corpora.write(workspace / WAVS / "valid/0.wav", corpora.tone(0.5, 300, 8000), 8000)
-    task = task_of(workspace)
-    task.generate_manifest()
-    other = "wavs/speakers/valid/0.wav"
-    assert read_json(task.manifest / "provenance.json", "")["rates"] == {
-        "most": 16_000, "others": {other: 8_000}
-    }  # fmt: skip
-    rates = file_rates(task.manifest)
-    assert rates[other] == 8_000 and rates["another"] == 16_000
-    assert cut_blocks("all", task.root, [], 1.0, rates) == []

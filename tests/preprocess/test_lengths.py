@@ -22,6 +22,7 @@ from tests.preprocess.corpora import tone, write
 RATE, SECONDS = 16_000, 3
 FORMS = {
     "wav": ("WAV", "PCM_16"),
+    "24bit.wav": ("WAV", "PCM_24"),
     "float.wav": ("WAV", "FLOAT"),
     "gsm.wav": ("WAV", "GSM610"),
     "aiff": ("AIFF", "PCM_16"),
@@ -45,9 +46,11 @@ def recorded(folder: Path, kind: str, **options: str) -> tuple[Path, bytes]:
 def test_whole_files(tmp_path, kind):
     path, _ = recorded(tmp_path, kind)
     assert measured(path) == (SECONDS * RATE, RATE, ())
-    assert read_audio(path, 0, SECONDS * RATE).notes == ()
+    whole, notes = read_audio(path, 0, SECONDS * RATE)
+    assert notes == () and whole.dtype == np.float32
+    if FORMS[kind][1] in ("PCM_16", "PCM_24", "FLOAT"):
+        assert np.abs(whole - tone(SECONDS, 200)).max() < 1e-4
     crop = read_audio(path, 20_000, 9_000).samples
-    whole = read_audio(path, 0, SECONDS * RATE).samples
     np.testing.assert_allclose(crop, whole[20_000:29_000], atol=0.02)
 
 

@@ -21,7 +21,6 @@ from pipeline.workspace import REPOSITORY
 from preprocess.actions.audio_run import Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
-from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.hostile import refused
@@ -124,17 +123,6 @@ def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
     assert "already exists" in capsys.readouterr().out
 
 
-def test_another_manifest_starts_anew(workspace, expected, capsys):
-    run(intents(workspace))
-    manifest = intents(workspace).manifest / "valid.tsv"
-    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
-    run(intents(workspace))
-    assert "already exists" not in capsys.readouterr().out
-    changed = quantized(workspace)
-    assert changed["train"] == expected["train"]
-    assert changed["valid"] == b"".join(expected["valid"].splitlines(keepends=True)[:-1])
-
-
 def test_torchrun_gives_the_same_bytes(workspace, expected):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3"]
     torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
@@ -165,19 +153,6 @@ def test_shards_and_their_merge(workspace, expected, capsys):
     assert quantized(workspace) == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--num_shards", 3, "--shard", 3), "expected 0 to 2"),
-        (("--shard", 1), "give both"),
-        (("--num_shards", 3), "give both"),
-    ],
-)
-def test_bad_shards_on_the_command_line(tmp_path, options, message):
-    arguments = ("--action", "quantized", "--workspace", tmp_path, *options)
-    assert message in stage("preprocess/runner.py", *arguments, code=2)
-
-
 def test_a_second_run_at_the_same_time_is_refused(workspace):
     task = intents(workspace)
     with holding(task.quantized):
@@ -189,22 +164,14 @@ def test_a_second_run_at_the_same_time_is_refused(workspace):
             assert "another process is writing there" in refused(again)
 
 
-@pytest.fixture
-def broken(tmp_path) -> tuple[Preprocessor, Path, bytes]:
-    """A task with k-means, a file of its train split that has become bad, and what it held."""
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
+def test_bad_audio_loses_nothing_good(tmp_path, capsys):
+    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands") / "wavs/speakers"
     task = intents(tmp_path)
     task.generate_manifest()
     learn_kmeans([task])
-    bad = root / "wavs/speakers/train/1.wav"
+    bad, other = root / "train/1.wav", root / "test/0.wav"
     kept = bad.read_bytes()
     soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
-    return task, bad, kept
-
-
-def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
-    task, bad, kept = broken
-    other = bad.parents[1] / "test/0.wav"
     other.write_bytes(other.read_bytes()[:100])
     with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
         run(task)
@@ -225,31 +192,3 @@ def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
     run(task, skip_bad=True)
     task.postprocess()
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
-
-
-def test_a_shard_reads_repaired_audio_again(broken):
-    task, bad, kept = broken
-
-    def shards_and_merge() -> None:
-        for shard in (0, 1):
-            Quantizing(task).run_shard(Shard(shard, 2))
-        Quantizing(task).merge_shards(skip_bad=False)
-
-    with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
-        shards_and_merge()
-    bad.write_bytes(kept)
-    shards_and_merge()
-    assert "train/1.wav|" in (task.quantized / "train").read_text()
-
-
-def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    (root / "wavs/speakers/train/2.wav").write_bytes(b"")
-    task = intents(tmp_path)
-    with pytest.raises(UserError, match=r"1 audio file.*train/2\.wav \(is an empty file\)"):
-        task.generate_manifest()
-    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
-    task.skip_bad = True
-    task.generate_manifest()
-    said = capsys.readouterr().out
-    assert "left out" in said and "train: 2 utterances" in said

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess import runner
-from preprocess.actions.downstreams import load_downstreams
+from preprocess.actions.downstreams import load_downstreams, shard_of
 from preprocess.actions.manifest import read_manifest
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
@@ -111,23 +111,24 @@ def test_the_command_line(intents, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--num_shards", 3, "--shard", 3], "expected 0 to 2"),
+        (["--shard", 1], "give both"),
+        (["--num_shards", 3], "give both"),
         (["--downstream", "whale_song"], "unknown; there is "),
         (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
         (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
-        *(
-            (["--set", setting], f"{setting}: expected at least")
-            for setting in (
-                *("taskrc.seed=-1", f"taskrc.seed={2**40}", "fairseqrc.km_clusters=0"),
-                *("fairseqrc.km_frames=-5", f"fairseqrc.km_frames={10**12}"),
-                *("fairseqrc.km_starts=0", "fairseqrc.batch_seconds=nan"),
-                "fairseqrc.batch_seconds=inf",
-            )
-        ),
+        *((["--set", setting], f"{setting}: expected at least")
+          for setting in ("taskrc.seed=-1", f"taskrc.seed={2**40}", "fairseqrc.km_clusters=0",
+                          "fairseqrc.km_frames=-5", f"fairseqrc.km_frames={10**12}",
+                          "fairseqrc.km_starts=0", "fairseqrc.batch_seconds=nan",
+                          "fairseqrc.batch_seconds=inf")),
     ],
-)
-def test_flags_that_cannot_be(tmp_path, words, message):
+)  # fmt: skip
+def test_bad_command_lines(tmp_path, words, message):
+    flags = runner_flags("--workspace", tmp_path, *words)
     with pytest.raises(UserError, match=message):
-        load_downstreams(runner_flags("--workspace", tmp_path, *words), False)
+        shard_of(flags, Ranks())
+        load_downstreams(flags, False)
 
 
 def test_without_a_name_the_runner_does_what_is_there(tmp_path, monkeypatch, capsys):
