@@ -87,17 +87,14 @@ def test_a_wav_that_was_never_closed_is_read_to_its_end(tmp_path, of_riff, of_da
     assert notes == (NO_LENGTH,) and np.abs(samples - tone(SECONDS, 200)).max() < 1e-4
 
 
-def test_an_aiff_that_was_never_closed(tmp_path):
+def test_an_aiff_that_was_never_closed_and_a_wav_without_samples(tmp_path):
     path, content = recorded(tmp_path, "aiff")
     at = content.index(b"SSND") + 4
     path.write_bytes(content[:at] + bytes(4) + content[at + 4 :])
     assert measured(path) == (SECONDS * RATE, RATE, (NO_LENGTH,))
-
-
-def test_a_wav_without_samples_stays_one(tmp_path):
-    write(tmp_path / "a.wav", np.zeros(0))
+    write(path.with_suffix(".wav"), np.zeros(0))
     with pytest.raises(BadAudio, match="holds no samples"):
-        measured(tmp_path / "a.wav")
+        measured(path.with_suffix(".wav"))
 
 
 def test_a_flac_of_unknown_length(tmp_path):
