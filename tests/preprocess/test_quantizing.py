@@ -173,6 +173,9 @@ def test_every_stage_counts_its_audio(workspace, capsys):
     corpora.write(root / "valid/0.wav", np.clip(20 * tone, -1, 1))
     (root / "test/0.wav").write_bytes((root / "test/0.wav").read_bytes()[:9_000])
     task = task_of(workspace)
+    with pytest.raises(UserError, match=r"1 audio file.*test/0\.wav \(is cut short"):
+        task.generate_manifest()
+    assert (task.manifest / "bad_audio.txt").exists()
     task.skip_bad = True
     capsys.readouterr()
     task.generate_manifest()
