@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from pathlib import Path
 
@@ -28,11 +27,9 @@ from pipeline.files import read_json, write_json
 from pipeline.rows import SPLITS
 from pipeline.torch_files import load_torch
 from pipeline.workspace import Workspace
-from preprocess.actions.audio_run import Shard
 from preprocess.actions.manifest import distinct, read_manifest
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import read_audio
-from tests.conftest import stage
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.tasks import preprocessor
 from ulm_prompt.scoring.scores import score
@@ -42,37 +39,26 @@ COUNTS = {"train": 24, "valid": 6, "test": 7}
 NAME = "fluent_commands"
 
 
-def task_of(workspace: Path, unit_model: str = "logmel100") -> Preprocessor:
+def task_of(workspace: Path, *settings: str) -> Preprocessor:
     """fluent_commands in this process, in many small blocks."""
-    settings = ("fairseqrc.batch_seconds=0.3", f"taskrc.unit_model={unit_model}")
-    return preprocessor(NAME, workspace, *settings)
+    return preprocessor(NAME, workspace, "fairseqrc.batch_seconds=0.3", *settings)
 
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
     """A corpus whose intents sound different, and its manifests."""
-    splits = {
-        split: [INTENTS[number % len(INTENTS)] for number in range(count)]
-        for split, count in COUNTS.items()
-    }
+    splits = {split: (8 * INTENTS)[:count] for split, count in COUNTS.items()}
     root = corpora.fluent_commands(tmp_path / "corpora" / NAME, splits)
-    rng = random.Random(0)
-    for split, rows in splits.items():
-        for number, labels in enumerate(rows):
-            samples = corpora.tone(rng.uniform(0.1, 0.5), 90 + 300 * INTENTS.index(labels) + number)
+    for split, count in COUNTS.items():
+        for number in range(count):
+            samples = corpora.tone(0.1 + 0.05 * (number % 7), 90 + 300 * (number % 3) + number)
             corpora.write(root / f"wavs/speakers/{split}/{number}.wav", samples)
     task_of(tmp_path).generate_manifest()
     return tmp_path
 
 
-def compute(workspace: Path) -> dict[str, bytes]:
+def compute(workspace: Path) -> None:
     LayerMeans(task_of(workspace)).run(Ranks(), skip_bad=False)
-    return written(workspace)
-
-
-def written(workspace: Path) -> dict[str, bytes]:
-    folder = means_folder(Workspace(workspace), NAME, "logmel100")
-    return {split: (folder / f"{split}.npy").read_bytes() for split in SPLITS}
 
 
 def run_script(script, monkeypatch, workspace: Path, *arguments: str) -> None:
@@ -80,24 +66,15 @@ def run_script(script, monkeypatch, workspace: Path, *arguments: str) -> None:
     script.main()
 
 
-MODELS = """
-checkpoints:
-  own: {path: pretrained_models/own.pt}
-unit_models:
-  own8: {feature_type: %s, checkpoint: own, layer: 2, clusters: 8}
-"""
-
-
 @pytest.mark.parametrize(("feature_type", "layers"), [("logmel", 1), ("cpc", 4), ("hubert", 4)])
 def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
-    models = workspace / "pretrained_models"
-    models.mkdir()
-    unit_model = "logmel100"
+    settings, unit_model = [], "logmel100"
     if feature_type != "logmel":
         unit_model = "own8"
-        (models / "my_unit_models.yaml").write_text(MODELS % feature_type)
-        getattr(ssl_checkpoints, feature_type)(models / "own.pt")
-    task = task_of(workspace, unit_model)
+        getattr(ssl_checkpoints, feature_type)(workspace / "own.pt")
+        settings = [f"fairseqrc.feature_type={feature_type}", "fairseqrc.layer=2",
+                    "fairseqrc.ckpt_path=own.pt"]  # fmt: skip
+    task = task_of(workspace, f"taskrc.unit_model={unit_model}", *settings)
     LayerMeans(task).run(Ranks(), skip_bad=False)
     reader, _ = task.feature_reader(all_layers=True)
     for split, count in COUNTS.items():
@@ -111,20 +88,6 @@ def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
             expected = torch.stack([frames[:, layer].mean(dim=0) for layer in range(layers)])
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
         assert found.means.std() > 0.01
-
-
-def test_shards_give_the_same_bytes(workspace, monkeypatch, capsys):
-    """That a killed run resumes is tested with the units, which share the code."""
-    expected = compute(workspace)
-    compute(workspace)
-    assert "already exists" in capsys.readouterr().out
-    for split in SPLITS:
-        (task_of(workspace).units / "layer_means" / f"{split}.npy").unlink()
-    for shard in (1, 0):
-        LayerMeans(task_of(workspace)).run_shard(Shard(shard, 2))
-    run_script(layer_means, monkeypatch, workspace, "--downstream", NAME, "--merge_shards",
-               "--unit_model", "logmel100", "--set", "fairseqrc.batch_seconds=0.3")  # fmt: skip
-    assert written(workspace) == expected
 
 
 def test_rows_of_bad_audio_are_left_out(workspace):
@@ -141,9 +104,27 @@ def test_rows_of_bad_audio_are_left_out(workspace):
 
 
 def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
-    printed = stage("baselines/layer_means.py", "--downstream", NAME, "--workspace", workspace,
-                    "--unit_model", "logmel100")  # fmt: skip
+    """The means by shards: that a killed run resumes is tested with the units' code."""
+    means = means_folder(Workspace(workspace), NAME, "logmel100")
+    compute(workspace)
+    expected = {split: (means / f"{split}.npy").read_bytes() for split in SPLITS}
+    flags = (
+        "--downstream",
+        NAME,
+        "--unit_model",
+        "logmel100",
+        "--set",
+        "fairseqrc.batch_seconds=0.3",
+    )
+    run_script(layer_means, monkeypatch, workspace, *flags)
+    assert "already exists" in capsys.readouterr().out
+    for split in SPLITS:
+        (means / f"{split}.npy").unlink()
+    for shard in ("--num_shards=2 --shard=1", "--num_shards=2 --shard=0", "--merge_shards"):
+        run_script(layer_means, monkeypatch, workspace, *flags, *shard.split())
+    printed = capsys.readouterr().out
     assert "train: 24 files" in printed and "next: baselines/train_downstream.py" in printed
+    assert {split: (means / f"{split}.npy").read_bytes() for split in SPLITS} == expected
     flags = ("--date", "d", "--set", "max_update=60", "validate_every=20", "lr=1e-2")
     run_script(train_downstream, monkeypatch, workspace, *flags)
     folder = workspace / "checkpoints" / "IC_logmel100_downstream_d"
@@ -243,15 +224,5 @@ def test_means_give_the_output_and_gradient_of_all_frames():
         torch.testing.assert_close(weight.grad, weights[name].grad)
     guess = torch.stack([part.argmax(dim=1) for part in parts], dim=1)
     assert torch.equal(model.predict(means, batch=2), guess)
-
-
-@pytest.mark.parametrize(
-    ("layers", "dim", "slots", "count"),
-    [
-        (13, 768, [12], 768 * 256 + 256 + 256 * 12 + 12 + 13),  # 199,961: the paper's 0.2M
-        (13, 768, [6, 14, 4], 203_045),  # 0.2M
-        (1, 256, [12], 68_876),  # 0.07M: one layer has no weight to learn
-    ],
-)
-def test_as_many_parameters_are_trained_as_the_paper_says(layers, dim, slots, count):
-    assert DownstreamModel(layers, dim, slots, 256).trained_parameters == count
+    papers = DownstreamModel(13, 768, [12], 256), DownstreamModel(13, 768, [6, 14, 4], 256)
+    assert [model.trained_parameters for model in papers] == [199_961, 203_045]  # its 0.2M

@@ -27,24 +27,18 @@ def names() -> list[tuple[str, str]]:
         return [(row["folder"], row["name"]) for row in csv.DictReader(handle)]
 
 
-def speaker(name: str) -> str:
-    return name.split("_nohash_")[0].split("_")[-1]
-
-
-def test_no_speaker_is_in_two_splits() -> None:
+def test_what_is_packed() -> None:
+    """No speaker in two splits; the size; the licence."""
+    assert sum(path.stat().st_size for path in PACKED.rglob("*.opus")) <= 5_000_000
+    licence = (PACKED / "LICENSE").read_text()
+    assert "CC BY 4.0" in licence and "Pete Warden" in licence and "Changes:" in licence
     speakers: dict[str, set[str]] = {"train": set(), "valid": set(), "test": set()}
     for folder, name in names():
         if "_nohash_" in name:
             split = "test" if folder.startswith(TEST_FOLDER) else which_split(name)
-            speakers[split].add(speaker(name))
+            speakers[split].add(name.split("_nohash_")[0].split("_")[-1])
     assert [len(names) for names in speakers.values()] == [99, 9, 31]
     assert len(set.union(*speakers.values())) == 99 + 9 + 31
-
-
-def test_size_and_licence() -> None:
-    assert sum(path.stat().st_size for path in PACKED.rglob("*.opus")) <= 5_000_000
-    licence = (PACKED / "LICENSE").read_text()
-    assert "CC BY 4.0" in licence and "Pete Warden" in licence and "Changes:" in licence
 
 
 def test_stage_1_reads_every_class(unpacked: Path) -> None:

@@ -5,11 +5,9 @@ import pytest
 import soundfile
 import torch
 
-from pipeline.errors import UserError
 from preprocess.speech2unit import audio
 from preprocess.speech2unit.audio import (
     BadAudio,
-    Tally,
     array_waveform,
     length_and_rate,
     measured,
@@ -17,24 +15,6 @@ from preprocess.speech2unit.audio import (
     read_audio,
 )
 from tests.preprocess.corpora import tone, write
-
-KINDS = {  # format and subtype, as people have them; the error that each may make
-    "wav": (("WAV", "PCM_16"), 1e-4),
-    "24bit.wav": (("WAV", "PCM_24"), 1e-6),
-    "float.wav": (("WAV", "FLOAT"), 1e-7),
-    "flac": (("FLAC", "PCM_16"), 1e-4),
-    "ogg": (("OGG", "VORBIS"), 5e-2),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_kinds_of_files(tmp_path, kind):
-    (form, subtype), error = KINDS[kind]
-    path = tmp_path / f"a.{kind}"
-    soundfile.write(path, tone(1.0, 200), 16_000, format=form, subtype=subtype)
-    read, notes = read_audio(path, 0, soundfile.info(path).frames)
-    assert notes == () and read.dtype == np.float32
-    assert np.abs(read - tone(1.0, 200)).max() < error
 
 
 def test_rates_and_channels_are_converted_and_noted(tmp_path):
@@ -142,16 +122,6 @@ def test_channels_are_never_mixed_to_silence(tmp_path, gains, note):
     assert np.array_equal(np.concatenate([*mono_blocks(tmp_path / "a.wav", 3000)]), samples)
 
 
-def test_silent_and_clipped_recordings_are_noted(tmp_path):
-    for name, samples, expected in (
-        ("silent", np.zeros(8000), ("silent (all zeros)",)),
-        ("clipped", np.clip(20 * tone(0.5, 200), -1, 1), ("clipped (over a tenth at full scale)",)),
-        ("faint", np.eye(8000)[0] / 1000, ()),
-    ):
-        write(tmp_path / f"{name}.wav", samples)
-        assert read_audio(tmp_path / f"{name}.wav", 0, 8000).notes == expected
-
-
 def test_a_long_recording_is_read_in_blocks_or_refused(tmp_path, monkeypatch):
     """Memory holds one channel at 16 kHz; beyond an hour it is refused before it is read."""
     write(tmp_path / "a.wav", np.stack(2 * [tone(3.0, 200, 48_000)], axis=1), 48_000)
@@ -165,14 +135,3 @@ def test_a_long_recording_is_read_in_blocks_or_refused(tmp_path, monkeypatch):
         with pytest.raises(BadAudio, match="too long for one utterance: .* cut it"):
             read(tmp_path / "a.wav")
     assert length_and_rate(tmp_path / "a.wav") == (144_000, 48_000)
-
-
-def test_the_line_at_the_end_of_a_stage():
-    tally = Tally()
-    bad = [BadAudio("is cut short: 1 s"), BadAudio("is empty")]
-    for outcome in (["silent"], [], ["silent"], *bad):
-        tally.add(outcome)
-    assert str(tally) == (
-        "audio: 3 recordings read (silent: 2); 2 left out (is cut short: 1; is empty: 1)"
-    )
-    assert tally.record()["left_out"] == {"is cut short": 1, "is empty": 1}

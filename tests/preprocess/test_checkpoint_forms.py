@@ -7,7 +7,6 @@ Against transformers' own models (5.24, random weights) the largest difference w
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import MiniBatchKMeans
 
-from pipeline.files import kind_of_file
+from pipeline.devices import Ranks
 from pipeline.rows import SPLITS
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
+from preprocess.actions.quantize import Quantizing
 from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.hf_checkpoint import fingerprint
 from preprocess.speech2unit.hubert import Hubert, Wav2Vec2
 from pretrained_models.fetching.pretrained import PretrainedModels
-from tests.conftest import stage
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.ssl_checkpoints import LARGE
+from tests.preprocess.tasks import preprocessor
 from tests.reliability.hostile import refused
 
 WAVES = [
@@ -145,17 +145,14 @@ def test_what_cannot_be_used_is_one_line(folder: Path, change: object, expected:
     else:
         change(folder)
     assert expected in refused(lambda: Hubert(Source(folder, 2)))
+    if not (folder / "config.json").exists():
+        message = refused(lambda: Hubert(Source(folder / "model.safetensors", 2)))
+        assert f"{folder / 'config.json'}: not found; run the download of the model" in message
 
 
-def test_a_weights_file_without_its_config(folder: Path) -> None:
-    (folder / "config.json").unlink()
-    path = folder / "model.safetensors"
-    message = refused(lambda: Hubert(Source(path, 2)))
-    assert f"{folder / 'config.json'}: not found; run the download of the model" in message
-    assert kind_of_file(path) == "a safetensors file"
-
-
-def test_a_thousand_clusters_of_a_folder_make_units(tmp_path: Path) -> None:
+def test_a_thousand_clusters_of_a_folder_make_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """mHuBERT's form: layer 3 here, 11 there; the k-means by joblib; both named by paths."""
     ssl_checkpoints.hubert(tmp_path / "model.pt")
     ssl_checkpoints.hugging_face(tmp_path / "models" / "hf", tmp_path / "model.pt")
@@ -171,15 +168,14 @@ def test_a_thousand_clusters_of_a_folder_make_units(tmp_path: Path) -> None:
     }
     (tmp_path / "pretrained_models").mkdir()
     (tmp_path / "pretrained_models" / "my_unit_models.yaml").write_text(json.dumps(table))
-    flags = ("--workspace", tmp_path, "--downstream", "fluent_commands")
-    flags += ("--unit_model", "mhubert1000", "--action")
-    stage("preprocess/runner.py", *flags, "generate_manifest")
-    folder = tmp_path / "preprocess/fluent_commands/data/mhubert1000/quantized"
+    settings = ("taskrc.unit_model=mhubert1000", "fairseqrc.km_clusters=1000")
+    preprocessor("fluent_commands", tmp_path, *settings).generate_manifest()
     units = {}
     for path in ("models/hf", "model.pt"):
-        more = ("--set", f"fairseqrc.ckpt_path={path}")
-        printed = stage("preprocess/runner.py", *flags, "quantized", *more)
-        units[path] = [(folder / split).read_bytes() for split in SPLITS]
+        task = preprocessor("fluent_commands", tmp_path, *settings, f"fairseqrc.ckpt_path={path}")
+        Quantizing(task).run(Ranks(), skip_bad=False)
+        printed = capsys.readouterr().out
+        units[path] = [(task.quantized / split).read_bytes() for split in SPLITS]
         assert ("hf, waveforms not normalised" in printed) == (path == "models/hf")
         assert "features in float32 on" in printed and "1000 clusters of" in printed
     assert units["models/hf"] == units["model.pt"]
@@ -192,22 +188,18 @@ def test_old_hubert_and_kmeans_give_the_units_of_the_old_reader(data: Path, tmp_
     """A HuBERT by fairseq e55e094 and a k-means by scikit-learn 0.24.2: 980 of 980 units."""
     old = data / "old_formats" / "hubert_fairseq_e55e094"
     expected = dict(line.split("|") for line in (old / "units.txt").read_text().splitlines())
-    table = tmp_path / "table.csv"
-    with open(table, "w", newline="") as handle:
-        rows = csv.writer(handle)
-        rows.writerow(["path", "label", "split"])
-        rows.writerows([name, "word", SPLITS[n % 3]] for n, name in enumerate(expected))
+    rows = [f"{name},word,{SPLITS[n % 3]}" for n, name in enumerate(expected)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
     audio = data / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
-    settings = (
-        f"datarc.root_path={audio}", f"datarc.table={table}", "fairseqrc.feature_type=hubert",
+    task = preprocessor(
+        "table", tmp_path, f"datarc.root_path={audio}", f"datarc.table={tmp_path / 'table.csv'}",
+        "taskrc.unit_model=old50", "fairseqrc.km_clusters=50", "fairseqrc.feature_type=hubert",
         f"fairseqrc.ckpt_path={old / 'hubert.pt'}", f"fairseqrc.km_path={old / 'km.bin'}",
         "fairseqrc.layer=3",
     )  # fmt: skip
-    flags = ("--workspace", tmp_path, "--downstream", "table", "--unit_model", "old50")
-    for action in ("generate_manifest", "quantized"):
-        stage("preprocess/runner.py", *flags, "--action", action, "--set", *settings)
-    quantized = tmp_path / "preprocess" / "table" / "data" / "old50" / "quantized"
-    lines = [line for split in SPLITS for line in (quantized / split).read_text().splitlines()]
+    task.generate_manifest()
+    Quantizing(task).run(Ranks(), skip_bad=False)
+    lines = [line for split in SPLITS for line in (task.quantized / split).read_text().splitlines()]
     assert dict(line.split("|") for line in lines) == expected
     assert sum(len(units.split()) for units in expected.values()) == 980
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from preprocess.speech2unit.cpc import Cpc
@@ -79,14 +77,6 @@ def test_a_batch_equals_the_published_reader(reader, small, published, request, 
         expected = theirs(path)
         assert ours.shape == expected.shape, len(samples)
         assert (ours - expected).abs().max() < 1e-5, len(samples)
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.sampled_from(EDGES), min_size=1, max_size=4))
-def test_a_waveform_does_not_see_its_batch(reader, samples):
-    waveforms = [waveform(count) for count in samples]
-    for alone, together in zip(waveforms, reader(waveforms), strict=True):
-        torch.testing.assert_close(reader([alone])[0], together, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("hidden", [24, 32])

@@ -12,13 +12,13 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.unit_models import find_unit_model
 from preprocess.actions.audio_run import Shard
+from preprocess.actions.downstreams import load_downstream
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.features import Source, check_dtype, feature_reader, tf32
-from tests.conftest import stage
 from tests.preprocess import corpora, ssl_checkpoints
 from tests.preprocess.ssl_checkpoints import LARGE
-from tests.preprocess.tasks import preprocessor
+from tests.preprocess.tasks import preprocessor, runner_flags
 from tests.reliability.hostile import refused
 from ulm_prompt.using.speech import UnitFiles
 
@@ -130,9 +130,10 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
 
 
 def test_the_runners_flag(workspace: Path) -> None:
-    flags = ("--downstream", "fluent_commands", "--workspace", workspace, "--action", "quantized")
-    flags += ("--unit_model", "tiny", "--set", *HUBERT, "--dtype")
-    message = stage("preprocess/runner.py", *flags, "half", code=2)
-    assert "fairseqrc.dtype=half: hubert computes in float32 or bfloat16 or tf32" in message
-    message = stage("preprocess/runner.py", *flags, "tf32", code=2)
-    assert "dtype=tf32: this processor has no such products" in message
+    flags = ("--workspace", workspace, "--unit_model", "tiny", "--set", *HUBERT, "--dtype")
+    for dtype, expected in (
+        ("half", "fairseqrc.dtype=half: hubert computes in float32 or bfloat16 or tf32"),
+        ("tf32", "dtype=tf32: this processor has no such products"),
+    ):
+        task = load_downstream("fluent_commands", runner_flags(*flags, dtype))
+        assert expected in refused(lambda task=task: Quantizing(task).run(Ranks(), skip_bad=False))

@@ -69,6 +69,25 @@ def test_files_equal_joblib_and_units_equal_scikit_learn(tmp_path, dtype, compre
     assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {1}
 
 
+class Python2(pickle._Pickler):
+    """Its strings are bytes, and those of an array are no ASCII."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_bytes(self, value: bytes) -> None:
+        self.write(b"T" + len(value).to_bytes(4, "little") + value)
+        self.memoize(value)
+
+    dispatch[bytes] = save_bytes
+
+
+class Unseekable(io.BytesIO):
+    """joblib writes no alignment to it, as none did before 1.2."""
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -82,17 +101,31 @@ def test_files_equal_joblib_and_units_equal_scikit_learn(tmp_path, dtype, compre
     ids=["fortran", "big-endian", "RandomState", "Generator", "partial_fit", "DataFrame"],
 )
 @pytest.mark.parametrize("protocol", range(6))
-def test_other_models(tmp_path, change, protocol):
-    """What scikit-learn keeps beside the centres; as joblib and as pickle write it."""
-    model = fitted()
+def test_models_of_other_versions(tmp_path, change, protocol):
+    """What scikit-learn keeps beside the centres, as joblib and pickle write it; names of
+    scikit-learn 0.21, its own joblib, numpy 1 and 2.
+    """
+    model, old, python_2 = fitted(), Unseekable(), io.BytesIO()
     change(model)
     joblib.dump(model, tmp_path / "joblib.bin", protocol=protocol)
-    (tmp_path / "pickle.bin").write_bytes(pickle.dumps(model, protocol))
+    NumpyPickler(old, protocol=protocol).dump(model)
+    contents = [pickle.dumps(model, protocol), old.getvalue()]
+    if 2 <= protocol < 4:  # names as lines
+        for content in list(contents):
+            content = content.replace(b"cluster._kmeans\n", b"cluster.k_means_\n")
+            content = content.replace(b"cjoblib.", b"csklearn.externals.joblib.")
+            names = b"cnumpy.core.", b"cnumpy._core."
+            contents += [content.replace(*names), content.replace(*names[::-1])]
+    if protocol == 2 and "feature_names_in_" not in vars(model):
+        Python2(python_2, 2).dump(model)
+        contents.append(python_2.getvalue())
+    for number, content in enumerate(contents):
+        (tmp_path / f"{number}.bin").write_bytes(content)
     for path in tmp_path.iterdir():
         assert np.array_equal(load_kmeans(path), model.cluster_centers_), path.name
 
 
-def test_plain_arrays(tmp_path):
+def test_plain_arrays_and_conversion(tmp_path):
     centres = fitted(np.float64).cluster_centers_
     tensor = torch.from_numpy(centres)
     np.save(tmp_path / "a.npy", centres)
@@ -103,6 +136,8 @@ def test_plain_arrays(tmp_path):
     torch.save(tensor, tmp_path / "a.pt")
     torch.save({"cluster_centers": tensor, "k": 3}, tmp_path / "zip")
     torch.save({"centroids": tensor}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    said = stage("preprocess/convert_kmeans.py", tmp_path / "a.pt", tmp_path / "converted.npz")
+    assert "3 clusters of 4 numbers, float64" in said
     for path in tmp_path.iterdir():
         read = load_kmeans(path)
         assert read.dtype == np.float64 and np.array_equal(read, centres), path.name
@@ -144,46 +179,6 @@ def test_what_is_no_kmeans_is_named(tmp_path, name, value, reason):
         save.get(path.suffix, lambda path, value: joblib.dump(value, path))(path, value)
     message = refused(lambda: load_kmeans(path))
     assert reason in message and "code" not in message
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("numpy_2", [False, True])
-def test_protocols_and_files_of_other_versions(tmp_path, protocol, numpy_2):
-    class Unseekable(io.BytesIO):
-        """joblib writes no alignment to it, as none did before 1.2."""
-
-        def tell(self):
-            raise io.UnsupportedOperation
-
-    model, handle = fitted(), Unseekable()
-    NumpyPickler(handle, protocol=protocol).dump(model)
-    contents = [handle.getvalue(), pickle.dumps(model, protocol)]
-    for content in contents:
-        if protocol < 4:  # names as lines: give them scikit-learn 0.21's, with its own joblib
-            content = content.replace(b"cluster._kmeans\n", b"cluster.k_means_\n")
-            content = content.replace(b"cjoblib.", b"csklearn.externals.joblib.")
-            before, since = b"cnumpy.core.", b"cnumpy._core."
-            content = content.replace(before, since) if numpy_2 else content.replace(since, before)
-        (tmp_path / "km.bin").write_bytes(content)
-        assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
-
-
-def test_a_file_of_python_2(tmp_path):
-    """Its strings are bytes, and those of an array are no ASCII."""
-
-    class Pickler(pickle._Pickler):
-        dispatch = dict(pickle._Pickler.dispatch)
-
-        def save_bytes(self, value):
-            self.write(b"T" + len(value).to_bytes(4, "little") + value)
-            self.memoize(value)
-
-        dispatch[bytes] = save_bytes
-
-    model = fitted()
-    with open(tmp_path / "km.bin", "wb") as handle:
-        Pickler(handle, 2).dump(model)
-    assert np.array_equal(load_kmeans(tmp_path / "km.bin"), model.cluster_centers_)
 
 
 def wrapper(shape: object, dtype: object) -> NumpyArrayWrapper:
@@ -264,12 +259,3 @@ def test_damaged_files_give_centres_or_an_error(tmp_path_factory, drawn, compres
     except UserError:
         return
     assert centres.ndim == 2 and np.isfinite(centres).all()
-
-
-def test_convert_keeps_the_centres(tmp_path):
-    model = fitted(np.float64)
-    joblib.dump(model, tmp_path / "km.bin")
-    said = stage("preprocess/convert_kmeans.py", tmp_path / "km.bin", tmp_path / "km.npz")
-    assert "3 clusters of 4 numbers, float64" in said
-    assert np.array_equal(load_kmeans(tmp_path / "km.npz"), model.cluster_centers_)
-    stage("preprocess/convert_kmeans.py", tmp_path / "km.bin", tmp_path / "km.txt", code=2)

@@ -22,6 +22,7 @@ from tests.preprocess.corpora import tone, write
 RATE, SECONDS = 16_000, 3
 FORMS = {
     "wav": ("WAV", "PCM_16"),
+    "24bit.wav": ("WAV", "PCM_24"),
     "float.wav": ("WAV", "FLOAT"),
     "gsm.wav": ("WAV", "GSM610"),
     "aiff": ("AIFF", "PCM_16"),
@@ -45,9 +46,11 @@ def recorded(folder: Path, kind: str, **options: str) -> tuple[Path, bytes]:
 def test_whole_files(tmp_path, kind):
     path, _ = recorded(tmp_path, kind)
     assert measured(path) == (SECONDS * RATE, RATE, ())
-    assert read_audio(path, 0, SECONDS * RATE).notes == ()
+    whole, notes = read_audio(path, 0, SECONDS * RATE)
+    assert notes == () and whole.dtype == np.float32
+    if FORMS[kind][1] in ("PCM_16", "PCM_24", "FLOAT"):
+        assert np.abs(whole - tone(SECONDS, 200)).max() < 1e-4
     crop = read_audio(path, 20_000, 9_000).samples
-    whole = read_audio(path, 0, SECONDS * RATE).samples
     np.testing.assert_allclose(crop, whole[20_000:29_000], atol=0.02)
 
 
@@ -84,17 +87,14 @@ def test_a_wav_that_was_never_closed_is_read_to_its_end(tmp_path, of_riff, of_da
     assert notes == (NO_LENGTH,) and np.abs(samples - tone(SECONDS, 200)).max() < 1e-4
 
 
-def test_an_aiff_that_was_never_closed(tmp_path):
+def test_an_aiff_that_was_never_closed_and_a_wav_without_samples(tmp_path):
     path, content = recorded(tmp_path, "aiff")
     at = content.index(b"SSND") + 4
     path.write_bytes(content[:at] + bytes(4) + content[at + 4 :])
     assert measured(path) == (SECONDS * RATE, RATE, (NO_LENGTH,))
-
-
-def test_a_wav_without_samples_stays_one(tmp_path):
-    write(tmp_path / "a.wav", np.zeros(0))
+    write(path.with_suffix(".wav"), np.zeros(0))
     with pytest.raises(BadAudio, match="holds no samples"):
-        measured(tmp_path / "a.wav")
+        measured(path.with_suffix(".wav"))
 
 
 def test_a_flac_of_unknown_length(tmp_path):

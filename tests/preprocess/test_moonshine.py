@@ -14,6 +14,7 @@ from tests.preprocess.corpora import tone
 from tests.preprocess.onnx_models import write_encoder
 
 REAL = REPOSITORY / "pretrained_models" / "moonshine_tiny_en.ort"
+MOST = 30 * 16_000  # samples at once
 
 
 def noise(samples: int, seed: int = 0) -> torch.Tensor:
@@ -31,32 +32,27 @@ def convolved(samples: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.stack([weight @ samples[start : start + 895] for start in starts])
 
 
-@pytest.mark.parametrize("samples", [895, 1278, 1279, 16_000, 30 * 16_000])
-def test_frames_are_where_the_audio_is(encoder: tuple[Path, np.ndarray], samples: int) -> None:
-    """Half a second of zeros around moves nothing; all layers are one."""
-    path, weight = encoder
-    (features,) = Moonshine(Source(path))([noise(samples)])
-    layers = (((samples - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1  # the three convolutions
-    assert features.shape == (layers, 4)
-    expected = convolved(noise(samples).numpy(), weight)
-    np.testing.assert_allclose(features.numpy(), expected, atol=1e-4)
-    (layers,) = Moonshine(Source(path, all_layers=True))([noise(samples)])
-    assert torch.equal(layers, features.unsqueeze(1))
-
-
-@pytest.mark.parametrize("samples", [30 * 16_000 + 1, 30 * 16_000 + 895, 1_000_000, 2_345_678])
-def test_pieces_of_a_long_file_join_without_a_seam(
+@pytest.mark.parametrize(
+    "samples", [895, 1278, 1279, 16_000, MOST, MOST + 1, MOST + 895, 2_345_678]
+)
+def test_frames_are_where_the_audio_is(
     encoder: tuple[Path, np.ndarray], samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Half a second of zeros moves nothing; pieces join without a seam; all layers are one."""
     path, weight = encoder
     reader = Moonshine(Source(path))
     heard, encode = [], reader._encode
     monkeypatch.setattr(reader, "_encode", lambda x: heard.append(len(x)) or encode(x))
     (features,) = reader([noise(samples)])
+    layers = (((samples - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1  # the three convolutions
+    assert features.shape == (layers, 4)
     expected = convolved(noise(samples).numpy(), weight)
     np.testing.assert_allclose(features.numpy(), expected, atol=1e-4)
-    assert len(heard) > 1 and max(heard) <= 30 * 16_000
-    assert min(heard) > 10 * 16_000, "no short rest at the end"
+    if samples > MOST:
+        assert len(heard) > 1 and max(heard) <= MOST
+        assert min(heard) > MOST / 3, "no short rest at the end"
+    (layers,) = Moonshine(Source(path, all_layers=True))([noise(samples)])
+    assert torch.equal(layers, features.unsqueeze(1))
 
 
 def test_what_is_not_the_encoder(tmp_path: Path) -> None:

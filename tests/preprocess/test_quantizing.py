@@ -1,10 +1,10 @@
-"""Quantising a corpus: killed and resumed, by several ranks, by shards, with bad audio."""
+"""Audio to units: resumed, by several ranks, by shards; what is counted; bad and replaced audio.
+Runs that are killed: tests/reliability/test_trials.py.
+"""
 
 from __future__ import annotations
 
-import random
-import shutil
-import signal
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,241 +15,209 @@ import soundfile
 
 from pipeline.devices import Ranks
 from pipeline.errors import UserError
-from pipeline.files import holding
+from pipeline.files import holding, read_json
 from pipeline.rows import SPLITS, read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess.actions.audio_run import Shard
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 from preprocess.preprocessor import Preprocessor
-from tests.conftest import stage
 from tests.preprocess import corpora
 from tests.preprocess.tasks import preprocessor
 from tests.reliability.hostile import refused
 
-SMALL_BLOCKS = ("fairseqrc.batch_seconds=0.2", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
-COUNTS = {"train": 40, "valid": 9, "test": 7}
+SETTINGS = ("fairseqrc.batch_seconds=0.1", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")
+WAVS = "corpora/fluent_commands/wavs/speakers"
 
 
-def intents(workspace: Path) -> Preprocessor:
-    """fluent_commands in this process, in many small blocks."""
-    return preprocessor("fluent_commands", workspace, *SMALL_BLOCKS)
-
-
-def command(workspace: Path) -> list[str]:
-    """The same quantising as a command line, less the interpreter."""
-    runner = str(REPOSITORY / "preprocess" / "runner.py")
-    options = ["--downstream", "fluent_commands", "--workspace", str(workspace)]
-    options += ["--unit_model", "logmel100"]
-    return [runner, *options, "--action", "quantized", "--set", *SMALL_BLOCKS]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """A workspace with a corpus of ragged tones, its manifests and k-means."""
-    workspace = tmp_path_factory.mktemp("corpus")
-    rng = random.Random(0)
-    labels = [("start", "lamp", "none"), ("stop", "heat", "kitchen")]
-    splits = {split: [rng.choice(labels) for _ in range(n)] for split, n in COUNTS.items()}
-    splits["train"][:2] = labels
-    root = corpora.fluent_commands(workspace / "corpora" / "fluent_commands", splits)
-    for number, path in enumerate(sorted(root.rglob("*.wav"))):
-        corpora.write(path, corpora.tone(rng.uniform(0.1, 0.6), 90 + 7 * number))
-    task = intents(workspace)
-    task.generate_manifest()
-    learn_kmeans([task])
-    return workspace
+def task_of(workspace: Path, *settings: str) -> Preprocessor:
+    """A block holds one file."""
+    return preprocessor("fluent_commands", workspace, *SETTINGS, *settings)
 
 
 @pytest.fixture
-def workspace(prepared, tmp_path) -> Path:
-    """A copy of ``prepared`` to write in; the audio is read where it lies."""
-    shutil.copytree(intents(prepared).manifest, intents(tmp_path).manifest)
-    shutil.copytree(prepared / "pretrained_models", tmp_path / "pretrained_models")
+def workspace(tmp_path) -> Path:
+    """A corpus of six tones, with manifests and a k-means."""
+    corpora.fluent_commands(tmp_path / "corpora/fluent_commands")
+    task = task_of(tmp_path)
+    task.generate_manifest()
+    learn_kmeans([task])
     return tmp_path
 
 
-def run(task: Preprocessor, skip_bad: bool = False) -> None:
-    Quantizing(task).run(Ranks(), skip_bad)
+def run(workspace: Path, skip_bad: bool = False) -> None:
+    Quantizing(task_of(workspace)).run(Ranks(), skip_bad)
 
 
-def quantized(workspace: Path) -> dict[str, bytes]:
-    return {split: (intents(workspace).quantized / split).read_bytes() for split in SPLITS}
+def run_shards(workspace: Path, *numbers: int, count: int = 2) -> None:
+    for number in numbers:
+        Quantizing(task_of(workspace)).run_shard(Shard(number, count))
 
 
-@pytest.fixture(scope="module")
-def expected(prepared) -> dict[str, bytes]:
-    run(intents(prepared))
-    return quantized(prepared)
+def merge(workspace: Path, skip_bad: bool = False) -> None:
+    Quantizing(task_of(workspace)).merge_shards(skip_bad)
 
 
-def blocks(workspace: Path) -> Path:
-    return intents(workspace).quantized / "blocks"
+def replace(path: Path, hertz: float = 333) -> None:
+    """Another tone of the same length, under the same name."""
+    corpora.write(path, corpora.tone(soundfile.info(path).duration, hertz))
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # even on a coarse clock
 
 
-# what a call of runner.py becomes that kills itself when it has stored so many blocks
-DYING = """
-import os, runpy, signal, sys
-from preprocess.actions.audio_run import AudioRun
-left, store = int(sys.argv.pop(1)), AudioRun.store
-def store_and_die(run, encoded):
-    global left
-    store(run, encoded)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-AudioRun.store = store_and_die
-sys.argv.pop(0)
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def units(workspace: Path) -> list[str]:
+    folder = task_of(workspace).quantized
+    return [line for split in SPLITS for line in (folder / split).read_text().splitlines()]
 
 
-def test_killed_it_goes_on_to_the_same_bytes(workspace, expected, capsys):
-    """Random moments, of every stage: tests/reliability/faults.py."""
-    rng = random.Random(1)
-    stored = 0
-    for _ in range(3):
-        more = rng.randint(1, 4)
-        process = subprocess.run(
-            [sys.executable, "-c", DYING, str(more), *command(workspace)],
-            cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-        assert process.returncode == -signal.SIGKILL
-        stored += more
-        assert len(list(blocks(workspace).glob("*.jsonl"))) == stored, "none is computed twice"
-    run(intents(workspace))
-    assert "resumes an earlier run" in capsys.readouterr().out
-    assert quantized(workspace) == expected
-    assert not blocks(workspace).exists()
-    run(intents(workspace))
-    assert "already exists" in capsys.readouterr().out
-
-
-def test_another_manifest_starts_anew(workspace, expected, capsys):
-    run(intents(workspace))
-    manifest = intents(workspace).manifest / "valid.tsv"
-    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
-    run(intents(workspace))
-    assert "already exists" not in capsys.readouterr().out
-    changed = quantized(workspace)
-    assert changed["train"] == expected["train"]
-    assert changed["valid"] == b"".join(expected["valid"].splitlines(keepends=True)[:-1])
-
-
-def test_torchrun_gives_the_same_bytes(workspace, expected):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3"]
-    torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
-    result = subprocess.run(
-        [*torchrun, *command(workspace)], capture_output=True, text=True, cwd="/", check=False
-    )
+def test_torchrun_and_shards_give_the_same_units(workspace, capsys):
+    run(workspace)
+    expected, folder = units(workspace), task_of(workspace).quantized
+    (folder / "provenance.json").unlink()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "3",
+               "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
+               REPOSITORY / "preprocess/runner.py", "--downstream", "fluent_commands",
+               "--workspace", workspace, "--unit_model", "logmel100", "--action", "quantized",
+               "--set", *SETTINGS]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert result.returncode == 0, result.stderr
-    assert quantized(workspace) == expected
-    assert result.stdout.count("train: 40 files") == 1  # said once, not by every rank
+    assert units(workspace) == expected
+    assert result.stdout.count("train: 3 files") == 1  # said once, not by every rank
 
-
-def test_shards_and_their_merge(workspace, expected, capsys):
-    task = Quantizing(intents(workspace))
-    merge = lambda: task.merge_shards(skip_bad=False)  # noqa: E731
-    assert "blocks are missing, the first is train-000000" in refused(merge)
-    task.run_shard(Shard(2, 3))
-    task.run_shard(Shard(0, 3))
-    assert "blocks are missing, the first is train-000001; run the shards" in refused(merge)
-    task.run_shard(Shard(0, 3))
+    (folder / "provenance.json").unlink()
+    with pytest.raises(UserError, match="blocks are missing, the first is train-000000"):
+        merge(workspace)
+    run_shards(workspace, 2, 0, count=3)
+    with pytest.raises(UserError, match="blocks are missing, the first is train-000001; run the"):
+        merge(workspace)
+    capsys.readouterr()
+    run_shards(workspace, 0, 1, count=3)
     assert "shard 0 of 3 is done already" in capsys.readouterr().out
-    task.run_shard(Shard(1, 3))
-    other = blocks(workspace) / "valid-000001.jsonl"
+    other = folder / "blocks" / "test-000001.jsonl"
     content = other.read_bytes()
-    other.write_bytes((blocks(workspace) / "valid-000000.jsonl").read_bytes())
-    assert "valid-000001.jsonl: not what" in refused(merge)
+    other.write_bytes((folder / "blocks" / "test-000000.jsonl").read_bytes())
+    assert "test-000001.jsonl: not what" in refused(lambda: merge(workspace))
     other.write_bytes(content)
-    merge()
-    assert quantized(workspace) == expected
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--num_shards", 3, "--shard", 3), "expected 0 to 2"),
-        (("--shard", 1), "give both"),
-        (("--num_shards", 3), "give both"),
-    ],
-)
-def test_bad_shards_on_the_command_line(tmp_path, options, message):
-    arguments = ("--action", "quantized", "--workspace", tmp_path, *options)
-    assert message in stage("preprocess/runner.py", *arguments, code=2)
+    merge(workspace)
+    assert units(workspace) == expected and not (folder / "blocks").exists()
 
 
 def test_a_second_run_at_the_same_time_is_refused(workspace):
-    task = intents(workspace)
-    with holding(task.quantized):
-        for again in (
-            lambda: run(task),
-            lambda: Quantizing(task).run_shard(Shard(0, 2)),
-            lambda: Quantizing(task).merge_shards(skip_bad=False),
-        ):
-            assert "another process is writing there" in refused(again)
+    with holding(task_of(workspace).quantized):
+        for again in (run, merge, lambda workspace: run_shards(workspace, 0)):
+            assert "another process is writing there" in refused(lambda a=again: a(workspace))
 
 
-@pytest.fixture
-def broken(tmp_path) -> tuple[Preprocessor, Path, bytes]:
-    """A task with k-means, a file of its train split that has become bad, and what it held."""
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    task = intents(tmp_path)
-    task.generate_manifest()
-    learn_kmeans([task])
-    bad = root / "wavs/speakers/train/1.wav"
-    kept = bad.read_bytes()
+def test_replaced_audio_is_quantised_again(workspace, capsys):
+    """Under the same name, in the middle of a run and after it: no row is of the old audio."""
+
+    def quantise() -> str:
+        capsys.readouterr()
+        run(workspace)
+        return capsys.readouterr().out
+
+    run_shards(workspace, 0, 1)
+    replace(workspace / WAVS / "train/1.wav")
+    with pytest.raises(UserError, match="1 audio files have changed since they were read; run"):
+        merge(workspace)
+    said = quantise()
+    assert "1 audio files have changed since they were read: their 1 blocks are computed" in said
+    assert "resumes an earlier run: 5 of 6 blocks done" in said
+    resumed = units(workspace)
+    (task_of(workspace).quantized / "provenance.json").unlink()
+    quantise()
+    assert units(workspace) == resumed
+    assert "already exists, made from these manifests and models, audio" in quantise()
+    replace(workspace / WAVS / "train/1.wav", 555)
+    assert "audio files have changed since, it is made again" in quantise()
+    changed = [old != new for old, new in zip(resumed, units(workspace), strict=True)]
+    assert changed == [False, True, False, False, False, False]
+    (workspace / WAVS / "train/1.wav").unlink()  # a corpus may be gone
+    assert "1 of its audio files do not exist now, none was" in quantise()
+
+
+def test_bad_audio_loses_nothing_good(workspace, capsys):
+    bad, other = workspace / WAVS / "train/1.wav", workspace / WAVS / "test/0.wav"
+    kept, task = bad.read_bytes(), task_of(workspace)
     soundfile.write(bad, np.full(9_600, np.nan), 16_000, subtype="FLOAT")
-    return task, bad, kept
-
-
-def test_bad_audio_loses_nothing_good(broken, tmp_path, capsys):
-    task, bad, kept = broken
-    other = bad.parents[1] / "test/0.wav"
     other.write_bytes(other.read_bytes()[:100])
+    run_shards(workspace, 0, 1)
     with pytest.raises(UserError, match=r"2 audio file\(s\).*NaN"):
-        run(task)
+        merge(workspace)
     report = task.quantized / "bad_audio.txt"
     assert len(report.read_text().splitlines()) == 2
     assert not (task.quantized / "train").exists()
 
-    run(task, skip_bad=True)
+    run(workspace, skip_bad=True)
     task.postprocess()
     assert "1 rows left out" in capsys.readouterr().out
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [2, 1, 1]
 
     bad.write_bytes(kept)  # repaired: only what was bad is computed again
-    stored = {path: path.stat().st_mtime_ns for path in blocks(tmp_path).glob("*.jsonl")}
+    blocks = list((task.quantized / "blocks").glob("*.jsonl"))
+    stored = {path: path.stat().st_mtime_ns for path in blocks}
     with pytest.raises(UserError, match=r"1 audio file\(s\).*test/0\.wav"):
-        run(task)
+        run(workspace)
     assert sum(path.stat().st_mtime_ns != stored[path] for path in stored) == 2
-    run(task, skip_bad=True)
+    run(workspace, skip_bad=True)
     task.postprocess()
     assert [len(list(read_rows(task.units / split))) for split in SPLITS] == [3, 1, 1]
 
 
-def test_a_shard_reads_repaired_audio_again(broken):
-    task, bad, kept = broken
-
-    def shards_and_merge() -> None:
-        for shard in (0, 1):
-            Quantizing(task).run_shard(Shard(shard, 2))
-        Quantizing(task).merge_shards(skip_bad=False)
-
-    with pytest.raises(UserError, match=r"train/1\.wav .*NaN"):
-        shards_and_merge()
-    bad.write_bytes(kept)
-    shards_and_merge()
-    assert "train/1.wav|" in (task.quantized / "train").read_text()
-
-
-def test_bad_headers_can_be_skipped_from_the_start(tmp_path, capsys):
-    root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
-    (root / "wavs/speakers/train/2.wav").write_bytes(b"")
-    task = intents(tmp_path)
-    with pytest.raises(UserError, match=r"1 audio file.*train/2\.wav \(is an empty file\)"):
+def test_every_stage_counts_its_audio(workspace, capsys):
+    """Across a resumed run and shards the counts are the same."""
+    root = workspace / WAVS
+    tone = corpora.tone(0.5, 300)
+    corpora.write(root / "train/0.wav", np.stack([tone, -tone], axis=1))
+    corpora.write(root / "train/1.wav", corpora.tone(0.5, 300, 8000), 8000)
+    corpora.write(root / "train/2.wav", np.zeros(8000))
+    corpora.write(root / "valid/0.wav", np.clip(20 * tone, -1, 1))
+    (root / "test/0.wav").write_bytes((root / "test/0.wav").read_bytes()[:9_000])
+    task = task_of(workspace)
+    with pytest.raises(UserError, match=r"1 audio file.*test/0\.wav \(is cut short"):
         task.generate_manifest()
-    assert [path.name for path in task.manifest.iterdir()] == ["bad_audio.txt"]
+    assert (task.manifest / "bad_audio.txt").exists()
     task.skip_bad = True
+    capsys.readouterr()
     task.generate_manifest()
-    said = capsys.readouterr().out
-    assert "left out" in said and "train: 2 utterances" in said
+    line = "audio: 5 recordings read (2 channels: 1; 8000 Hz resampled to 16000 Hz: 1); "
+    assert f"{line}1 left out (is cut short: 1)" in capsys.readouterr().out
+    corpora.write(root / "test/1.wav", np.zeros(4000))
+
+    task.km_path.unlink()
+    learn_kmeans([task])
+    counts = "the loudest of 2 channels taken, which cancel each other: 1; "
+    counts += "8000 Hz resampled to 16000 Hz: 1; silent (all zeros): 1"
+    assert f"audio: 3 recordings read ({counts})\n" in capsys.readouterr().out
+    assert read_json(task.km_path.with_suffix(".json"), "")["audio"]["read"] == 3
+
+    run_shards(workspace, 0, 1)
+    capsys.readouterr()
+    expected = f"audio: 4 recordings read ({counts}; clipped (over a tenth at full scale): 1); "
+    expected += "1 left out (ends early: 1)"
+    for _ in range(2):  # the merge, then a run that finds its blocks
+        merge(workspace, skip_bad=True)
+        assert expected in capsys.readouterr().out
+    record = read_json(task.quantized / "provenance.json", "")["audio"]
+    assert record["left_out"] == {"ends early": 1} and record["notes"]["silent (all zeros)"] == 1
+
+
+def test_a_file_that_has_grown_is_noted(workspace, capsys):
+    corpora.write(workspace / WAVS / "train/0.wav", corpora.tone(2.0, 300))
+    run(workspace)
+    assert "(longer than the manifest says, cut there: 1)\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_frames_are_counted_at_16_khz(tmp_path, rate, capsys):
+    """k-means learns from as many frames, and blocks last as long, whatever the files' rate."""
+    row = ("start", "lamp", "none")
+    splits = {"train": 8 * [row], "valid": [row], "test": [row]}
+    corpora.fluent_commands(tmp_path / "corpora/fluent_commands", splits)
+    for number, path in enumerate(sorted((tmp_path / WAVS).rglob("*.wav"))):
+        corpora.write(path, corpora.tone(0.5, 200 + 20 * number, rate), rate)
+    task = task_of(tmp_path, "fairseqrc.km_frames=140", "fairseqrc.batch_seconds=0.4")
+    task.generate_manifest()
+    learn_kmeans([task])
+    assert "8 clusters of 140 frames" in capsys.readouterr().out
+    Quantizing(task).run_shard(Shard(0, 1))
+    assert len(list((task.quantized / "blocks").glob("*.jsonl"))) == 2 + 1 + 1

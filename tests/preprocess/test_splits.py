@@ -73,16 +73,6 @@ def test_splits_of_many_labels_have_their_shares(seed):
         assert counts[c, name, "test"] <= max(2, 0.3 * total)
 
 
-def test_small_classes():
-    """A label of one row stays in train; of classes of two, train has one row of each."""
-    splits, _ = drawn([("a", f"only {n}" if n < 30 else "b") for n in range(40)])
-    assert set(splits[:30]) == {"train"}
-    assert (splits.count("valid"), splits.count("test")) == (4, 4)
-    splits, _ = drawn([(f"{n // 2}",) for n in range(60)])
-    assert (splits.count("valid"), splits.count("test")) == (6, 6)
-    assert all("train" in splits[n : n + 2] for n in range(0, 60, 2))
-
-
 def test_pieces_of_one_recording_stay_in_one_split():
     pieces = [Utterance(f"{n % 10}.wav", ("a",), n, 9, f"{n}") for n in range(40)]
     splits, how = draw_splits(pieces, [None] * 40, 0.1, 0.1, 0)

@@ -71,34 +71,9 @@ def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
         assert len(workers) == 3 == torch.get_num_threads()
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    """Audio is read only a few blocks ahead of what was taken."""
-    loaded = []
-
-    class Counting(LogMel):
-        def __call__(self, waveforms):
-            loaded.append(len(waveforms))
-            return super().__call__(waveforms)
-
-    write(tmp_path / "a.wav", tone(0.5, 100))
-    entry = Entry("a.wav", 8_000, 0, "a.wav", "0")
-    blocks = [Block(f"all-{number}", tmp_path, [entry] * 4) for number in range(50)]
-    encoder = Encoder(Counting(Source()), lambda features: None, CPU, 100.0)
-    for taken, _ in enumerate(encoder(blocks), start=1):
-        assert len(loaded) <= taken + 8
-    assert len(loaded) == 50
-
-
-def test_an_error_in_a_thread_reaches_the_caller(corpus):
-    def broken(features: torch.Tensor) -> None:
-        raise RuntimeError("no room on the card")
-
-    with pytest.raises(RuntimeError, match="no room"):
-        list(Encoder(LogMel(Source()), broken, CPU, 1.0)(cut_blocks("all", *corpus, 1.0)))
-
-
-def test_long_recordings_do_not_fill_memory(tmp_path, threads):
-    """Beside ordinary blocks an hour is read ahead, not a recording a thread."""
+@pytest.mark.parametrize(("seconds", "ahead"), [(1.0, 8), (3000.0, 0)])
+def test_memory_does_not_grow_with_the_corpus(tmp_path, threads, seconds, ahead):
+    """Audio is read a few blocks ahead of what was taken; of long recordings one in all."""
     threads(6)
     submitted = []
 
@@ -109,10 +84,10 @@ def test_long_recordings_do_not_fill_memory(tmp_path, threads):
 
     write(tmp_path / "a.wav", tone(0.5, 100))
     entries = Entries([Entry("a.wav", 8_000, 0, "a.wav", "0")])
-    blocks = [Block(f"all-{number}", tmp_path, entries, 3000.0) for number in range(8)]
+    blocks = [Block(f"all-{number}", tmp_path, entries, seconds) for number in range(50)]
     for taken, _ in enumerate(Encoder(LogMel(Source()), len, CPU, 1.0)(blocks), start=1):
-        assert len(submitted) <= taken
-    assert len(submitted) == 8
+        assert len(submitted) <= taken + ahead
+    assert len(submitted) == 50
 
 
 def test_a_long_recording_is_computed_in_pieces(tmp_path, monkeypatch):

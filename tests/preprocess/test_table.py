@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ from pipeline.errors import UserError
 from pipeline.rows import SPLITS, read_rows
 from preprocess.actions.manifest import read_manifest
 from preprocess.preprocessor import Utterance
-from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
-from tests.preprocess.tasks import preprocessor, read_tables
+from tests.preprocess.tasks import all_actions, read_tables
 
 
 def read(workspace: Path, text: str, *overrides: str, name: str = "table.csv") -> list[Utterance]:
@@ -190,32 +188,20 @@ def test_pieces_that_cannot_be(tmp_path, row, message):
 
 def test_characters_that_are_left_out_of_texts_are_told(tmp_path, capsys):
     """Once, though each split reads the table."""
-    task = preprocessor("table", tmp_path, "datarc.text=said", "datarc.labels=[]")
-    for split in SPLITS:
-        write(task.root / f"{split}.wav", tone(0.3, 300))
     lines = (f"{split}.wav,room 42 für ß 2,{split}" for split in SPLITS)
-    (task.root / "table.csv").write_text("\n".join(["path,said,split", *lines]))
-    task.generate_manifest()
+    table = {"table.csv": "\n".join(["path,said,split", *lines])}
+    read_tables(tmp_path, table, "text=said", "labels=[]")
     (told,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
     assert "table.csv: 9 characters left out ('2' 6 '4' 3)" in told
 
 
 def test_a_folder_of_recordings_becomes_rows_without_python(tmp_path):
-    root = tmp_path / "corpora" / "table"
-    root.mkdir(parents=True)
-    with open(root / "table.csv", "w", newline="") as handle:
-        table = csv.writer(handle)
-        table.writerow(["path", "label"])
-        for number in range(24):
-            name = f"clips/{'owl|2' if number % 2 else 'kite ö'}/{number}.wav"
-            write(root / name, tone(0.3, 100 + 300 * (number % 2) + number))
-            table.writerow([name, ("owl", "kite")[number % 2]])
-    flags = ("--workspace", tmp_path, "--unit_model", "logmel100",
-             "--set", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=1")  # fmt: skip
-    for action in ("generate_manifest", "learn_kmeans", "quantized", "postprocess"):
-        stage("preprocess/runner.py", "--action", action, *flags)
-    data = tmp_path / "preprocess" / "table" / "data" / "logmel100"
-    rows = [list(read_rows(data / split)) for split in SPLITS]
+    names = [f"clips/{('kite ö', 'owl|2')[n % 2]}/{n}.wav" for n in range(24)]
+    for n, name in enumerate(names):
+        write(tmp_path / "corpora" / "table" / name, tone(0.3, 100 + 300 * (n % 2) + n))
+    lines = [f"{name},{('owl', 'kite')[n % 2]}" for n, name in enumerate(names)]
+    task, _ = read_tables(tmp_path, {"table.csv": "\n".join(["path,label", *lines])})
+    all_actions(task)
+    rows = [list(read_rows(task.units / split)) for split in SPLITS]
     assert [len(of_split) for of_split in rows] == [20, 2, 2]
     assert all({row.labels for row in of_split} == {"0", "1"} for of_split in rows)
-    stage("ulm_prompt/make_data.py", "--workspace", tmp_path)
