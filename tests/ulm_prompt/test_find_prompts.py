@@ -15,7 +15,6 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
-from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import RECORD
 from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt, task_and_unit_model
@@ -79,9 +78,7 @@ def repository(
     folder, models = root / "pretrained_models", spoken_workspace.pretrained
     shutil.copytree(models / "logmel100_lm", folder / "shipped" / "lm")
     shutil.copy(models / "logmel100_km.npz", folder / "shipped" / "km.npz")
-    selection = ("--prompt_task", "IC", "--unit_model", spoken.UNIT_MODEL, "--model_date", "d")
-    shipped = folder / "shipped" / "commands"
-    call("export", spoken_workspace.root, *selection, "--out", shipped)
+    spoken.export(spoken_workspace, shipped := folder / "shipped" / "commands")
     table = tmp_path / "registry.yaml"
     table.write_text(REGISTRY.replace("NAME", spoken.UNIT_MODEL).replace("ROOT", str(root)))
     monkeypatch.setattr(unit_models, "REGISTRY", table)
@@ -93,16 +90,13 @@ def repository(
 
 @pytest.fixture
 def clip(spoken_workspace: Workspace) -> Path:
-    return next((spoken_workspace.root / "corpora" / "fluent_commands").rglob("*.wav"))
+    return spoken.clip(spoken_workspace, "fluent_commands")
 
 
 def test_it_answers_and_says_what_it_knows(
-    repository: Path,
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    repository: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     """From a workspace that holds nothing."""
     empty = Workspace(tmp_path / "elsewhere")
     words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
