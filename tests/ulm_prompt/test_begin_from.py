@@ -42,14 +42,22 @@ def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int
 
 
 def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> None:
-    """An update at no learning rate to speak of leaves them as they were."""
-    train_ulm(root, "max_update=1", "lr=1e-9", begin_from=root / "released")
+    """An update at no learning rate to speak of leaves them as they were. A run resumes from the LM
+    that it began from alone.
+    """
     begun, trained = root / "released", Workspace(root).lm(UNIT_MODEL)
+    knobs = ("max_update=1", "lr=1e-9")
+    train_ulm(root, *knobs, begin_from=begun)
     assert (trained / "dict.txt").read_bytes() == (begun / "dict.txt").read_bytes()
     before, after = (load_unit_lm(folder).model.state_dict() for folder in (begun, trained))
     assert before.keys() == after.keys()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+    assert "finished" in train_ulm(root, *knobs, begin_from=begun)
+    assert "another begin_from" in train_ulm(root, *knobs, code=2)
+    tiny.write_lm(begun, seed=1, **SHAPE)
+    assert "another begin_from" in train_ulm(root, *knobs, begin_from=begun, code=2)
+    assert "move it away" in train_ulm(root, *knobs, begin_from=trained, code=2)
 
 
 def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
@@ -63,17 +71,6 @@ def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
     seven = lm.dictionary.index("7")
     logits = lm.model(torch.tensor([[lm.dictionary.eos(), seven, seven]]))[0]
     assert logits[0, -1].argmax() == seven
-
-
-def test_a_run_resumes_from_the_lm_that_it_began_from(root: Path) -> None:
-    released = root / "released"
-    train_ulm(root, "max_update=2", begin_from=released)
-    assert "finished" in train_ulm(root, "max_update=2", begin_from=released)
-    assert "another begin_from" in train_ulm(root, "max_update=2", code=2)
-    tiny.write_lm(released, seed=1, **SHAPE)
-    assert "another begin_from" in train_ulm(root, "max_update=2", begin_from=released, code=2)
-    lm = Workspace(root).lm(UNIT_MODEL)
-    assert "move it away" in train_ulm(root, "max_update=2", begin_from=lm, code=2)
 
 
 def test_a_second_run_keeps_the_lm(root: Path) -> None:

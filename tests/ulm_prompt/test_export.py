@@ -62,15 +62,14 @@ def test_what_an_export_says(
 
 
 def test_answers_are_those_of_the_checkpoint(
-    spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path
+    spoken_workspace: Workspace, predictor: Predictor, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     """Also in a workspace that has the LM and the k-means and nothing else."""
     files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[::4]
-    at_home = Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="float32")
     shutil.copytree(spoken_workspace.root / "pretrained_models", tmp_path / "pretrained_models")
     for root in (spoken_workspace.root, tmp_path):
         shared = Predictor.load(list(exported.values()), root, dtype="float32")
-        assert shared(files, top=3) == at_home(files, top=3)
+        assert shared(files, top=3) == predictor(files, top=3)
 
 
 def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
@@ -98,12 +97,11 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
         "an_edit": (4, {**best, "files": {}}),
         "an_unknown": (4, None),
     }
+    entry = {right: {"label": "1 2", "predict": f"{2 - right} 2"} for right in (True, False)}
     for date, (right, origin) in runs.items():
         path = workspace.samples("IC", spoken.UNIT_MODEL, "d", date)
-        entries = {str(n): {"label": "1 2", "predict": "1 2" if n < right else "2 2"}
-                   for n in range(4)}  # fmt: skip
         for name in (path, path.with_stem(path.stem + "_within_labels")):
-            write_json(name, entries)
+            write_json(name, {str(number): entry[number < right] for number in range(4)})
         if origin:
             write_json(origin_path(path), origin)
     assert "no licence" in export(workspace, tmp_path / "one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +37,7 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
         for date in ("a", "b", "c")
     )
     card = read_json(running / "prompt.json", "")
-    (running / "prompt.json").write_text(json.dumps({**card, "trained_parameters": 0}))
+    write_json(running / "prompt.json", {**card, "trained_parameters": 0})
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
@@ -56,15 +55,15 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
 
 
 def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    folder = tmp_path / "other"
-    shutil.copytree(spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d"), folder)
+    source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
+    folder = shutil.copytree(source, tmp_path / "other")
     card = read_json(folder / "prompt.json", "")
     for change, prompts, expected in (
         ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; put that"),
         ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; put that LM"),
         ({"fine_tune": True}, [folder], "a whole fine-tuned LM"),
     ):
-        (folder / "prompt.json").write_text(json.dumps({**card, **change}))
+        write_json(folder / "prompt.json", {**card, **change})
         with pytest.raises(UserError, match=expected):
             Predictor.load(prompts, spoken_workspace.root)
 
