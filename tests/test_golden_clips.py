@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
-from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import stage
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 UNIT_MODEL = "golden16"

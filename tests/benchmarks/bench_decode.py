@@ -19,9 +19,10 @@ from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from tests.benchmarks import measure
 from tests.benchmarks.measure import DEVICE, Result, report, rows_of, timed
-from tests.benchmarks.published_decoding import decode_as_published
+from tests.benchmarks.published import decode_as_published
 from tests.conftest import DATA, stage
 from tests.ulm_prompt import tiny
+from tests.ulm_prompt.in_process import prepare
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets
 from ulm_prompt.prompt_lm.lm import choose_dtype
@@ -62,7 +63,7 @@ def compare(
     rows = [[torch.tensor(indices(f"</s> {row.units} <s>")) for row in part] for part in parts]
 
     def published(part: list[torch.Tensor]) -> dict[int, list[int]]:
-        return dict(decode_as_published(theirs, dictionary, part, count))
+        return dict(decode_as_published(theirs, part, count))
 
     def cached(part: list[torch.Tensor]) -> dict[int, list[int]]:
         batches = decode(lm, part, sets, options)
@@ -108,10 +109,7 @@ def start_up() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         workspace = Workspace(root)
-        tiny.write_corpus(root)
-        tiny.write_lm(workspace.lm("tiny100"))
-        for name in ("make_data", "gen_labelspace", "verbalizer"):
-            stage(f"ulm_prompt/{name}.py", "--workspace", root)
+        prepare(root, "speech_commands")
         model = tiny.prompted()
         target = workspace.checkpoints("KS", "tiny100", "d") / "checkpoint_best.pt"
         save_torch({"model": {**model.lm.state_dict(), **model.state_dict()}}, target)

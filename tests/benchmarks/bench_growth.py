@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from tests.benchmarks.measure import DEVICE, a_model, timed
@@ -47,30 +48,19 @@ def main(words: Sequence[str] = ()) -> None:
 
 def measure(length: int, batch: int, prompt: int) -> tuple[float, float]:
     """Milliseconds an utterance of decoding and of a training step."""
-    torch.manual_seed(0)
     model = a_model("3.2M", prompt)
-    symbols = tiny.dictionary()
-    units = torch.randint(4, 4 + tiny.UNITS, (batch, length))
-    labels = torch.randint(4, 4 + tiny.UNITS, (batch, LABELS))
-    ends, seps = torch.full((batch, 1), symbols.eos()), torch.full((batch, 1), symbols.bos())
-    rows = list(torch.cat([ends, units, seps], dim=1))
-    sets = LabelSets.build("slots", labels.tolist(), len(symbols), symbols.eos())
-    cached = CachedLM(model, symbols.pad(), symbols.eos())
-    tokens = torch.cat([ends, units, seps, labels], dim=1).to(DEVICE)
-    read_at = (length + 1 + torch.arange(LABELS + 1)).expand(batch, -1).to(DEVICE)
-    targets = torch.cat([labels, ends], dim=1).flatten().to(DEVICE)
-
-    def decoding() -> None:
-        list(decode(cached, rows, sets, Options(max_labels=LABELS + 1, batch_size=batch)))
-
-    def step() -> None:
-        logits = model(tokens, read_at)
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets).backward()
-
+    tokens = np.random.default_rng(0).integers(4, tiny.SYMBOLS, (batch, length + 2 + LABELS))
+    tokens[:, length], tokens[:, -1] = 0, tiny.EOS  # units <s> labels </s>
+    rows = [torch.tensor([tiny.EOS, *row]) for row in tokens[:, : length + 1]]
+    sets = LabelSets.build("slots", tokens[:, length + 1 : -1].tolist(), tiny.SYMBOLS, tiny.EOS)
+    options = Options(max_labels=LABELS + 1, batch_size=batch)
+    cached = CachedLM(model, tiny.PAD, tiny.EOS)
+    together = [{"id": 0, "tokens": row, "separator": length} for row in tokens]
+    sample, criterion = tiny.on(DEVICE, tiny.collate(together)), tiny.criterion("answer")
     model.eval()
-    decode_ms = milliseconds(decoding) / batch
+    decoding = milliseconds(lambda: list(decode(cached, rows, sets, options)))
     model.train()
-    return decode_ms, milliseconds(step) / batch
+    return decoding / batch, milliseconds(lambda: criterion(model, sample)[0].backward()) / batch
 
 
 def milliseconds(work: Callable[[], object], most: float = 1.5) -> float:
@@ -84,19 +74,16 @@ def milliseconds(work: Callable[[], object], most: float = 1.5) -> float:
 
 def draw(found: dict[str, list[tuple[float, float]]], path: Path) -> None:
     """Write the plot as a PNG."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained", sharey=True)
-    for axis, (knob, times) in zip(axes, found.items(), strict=True):
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    for axis, (knob, times) in zip(figure.subplots(1, 3, sharey=True), found.items()):
         axis.loglog(STEPS[knob], times, marker="o", label=("decode", "training step"))
         axis.set(xlabel=TITLES[knob], xticks=STEPS[knob], xticklabels=map(str, STEPS[knob]))
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("milliseconds an utterance")
-    axes[0].legend()
+    figure.axes[0].set_ylabel("milliseconds an utterance")
+    figure.axes[0].legend()
     figure.suptitle("3.2M unit LM; where not varied: 100 units, 32 utterances, prompt length 6")
     figure.savefig(path, dpi=110)
 

@@ -14,14 +14,15 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import soundfile
 
+from tests.benchmarks.measure import timed
 from tests.conftest import DATA, REPOSITORY
 from tests.preprocess.corpora import write
 from ulm_prompt.using.predictor import Predictor
@@ -31,15 +32,17 @@ CLIPS = DATA / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
 
 def process(args: argparse.Namespace, *words: object) -> tuple[float, str]:
     """Seconds of a predict.py, and its line of the speed."""
-    command = [sys.executable, str(REPOSITORY / "ulm_prompt" / "predict.py"), *map(str, words)]
-    for prompt in args.prompt:
-        command += ["--prompt", prompt]
-    start = time.perf_counter()
-    result = subprocess.run(
-        [*command, "--workspace", str(args.workspace)], capture_output=True, text=True, check=True
-    )
-    seconds = time.perf_counter() - start
+    command = [sys.executable, REPOSITORY / "ulm_prompt" / "predict.py", *words]
+    command += ["--workspace", args.workspace, *(f"--prompt={name}" for name in args.prompt)]
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    seconds, result = timed(lambda: run(list(map(str, command))))
     return seconds, next(line for line in result.stderr.splitlines() if " a second, by " in line)
+
+
+def print_rate(name: str, audio: float, args: argparse.Namespace, *words: object) -> None:
+    wall, said = process(args, *words)
+    rate = audio / float(said.split(" in ")[1].split(" s,")[0])
+    print(f"{name}   {rate:6.1f} times real time: {said} ({wall:.1f} s with loading)")
 
 
 def print_right(predictor: Predictor, clips: Sequence[Path]) -> None:
@@ -85,26 +88,17 @@ def main(words: Sequence[str] = ()) -> None:
     cold = median(process(args, clips[0])[0] for _ in range(3))
     print(f"cold   {cold:6.2f} s from the command to the answer to one clip (median of 3)")
     predictor = Predictor.load(args.prompt, args.workspace)
-    seconds = []
-    for clip in [*clips[:5], *clips[:100]]:  # the first five warm it up
-        start = time.perf_counter()
-        predictor([clip])
-        seconds.append(time.perf_counter() - start)
-    low, middle, high = np.percentile(seconds[5:], [5, 50, 95]) * 1000
+    warm = [*clips[:5], *clips[:100]]  # the first five warm it up
+    seconds = [timed(lambda clip=clip: predictor([clip]))[0] for clip in warm][5:]
+    low, middle, high = np.percentile(seconds, [5, 50, 95]) * 1000
     print(f"warm   {middle:6.1f} ms a clip (median of 100; 5 to 95 %: {low:.1f} to {high:.1f})")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as many, tempfile.TemporaryDirectory() as one:
         for number, clip in enumerate(clips):
-            (Path(folder) / f"{number}.wav").symlink_to(clip.resolve())
-        wall, said = process(args, folder)
-    taken = float(said.split(" in ")[1].split(" s,")[0])
-    print(f"many   {audio / taken:6.1f} times real time: {said} ({wall:.1f} s with loading)")
-    parts = [part for clip in clips for part in (np.zeros(8000), soundfile.read(clip)[0])]
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "long.wav", np.concatenate(parts))
-        wall, said = process(args, "--segments", folder)
-    taken = float(said.split(" in ")[1].split(" s,")[0])
-    lasts = audio + 0.5 * len(clips)
-    print(f"long   {lasts / taken:6.1f} times real time: {said} ({wall:.1f} s with loading)")
+            (Path(many) / f"{number}.wav").symlink_to(clip.resolve())
+        parts = [part for clip in clips for part in (np.zeros(8000), soundfile.read(clip)[0])]
+        write(Path(one) / "long.wav", np.concatenate(parts))
+        print_rate("many", audio, args, many)
+        print_rate("long", audio + 0.5 * len(clips), args, "--segments", one)
     print_right(predictor, clips)
 
 

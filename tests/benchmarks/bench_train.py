@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +18,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.benchmarks import measure
 from tests.benchmarks.measure import DEVICE, Result, a_model, report, rows_of, timed
-from tests.benchmarks.published_training import PAD, published_loss
-from tests.conftest import REPOSITORY
+from tests.benchmarks.published import PAD, published_loss
 from tests.ulm_prompt import tiny
-from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length
+from ulm_prompt.prompt_lm.data import batches_by_length
 from ulm_prompt.prompt_lm.lm import choose_dtype
-from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 
 Batch = list[dict]
@@ -48,17 +45,10 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
     """A whole training step: batch, forward, backward, Adam. Returns the summed loss."""
     adam = torch.optim.Adam(model.prompt.parameters(), lr=5e-3)
     symbols = tiny.dictionary()
-    criterion = LabelCrossEntropy(argparse.Namespace(target_dictionary=symbols), "published")
-    dataset = RowDataset.__new__(RowDataset)
-    dataset.pad, dataset.eos, dataset.rank, dataset.world = PAD, symbols.eos(), 0, 1
+    criterion = tiny.criterion()
 
     def ours(batch: Batch) -> Tensor:
-        sample = dataset.collater(batch)
-        for key in ("tokens", "read_at"):
-            sample["net_input"][key] = sample["net_input"][key].to(DEVICE)
-        sample["target"] = sample["target"].to(DEVICE)
-        sample["is_label"] = sample["is_label"].to(DEVICE)
-        return criterion(model, sample)[0]
+        return criterion(model, tiny.on(DEVICE, tiny.collate(batch)))[0]
 
     def published(batch: Batch) -> Tensor:
         rows = [torch.tensor([symbols.eos(), *row["tokens"]]) for row in batch]
@@ -110,10 +100,8 @@ def compare(shape: str, steps: int, dtype: torch.dtype) -> None:
     )
 
 
-def peak_memory(name: str, shape: str, dtype: torch.dtype) -> None:
-    """Print what two steps need beyond the interpreter and the weights, and in all, in MB. In a
-    process of its own.
-    """
+def peak_memory(name: str, shape: str, dtype: torch.dtype) -> tuple[float, float]:
+    """What two steps need beyond the interpreter and the weights, and in all, in MB."""
     model = a_model(shape, 3, dropout=0.1)
     model.lm.to(dtype)
     step, data = stepper(name, model), batches(2)
@@ -129,7 +117,7 @@ def peak_memory(name: str, shape: str, dtype: torch.dtype) -> None:
         after = torch.cuda.max_memory_allocated() / 2**20
     else:
         after = resident("VmHWM")
-    print(f"{after - before:.0f} {after:.0f}")
+    return after - before, after
 
 
 def resident(field: str) -> float:
@@ -138,20 +126,13 @@ def resident(field: str) -> float:
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
 
 
-def compare_memory(shape: str, dtype: str) -> None:
+def compare_memory(shape: str, dtype: torch.dtype) -> None:
     """Report what a step needs both ways."""
-    found = {}
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back
-    for name, its_dtype in (("published", "float32"), ("ours", dtype)):
-        module = "tests.benchmarks.bench_train"
-        command = [sys.executable, "-m", module, "--memory_of", name, shape, "--dtype", its_dtype]
-        result = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
-        )
-        found[name] = [int(word) for word in result.stdout.split()]
-    (theirs, their_peak), (ours, our_peak) = found["published"], found["ours"]
-    note = f"{ours / theirs:.2f} of it; the processes' peaks {their_peak} and {our_peak} MB"
-    what = f"memory of a step beyond the weights, {shape} LM, {dtype}"
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of processes from here on: freed is given back
+    theirs, their_peak = measure.alone(peak_memory, "published", shape, torch.float32)
+    ours, our_peak = measure.alone(peak_memory, "ours", shape, dtype)
+    note = f"{ours / theirs:.2f} of it; the processes' peaks {their_peak:.0f} and {our_peak:.0f} MB"
+    what = f"memory of a step beyond the weights, {shape} LM, {short(dtype)}"
     report(Result(what, theirs, ours, "MB", note=note))
 
 
@@ -165,17 +146,13 @@ def main(arguments: Sequence[str] = ()) -> None:
     flag = parser.add_argument
     flag("--steps", type=int, default=5, help="steps of the 151M LM; ten times so many of the 3.2M")
     flag("--dtype", default="auto", help="of ours, beside float32: auto, bfloat16, float16")
-    flag("--memory_of", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype(args.dtype, DEVICE, parameters=151_263_232)
-    if args.memory_of:
-        peak_memory(*args.memory_of, dtype)
-        return
     print(f"{measure.machine()}; dtype {dtype}: {reason}")
     for shape, steps in (("3.2M", 10 * args.steps), ("151M", args.steps)):
         for of_lm in dict.fromkeys((torch.float32, dtype)):
             compare(shape, steps, of_lm)
-            compare_memory(shape, short(of_lm))
+            compare_memory(shape, of_lm)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,8 +32,8 @@ from preprocess.actions.manifest import Entry
 from preprocess.actions.stream import Encoder, cut_blocks
 from preprocess.speech2unit.features import Source, feature_reader, written
 from preprocess.speech2unit.kmeans import KMeans
-from tests.benchmarks.measure import Result, machine, matrix_rate, report
-from tests.conftest import DATA, REPOSITORY
+from tests.benchmarks.measure import Result, alone, machine, matrix_rate, report
+from tests.conftest import DATA
 from tests.preprocess import ssl_checkpoints
 from tests.preprocess.corpora import tone, write
 
@@ -56,38 +54,28 @@ SHAPE = (50, 768, 3072)  # a clip of a second in the feed-forward network
 
 def main(words: Sequence[str] = ()) -> None:
     """Measure both sides of each feature type and print the table."""
-    arguments = parse_arguments(words)
-    if arguments.side:
-        print(json.dumps(measure(arguments.side, arguments.features, arguments.folder)))
-        return
-    print(machine())
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare(folder, arguments.clips)
-        is_fast, _ = multiplies_bfloat16(choose_device()[0])
-        sides = ("published", "ours", *["bfloat16"] * is_fast)
-        for features in LAYERS:
-            rounds = [
-                {side: run(side, features, folder) for side in sides}
-                for _ in range(arguments.rounds)
-            ]
-            summarise(features, rounds)
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=200, help="default: 200")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    for internal in ("--side", "--features"):
-        parser.add_argument(internal, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        clips = prepare(folder, arguments.clips)
+        is_fast, _ = multiplies_bfloat16(choose_device()[0])
+        sides = ("published", "ours", *["bfloat16"] * is_fast)
+        for features in LAYERS:
+            rounds = [
+                {side: alone(measure, side, features, folder, clips) for side in sides}
+                for _ in range(arguments.rounds)
+            ]
+            summarise(features, rounds)
 
 
-def prepare(folder: Path, count: int) -> None:
-    """Write the checkpoints, random centres and the list of clips (real ones where at hand)."""
+def prepare(folder: Path, count: int) -> list[Path]:
+    """Write the checkpoints and random centres; returns the clips (real ones where at hand)."""
     ssl_checkpoints.hubert(folder / "hubert.pt", spread=False, **BASE)
     ssl_checkpoints.cpc(folder / "cpc.pt", 512, 512, gain=6)
     rng = np.random.default_rng(0)
@@ -96,8 +84,7 @@ def prepare(folder: Path, count: int) -> None:
         for number in range(count):
             write(folder / f"{number}.wav", tone(rng.uniform(0.7, 1.0), 90 + number))
         clips = sorted(folder.glob("*.wav"))
-    chosen = [str(clips[index]) for index in rng.permutation(len(clips))[:count]]
-    (folder / "clips.json").write_text(json.dumps(chosen))
+    chosen = [clips[index] for index in rng.permutation(len(clips))[:count]]
     for features in LAYERS:
         reader = build(features, folder)
         some = [soundfile.read(clip, dtype="float32")[0] for clip in chosen[:60]]
@@ -105,6 +92,7 @@ def prepare(folder: Path, count: int) -> None:
             frames = [reader([torch.from_numpy(clip)])[0].cpu() for clip in some]
         kmeans = MiniBatchKMeans(100, random_state=0, n_init=1).fit(torch.cat(frames).numpy())
         np.save(folder / f"{features}.npy", kmeans.cluster_centers_)
+    return chosen
 
 
 def build(features: str, folder: Path, dtype: str = "float32"):
@@ -113,18 +101,8 @@ def build(features: str, folder: Path, dtype: str = "float32"):
     return feature_reader(features, Source(*known, device=choose_device()[0], dtype=dtype))
 
 
-def run(side: str, features: str, folder: Path) -> dict[str, object]:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_units", "--side", side]
-    command += ["--features", features, "--folder", str(folder)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=REPOSITORY, check=True, timeout=3600
-    )
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def measure(side: str, features: str, folder: Path) -> dict[str, object]:
+def measure(side: str, features: str, folder: Path, clips: list[Path]) -> dict[str, object]:
     """Quantise all clips one way; the models are loaded and warm before the clock starts."""
-    clips = [Path(clip) for clip in json.loads((folder / "clips.json").read_text())]
     centres = np.load(folder / f"{features}.npy")
     if side == "published":
         work = published(features, folder, centres)

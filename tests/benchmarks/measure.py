@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,12 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
+
+
+def alone(work: Callable[..., T], *arguments: object) -> T:
+    """What ``work`` returns in a process of its own, whose memory nothing else has used."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
 
 
 def matrix_rate(dtype: torch.dtype, *shapes: tuple[int, int, int]) -> float:

@@ -26,7 +26,7 @@ from preprocess.speech2unit.hubert import Hubert
 from preprocess.speech2unit.kmeans import load_kmeans
 from tests.reliability.hostile import Runs, refused
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import stage
 from ulm_prompt.prompt_lm.checkpoint import read_weights
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 

@@ -92,6 +92,20 @@ def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
     return path
 
 
+def of_run(task: str, date: str = "d") -> tuple[str, ...]:
+    """The flags that name a prompt."""
+    return "--prompt_task", task, "--model_date", date, "--unit_model", UNIT_MODEL
+
+
+def export(workspace: Workspace, out: Path, *words: object, task: str = "IC") -> str:
+    return call("export", workspace.root, *of_run(task), "--out", out, *words)
+
+
+def clip(workspace: Workspace, *names: str) -> Path:
+    """A recording, of a folder of such names."""
+    return next((workspace.root / "corpora").joinpath(*names).rglob("*.wav"))
+
+
 def predict(workspace: Workspace, *words: object) -> int:
     """Run predict.py in this process, where fairseq is imported already; returns its exit code."""
     arguments = ["predict.py", "--workspace", workspace.root, *words]

@@ -16,8 +16,7 @@ from pipeline.files import write_json
 from pipeline.workspace import Workspace
 from tests.reliability.hostile import refused
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.forked import stage
-from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.in_process import call, stage
 from ulm_prompt.prompt_data import tasks
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 from ulm_prompt.train_ulm import choose_recipe

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.forked import stage
+from tests.ulm_prompt.in_process import stage
 from ulm_prompt.prompt_lm.lm import load_unit_lm
 
 UNIT_MODEL = "tiny100"
@@ -34,24 +34,30 @@ def root(tmp_path: Path) -> Path:
 
 
 def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int = 0) -> str:
-    begin = ("--begin_from", begin_from) if begin_from else ()
-    text = root / "text.txt"
-    texts = ("--text", text, "--valid_text", text) if text.exists() else ()
-    return stage(
-        "ulm_prompt/train_ulm.py", "--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a",
-        "--config", "tiny", *begin, *texts, "--set", *KNOBS, *knobs, code=code,
-    )  # fmt: skip
+    flags = ["--workspace", root, "--unit_model", UNIT_MODEL, "--date", "a", "--config", "tiny"]
+    flags += ["--begin_from", begin_from] if begin_from else []
+    if (text := root / "text.txt").exists():
+        flags += ["--text", text, "--valid_text", text]
+    return stage("ulm_prompt/train_ulm.py", *flags, "--set", *KNOBS, *knobs, code=code)
 
 
 def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> None:
-    """An update at no learning rate to speak of leaves them as they were."""
-    train_ulm(root, "max_update=1", "lr=1e-9", begin_from=root / "released")
+    """An update at no learning rate to speak of leaves them as they were. A run resumes from the LM
+    that it began from alone.
+    """
     begun, trained = root / "released", Workspace(root).lm(UNIT_MODEL)
+    knobs = ("max_update=1", "lr=1e-9")
+    train_ulm(root, *knobs, begin_from=begun)
     assert (trained / "dict.txt").read_bytes() == (begun / "dict.txt").read_bytes()
     before, after = (load_unit_lm(folder).model.state_dict() for folder in (begun, trained))
     assert before.keys() == after.keys()
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+    assert "finished" in train_ulm(root, *knobs, begin_from=begun)
+    assert "another begin_from" in train_ulm(root, *knobs, code=2)
+    tiny.write_lm(begun, seed=1, **SHAPE)
+    assert "another begin_from" in train_ulm(root, *knobs, begin_from=begun, code=2)
+    assert "move it away" in train_ulm(root, *knobs, begin_from=trained, code=2)
 
 
 def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
@@ -67,24 +73,11 @@ def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
     assert logits[0, -1].argmax() == seven
 
 
-def test_a_run_resumes_from_the_lm_that_it_began_from(root: Path) -> None:
-    released = root / "released"
-    train_ulm(root, "max_update=2", begin_from=released)
-    assert "finished" in train_ulm(root, "max_update=2", begin_from=released)
-    assert "another begin_from" in train_ulm(root, "max_update=2", code=2)
-    tiny.write_lm(released, seed=1, **SHAPE)
-    assert "another begin_from" in train_ulm(root, "max_update=2", begin_from=released, code=2)
-    lm = Workspace(root).lm(UNIT_MODEL)
-    assert "move it away" in train_ulm(root, "max_update=2", begin_from=lm, code=2)
-
-
 def test_a_second_run_keeps_the_lm(root: Path) -> None:
     """Prompts were trained on it; also one of an earlier version, which does not say its run."""
     train_ulm(root, "max_update=1")
-    folder, run = (
-        Workspace(root).lm(UNIT_MODEL),
-        Workspace(root).checkpoints("ulm", UNIT_MODEL, "a"),
-    )
+    workspace = Workspace(root)
+    folder, run = workspace.lm(UNIT_MODEL), workspace.checkpoints("ulm", UNIT_MODEL, "a")
     before = (folder / "checkpoint_best.pt").read_bytes()
     shutil.move(run, root / "moved")
     assert f"{folder} already exists: kept" in train_ulm(root, "max_update=2")

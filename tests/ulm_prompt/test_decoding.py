@@ -1,25 +1,30 @@
-"""Cached decoding against fairseq's SequenceGenerator over the uncached published arrangement."""
+"""Cached decoding against fairseq's SequenceGenerator over the uncached published arrangement;
+label sequences against that arrangement symbol by symbol.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from tests.benchmarks.published_decoding import decode_as_published, hypotheses
+from tests.benchmarks.published import decode_as_published, hypotheses, published_logits
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.test_model import published_logits
-from ulm_prompt.prompt_lm import labels as label_sets_module
+from tests.ulm_prompt.test_prompt_record import a_record
+from tests.ulm_prompt.tiny import EOS, PAD, SYMBOLS
+from ulm_prompt.prompt_lm import labels as labels_module
 from ulm_prompt.prompt_lm.cache import CachedLM
-from ulm_prompt.prompt_lm.labels import LabelSets
+from ulm_prompt.prompt_lm.labels import LabelAnswer, LabelAnswers, LabelSets, score_sequences
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.search import Decoded, Options, beam_search, decode
 
-PAD, EOS, SYMBOLS = 1, 2, 104
 LIMIT = 6
 SEQUENCES = [[7, 20], [7, 21], [9, 22]]
+VARIED = [[7], [7, 8], [9, 8, 7]]
 
 
 def a_model(infix: bool = False, ends: int = 25) -> PromptLanguageModel:
@@ -63,90 +68,19 @@ def within(found: list[Decoded]) -> list[list[int]]:
     return [decoded.within.symbols for decoded in found]
 
 
-def uncached(model: PromptLanguageModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities of what follows ``tokens``, one row."""
-    logits = published_logits(model.lm, model.prompt, tokens[None], model.prompt.inputs)[0, -1]
-    return logits.log_softmax(-1)
+def uncached(
+    model: PromptLanguageModel, row: torch.Tensor, after: Sequence[int] = ()
+) -> torch.Tensor:
+    """Logits of each symbol of ``after`` and of what follows it: (len(after) + 1, V)."""
+    tokens = torch.tensor([[*row.tolist(), *after]])
+    logits = published_logits(model.lm, model.prompt, tokens, model.prompt.inputs)[0]
+    return logits[len(row) - 1 :]
 
 
 def slowly(model: PromptLanguageModel, row: torch.Tensor, symbols: list[int]) -> list[float]:
     """Log-probability of each symbol after those before it, over the uncached model."""
-    scores = []
-    for symbol in symbols:
-        scores.append(uncached(model, row)[symbol].item())
-        row = torch.cat([row, torch.tensor([symbol])])
-    return scores
-
-
-@pytest.mark.parametrize("infix", [False, True])
-def test_greedy_equals_fairseq(infix: bool) -> None:
-    model, rows = a_model(infix), some_rows()
-    expected = dict(decode_as_published(model, tiny.dictionary(), rows, LIMIT, batch_size=5))
-    found = free(ours(model, rows))
-    assert found == [expected[row] for row in range(len(rows))]
-    lengths = {len(answer) for answer in found}
-    assert len(lengths) > 2 and max(lengths) == LIMIT, "answers of one length test nothing"
-
-
-def test_long_answers_are_the_uncached_greedy_ones() -> None:
-    """200 labels, as texts have them, outgrow the room that a cache starts with. Each is the
-    likeliest after all before it, in one pass over row and answer.
-    """
-    model, rows = a_model(ends=6), some_rows(12, longest=60)
-    found = free(ours(model, rows, "set", max_labels=200))
-    for row, answer in zip(rows, found):
-        tokens = torch.cat([row, torch.tensor(answer, dtype=torch.long)])
-        logits = published_logits(model.lm, model.prompt, tokens[None], model.prompt.inputs)[0]
-        logits[:, PAD] = -math.inf
-        likeliest = logits.argmax(-1)[len(row) - 1 :].tolist()
-        assert likeliest[: len(answer)] == answer
-        assert len(answer) == 200 or likeliest[len(answer)] == EOS
-    lengths = [len(answer) for answer in found]
-    assert max(lengths) == 200 and min(lengths) < 200, lengths
-
-
-@pytest.mark.parametrize(
-    ("beam", "options", "infix"),
-    [
-        (1, {}, False),
-        (5, {}, False),
-        (3, {"len_penalty": 0.3, "temperature": 1.7}, False),
-        (3, {}, True),
-    ],
-)
-def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) -> None:
-    """Every finished hypothesis: its symbols, its normalised score and each symbol's."""
-    model, rows = a_model(infix), some_rows(9, longest=12)
-    state = cached(model).prefill(rows, score_rows=options.get("temperature", 1.0))
-    found = beam_search(
-        cached(model), state, beam, LIMIT, None,
-        options.get("len_penalty", 1.0), options.get("temperature", 1.0),
-    )  # fmt: skip
-    best = []
-    for row, ours in zip(rows, found):
-        theirs = hypotheses(model, tiny.dictionary(), [row], LIMIT, beam_size=beam, **options)[0]
-        assert len(ours) == len(theirs) == beam
-        for mine, other in zip(ours, theirs):
-            read = len(row) - 1
-            assert mine.symbols == other["tokens"][read:-1].tolist()
-            assert mine.total == pytest.approx(other["score"].item(), rel=1e-5)
-            scores = other["positional_scores"][read:-1].tolist()
-            assert mine.scores == pytest.approx(scores, abs=1e-4)
-        best.append(ours[0].symbols)
-    assert len({len(answer) for answer in best}) > 1, "answers of one length test nothing"
-
-
-@pytest.mark.parametrize("options", [{}, {"beam": 3}, {"sampling": True, "topk": 9}])
-def test_batch_size_changes_nothing(options: dict[str, object]) -> None:
-    model, rows = a_model(), some_rows()
-    one, several, all_at_once = (
-        ours(model, rows, batch_size=size, **options) for size in (1, 5, 64)
-    )
-    assert free(one) == free(several) == free(all_at_once)
-    assert within(one) == within(several) == within(all_at_once)
-
-
-VARIED = [[7], [7, 8], [9, 8, 7]]
+    scores = uncached(model, row, symbols).log_softmax(-1)
+    return [score[symbol].item() for score, symbol in zip(scores, symbols)]
 
 
 def allowed(kind: str, sequences: list[list[int]], before: list[int]) -> set[int]:
@@ -168,12 +102,71 @@ def likeliest_within(
     answer: list[int] = []
     while len(answer) < limit:
         choices = sorted(allowed(kind, sequences, answer))
-        tokens = torch.cat([row, torch.tensor(answer, dtype=torch.long)])
-        symbol = choices[int(uncached(model, tokens)[choices].argmax())]
+        symbol = choices[int(uncached(model, row, answer)[-1, choices].argmax())]
         if symbol == EOS:
             break
         answer.append(symbol)
     return answer
+
+
+@pytest.mark.parametrize("infix", [False, True])
+def test_greedy_equals_fairseq(infix: bool) -> None:
+    model, rows = a_model(infix), some_rows()
+    expected = dict(decode_as_published(model, rows, LIMIT, batch_size=5))
+    found = free(ours(model, rows))
+    assert found == [expected[row] for row in range(len(rows))]
+    lengths = {len(answer) for answer in found}
+    assert len(lengths) > 2 and max(lengths) == LIMIT, "answers of one length test nothing"
+
+
+def test_long_answers_are_the_uncached_greedy_ones() -> None:
+    """200 labels, as texts have them, outgrow the room that a cache starts with. Each is the
+    likeliest after all before it, in one pass over row and answer.
+    """
+    model, rows = a_model(ends=6), some_rows(12, longest=60)
+    found = free(ours(model, rows, "set", max_labels=200))
+    for row, answer in zip(rows, found):
+        scores = uncached(model, row, answer)
+        scores[:, PAD] = -math.inf
+        assert scores.argmax(-1).tolist()[:200] == [*answer, EOS][:200]
+    lengths = [len(answer) for answer in found]
+    assert max(lengths) == 200 and min(lengths) < 200, lengths
+
+
+@pytest.mark.parametrize(
+    ("beam", "options", "infix"),
+    [
+        (1, {}, False),
+        (5, {}, False),
+        (3, {"len_penalty": 0.3, "temperature": 1.7}, False),
+        (3, {}, True),
+    ],
+)
+def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) -> None:
+    """Every finished hypothesis: its symbols, its normalised score and each symbol's."""
+    model, rows = a_model(infix), some_rows(9, longest=12)
+    penalty, temperature = options.get("len_penalty", 1.0), options.get("temperature", 1.0)
+    state = cached(model).prefill(rows, score_rows=temperature)
+    found = beam_search(cached(model), state, beam, LIMIT, None, penalty, temperature)
+    for row, ours in zip(rows, found):
+        theirs = hypotheses(model, [row], LIMIT, beam_size=beam, **options)[0]
+        assert len(ours) == len(theirs) == beam
+        for mine, other in zip(ours, theirs):
+            read = len(row) - 1
+            assert mine.symbols == other["tokens"][read:-1].tolist()
+            assert mine.total == pytest.approx(other["score"].item(), rel=1e-5)
+            scores = other["positional_scores"][read:-1].tolist()
+            assert mine.scores == pytest.approx(scores, abs=1e-4)
+    lengths = {len(best.symbols) for best, *_ in found}
+    assert len(lengths) > 1, "answers of one length test nothing"
+
+
+@pytest.mark.parametrize("options", [{}, {"beam": 3}, {"sampling": True, "topk": 9}])
+def test_batch_size_changes_nothing(options: dict[str, object]) -> None:
+    found = [ours(a_model(), some_rows(), batch_size=size, **options) for size in (1, 5, 64)]
+    for answers in (free, within):
+        one, several, all_at_once = map(answers, found)
+        assert one == several == all_at_once
 
 
 @pytest.mark.parametrize("kind", ["slots", "set", "trie"])
@@ -191,7 +184,7 @@ def test_within_labels_takes_the_likeliest_of_the_allowed(
 
 def test_label_sets_that_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trie over long texts has as many states as they have characters."""
-    monkeypatch.setattr(label_sets_module, "MOST_ARCS", 7 * SYMBOLS)
+    monkeypatch.setattr(labels_module, "MOST_ARCS", 7 * SYMBOLS)
     sequences = [[7, 8, 9, 9], [8, 8, 9, 9]]
     with pytest.raises(UserError, match="9 states .*--within_labels set"):
         LabelSets.build("trie", sequences, SYMBOLS, EOS)
@@ -212,23 +205,93 @@ def test_a_wide_beam_finds_the_likeliest_sequence() -> None:
 def test_sampling_draws_from_the_distribution(cut: str) -> None:
     """The first symbol over many copies of one row, against the uncached probabilities."""
     model, row, copies = a_model(), some_rows(1)[0], 1000
-    expected = uncached(model, row)
+    expected = uncached(model, row)[-1]
     expected[PAD] = -math.inf
     ranked = (expected / 2).softmax(-1).sort(descending=True)
     enough = (ranked.values[0] + ranked.values[1] / 2).item()
-    options = {"none": {}, "topk": {"topk": 3}, "topp": {"topp": enough}}[cut]
-    count = {"none": SYMBOLS, "topk": 3, "topp": 2}[cut]
+    count, options = {
+        "none": (SYMBOLS, {}), "topk": (3, {"topk": 3}), "topp": (2, {"topp": enough})
+    }[cut]  # fmt: skip
 
     def drawn(**others: object) -> list[int]:
-        rows, fixed = [row] * copies, {"sampling": True, "temperature": 2.0, "max_labels": 1}
+        fixed = {"sampling": True, "temperature": 2.0, "max_labels": 1, **options}
         return [
-            (*answer, EOS)[0] for answer in free(ours(model, rows, **fixed, **options, **others))
+            (*answer, EOS)[0] for answer in free(ours(model, [row] * copies, **fixed, **others))
         ]
 
     shares = torch.zeros(SYMBOLS)
     shares[ranked.indices[:count]] = ranked.values[:count] / ranked.values[:count].sum()
-    counts = torch.bincount(torch.tensor(drawn(batch_size=500)), minlength=SYMBOLS)
+    found = drawn(batch_size=500)
+    counts = torch.bincount(torch.tensor(found), minlength=SYMBOLS)
     noise = (shares * (1 - shares) / copies).sqrt()
     assert ((counts / copies - shares).abs() <= 5 * noise + 1e-9).all()
-    assert drawn(batch_size=500) == drawn(batch_size=64), "draws depend on the row's number"
+    assert found == drawn(batch_size=64), "draws depend on the row's number"
     assert drawn() != drawn(seed=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_mostly(dtype: torch.dtype) -> None:
+    model, rows = a_model(), some_rows(60)
+    full = free(ours(model, rows, max_labels=1))
+    half = ours(model, rows, max_labels=1, dtype=dtype)
+    assert sum(map(list.__eq__, free(half), full)) >= 54
+    assert all(math.isfinite(score) for decoded in half for score in decoded.within.scores)
+
+
+def test_every_sequence_at_once_against_the_uncached_lm() -> None:
+    sequences = [(7,), (7, 20), (9, 22), (9, 20, 7, 7), (9, 22, 5), (30,)]
+    begins_another = {0, 2}  # </s> is one of several symbols that may follow
+    model, rows = a_model(), some_rows(6)
+    lm = cached(model)
+    totals, shares = score_sequences(lm, lm.prefill(rows), sequences, EOS)
+    for place, row in enumerate(rows):
+        for number, sequence in enumerate(sequences):
+            expected = slowly(model, row, [*sequence, *[EOS] * (number in begins_another)])
+            assert totals[place, number].item() == pytest.approx(sum(expected), abs=1e-4)
+            padded = [*expected[: len(sequence)], *[0.0] * (4 - len(sequence))]
+            assert shares[place, number].tolist() == pytest.approx(padded, abs=1e-4)
+
+
+def answers(top: int, **changes: object) -> list[list[LabelAnswer]]:
+    lm, record = cached(a_model()), dataclasses.replace(a_record(), **changes)
+    return LabelAnswers(record, tiny.dictionary())(lm, lm.prefill(some_rows(8)), top)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_top_answers_are_the_likeliest_in_order(
+    known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of train's sequences or, where these are not known, of all combinations of the slots' labels;
+    and by a beam where they are too many, which counts the last ``</s>`` always: that is little.
+    """
+    record = a_record()
+    changes = {} if known else {"label_sequences": None}
+    count = len(record.label_sequences) if known else 2 * 3
+    exact = answers(99, **changes)
+    for of_row in exact:
+        scores = [answer.score for answer in of_row]
+        assert len(of_row) == count and scores == sorted(scores, reverse=True)
+        for one in of_row:
+            assert sum(one.label_scores) == pytest.approx(one.score, abs=1e-4)
+            assert [record.labels[each]["slot"] for each in one.labels] == ["action", "object"]
+    assert answers(2, **changes) == [of_row[:2] for of_row in exact]
+    monkeypatch.setattr(labels_module, "MOST_SCORED", 1)
+    for of_row, by_beam in zip(exact, answers(count, **changes)):
+        found = {answer.labels: pytest.approx(answer.label_scores, abs=1e-4) for answer in by_beam}
+        assert {answer.labels: answer.label_scores for answer in of_row} == found
+
+
+def test_texts_are_searched_greedily() -> None:
+    symbols, verbal = tiny.dictionary(), a_record().verbal
+    labels = [[symbols.index(unit)] for unit in verbal.values()]
+    found = answers(1, label_sequences=None, labels_per_utterance=0, most_labels=4)
+    for row, (answer,) in zip(some_rows(8), found):
+        text = [symbols.index(verbal[label]) for label in answer.labels]
+        assert text == likeliest_within(a_model(), row, "set", labels, 200)
+        expected = sum(slowly(a_model(), row, [*text, EOS]))
+        assert answer.score == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_unit_that_the_dict_lacks() -> None:
+    with pytest.raises(UserError, match="label unit 100 is not in the dict"):
+        answers(1, verbal={**a_record().verbal, "4": "100"})

@@ -17,7 +17,6 @@ from preprocess.speech2unit.features import Source, feature_reader
 from preprocess.speech2unit.kmeans import KMeans
 from tests.preprocess import ssl_checkpoints
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.test_training_step import a_sample, criterion, on
 from ulm_prompt.prompt_lm import search
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
@@ -50,9 +49,7 @@ def values_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, value in made_up.items():
         real = getattr(torch.Tensor, name)
-        chosen = lambda tensor, value=value, real=real: (  # noqa: E731
-            value(tensor) if tensor.is_meta else real(tensor)
-        )
+        chosen = lambda t, value=value, real=real: (value if t.is_meta else real)(t)  # noqa: E731
         monkeypatch.setattr(torch.Tensor, name, chosen)
 
 
@@ -68,21 +65,18 @@ def test_a_tensor_of_the_cpu_is_noticed() -> None:
 
 @pytest.mark.parametrize("infix", [False, True])
 def test_a_training_step(infix: bool) -> None:
-    model, sample = tiny.prompted(infix=infix).to(META).train(), on("meta", a_sample())
+    model, sample = tiny.prompted(infix=infix).to(META).train(), tiny.on(META, tiny.sample())
     with OneDevice():
-        criterion()(model, sample)[0].backward()
+        tiny.criterion()(model, sample)[0].backward()
     assert model.prompt.keys.grad.device == META
 
 
-@pytest.mark.parametrize("choose", [likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)])
-def test_answers_symbol_by_symbol(choose) -> None:
+def test_answers() -> None:
+    """Symbol by symbol, by beams, and of scored sequences."""
     lm, labels = on_meta()
     with OneDevice():
-        answers = follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)
-    assert len(answers) == len(ROWS)
-
-
-def test_beams_and_scored_sequences() -> None:
+        for choose in (likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)):
+            assert len(follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
     lm, labels = on_meta("trie")
     with OneDevice():
         beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
@@ -90,17 +84,19 @@ def test_beams_and_scored_sequences() -> None:
     assert totals.device == META and totals.shape == (3, 2)
 
 
+TRAINED = {name: getattr(ssl_checkpoints, name) for name in ("hubert", "cpc")}
+TRAINED["w2v2"] = ssl_checkpoints.wav2vec2
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [(kind, "float32") for kind in ("hubert", "cpc", "w2v2", "logmel", "mfcc")]
-    + [(kind, "bfloat16") for kind in ("hubert", "cpc", "w2v2")],
+    [(kind, "float32") for kind in (*TRAINED, "logmel", "mfcc")]
+    + [(kind, "bfloat16") for kind in TRAINED],
 )
 def test_speech_to_units(kind: str, dtype: str, tmp_path: Path) -> None:
-    path = tmp_path / "model.pt"
-    make = {"w2v2": ssl_checkpoints.wav2vec2, "logmel": None, "mfcc": None}
-    if make := make.get(kind, getattr(ssl_checkpoints, kind, None)):
-        make(path)
-    known = (path, 2) if make else (None, None)
+    known = (tmp_path / "model.pt", 2) if kind in TRAINED else (None, None)
+    if kind in TRAINED:
+        TRAINED[kind](known[0])
     reader = feature_reader(kind, Source(*known, device=META, dtype=dtype))
     waveforms = [torch.zeros(samples) for samples in (8_000, 5_000, 8_000)]
     kmeans = KMeans(np.zeros((4, reader.dim), np.float32), META)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.files import holding
 from pipeline.workspace import Workspace
 from tests.conftest import REPOSITORY
 from tests.ulm_prompt import tiny
@@ -31,9 +32,9 @@ LM = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "m
       "max_tokens=400")  # fmt: skip
 
 
-def prompt(root: Path, date: str, *knobs: str) -> list[str]:
+def prompt(root: Path, date: str, *knobs: str, flags: str = "") -> list[str]:
     command = f"train --workspace {root} --prompt_task KS --date {date} --unit_model {UNIT_MODEL}"
-    return [*command.split(), "--set", *PROMPT, *knobs]
+    return [*command.split(), *flags.split(), "--set", *PROMPT, *knobs]
 
 
 def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
@@ -64,37 +65,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.write_corpus(root, name)
     tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
     data = ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess")
-    projected = "prompt_dropout=0.0", *PROJECTED
-    one = launch(
-        1,
-        [
-            *([name, "--workspace", str(root), "--unit_model", UNIT_MODEL] for name in data),
-            prompt(root, "one"),
-            prompt(root, "one_projected", *projected),
-            unit_lm(root, "one", "update_freq=4"),
-            prompt(root, "large", "prompt_dropout=0.0", "batch_size=203"),
-            prompt(root, "accumulated", "prompt_dropout=0.0", "batch_size=51", "update_freq=4"),
-            prompt(root, "bfloat16", "dtype=bfloat16"),
-            [*prompt(root, "float16"), "--dtype", "float16"],
-            [*prompt(root, "tuned", *TUNED), "--fine_tune"],
-            [*prompt(root, "tuned_bfloat16", *TUNED, "dtype=bfloat16"), "--fine_tune"],
-            unit_lm(root, "bfloat16", "update_freq=4", "dtype=bfloat16"),
-        ],
-    )
-    assert one.returncode == 0, one.stderr
-    killed = launch(
-        2,
-        [
-            prompt(root, "two"),
-            prompt(root, "two_projected", *projected),
-            unit_lm(root, "two", "update_freq=2"),
-            prompt(root, "killed"),
-        ],
-        EPOCH + 3,
-    )
+    whole = "prompt_dropout=0.0"
+    one = [
+        *([name, "--workspace", str(root), "--unit_model", UNIT_MODEL] for name in data),
+        prompt(root, "one"),
+        prompt(root, "one_projected", whole, *PROJECTED),
+        unit_lm(root, "one", "update_freq=4"),
+        prompt(root, "large", whole, "batch_size=203"),
+        prompt(root, "accumulated", whole, "batch_size=51", "update_freq=4"),
+        prompt(root, "bfloat16", "dtype=bfloat16"),
+        prompt(root, "float16", flags="--dtype float16"),
+        prompt(root, "tuned", *TUNED, flags="--fine_tune"),
+        prompt(root, "tuned_bfloat16", *TUNED, "dtype=bfloat16", flags="--fine_tune"),
+        unit_lm(root, "bfloat16", "update_freq=4", "dtype=bfloat16"),
+    ]
+    two = [
+        prompt(root, "two"),
+        prompt(root, "two_projected", whole, *PROJECTED),
+        unit_lm(root, "two", "update_freq=2"),
+        prompt(root, "killed"),
+    ]
+    alone = launch(1, one)
+    assert alone.returncode == 0, alone.stderr
+    killed = launch(2, two, EPOCH + 3)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
     assert killed.stdout.count("-> ") == 4, "one rank speaks"
-    again = launch(2, [prompt(root, "killed"), prompt(root, "two")])
+    again = launch(2, [two[-1], two[0]])
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("Loaded checkpoint") == 1
     assert again.stdout.count("this run has finished") == 1
@@ -157,11 +153,9 @@ def test_half_precision_learns_as_float32(trained: Path, run: str) -> None:
 
 
 def test_one_run_at_a_time_on_one_output(trained: Path) -> None:
-    from pipeline.files import holding
-
     folder = Workspace(trained).checkpoints("KS", UNIT_MODEL, "one")
     with holding(folder):
         refused = launch(2, [prompt(trained, "one")])
     assert refused.returncode != 0
-    assert refused.stderr.count("another process is writing there") == 1
+    assert refused.stderr.count(f"{folder}: another process is writing there") == 1
     assert signal.Signals.SIGKILL.name not in refused.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -19,16 +18,12 @@ from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.in_process import call
+from tests.ulm_prompt.spoken import export
 from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, read_record
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.sample_file import origin_path
 from ulm_prompt.using.predictor import Predictor
-
-
-def run(workspace: Workspace, task: str, out: Path, *words: object) -> str:
-    selection = ("--prompt_task", task, "--model_date", "d", "--unit_model", spoken.UNIT_MODEL)
-    return call("export", workspace.root, *selection, "--out", out, *words)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def exported(
     """KS from a published checkpoint, IC from ours."""
     folder = tmp_path_factory.mktemp("exported")
     for task in spoken.DOWNSTREAMS:
-        run(spoken_workspace, task, folder / task, "--license", "CC-BY-4.0")
+        export(spoken_workspace, folder / task, "--license", "CC-BY-4.0", task=task)
     return {task: folder / task for task in spoken.DOWNSTREAMS}
 
 
@@ -67,15 +62,14 @@ def test_what_an_export_says(
 
 
 def test_answers_are_those_of_the_checkpoint(
-    spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path
+    spoken_workspace: Workspace, predictor: Predictor, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     """Also in a workspace that has the LM and the k-means and nothing else."""
     files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[::4]
-    at_home = Predictor.load(["KS", "IC"], spoken_workspace.root, dtype="float32")
     shutil.copytree(spoken_workspace.root / "pretrained_models", tmp_path / "pretrained_models")
     for root in (spoken_workspace.root, tmp_path):
         shared = Predictor.load(list(exported.values()), root, dtype="float32")
-        assert shared(files, top=3) == at_home(files, top=3)
+        assert shared(files, top=3) == predictor(files, top=3)
 
 
 def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
@@ -103,45 +97,45 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
         "an_edit": (4, {**best, "files": {}}),
         "an_unknown": (4, None),
     }
+    entry = {right: {"label": "1 2", "predict": f"{2 - right} 2"} for right in (True, False)}
     for date, (right, origin) in runs.items():
         path = workspace.samples("IC", spoken.UNIT_MODEL, "d", date)
-        entries = {str(n): {"label": "1 2", "predict": "1 2" if n < right else "2 2"}
-                   for n in range(4)}  # fmt: skip
         for name in (path, path.with_stem(path.stem + "_within_labels")):
-            write_json(name, entries)
+            write_json(name, {str(number): entry[number < right] for number in range(4)})
         if origin:
             write_json(origin_path(path), origin)
-    assert "no licence" in run(workspace, "IC", tmp_path / "one")
+    assert "no licence" in export(workspace, tmp_path / "one")
     assert read_record(tmp_path / "one").test["accuracy"] == 25.0
     origin_path(workspace.samples("IC", spoken.UNIT_MODEL, "d", "best")).unlink()
-    assert "no test accuracy" in run(workspace, "IC", tmp_path / "none")
+    assert "no test accuracy" in export(workspace, tmp_path / "none")
     assert read_record(tmp_path / "none").test == {}
 
 
 def test_labels_are_called_as_in_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
     """Though rows that were made anew have numbered them otherwise."""
     card = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "prompt.json"
-    before = card.read_text()
-    values = json.loads(before)
-    labels = {number: {"slot": "s", "name": f"n{number}"} for number in values["verbal"]}
-    write_json(card, {**values, "labels": labels})
-    run(spoken_workspace, "IC", tmp_path / "out")
-    card.write_text(before)
+    before = read_json(card, "")
+    labels = {number: {"slot": "s", "name": f"n{number}"} for number in before["verbal"]}
+    write_json(card, {**before, "labels": labels})
+    export(spoken_workspace, tmp_path / "out")
+    write_json(card, before)
     assert read_record(tmp_path / "out").labels == labels
 
 
 def test_sample_py_decodes_with_an_export(
     spoken_workspace: Workspace, exported: dict[str, Path]
 ) -> None:
-    files = []
-    for date, flags in (("own", []), ("shared", ["--checkpoint", exported["IC"] / TENSORS])):
-        command = ("--prompt_task", "IC", "--model_date", "d", "--sample_date", date)
-        call("sample", spoken_workspace.root, *command, *flags)
-        files.append(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date))
-    assert files[0].read_bytes() == files[1].read_bytes()
-    prompts = [read_json(origin_path(path), "")["prompt"] for path in files]
     folder = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
-    assert prompts == [sha256(folder / "checkpoint_best.pt"), sha256(exported["IC"] / TENSORS)]
+    files = []
+    for date, path in (
+        ("own", folder / "checkpoint_best.pt"),
+        ("shared", exported["IC"] / TENSORS),
+    ):
+        flags = ("--checkpoint", path, "--sample_date", date)
+        call("sample", spoken_workspace.root, *spoken.of_run("IC"), *flags)
+        files.append(spoken_workspace.samples("IC", spoken.UNIT_MODEL, "d", date))
+        assert read_json(origin_path(files[-1]), "")["prompt"] == sha256(path)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_what_units_made_here_were_made_with_is_asked_for(
@@ -151,28 +145,24 @@ def test_what_units_made_here_were_made_with_is_asked_for(
     root = tmp_path / "w"
     shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
     kmeans = root / "pretrained_models" / "logmel100_km.npz"
-
-    def check(expected: str) -> None:
+    labels = root / "preprocess/speech_commands/data/logmel100/labels.json"
+    centres = kmeans.read_bytes()
+    for change, expected in (
+        (lambda: save_kmeans(kmeans, load_kmeans(kmeans) + 1), "not the k-means that .* was made"),
+        (kmeans.unlink, "k-means of logmel100 not found"),
+        (lambda: (kmeans.write_bytes(centres), labels.unlink()), "labels.json: not found; run"),
+    ):
+        change()
         with pytest.raises(UserError, match=expected):
             Predictor.load(["KS"], root)
         with pytest.raises(UserError, match=expected):
-            run(Workspace(root), "KS", root / "shared")
+            export(Workspace(root), root / "shared", task="KS")
         assert not (root / "shared").exists()
-
-    centres = kmeans.read_bytes()
-    save_kmeans(kmeans, load_kmeans(kmeans) + 1)
-    check("not the k-means that .* was made with")
-    kmeans.unlink()
-    check("k-means of logmel100 not found")
-    kmeans.write_bytes(centres)
-    (root / "preprocess/speech_commands/data/logmel100/labels.json").unlink()
-    check("labels.json: not found; run")
 
 
 def another_dict(root: Path) -> None:
     path = Workspace(root).lm(spoken.UNIT_MODEL) / "dict.txt"
-    first, second, *others = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([second, first, *others]))
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
 
 
 def another_kmeans(root: Path) -> None:
@@ -181,10 +171,9 @@ def another_kmeans(root: Path) -> None:
 
 
 def changed(root: Path, **values: object) -> None:
-    path = root / "shared" / RECORD
-    record = read_json(path, "")
+    record = read_json(root / "shared" / RECORD, "")
     record["units"] |= values.pop("units", {})
-    path.write_text(json.dumps({**record, **values}))
+    write_json(root / "shared" / RECORD, {**record, **values})
 
 
 def other_tensors(root: Path, width: int = 32, value: float = 0.0) -> None:
@@ -239,9 +228,9 @@ def test_nothing_of_the_users_is_overwritten(
         ([tmp_path / "out", "--license", "two\nlines"], "license: expected one line"),
     ):
         with pytest.raises(UserError, match=expected):
-            run(spoken_workspace, "IC", *words)
+            export(spoken_workspace, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     before = (exported["IC"] / TENSORS).read_bytes()
-    run(spoken_workspace, "IC", exported["IC"], "--license", "MIT")
+    export(spoken_workspace, exported["IC"], "--license", "MIT")
     assert read_record(exported["IC"]).license == "MIT"
     assert (exported["IC"] / TENSORS).read_bytes() == before

@@ -1,4 +1,6 @@
-"""fairseq with our changes: what it writes on a full disk; it leaves out no batch in silence."""
+"""fairseq with our changes: what it writes on a full disk; it leaves out no batch in silence;
+few-shot training: validation where an epoch is one update, and a run cut off within one.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.trainer import Trainer
 
 from pipeline.errors import UserError
 from pipeline.torch_files import load_torch
+from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call
+from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
+from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.fairseq_run import CurveWriter, LogFile, patched
 
 LINE = "a line of the log"
@@ -97,3 +103,68 @@ def test_a_name_that_numpy_2_removed_is_there_for_fairseq_alone() -> None:
     with patched():
         assert np.zeros(2, dtype=np.compat.long).dtype == np.int64
     assert hasattr(np, "compat") == before
+
+
+def train(root: Path, date: str, *knobs: str) -> str:
+    flags = ("--prompt_task", "KS", "--date", f"few_{date}", "--recipe", "fast", "--set")
+    return call("train", root, *flags, *knobs)
+
+
+def curve(root: Path, date: str) -> dict[int, dict[str, float]]:
+    return valid_curve(Workspace(root).logs("KS", "tiny100", f"few_{date}") / "train.log")
+
+
+def test_an_epoch_of_one_update(prepared: Path) -> None:
+    """Validation comes every so many updates, not after each of them; the best one's checkpoint is
+    kept; the card says how many shots.
+    """
+    knobs = ("shots=3", "max_update=45", "validate_every=10", "warmup_updates=5")
+    printed = train(prepared, "update", *knobs)
+    assert "few-shot: 12 of 203 rows, 3 of each class" in printed
+    scores = curve(prepared, "update")
+    assert list(scores) == [10, 20, 30, 40, 45]
+    folder = Workspace(prepared).checkpoints("KS", "tiny100", "few_update")
+    card = read_record(folder)
+    assert card.training["shots"] == 3
+    best = max(each["accuracy"] for each in scores.values())
+    assert card.valid["accuracy"] == best == scores[card.run.updates]["accuracy"]
+    kept = {path.name for path in folder.glob("*.pt")}
+    assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
+    with pytest.raises(UserError, match="another shots"):
+        train(prepared, "update", "shots=2", *knobs[1:])
+
+
+def test_validations_by_updates_end_with_the_last_epoch(prepared: Path) -> None:
+    knobs = ("shots=8", "max_update=0", "lr_schedule=fixed", "max_epoch=5", "validate_every=4")
+    train(prepared, "epochs", *knobs)
+    assert list(curve(prepared, "epochs")) == [4, 8, 10]
+    assert "has finished" in train(prepared, "epochs", *knobs)
+
+
+def test_a_run_cut_off_within_an_epoch_goes_on(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last validation, to the weights of one that was not, prompt dropout and noise on
+    the units included.
+    """
+    knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1",
+             "unit_noise=0.2")  # fmt: skip
+    train(prepared, "whole", *knobs)
+    step = Trainer.train_step
+
+    def cut_off(trainer: Trainer, *args: object, **others: object) -> object:
+        if trainer.get_num_updates() == 12:
+            raise KeyboardInterrupt
+        return step(trainer, *args, **others)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Trainer, "train_step", cut_off)
+        train(prepared, "cut", *knobs)
+    assert "Loaded checkpoint" in train(prepared, "cut", *knobs)
+    whole, cut = (
+        Workspace(prepared).checkpoints("KS", "tiny100", f"few_{date}") / "checkpoint_last.pt"
+        for date in ("whole", "cut")
+    )
+    found = torch.load(cut, weights_only=True)["model"]
+    for name, tensor in torch.load(whole, weights_only=True)["model"].items():
+        assert torch.equal(tensor, found[name]), name

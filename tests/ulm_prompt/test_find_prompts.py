@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
-from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import RECORD
 from ulm_prompt.using import find_prompts
 from ulm_prompt.using.find_prompts import find_prompt, task_and_unit_model
@@ -39,7 +37,7 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
         for date in ("a", "b", "c")
     )
     card = read_json(running / "prompt.json", "")
-    (running / "prompt.json").write_text(json.dumps({**card, "trained_parameters": 0}))
+    write_json(running / "prompt.json", {**card, "trained_parameters": 0})
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
@@ -57,15 +55,15 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
 
 
 def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    folder = tmp_path / "other"
-    shutil.copytree(spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d"), folder)
+    source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
+    folder = shutil.copytree(source, tmp_path / "other")
     card = read_json(folder / "prompt.json", "")
     for change, prompts, expected in (
         ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; put that"),
         ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; put that LM"),
         ({"fine_tune": True}, [folder], "a whole fine-tuned LM"),
     ):
-        (folder / "prompt.json").write_text(json.dumps({**card, **change}))
+        write_json(folder / "prompt.json", {**card, **change})
         with pytest.raises(UserError, match=expected):
             Predictor.load(prompts, spoken_workspace.root)
 
@@ -79,9 +77,7 @@ def repository(
     folder, models = root / "pretrained_models", spoken_workspace.pretrained
     shutil.copytree(models / "logmel100_lm", folder / "shipped" / "lm")
     shutil.copy(models / "logmel100_km.npz", folder / "shipped" / "km.npz")
-    selection = ("--prompt_task", "IC", "--unit_model", spoken.UNIT_MODEL, "--model_date", "d")
-    shipped = folder / "shipped" / "commands"
-    call("export", spoken_workspace.root, *selection, "--out", shipped)
+    spoken.export(spoken_workspace, shipped := folder / "shipped" / "commands")
     table = tmp_path / "registry.yaml"
     table.write_text(REGISTRY.replace("NAME", spoken.UNIT_MODEL).replace("ROOT", str(root)))
     monkeypatch.setattr(unit_models, "REGISTRY", table)
@@ -93,16 +89,13 @@ def repository(
 
 @pytest.fixture
 def clip(spoken_workspace: Workspace) -> Path:
-    return next((spoken_workspace.root / "corpora" / "fluent_commands").rglob("*.wav"))
+    return spoken.clip(spoken_workspace, "fluent_commands")
 
 
 def test_it_answers_and_says_what_it_knows(
-    repository: Path,
-    clip: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    repository: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> None:  # fmt: skip
     """From a workspace that holds nothing."""
     empty = Workspace(tmp_path / "elsewhere")
     words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"

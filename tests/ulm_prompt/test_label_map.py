@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 from pathlib import Path
 
@@ -13,13 +12,13 @@ import torch
 
 from pipeline.devices import torch_threads
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.rows import Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from tests.ulm_prompt.test_decoding import EOS, PAD, SYMBOLS, ours, some_rows
-from tests.ulm_prompt.test_model import published_logits
-from tests.ulm_prompt.test_training_step import a_sample, criterion
+from tests.ulm_prompt.test_decoding import ours, some_rows, uncached
+from tests.ulm_prompt.tiny import EOS, PAD, SYMBOLS
 from ulm_prompt.prompt_data.label_names import unit_names
 from ulm_prompt.prompt_data.prompt_record import read_record
 from ulm_prompt.prompt_lm import checkpoint
@@ -30,70 +29,7 @@ from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import LabelMap
 from ulm_prompt.prompt_lm.search import Decoded
 
-UNITS = [9, 4, 11, 6, 5, 10, 7, 8]  # all that a_sample has as labels
-COUNT = 3
-
-
-def a_model(noise: float = 0.3) -> PromptLanguageModel:
-    model = tiny.prompted()
-    label_map = LabelMap([tiny.dictionary()[unit] for unit in UNITS], tiny.dictionary(), COUNT)
-    torch.manual_seed(8)
-    label_map.weight.data += noise * torch.randn_like(label_map.weight)
-    return PromptLanguageModel(model.lm, model.prompt, label_map).eval()
-
-
-def slow_logits(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
-    """The LM's logits after ``tokens``, one row, by the published arrangement: (V,)."""
-    row = torch.tensor([tokens])
-    return published_logits.__wrapped__(model.lm, model.prompt, row, model.prompt.inputs)[0, -1]
-
-
-def slow_scores(model: PromptLanguageModel, tokens: list[int]) -> torch.Tensor:
-    """Each label's score after ``tokens``: (labels,)."""
-    logits, weight = slow_logits(model, tokens), model.label_map.weight
-    return torch.stack([(weight[label] * logits).sum() for label in range(len(UNITS))])
-
-
-def slow_loss(model: PromptLanguageModel, sample: dict, loss_on: str) -> torch.Tensor:
-    """Minus the log-probability of each label among the labels, summed; ``</s>`` is certain. As
-    published, that of ``<s>`` too.
-    """
-    total = torch.zeros(())
-    for tokens in sample["net_input"]["tokens"].tolist():
-        separator = tokens.index(0)
-        if loss_on == "published":
-            total = total - slow_logits(model, tokens[:separator]).log_softmax(-1)[0]
-        for place in range(separator + 1, separator + 1 + COUNT):
-            scores = slow_scores(model, tokens[:place])
-            total = total + torch.log(sum(torch.exp(scores))) - scores[UNITS.index(tokens[place])]
-    return total
-
-
-@pytest.mark.parametrize("loss_on", ["answer", "published"])
-def test_loss_and_gradients_equal_the_slow_ones(loss_on: str) -> None:
-    model, sample = a_model(), a_sample(5)
-    prompt = model.prompt
-    trained = [model.label_map.weight, prompt.keys, prompt.values, prompt.sep]
-    loss, size, _ = criterion(loss_on)(model, sample)
-    assert size == (5 * (COUNT + 1) if loss_on == "answer" else sample["ntokens"])
-    found = torch.autograd.grad(loss, trained)
-    expected = slow_loss(model, sample, loss_on)
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    for mine, theirs in zip(found, torch.autograd.grad(expected, trained)):
-        assert theirs.norm() > 0
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
-
-
-def test_gradients_of_the_map_are_not_scaled_in_float16() -> None:
-    sample = a_sample(5)
-    found = {}
-    for dtype in (torch.float32, torch.float16):
-        model = a_model()
-        model.lm.to(dtype)
-        criterion("answer")(model, sample)[0].backward()
-        found[dtype] = model.label_map.weight.grad
-    full, half = found.values()
-    assert (full - half).norm() < 0.05 * full.norm()
+UNITS, COUNT = tiny.MAPPED, 3
 
 
 def decoded(model: PromptLanguageModel, rows: list[torch.Tensor]) -> list[Decoded]:
@@ -103,25 +39,27 @@ def decoded(model: PromptLanguageModel, rows: list[torch.Tensor]) -> list[Decode
 
 @torch.no_grad()
 def test_answers_equal_the_slow_ones() -> None:
-    model, rows = a_model(), some_rows(9)
+    model, rows = tiny.mapped(), some_rows(9)
     logits = CachedLM(tiny.prompted(), PAD, EOS).prefill(rows).logits
     usual, weight = logits.mean((0, 1)), model.label_map.weight  # (V,); random LMs hardly differ
     weight -= torch.outer(weight @ usual, usual) / usual.square().sum()
     answers = decoded(model, rows)
     for row, found in zip(rows, answers):
-        tokens, scores = row.tolist(), []
-        for _ in range(COUNT):
-            each = slow_scores(model, tokens).log_softmax(-1)
-            tokens.append(UNITS[each.argmax()])
+        symbols, scores = [], []
+        while len(symbols) < COUNT:
+            each = (weight @ uncached(model, row, symbols)[-1]).log_softmax(-1)
+            symbols.append(UNITS[each.argmax()])
             scores.append(each.max().item())
-        assert found.free.symbols == found.within.symbols == tokens[-COUNT:]
+        assert found.free.symbols == found.within.symbols == symbols
         assert found.free.scores == pytest.approx(scores, abs=1e-4)
     assert len({tuple(found.free.symbols) for found in answers}) > 3, "one answer tests nothing"
 
 
 def test_it_starts_as_the_fixed_verbalizer() -> None:
     fixed = tiny.prompted()
-    for mine, theirs in zip(decoded(a_model(noise=0), some_rows()), decoded(fixed, some_rows())):
+    for mine, theirs in zip(
+        decoded(tiny.mapped(noise=0), some_rows()), decoded(fixed, some_rows())
+    ):
         assert mine.free.symbols == theirs.within.symbols
 
 
@@ -135,26 +73,33 @@ def test_it_trains_resumes_and_answers_with_labels_alone(prepared: Path) -> None
         flags = ("--prompt_task", "IC", "--date", f"map_{date}", "--recipe", "fast", "--set")
         printed = call("train", prepared, *flags, *knobs, f"max_epoch={epochs}")
         assert f"(num. trained: {6 * 32 * 7 + 32 + 12 * SYMBOLS:,})" in printed
-    folders = [workspace.checkpoints("IC", "tiny100", f"map_{date}") for date in ("whole", "parts")]
+    folder = workspace.checkpoints("IC", "tiny100", "map_whole")
     whole, parts = (
-        torch.load(folder / "checkpoint_best.pt", weights_only=True)["model"] for folder in folders
+        torch.load(best, weights_only=True)["model"]
+        for best in (folder / "checkpoint_best.pt", *folder.parent.glob("*map_parts/*_best.pt"))
     )
     assert whole["label_map.weight"].shape == (12, SYMBOLS)
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
-    card = read_record(folders[0])
+    card = read_record(folder)
     assert card.training["verbalizer"] == "learnable" and card.labels_per_utterance == 3
     assert card.trained_parameters == sum(tensor.numel() for tensor in whole.values())
-    dates = ("--model_date", "map_whole", "--sample_date", "map")
-    call("sample", prepared, "--prompt_task", "IC", *dates)
-    assert "utterances              29" in call("cal_acc", prepared, "--sample_date", "map")
-    samples = json.loads(workspace.samples("IC", "tiny100", "map_whole", "map").read_text())
-    right = 0
-    for entry in samples.values():
-        answer, labels = entry["predict"].split(), entry["label"].split()
+    entries, right = answered(workspace, "IC", "map_whole")
+    assert len(entries) == 29 and right / (3 * 29) > 0.5, "chance is a quarter"
+    for entry in entries:
+        answer = entry["predict"].split()
         assert len(answer) == 3 and set(answer) <= set(card.verbal.values())
-        right += sum(map(str.__eq__, answer, labels))
-    assert right / (3 * len(samples)) > 0.5, "chance is a quarter"
+
+
+def answered(workspace: Workspace, task: str, date: str) -> tuple[list[dict], int]:
+    """What sample.py answers and cal_acc.py scores, and how many labels are right."""
+    run = "--prompt_task", task, "--model_date", date
+    call("sample", workspace.root, *run, "--sample_date", date)
+    entries = list(read_json(workspace.samples(task, "tiny100", date, date), "").values())
+    scores = call("cal_acc", workspace.root, "--sample_date", date)
+    assert f"utterances              {len(entries)}" in scores
+    pairs = [zip(entry["predict"].split(), entry["label"].split()) for entry in entries]
+    return entries, sum(one == other for pair in pairs for one, other in pair)
 
 
 def test_labels_beyond_the_units_are_named_by_several() -> None:
@@ -205,12 +150,10 @@ def test_1251_labels_on_100_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     record = read_record(folder)
     assert record.trained_parameters == 3 * 32 * 7 + 32 + count * SYMBOLS
     monkeypatch.setattr(CachedLM, "step", None)
-    call("sample", tmp_path, *task, "--model_date", "d", "--sample_date", "s")
-    path = workspace.samples("KS", "tiny100", "d", "s")
-    assert "utterances              60" in call("cal_acc", tmp_path, "--sample_date", "s")
-    samples = list(json.loads(path.read_text()).values())
-    right = sum(entry["label"] == entry["predict"] for entry in samples)
-    assert right > 6 and any("+" in entry["predict"] for entry in samples), "chance is 0.05"
+    samples, right = answered(workspace, "KS", "d")
+    assert len(samples) == 60 and right > 6 and any("+" in entry["predict"] for entry in samples), (
+        "chance is 0.05"
+    )
     model, lm = checkpoint.load(folder, workspace.lm("tiny100"))
     cached = CachedLM(model, PAD, EOS)
     rows = [

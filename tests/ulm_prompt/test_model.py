@@ -1,82 +1,25 @@
-"""The prompted LM against the published arrangement, computed the slow way on the stock layers."""
+"""The prompted LM against the published arrangement, computed the slow way on the stock layers;
+what a training step computes: no more than it must, waiting for nothing, in any precision.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from fairseq.models.transformer_lm import TransformerLanguageModel
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
+from tests.benchmarks.published import logits_of, published_logits
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_data.tasks import load_task
+from ulm_prompt.prompt_lm.cache import CachedLM
+from ulm_prompt.prompt_lm.lm import choose_dtype
+from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import Prompt, project
 
-
-class PublishedAttention(torch.nn.Module):
-    """A stock attention whose keys and values from ``start`` on are replaced before they are
-    projected.
-    """
-
-    def __init__(
-        self, attention: torch.nn.Module, keys: torch.Tensor, values: torch.Tensor, start: int
-    ) -> None:
-        super().__init__()
-        self.attention, self.keys, self.values, self.start = attention, keys, values, start
-
-    def _get_input_buffer(self, incremental_state: None) -> dict:
-        return {}
-
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **others: object
-    ):
-        def replaced(tensor: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
-            vectors = prompt.unsqueeze(1).expand(-1, tensor.shape[1], -1)
-            end = self.start + len(prompt)
-            return torch.cat([tensor[: self.start], vectors, tensor[end:]])
-
-        return self.attention(
-            query=query, key=replaced(key, self.keys), value=replaced(value, self.values), **others
-        )
-
-
-@torch.no_grad()
-def published_logits(
-    lm: TransformerLanguageModel, prompt: Prompt, tokens: torch.Tensor, inputs: torch.Tensor
-) -> torch.Tensor:
-    """(B, T) -> (B, T, V): P positions with input vectors, keys and values replaced per layer,
-    before the row, or, as an infix, before its ``<s>``.
-    """
-    if not prompt.infix:
-        return _inserted(lm, prompt, tokens, inputs, 0)
-    starts = [row.index(0) if 0 in row else len(row) for row in tokens.tolist()]
-    rows = zip(tokens.split(1), starts)
-    return torch.cat([_inserted(lm, prompt, row, inputs, start) for row, start in rows])
-
-
-def _inserted(
-    lm: TransformerLanguageModel,
-    prompt: Prompt,
-    tokens: torch.Tensor,
-    inputs: torch.Tensor,
-    start: int,
-) -> torch.Tensor:
-    decoder = lm.decoder
-    x = decoder.embed_tokens(tokens)
-    x[tokens == 0] = prompt.sep
-    x = decoder.embed_scale * x + decoder.embed_positions(tokens)
-    inputs = inputs.expand(len(tokens), -1, -1)
-    x = torch.cat([x[:, :start], inputs, x[:, start:]], dim=1).transpose(0, 1)  # (P + T, B, D)
-    mask = x.new_full((len(x), len(x)), -torch.inf).triu(1)
-    for index, layer in enumerate(decoder.layers):
-        stock = layer.self_attn
-        keys, values = prompt.keys[index], prompt.values[index]
-        layer.self_attn = PublishedAttention(stock, keys, values, start)
-        try:
-            x = layer(x, self_attn_mask=mask)[0]
-        finally:
-            layer.self_attn = stock
-    logits = decoder.output_layer(decoder.layer_norm(x)).transpose(0, 1)
-    return torch.cat([logits[:, :start], logits[:, start + prompt.length :]], dim=1)
+KINDS = {"prefix": tiny.prompted, "infix": lambda: tiny.prompted(infix=True), "map": tiny.mapped}
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,11 +27,11 @@ def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
     an infix, and from ``<s>`` on.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.full((4, 17), 1)
+    tokens = torch.full((4, 17), tiny.PAD)
     read_at = torch.empty(4, 4, dtype=torch.long)
     for row, length in enumerate((17, 9, 12, 6)):
         tokens[row, :length] = torch.randint(4, 104, (length,), generator=generator)
-        tokens[row, 0], tokens[row, length - 2] = 2, 0
+        tokens[row, 0], tokens[row, length - 2] = tiny.EOS, 0
         read_at[row] = torch.tensor([2, 3, length - 2, length - 1])
     return tokens, read_at
 
@@ -97,45 +40,24 @@ def at(logits: torch.Tensor, read_at: torch.Tensor) -> torch.Tensor:
     return torch.stack([row[places] for row, places in zip(logits, read_at)])
 
 
-@pytest.fixture(params=[False, True], ids=["prefix", "infix"])
-def model(request: pytest.FixtureRequest) -> PromptLanguageModel:
-    return tiny.prompted(infix=request.param)
-
-
-def test_logits_equal_the_published_arrangement(model: PromptLanguageModel) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["prefix", "infix"])
+def test_logits_equal_the_published_arrangement(kind: str) -> None:
     """Whatever the input vectors are: nothing attends to them."""
-    tokens, read_at = a_batch()
-    with torch.no_grad():
-        found = model(tokens, read_at)
+    model, (tokens, read_at) = KINDS[kind](), a_batch()
+    found = model(tokens, read_at)
     for inputs in (model.prompt.inputs, 100 * torch.randn_like(model.prompt.inputs)):
         expected = published_logits(model.lm, model.prompt, tokens, inputs)
         torch.testing.assert_close(found, at(expected, read_at), rtol=0, atol=1e-5)
 
 
-def test_gradients_equal_the_published_arrangement(model: PromptLanguageModel) -> None:
-    """The input vectors take part in no computation, and the LM is frozen."""
-    tokens, read_at = a_batch()
-    prompt = model.prompt
-    parts = prompt.keys, prompt.values, prompt.sep
-    logits = published_logits.__wrapped__(model.lm, prompt, tokens, prompt.inputs)
-    theirs = torch.autograd.grad(at(logits, read_at).square().sum(), parts)
-    with torch.no_grad():
-        prompt.inputs.fill_(torch.nan)
-    model(tokens, read_at).square().sum().backward()
-    for part, expected in zip(parts, theirs):
-        assert expected.abs().sum() > 0
-        torch.testing.assert_close(part.grad, expected, rtol=1e-4, atol=1e-4)
-    assert prompt.inputs.grad is None
-    assert all(parameter.grad is None for parameter in model.lm.parameters())
-
-
+@torch.no_grad()
 def test_positions_beyond_the_stock_table() -> None:
     """Without a prompt it is the stock LM, also for rows longer than fairseq's 1,024 positions."""
     tokens = torch.randint(4, 104, (1, 1500), generator=torch.Generator().manual_seed(0))
     for (rows, read_at), layers in ((a_batch(), 3), ((tokens, torch.tensor([[1400, 1499]])), 1)):
-        with torch.no_grad():
-            found = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
-            expected = at(tiny.lm(layers=layers)(rows)[0], read_at)
+        found = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
+        expected = at(tiny.lm(layers=layers)(rows)[0], read_at)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
@@ -148,19 +70,203 @@ def test_published_parameter_counts() -> None:
         assert sum(parameter.numel() for parameter in prompt.parameters()) == expected
 
 
-def test_projected_prompt_is_the_same_prompt(model: PromptLanguageModel) -> None:
+@torch.no_grad()
+@pytest.mark.parametrize("infix", [False, True])
+def test_projected_prompt_is_the_same_prompt(infix: bool) -> None:
     """Trained behind the projections and saved before them: the same logits, to float32."""
+    lm, (tokens, read_at) = tiny.lm(), a_batch()
     torch.manual_seed(7)
-    prompt = Prompt(3, 5, 32, projected=True, infix=model.prompt.infix)
-    model = PromptLanguageModel(model.lm, prompt).eval()
-    tokens, read_at = a_batch()
+    prompt = Prompt(3, 5, 32, projected=True, infix=infix)
+    model = PromptLanguageModel(lm, prompt).eval()
     saved = Prompt.from_published_state(model.state_dict(), 3, "test")
-    assert saved.infix == prompt.infix
-    with torch.no_grad():
-        expected = model(tokens, read_at)
-        found = PromptLanguageModel(model.lm, saved)(tokens, read_at)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-    for found, trained in zip(
-        project(saved, model.lm.decoder.layers), (prompt.keys, prompt.values)
-    ):
+    assert saved.infix == infix
+    found = PromptLanguageModel(lm, saved)(tokens, read_at)
+    torch.testing.assert_close(found, model(tokens, read_at), rtol=0, atol=2e-3)
+    for found, trained in zip(project(saved, lm.decoder.layers), (prompt.keys, prompt.values)):
         assert (found - trained).norm() < 1e-3 * trained.norm()
+
+
+def slow_loss(model: PromptLanguageModel, sample: dict, loss_on: str) -> torch.Tensor:
+    """Minus the log-probability of each label and of ``</s>``, summed; as published, of ``<s>``
+    too. With a map it is a label's among the labels, and ``</s>`` is certain.
+    """
+    tokens, total = sample["net_input"]["tokens"], torch.zeros(())
+    logits = logits_of(model.lm, model.prompt, tokens, model.prompt.inputs)
+    for row, of_row in zip(tokens.tolist(), logits):
+        separator = row.index(0)
+        if loss_on == "published":
+            total = total - of_row[separator - 1].log_softmax(-1)[0]
+        labels = row[separator + 1 : separator + 4]
+        for scores, label in zip(of_row[separator:], (*labels, tiny.EOS)):
+            if model.label_map is None:
+                total = total - scores.log_softmax(-1)[label]
+            elif label != tiny.EOS:
+                scores = (model.label_map.weight @ scores).log_softmax(-1)
+                total = total - scores[tiny.MAPPED.index(label)]
+    return total
+
+
+def trained(model: PromptLanguageModel) -> list[torch.nn.Parameter]:
+    parts = [model.prompt.keys, model.prompt.values, model.prompt.sep]
+    return parts if model.label_map is None else [*parts, model.label_map.weight]
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "published"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_and_gradients_equal_the_slow_ones(kind: str, loss_on: str) -> None:
+    """The input vectors take part in no computation, and the LM is frozen."""
+    model, sample = KINDS[kind](), tiny.sample(5)
+    expected = slow_loss(model, sample, loss_on)
+    theirs = torch.autograd.grad(expected, trained(model))
+    with torch.no_grad():
+        model.prompt.inputs.fill_(torch.nan)
+    loss, size, _ = tiny.criterion(loss_on)(model, sample)
+    assert size == (5 * 4 if loss_on == "answer" else sample["ntokens"])
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    loss.backward()
+    for part, gradient in zip(trained(model), theirs):
+        assert gradient.norm() > 0
+        torch.testing.assert_close(part.grad, gradient, rtol=1e-3, atol=1e-4)
+    assert model.prompt.inputs.grad is None
+    assert all(parameter.grad is None for parameter in model.lm.parameters())
+
+
+def gradients(
+    kind: str, dtype: torch.dtype, device: str = "cpu", scale: float = 1.0
+) -> list[torch.Tensor]:
+    model = KINDS[kind]().to(device)
+    model.lm.to(dtype)
+    loss, _, _ = tiny.criterion("answer")(model, tiny.on(device, tiny.sample()))
+    (scale * loss).backward()
+    return [part.grad.cpu() for part in trained(model)]
+
+
+def errors(found: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected)]
+
+
+def test_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a loss 100,000 times smaller are below float16's range but for the scale; those of
+    the map are not scaled.
+    """
+    of_map = gradients("map", torch.float32)[-1:]
+    assert errors(gradients("map", torch.half)[-1:], of_map)[0] < 0.05
+    small = gradients("prefix", torch.float32, scale=1e-5)
+    assert errors(gradients("prefix", torch.half, scale=1e-5), small)[1] < 0.02
+    monkeypatch.setattr("ulm_prompt.prompt_lm.model.FLOAT16_SCALE", 1.0)
+    assert errors(gradients("prefix", torch.half, scale=1e-5), small)[1] > 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gpu_gives_the_cpu_s_gradients(dtype: torch.dtype) -> None:
+    found = gradients("prefix", dtype, "cuda"), gradients("prefix", torch.float32)
+    assert max(errors(*found)) < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+def test_a_step_computes_no_more_than_it_must() -> None:
+    """Matrix products: every position through all layers but the last; there keys and values for
+    every position, the rest where the loss looks; nothing for prefix positions but their
+    projection. The way back costs as much again, not twice: the LM's weights need no gradient.
+    """
+    model, sample = tiny.prompted(5), tiny.sample()
+    rows, length = sample["net_input"]["tokens"].shape
+    reads = sample["target"].shape[1]
+    square, feed_forward = 32**2, 2 * 4 * 32**2
+    body = 2 * rows * length * (4 * square + feed_forward)
+    last = rows * length * 2 * square + rows * reads * (2 * square + feed_forward)
+    prefix = 3 * 5 * 2 * square
+    logits = rows * reads * 32 * tiny.SYMBOLS
+    products = torch.ops.aten.mm, torch.ops.aten.addmm  # bmm: attention's, a few in a hundred
+    with FlopCounterMode(display=False) as counter:
+        tiny.criterion()(model, sample)[0].backward()
+    counts = counter.get_flop_counts()["Global"]
+    needed = 2 * 2 * (body + last + prefix + logits)
+    assert sum(counts.get(product, 0) for product in products) == needed
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what would make a host wait for its device: numbers and shapes made of values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.WAITING), f"{name} waits for the device"
+        indices = args[1] if name in ("index", "index_put_") else ()
+        assert all(index is None or index.dtype != torch.bool for index in indices), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss_on", ["published", "answer"])
+def test_a_step_waits_for_nothing(loss_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sample = tiny.prompted().train(), tiny.sample()
+    for name in ("tolist", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("waits"), raising=False)
+    with NothingWaits():
+        loss, size, logged = tiny.criterion(loss_on)(model, sample)
+        loss.backward()
+    assert isinstance(size, int), "fairseq's meters would ask the device for it"
+    assert LabelCrossEntropy.logging_outputs_can_be_summed()
+    with pytest.raises(AssertionError, match="waits"), NothingWaits():
+        bool(logged["loss"] > 0)
+
+
+def test_the_gpu_s_mask_is_ours() -> None:
+    """On CUDA the fused kernels are told ``causal_lower_right``."""
+    for length in (1, 2, 17):
+        ours = tiny.prompted().causal_mask(length)
+        assert torch.equal(causal_lower_right(*ours.shape)._materialize(), ours)
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "parameters", "expected", "reason"),
+    [
+        ("cpu", True, 151_263_232, torch.bfloat16, "--dtype float32"),
+        ("cpu", True, 3_200_000, torch.float32, "3.2M parameters"),
+        ("cpu", False, 151_263_232, torch.float32, "without bfloat16"),
+        ("mps", True, 151_263_232, torch.float32, "not measured on Apple's GPU"),
+        ("cuda", True, 151_263_232, torch.bfloat16, "capability 8.0"),
+        ("cuda", False, 151_263_232, torch.float32, "capability 7.5"),
+    ],
+)
+def test_auto_asks_the_hardware_and_the_lm(
+    monkeypatch: pytest.MonkeyPatch, device: str, has_bfloat16: bool, parameters: int,
+    expected: torch.dtype, reason: str,
+) -> None:  # fmt: skip
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16)
+    capability = (8, 0) if has_bfloat16 else (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    dtype, words = choose_dtype("auto", torch.device(device), parameters)
+    assert dtype == expected and reason in words
+    assert choose_dtype("float16", torch.device(device), parameters) == (torch.half, "as asked")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_prompts_before_ill_conditioned_projections(
+    dtype: torch.dtype,
+) -> None:
+    """As those of trained LMs are: vectors that give usual keys are large there, and cancel. Two
+    prompts over one LM are projected before the LM is rounded.
+    """
+    torch.manual_seed(5)
+    model, rows = tiny.prompted(), [torch.randint(4, 104, (size,)) for size in (5, 17, 9, 29)]
+    other = PromptLanguageModel(model.lm, Prompt(3, 5, 32)).eval()
+    for number, layer in enumerate(model.lm.decoder.layers):
+        for name in ("keys", "values"):
+            projection = getattr(layer.self_attn, f"{name[0]}_proj")
+            left, sizes, right = torch.linalg.svd(projection.weight)
+            weight = left @ (sizes[0] * torch.logspace(0, -4, 32)).diag() @ right
+            projection.weight.copy_(weight)
+            for prompt in (model.prompt, other.prompt):
+                behind = 0.2 * torch.randn(32, 5) - projection.bias[:, None]
+                getattr(prompt, name)[number] = torch.linalg.solve(weight, behind).T
+    lms = [CachedLM(each, tiny.PAD, tiny.EOS) for each in (model, other)]
+    full = [lm.prefill(rows).logits for lm in lms]
+    for lm in lms:
+        lm.to(dtype)
+    for lm, expected in zip(lms, full):
+        error = lm.prefill(rows).logits - expected
+        assert error.norm() < 2 * torch.finfo(dtype).eps * expected.norm()

@@ -31,9 +31,8 @@ from ulm_prompt.using.predictor import BadAudio, Prediction, Predictor
 
 def sampled(workspace: Workspace, task: str) -> dict[str, dict]:
     """What sample.py answers within the labels to each file of the test split."""
-    command = ("--prompt_task", task, "--model_date", "d", "--sample_date", "s")
-    flags = ("--dtype", "float32", "--within_labels", "trie")
-    call("sample", workspace.root, *command, *flags)
+    flags = ("--sample_date", "s", "--dtype", "float32", "--within_labels", "trie")
+    call("sample", workspace.root, *spoken.of_run(task), *flags)
     path = workspace.samples(task, spoken.UNIT_MODEL, "d", "s")
     answers = read_json(path.with_stem(path.stem + "_within_labels"), "sample.py")
     return {entry["file_name"]: entry for entry in answers.values()}
@@ -41,8 +40,8 @@ def sampled(workspace: Workspace, task: str) -> dict[str, dict]:
 
 def names(workspace: Workspace, task: str, units: str) -> tuple[str, ...]:
     """Label units as people call them."""
-    folder = workspace.datasets(spoken.UNIT_MODEL)
-    labels = {unit: label for label, unit in read_json(folder / "verbal.json", "")[task].items()}
+    verbal = read_json(workspace.datasets(spoken.UNIT_MODEL) / "verbal.json", "")[task]
+    labels = {unit: label for label, unit in verbal.items()}
     data = workspace.downstream_data(spoken.DOWNSTREAMS[task]) / spoken.UNIT_MODEL
     known = read_json(data / "labels.json", "")
     return tuple(known[labels[unit]]["name"] for unit in units.split())
@@ -84,22 +83,31 @@ def test_neither_batch_nor_waveform_nor_other_prompts_change_an_answer(
                 assert [one.probability for one in ranked] == pytest.approx(shares, rel=1e-4)
 
 
+BAD = [  # what is found alone, and with --segments
+    ("short.wav", "one frame", "shorter than 10 ms"), ("long.wav", "--segments", "no sound that"),
+    ("empty.wav", "is an empty file", ""), ("text.wav", "not readable", ""),
+    ("absent.wav", "does not exist", ""), (".", "not readable", ""), ("no\0name", "", ""),
+    ("x" * 5000, "", ""), ("cut.flac", "", ""), (np.full(48_000, np.nan), "finite", ""),
+    (np.zeros((2, 9000)), "pass one channel", ""), (melody(1) * 2**15, "float peak", ""),
+    (melody(1) > 0, "found bool", ""),
+]  # fmt: skip
+
+
 def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None:
     corpora.write(tmp_path / "good.wav", corpora.tone(0.3, 200))
-    corpora.write(tmp_path / "short.wav", corpora.tone(0.01, 200))
+    corpora.write(tmp_path / "short.wav", corpora.tone(0.005, 200))
     corpora.write(tmp_path / "long.wav", np.zeros(8000 * 121), 8000)
     (tmp_path / "empty.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("no audio")
-    audio = [tmp_path / f"{name}.wav" for name in ("short", "long", "empty", "text", "absent")]
-    audio += [tmp_path, "no\0name", "x" * 5000, np.full(9000, np.nan), np.zeros((2, 9000))]
-    audio += [melody(1) * 2**15, melody(1) > 0]
-    expected = ["one frame", "--segments", "is an empty file", "not readable", "does not exist",
-                "not readable", "", "", "finite", "pass one channel", "float peak",
-                "found bool"]  # fmt: skip
-    found = predictor([*audio, tmp_path / "good.wav"])
-    assert set(found[-1]) == {"KS", "IC"}
-    for result, words in zip(found, expected):
-        assert isinstance(result, BadAudio) and words in str(result)
+    soundfile.write(flac := tmp_path / "cut.flac", melody(1), 16_000)
+    flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 3])
+    audio = [tmp_path / bad if isinstance(bad, str) else bad for bad, *_ in BAD]
+    *found, good = predictor([*audio, tmp_path / "good.wav"])
+    assert set(good) == {"KS", "IC"}
+    for result, bad, (_, alone, cut) in zip(found, audio, BAD):
+        assert isinstance(result, BadAudio) and alone in str(result)
+        with pytest.raises(BadAudio, match=cut or alone):
+            list(predictor.segments(bad))
     assert predictor([]) == []
 
 
@@ -173,10 +181,7 @@ def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: 
 
 @pytest.mark.parametrize("flags", [(), ("--segments",)])
 def test_predict_py_counts_its_audio(
-    spoken_workspace: Workspace,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    flags: tuple[str, ...],
+    spoken_workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple
 ) -> None:
     voice = np.concatenate([np.zeros(8000), melody(1), np.zeros(8000)])
     corpora.write(tmp_path / "opposite.wav", np.stack([voice, -voice], axis=1))
@@ -199,7 +204,7 @@ def test_predict_py_counts_its_audio(
 def test_csv_and_table(
     spoken_workspace: Workspace, predictor: Predictor, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clip = next((spoken_workspace.root / "corpora").rglob("*.wav"))
+    clip = spoken.clip(spoken_workspace)
     flags = ("--prompt", "IC", "--prompt", "KS", "--top", 2, clip)
     assert predict(spoken_workspace, *flags, "--format", "csv") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -249,7 +254,7 @@ def test_mistakes_on_the_command_line(
     spoken_workspace: Workspace, words: str, expected: str
 ) -> None:
     root = spoken_workspace.root
-    clip = next((root / "corpora").rglob("*.wav"))
+    clip = spoken.clip(spoken_workspace)
     (root / "empty").mkdir(exist_ok=True)
     with pytest.raises(UserError, match=expected) as error:
         predict(spoken_workspace, *(word.format(root=root, clip=clip) for word in words.split()))

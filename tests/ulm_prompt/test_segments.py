@@ -45,9 +45,8 @@ def times(pieces: list) -> list[tuple[float, float]]:
     return [(piece.start, piece.end) for piece in pieces]
 
 
-def assert_near(found: list[tuple[float, float]], expected: list[tuple[float, float]]) -> None:
-    assert len(found) == len(expected), found
-    np.testing.assert_allclose(found, expected, atol=0.05)
+def near(times: list[tuple[float, float]]) -> list:
+    return [pytest.approx(pair, abs=0.05) for pair in times]
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100])
@@ -58,10 +57,10 @@ def test_tones_between_pauses(tmp_path: Path, rate: int, level: float) -> None:
     path = tmp_path / "a.wav"
     corpora.write(path, np.stack([samples, 0.5 * samples + 0.1], axis=1), rate)
     pieces = find_pieces(path)
-    assert_near(times(pieces), SOUNDS)
+    assert times(pieces) == near(SOUNDS)
     heard = [(piece.first / rate, piece.last / rate) for piece in pieces]
     around = [(0.25, 1.3), (1.3, 2.05), (2.35, 4.1), (4.1, 4.85)]  # never over a pause's middle
-    assert_near(heard, around)
+    assert heard == near(around)
     for piece, (start, end) in zip(pieces, around):
         seconds = len(heard_of(path, piece.first, piece.last).samples) / 16_000
         assert seconds == pytest.approx(end - start, abs=0.1)
@@ -83,25 +82,6 @@ def test_no_sound(samples: np.ndarray) -> None:
         find_pieces(samples)
 
 
-def test_audio_that_cannot_be_cut(tmp_path: Path, predictor: Predictor) -> None:
-    soundfile.write(tmp_path / "cut.flac", recording(-30), 16_000)
-    whole = (tmp_path / "cut.flac").read_bytes()
-    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 3])
-    for bad, reason in (
-        (tmp_path / "cut.flac", ""),
-        (tmp_path / "absent.wav", "does not exist"),
-        ("no\0name", ""),
-        ("x" * 5000, ""),
-        (np.zeros(100), "shorter than 10 ms"),
-        (np.full(48_000, np.nan), "not finite"),
-        (np.zeros((2, 9000)), "pass one channel"),
-        (melody(1) * 2**15, "float peak"),
-        (melody(1) > 0, "found bool"),
-    ):
-        with pytest.raises(BadAudio, match=reason):
-            list(predictor.segments(bad))
-
-
 @pytest.mark.parametrize(
     ("sounds", "breath", "expected"),
     [
@@ -115,7 +95,7 @@ def test_what_is_no_word_of_its_own(sounds: list, breath: bool, expected: list) 
     samples = recording(-120 if breath else -60, sounds=sounds)
     if breath:
         samples[40_000:48_000] += noise(0.5, -66)
-    assert_near(times(find_pieces(samples)), expected)
+    assert times(find_pieces(samples)) == near(expected)
 
 
 @pytest.mark.parametrize(("longest", "window"), [(2.0, 1.0), (3.0, 1.5), (10.0, None)])
@@ -125,12 +105,8 @@ def test_without_pauses_it_is_slid_over(longest: float, window: float | None) ->
     sound = np.concatenate([melody(seed) for seed in range(20)])[: 8 * 16_000]
     samples[16_000 : 9 * 16_000] += sound.astype(np.float32)
     found = times(find_pieces(samples, longest))
-    assert found[0][0] == pytest.approx(1, abs=0.05)
-    assert found[-1][1] == pytest.approx(9, abs=0.05)
-    if window is None:
-        assert len(found) == 1
-        return
-    assert len(found) > 8 / window
+    assert [(found[0][0], found[-1][1])] == near([(1, 9)])
+    assert len(found) == 1 if window is None else len(found) > 8 / window
     for (start, end), (following, _) in zip(found, found[1:]):
         assert end - start == pytest.approx(window)
         assert start < following <= end - window / 2 + 0.01
@@ -164,7 +140,7 @@ def test_neither_memory_nor_a_drift_grows_with_the_recording(
     tracemalloc.stop()
     assert len(pieces) == 120 * len(SOUNDS)
     assert peak < 6e6
-    assert_near(times(pieces[-1:]), [(119 * LASTS + 4.3, 119 * LASTS + 4.6)])
+    assert times(pieces[-1:]) == near([(119 * LASTS + 4.3, 119 * LASTS + 4.6)])
 
 
 def test_a_compressed_recording(tmp_path: Path) -> None:
@@ -212,7 +188,7 @@ def test_what_predict_py_prints(
         printed[form] = out
     entries = [json.loads(line) for line in printed["jsonl"].splitlines()]
     found = [(entry["start"], entry["end"]) for entry in entries]
-    assert_near(found, expected)
+    assert found == near(expected)
     rows = list(csv.DictReader(io.StringIO(printed["csv"])))
     assert [(float(row["start"]), float(row["end"])) for row in rows] == found
     assert [row["labels"].split("|") for row in rows] == [entry["labels"] for entry in entries]

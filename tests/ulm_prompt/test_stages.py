@@ -13,8 +13,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
-from tests.ulm_prompt.forked import stage
-from tests.ulm_prompt.in_process import call, data_stages
+from tests.ulm_prompt.in_process import call, data_stages, stage
 from ulm_prompt.training import recipe
 from ulm_prompt.verbalizer import spread_units
 

@@ -6,16 +6,21 @@ import argparse
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 
 from pipeline.rows import Row, write_rows
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_lm.data import RowDataset
+from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import Prompt
+from ulm_prompt.prompt_lm.prompt import LabelMap, Prompt
 
+PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = 100
+MAPPED = [9, 4, 11, 6, 5, 10, 7, 8]  # symbols: all that ``sample`` has as labels
 LABELS = {"speech_commands": 1, "fluent_commands": 3}
 
 
@@ -59,6 +64,44 @@ def prompted(length: int = 5, seed: int = 0, infix: bool = False) -> PromptLangu
     torch.manual_seed(seed + 1)
     model = lm(seed=seed)
     return PromptLanguageModel(model, Prompt(3, length, 32, infix=infix)).eval()
+
+
+def mapped(noise: float = 0.3) -> PromptLanguageModel:
+    """With a learnable verbalizer, of three labels an utterance."""
+    model = prompted()
+    label_map = LabelMap([dictionary()[unit] for unit in MAPPED], dictionary(), 3)
+    torch.manual_seed(8)
+    label_map.weight.data += noise * torch.randn_like(label_map.weight)
+    return PromptLanguageModel(model.lm, model.prompt, label_map).eval()
+
+
+def collate(rows: list[dict]) -> dict:
+    """A batch of rows as RowDataset makes it."""
+    dataset = RowDataset.__new__(RowDataset)
+    dataset.pad, dataset.eos, dataset.rank, dataset.world = PAD, EOS, 0, 1
+    return dataset.collater(rows)
+
+
+def sample(count: int = 8, seed: int = 0) -> dict:
+    """A batch of rows whose three labels are their first units."""
+    generator = np.random.default_rng(seed)
+    units = [generator.integers(4, 12, generator.integers(4, 20)).tolist() for _ in range(count)]
+    return collate(
+        [
+            {"id": number, "tokens": np.array([*row, 0, *row[:3], EOS]), "separator": len(row)}
+            for number, row in enumerate(units)
+        ]
+    )
+
+
+def on(device: str | torch.device, sample: dict) -> dict:
+    """The batch, there."""
+    sample["net_input"] = {name: each.to(device) for name, each in sample["net_input"].items()}
+    return sample | {name: sample[name].to(device) for name in ("target", "is_label")}
+
+
+def criterion(loss_on: str = "published") -> LabelCrossEntropy:
+    return LabelCrossEntropy(argparse.Namespace(target_dictionary=dictionary()), loss_on)
 
 
 def write_lm(folder: Path, model: TransformerLanguageModel | None = None, **shape: int) -> None:
