@@ -75,7 +75,7 @@ def test_a_signal_ends_the_stage_too(tmp_path: Path, number: signal.Signals) -> 
 
 def test_the_first_failure_ends_it_with_its_message(tmp_path: Path) -> None:
     said = run(tmp_path, "--root_path", str(tmp_path / "nowhere"), code=2)
-    assert "corpus folder of speech_commands not found" in said or "not in pretrained" in said
+    assert "corpus folder of speech_commands not found" in said or "not in the registry" in said
     assert said.count("$ python") == 1
     assert "expected 1 to 6" in run(tmp_path, "--stage", "7", code=2)
     assert "not after the last" in run(tmp_path, "--stage", "5", "--stop-stage", "2", code=2)

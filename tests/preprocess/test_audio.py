@@ -5,9 +5,11 @@ import pytest
 import soundfile
 import torch
 
+from pipeline.errors import UserError
 from preprocess.speech2unit import audio
 from preprocess.speech2unit.audio import (
     BadAudio,
+    Tally,
     array_waveform,
     length_and_rate,
     measured,
