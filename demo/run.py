@@ -146,7 +146,7 @@ def main() -> None:
         manifests={"KS": f"speech_commands {EACH_ONCE}", "IC": "fluent_commands"},
         lm_updates=300,
         prompts={
-            "KS": f"{PROMPT} max_update=1500 unit_noise=0.2",
+            "KS": f"{PROMPT} max_update=750 unit_noise=0.2",
             "IC": f"{PROMPT} max_update=2200 unit_noise=0.1",
         },
     )
