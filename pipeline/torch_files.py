@@ -42,7 +42,7 @@ _NUMPY = [
 ]
 torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_NUMPY])
 
-# What fairseq imports for the scores of other tasks: a third of its 1.5 s
+# What fairseq imports for the scores of other tasks: slow, and not used here
 _UNUSED = {
     "sacrebleu": {"__version__": "2", "BLEU": argparse.Namespace(TOKENIZERS=["none", "13a"])},
     "scipy": {},
