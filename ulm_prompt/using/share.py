@@ -32,6 +32,7 @@ from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
+MOST_LABELS = 100  # that the page lists of a slot
 MOST_SEQUENCES = 10_000  # of label sequences that a record holds
 MADE_TEXT = "ulm_prompt/verbalizer.py"
 FINE_TUNED = "{}: a whole fine-tuned LM, no prompt; decode it with sample.py"
@@ -224,7 +225,10 @@ def page(record: PromptRecord, name: str) -> str:
     slots: dict[str, list[str]] = {}
     for entry in record.labels.values():
         slots.setdefault(entry["slot"], []).append(f"`{entry['name']}`")
-    labels = [f"*{slot}*: {', '.join(names)}" for slot, names in slots.items()]
+    labels = []
+    for slot, names in slots.items():
+        more = f" and {len(names) - MOST_LABELS} more" if len(names) > MOST_LABELS else ""
+        labels.append(f"*{slot}*: {', '.join(names[:MOST_LABELS])}{more}")
     return f"""\
 # {record.task}: a prompt for {record.unit_model}
 
