@@ -146,7 +146,7 @@ def _resampled(blocks: Iterator[np.ndarray], rate: int) -> Iterator[np.ndarray]:
 
 def _mixed(samples: np.ndarray, counts: Counter[str]) -> np.ndarray:
     """Map (T, C) to (T,): the mean of the channels, or the loudest channel if they cancel each
-    other (opposite phase): the mean has less than a tenth of the power of unrelated channels' mean.
+    other (opposite phase). Then the mean has under a tenth of the power of unrelated channels.
     """
     if samples.shape[1] == 1:
         return samples[:, 0]
@@ -154,14 +154,14 @@ def _mixed(samples: np.ndarray, counts: Counter[str]) -> np.ndarray:
     powers = samples.var(axis=0)  # (C,), without an offset
     if mono.var() < LEAST_MIX_POWER * powers.mean() / len(powers):
         counts["cancelling"] += 1
-        loud = powers >= 0.99 * powers.max()  # of equals the first: the same in all blocks
+        loud = powers >= 0.99 * powers.max()  # the first of equals: the same one in all blocks
         return samples[:, loud.argmax()].copy()
     counts["mixed"] += 1
     return mono
 
 
 def _check_and_count(samples: np.ndarray, counts: Counter[str]) -> None:
-    """Count the samples at full scale, and whether any is not 0. Raises ``BadAudio``."""
+    """Count samples, samples at full scale and blocks with sound. Raises ``BadAudio``."""
     level = np.abs(samples)
     peak = level.max(initial=0.0)
     if not np.isfinite(peak):

@@ -2,8 +2,8 @@
 
 Five convolutions are followed by an LSTM, cut to the requested layers. The published reader encodes
 each piece of 64,000 samples alone. For a remainder it encodes the *whole* file again and takes the
-last frames. The units must match, so this reader computes both. Both share all convolution outputs
-except two frames at the ends of a piece, and all files of a batch advance together.
+last frames. The units must match, so this reader computes both runs. They share all convolution
+outputs except two frames at the ends of a piece. All files of a batch advance together.
 
 Each kernel is twice its stride. Over chunks of one stride, a convolution is thus ``y[t] = x[t] A +
 x[t + 1] B``: matrix products. All stretches of a batch form one long sequence without padding.

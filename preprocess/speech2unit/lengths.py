@@ -24,7 +24,7 @@ HEADERLESS = "has no header that says its rate and format; convert it to wav or 
 NO_LENGTH = "no length in the header, read to the file's end"
 NO_END = "no end mark, perhaps cut short"
 UNKNOWN = (1 << 63) - 1  # libsndfile's frame count for a FLAC whose header has no total
-_NEVER_WRITTEN = (1 << 31) - (1 << 16)  # bytes: recorders and pipes write -1 or nearly 2 GiB
+_NEVER_WRITTEN = (1 << 31) - (1 << 16)  # bytes: unwritten sizes are 0, -1 or nearly 2 GiB
 _PADDING = 16  # bytes by which a header may declare too much
 # libsndfile's log: "data : 96000 (should be 47978)"
 _SIZES = re.compile(
