@@ -58,13 +58,13 @@ class FeatureReader:
     pieces: tuple[int, int]
 
     def __init__(self, source: Source) -> None:
-        """Raises ``UserError`` for a setting that the reader does not take or lacks."""
+        """Raises ``UserError`` for a setting that is not in ``takes``, or a missing checkpoint."""
         name = type(self).__name__.lower()
         if "ckpt_path" in self.takes and source.ckpt_path is None:
             raise UserError(f"fairseqrc.ckpt_path: {name} needs its checkpoint; name the file")
         for key in ("ckpt_path", "layer", "normalize"):
             if key not in self.takes and getattr(source, key) is not None:
-                raise UserError(f"fairseqrc.{key}: {name} takes none; leave it empty")
+                raise UserError(f"fairseqrc.{key}: {name} does not use it; leave it empty")
         self._device, self._all_layers = source.device, source.all_layers
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -68,7 +68,7 @@ def is_hugging_face(path: Path) -> bool:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a checkpoint's SHA-256; for a Hugging Face model, one of weights and JSON files."""
+    """Return a checkpoint's SHA-256. For a Hugging Face model, it covers weights and JSON files."""
     if not is_hugging_face(path):
         return sha256(path)
     weights = _weights_file(path)
@@ -80,9 +80,9 @@ def fingerprint(path: Path) -> str:
 def load_hf_checkpoint(
     path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Do the work of ``load_fairseq_checkpoint``; ``models`` are values of ``model_type``. Without
-    a preprocessor_config.json, the waveform is normalised if the convolutions have layer norms, as
-    in fairseq's checkpoints.
+    """Read a checkpoint of one of ``models`` (values of ``model_type``). Raises ``UserError`` as
+    ``load_fairseq_checkpoint`` does. Without a preprocessor_config.json, the waveform is normalised
+    if the convolutions have layer norms, as in fairseq's checkpoints.
     """
     file = _weights_file(path)
     path = file.parent / _CONFIG

@@ -140,7 +140,7 @@ def linear(frames: Tensor, weight: Sequence[Tensor]) -> Tensor:
 
 
 def norm(frames: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
-    """Layer norm over the last dimension, in float32."""
+    """Apply layer norm over the last dimension, in float32."""
     return F.layer_norm(frames.float(), frames.shape[-1:], *weight, _EPSILON)
 
 

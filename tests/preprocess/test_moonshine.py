@@ -64,7 +64,7 @@ def test_what_is_not_the_encoder(tmp_path: Path) -> None:
     write_encoder(path, mask="lengths")
     with pytest.raises(UserError, match="found the inputs input_values, lengths; get the file"):
         Moonshine(Source(path))
-    with pytest.raises(UserError, match="layer: moonshine takes none; leave it empty"):
+    with pytest.raises(UserError, match="layer: moonshine does not use it; leave it empty"):
         Moonshine(Source(path, layer=6))
     for damage in (b"", b"no model", path.read_bytes()[:-300]):
         path.write_bytes(damage)

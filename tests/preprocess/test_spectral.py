@@ -90,7 +90,7 @@ def test_both_are_readers(waveform: torch.Tensor, feature_type: str) -> None:
         torch.testing.assert_close(features, reader([alone])[0], atol=1e-4, rtol=0)
     layers = feature_reader(feature_type, Source(all_layers=True))(waveforms)
     assert torch.equal(layers[1], together[1].unsqueeze(1))
-    with pytest.raises(UserError, match=f"layer: {feature_type} takes none; leave it empty"):
+    with pytest.raises(UserError, match=f"layer: {feature_type} does not use it; leave it empty"):
         feature_reader(feature_type, Source(layer=6))
     with pytest.raises(UserError, match="feature_type=plp: unknown; expected one of .*logmel"):
         feature_reader("plp", Source())
