@@ -1,1 +1,1 @@
-"""Audio to units: reading it (``audio``), features by name (``features``), ``kmeans``."""
+"""Turn audio into units: read files (``audio``), compute ``features``, assign them (``kmeans``)."""

@@ -1,5 +1,5 @@
-"""A HuBERT or wav2vec 2.0 checkpoint of fairseq's: its settings and its weights, of any age since
-2020. Nothing that the file holds runs.
+"""Read settings and weights of fairseq's HuBERT and wav2vec 2.0 checkpoints, of any version since
+2020. No code in the file runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.torch_files import allow_fairseq, load_torch
 from preprocess.speech2unit.features import SAMPLE_RATE
 
-_ONLY = {  # what our forward pass does not do, and the value that leaves it undone
+_ONLY = {  # setting -> the only value that our forward pass supports
     "layer_type": "transformer",
     "pos_conv_depth": 1,
     "conv_pos_batch_norm": False,
@@ -24,13 +24,13 @@ _ONLY = {  # what our forward pass does not do, and the value that leaves it und
     "quantize_input": False,
     "activation_fn": "gelu",
 }
-# speech recognisers fine-tuned from the model, whose settings and weights they hold
+# model -> speech recognisers fine-tuned from it; their files contain its settings and weights
 _FINE_TUNED = {
     "hubert": ("hubert_ctc", "hubert_seq2seq"),
     "wav2vec2": ("wav2vec_ctc", "wav2vec_seq2seq"),
 }
-_INSIDE = "w2v_encoder.w2v_model."
-_WEIGHT_NORM = {"0": "weight_g", "1": "weight_v"}  # its two parts, in torch >= 2.1 by number
+_FINE_TUNED_PREFIX = "w2v_encoder.w2v_model."
+_WEIGHT_NORM = {"0": "weight_g", "1": "weight_v"}  # the two parts; torch >= 2.1 numbers them
 _NEWER = re.compile(r"parametrizations\.weight\.original([01])$")
 _NUMBER = r"([1-9]\d{0,5})"
 _CONV = re.compile(rf"\({_NUMBER},{_NUMBER},{_NUMBER}\),?")
@@ -38,7 +38,7 @@ _CONVS = re.compile(rf"\[((?:{_CONV.pattern})+)\](?:\*{_NUMBER})?")
 
 
 class Settings(NamedTuple):
-    """The network's shape, by fairseq's names; defaults are for what an old checkpoint lacks."""
+    """The network's shape, by fairseq's names. Defaults apply if an old checkpoint has no value."""
 
     extractor_mode: str = "default"
     # (channels, kernel, stride) of each layer
@@ -53,17 +53,17 @@ class Settings(NamedTuple):
     layer_norm_first: bool = False
     conv_pos: int = 128
     conv_pos_groups: int = 16
-    normalize: bool = False  # layer-norm the waveform first (the checkpoint's task says so)
+    normalize: bool = False  # layer-norm the waveform first (a setting of the checkpoint's task)
 
 
 class Weights:
-    """A checkpoint's tensors by fairseq's names. What is not asked for, such as a training
-    criterion's, stays in the file. ``dtype``: of what is returned, ``exact`` tensors apart.
+    """A checkpoint's tensors by fairseq's names. Tensors that are not requested, such as a training
+    criterion's, stay in the file. ``dtype``: of returned tensors, except ``exact`` ones (float32).
     """
 
     def __init__(self, tensors: Mapping[Any, Any], path: Path, device: torch.device) -> None:
         self._tensors = {
-            _NEWER.sub(lambda part: _WEIGHT_NORM[part[1]], str(name)): tensor
+            _NEWER.sub(lambda match: _WEIGHT_NORM[match[1]], str(name)): tensor
             for name, tensor in tensors.items()
         }
         self._path, self._device = path, device
@@ -73,12 +73,12 @@ class Weights:
         return name in self._tensors
 
     def take(self, name: str, *shape: int, exact: bool = False) -> torch.Tensor:
-        """One tensor on the device. Raises ``UserError`` unless it is there, in this shape."""
+        """Return a tensor on the device. Raises ``UserError`` if it is missing or misshapen."""
         tensor = self._tensors.get(name)
         stored = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else "nothing"
         if stored != shape:
-            what = f"{self._path}: expected the weight {name} {shape}, found {stored}"
-            raise UserError(f"{what}; the file is damaged or another model's, get it again")
+            problem = f"{self._path}: expected the weight {name} {shape}, found {stored}"
+            raise UserError(f"{problem}; the file is damaged or another model's, get it again")
         dtype = torch.float32 if exact else self.dtype
         return tensor.detach().to(self._device, dtype, copy=True)
 
@@ -94,28 +94,27 @@ class Weights:
 def load_fairseq_checkpoint(
     path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """Read a checkpoint whose model is one of ``models`` (fairseq's names), or a recogniser
-    fine-tuned from one. Raises ``UserError`` for a missing, damaged or other file, and for unknown
-    settings.
+    """Read a checkpoint of one of ``models`` (fairseq's names), or a recogniser fine-tuned from it.
+    Raises ``UserError`` for a missing, damaged or other file, and for unsupported settings.
     """
     allow_fairseq()
     state = load_torch(path, mapped=True)
     model, task = _stored(state, "model", path), _stored(state, "task", path)
     name = model.get("_name") or model.get("arch")
-    fine_tuned = name in [other for kind in models for other in _FINE_TUNED[kind]]
-    if fine_tuned:
+    is_fine_tuned = name in [recogniser for base in models for recogniser in _FINE_TUNED[base]]
+    if is_fine_tuned:
         inner = model.get("w2v_args")
         inner = {"args": inner} if isinstance(inner, argparse.Namespace) else {"cfg": inner}
         model, task = _stored(inner, "model", path), _stored(inner, "task", path)
         name = model.get("_name") or model.get("arch")
     if name not in models:
-        raise UserError(f"{path}: its model is {shown(name)}; expected {' or '.join(models)}")
+        raise UserError(f"{path}: the model is {shown(name)}; expected {' or '.join(models)}")
     check_only({"sample_rate": SAMPLE_RATE}, task, path)
     weights = state.get("model")
     if not isinstance(weights, dict):
-        raise UserError(f"{path}: no weights in it; get the file again")
-    if fine_tuned:
-        weights = {str(name).removeprefix(_INSIDE): weight for name, weight in weights.items()}
+        raise UserError(f"{path}: contains no weights; get the file again")
+    if is_fine_tuned:
+        weights = {str(key).removeprefix(_FINE_TUNED_PREFIX): w for key, w in weights.items()}
     check_only(_ONLY, model, path)
     if "conv_feature_layers" in model:
         model["conv_feature_layers"] = _conv_layers(str(model["conv_feature_layers"]), path)
@@ -124,33 +123,33 @@ def load_fairseq_checkpoint(
 
 
 def _stored(state: dict[str, Any], part: str, path: Path) -> dict[str, Any]:
-    """A part of the settings: ``cfg.model``, ``cfg.task``, or before fairseq 0.10 ``args``."""
+    """Return a part of the settings: ``cfg.model``, ``cfg.task``, or (fairseq < 0.10) ``args``."""
     try:
         stored = state.get("args")
         if stored is None:
             stored = (state.get("cfg") or {})[part]
         return dict(vars(stored) if isinstance(stored, argparse.Namespace) else stored)
-    except Exception:  # anything may stand there: a list, an interpolation that leads nowhere
-        alone = all(isinstance(value, torch.Tensor) for value in state.values())
-        found = ": these are weights alone" if alone else ""
+    except Exception:  # the value may be anything: a list, an interpolation of a missing key
+        only_weights = all(isinstance(value, torch.Tensor) for value in state.values())
+        reason = ": the file contains only weights" if only_weights else ""
         names = "args or cfg, for a fine-tuned recogniser also w2v_args"
-        remedy = f"are missing{found}; get the whole checkpoint again"
-        raise UserError(f"{path}: its settings ({names}) {remedy}") from None
+        problem = f"the settings ({names}) are missing{reason}"
+        raise UserError(f"{path}: {problem}; get the whole checkpoint again") from None
 
 
 def _conv_layers(text: str, path: Path) -> tuple[tuple[int, ...], ...]:
-    """Read ``[(512,10,5)] + [(512,3,2)] * 4``, which fairseq evaluates as Python."""
+    """Parse ``[(512,10,5)] + [(512,3,2)] * 4``, which fairseq evaluates as Python."""
     layers: list[tuple[int, ...]] = []
     for term in text.replace(" ", "").split("+"):
-        if not (read := _CONVS.fullmatch(term)):
+        if not (match := _CONVS.fullmatch(term)):
             form = "lists of (channels,kernel,stride), added and multiplied"
             raise UserError(f"{path}: conv_feature_layers={text[:80]!r}; expected {form}")
-        layers += [tuple(map(int, conv)) for conv in _CONV.findall(read[1])] * int(read[5] or 1)
+        layers += [tuple(map(int, conv)) for conv in _CONV.findall(match[1])] * int(match[5] or 1)
     return tuple(layers)
 
 
 def check_only(only: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
-    """Raises ``UserError`` for a setting that our forward pass does not know."""
+    """Check that each setting has the only value that our forward pass supports (``only``)."""
     for key, expected in only.items():
         value = settings.get(key, expected)
         if type(value) is not type(expected) or value != expected:
@@ -160,15 +159,15 @@ def check_only(only: Mapping[str, Any], settings: Mapping[str, Any], path: Path)
 def checked_settings(
     model: dict[str, Any], path: Path, names: Mapping[str, str] | None = None
 ) -> Settings:
-    """The settings in ``model``, which the file calls by ``names``. Raises ``UserError``."""
+    """Return the settings in ``model``, checked. ``names``: the file's names, if not fairseq's."""
     settings = Settings(**{key: model[key] for key in Settings._fields if key in model})
     for key, default in Settings._field_defaults.items():
         value = getattr(settings, key)
         problem = ""
         if type(value) is not type(default) or (type(default) is int and value < 1):
-            problem = f"is not what {'transformers' if names else 'fairseq'} writes there"
+            problem = f"is not a value that {'transformers' if names else 'fairseq'} writes"
         elif key in ("encoder_attention_heads", "conv_pos_groups"):
-            problem = "does not divide its width" if settings.encoder_embed_dim % value else ""
+            problem = "does not divide the width" if settings.encoder_embed_dim % value else ""
         elif key == "extractor_mode" and value not in ("default", "layer_norm"):
             problem = "is not supported"
         if problem:
@@ -177,5 +176,5 @@ def checked_settings(
 
 
 def shown(value: Any) -> str:
-    """A value of a file, short and on one line."""
+    """Return a value of a file as short text on one line."""
     return ascii(str(value))[1:-1][:80]

@@ -1,4 +1,6 @@
-"""Features by name, and units as text. A new reader is one file and a line in ``FEATURE_TYPES``."""
+"""Feature readers by name, and units as text. A new reader needs a file and an entry in
+``FEATURE_TYPES``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from pipeline.errors import UserError
 Item = TypeVar("Item")
 SAMPLE_RATE = 16_000  # every reader takes 16 kHz mono in [-1, 1]
 
-# feature_type -> module.class; imported on use, so that one reader's packages do not slow another
+# feature_type -> module.class, imported on first use: no reader loads another reader's packages
 FEATURE_TYPES = {
     "cpc": "preprocess.speech2unit.cpc.Cpc",
     "hubert": "preprocess.speech2unit.hubert.Hubert",
@@ -30,44 +32,44 @@ FEATURE_TYPES = {
 
 
 class Source(NamedTuple):
-    """What a reader is made from; None where the unit model leaves it out."""
+    """The settings of a reader; None if the unit model does not set a value."""
 
     ckpt_path: Path | None = None
     layer: int | None = None
     normalize: bool | None = None  # layer-norm the waveform; None: as the checkpoint says
     device: torch.device = torch.device("cpu")
-    all_layers: bool = False  # every layer's output instead of ``layer``'s
+    all_layers: bool = False  # the output of every layer instead of ``layer`` alone
     dtype: str = "float32"  # of matrix products, one of the reader's ``dtypes``
 
 
 class FeatureReader:
-    """What ``FEATURE_TYPES`` names. A batch must give each waveform the features that it would have
-    alone: a subclass computes ``features`` of one, or has a ``__call__`` for many.
+    """The base class of all readers. A batch must give each waveform the same features as alone.
+    A subclass overrides ``features`` for one waveform, or ``__call__`` for a batch.
     """
 
-    dim: int  # D, numbers a frame
-    frame_rate: float  # frames a second
-    min_samples: int  # at 16 kHz; anything shorter has no frame
-    takes: tuple[str, ...] = ()  # of ``ckpt_path``, which it then needs, ``layer``, ``normalize``
-    dtypes: tuple[str, ...] = ("float32",)  # what ``Source.dtype`` may be
-    note = ""  # what a user should know about it
-    # where it may be cut with the same features, if anywhere: every so many samples, and how many
-    # of the next a piece sees
+    dim: int  # D, numbers per frame
+    frame_rate: float  # frames per second
+    min_samples: int  # at 16 kHz; a shorter waveform has no frame
+    takes: tuple[str, ...] = ()  # settings: ``layer``, ``normalize``, ``ckpt_path`` (then required)
+    dtypes: tuple[str, ...] = ("float32",)  # valid values of ``Source.dtype``
+    note = ""  # printed after the name of the reader
+    # Set only if a long waveform can be cut without changing features: (samples per piece, samples
+    # of the next piece that a piece also reads)
     pieces: tuple[int, int]
 
     def __init__(self, source: Source) -> None:
-        """Raises ``UserError`` for a setting that it does not take, and without its checkpoint."""
+        """Raises ``UserError`` for a setting that is not in ``takes``, or a missing checkpoint."""
         name = type(self).__name__.lower()
         if "ckpt_path" in self.takes and source.ckpt_path is None:
             raise UserError(f"fairseqrc.ckpt_path: {name} needs its checkpoint; name the file")
         for key in ("ckpt_path", "layer", "normalize"):
             if key not in self.takes and getattr(source, key) is not None:
-                raise UserError(f"fairseqrc.{key}: {name} takes none; leave it empty")
+                raise UserError(f"fairseqrc.{key}: {name} does not use it; leave it empty")
         self._device, self._all_layers = source.device, source.all_layers
 
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Map B waveforms, (T_i,) float32 at 16 kHz on the CPU, to B features, (frames_i, D)
-        float32 on the reader's device; (frames_i, L, D) for ``all_layers``.
+        """Map B waveforms (T_i,), float32 at 16 kHz on the CPU, to B features (frames_i, D),
+        float32 on the reader's device. With ``all_layers``, features are (frames_i, L, D).
         """
         shape = (-1, 1, self.dim) if self._all_layers else (-1, self.dim)
         features = [torch.from_numpy(self.features(waveform.numpy())) for waveform in waveforms]
@@ -79,31 +81,31 @@ class FeatureReader:
 
 
 def feature_reader(feature_type: str, source: Source) -> FeatureReader:
-    """Build the reader. Raises ``UserError`` for an unknown one, or a dtype that it lacks."""
+    """Build the reader. Raises ``UserError`` for an unknown reader or an unsupported dtype."""
     if feature_type not in FEATURE_TYPES:
         known = ", ".join(sorted(FEATURE_TYPES))
-        raise UserError(f"fairseqrc.feature_type={feature_type}: unknown; there is {known}")
+        raise UserError(f"fairseqrc.feature_type={feature_type}: unknown; expected one of {known}")
     module, name = FEATURE_TYPES[feature_type].rsplit(".", 1)
     reader = getattr(importlib.import_module(module), name)
     if source.dtype not in reader.dtypes:
-        what = f"{feature_type} computes in {' or '.join(reader.dtypes)}"
-        raise UserError(f"fairseqrc.dtype={source.dtype}: {what}")
+        valid = f"{feature_type} computes in {' or '.join(reader.dtypes)}"
+        raise UserError(f"fairseqrc.dtype={source.dtype}: {valid}")
     return reader(source)
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
-    """Raises ``UserError`` where ``device`` has no products in ``dtype``, or slow ones alone."""
+    """Check that ``device`` multiplies fast in ``dtype``. Raises ``UserError``."""
     is_card = device.type == "cuda"
-    lacks = {"tf32": not is_card, "bfloat16": not multiplies_bfloat16(device)[0]}
-    if lacks.get(dtype):
-        where = "this card" if is_card else "this processor"
-        raise UserError(f"fairseqrc.dtype={dtype}: {where} has no such products; take float32")
+    unsupported = {"tf32": not is_card, "bfloat16": not multiplies_bfloat16(device)[0]}
+    if unsupported.get(dtype):
+        machine = "this card" if is_card else "this processor"
+        raise UserError(f"fairseqrc.dtype={dtype}: {machine} has no {dtype} products; use float32")
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Inside, a CUDA card's float32 products have TF32's 10 bits, or never have them. cuDNN's
-    default would keep 10 bits of 23: other units than a CPU's.
+    """Allow or forbid TF32 for a CUDA card's float32 products. TF32 keeps 10 of 23 bits, so its
+    units differ from a CPU's. cuDNN allows it by default.
     """
     if not torch.cuda.is_available():
         yield
@@ -118,7 +120,7 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> Iterator[list[Item]]:
-    """Cut ``items`` into groups whose sizes sum to at most ``most``; a larger item is alone."""
+    """Yield groups of ``items`` whose sizes sum to at most ``most``. A larger item is alone."""
     group: list[Item] = []
     total = 0
     for item in items:

@@ -1,5 +1,5 @@
-"""A HuBERT or wav2vec 2.0 in Hugging Face's form: config.json beside model.safetensors or
-pytorch_model.bin. Its names become fairseq's, so that one network computes both forms.
+"""Read HuBERT and wav2vec 2.0 in Hugging Face's form: config.json next to model.safetensors or
+pytorch_model.bin. Names are translated to fairseq's, so that one network computes both forms.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from preprocess.speech2unit.features import SAMPLE_RATE
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_SOURCE = "the download of the model"  # what an error of read_json says to run again
-_ONLY = {  # what our forward pass does not do, and the value that leaves it undone
+_SOURCE = "the download of the model"  # read_json's errors say to run this again
+_ONLY = {  # setting -> the only value that our forward pass supports
     "hidden_act": "gelu",
     "conv_pos_batch_norm": False,
     "feat_extract_activation": "gelu",
@@ -35,7 +35,7 @@ _ONLY = {  # what our forward pass does not do, and the value that leaves it und
 }
 _EXTRACTORS = {"group": "default", "layer": "layer_norm"}
 _CONVS = ("conv_dim", "conv_kernel", "conv_stride")
-# fairseq's setting: config.json's. Both have the same defaults
+# fairseq's setting -> the setting in config.json; the defaults are the same
 _SETTINGS = {
     "conv_bias": "conv_bias",
     "encoder_layers": "num_hidden_layers",
@@ -46,9 +46,9 @@ _SETTINGS = {
     "conv_pos": "num_conv_pos_embeddings",
     "conv_pos_groups": "num_conv_pos_embedding_groups",
 }
-# Hugging Face's names of weights, and fairseq's
+# names of weights: (pattern of Hugging Face's, fairseq's)
 _NAMES = (
-    (r"^(hubert|wav2vec2)\.", ""),  # the model of a recogniser, or one that pretrains
+    (r"^(hubert|wav2vec2)\.", ""),  # the prefix in a recogniser or a pretraining model
     (r"^feature_projection\.layer_norm", "layer_norm"),
     (r"^feature_projection\.projection", "post_extract_proj"),
     (r"(conv_layers\.\d+)\.conv\.", r"\1.0."),
@@ -62,13 +62,13 @@ _NAMES = (
 
 
 def is_hugging_face(path: Path) -> bool:
-    """Whether ``path`` is a Hugging Face model: its folder, or its weights beside config.json."""
+    """Return whether ``path`` is a Hugging Face model: a folder, or weights next to config.json."""
     is_weights = path.name in _WEIGHTS and (path.parent / _CONFIG).is_file()
     return path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or is_weights))
 
 
 def fingerprint(path: Path) -> str:
-    """The SHA-256 of a checkpoint; of a Hugging Face model's files together."""
+    """Return a checkpoint's SHA-256. For a Hugging Face model, it covers weights and JSON files."""
     if not is_hugging_face(path):
         return sha256(path)
     weights = _weights_file(path)
@@ -80,9 +80,9 @@ def fingerprint(path: Path) -> str:
 def load_hf_checkpoint(
     path: Path, models: tuple[str, ...], device: torch.device
 ) -> tuple[Settings, Weights]:
-    """As ``load_fairseq_checkpoint``; ``models`` are names of ``model_type``. Without a
-    preprocessor_config.json the waveform is normalised where the convolutions have layer norms, as
-    with fairseq's.
+    """Read a checkpoint of one of ``models`` (values of ``model_type``). Raises ``UserError`` as
+    ``load_fairseq_checkpoint`` does. Without a preprocessor_config.json, the waveform is normalised
+    if the convolutions have layer norms, as in fairseq's checkpoints.
     """
     file = _weights_file(path)
     path = file.parent / _CONFIG
@@ -91,17 +91,17 @@ def load_hf_checkpoint(
         raise UserError(f"{path}: model_type is {shown(kind)}; expected {' or '.join(models)}")
     check_only(_ONLY, config, path)
     norm = config.get("feat_extract_norm", "group")
-    if norm not in list(_EXTRACTORS):  # it may be anything
+    if norm not in list(_EXTRACTORS):  # a list, because the value may be unhashable
         raise UserError(f"{path}: feat_extract_norm={shown(norm)}; expected group or layer")
-    model = {ours: config[theirs] for ours, theirs in _SETTINGS.items() if theirs in config}
-    default = zip(*Settings().conv_feature_layers)
-    columns = [config.get(key, list(column)) for key, column in zip(_CONVS, default)]
+    model = {name: config[hf_name] for name, hf_name in _SETTINGS.items() if hf_name in config}
+    defaults = zip(*Settings().conv_feature_layers)
+    columns = [config.get(key, list(column)) for key, column in zip(_CONVS, defaults)]
     try:
         layers = tuple(zip(*columns, strict=True))
     except (TypeError, ValueError):
         layers = ()
     if not layers or not all(type(n) is int and n > 0 for layer in layers for n in layer):
-        raise UserError(f"{path}: {', '.join(_CONVS)}: expected sizes in three lists of one length")
+        raise UserError(f"{path}: {', '.join(_CONVS)}: expected three lists of sizes, equally long")
     model |= {"conv_feature_layers": layers, "extractor_mode": _EXTRACTORS[norm]}
     model["normalize"] = _normalize(file.parent / _PREPROCESSOR, norm == "layer")
     settings = checked_settings(model, path, _SETTINGS)
@@ -111,21 +111,21 @@ def load_hf_checkpoint(
         raise UserError(f"{file}: expected named tensors, found {type(tensors).__name__}")
     weights = {}
     for name, tensor in tensors.items():
-        for theirs, ours in _NAMES:
-            name = re.sub(theirs, ours, str(name))
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, str(name))
         weights[name if norm == "layer" else name.replace(".2.1.", ".2.")] = tensor
     return settings, Weights(weights, file, device)
 
 
 def _weights_file(path: Path) -> Path:
-    """The file of the weights. Raises ``UserError`` for a folder without config.json or weights."""
+    """Return the path of the weights. Raises ``UserError`` if they or config.json are missing."""
     if path.is_file():
         return path
     files = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if not files or not (path / _CONFIG).is_file():
-        what = f"expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder"
-        remedy = "get the whole model, or name fairseq's checkpoint, a file"
-        raise UserError(f"{path}: {what}; {remedy}")
+        expected = f"expected {_CONFIG} and {' or '.join(_WEIGHTS)} in this folder"
+        remedy = "get the whole model, or name the file of a fairseq checkpoint"
+        raise UserError(f"{path}: {expected}; {remedy}")
     return files[0]
 
 
@@ -135,7 +135,7 @@ def _normalize(path: Path, default: bool) -> bool:
     settings = read_json(path, _SOURCE)
     if (rate := settings.get("sampling_rate", SAMPLE_RATE)) != SAMPLE_RATE:
         raise UserError(f"{path}: sampling_rate={shown(rate)}; expected {SAMPLE_RATE}")
-    said = settings.get("do_normalize", True)  # transformers' default
-    if not isinstance(said, bool):
-        raise UserError(f"{path}: do_normalize={shown(said)}; expected true or false")
-    return said
+    normalize = settings.get("do_normalize", True)  # transformers' default
+    if not isinstance(normalize, bool):
+        raise UserError(f"{path}: do_normalize={shown(normalize)}; expected true or false")
+    return normalize

@@ -1,12 +1,11 @@
-"""HuBERT and wav2vec 2.0 features as GSLM's readers give them, computed for a batch as for each
-waveform alone.
+"""HuBERT and wav2vec 2.0 features, equal to those of GSLM's readers. A batch changes no feature.
 
-The waveform is layer-normed as a whole where the checkpoint or the config says so, then cut into
-pieces of 100 s that do not see each other. Convolutions map a piece to a frame every 20 ms, a
-grouped convolution over 128 frames adds positions (``wav2vec_convolutions``), Transformer layers
-follow; those above the one asked for are never read. fairseq pads a batch, and HuBERT's first norm
-then sees the zeros. Here nothing is padded: pieces of one length share the convolutions, the
-Transformer's products run over all frames of the batch, attention inside each piece.
+The whole waveform is layer-normed if the checkpoint or the config says so. It is then cut into
+pieces of 100 s, which are computed independently. Convolutions map a piece to one frame per 20 ms.
+A grouped convolution over 128 frames adds positions (``wav2vec_convolutions``). Transformer layers
+follow; layers above the requested one are never read. fairseq pads a batch, and HuBERT's first norm
+then sees the zeros. Nothing is padded here. Pieces of equal length share the convolutions. The
+Transformer's products run over all frames of the batch, and attention runs inside each piece.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, Source, 
 from preprocess.speech2unit.hf_checkpoint import is_hugging_face, load_hf_checkpoint
 from preprocess.speech2unit.wav2vec_convolutions import ConvExtractor, PositionalConv, linear, norm
 
-_PIECE = 1_600_000  # samples
-_TOGETHER = {"cpu": 1}  # pieces that share the convolutions; one by one stays in the cache
+_PIECE = 1_600_000  # samples, 100 s
+_TOGETHER = {"cpu": 1}  # pieces convolved together; on a CPU, one piece stays in the cache
 
 
 class Hubert(FeatureReader):
-    """The output of layer ``source.layer``, from 1, of a HuBERT checkpoint: fairseq's or Hugging
-    Face's.
+    """The output of layer ``source.layer`` (from 1) of a HuBERT by fairseq or Hugging Face.
 
-    50 frames/s. What is left after the last piece and too short for a frame has none (the published
-    reader fails there). ``source.all_layers``: what s3prl calls the hidden states, each layer's
-    input and the encoder's output, layer-normed where the model's own is.
+    There are 50 frames per second. If the last piece is too short for a frame, it is skipped (the
+    published reader fails on it). With ``source.all_layers``, the features are what s3prl calls
+    hidden states: the input of each layer, and the encoder's output as the model returns it (with
+    the final layer norm, if the model has one).
     """
 
     models = ("hubert",)
@@ -42,11 +41,11 @@ class Hubert(FeatureReader):
     dtypes = ("float32", "bfloat16", "tf32")
 
     def __init__(self, source: Source) -> None:
-        """Raises ``UserError`` for a checkpoint that cannot be used, and for a layer beyond it."""
+        """Raises ``UserError`` for an unusable checkpoint, or a layer that it does not have."""
         super().__init__(source)
         path = source.ckpt_path
-        is_theirs = is_hugging_face(path)
-        load = load_hf_checkpoint if is_theirs else load_fairseq_checkpoint
+        is_hf = is_hugging_face(path)
+        load = load_hf_checkpoint if is_hf else load_fairseq_checkpoint
         settings, weights = load(path, self.models, source.device)
         if source.dtype == "bfloat16":
             weights.dtype = torch.bfloat16
@@ -54,14 +53,14 @@ class Hubert(FeatureReader):
         if not source.all_layers:
             last = layers - 1 + self.first_layer
             if source.layer is None or not self.first_layer <= source.layer <= last:
-                there = f"{path} has the layers {self.first_layer} to {last}"
-                raise UserError(f"fairseqrc.layer={source.layer}: {there}")
+                valid = f"{path} has the layers {self.first_layer} to {last}"
+                raise UserError(f"fairseqrc.layer={source.layer}: {valid}")
             layers = source.layer + 1 - self.first_layer
         self._tf32 = source.dtype == "tf32"
         self._normalize = settings.normalize if source.normalize is None else source.normalize
-        if is_theirs:
+        if is_hf:
             self.note = f"; of {path}, waveforms {'' if self._normalize else 'not '}normalised"
-        if not self._normalize:  # over the whole waveform
+        if not self._normalize:  # because normalising needs the whole waveform
             self.pieces = _PIECE, 0
         self._conv = ConvExtractor(settings, weights)
         self.dim = settings.encoder_embed_dim
@@ -79,9 +78,9 @@ class Hubert(FeatureReader):
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map B waveforms (samples_i,) to B features (T_i, D), or (T_i, L, D)."""
         features: list[list[torch.Tensor]] = [[] for _ in waveforms]
-        # together no longer than the longest piece: an hour takes no more memory than 100 s
+        # a group is at most as long as one full piece: an hour takes no more memory than 100 s
         for group in grouped(self._pieces(waveforms), lambda piece: len(piece[1]), _PIECE):
-            group.sort(key=lambda piece: len(piece[1]))  # a waveform has only one of them
+            group.sort(key=lambda piece: len(piece[1]))  # it has at most one piece per waveform
             with tf32(self._tf32):
                 encoded = self._encode([piece for _, piece in group])
             for (index, _), frames in zip(group, encoded, strict=True):
@@ -89,7 +88,7 @@ class Hubert(FeatureReader):
         return [torch.cat(parts) for parts in features]
 
     def _pieces(self, waveforms: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-        """The waveforms' pieces, each with its waveform's index."""
+        """Yield (index of the waveform, piece) for all pieces of all waveforms."""
         for index, waveform in enumerate(waveforms):
             waveform = waveform.to(self._device)
             if self._normalize:
@@ -115,24 +114,23 @@ class Hubert(FeatureReader):
             batch += self._positions(batch)
         if not self._norm_first:
             frames = norm(frames, self._encoder_norm)
-        kept = [frames]
+        hidden_states = [frames]
         for layer in self._layers:
             frames = layer(frames, lengths)
             if self._all_layers:
-                kept.append(frames)
+                hidden_states.append(frames)
         if self._all_layers:
             if self._norm_first:
-                kept[-1] = norm(frames, self._encoder_norm)
-            frames = torch.stack(kept, dim=1)  # (N, L, D)
+                hidden_states[-1] = norm(frames, self._encoder_norm)
+            frames = torch.stack(hidden_states, dim=1)  # (N, L, D)
         return frames.split(lengths)
 
 
 class Wav2Vec2(Hubert):
-    """The output of layer ``source.layer``, from 0, of a wav2vec 2.0 checkpoint.
+    """The output of layer ``source.layer`` (from 0) of a wav2vec 2.0 checkpoint.
 
-    As published, GSLM's layer 14 is the fifteenth layer's output, and samples are fed as they are:
-    the released k-means belongs with ``normalize: false``. Files over 100 s are cut as HuBERT's
-    are.
+    As published: GSLM's layer 14 is the output of the fifteenth layer, and samples are not
+    normalised, so the released k-means needs ``normalize: false``. Files are cut as for HuBERT.
     """
 
     models = ("wav2vec2",)
@@ -156,7 +154,7 @@ class _Layer:
         self._norm_first = settings.layer_norm_first
 
     def __call__(self, frames: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Map (N, D) to (N, D); ``lengths`` are the pieces' frames, N in all."""
+        """Map (N, D) to (N, D). ``lengths``: the number of frames per piece, N in total."""
         if self._norm_first:
             frames = frames + self._attention(norm(frames, self._attention_norm), lengths)
             return frames + self._feed_forward(norm(frames, self._final_norm))
@@ -178,7 +176,7 @@ class _Layer:
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[tuple[slice, tuple[int, int]]]:
-    """Neighbours of one length: their rows, and (pieces, length)."""
+    """Yield (rows, (pieces, length)) for each run of neighbouring pieces of equal length."""
     start = 0
     for length, group in groupby(lengths):
         count = len(list(group))

@@ -1,8 +1,8 @@
 """k-means over feature frames: learn it, save and load the centres, assign frames to units.
 
-Our files are ``.npz`` with one array, ``centres`` (K, D); an ``.npy`` or a torch file of such an
-array is read too. The released files are pickles by joblib, programs that could run anything.
-Reading one here runs nothing: what it imports becomes objects that only remember their values.
+Our files are ``.npz`` with one array, ``centres`` (K, D). An ``.npy`` or torch file with such an
+array can be read too. The released files are joblib pickles, which can run any code when loaded.
+Here nothing runs: each name that a pickle imports is replaced by a class that only stores data.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from pipeline.torch_files import load_torch_values
 
 
 class KMeans:
-    """Nearest-centre quantiser of K units. ``centres`` is (K, D), float32 or float64.
+    """Maps a frame to the nearest of K centres. ``centres`` is (K, D), float32 or float64.
 
-    The published units come from scikit-learn's predict, so this is its arithmetic: rounding
-    decides a frame that is almost as near to two centres.
+    The published units come from scikit-learn's predict. This class uses the same arithmetic,
+    because rounding decides if two centres are almost equally near to a frame.
     """
 
     def __init__(self, centres: np.ndarray, device: torch.device) -> None:
         self._twice = np.ascontiguousarray(-2 * centres).T  # (D, K)
         self._squares = np.einsum("kd,kd->k", centres, centres)  # (K,)
         self._on_gpu = device.type not in ("cpu", "mps")  # float64 centres need float64
-        # Another number of threads rounds numpy's products differently. The limit holds for the
-        # whole process, since the caller's threads come here together.
+        # numpy's products round differently with another number of threads. The limit is for the
+        # whole process, because several threads of the caller run here at the same time.
         threadpool_limits(1, user_api="blas")
         if self._on_gpu:
             self._twice = torch.from_numpy(self._twice).to(device)
@@ -57,13 +57,13 @@ class KMeans:
 def fit_kmeans(
     frames: np.ndarray, clusters: int, starts: int, seed: int, reassign: float = 0.01
 ) -> np.ndarray:
-    """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings; returns (clusters, D)
+    """Fit ``clusters`` centres to ``frames`` (N, D) with GSLM's settings. Return (clusters, D)
     float32. Raises ``UserError`` for fewer frames than clusters.
 
-    GSLM's ``reassign`` is 0.5: centres with less than half the frames of the largest jump to a
-    random frame, again and again. On 150,000 frames that cost 4 to 36 points of accuracy.
+    GSLM's ``reassign`` is 0.5: a centre with less than half the frames of the largest cluster jumps
+    to a random frame, again and again. On 150,000 frames that cost 4 to 36 points of accuracy.
     """
-    from sklearn.cluster import MiniBatchKMeans  # a second to import, needed here alone
+    from sklearn.cluster import MiniBatchKMeans  # takes a second, and is needed only here
 
     if len(frames) < clusters:
         raise UserError(f"{len(frames)} feature frames for {clusters} clusters; give more audio")
@@ -84,27 +84,27 @@ def fit_kmeans(
 
 def save_kmeans(path: Path, centres: np.ndarray) -> None:
     """Write ``centres`` (K, D) to ``path``, atomically."""
-    contents = io.BytesIO()  # a zip file that is cut short by a full disk complains at its end
+    contents = io.BytesIO()  # on a full disk, a zip file would raise a second error when closed
     np.savez(contents, centres=centres)
     with writing(path, "wb") as handle:
         handle.write(contents.getbuffer())
 
 
 def load_kmeans(path: Path, dim: int | None = None) -> np.ndarray:
-    """Read (K, D) centres, float32, or float64 where the file has that: rounding them would move
-    the borders between units. Raises ``UserError`` for a missing, broken or foreign file, one that
-    would run code, and where D is not ``dim``.
+    """Read (K, D) centres as float32, or as float64 if the file has float64: rounding would move
+    the borders between units. Raises ``UserError`` if the file is missing, damaged, of another kind
+    or would run code, and if D is not ``dim``.
     """
     if not path.is_file():
         remedy = "--action learn_kmeans, or name one with --set fairseqrc.km_path=FILE"
         raise UserError(f"{path}: k-means file not found; learn it with {remedy}")
     with open(path, "rb") as handle:
         start = handle.read(6)
-    read, what = _read_pickle, "a scikit-learn k-means by joblib"
+    read, expected = _read_pickle, "a scikit-learn k-means by joblib"
     if path.suffix in (".pt", ".pth"):
-        read, what = _read_torch, "a tensor of centres (K, D)"
+        read, expected = _read_torch, "a tensor of centres (K, D)"
     elif start.startswith((b"PK", b"\x93NUMPY")) or path.suffix == ".npz":
-        read, what = _read_numpy, "an .npz with one array 'centres', or an .npy of it"
+        read, expected = _read_numpy, "an .npz with one array 'centres', or an .npy of it"
     try:
         centres = read(path)
         if not isinstance(centres, np.ndarray) or not np.issubdtype(centres.dtype, np.floating):
@@ -115,16 +115,16 @@ def load_kmeans(path: Path, dim: int | None = None) -> np.ndarray:
             raise ValueError(f"centres of shape {centres.shape}, or not finite")
     except UserError:
         raise
-    except Exception as error:  # numpy and pickle raise anything on bytes that are not theirs
+    except Exception as error:  # numpy and pickle may raise any error on other kinds of files
         if is_out_of_memory(error):
             raise
         reason = ascii(str(error).split("\n")[0][:200])[1:-1]
         kind = kind_of_file(path)
-        found = f"something else: {kind}" if kind else "something else or a damaged file"
-        remedy = "get it again from its source, or learn it again"
-        raise UserError(f"{path}: expected {what}, found {found} ({reason}); {remedy}") from None
+        actual = f"something else: {kind}" if kind else "something else or a damaged file"
+        problem = f"expected {expected}, found {actual} ({reason})"
+        raise UserError(f"{path}: {problem}; get the file again, or learn the k-means") from None
     if dim not in (None, centres.shape[1]):
-        sizes = f"its centres have {centres.shape[1]} numbers, a feature frame has {dim}"
+        sizes = f"the centres have {centres.shape[1]} numbers, a feature frame has {dim}"
         raise UserError(f"{path}: {sizes}; k-means and features do not belong together")
     return centres
 
@@ -150,65 +150,65 @@ def _read_torch(path: Path) -> np.ndarray:
     loaded = _centres_of(loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, torch.Tensor):
         raise ValueError(f"a {type(loaded).__name__}")
-    is_bfloat16 = loaded.dtype == torch.bfloat16  # numpy has none
+    is_bfloat16 = loaded.dtype == torch.bfloat16  # numpy does not have this dtype
     return (loaded.float() if is_bfloat16 else loaded).detach().numpy()
 
 
 def _read_pickle(path: Path) -> np.ndarray:
     content = path.read_bytes()
-    for start, decompress in _DECOMPRESS.items():
-        if content.startswith(start):
+    for first_bytes, decompress in _DECOMPRESS.items():
+        if content.startswith(first_bytes):
             content = decompress(content)
             break
-    read = _Unpickler(io.BytesIO(content), path).load()
-    if type(read) is _Model:
-        read = read.state["cluster_centers_"]
-    return read.array() if isinstance(read, _Array) else read
+    loaded = _Unpickler(io.BytesIO(content), path).load()
+    if type(loaded) is _Model:
+        loaded = loaded.state["cluster_centers_"]
+    return loaded.array() if isinstance(loaded, _Array) else loaded
 
 
-class _Kept:
-    """An object that only keeps what it is made from: numpy's own would crash on damaged files."""
+class _Stored:
+    """An object that only stores its values. numpy's own classes would crash on damaged files."""
 
-    def __new__(cls, *arguments: Any) -> _Kept:
-        kept = super().__new__(cls)
-        kept.arguments = arguments
-        return kept
+    def __new__(cls, *arguments: Any) -> _Stored:
+        stored = super().__new__(cls)
+        stored.arguments = arguments
+        return stored
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
-class _Model(_Kept):
+class _Model(_Stored):
     """scikit-learn's KMeans or MiniBatchKMeans."""
 
 
-class _Dtype(_Kept):
-    """A numpy dtype: a code, and a byte order in its state."""
+class _Dtype(_Stored):
+    """A numpy dtype: the first argument is a code, the state has the byte order."""
 
     def numbers(self) -> np.dtype:
-        """Raises ``ValueError`` for anything but numbers: objects may hold code."""
+        """Return the dtype. Raises ``ValueError`` unless it is numeric: objects may hold code."""
         if self.arguments[0] not in _NUMBERS:
             raise ValueError("an array of something other than numbers")
         return np.dtype(self.arguments[0]).newbyteorder(">" if self.state[1] == ">" else "<")
 
 
-class _Array(_Kept):
-    """A numpy array. State: version, shape, dtype, whether in Fortran's order, bytes."""
+class _Array(_Stored):
+    """A numpy array. The state is (version, shape, dtype, is in Fortran order, bytes)."""
 
     def array(self) -> np.ndarray:
         _, shape, dtype, fortran, data = self.state
-        data = data.encode("latin1") if isinstance(data, str) else data  # by Python 2
+        data = data.encode("latin1") if isinstance(data, str) else data  # str: from Python 2
         return np.frombuffer(data, dtype.numbers()).reshape(shape, order="F" if fortran else "C")
 
 
 class _Wrapper(_Array):
-    """joblib's NumpyArrayWrapper: it describes an array, whose bytes follow in the file."""
+    """joblib's NumpyArrayWrapper describes an array. The array's bytes follow in the file."""
 
     unpickler: _Unpickler
 
     def __setstate__(self, state: Any) -> None:
         stream, dtype, shape = self.unpickler.stream, state["dtype"], state["shape"]
-        if dtype.arguments[0] in ("O", "O8"):  # such as names of columns: a pickle of its own
+        if dtype.arguments[0] in ("O", "O8"):  # objects, such as column names: a separate pickle
             _Unpickler(stream, self.unpickler.path).load()
             return
         if state.get("numpy_array_alignment_bytes") is not None:  # since joblib 1.2
@@ -218,14 +218,14 @@ class _Wrapper(_Array):
 
 
 def _from_buffer(data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
-    """numpy's ``_frombuffer``: an array in protocol 5."""
-    kept = _Array()
-    kept.state = None, shape, dtype, order == "F", data
-    return kept
+    """Return an array, in place of numpy's ``_frombuffer`` (pickle protocol 5)."""
+    stored = _Array()
+    stored.state = None, shape, dtype, order == "F", data
+    return stored
 
 
 _NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-_DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) writes
+_DECOMPRESS = {  # first bytes of a file -> function, for all that joblib.dump(compress=...) writes
     b"\x78": zlib.decompress,
     b"\x1f\x8b": gzip.decompress,
     b"BZh": bz2.decompress,
@@ -234,13 +234,13 @@ _DECOMPRESS = {  # by a file's first bytes: what joblib.dump(compress=...) write
 }
 _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.multiarray", "scalar"): _Kept,
-    ("numpy", "ndarray"): _Kept,
+    ("numpy.core.multiarray", "scalar"): _Stored,
+    ("numpy", "ndarray"): _Stored,
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.numeric", "_frombuffer"): _from_buffer,
     ("_codecs", "encode"): lambda text, _: text.encode("latin1"),  # bytes, in protocol 2
-    ("copy_reg", "_reconstructor"): lambda kept, *_: kept(),  # any object, in protocols 0 and 1
-    ("__builtin__", "object"): _Kept,
+    ("copy_reg", "_reconstructor"): lambda kind, *_: kind(),  # any object, in protocols 0 and 1
+    ("__builtin__", "object"): _Stored,
 } | {
     (f"sklearn.cluster.{module}", name): _Model
     for module in ("k_means_", "_kmeans")  # before and since scikit-learn 0.22
@@ -249,11 +249,11 @@ _NAMES: dict[tuple[str, str], Callable[..., Any]] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds what arrays and k-means need, by any version's name, and imports nothing."""
+    """Maps the names that arrays and k-means need, of any version, and imports nothing."""
 
     def __init__(self, stream: io.BytesIO, path: Path) -> None:
-        # an io.BytesIO cannot peek, so the unpickler reads no byte of an array before its wrapper
-        super().__init__(stream, encoding="latin1")  # Python 2's bytes
+        # io.BytesIO has no peek(), so the unpickler does not read ahead into an array's bytes
+        super().__init__(stream, encoding="latin1")  # for the bytes of Python 2
         self.stream, self.path = stream, path
         self._wrapper = type("_Wrapper", (_Wrapper,), {"unpickler": self})
 
@@ -264,12 +264,12 @@ class _Unpickler(pickle.Unpickler):
             return known
         if module.endswith("joblib.numpy_pickle") and name == "NumpyArrayWrapper":
             return self._wrapper
-        if module.startswith("numpy.random"):  # a random state, left by partial_fit
-            return _Kept
+        if module.startswith("numpy.random"):  # a random state, written by partial_fit
+            return _Stored
         if module.startswith("sklearn."):
-            remedy = "save its centres by numpy.save, if it is fed the features as they are"
-            what = f"{name[:100]}, expected a KMeans or MiniBatchKMeans alone"
-            raise UserError(f"{self.path}: holds scikit-learn's {what}; {remedy}")
-        what = f"it holds code or an unknown class ({f'{module}.{name}'[:100]})"
-        remedy = "expected a scikit-learn k-means saved by joblib; get it again from its source"
-        raise UserError(f"{self.path}: refused, {what}; {remedy}")
+            remedy = "if the k-means takes unchanged features, save the centres with numpy.save"
+            expected = "expected only a KMeans or MiniBatchKMeans"
+            raise UserError(f"{self.path}: {expected}, found scikit-learn's {name[:100]}; {remedy}")
+        problem = f"it contains code or an unknown class ({f'{module}.{name}'[:100]})"
+        remedy = "expected a scikit-learn k-means saved by joblib; get the file again"
+        raise UserError(f"{self.path}: refused, {problem}; {remedy}")

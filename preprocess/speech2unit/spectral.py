@@ -1,6 +1,6 @@
-"""Kaldi's log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``). Log-mel is computed in torch, for
-all frames of a batch together: two to three times as fast as kaldi-native-fbank, which takes one
-file at a time, and on a GPU too.
+"""Kaldi's log-mel filter banks (``LogMel``) and MFCCs (``Mfcc``). LogMel uses torch, for all frames
+of a batch together and also on a GPU. It is two to three times as fast as kaldi-native-fbank, which
+takes one file at a time.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _PREEMPHASIS = 0.97
 _LOWEST_HZ, _HIGHEST_HZ = 20.0, SAMPLE_RATE / 2
 _EPSILON = torch.finfo(torch.float32).eps
 _FRAMES_AT_ONCE = 1024  # temporaries that stay in the cache are twice as fast
-_SAMPLES_AT_ONCE = 60 * SAMPLE_RATE  # a list takes eight times a waveform's memory
-# Measured with 100 units and a linear classifier on speakers not heard (docs/speech_to_units.md)
+_SAMPLES_AT_ONCE = 60 * SAMPLE_RATE  # a list takes eight times the memory of a waveform
+# Chosen with 100 units and a linear classifier on other speakers (docs/speech_to_units.md)
 _CEPSTRA = 13
 _DELTAS = 1  # HuBERT has 2
-_STACKED, _SPACING = 5, 3  # frames side by side, each 3 frames (30 ms) from the next
-_LEAST_DEVIATION = 1e-3  # of log energies; below it a coefficient does not change (silence)
+_STACKED, _SPACING = 5, 3  # 5 frames become one; they are 3 frames (30 ms) apart
+_LEAST_DEVIATION = 1e-3  # of log energies; a coefficient below it is constant (silence)
 
 
 class _Spectral(FeatureReader):
-    """A frame every 10 ms; a waveform of T samples has 1 + (T - 400) // 160 (``snip_edges``)."""
+    """One frame per 10 ms: T samples have 1 + (T - 400) // 160 frames (Kaldi's ``snip_edges``)."""
 
     frame_rate = SAMPLE_RATE / _SHIFT
     min_samples = _WINDOW
 
 
 class LogMel(_Spectral):
-    """80 log mel energies a frame, as ``torchaudio.compliance.kaldi.fbank(waveform,
-    num_mel_bins=80, dither=0)`` computes them of [-1, 1]. Kaldi's own programs read 16-bit
-    integers: 2 ln 32768 higher.
+    """80 log mel energies per frame, as ``torchaudio.compliance.kaldi.fbank(waveform,
+    num_mel_bins=80, dither=0)`` computes them from samples in [-1, 1]. Kaldi's own programs read
+    16-bit integers, so their values are higher by 2 ln 32768.
     """
 
     dim = 80
@@ -51,7 +51,7 @@ class LogMel(_Spectral):
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Map waveforms (T_i,) to log energies (frames_i, 80), or (frames_i, 1, 80)."""
         windows = [waveform.unfold(0, _WINDOW, _SHIFT) for waveform in waveforms]
-        frames = torch.cat(windows).to(self._device)  # (N, 400), N = frames of the whole batch
+        frames = torch.cat(windows).to(self._device)  # (N, 400), N = all frames of the batch
         blocks = frames.split(_FRAMES_AT_ONCE)
         energies = torch.cat([self._energies(block) for block in blocks])  # (N, 80)
         energies = energies.unsqueeze(1) if self._all_layers else energies
@@ -68,7 +68,7 @@ class LogMel(_Spectral):
 
 
 def _mel_banks(bins: int) -> torch.Tensor:
-    """Triangles evenly spaced on the mel scale, (257, bins); Kaldi's Nyquist row is zero."""
+    """Return triangles evenly spaced on the mel scale, (257, bins). Kaldi's Nyquist row is zero."""
     hertz = torch.arange(_FFT // 2, dtype=torch.float64) * SAMPLE_RATE / _FFT
     ends = torch.tensor([_LOWEST_HZ, _HIGHEST_HZ], dtype=torch.float64)
     mel, (lowest, highest) = (1127 * torch.log1p(f / 700) for f in (hertz, ends))  # (256,)
@@ -81,10 +81,10 @@ def _mel_banks(bins: int) -> torch.Tensor:
 
 
 class Mfcc(_Spectral):
-    """130 numbers a frame, after HuBERT's first iteration (arXiv 2106.07447), so that units tell
-    words of new speakers apart: 13 MFCCs (Kaldi's defaults, no energy, no dither) and their deltas,
-    of mean 0 and deviation 1 over the file, joined with those 30 and 60 ms before and after, or the
-    file's first and last.
+    """130 numbers per frame, modelled on HuBERT's first iteration (arXiv 2106.07447). 13 MFCCs
+    (Kaldi's defaults, no energy, no dither) and their deltas get mean 0 and deviation 1 over the
+    file. They are joined with the frames 30 and 60 ms before and after; beyond the file's ends, the
+    first or last frame is repeated. The units then tell words of new speakers apart.
     """
 
     dim = _CEPSTRA * (1 + _DELTAS) * _STACKED

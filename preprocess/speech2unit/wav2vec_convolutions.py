@@ -1,9 +1,9 @@
-"""The convolutions of HuBERT and wav2vec 2.0: of the waveform, and of 128 frames for positions.
+"""The convolutions of HuBERT and wav2vec 2.0: over the waveform, and over 128 frames for positions.
 
-The waveform's are matrix products over frames that are neighbours in memory, in pieces that fit the
-processor's cache. The positions' runs in the frequency domain: directly it costs as much as a
-Transformer layer's attention projections. Products are in ``weights.dtype``. Norms, the positions'
-transform and the first layer, which hears the samples, stay float32.
+The waveform's convolutions are matrix products over frames that are neighbours in memory, in pieces
+that fit the processor's cache. The positional convolution runs in the frequency domain: computed
+directly, it costs as much as the attention projections of a Transformer layer. Products are in
+``weights.dtype``. Norms, the positional transform and the first layer (on samples) stay float32.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from preprocess.speech2unit.fairseq_checkpoint import Settings, Weights
 from preprocess.speech2unit.features import tf32
 
 _EPSILON = 1e-5  # of every norm
-_FRAMES_A_PIECE = {"cpu": 64}  # 1.3 s: activations of 8 MB; elsewhere whole waveforms
+_FRAMES_PER_PIECE = {"cpu": 64}  # 1.3 s: activations of 8 MB; other devices: whole waveforms
 
 
 class ConvExtractor:
@@ -42,13 +42,13 @@ class ConvExtractor:
             channels = out
 
     def frames(self, samples: int) -> int:
-        """How many frames a waveform of ``samples`` gives; 0 where it is too short for one."""
+        """Return the number of frames of a waveform; 0 if it is too short for one frame."""
         for _, kernel, stride in self._shape:
             samples = max(0, (samples - kernel) // stride + 1)
         return samples
 
     def samples(self, frames: int) -> int:
-        """The least samples that give ``frames`` frames."""
+        """Return the smallest number of samples that gives ``frames`` frames."""
         for _, kernel, stride in reversed(self._shape):
             frames = (frames - 1) * stride + kernel
         return frames
@@ -56,13 +56,13 @@ class ConvExtractor:
     def __call__(self, waveforms: Tensor) -> Tensor:
         """Map waveforms of one length, (B, samples), to (B, T, C)."""
         total = self.frames(waveforms.shape[1])
-        piece = _FRAMES_A_PIECE.get(waveforms.device.type, total)
+        piece = _FRAMES_PER_PIECE.get(waveforms.device.type, total)
         hop = self.samples(2) - self.samples(1)
         first = _Scaled(self._layers[0], waveforms) if self._group_norm else self._layers[0]
         pieces = []
         for start in range(0, total, piece):
-            seen = self.samples(min(piece, total - start))
-            frames = waveforms[:, start * hop : start * hop + seen].unsqueeze(2)
+            length = self.samples(min(piece, total - start))
+            frames = waveforms[:, start * hop : start * hop + length].unsqueeze(2)
             for layer in (first, *self._layers[1:]):
                 frames = layer(frames)  # (B, T', C)
             pieces.append(frames)
@@ -70,7 +70,7 @@ class ConvExtractor:
 
 
 class _Conv:
-    """Convolution, layer norm where there is one, GELU, on (B, T, C_in) frames."""
+    """A convolution, an optional layer norm and GELU, on (B, T, C_in) frames."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, Tensor] | None, stride: int
@@ -78,7 +78,7 @@ class _Conv:
         out, channels, kernel = weight.shape
         self.kernel, self.stride, self.bias, self.norm = kernel, stride, bias, norm
         taps = weight.permute(2, 1, 0).reshape(kernel * channels, out)
-        # `stride` taps read frames that lie side by side: each group is one matrix product
+        # `stride` taps read frames that are neighbours in memory: each group is one matrix product
         self.taps = [group.contiguous() for group in taps.split(stride * channels)]
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -100,9 +100,9 @@ class _Conv:
 
 
 class _Scaled:
-    """The first layer with its group norm over a channel's whole time, for given waveforms: mean
-    and variance follow from the windows x, E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w, without a
-    pass over the 512 channels.
+    """The first layer, merged with its group norm over a channel's whole time, for given waveforms.
+    Mean and variance follow from the windows x: E[w.x] = w.E[x] and Var[w.x] = w.Cov[x].w. So no
+    pass over the 512 channels is needed.
     """
 
     def __init__(self, conv: _Conv, waveforms: Tensor) -> None:
@@ -124,7 +124,7 @@ class _Scaled:
 
 
 def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance over the windows (B, T, K), in float64, a million samples at a time."""
+    """Return mean and covariance over windows (B, T, K) in float64, a million samples at a time."""
     count = windows.shape[1]
     mean = sum(in_float64(part).sum(dim=1) for part in windows.split(100_000, dim=1)) / count
     covariance = 0
@@ -140,12 +140,12 @@ def linear(frames: Tensor, weight: Sequence[Tensor]) -> Tensor:
 
 
 def norm(frames: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
-    """Layer norm over the last dimension, in float32."""
+    """Apply layer norm over the last dimension, in float32."""
     return F.layer_norm(frames.float(), frames.shape[-1:], *weight, _EPSILON)
 
 
 class PositionalConv:
-    """``gelu(conv(x))`` with zeros beyond both ends, by transforms of twice the kernel's length."""
+    """``gelu(conv(x))``, zero-padded at both ends, by FFTs of twice the kernel's length."""
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
         dim = settings.encoder_embed_dim
@@ -163,7 +163,7 @@ class PositionalConv:
     def __call__(self, frames: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         batch, length, dim = frames.shape
-        hop = self._size - self._kernel + 1  # outputs of a block that no wrap-around touches
+        hop = self._size - self._kernel + 1  # outputs per block that are free of wrap-around
         blocks = -(-length // hop)
         left = self._kernel // 2
         padded = F.pad(frames, (0, 0, left, blocks * hop + self._kernel - 1 - left - length))

@@ -100,7 +100,7 @@ def test_ours_are_not_taken_for_others(tmp_path: Path) -> None:
         torch.save(state, tmp_path / "a.pt")
         assert load_torch(tmp_path / "a.pt").keys() == state.keys()
     message = refused(lambda: Hubert(Source(tmp_path / "a.pt", 1)))
-    assert "are missing: these are weights alone; get the whole" in message
+    assert "are missing: the file contains only weights; get the whole" in message
 
 
 @pytest.mark.parametrize("full", [MemoryError(), RuntimeError("can't allocate memory: you tried")])

@@ -1,4 +1,4 @@
-"""Reading audio of any kind, and saying what is wrong with the rest."""
+"""Audio of any kind is read; a file that cannot be used is refused with the reason."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_rates_and_channels_are_converted_and_noted(tmp_path):
     assert notes == ("2 channels mixed to one", "8000 Hz resampled to 16000 Hz")
 
 
-def test_bad_audio_is_said_why(tmp_path):
+def test_bad_audio_is_refused_with_the_reason(tmp_path):
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("not a sound")
     soundfile.write(tmp_path / "nan.wav", np.full(500, np.nan), 16_000, subtype="FLOAT")
@@ -70,7 +70,7 @@ def test_a_float_file_may_exceed_one_a_little(tmp_path, peak, accepted):
         assert np.array_equal(read_audio(tmp_path / "a.wav", 0, 8000).samples, np.float32(samples))
         return
     for read in (lambda path: read_audio(path, 0, 8000), lambda path: [*mono_blocks(path, 80)]):
-        with pytest.raises(BadAudio, match="float peak is .*far above 1; divide it"):
+        with pytest.raises(BadAudio, match="float peak .*far above 1; divide the samples"):
             read(tmp_path / "a.wav")
 
 
@@ -80,8 +80,8 @@ def test_arrays_of_integers_are_scaled_by_their_type(kind):
     scale, middle = 2.0 ** (8 * np.dtype(kind).itemsize - 1), 128 if kind is np.uint8 else 0
     array = (samples * scale + middle).astype(kind)
     for given in (array, torch.from_numpy(array)):
-        taken = array_waveform(given).samples
-        assert taken.dtype == np.float32 and np.abs(taken - samples).max() <= 2 / min(scale, 2**23)
+        read = array_waveform(given).samples
+        assert read.dtype == np.float32 and np.abs(read - samples).max() <= 2 / min(scale, 2**23)
     assert array_waveform(np.full(9, np.iinfo(kind).min, kind)).samples.tolist() == [-1.0] * 9
 
 
@@ -95,7 +95,7 @@ def test_arrays_of_integers_are_scaled_by_their_type(kind):
         (np.array(["a"]), "found <U1"),
         (np.zeros((2, 9)), r"found \(2, 9\); pass one channel"),
         ([[0.0], [0.0, 1.0]], "expected samples"),
-        (np.full(9, 32_767.0), "peak is 32,767, far above 1"),
+        (np.full(9, 32_767.0), "float peak 32,767, far above 1"),
         (np.full(9, np.nan), "not finite"),
     ],
 )
@@ -104,7 +104,7 @@ def test_arrays_that_are_no_samples(array, reason):
         array_waveform(array)
 
 
-STEREO = {  # gains of a voice in the channels; the mix, or the channel that is taken
+STEREO = {  # gains of a voice in the channels, and the expected note
     "the same": ((1, 1), "2 channels mixed to one"),
     "one is silent": ((0, 1), "2 channels mixed to one"),
     "opposite": ((1, -1), "the loudest of 2 channels taken, which cancel each other"),
@@ -125,7 +125,7 @@ def test_channels_are_never_mixed_to_silence(tmp_path, gains, note):
 
 
 def test_a_long_recording_is_read_in_blocks_or_refused(tmp_path, monkeypatch):
-    """Memory holds one channel at 16 kHz; beyond an hour it is refused before it is read."""
+    """Memory holds one channel at 16 kHz. A recording over an hour is refused before reading."""
     write(tmp_path / "a.wav", np.stack(2 * [tone(3.0, 200, 48_000)], axis=1), 48_000)
     whole = read_audio(tmp_path / "a.wav", 0, 144_000).samples
     monkeypatch.setattr(audio, "AT_ONCE", 20_000)

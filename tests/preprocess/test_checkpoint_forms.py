@@ -1,5 +1,5 @@
-"""HuBERT and wav2vec 2.0 in other forms give the numbers of fairseq's file of the same weights:
-Hugging Face's folders, and what older software wrote.
+"""HuBERT and wav2vec 2.0 in other forms give the same numbers as fairseq's file with the same
+weights. The forms are Hugging Face's folders and files written by older software.
 
 Against transformers' own models (5.24, random weights) the largest difference was 9e-6.
 """
@@ -48,22 +48,22 @@ def features(reader: type[Hubert], path: Path, **source: object) -> torch.Tensor
 @pytest.mark.parametrize("large", [True, False])
 @READERS
 def test_hugging_face(tmp_path: Path, reader: type[Hubert], large: bool, new: bool) -> None:
-    """Any layer, whether of the bare model or inside a recogniser, by its folder or its weights."""
+    """Any layer, of the bare model or of a recogniser, given as a folder or as a weights file."""
     base = {"extractor_mode": "default", "conv_bias": False, "layer_norm_first": False}
     MAKE[reader](tmp_path / "model.pt", normalize=False, **(LARGE if large else base))
     prefix = "" if new else f"{reader.models[0]}."
     folder = ssl_checkpoints.hugging_face(tmp_path / "hf", tmp_path / "model.pt", new, prefix)
     weights = folder / ("model.safetensors" if new else "pytorch_model.bin")
-    for asked in ({"layer": 2}, {"all_layers": True}):
-        expected = features(reader, tmp_path / "model.pt", normalize=False, **asked)
+    for layers in ({"layer": 2}, {"all_layers": True}):
+        expected = features(reader, tmp_path / "model.pt", normalize=False, **layers)
         assert expected.std() > 0.1
         for path in (folder, weights):
-            assert torch.equal(features(reader, path, normalize=False, **asked), expected)
+            assert torch.equal(features(reader, path, normalize=False, **layers), expected)
     assert fingerprint(folder) == fingerprint(weights) != fingerprint(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(
-    ("preprocessor", "norm", "asked", "expected"),
+    ("preprocessor", "norm", "requested", "expected"),
     [
         ({"do_normalize": True}, "group", None, True),
         ({"do_normalize": False}, "layer", None, False),
@@ -74,9 +74,9 @@ def test_hugging_face(tmp_path: Path, reader: type[Hubert], large: bool, new: bo
     ],
 )
 def test_what_says_whether_waveforms_are_normalised(
-    tmp_path: Path, preprocessor: dict | None, norm: str, asked: bool | None, expected: bool
+    tmp_path: Path, preprocessor: dict | None, norm: str, requested: bool | None, expected: bool
 ) -> None:
-    """As in fairseq, and the reader says which. The folder's fingerprint covers it."""
+    """It works as in fairseq. The reader's note and the folder's fingerprint depend on it."""
     path = tmp_path / "model.pt"
     ssl_checkpoints.hubert(path, **(LARGE if norm == "layer" else {}))
     folder = ssl_checkpoints.hugging_face(tmp_path / "hf", path)
@@ -84,9 +84,9 @@ def test_what_says_whether_waveforms_are_normalised(
     if preprocessor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
         assert fingerprint(folder) != before
-    reader = Hubert(Source(folder, 2, asked))
-    wanted = features(Hubert, path, layer=2, normalize=expected)
-    assert torch.equal(torch.cat(reader(WAVES)), wanted)
+    reader = Hubert(Source(folder, 2, requested))
+    expected_features = features(Hubert, path, layer=2, normalize=expected)
+    assert torch.equal(torch.cat(reader(WAVES)), expected_features)
     assert reader.note == f"; of {folder}, waveforms {'' if expected else 'not '}normalised"
 
 
@@ -113,7 +113,7 @@ def without(name: str) -> Callable[[Path], None]:
     [
         ({"model_type": "wavlm"}, "model_type is wavlm; expected hubert"),
         ({"model_type": {}}, "model_type is {}; expected hubert"),
-        ({"num_hidden_layers": "3"}, "num_hidden_layers=3 is not what transformers writes"),
+        ({"num_hidden_layers": "3"}, "layers=3 is not a value that transformers writes"),
         ({"num_attention_heads": 7}, "num_attention_heads=7 does not divide"),
         ({"hidden_act": "relu"}, "hidden_act=relu is not supported"),
         ({"adapter_attn_dim": 16}, "adapter_attn_dim=16 is not supported; expected None"),
@@ -121,9 +121,9 @@ def without(name: str) -> Callable[[Path], None]:
         ({"conv_pos_batch_norm": True}, "conv_pos_batch_norm=True is not supp"),
         ({"feat_extract_norm": "rms"}, "feat_extract_norm=rms; expected group or layer"),
         ({"feat_extract_norm": []}, "feat_extract_norm=[]; expected group"),
-        ({"conv_dim": [32]}, "expected sizes in three lists of one length"),
-        ({"conv_dim": 32}, "expected sizes in three lists of one length"),
-        ({"conv_dim": ["open()"] * 7}, "expected sizes in three lists of one length"),
+        ({"conv_dim": [32]}, "expected three lists of sizes, equally long"),
+        ({"conv_dim": 32}, "expected three lists of sizes, equally long"),
+        ({"conv_dim": ["open()"] * 7}, "expected three lists of sizes, equally long"),
         ({"sampling_rate": 8000}, "sampling_rate=8000; expected 16000"),
         ({"do_normalize": 1}, "do_normalize=1; expected true"),
         (
@@ -153,7 +153,7 @@ def test_what_cannot_be_used_is_one_line(folder: Path, change: object, expected:
 def test_a_thousand_clusters_of_a_folder_make_units(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """mHuBERT's form: layer 3 here, 11 there; the k-means by joblib; both named by paths."""
+    """mHuBERT has this form (with layer 11): a folder and a joblib k-means, both named by path."""
     ssl_checkpoints.hubert(tmp_path / "model.pt")
     ssl_checkpoints.hugging_face(tmp_path / "models" / "hf", tmp_path / "model.pt")
     corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands")
@@ -185,7 +185,7 @@ def test_a_thousand_clusters_of_a_folder_make_units(
 
 
 def test_old_hubert_and_kmeans_give_the_units_of_the_old_reader(data: Path, tmp_path: Path) -> None:
-    """A HuBERT by fairseq e55e094 and a k-means by scikit-learn 0.24.2: 980 of 980 units."""
+    """A HuBERT by fairseq e55e094 and a k-means by scikit-learn 0.24.2 give 980 of 980 units."""
     old = data / "old_formats" / "hubert_fairseq_e55e094"
     expected = dict(line.split("|") for line in (old / "units.txt").read_text().splitlines())
     rows = [f"{name},word,{SPLITS[n % 3]}" for n, name in enumerate(expected)]
@@ -205,7 +205,7 @@ def test_old_hubert_and_kmeans_give_the_units_of_the_old_reader(data: Path, tmp_
 
 
 def weight_norm_by_its_new_names(state: dict, kind: str) -> dict:
-    """torch's parametrised spelling, which converters and newer fairseq forks write."""
+    """Use torch's parametrised spelling, which converters and newer fairseq forks write."""
     for number, name in enumerate(("weight_g", "weight_v")):
         weight = state["model"].pop(f"encoder.pos_conv.0.{name}")
         state["model"][f"encoder.pos_conv.0.parametrizations.weight.original{number}"] = weight
@@ -219,7 +219,7 @@ def settings_of(state: dict, kind: str) -> argparse.Namespace:
 
 
 def recogniser(state: dict, kind: str, is_old: bool) -> dict:
-    """Fine-tuned checkpoints hold the model's settings as ``w2v_args`` and prefix its weights."""
+    """Make a fine-tuned checkpoint: model settings in ``w2v_args``, and weights with a prefix."""
     inner = settings_of(state, kind)
     weights = {f"w2v_encoder.w2v_model.{name}": w for name, w in state["model"].items()}
     weights["w2v_encoder.proj.weight"] = torch.zeros(32, 48)
@@ -234,7 +234,7 @@ def recogniser(state: dict, kind: str, is_old: bool) -> dict:
 
 
 def without_later_settings(state: dict, kind: str) -> dict:
-    """wav2vec_small.pt's keys: an ``args`` without what came later, EMA beside."""
+    """Use the keys of wav2vec_small.pt: an ``args`` without later settings, and an EMA."""
     settings = settings_of(state, kind)
     later = ("layer_type", "pos_conv_depth", "_name", "conv_pos_batch_norm")
     for name in set(later) & set(vars(settings)):
@@ -262,7 +262,7 @@ def without_later_settings(state: dict, kind: str) -> dict:
 def test_files_of_fairseq_of_any_age(
     tmp_path: Path, reader: type[Hubert], rewrite: Callable[[dict, str], dict]
 ) -> None:
-    """Written by torch before 1.6 (no zip archive), in half precision, too."""
+    """They may be in half precision, or written by torch before 1.6 (no zip archive)."""
     path = tmp_path / "model.pt"
     MAKE[reader](path)
     state = torch.load(path, weights_only=False)

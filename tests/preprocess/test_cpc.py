@@ -1,4 +1,4 @@
-"""CPC features against fairseq's own GSLM reader, file by file."""
+"""CPC features equal those of fairseq's own GSLM reader, file by file."""
 
 import importlib.util
 from argparse import Namespace
@@ -34,7 +34,7 @@ def reader(small) -> Cpc:
 
 @pytest.fixture(scope="module")
 def published():
-    """Build fairseq's reader of a checkpoint: a function of a wav file to (frames, D)."""
+    """Return a function from a checkpoint to fairseq's reader: from a wav file to (frames, D)."""
     package = importlib.util.find_spec("fairseq")
     script = Path(package.origin).parent / READER if package else None
     if script is None or not script.is_file():
@@ -47,7 +47,7 @@ def published():
 
 @pytest.fixture(scope="module")
 def clips(data) -> list[Path]:
-    """Real one-second clips of many words and speakers."""
+    """Return real one-second clips of many words and speakers."""
     return sorted((data / "audio/speech_commands").glob("*_v0.01/*/*_nohash_*.wav"))[::60]
 
 
@@ -56,12 +56,12 @@ def waveform(samples: int) -> torch.Tensor:
 
 
 def ragged(clips: list[Path]) -> list[torch.Tensor]:
-    """The clips cut at random, and some joined into longer ones."""
+    """Return the clips, cut at random, and some clips joined into longer ones."""
     random = np.random.default_rng(0)
-    samples = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
-    cut = [each[: random.integers(400, len(each) + 1)] for each in samples]
-    joined = [np.concatenate(samples[first : first + 9]) for first in range(0, 27, 9)]
-    return [torch.from_numpy(each) for each in [*cut, *joined]]
+    waves = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    cut = [wave[: random.integers(400, len(wave) + 1)] for wave in waves]
+    joined = [np.concatenate(waves[start : start + 9]) for start in range(0, 27, 9)]
+    return [torch.from_numpy(wave) for wave in [*cut, *joined]]
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -70,26 +70,26 @@ def test_a_batch_equals_the_published_reader(reader, small, published, request, 
     if real:
         waveforms = ragged(request.getfixturevalue("clips"))
         assert max(map(len, waveforms)) > 128_000 and min(map(len, waveforms)) < 8_000
-    theirs = published(small)
-    for number, (ours, samples) in enumerate(zip(reader(waveforms), waveforms, strict=True)):
+    published_features = published(small)
+    for number, (features, samples) in enumerate(zip(reader(waveforms), waveforms, strict=True)):
         path = tmp_path / f"{number}.wav"
         soundfile.write(path, samples.numpy(), 16_000, subtype="FLOAT")
-        expected = theirs(path)
-        assert ours.shape == expected.shape, len(samples)
-        assert (ours - expected).abs().max() < 1e-5, len(samples)
+        expected = published_features(path)
+        assert features.shape == expected.shape, len(samples)
+        assert (features - expected).abs().max() < 1e-5, len(samples)
 
 
 @pytest.mark.parametrize("hidden", [24, 32])
-def test_all_layers_are_those_asked_for_one_by_one(tmp_path, hidden):
+def test_all_layers_equal_single_layers(tmp_path, hidden):
     path = ssl_checkpoints.cpc(tmp_path / "cpc.pt", 32, hidden)
     waveforms = [waveform(samples) for samples in (400, 64_000, 70_001, 130_000)]
     layers = range(1, ssl_checkpoints.CPC_LEVELS + 1)
     alone = [Cpc(Source(path, layer))(waveforms) for layer in layers]
     together = Cpc(Source(path, all_layers=True))(waveforms)
-    for number, found in enumerate(together):
+    for number, states in enumerate(together):
         expected = torch.stack([features[number] for features in alone], dim=1)
-        torch.testing.assert_close(found[:, -len(layers) :], expected, rtol=0, atol=1e-6)
-        assert found.shape[1] == len(layers) + (hidden == 32)
+        torch.testing.assert_close(states[:, -len(layers) :], expected, rtol=0, atol=1e-6)
+        assert states.shape[1] == len(layers) + (hidden == 32)
 
 
 def test_the_first_of_all_layers_is_the_convolutions_output(tmp_path):

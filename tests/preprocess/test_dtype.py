@@ -1,4 +1,4 @@
-"""Units by products in bfloat16 or TF32: asked for by name, written down, never mixed."""
+"""Units by bfloat16 or TF32 products: requested by name, recorded, and never mixed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_features_in_bfloat16_are_near_and_float32(
         ("cpc", "float16", "fairseqrc.dtype=float16: cpc computes in float32 or bfloat16 or tf32"),
     ],
 )
-def test_readers_refuse_what_they_do_not_know(kind: str, dtype: str, expected: str) -> None:
+def test_readers_refuse_unsupported_dtypes(kind: str, dtype: str, expected: str) -> None:
     assert refused(lambda: feature_reader(kind, Source(dtype=dtype))) == expected
 
 
@@ -72,11 +72,11 @@ def test_machines_without_such_products(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     for dtype, device in (("tf32", CPU), ("bfloat16", CPU), ("bfloat16", CARD)):
         message = refused(lambda dtype=dtype, device=device: check_dtype(dtype, device))
-        where = "this card" if device is CARD else "this processor"
-        assert message == f"fairseqrc.dtype={dtype}: {where} has no such products; take float32"
+        machine = "this card" if device is CARD else "this processor"
+        assert message == f"fairseqrc.dtype={dtype}: {machine} has no {dtype} products; use float32"
 
 
-def test_tf32_holds_inside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_changes_the_flags_only_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     flags = lambda: (  # noqa: E731
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
@@ -113,7 +113,7 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
     task, exact = quantizing(workspace)
     exact.run(Ranks(), skip_bad=False)
     plan = read_json(task.quantized / "provenance.json", "")["plan"]
-    assert "dtype" not in plan  # finished units of earlier versions stay finished
+    assert "dtype" not in plan  # so finished units of earlier versions stay valid
     quantizing(workspace)[1].run(Ranks(), skip_bad=False)
     assert "already exists" in capsys.readouterr().out
     _, near = quantizing(workspace, "bfloat16")
@@ -121,7 +121,7 @@ def test_units_of_two_dtypes_are_never_mixed(workspace: Path, capsys) -> None:
     printed = capsys.readouterr().out
     assert "already exists" not in printed and "hubert features in bfloat16 on CPU" in printed
     assert read_json(task.quantized / "provenance.json", "")["plan"] == plan | {"dtype": "bfloat16"}
-    task.postprocess()  # its config says float32
+    task.postprocess()  # the task's config says float32
     files = UnitFiles(find_unit_model("tiny", task.workspace), "fluent_commands")
     assert files.unit_settings().dtype == "bfloat16"
     exact.run_shard(Shard(0, 2))
@@ -133,7 +133,7 @@ def test_the_runners_flag(workspace: Path) -> None:
     flags = ("--workspace", workspace, "--unit_model", "tiny", "--set", *HUBERT, "--dtype")
     for dtype, expected in (
         ("half", "fairseqrc.dtype=half: hubert computes in float32 or bfloat16 or tf32"),
-        ("tf32", "dtype=tf32: this processor has no such products"),
+        ("tf32", "dtype=tf32: this processor has no tf32 products"),
     ):
         task = load_downstream("fluent_commands", runner_flags(*flags, dtype))
         assert expected in refused(lambda task=task: Quantizing(task).run(Ranks(), skip_bad=False))

@@ -1,5 +1,5 @@
-"""The corpora of SpeechPrompt v2: a small one in each layout, from audio to accuracy.
-tests/preprocess/test_table.py has the rules that they share.
+"""The corpora of SpeechPrompt v2: a small corpus in each layout, from audio to accuracy.
+tests/preprocess/test_table.py tests the rules that all layouts share.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ulm_prompt.prompt_data.tasks import load_task, task_names
 
 
 def record(root: Path, names: Iterable[str]) -> list[str]:
-    """Three short tones a name, so that units change."""
+    """Write a file of three short tones per name, so that units change within a file."""
     names = list(names)
     for number, name in enumerate(names):
         hertz = (100 + 50 * (number * step % 11) for step in (1, 3, 7))
@@ -43,7 +43,7 @@ def table(path: Path, *lines: str) -> None:
 
 
 def labelled(path: Path, machine: str, files: Iterable[str], labels: Iterable[str]) -> None:
-    """As SpeechAdvReprogram publishes its tables: with its author's folder."""
+    """Write a table as SpeechAdvReprogram publishes them: paths start with the author's folder."""
     lines = (f"/work/dodohow1011/{machine}/{file}\t{label}" for file, label in zip(files, labels))
     table(path, "filename\tlabel", *lines)
 
@@ -107,7 +107,7 @@ def esc50(root: Path) -> None:
 
 
 def freesound(root: Path) -> None:
-    """A file of each class, pieces of 0.63 s in it."""
+    """Write one file per class, and tables of pieces of 0.63 s."""
     starts = {"training": (0.2, 0.6, 1.0), "validation": (1.4,), "testing": (1.8,)}
     for number, label in enumerate(("speech", "background")):
         write(root / label / "long.wav", tone(3.0, 100 + 200 * number))
@@ -126,14 +126,14 @@ def easycall(root: Path) -> None:
 
 
 def mustard(root: Path) -> None:
-    said = {"utterance": "Oh,\nsure.", "speaker": "A"}
-    rows = {f"1_{n}": {**said, "sarcasm": n % 2 == 0} for n in range(12)}
+    common = {"utterance": "Oh,\nsure.", "speaker": "A"}
+    rows = {f"1_{n}": {**common, "sarcasm": n % 2 == 0} for n in range(12)}
     record(root, (f"utterances_final/{key}.wav" for key in rows))
     table(root / "sarcasm_data.json", json.dumps(rows, indent=2))
 
 
 def mustard_pp(root: Path) -> None:
-    """Texts of several lines; rows of the context have no label."""
+    """Texts have several lines. Rows of the context have no label."""
     lines = ["SCENE,KEY,SENTENCE,SPEAKER,Sarcasm,Valence"]
     for key in (f"1_{n}" for n in range(12)):
         lines.append(f'{key},{key}_c_00,"Well,\nI am sure",A,,')
@@ -155,7 +155,7 @@ def iemocap(root: Path) -> None:
 
 
 def voxceleb1(root: Path) -> None:
-    """Four speakers with five videos each, the last two of them in the archives' folders."""
+    """Write four speakers with five videos each; the last two are in the archives' folders."""
     lines, meta = [], ["VoxCeleb1 ID\tVGGFace1 ID\tGender\tNationality\tSet"]
     for number, folder in enumerate(("wav", "wav", "dev/wav", "test/wav")):
         speaker = f"id1000{number}"
@@ -169,7 +169,7 @@ def voxceleb1(root: Path) -> None:
 
 FILES, TABLE = "no file matches datarc.files=", "table not found"
 FOLDER = "datarc.root_path is the|has testing_list"
-# the corpus's writer, rows of each split, the classes, what is said of another layout
+# function that writes the corpus, rows per split, names of classes, error for another layout
 CORPORA: dict[str, tuple[Callable[[Path], object], list[int], list[str], str]] = {
     "GRABO": (grabo, [8, 16, 8], ["recording1", "recording36"], FILES),
     "LT_SC": (lithuanian, [5, 13, 13], ["ne", "į_viršų", "unknown", "silence"], TABLE),
@@ -200,7 +200,7 @@ def reader_of(task: str, root: Path, *settings: str) -> Preprocessor:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All the corpora, and their units."""
+    """Make all corpora and their units."""
     root = tmp_path_factory.mktemp("family")
     readers = {task: reader_of(task, root) for task in CORPORA}
     for task, reader in readers.items():
@@ -217,7 +217,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("task", CORPORA)
 def test_a_corpus_in_its_layout(workspace, task):
-    """Rows of each split, the classes' names, and what is said of another size than the real."""
+    """Check rows per split, names of classes, and the warning about the size of the corpus."""
     _, counts, names, _ = CORPORA[task]
     reader = reader_of(task, workspace)
     rows = [list(read_rows(reader.units / split)) for split in SPLITS]
@@ -225,10 +225,10 @@ def test_a_corpus_in_its_layout(workspace, task):
     labels = read_json(reader.units / "labels.json", "").values()
     assert [label["name"] for label in labels] == names
     assert {row.labels for row in rows[0]} == set(map(str, range(len(names))))
-    said = (workspace / f"{task}.txt").read_text()
-    names_classes_alone = task in ("SC_V2_12", "DYSARTHRIA", "SARCASM_PP", "VOICE_ACTIVITY")
-    assert ("not the corpus's known size" in said) is not names_classes_alone
-    assert "two splits" not in said
+    printed = (workspace / f"{task}.txt").read_text()
+    has_known_size = task not in ("SC_V2_12", "DYSARTHRIA", "SARCASM_PP", "VOICE_ACTIVITY")
+    assert ("not the corpus's known size" in printed) is has_known_size
+    assert "two splits" not in printed
 
 
 @pytest.mark.parametrize("task", CORPORA)
@@ -240,7 +240,7 @@ def test_another_layout(tmp_path, task):
 
 
 def test_from_audio_to_accuracy(workspace):
-    """Speakers by their own recipe, v2: a row of the map for each."""
+    """SPEAKER uses its own recipe, v2: the map has one row per speaker."""
     tiny.write_lm(Workspace(workspace).lm("logmel100"))
     data_stages(workspace)
     knobs = ("max_update=2", "max_epoch=0", "batch_size=8")
@@ -269,8 +269,8 @@ def test_pieces_sessions_and_what_is_left_out(workspace):
         assert {u.path.partition("/")[0] for u in test} == {f"Session{session}"}
     for task, count, labels in (("DYSARTHRIA", 1, "'zz09'"), ("EMOTION", 6, "'fru', 'xxx'"),
                                 ("SARCASM_PP", 12, "''")):  # fmt: skip
-        said = f"{count} rows left out, their labels are not in datarc.names ({labels})"
-        assert said in (workspace / f"{task}.txt").read_text()
+        line = f"{count} rows left out, their labels are not in datarc.names ({labels})"
+        assert line in (workspace / f"{task}.txt").read_text()
 
 
 @pytest.mark.parametrize(

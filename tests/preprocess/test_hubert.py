@@ -1,4 +1,4 @@
-"""HuBERT and wav2vec 2.0 against fairseq's own models, one file at a time."""
+"""HuBERT and wav2vec 2.0 equal fairseq's own models, which get one file at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = pytest.mark.parametrize("settings", [{}, LARGE], ids=["base", "large"
 
 @pytest.fixture(scope="module")
 def ragged() -> list[torch.Tensor]:
-    """Coloured noise of many lengths and levels, some lengths twice."""
+    """Return coloured noise of many lengths and levels; some lengths occur twice."""
     rng = np.random.default_rng(0)
     waves = []
     for number, length in enumerate(LENGTHS):
@@ -39,7 +39,7 @@ def hubert_alone(model: torch.nn.Module, wave: torch.Tensor, layer: int) -> torc
 def assert_each(
     reader: Hubert, waves: list[torch.Tensor], alone: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
-    """A batch's features are those of fairseq's model of each file by itself."""
+    """Check that a batch gives each file the features that fairseq's model gives it alone."""
     for wave, features in zip(waves, reader(waves), strict=True):
         expected = alone(wave)
         assert expected.std() > 0.1
@@ -67,7 +67,7 @@ def test_wav2vec2_counts_layers_from_0_as_gslm_does(tmp_path, ragged, settings):
 
 
 def fairseq_hidden_states(model: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
-    """Each encoder layer's input and the encoder's output, as s3prl's hooks see them: (T, L, D)."""
+    """Return each layer's input and the encoder's output, as s3prl's hooks see them: (T, L, D)."""
     states = []
     hooks = [
         layer.register_forward_pre_hook(
@@ -83,7 +83,7 @@ def fairseq_hidden_states(model: torch.nn.Module, wave: torch.Tensor) -> torch.T
     for hook in hooks:
         hook.remove()
     assert len(states) == ssl_checkpoints.SHAPE["encoder_layers"] + 1
-    length = min(map(len, states))  # fairseq pads to even lengths, and masks that
+    length = min(map(len, states))  # fairseq pads to even lengths and masks the padding
     return torch.stack([state[:length] for state in states], dim=1)
 
 
@@ -97,16 +97,16 @@ def test_all_layers_are_fairseqs_hidden_states(tmp_path, ragged, settings, reade
     assert_each(states, ragged, lambda wave: fairseq_hidden_states(model, wave))
 
 
-@pytest.mark.parametrize("asked", [None, True, False])
+@pytest.mark.parametrize("requested", [None, True, False])
 @pytest.mark.parametrize("stored", [True, False])
 def test_waveform_is_normalised_as_the_checkpoint_or_the_config_says(
-    tmp_path, ragged, stored, asked
+    tmp_path, ragged, stored, requested
 ):
     model = ssl_checkpoints.hubert(tmp_path / "hubert.pt", normalize=stored, **LARGE)
     normalized = lambda wave: torch.nn.functional.layer_norm(wave, wave.shape)  # noqa: E731
-    heard = normalized if (stored if asked is None else asked) else torch.clone
-    reader = Hubert(Source(tmp_path / "hubert.pt", 2, asked))
-    assert_each(reader, ragged[3:4], lambda wave: hubert_alone(model, heard(wave), 2))
+    prepare = normalized if (stored if requested is None else requested) else torch.clone
+    reader = Hubert(Source(tmp_path / "hubert.pt", 2, requested))
+    assert_each(reader, ragged[3:4], lambda wave: hubert_alone(model, prepare(wave), 2))
 
 
 @pytest.mark.parametrize("rest", [0, 399, 400, 3000])
@@ -115,8 +115,8 @@ def test_long_files_are_cut_as_published(tmp_path, ragged, monkeypatch, rest):
     model = ssl_checkpoints.hubert(tmp_path / "hubert.pt", normalize=True)
 
     def in_pieces(wave: torch.Tensor) -> torch.Tensor:
-        heard = torch.nn.functional.layer_norm(wave, wave.shape)  # the whole file, then the pieces
-        pieces = [piece for piece in heard.split(16_000) if len(piece) >= 400]
+        wave = torch.nn.functional.layer_norm(wave, wave.shape)  # the whole file, before the cut
+        pieces = [piece for piece in wave.split(16_000) if len(piece) >= 400]
         return torch.cat([hubert_alone(model, piece, 2) for piece in pieces])
 
     wave = torch.cat([ragged[4], ragged[9]])[: 32_000 + rest]
@@ -149,7 +149,7 @@ def path(tmp_path: Path) -> Path:
         ("model", "encoder.layers.0.fc1.weight", None, "0.fc1.weight (96, 48), found nothing"),
         ("model", "encoder.layer_norm.weight", torch.ones(3), "weight (48,), found (3,)"),
         ("cfg", "layer_type", "conformer", "layer_type=conformer is not supported"),
-        ("cfg", "encoder_layers", "many", "encoder_layers=many is not what fairseq writes"),
+        ("cfg", "encoder_layers", "many", "encoder_layers=many is not a value that fairseq writes"),
         ("cfg", "extractor_mode", "group", "extractor_mode=group is not supported"),
         ("cfg", "conv_pos", 64, "encoder.pos_conv.0.weight_v (48, 3, 64)"),
         ("cfg", "encoder_attention_heads", 7, "encoder_attention_heads=7 does not divide"),
@@ -169,7 +169,7 @@ def test_wrong_checkpoints_are_refused(path, monkeypatch, part, key, value, mess
     assert not Path("it-ran").exists()
 
 
-def test_what_was_asked_for_must_be_there(path):
+def test_the_requested_checkpoint_and_layer_must_exist(path):
     assert "checkpoint not found" in refused(lambda: Hubert(Source(path.with_name("no.pt"), 2)))
     assert "hubert needs its checkpoint" in refused(lambda: Hubert(Source(None, 2)))
     for layer in (None, 0, 4):

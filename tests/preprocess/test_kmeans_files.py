@@ -1,4 +1,4 @@
-"""k-means: learned, and read from any file, of which nothing runs; what is none is refused."""
+"""k-means is learned and read from many kinds of files. No code in a file runs."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_learning_repeats_and_survives_the_disk(tmp_path):
 
 
 def test_learning_gives_every_cluster_its_centre():
-    """However unequal: GSLM's reassignment_ratio throws centres of small clusters away."""
+    """Clusters may differ in size. GSLM's reassignment_ratio removes the centres of small ones."""
     rng = np.random.default_rng(0)
-    true = np.arange(30)[:, None] * 100.0
+    means = np.arange(30)[:, None] * 100.0
     sizes = np.geomspace(100, 8000, 30).astype(int)
-    frames = np.concatenate([at + rng.standard_normal((n, 1)) for at, n in zip(true, sizes)])
+    frames = np.concatenate([mean + rng.standard_normal((n, 1)) for mean, n in zip(means, sizes)])
     centres = fit_kmeans(frames.astype(np.float32), 30, 20, seed=0)
-    empty = [at for at in true if np.abs(centres - at).min() > 10]
-    assert len(empty) <= 2, empty
+    missed = [mean for mean in means if np.abs(centres - mean).min() > 10]
+    assert len(missed) <= 2, missed
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -66,11 +66,11 @@ def test_files_equal_joblib_and_units_equal_scikit_learn(tmp_path, dtype, compre
     units = KMeans(centres, torch.device("cpu"))(torch.from_numpy(frames))
     assert np.array_equal(units.numpy(), model.predict(frames))
     # numpy's products round differently with another number of threads
-    assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {1}
+    assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
 
 
 class Python2(pickle._Pickler):
-    """Its strings are bytes, and those of an array are no ASCII."""
+    """Writes bytes as Python 2 does: as strings, which are not ASCII for an array."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -82,7 +82,7 @@ class Python2(pickle._Pickler):
 
 
 class Unseekable(io.BytesIO):
-    """joblib writes no alignment to it, as none did before 1.2."""
+    """A stream to which joblib writes no alignment, like joblib before 1.2."""
 
     def tell(self) -> int:
         raise io.UnsupportedOperation
@@ -102,15 +102,15 @@ class Unseekable(io.BytesIO):
 )
 @pytest.mark.parametrize("protocol", range(6))
 def test_models_of_other_versions(tmp_path, change, protocol):
-    """What scikit-learn keeps beside the centres, as joblib and pickle write it; names of
-    scikit-learn 0.21, its own joblib, numpy 1 and 2.
+    """Read models with other attributes, written by joblib and pickle, under the names of
+    scikit-learn 0.21, its bundled joblib, numpy 1 and numpy 2.
     """
     model, old, python_2 = fitted(), Unseekable(), io.BytesIO()
     change(model)
     joblib.dump(model, tmp_path / "joblib.bin", protocol=protocol)
     NumpyPickler(old, protocol=protocol).dump(model)
     contents = [pickle.dumps(model, protocol), old.getvalue()]
-    if 2 <= protocol < 4:  # names as lines
+    if 2 <= protocol < 4:  # these protocols write names as lines
         for content in list(contents):
             content = content.replace(b"cluster._kmeans\n", b"cluster.k_means_\n")
             content = content.replace(b"cjoblib.", b"csklearn.externals.joblib.")
@@ -136,11 +136,11 @@ def test_plain_arrays_and_conversion(tmp_path):
     torch.save(tensor, tmp_path / "a.pt")
     torch.save({"cluster_centers": tensor, "k": 3}, tmp_path / "zip")
     torch.save({"centroids": tensor}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    said = stage("preprocess/convert_kmeans.py", tmp_path / "a.pt", tmp_path / "converted.npz")
-    assert "3 clusters of 4 numbers, float64" in said
+    printed = stage("preprocess/convert_kmeans.py", tmp_path / "a.pt", tmp_path / "converted.npz")
+    assert "3 clusters of 4 numbers, float64" in printed
     for path in tmp_path.iterdir():
-        read = load_kmeans(path)
-        assert read.dtype == np.float64 and np.array_equal(read, centres), path.name
+        loaded = load_kmeans(path)
+        assert loaded.dtype == np.float64 and np.array_equal(loaded, centres), path.name
     torch.save({"centres": tensor.bfloat16()}, tmp_path / "half.pt")
     assert load_kmeans(tmp_path / "half.pt").dtype == np.float32
 
@@ -158,7 +158,7 @@ OTHER = "expected a scikit-learn k-means by joblib, found something else"
         ("a.pt", {"model": torch.zeros(2)}, "no 'centres', but model"),
         ("a.pt", [1], "a list"),
         ("a.pt", torch.zeros(2, 2, dtype=torch.int), "centres of"),
-        ("a.bin", PIPELINE, "holds scikit-learn's Pipeline"),
+        ("a.bin", PIPELINE, "found scikit-learn's Pipeline"),
         *[("a.bin", fitted(centres=c), OTHER) for c in (3, np.zeros(4), np.full((2, 2), np.nan))],
         ("a.bin", fitted(centres=np.zeros((2, 2), int)), "centres of int64"),
         ("a.bin", b"version https://git-lfs.github.com/spec/v1", "else: a Git LFS pointer"),
@@ -169,7 +169,7 @@ OTHER = "expected a scikit-learn k-means by joblib, found something else"
     ],
     ids=str,
 )
-def test_what_is_no_kmeans_is_named(tmp_path, name, value, reason):
+def test_other_files_are_refused_with_the_reason(tmp_path, name, value, reason):
     path = tmp_path / name
     assert "k-means file not found; learn it" in refused(lambda: load_kmeans(path))
     if isinstance(value, bytes):
@@ -191,7 +191,7 @@ def model_with(name: str, value: object) -> object:
     return model
 
 
-HOSTILE = {  # code to run, somewhere in a file
+HOSTILE = {  # where a file contains code to run
     "top": lambda run: run,
     "state": lambda run: type("Model", (), {"__reduce__": lambda self: (dict, (), {"a": run})})(),
     "attribute": lambda run: model_with("n_init", [{"deep": (run,)}]),
@@ -207,10 +207,10 @@ HOSTILE = {  # code to run, somewhere in a file
 def test_nothing_in_a_file_runs(tmp_path, hostile, compression):
     sentinel = tmp_path / "it-ran"
     joblib.dump(hostile(Runs(sentinel)), tmp_path / "km.bin", compress=compression)
-    with pytest.raises(UserError, match="refused, it holds code|something other than numbers"):
+    with pytest.raises(UserError, match="refused, it contains code|something other than numbers"):
         load_kmeans(tmp_path / "km.bin")
     assert not sentinel.exists()
-    try:  # joblib does run it: the file is as hostile as it should be
+    try:  # joblib runs the code, so the file is really hostile
         joblib.load(tmp_path / "km.bin")
     except Exception as error:
         assert not isinstance(error, OSError), error
@@ -237,7 +237,7 @@ def test_nothing_in_a_file_runs(tmp_path, hostile, compression):
 def test_pickles_that_import_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "km.bin").write_bytes(content)
-    with pytest.raises(UserError, match="refused, it holds code|expected a scikit-learn k-means"):
+    with pytest.raises(UserError, match="refused, it contains code|expected a scikit-learn k-m"):
         load_kmeans(tmp_path / "km.bin")
     assert not (tmp_path / "IT").exists()
 

@@ -1,4 +1,4 @@
-"""The reader of Moonshine's encoder: on a tiny model of the same interface, and on the real one."""
+"""The Moonshine reader, with a tiny model of the same interface and with the real encoder."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.preprocess.corpora import tone
 from tests.preprocess.onnx_models import write_encoder
 
 REAL = REPOSITORY / "pretrained_models" / "moonshine_tiny_en.ort"
-MOST = 30 * 16_000  # samples at once
+MOST = 30 * 16_000  # samples that the encoder gets at once
 
 
 def noise(samples: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +27,7 @@ def encoder(tmp_path: Path) -> tuple[Path, np.ndarray]:
 
 
 def convolved(samples: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(T, D): what the tiny model says of the samples alone, frame by frame."""
+    """Return (T, D): the tiny model's output for the samples, computed frame by frame."""
     starts = range(0, len(samples) - 894, 384)
     return np.stack([weight @ samples[start : start + 895] for start in starts])
 
@@ -38,19 +38,19 @@ def convolved(samples: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def test_frames_are_where_the_audio_is(
     encoder: tuple[Path, np.ndarray], samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a second of zeros moves nothing; pieces join without a seam; all layers are one."""
+    """The added zeros move no frame. Pieces join without a seam. ``all_layers`` gives one layer."""
     path, weight = encoder
     reader = Moonshine(Source(path))
-    heard, encode = [], reader._encode
-    monkeypatch.setattr(reader, "_encode", lambda x: heard.append(len(x)) or encode(x))
+    lengths, encode = [], reader._encode
+    monkeypatch.setattr(reader, "_encode", lambda x: lengths.append(len(x)) or encode(x))
     (features,) = reader([noise(samples)])
-    layers = (((samples - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1  # the three convolutions
-    assert features.shape == (layers, 4)
+    frames = (((samples - 127) // 64 + 1 - 7) // 3 + 1 - 3) // 2 + 1  # the three convolutions
+    assert features.shape == (frames, 4)
     expected = convolved(noise(samples).numpy(), weight)
     np.testing.assert_allclose(features.numpy(), expected, atol=1e-4)
     if samples > MOST:
-        assert len(heard) > 1 and max(heard) <= MOST
-        assert min(heard) > MOST / 3, "no short rest at the end"
+        assert len(lengths) > 1 and max(lengths) <= MOST
+        assert min(lengths) > MOST / 3, "no short rest at the end"
     (layers,) = Moonshine(Source(path, all_layers=True))([noise(samples)])
     assert torch.equal(layers, features.unsqueeze(1))
 
@@ -62,9 +62,9 @@ def test_what_is_not_the_encoder(tmp_path: Path) -> None:
         Moonshine(Source(tmp_path / "none.ort"))
     path = tmp_path / "encoder.onnx"
     write_encoder(path, mask="lengths")
-    with pytest.raises(UserError, match="a model of input_values, lengths; get it again"):
+    with pytest.raises(UserError, match="found the inputs input_values, lengths; get the file"):
         Moonshine(Source(path))
-    with pytest.raises(UserError, match="layer: moonshine takes none; leave it empty"):
+    with pytest.raises(UserError, match="layer: moonshine does not use it; leave it empty"):
         Moonshine(Source(path, layer=6))
     for damage in (b"", b"no model", path.read_bytes()[:-300]):
         path.write_bytes(damage)

@@ -1,4 +1,4 @@
-"""Log-mel and MFCC features, against Kaldi's code and slow computations of their definitions."""
+"""Log-mel and MFCC features equal Kaldi's code and slow computations of the definitions."""
 
 import kaldi_native_fbank as kaldi
 import numpy as np
@@ -32,7 +32,7 @@ def test_logmel_equals_kaldi(waveform: torch.Tensor) -> None:
 
 
 def slow_mfcc(samples: np.ndarray) -> np.ndarray:
-    """(frames, 13): Kaldi's MFCCs, one frame, filter and coefficient at a time, in float64."""
+    """Return Kaldi's MFCCs (frames, 13) in float64, one frame, filter, coefficient at a time."""
     window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)) ** 0.85
     edges = np.linspace(*(1127 * np.log(1 + np.array([20.0, 8000.0]) / 700)), 25)
     mel = 1127 * np.log(1 + np.arange(257) * 16_000 / 512 / 700)
@@ -58,7 +58,7 @@ def slow_mfcc(samples: np.ndarray) -> np.ndarray:
 
 
 def test_mfcc_equals_slow_computation(waveform: torch.Tensor) -> None:
-    """Deltas, mean and deviation, stacking, one frame at a time; loudness changes nothing."""
+    """Compute deltas, mean, deviation and stacks one frame at a time. Loudness changes nothing."""
     cepstra = slow_mfcc(waveform.numpy())
     frames = range(len(cepstra))
     at = lambda rows, index: rows[min(max(index, 0), len(rows) - 1)]  # noqa: E731
@@ -74,7 +74,7 @@ def test_mfcc_equals_slow_computation(waveform: torch.Tensor) -> None:
 @pytest.mark.parametrize("samples", [400, 559, 560, 16_000])
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_mfcc_of_silence_and_single_frames_stay_small(samples: int, value: float) -> None:
-    """Nothing is divided by a deviation of zero."""
+    """No value is divided by a deviation of zero."""
     (features,) = Mfcc(Source())([torch.full((samples,), value)])
     assert features.shape == (1 + (samples - 400) // 160, 130)
     assert features.abs().max() < 0.1
@@ -82,7 +82,7 @@ def test_mfcc_of_silence_and_single_frames_stay_small(samples: int, value: float
 
 @pytest.mark.parametrize("feature_type", ["logmel", "mfcc"])
 def test_both_are_readers(waveform: torch.Tensor, feature_type: str) -> None:
-    """A batch gives each file its features alone; all layers are one; a layer is refused."""
+    """A batch changes no features. ``all_layers`` gives one layer. A layer number is refused."""
     reader = feature_reader(feature_type, Source())
     waveforms = [waveform[:400], waveform, waveform[:5000], waveform[100:9000]]
     together = reader(waveforms)
@@ -90,7 +90,7 @@ def test_both_are_readers(waveform: torch.Tensor, feature_type: str) -> None:
         torch.testing.assert_close(features, reader([alone])[0], atol=1e-4, rtol=0)
     layers = feature_reader(feature_type, Source(all_layers=True))(waveforms)
     assert torch.equal(layers[1], together[1].unsqueeze(1))
-    with pytest.raises(UserError, match=f"layer: {feature_type} takes none; leave it empty"):
+    with pytest.raises(UserError, match=f"layer: {feature_type} does not use it; leave it empty"):
         feature_reader(feature_type, Source(layer=6))
-    with pytest.raises(UserError, match="feature_type=plp: unknown; there is .*logmel"):
+    with pytest.raises(UserError, match="feature_type=plp: unknown; expected one of .*logmel"):
         feature_reader("plp", Source())

@@ -193,7 +193,7 @@ def test_predict_py_counts_its_audio(
     assert predict(spoken_workspace, "--prompt", "IC", *flags, "--format", "csv", tmp_path) == 1
     errors = capsys.readouterr().err
     total = len(voice) / 16_000
-    assert f"cut.wav: is cut short: 0.28 s of {total:.2f} s are there\n" in errors
+    assert f"cut.wav: is cut short: found 0.28 s of {total:.2f} s\n" in errors
     assert "pipe.wav: is not readable audio: it is a pipe; save it to a file first\n" in errors
     assert (
         "audio: 2 recordings read (the loudest of 2 channels taken, which cancel each other: 1; "
