@@ -73,7 +73,7 @@ def demo_stages(
 def run_stages(
     stages: dict[str, Commands], tasks: tuple[str, ...], workspace: Workspace
 ) -> tuple[str, dict[str, dict[str, float]]]:
-    """Empty the workspace and run all stages in order, with the tasks of a stage in parallel.
+    """Empty the workspace and run all stages in order. Tasks run in parallel, on one core each.
 
     Returns the unit model, and task -> stage -> seconds. A failure ends the script. Without a
     network the unit model is ``OFFLINE_UNIT_MODEL``, and the script prints this.
