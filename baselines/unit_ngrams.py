@@ -2,8 +2,8 @@
 
 The features are uni- and bigram counts of the units in the rows. The classifier is a linear SVM
 (liblinear, squared hinge, one against the rest) whose C is chosen on valid. All labels of an
-utterance together are one class (IC: an intent), so they are all correct or all wrong. Repeated
-rows of train (KS draws with replacement) have a higher weight.
+utterance together are one class (IC: an intent), so they are all correct or all wrong. A row that
+occurs n times in train (KS draws with replacement) has the weight n.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
 
 def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure], dict[str, str]]:
     """Find each cell's finished runs: the first ``seeds`` seeds, then more until one is missing.
-    Returns their figures, and for each run that does not count the reason, by the run's name.
+    Return the figures, and for the runs that do not count: run name -> reason.
     """
     figures: list[Figure] = []
     unusable: dict[str, str] = {}

@@ -180,8 +180,8 @@ def trained_numbers(length: int, width: int, layers: int) -> int:
 
 
 def _prompt_length(run: Run, workspace: Workspace) -> int | None:
-    """Return the run's prompt length. With a published length, return the P that trains at most as
-    many numbers as that length on the released LM, including a learnable verbalizer's.
+    """Return the run's prompt length. With ``published_length``, choose P so that the prompt and a
+    learnable verbalizer have at most as many numbers as a prompt of that length on the released LM.
     """
     if not run.published_length:
         return run.prefix_prompt_length
