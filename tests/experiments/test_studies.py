@@ -206,7 +206,7 @@ def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> N
     knobs = [*QUICK, "verbalizer=learnable"]
     (row,) = study(root, "few_shot", "--date", "few", "--only", "k=2", "--set", *knobs)
     assert (row["shots"], row["verbalizer"]) == ("2", "learnable") and stages == ["train"]
-    with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
+    with pytest.raises(UserError, match="--set seed: .* --seeds N says how many"):
         study(root, "seeds", "--set", "seed=9")
     with pytest.raises(UserError, match="--only slow: expected one of k=1"):
         study(root, "few_shot", "--only", "slow")
