@@ -1,5 +1,5 @@
-# make setup: .venv with the pinned packages. make try: answers to a recording. make demo: audio to accuracy. make test: the tests.
-# make bench: measured against the published way of it. make lock: locks/ anew, after a pin in requirements*.txt changed.
+# make setup: create .venv with the pinned packages. make try: answer a recording. make demo: audio to accuracy. make test: run the tests.
+# make bench: measure this code against the published way. make lock: rewrite locks/ after a pin in requirements*.txt has changed.
 PYTHON_IN_VENV := .venv/bin/python
 
 .PHONY: setup try demo test bench lint lock
@@ -14,7 +14,7 @@ setup: .venv/.ready
 
 try: setup
 	$(PYTHON_IN_VENV) ulm_prompt/predict.py --segments demo/try.opus --format table
-	@echo "expected: yes, left, stop, _unknown_ (forward), up, go, by a speaker whom the prompt never heard"
+	@echo "expected: yes, left, stop, _unknown_ (forward), up, go, by a speaker who is not in the training data"
 
 demo: setup
 	$(PYTHON_IN_VENV) demo/run.py

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The stages of the README in a row, for one task: only calls them; each knows what is done. Stops at the first failure.
+# Runs the stages of the README in order, for one task. Each stage skips finished work. Stops at the first failure.
 # usage: ./run.sh --downstream speech_commands --unit_model hubert100 [--stage 1] [--stop-stage 6] [options]
-#   --date NAME         names the run (default: run)
-#   --lm_config NAME    stage 3, without a unit LM: train one by ulm_prompt/config/ulm/NAME.yaml (default: none)
+#   --date NAME         name of the run (default: run)
+#   --lm_config NAME    stage 3: if the unit LM is missing, train one with ulm_prompt/config/ulm/NAME.yaml (default: none)
 #   --recipe NAME       stage 4 (default: the task's)        --prefix_prompt_length P   stage 4 (default: the task's)
-#   --set "KEY=VALUE …" stage 4, knobs of the recipe         --root_path DIR   stage 1, the corpus (default: its config's)
-#   --workspace DIR     the folder of data and outputs (default: the repository)
+#   --set "KEY=VALUE …" stage 4, knobs of the recipe         --root_path DIR   stage 1, the corpus (default: the config's)
+#   --workspace DIR     folder of the data and the outputs (default: the repository)
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 fail() { echo "error: $*" >&2; exit 2; }
@@ -19,28 +19,28 @@ while (($#)); do
     --downstream | --unit_model | --stage | --stop-stage | --stop_stage | --date | --lm_config | --recipe | \
         --prefix_prompt_length | --set | --root_path | --workspace) ;;
     -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit ;;
-    *) fail "$1: unknown; ./run.sh --help" ;;
+    *) fail "$1: unknown flag; see ./run.sh --help" ;;
     esac
-    (($# > 1)) || fail "$1: expected a value after it"
+    (($# > 1)) || fail "$1: expected a value"
     printf -v "$name" %s "$2"
     shift 2
 done
-[[ $downstream && $unit_model ]] || fail "give --downstream and --unit_model; ./run.sh --help"
+[[ $downstream && $unit_model ]] || fail "--downstream and --unit_model are required; see ./run.sh --help"
 [[ $stage$stop_stage =~ ^[1-6][1-6]$ ]] && ((stage <= stop_stage)) ||
-    fail "--stage $stage --stop-stage $stop_stage: expected 1 to 6, the first not after the last"
+    fail "--stage $stage --stop-stage $stop_stage: expected 1 to 6, and --stage not after --stop-stage"
 config=$(grep -lE "^downstream: +$downstream( |\$)" "$here"/ulm_prompt/config/*.yaml) ||
-    fail "--downstream $downstream: no task in ulm_prompt/config/ reads it"
-[[ $config != *$'\n'* ]] || fail "--downstream $downstream: several tasks read it; type the stages instead"
+    fail "--downstream $downstream: no task in ulm_prompt/config/ uses it"
+[[ $config != *$'\n'* ]] || fail "--downstream $downstream: several tasks use it; run the stages one by one"
 task=$(basename "$config" .yaml)
 real() { cd "$1" 2> /dev/null && pwd -P; }
-absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; } # a Mac has no realpath -m
+absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; } # macOS has no realpath -m
 workspace=$(absolute "$workspace")
 [[ $root_path ]] && root_path=$(absolute "$root_path")
 python=${PYTHON:-python}
 data=$workspace/preprocess/$downstream/data
 selection=(--prompt_task "$task" --unit_model "$unit_model")
 
-run() { # a stage script and its flags, in a process group of its own, to which signals are passed on
+run() { # run a stage script in its own process group, so that signals can be forwarded to the whole group
     echo "\$ python $*"
     set -m
     (cd "$here" && exec "$python" "$@" --workspace "$workspace") &
@@ -48,26 +48,26 @@ run() { # a stage script and its flags, in a process group of its own, to which 
     set +m
     wait "$group"
 }
-pass_on() { # the stage ends in its own way
+forward() { # the stage handles the signal and ends
     kill -s "$1" -- "-$group" 2> /dev/null || true
     wait || true
     exit $((128 + $2))
 }
 group=''
-trap 'pass_on HUP 1' HUP
-trap 'pass_on INT 2' INT
-trap 'pass_on TERM 15' TERM
+trap 'forward HUP 1' HUP
+trap 'forward INT 2' INT
+trap 'forward TERM 15' TERM
 wanted() { ((stage <= $1 && $1 <= stop_stage)); }
 
 if wanted 1; then
     audio=(--downstream "$downstream" --unit_model "$unit_model")
     [[ $root_path ]] && audio+=(--set "datarc.root_path=$root_path")
     rows=$data/$unit_model
-    if [[ -e $rows/test && ! -e $rows/quantized ]]; then echo "stage 1: done already, elsewhere"; else
+    if [[ -e $rows/test && ! -e $rows/quantized ]]; then echo "stage 1: skipped, the rows were quantised elsewhere"; else
         if [[ -e $data/manifest/labels.json ]]; then
             read -r corpus < "$data/manifest/train.tsv"
             [[ ! $root_path || $(real "$root_path") == "$(real "$corpus")" ]] ||
-                fail "--root_path $root_path: the manifests in $data/manifest are of $corpus; take another --workspace, or remove them"
+                fail "--root_path $root_path: the manifests in $data/manifest are for $corpus; choose another --workspace, or remove them"
         else
             run preprocess/runner.py --action generate_manifest "${audio[@]}"
         fi
@@ -87,7 +87,7 @@ if wanted 3; then
 fi
 if wanted 4; then
     flags=(--date "$date" ${recipe:+--recipe "$recipe"} ${prefix_prompt_length:+--prefix_prompt_length "$prefix_prompt_length"})
-    # shellcheck disable=SC2206  # several knobs in one word
+    # shellcheck disable=SC2206  # $set may contain several knobs
     [[ $set ]] && flags+=(--set $set)
     run ulm_prompt/train.py "${selection[@]}" "${flags[@]}"
 fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sets up .venv with the pinned packages; run it by `make setup`. PYTHON=... chooses the interpreter.
-# uv installs where it is at hand (and brings a Python where there is none), else pip; UV= turns it off.
-# A torch that the interpreter already has (a CUDA build, say) is kept and used. Everything is checked against the hashes
-# in locks/, with one exception: a torch from an index that PIP_INDEX_URL or PIP_EXTRA_INDEX_URL names is another build
-# than PyPI's, whose hash is not known here; it is taken by its version.
+# Creates .venv with the pinned packages. Run it with `make setup`. PYTHON=... chooses the interpreter.
+# If uv is available, it installs the packages, and Python if none fits. Otherwise pip does. UV= turns uv off.
+# If the interpreter already has torch (for example a CUDA build), this torch is used. All packages are checked against the
+# hashes in locks/, with one exception: a torch from the index in PIP_INDEX_URL or PIP_EXTRA_INDEX_URL is another build than
+# PyPI's. locks/ has no hash for it, so only the version is checked.
 set -euo pipefail
 cd "$(dirname "$0")"
 uv=${UV-$(command -v uv || true)}
@@ -26,8 +26,8 @@ find_python() {
 python=$(find_python)
 "$python" -m venv --clear .venv
 command -v "$python" > .venv/.python
-if [[ -n $uv ]]; then # it reads variables of its own; by the hashes, any index's file will do
-    echo "installing with uv ($uv); UV= make setup takes pip"
+if [[ -n $uv ]]; then # uv has its own variables; the hashes make a file from any index safe
+    echo "installing with uv ($uv); to use pip: UV= make setup"
     export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} UV_INDEX=${UV_INDEX-${PIP_EXTRA_INDEX_URL-}}
     export UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_INDEX_STRATEGY=unsafe-best-match
     install() { "$uv" pip install --quiet --python .venv/bin/python "$@"; }
@@ -43,12 +43,12 @@ if importlib.util.find_spec("torch") is None:
     sys.exit(1)
 import torch
 if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-    sys.exit(f"torch {torch.__version__} is left out: reading a checkpoint safely takes 2.6 or newer")
+    sys.exit(f"torch {torch.__version__} is not used: expected 2.6 or newer, which reads checkpoints safely")
 print(pathlib.Path(torch.__file__).parents[1])'); then
-    # the .venv looks there last, so that only what it lacks is found there
-    echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/torch-at-hand.pth"
+    # .venv searches this path last, so only packages that are missing in .venv come from there
+    echo "$torch" > "$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/existing-torch.pth"
 elif hashed --no-deps -r locks/torch-cpu.txt 2> /dev/null; then
-    : # an index or folder at hand has that build
+    : # a configured index or folder has this build
 elif [[ -n "${PIP_INDEX_URL-}${PIP_EXTRA_INDEX_URL-}" ]]; then
     install "$(grep '^torch==' requirements.txt)"
 else
@@ -59,8 +59,8 @@ else
 fi
 hashed --no-build-isolation -r locks/packages.txt
 READTHEDOCS=1 hashed --no-deps --no-build-isolation -r locks/fairseq.txt
-install --no-deps --no-build-isolation -e . # this repository, in place: its scripts find its packages
-# once, on all cores: every stage is a process of its own, and fairseq imports thousands of files
+install --no-deps --no-build-isolation -e . # so that the scripts find the packages of this repository
+# compile once, on all cores: every stage is a new process, and fairseq imports thousands of files
 PYTHONWARNINGS=ignore .venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 .venv/bin/python - <<'PYTHON'
 import sys
@@ -68,6 +68,6 @@ import torch
 from pipeline.devices import choose_device
 print(f"ready: Python {sys.version.split()[0]}, torch {torch.__version__} on {choose_device()[1]}")
 PYTHON
-# the speech encoder of the default unit model, so that predict.py answers at once; without a network mfcc100 serves
+# the speech encoder of the default unit model, so that predict.py can answer at once
 .venv/bin/python pretrained_models/download.py moonshine100 --only checkpoint ||
-    echo "moonshine100 is not here: units are made by mfcc100 until the line above is put right"
+    echo "moonshine100 is missing: mfcc100 makes the units until the error above is fixed"

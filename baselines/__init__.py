@@ -1,5 +1,5 @@
-"""What the prompt is compared with: a downstream model on the speech model's features (SUPERB), and
-a linear classifier on unit n-grams.
+"""Baselines for the prompt: a downstream model on the speech model's features (SUPERB), and a
+linear classifier on unit n-grams.
 """
 
-import pipeline  # noqa: F401  (first: it answers Ctrl-C while a script imports)
+import pipeline  # noqa: F401  (first: handles Ctrl-C during the imports below)

@@ -1,7 +1,8 @@
-"""Audio -> the mean over time of every layer of the speech model, what train_downstream.py reads.
+"""Audio -> the mean over time of every layer of the speech model, for train_downstream.py.
 
-One pass over the audio of the manifests, with no k-means. A killed run resumes. torchrun shares the
-work over processes, --num_shards and --shard over jobs that --merge_shards joins, as for units.
+The script reads the audio of the manifests once, without a k-means. A killed run resumes. torchrun
+shares the work between processes. --num_shards and --shard share it between jobs; --merge_shards
+then joins the results.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--merge_shards", action="store_true", help="join what --shard jobs have computed"
+        "--merge_shards", action="store_true", help="join the results of the --shard jobs"
     )
     add_flags(parser)
     args = parser.parse_args()
-    here = ranks()
-    speak_on_main_alone(here)
-    shard = shard_of(args, here)
-    if args.merge_shards and (shard or here.world > 1):
-        raise UserError("--merge_shards: runs alone, after the last shard")
-    with process_group(here):
+    process_ranks = ranks()
+    speak_on_main_alone(process_ranks)
+    shard = shard_of(args, process_ranks)
+    if args.merge_shards and (shard or process_ranks.world > 1):
+        raise UserError("--merge_shards: run it without --shard and torchrun, after the last shard")
+    with process_group(process_ranks):
         for task in load_downstreams(args, after_manifest=True):
             means = LayerMeans(task)
             if args.merge_shards:
@@ -36,9 +37,9 @@ def main() -> None:
             elif shard:
                 means.run_shard(shard)
             else:
-                means.run(here, args.skip_bad)
-    after = "--merge_shards, after the last shard" if shard else "baselines/train_downstream.py"
-    print(f"next: {after}")
+                means.run(process_ranks, args.skip_bad)
+    next_step = "--merge_shards, after the last shard" if shard else "baselines/train_downstream.py"
+    print(f"next: {next_step}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Train the downstream model on frozen speech features ("FT-DM"), and decode the test split.
 
-Reads what layer_means.py wrote. Trains on a GPU when there is one, in seconds to minutes on a CPU;
-a run that is finished is not done again.
+The script reads the output of layer_means.py. It trains on a GPU if one is available; on a CPU it
+takes seconds to minutes. A finished run is not repeated.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 
 
 def find_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The tasks and unit models with layer means in the workspace, narrowed by the flags."""
+    """Return the tasks and unit models that have layer means and match the flags."""
     pairs = []
     for task in [args.prompt_task] if args.prompt_task else task_names():
         config = load_task(task)
         folder = Workspace(args.workspace).downstream_data(config.downstream)
         records = sorted(folder.glob(f"{args.unit_model or '*'}/layer_means/provenance.json"))
-        if not config.is_sequence:  # a text is no class
+        if not config.is_sequence:  # a classifier cannot answer with a text
             pairs += [Pair(task, record.parents[1].name, config) for record in records]
     if not pairs:
         example = COMMAND.format("speech_commands", args.unit_model or "hubert100")
@@ -56,7 +56,7 @@ def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) 
                     f"{card_file.parent}: holds a run with other {', '.join(changed)}; "
                     "choose a new --date"
                 )
-            print(f"{name}: {card_file.parent} exists already")
+            print(f"{name}: {card_file.parent} already exists")
             return
         slots = Slots(workspace.downstream_data(data[0]) / "manifest/labels.json")
         device, why = choose_device()
@@ -69,7 +69,7 @@ def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) 
         model, curve = train(splits["train"], splits["valid"], slots.sizes, settings)
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
         save_torch(weights, card_file.parent / "checkpoint_best.pt")
-        update = max(curve, key=curve.get)  # the first of equals
+        update = max(curve, key=curve.get)  # the first if several are equal
         card |= {
             "trained_parameters": model.trained_parameters,
             "layer_weights": model.layer_weights.softmax(dim=0).tolist(),
@@ -79,7 +79,7 @@ def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) 
         }
         print(f"{name}: {model.trained_parameters:,} trained parameters, best at update {update:,}")
         answers = slots.decode(model.predict(splits["test"].means)[splits["test"].index])
-        finish(workspace, pair, card_file, date, entries, answers, card)  # entries: of test
+        finish(workspace, pair, card_file, date, entries, answers, card)  # entries of test
 
 
 def main() -> None:

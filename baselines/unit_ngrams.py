@@ -1,9 +1,9 @@
-"""A linear classifier on the n-grams of the units: what a prompt should be better than.
+"""A linear classifier on the n-grams of the units. A prompt should be better than this baseline.
 
-Uni- and bigram counts of the units as they stand in the rows, a linear SVM (liblinear, squared
-hinge, one against the rest), its C chosen on valid. An utterance's labels together are one class
-(IC: an intent), so all of them are right or none. Rows that train holds many times (KS draws with
-replacement) count as often.
+The features are uni- and bigram counts of the units in the rows. The classifier is a linear SVM
+(liblinear, squared hinge, one against the rest) whose C is chosen on valid. All labels of an
+utterance together are one class (IC: an intent), so they are all correct or all wrong. A row that
+occurs n times in train (KS draws with replacement) has the weight n.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONFIG = "unit_ngrams.yaml"
 
 @dataclass
 class Settings:
-    """config/unit_ngrams.yaml, which says what each means."""
+    """The settings in config/unit_ngrams.yaml, which explains them."""
 
     ngrams: int = MISSING
     counts: str = MISSING
@@ -39,8 +39,8 @@ class Settings:
 
 
 def classifiers(settings: Settings, train: Sequence[Row]) -> Iterator[Pipeline]:
-    """A classifier for each C, from texts of units to labels; other n-grams than ``train``'s are
-    unknown to it.
+    """Yield a classifier for each C, from texts of units to labels. It ignores n-grams that
+    ``train`` does not contain.
     """
     weights = Counter((row.units, row.labels) for row in train)
     units, labels = zip(*weights)
@@ -63,13 +63,13 @@ def classify(workspace: Workspace, pair: Pair, date: str, settings: Settings) ->
     hashes = {split: sha256(path) for split, path in paths.items()}
     train, valid, test = (list(read_rows(path)) for path in paths.values())
     if len({row.labels for row in train}) < 2:
-        raise UserError(f"{pair.config.downstream}: train has one class only; nothing to classify")
+        raise UserError(f"{pair.config.downstream}: train has one class only; expected at least 2")
     print(f"{name}: {len(train):,} rows of train")
     best, best_classifier = -1.0, None
     for cost, classifier in zip(settings.costs, classifiers(settings, train)):
         answers = classifier.predict([row.units for row in valid])
-        right = sum(answer == row.labels for answer, row in zip(answers, valid, strict=True))
-        accuracy = 100 * right / len(valid)
+        correct = sum(answer == row.labels for answer, row in zip(answers, valid, strict=True))
+        accuracy = 100 * correct / len(valid)
         print(f"  C {cost:g}: {accuracy:.2f} % right on valid", flush=True)
         if accuracy > best:
             best, best_classifier, best_cost = accuracy, classifier, cost
@@ -91,7 +91,7 @@ def main() -> None:
     if args.settings.counts not in ("log", "raw"):
         raise UserError(f"--set counts={args.settings.counts}: expected log or raw")
     for pair in find_pairs(args):
-        if not pair.config.is_sequence:  # a text is no class
+        if not pair.config.is_sequence:  # a classifier cannot answer with a text
             classify(Workspace(args.workspace), pair, args.date, args.settings)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.date}")
 

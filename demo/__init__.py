@@ -1,3 +1,1 @@
-"""The demo: speech of our own making, so that the whole pipeline runs where no corpus can be
-downloaded.
-"""
+"""The demo: small corpora, on which the whole pipeline runs without downloading a corpus."""

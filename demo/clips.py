@@ -2,8 +2,8 @@
 
 python demo/clips.py --out demo/workspace/corpora
 
-demo/speech_commands/ holds them, with their licence: all clips of a folder end to end in one Opus
-file, in the order of clips.csv. ``--from CORPUS`` made these files.
+demo/speech_commands/ contains the clips and their licence. Each Opus file contains all clips of one
+folder, end to end, in the order of clips.csv. ``--from CORPUS`` created these files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from preprocess.speech_commands import preprocessor as layout
 
 PACKED = Path(__file__).resolve().parent / "speech_commands"
 INDEX = "clips.csv"
-COMPRESSION = 0.97  # on libsndfile's scale: 6,000 + (1 - 0.97) * 250,000 = 13,500 bits a second
+COMPRESSION = 0.97  # on libsndfile's scale: 6,000 + (1 - 0.97) * 250,000 = 13,500 bit/s
 
 
 def main() -> None:
@@ -41,14 +41,14 @@ def main() -> None:
 
 
 def pack(corpus: Path, packed: Path) -> None:
-    """Write every folder's clips to one Opus file, and the index.
+    """Write one Opus file per folder of clips, and the index.
 
-    A clip of neither split is left out (``which_split``); test speakers are among these.
+    Clips in neither train nor valid (``which_split``) are skipped. Some are by test speakers.
     """
     paths = sorted(corpus.glob(f"{layout.TRAIN_FOLDER}/*/*.wav"))
     noise = corpus / layout.NOISE_FOLDER
     kept = [path for path in paths if path.parent == noise or layout.which_split(path.name)]
-    print(f"{corpus}: {len(paths) - len(kept)} clips are in neither train nor valid: left out")
+    print(f"{corpus}: skipped {len(paths) - len(kept)} clips that are in neither train nor valid")
     kept += sorted(corpus.glob(f"{layout.TEST_FOLDER}/*/*.wav"))
     if not kept:
         raise UserError(f"{corpus}: expected the folders of v0.01, found no wav file")
@@ -80,8 +80,8 @@ def unpack(packed: Path, corpus: Path) -> None:
                 for _, name, length in group:
                     samples = file.read(int(length), dtype="float32")
                     if len(samples) < int(length):
-                        missing = f"ends before {name}, which {INDEX} names"
-                        raise UserError(f"{file.name}: {missing}; restore both from git")
+                        reason = f"ends before {name}, which {INDEX} lists"
+                        raise UserError(f"{file.name}: {reason}; restore both files from git")
                     write_audio(unfinished / folder / name, samples)
 
 

@@ -1,8 +1,8 @@
-"""The whole pipeline on a laptop: audio to accuracy for both tasks, by the same scripts a
-researcher types.
+"""Run the whole pipeline on a laptop: audio to accuracy for two tasks, with the same scripts that a
+researcher runs.
 
-KS is real speech (demo/clips.py), IC is synthetic (demo/speech.py). The output is under
-demo/workspace/, which is emptied first; the figures go to samples/demo_summary.json and demo.png.
+KS is real speech (demo/clips.py), IC is synthetic (demo/speech.py). The output goes to
+demo/workspace/, which is emptied first. The figures go to samples/demo_summary.json and demo.png.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ ROWS = {
     "invalid answers, %": "invalid",
     "n-grams' accuracy, %": "ngrams_accuracy",
 }
-Commands = str | dict[str, str]  # of both tasks in one, or by task, which run at once
+Commands = str | dict[str, str]  # one command for all tasks, or task -> command, run in parallel
 
 
 def demo_stages(
     corpora: Commands, manifests: dict[str, str], lm_updates: int, prompts: dict[str, str]
 ) -> dict[str, Commands]:
-    """The commands of every stage, from the scripts that write corpora to the scores.
+    """Return the commands of every stage, from the scripts that write the corpora to the scores.
 
-    By task: ``manifests`` has its downstream and settings, ``prompts`` the flags of train.py.
+    ``manifests``: task -> downstream and settings. ``prompts``: task -> flags of train.py.
     """
     runner = "preprocess/runner.py --unit_model {unit_model} --action"
-    names = " ".join(manifest.split()[0] for manifest in manifests.values())
+    downstreams = " ".join(manifest.split()[0] for manifest in manifests.values())
     ulm = f"--config tiny --date {DATE} --set max_update={lm_updates}"
     train = f"ulm_prompt/train.py --recipe fast --date {DATE} --prompt_task"
     return {
@@ -55,9 +55,9 @@ def demo_stages(
             task: f"{runner} generate_manifest --downstream {manifest}"
             for task, manifest in manifests.items()
         },
-        "k-means": f"{runner} learn_kmeans --downstream {names}",
-        "quantise": f"{runner} quantized --downstream {names}",
-        "postprocess": f"{runner} postprocess --downstream {names}",
+        "k-means": f"{runner} learn_kmeans --downstream {downstreams}",
+        "quantise": f"{runner} quantized --downstream {downstreams}",
+        "postprocess": f"{runner} postprocess --downstream {downstreams}",
         "text": "ulm_prompt/make_data.py",
         "labelspace": "ulm_prompt/gen_labelspace.py",
         "verbalizer": "ulm_prompt/verbalizer.py",
@@ -73,17 +73,17 @@ def demo_stages(
 def run_stages(
     stages: dict[str, Commands], tasks: tuple[str, ...], workspace: Workspace
 ) -> tuple[str, dict[str, dict[str, float]]]:
-    """Empty the workspace and run all stages in turn, a stage's tasks at once, a core each.
+    """Empty the workspace and run all stages in order. Tasks run in parallel, on one core each.
 
-    Returns the unit model, and each task's seconds by stage. A failure ends the script. Without a
-    network the unit model is ``OFFLINE_UNIT_MODEL``, and the script says so.
+    Returns the unit model, and task -> stage -> seconds. A failure ends the script. Without a
+    network the unit model is ``OFFLINE_UNIT_MODEL``, and the script prints this.
     """
     shutil.rmtree(workspace.root, ignore_errors=True)
     folder = os.path.relpath(workspace.root, REPOSITORY)
     print(f"\n[0/{len(stages)}] unit model", flush=True)
     start, unit_model = time.monotonic(), UNIT_MODEL
     if code := run_script(["pretrained_models/download.py", UNIT_MODEL, "--only", "checkpoint"]):
-        if code > 1:  # a file is there, but another than expected
+        if code > 1:  # a file exists, but it is not the expected one
             raise SystemExit(code)
         unit_model = OFFLINE_UNIT_MODEL
         print(
@@ -94,19 +94,19 @@ def run_stages(
     seconds = {task: {"unit model": round(time.monotonic() - start, 1)} for task in tasks}
     for number, (stage, commands) in enumerate(stages.items(), start=1):
         print(f"\n[{number}/{len(stages)}] {stage}", flush=True)
-        words = {}
+        jobs = {}
         for name, command in ({stage: commands} if isinstance(commands, str) else commands).items():
             command += "" if "--out" in command else " --workspace {workspace}"
-            words[name] = [command.format(workspace=folder, unit_model=unit_model).split()]
-        spent = run_all(words, len(words))
-        stop_after(words.keys() - spent.keys())
+            jobs[name] = [command.format(workspace=folder, unit_model=unit_model).split()]
+        durations = run_all(jobs, len(jobs))
+        stop_after(jobs.keys() - durations.keys())
         for task in tasks:
-            seconds[task][stage] = round(spent.get(task, spent.get(stage, 0.0)), 1)
+            seconds[task][stage] = round(durations.get(task, durations.get(stage, 0.0)), 1)
     return unit_model, seconds
 
 
 def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str, object]:
-    """The task's figures, from the files that the stages left."""
+    """Return the task's figures, from the files that the stages wrote."""
     names = task, unit_model
     prompt = read_json(WORKSPACE.checkpoints(*names, DATE) / "prompt.json", "ulm_prompt/train.py")
     ngrams = read_json(card_path(WORKSPACE, *names, "ngrams", DATE), "baselines/unit_ngrams.py")
@@ -124,13 +124,13 @@ def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str
 
 
 def show(summary: dict[str, dict], total: float) -> None:
-    """Print the table. A stage that serves both tasks is shown once."""
+    """Print the table. The time of a stage that runs for both tasks appears once."""
     tasks, rows = list(summary.values()), {"\n" + 28 * " ": list(summary)}
     for title, key in ROWS.items():
         rows[title] = [v if isinstance(v := figures[key], str) else f"{v:,}" for figures in tasks]
     for stage in tasks[0]["seconds"]:
-        spent = [figures["seconds"][stage] for figures in tasks]
-        rows[f"seconds, {stage}"] = [f"{spent[0]:>28}  (both)"] if len(set(spent)) == 1 else spent
+        times = [figures["seconds"][stage] for figures in tasks]
+        rows[f"seconds, {stage}"] = [f"{times[0]:>28}  (both)"] if len(set(times)) == 1 else times
     rows["seconds in all"] = [f"{total:>28.0f}"]
     for title, values in rows.items():
         print(f"{title:28}" + "".join(f"{value:>14}" for value in values))
@@ -151,7 +151,7 @@ def main() -> None:
         },
     )
     unit_model, seconds = run_stages(stages, ("KS", "IC"), WORKSPACE)
-    summary = {task: summarise(task, unit_model, spent) for task, spent in seconds.items()}
+    summary = {task: summarise(task, unit_model, times) for task, times in seconds.items()}
     samples = REPOSITORY / "samples"
     write_json(samples / "demo_summary.json", summary)
     draw_demo(WORKSPACE, summary, unit_model, DATE, samples / "demo.png")

@@ -1,7 +1,7 @@
-"""The sequence tasks on a laptop: small spoken corpora in LibriSpeech's and Audio SNIPS' layouts,
-and every stage on them, by the same scripts a researcher types.
+"""Run the sequence tasks on a laptop: small synthetic corpora in the layouts of LibriSpeech and
+Audio SNIPS, and every stage, with the same scripts that a researcher runs.
 
-The output is under demo/sequence_workspace/, which is emptied first; the figures go to
+The output goes to demo/sequence_workspace/, which is emptied first. The figures go to
 samples/sequence_summary.json.
 """
 
@@ -26,7 +26,7 @@ NAMES = ("WER", "CER", "slot type F1", "slot value CER")
 
 
 def constant_answer(path: Path, pair: Pair) -> dict[str, float]:
-    """What answering every utterance of ``path`` with train's most frequent labels would score."""
+    """Score ``path`` as if train's most frequent labels were the answer to every utterance."""
     train = renamed_texts(WORKSPACE, pair)["train"]
     labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
     answer = {"predict": labels.most_common(1)[0][0]}
@@ -53,23 +53,23 @@ def main() -> None:
     unit_model, seconds = run_stages(stages, ("ASR", "SF"), WORKSPACE)
     summary = {}
     print(f"\n{'%, test':34}" + "".join(f"{name:>16}" for name in NAMES))
-    for task, spent in seconds.items():
+    for task, times in seconds.items():
         pair = Pair(task, unit_model, load_task(task))
         path = WORKSPACE.samples(task, unit_model, DATE, DATE)
         card = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
-        ways = {
+        scores_by_method = {
             "prompt": score_sequences(path, WORKSPACE, pair),
             CONSTANT: constant_answer(path, pair),
         }
-        for way, scores in ways.items():
+        for method, scores in scores_by_method.items():
             values = [scores.get(name) for name in NAMES]
             cells = "".join(f"{'-' if value is None else f'{value:.2f}':>16}" for value in values)
-            print(f"{f'{task}, {way}':34}{cells}")
+            print(f"{f'{task}, {method}':34}{cells}")
         summary[task] = {
             "unit_model": unit_model,
             "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
-            **ways,
-            "seconds": spent,
+            **scores_by_method,
+            "seconds": times,
         }
     output = REPOSITORY / "samples" / "sequence_summary.json"
     write_json(output, summary)

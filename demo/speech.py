@@ -1,14 +1,14 @@
-"""Speak small corpora with espeak-ng, in the folder layouts of Fluent Speech Commands, LibriSpeech
-and Audio SNIPS.
+"""Synthesise small corpora with espeak-ng, in the folder layouts of Fluent Speech Commands,
+LibriSpeech and Audio SNIPS.
 
 python demo/speech.py --out demo/workspace/corpora
 python demo/speech.py --corpora librispeech audio_snips --out demo/sequence_workspace/corpora
 
-Voices and (LibriSpeech) sentences of the valid and test splits are never heard in train. The same
-arguments give the same bytes. The wording is ours: commands by the label scheme of Fluent Speech
-Commands (6 actions, 14 objects, 4 locations, 31 triples that make sense), commands with slots in
-the manner of SNIPS, and matrix sentences as in hearing tests, one word from each column in turn,
-where the grammar helps nobody to guess a word.
+Train contains no voice and no LibriSpeech sentence of valid or test. The same arguments give the
+same bytes. We wrote the texts: commands in the label scheme of Fluent Speech Commands (6 actions,
+14 objects, 4 locations, 31 meaningful triples), commands with slots similar to SNIPS, and matrix
+sentences as in hearing tests. These take one word from each column, so that the grammar does not
+help to guess a word.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ COLUMNS = (
     ("chairs", "rings", "boxes", "shoes", "desks", "lamps"),
 )
 FOLDERS = {"train": "train-clean-100", "valid": "dev-clean", "test": "test-clean"}
-HELD_OUT = 0.1  # of the sentences, for valid, and as many for test
-CHAPTER = 100  # utterances
+HELD_OUT = 0.1  # share of the sentences for valid; test gets the same share
+CHAPTER = 100  # utterances per chapter
 
 SLOT_VALUES = {
     "artist": ("Drake", "the Beatles", "Sade", "Vivaldi"),
@@ -78,8 +78,8 @@ SLOT_PATTERNS = (
     ("RateBook", "give {object_name} {rating_value} stars"),
     ("RateBook", "rate the book"),
 )
-# Audio SNIPS' speakers, with an espeak-ng variant for each. Eight voices to learn from are few:
-# these variants are near one another, their formants within a tenth.
+# Audio SNIPS' speakers, with an espeak-ng variant for each. Train has only eight voices, so these
+# variants are similar: their formants differ by at most a tenth.
 SLOT_VOICES = {
     "train": {"Ivy": "m1", "Joanna": "m6", "Joey": "m4", "Justin": "paul", "Kendra": "quincy",
               "Kimberly": "Mike", "Matthew": "Nguyen", "Salli": "Alex"},
@@ -89,9 +89,9 @@ SLOT_VOICES = {
 
 
 def intent_commands() -> list[tuple[str, str, str, str]]:
-    """Text, action, object and location of every command, in a fixed order.
+    """Return text, action, object and location of every command, in a fixed order.
 
-    31 triples with four phrasings each (eight where a room is named).
+    The 31 triples have four phrasings each (eight if they name a room).
     """
     commands = []
     for action, patterns, names, rooms in INTENTS:
@@ -104,27 +104,27 @@ def intent_commands() -> list[tuple[str, str, str, str]]:
 
 
 def sentences() -> list[str]:
-    """Every matrix sentence, once, in a fixed order."""
+    """Return every matrix sentence once, in a fixed order."""
     return [" ".join(words) for words in product(*COLUMNS)]
 
 
 def slot_commands(intent: str, pattern: str) -> list[tuple[str, str]]:
-    """The text of each command of a pattern, and its words' IOB tags with the intent at the end."""
+    """Return each command of a pattern: the text, and IOB tags per word followed by the intent."""
     commands = []
     names = [word.strip("{}") if "{" in word else "" for word in pattern.split()]
     choices = [SLOT_VALUES.get(name, (word,)) for word, name in zip(pattern.split(), names)]
     for values in product(*choices):
         tags = []
         for name, value in zip(names, values):
-            others = len(value.split()) - 1
-            tags += [f"B-{name}", *[f"I-{name}"] * others] if name else ["O"]
+            inside = [f"I-{name}"] * (len(value.split()) - 1)
+            tags += [f"B-{name}", *inside] if name else ["O"]
         commands.append((" ".join(values), " ".join([*tags, intent])))
     return commands
 
 
 def speak_intents(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:
-    """Write Fluent Speech Commands' csv files and wavs. Triples are equally frequent, and so are
-    their phrasings and the split's speakers.
+    """Write the csv and wav files of Fluent Speech Commands. All triples are equally frequent. So
+    are the phrasings of a triple and the speakers of a split.
     """
     by_triple: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for command in intent_commands():
@@ -149,7 +149,7 @@ def speak_intents(out: Path, counts: dict[str, int], seed: int, workers: int) ->
 
 
 def speak_sentences(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:
-    """Write LibriSpeech's folders. No sentence is in two splits."""
+    """Write the folders of LibriSpeech. No sentence is in two splits."""
     shuffled = np.random.default_rng((seed, 5)).permutation(sentences()).tolist()
     held_out = max(1, round(HELD_OUT * len(shuffled)))
     by_split = {
@@ -177,7 +177,7 @@ def speak_sentences(out: Path, counts: dict[str, int], seed: int, workers: int) 
 
 
 def speak_slots(out: Path, counts: dict[str, int], seed: int, workers: int) -> None:
-    """Write Audio SNIPS' folders. All patterns are equally frequent."""
+    """Write the folders of Audio SNIPS. All patterns are equally frequent."""
     patterns = [slot_commands(*pattern) for pattern in SLOT_PATTERNS]
     lines = []
     for index, (split, voices) in enumerate(SLOT_VOICES.items()):
@@ -199,7 +199,7 @@ def speak_slots(out: Path, counts: dict[str, int], seed: int, workers: int) -> N
     (out / "all.iob.snips.txt").write_text("".join(lines), encoding="utf-8")
 
 
-CORPORA = {  # what writes it, the flag that counts its utterances, their default
+CORPORA = {  # name -> function that writes it, flag for the utterances, default of the flag
     "fluent_commands": (speak_intents, "commands", [2000, 250, 600]),
     "librispeech": (speak_sentences, "sentences", [6000, 300, 400]),
     "audio_snips": (speak_slots, "commands", [5000, 300, 400]),
@@ -211,16 +211,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = parser.add_argument
-    flag("--out", type=Path, required=True, help="the corpora's parent folder")
+    flag("--out", type=Path, required=True, help="parent folder of the corpora")
     flag("--corpora", nargs="+", choices=CORPORA, default=["fluent_commands"])
     for size in ("--commands", "--sentences"):
         flag(size, type=int, nargs=3, metavar=("TRAIN", "VALID", "TEST"), help="utterances")
     flag("--seed", type=int, default=1)
-    flag("--workers", type=int, default=os.cpu_count(), help="does not change the result")
+    flag("--workers", type=int, default=os.cpu_count(), help="processes; the output stays the same")
     args = parser.parse_args()
     counts = {name: getattr(args, CORPORA[name][1]) or CORPORA[name][2] for name in args.corpora}
     if args.seed < 0 or min(args.workers, *sum(counts.values(), [])) < 1:
-        raise UserError("expected a --seed of at least 0, and all other numbers of at least 1")
+        raise UserError("expected --seed 0 or more, and all other numbers at least 1")
     start = time.monotonic()
     for name, count in counts.items():
         with new_corpus(args.out / name, {"seed": args.seed, "utterances": count}) as folder:

@@ -1,4 +1,4 @@
-"""The paper's tables: the cells that paper.yaml lists, their runs, and what a cell still needs."""
+"""The papers' tables: the cells in paper.yaml, the runs of a cell, and the files it still needs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ulm_prompt.prompt_data.tasks import Pair, load_task, task_names
 from ulm_prompt.training.ulm_run import OURS
 
 FOLDER = Path(__file__).parent
-PAPERS = {"v1": FOLDER / "paper.yaml", "v2": FOLDER / "paper_v2.yaml"}  # of SpeechPrompt
-TASK = "task"  # a prompt as the task's config says
+PAPERS = {"v1": FOLDER / "paper.yaml", "v2": FOLDER / "paper_v2.yaml"}  # SpeechPrompt's
+TASK = "task"  # a prompt trained as the task's config says
 PROMPTS = ("PT", "PT-v2", "v2", TASK)
 METHODS = (*PROMPTS, "FT-LM", *BASELINES)
-FIRST_SEED = 100501  # the published one
+FIRST_SEED = 100501  # the published seed
 SAMPLE_DATE = "tables"
 
 
 @dataclass
 class TaskEntry:
-    """A column's figure, and where its corpus can be had."""
+    """The metric of a task, where to get the corpus, and the size of the test split."""
 
     metric: str = MISSING
     corpus: str = MISSING
@@ -59,29 +59,29 @@ class Cell:
 
 @dataclass
 class Paper:
-    """The whole of paper.yaml, or of its like."""
+    """The contents of paper.yaml, or of another file in this format."""
 
-    mean: bool = False  # a row a task, and their mean; else a column a task
+    mean: bool = False  # True: one row per task, then their mean; False: one column per task
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
 
 
 def load_paper(path: Path) -> Paper:
-    """Read a list of cells. Raises ``UserError`` for anything but what paper.yaml explains."""
+    """Read a list of cells. Raises ``UserError`` if the file differs from paper.yaml's format."""
     paper = load_config(Paper, path)
     methods = paper.methods.keys() & set(METHODS)
     for cell in paper.cells:
         if cell.method not in methods or cell.task not in paper.tasks:
-            raise UserError(f"{path}: {cell}: its method or its task is not listed above the cells")
+            raise UserError(f"{path}: {cell}: expected a method and a task listed above the cells")
         if cell.method in PROMPTS and not cell.prompt:
-            raise UserError(f"{path}: {cell}: expected prompt: P, the published prompt's length")
+            raise UserError(f"{path}: {cell}: prompt is missing; add the published prompt length")
     return paper
 
 
 def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
-    """A table of every prompt task whose corpus or rows are in the workspace. ``knobs``: changed
-    in every run. Raises ``UserError`` where there is none.
+    """Return a table of every task with a corpus or rows in the workspace. ``knobs`` change every
+    run. Raises ``UserError`` if no task has either.
     """
     paper = Paper(mean=True, methods={TASK: "the prompt as ulm_prompt/config/<TASK>.yaml says"})
     for name in task_names():
@@ -91,19 +91,19 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
             metric = "WER" if config.is_sequence else "accuracy"
             paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
             paper.cells.append(cell)
-    if left_out := [name for name in task_names() if name not in paper.tasks]:
-        print(f"left out, neither corpus nor rows are here: {', '.join(left_out)}")
+    if skipped := [name for name in task_names() if name not in paper.tasks]:
+        print(f"skipped, found neither corpus nor rows: {', '.join(skipped)}")
     if not paper.cells:
         raise UserError(
-            f"{workspace.root}: no task has a corpus or rows here; docs/tasks.md says where the "
-            "corpora are to be had, and preprocess/<downstream>/config.yaml where they belong"
+            f"{workspace.root}: no task has a corpus or rows; docs/tasks.md says where to get the "
+            "corpora, and preprocess/<downstream>/config.yaml where to put them"
         )
     return paper
 
 
 def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure], dict[str, str]]:
-    """Look for the first ``seeds`` runs of each cell, and for the runs after them up to the first
-    seed that is missing. Returns the finished ones, and, by name, why another does not count.
+    """Find each cell's finished runs: the first ``seeds`` seeds, then more until one is missing.
+    Return the figures, and for the runs that do not count: run name -> reason.
     """
     figures: list[Figure] = []
     unusable: dict[str, str] = {}
@@ -123,9 +123,9 @@ def survey(paper: Paper, seeds: int, workspace: Workspace) -> tuple[list[Figure]
 
 
 def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Figure:
-    """Raises ``UserError`` where the test split does not have the task's metric."""
+    """Return the run's figure. Raises ``UserError`` if the test scores have no ``metric``."""
     if (value := result.test[metric]) is None:
-        raise UserError(f"its test split has no {metric}")
+        raise UserError(f"the test scores contain no {metric}")
     lm = "own" if _trained_here(workspace, run.pair.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
@@ -137,54 +137,54 @@ def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Fig
 
 
 def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
-    """The cell's run with one seed."""
+    """Return the cell's run with one seed."""
     date, seed_knob = f"{cell.method}-seed{seed}", f"seed={seed}"
     pair = cell.pair
     if baseline := BASELINES.get(cell.method):
         return Run(cell.method, pair, seed, date, date, baseline, knobs=(seed_knob,))
-    own = _trained_here(workspace, cell.unit_model)
+    has_own_lm = _trained_here(workspace, cell.unit_model)
     recipe = {"v2": "v2", TASK: pair.config.recipe}.get(cell.method, "published")
     learnable = ["verbalizer=learnable"] if cell.method == "PT-v2" or recipe == "v2" else []
     is_prompt = cell.method != "FT-LM"
     return Run(
         cell.method, pair, seed, date, SAMPLE_DATE,
-        recipe=("fast" if own else recipe) if is_prompt else None,
+        recipe=("fast" if has_own_lm else recipe) if is_prompt else None,
         fine_tune=not is_prompt,
         published_length=cell.prompt if is_prompt else None,
-        knobs=(*(cell.own_lm if own else ()), *cell.set, *learnable, seed_knob),
+        knobs=(*(cell.own_lm if has_own_lm else ()), *cell.set, *learnable, seed_knob),
         dtype="float32",  # a published figure must not depend on the machine's fastest format
     )  # fmt: skip
 
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    """A line for each missing file, ``path: how to get it``; none when the cell can be made."""
+    """Return a line ``path: how to get it`` for each missing file; empty if the cell can run."""
     is_sequence, on_features = cell.pair.config.is_sequence, cell.method == "FT-DM"
     if on_features and is_sequence:
-        return [f"{cell.task}: its downstream model (SUPERB's, 43M parameters) is not built here"]
+        return [f"{cell.task}: SUPERB's downstream model (43M parameters) is not implemented"]
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
     data = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
     corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
-    is_demo = cell.method != TASK and (root / "demo.json").is_file()  # not what the paper scored
+    is_demo = cell.method != TASK and (root / "demo.json").is_file()  # the paper did not score it
     rows_are_demo = is_demo and (data / "quantized").is_dir()
     needed: dict[Path | str, str] = {}
     if on_features or rows_are_demo or not has_rows(cell.pair, workspace):
         if not root.is_dir():
             needed[root] = corpus
         elif is_demo:
-            needed[root] = f"holds the demo's corpus; take another --workspace for {corpus}"
-        known = find_unit_model(cell.unit_model, workspace)
-        if not known.feature_type:
+            needed[root] = f"contains the demo's corpus; choose another --workspace for {corpus}"
+        model = find_unit_model(cell.unit_model, workspace)
+        if not model.feature_type:
             needed[cell.unit_model] = "describe it in pretrained_models/my_unit_models.yaml"
-        for part in known.checkpoint.parts if known.feature_type and known.checkpoint else ():
+        for part in model.checkpoint.parts if model.feature_type and model.checkpoint else ():
             if not part.exists():
                 needed[part] = f"{download} checkpoint"
-        if known.feature_type and not on_features and not known.km_path.is_file():
-            needed[known.km_path] = f"{download} kmeans"
+        if model.feature_type and not on_features and not model.km_path.is_file():
+            needed[model.km_path] = f"{download} kmeans"
         if needed and not on_features and cell.method != TASK:
-            needed[data] = "or units that were quantised elsewhere, instead of these"
+            needed[data] = "or rows quantised elsewhere, instead of corpus, checkpoint and k-means"
     elif is_sequence and not (data / "labels.json").is_file():
-        needed[data / "labels.json"] = "what each label number of these rows stands for"
+        needed[data / "labels.json"] = "what each label number of these rows means"
     lm = lm_folder(workspace, cell.unit_model)
     has_lm = (lm / "checkpoint_best.pt").is_file() and (lm / "dict.txt").is_file()
     if cell.method not in BASELINES and not has_lm:
@@ -199,5 +199,5 @@ def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
 
 
 def _trained_here(workspace: Workspace, unit_model: str) -> bool:
-    """Whether the unit LM is train_ulm.py's, not a released one."""
+    """Check whether train_ulm.py trained the unit LM (False: a released LM, or none)."""
     return (lm_folder(workspace, unit_model) / OURS).exists()

@@ -1,4 +1,4 @@
-"""The pictures of a study, of the demo and of README's results."""
+"""Draw the pictures of the studies, of the demo, and of the results in README.md."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ulm_prompt.scoring.class_report import in_names
 from ulm_prompt.scoring.pictures import COLOURS, confusion_on, save
 from ulm_prompt.scoring.scores import valid_curve
 
-ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # that are marked
+ACCURACIES = (0, 20, 40, 60, 70, 80, 85, 90, 92, 94, 96, 98, 99, 100)  # ticks of the axis
 LABELS = {"prefix_prompt_length": "prompt length P (trained parameters)",
           "shots": "examples of each class (k)"}  # fmt: skip
 
 
 def draw_study(x: str, outcomes: Mapping[Run, Outcome], title: str, path: Path) -> None:
-    """Write a PNG over the study's x axis: mean and standard deviation over seeds."""
+    """Write a study's PNG: learning curves, or mean and standard deviation of the accuracy."""
     curves = x == "updates"
     rows = grouped((run.row, outcome) for run, outcome in outcomes.items())
     if x == "seed":
@@ -42,13 +42,13 @@ def draw_study(x: str, outcomes: Mapping[Run, Outcome], title: str, path: Path) 
 
 
 def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
-    """Valid accuracy over updates, a line a seed; the axis stretches the part near 100 %."""
-    for number, (name, seeds) in enumerate(rows.items()):
+    """Draw valid accuracy over updates, one line per seed. The y axis is stretched near 100 %."""
+    for number, (name, outcomes) in enumerate(rows.items()):
         style = {"color": COLOURS[number % 10], "marker": "osD^vPX*"[number % 8], "markersize": 4}
-        for index, seed in enumerate(seeds):
-            values = [scores["accuracy"] for scores in seed.curve.values()]
+        for index, outcome in enumerate(outcomes):
+            values = [scores["accuracy"] for scores in outcome.curve.values()]
             label = None if index else name
-            axis.plot(list(seed.curve), values, label=label, linewidth=1.2, **style)
+            axis.plot(list(outcome.curve), values, label=label, linewidth=1.2, **style)
     low, high = axis.dataLim.intervaly
     axis.set(xlabel="updates", ylabel="accuracy on valid, %")
     axis.set_xscale("log", base=2)
@@ -63,24 +63,25 @@ def _learning_curves(axis: Axes, rows: Mapping[str, list[Outcome]]) -> None:
 
 
 def _accuracies(axis: Axes, x: str, rows: Mapping[str, list[Outcome]]) -> None:
-    """Accuracy on valid, and on test where all were decoded (texts have error rates instead), over
-    a number of the run on a log axis (0 shots are all, at its right end), or a column a row.
+    """Draw accuracy on valid, and on test if every run has it (texts have error rates instead).
+    An ``x`` in ``LABELS`` is a log axis with 0 shots (all) at the right end; else each row has a
+    position of its own.
     """
     positions, labels = dict(zip(rows, range(len(rows)))), list(rows)
     if x in LABELS:
-        cards = [seeds[0].card for seeds in rows.values()]
+        cards = [outcomes[0].card for outcomes in rows.values()]
         numbers = [card["training"].get(x, 0) if x == "shots" else card[x] for card in cards]
-        whole = 3 * max(numbers) or 1
-        positions = {name: number or whole for name, number in zip(rows, numbers)}
+        right_end = 3 * max(numbers) or 1
+        positions = {name: number or right_end for name, number in zip(rows, numbers)}
         labels = [str(number or "all") for number in numbers]
         if x != "shots":
             trained = [card["trained_parameters"] for card in cards]
             short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" for n in trained)
             labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
         axis.set_xscale("log")
-    splits = {"valid": {n: [seed.card["valid"]["accuracy"] for seed in rows[n]] for n in rows}}
-    if all("accuracy" in result.test for seeds in rows.values() for result in seeds):
-        splits["test"] = {n: [seed.test["accuracy"] for seed in rows[n]] for n in rows}
+    splits = {"valid": {name: [o.card["valid"]["accuracy"] for o in rows[name]] for name in rows}}
+    if all("accuracy" in outcome.test for outcomes in rows.values() for outcome in outcomes):
+        splits["test"] = {name: [o.test["accuracy"] for o in rows[name]] for name in rows}
     order = sorted(positions, key=positions.get)
     for (split, values), marker in zip(splits.items(), "os"):
         axis.errorbar(
@@ -100,7 +101,7 @@ def _accuracies(axis: Axes, x: str, rows: Mapping[str, list[Outcome]]) -> None:
 def draw_demo(
     workspace: Workspace, tasks: Iterable[str], unit_model: str, date: str, path: Path
 ) -> None:
-    """Write one PNG with a row for each task: learning curve and confusion matrix."""
+    """Write one PNG with a learning curve and a confusion matrix per task."""
     tasks = list(tasks)
     figure, axes = plt.subplots(
         len(tasks), 2, figsize=(15, 7 * len(tasks)), width_ratios=(1, 1.5), layout="constrained"
@@ -112,8 +113,8 @@ def draw_demo(
         curve_axis.grid(alpha=0.3)
         loss_axis = curve_axis.twinx()
         for axis, score, label, colour in (
-            (curve_axis, "accuracy", "accuracy, % (labels before it given)", "tab:blue"),
-            (loss_axis, "label_loss", "loss, nats a label", "tab:orange"),
+            (curve_axis, "accuracy", "accuracy, % (teacher forcing)", "tab:blue"),
+            (loss_axis, "label_loss", "loss, nats per label", "tab:orange"),
         ):
             axis.plot(list(curve), [scores[score] for scores in curve.values()], color=colour)
             axis.set_ylabel(label, color=colour)
@@ -125,7 +126,7 @@ def draw_demo(
 
 
 def draw_results(paper: Paper, figures: Sequence[Figure], path: Path) -> None:
-    """Write README's chart: the test accuracy of the paper's prompts beside what we measured."""
+    """Write README's chart: test accuracy of the paper's prompts and of our runs."""
     cells = [c for c in paper.cells if paper.tasks[c.task].metric == "accuracy"]
     published = {(c.task, c.unit_model): c.published for c in cells if c.method == "PT"}
     bars = {"PT, paper": published}
@@ -135,8 +136,8 @@ def draw_results(paper: Paper, figures: Sequence[Figure], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(9, 3.4), layout="constrained")
     colours = ("#9aa5b1", "#1f6fb2", "#e08a1e", "#c9c2b5")
     for number, ((name, accuracies), colour) in enumerate(zip(bars.items(), colours)):
-        at = [list(published).index(column) + 0.2 * (number - 1.5) for column in accuracies]
-        drawn = axis.bar(at, list(accuracies.values()), 0.19, color=colour, label=name)
+        positions = [list(published).index(column) + 0.2 * (number - 1.5) for column in accuracies]
+        drawn = axis.bar(positions, list(accuracies.values()), 0.19, color=colour, label=name)
         axis.bar_label(drawn, fmt="%.1f", fontsize=7.5, padding=1)
     axis.set_xticks(range(len(published)), [", ".join(column) for column in published])
     axis.set(ylim=(90, 100.4), ylabel="test accuracy, % (axis from 90)")

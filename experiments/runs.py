@@ -1,7 +1,7 @@
-"""One training run of a table or a study: the commands that make it, and what came of it.
+"""One training run of a table or a study: the commands that make it, and its results.
 
-A run is finished when its outputs exist and were made from the same things as they would be now:
-the run's card is compared with the card that train.py would write.
+A run is finished if its outputs exist and their inputs have not changed. To find out, the run's
+card is compared with the card that train.py would write now.
 """
 
 from __future__ import annotations
@@ -39,18 +39,16 @@ from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.prompt_run import prepare
 
 Command = list[str]
-PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # of the released LMs
+PUBLISHED_WIDTH, PUBLISHED_LAYERS = 1024, 12  # the released LMs
 
 
 class Baseline(NamedTuple):
-    """A script in baselines/, the name of its outputs, its config, and what it reads of the data
-    of a downstream.
-    """
+    """A script in baselines/."""
 
     script: str
-    name: str
-    config: str
-    inputs: str
+    name: str  # in the names of the outputs
+    config: str  # a file in baselines/config/
+    inputs: str  # below the downstream's data folder; {0}: unit model, {1}: split
 
 
 BASELINES = {
@@ -61,38 +59,38 @@ BASELINES = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A task, a unit model, a method and a seed. ``row``: the run's row in a table."""
+    """One training run: a method on a task and a unit model, with one seed."""
 
-    row: str
+    row: str  # the run's row in a table
     pair: Pair
     seed: int
     date: str  # --date of training
     sample_date: str
     baseline: Baseline | None = None  # None: the unit LM is prompted or fine-tuned
-    recipe: str | None = None  # None: the default of train.py
+    recipe: str | None = None  # None: train.py's default
     fine_tune: bool = False
     prefix_prompt_length: int | None = None
-    published_length: int | None = None  # P of as many trained numbers on the released LM, instead
+    published_length: int | None = None  # instead: P on the released LM, see _prompt_length
     knobs: tuple[str, ...] = ()
-    dtype: str = "auto"  # of decoding
+    dtype: str = "auto"  # for decoding
 
     def __str__(self) -> str:
         return f"{self.row} {self.pair.task} {self.pair.unit_model} seed {self.seed}"
 
 
 class Outcome(NamedTuple):
-    """What a finished run gave. ``card``: what its JSON file says; scores in %."""
+    """The results of a finished run. Scores are in %."""
 
-    card: dict[str, Any]
-    test: dict[str, Any]  # scores; empty when test was not decoded
+    card: dict[str, Any]  # the contents of the run's JSON file
+    test: dict[str, Any]  # scores; empty if test was not decoded
     curve: dict[int, dict[str, float]]  # update -> scores on valid; empty for a baseline
 
 
 def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None:
-    """What the run gave; None when it, or (``test``) its decoding, is not finished.
+    """Return the run's results; None if training, or with ``test`` decoding, is not finished.
 
-    Raises ``UserError`` when its files are of a run on other data, on another LM or with other
-    knobs, when they cannot be scored, and when stages 2 and 3 are not done.
+    Raises ``UserError`` if the files belong to a run on other data, on another LM or with other
+    knobs, if they cannot be scored, or if stages 2 and 3 are not done.
     """
     if run.baseline:
         return _baseline_outcome(run, run.baseline, workspace)
@@ -112,16 +110,16 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
 def make(
     runs: Sequence[Run], workspace: Workspace, jobs: int, test: bool = True, one_core: bool = False
 ) -> list[str]:
-    """Make the runs that are not finished, ``jobs`` at once; return the names of what failed."""
-    prepared = run_all({str(run): _preparation(run, workspace) for run in runs}, 1)
-    at_hand = [run for run in runs if str(run) in prepared]
-    todo = {str(run): _commands(run, workspace, test) for run in at_hand}
-    made = run_all(todo, jobs, one_core)
-    return [name for name in map(str, runs) if name not in made]
+    """Finish all runs, ``jobs`` at the same time. Return the names of the runs that failed."""
+    with_data = run_all({str(run): _data_commands(run, workspace) for run in runs}, 1)
+    runnable = [run for run in runs if str(run) in with_data]
+    commands = {str(run): _training_commands(run, workspace, test) for run in runnable}
+    finished = run_all(commands, jobs, one_core)
+    return [name for name in map(str, runs) if name not in finished]
 
 
-def _preparation(run: Run, workspace: Workspace) -> Iterator[Command]:
-    """The commands that make what the run reads, as far as it is not made: stages 1 to 3."""
+def _data_commands(run: Run, workspace: Workspace) -> Iterator[Command]:
+    """Yield the commands of stages 1 to 3 that create the run's missing inputs."""
     pair, flags = run.pair, _selection(run.pair, workspace)
     names = ["--downstream", pair.config.downstream, "--unit_model", pair.unit_model]
     stage_1 = [*names, "--workspace", str(workspace.root)]
@@ -144,46 +142,46 @@ def _preparation(run: Run, workspace: Workspace) -> Iterator[Command]:
     yield ["ulm_prompt/fairseq_preprocess.py", *flags]
 
 
-def _commands(run: Run, workspace: Workspace, test: bool) -> Iterator[Command]:
-    """What is still to be typed for the run; a command resumes where it was stopped."""
-    pair = _selection(run.pair, workspace)
-    flags = ["--date", run.date, *pair, "--set", *run.knobs]
+def _training_commands(run: Run, workspace: Workspace, test: bool) -> Iterator[Command]:
+    """Yield the remaining commands: training and, with ``test``, decoding. Stopped ones resume."""
+    selection = _selection(run.pair, workspace)
+    flags = ["--date", run.date, *selection, "--set", *run.knobs]
     if run.baseline:
         if not outcome(run, workspace):
             yield [f"baselines/{run.baseline.script}", *flags]
         return
-    if is_new := _card(run, workspace) is None:
+    if must_train := _card(run, workspace) is None:
         recipe = ["--recipe", run.recipe] if run.recipe else []
         recipe += ["--fine_tune"] if run.fine_tune else []
         if length := _prompt_length(run, workspace):
             recipe += ["--prefix_prompt_length", str(length)]
         yield ["ulm_prompt/train.py", *recipe, *flags]
-    if test and (is_new or _samples(run, workspace) is None):
+    if test and (must_train or _samples(run, workspace) is None):
         dates = ["--model_date", run.date, "--sample_date", run.sample_date]
-        yield ["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *pair]
+        yield ["ulm_prompt/sample.py", *dates, "--dtype", run.dtype, *selection]
 
 
 def _selection(pair: Pair, workspace: Workspace) -> Command:
-    """The flags by which a stage finds the pair's data."""
-    words = ["--prompt_task", pair.task, "--unit_model", pair.unit_model]
-    words += ["--verbalizer", pair.verbalizer] if pair.verbalizer else []
-    return [*words, "--workspace", str(workspace.root)]
+    """Return the flags that select the pair's data."""
+    flags = ["--prompt_task", pair.task, "--unit_model", pair.unit_model]
+    flags += ["--verbalizer", pair.verbalizer] if pair.verbalizer else []
+    return [*flags, "--workspace", str(workspace.root)]
 
 
 def has_rows(pair: Pair, workspace: Workspace) -> bool:
-    """Whether the corpus is quantised already."""
+    """Check whether the rows of every split exist."""
     names = pair.config.downstream, pair.unit_model
     return all(workspace.rows(*names, split).is_file() for split in SPLITS)
 
 
 def trained_numbers(length: int, width: int, layers: int) -> int:
-    """P D (1 + 2 L) + D: input, key and value vectors, and ``<s>``."""
+    """Count a prompt's numbers: P D (1 + 2 L) + D for input, key and value vectors and ``<s>``."""
     return length * width * (1 + 2 * layers) + width
 
 
 def _prompt_length(run: Run, workspace: Workspace) -> int | None:
-    """The run's own, or the P that gives at most as many trained numbers, a learnable verbalizer's
-    among them, as the published P has on the released LM.
+    """Return the run's prompt length. With ``published_length``, choose P so that the prompt and a
+    learnable verbalizer have at most as many numbers as a prompt of that length on the released LM.
     """
     if not run.published_length:
         return run.prefix_prompt_length
@@ -201,14 +199,14 @@ def _prompt_length(run: Run, workspace: Workspace) -> int | None:
 def run_all(
     tasks: Mapping[str, Iterable[Command]], jobs: int, one_core: bool = False
 ) -> dict[str, float]:
-    """Run every task's commands in turn, ``jobs`` tasks at once, and show them as they run.
+    """Run each task's commands in order, ``jobs`` tasks at the same time, and print their output.
 
-    A task that fails says why, and the others run all the same. Returns the seconds of each task
-    that succeeded. ``one_core``: also when ``jobs`` is 1. SIGTERM ends the commands too.
+    If a task fails, the others continue. Returns the seconds of each task that succeeded.
+    ``one_core``: use one core even if ``jobs`` is 1. SIGTERM also ends the commands.
     """
     environment = {"OMP_NUM_THREADS": "1"} if one_core or jobs > 1 else {}
 
-    def seconds(name: str) -> float | None:
+    def run_task(name: str) -> float | None:
         start = time.monotonic()
         try:
             for command in tasks[name]:
@@ -219,26 +217,26 @@ def run_all(
             return None
         return time.monotonic() - start
 
-    def end(number: int, _: object) -> None:
+    def stop(number: int, _: object) -> None:
         end_scripts()
         sys.exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    previous_handler = signal.signal(signal.SIGTERM, stop)
     with ThreadPoolExecutor(jobs) as pool:
-        spent = dict(zip(tasks, pool.map(seconds, tasks)))
-    signal.signal(signal.SIGTERM, before)
-    return {name: value for name, value in spent.items() if value is not None}
+        seconds = dict(zip(tasks, pool.map(run_task, tasks)))
+    signal.signal(signal.SIGTERM, previous_handler)
+    return {name: value for name, value in seconds.items() if value is not None}
 
 
 def stop_after(failed: Iterable[str]) -> None:
-    """End the script, with exit code 1, when there are names of ``failed`` tasks."""
+    """End the script with exit code 1 if ``failed`` contains names of tasks."""
     if names := "; ".join(failed):
         print(f"error: {names}: see the messages above", file=sys.stderr)
         sys.exit(1)
 
 
 def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
-    """The card of the run's finished training; None when training is to be started or resumed."""
+    """Return the card of the finished training; None if training must start or resume."""
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
     if not (folder / BEST).is_file():
@@ -248,18 +246,18 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
         prefix_prompt_length=_prompt_length(run, workspace), infix_prompt_length=0,
         set=list(run.knobs),
     )  # fmt: skip
-    wanted, settings = prepare(args, pair, folder)
-    if settings is None:  # train.py would find that it has ended
-        return wanted
+    expected, settings = prepare(args, pair, folder)
+    if settings is None:  # the run has ended, so train.py would not train
+        return expected
     card = read_record(folder)
-    if changed := differences(card, wanted) if card else ["origin"]:
+    if changed := differences(card, expected) if card else ["origin"]:
         raise _other_run(folder, changed[0])
-    lasts_as_long = all(card.training.get(knob) == wanted.training[knob] for knob in EXTENSIBLE)
-    return card if lasts_as_long and card.trained_parameters else None  # an earlier version's
+    same_limits = all(card.training.get(knob) == expected.training[knob] for knob in EXTENSIBLE)
+    return card if same_limits and card.trained_parameters else None  # from an earlier version
 
 
 def result_path(run: Run, workspace: Workspace) -> Path:
-    """The file that the run leaves last."""
+    """Return the path of the last file that the run writes."""
     names = run.pair.task, run.pair.unit_model
     if run.baseline:
         return card_path(workspace, *names, run.baseline.name, run.date)
@@ -267,15 +265,15 @@ def result_path(run: Run, workspace: Workspace) -> Path:
 
 
 def _samples(run: Run, workspace: Workspace) -> Path | None:
-    """The run's answers; None where there are none by its prompt."""
+    """Return the path of the run's answers; None if missing, or made with another prompt."""
     prompt = workspace.checkpoints(run.pair.task, run.pair.unit_model, run.date) / BEST
     samples = result_path(run, workspace)
-    is_whole = samples.is_file() and prompt.is_file()
-    return samples if is_whole and made_from(samples).get("prompt") == sha256(prompt) else None
+    both_exist = samples.is_file() and prompt.is_file()
+    return samples if both_exist and made_from(samples).get("prompt") == sha256(prompt) else None
 
 
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:
-    """By the card that the baseline leaves last: its config, and hashes of its data."""
+    """Return the baseline's results if the config and data hashes in the run's card are current."""
     path = result_path(run, workspace)
     if not path.is_file():
         return None
@@ -283,7 +281,7 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
     config = load_yaml(CONFIG / baseline.config) | {"seed": run.seed}
     folder, name = workspace.downstream_data(run.pair.config.downstream), run.pair.unit_model
     data = hashes({split: folder / baseline.inputs.format(name, split) for split in SPLITS})
-    rows = card.get("rows")  # of n-grams, which are made again in two minutes
+    rows = card.get("rows")  # n-grams only: stale ones run again, which takes two minutes
     if card["config"] == config and data == (rows or card["data"]["manifest"]):
         return Outcome(card, card["test"], {})
     if rows:
@@ -293,6 +291,6 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
 
 def _other_run(folder: Path, changed: str) -> UserError:
     return UserError(
-        f"{folder}: holds a run with another {changed} than would be trained now; remove the "
-        "folder, or take another --workspace or --date"
+        f"{folder}: holds a run with another {changed}; remove the folder, or choose another "
+        "--workspace or --date"
     )

@@ -1,4 +1,4 @@
-"""Studies: the files in config/studies/, the runs that they stand for, and the report on them."""
+"""Studies: read the files in config/studies/, list their runs, and write the report."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ulm_prompt.training.recipe import load_recipe
 
 FOLDER = CONFIG / "studies"
 LEARNABLE = "learnable"
-NUMBERS = ("prefix_prompt_length", "shots")  # x axes that are a number of the run
+NUMBERS = ("prefix_prompt_length", "shots")  # x axes with a numeric value per run
 X_AXES = ("updates", *NUMBERS, "run", "seed")
-COLUMNS = 4  # of validations in a table of learning curves
-SCORES = ("accuracy", "label_loss")  # of a validation, in the CSV
-TESTS = {  # the scores of the test split that a table has, as far as the task has them
+COLUMNS = 4  # validations in a table of learning curves
+SCORES = ("accuracy", "label_loss")  # of each validation, in the CSV
+TESTS = {  # test scores -> table columns; a score that the task does not have is left out
     "accuracy": "test",
     "accuracy_within_labels": "test, within labels",
     "macro_f1": "test macro F1",
@@ -39,16 +39,16 @@ TESTS = {  # the scores of the test split that a table has, as far as the task h
 
 
 @dataclass
-class Way:
-    """How a row of the table is trained. What it leaves out is as the command line, else the
-    study, else the task's config says.
+class Variant:
+    """How one row of the table is trained. A missing value comes from the command line, then from
+    the study, then from the task's config.
     """
 
     recipe: str | None = None
     set: list[str] = field(default_factory=list)  # knobs of the recipe
     fine_tune: bool = False
     prefix_prompt_length: int | None = None
-    shots: int | None = None  # 0: all
+    shots: int | None = None  # 0: all rows
     verbalizer: str | None = None  # a --method of verbalizer.py, or learnable
 
 
@@ -56,11 +56,11 @@ class Way:
 class Study:
     """A file in config/studies/."""
 
-    x: str = "updates"  # what the picture's x axis is, one of X_AXES
+    x: str = "updates"  # the picture's x axis, one of X_AXES
     recipe: str | None = None
-    seeds: int = 2  # runs of each way
-    common: list[str] = field(default_factory=list)  # knobs that all runs share
-    runs: dict[str, Way] = field(default_factory=dict)
+    seeds: int = 2  # per variant
+    common: list[str] = field(default_factory=list)  # knobs of all variants
+    runs: dict[str, Variant] = field(default_factory=dict)
 
 
 def study_names() -> list[str]:
@@ -68,54 +68,53 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Read a study. Raises ``UserError`` for a broken file, or a run without a value on the x
-    axis.
-    """
+    """Read a study. Raises ``UserError`` if the file is invalid or a run has no x value."""
     path = FOLDER / f"{name}.yaml"
     study = load_config(Study, path)
     if study.x not in X_AXES:
         raise UserError(f"{path}: x: {study.x}: expected one of {', '.join(X_AXES)}")
-    for run, way in study.runs.items():
-        if study.x in NUMBERS and getattr(way, study.x) is None:
-            raise UserError(f"{path}: {run}: {study.x} is missing; it is the study's x axis")
+    for name, variant in study.runs.items():
+        if study.x in NUMBERS and getattr(variant, study.x) is None:
+            raise UserError(f"{path}: {name}: {study.x} is missing; it is the study's x axis")
     return study
 
 
 def study_title(args: argparse.Namespace) -> str:
-    """What the study's outputs are named by."""
+    """Return the first part of the names of the study's outputs."""
     return f"{args.study}_{args.date}" if args.date else args.study
 
 
 def runs_of(study: Study, args: argparse.Namespace, pair: Pair) -> list[Run]:
-    """Every way with every seed. Raises ``UserError`` for a way that the study does not have, a
-    seed among the knobs, and an unknown recipe, knob or value.
+    """Return a run for each variant and seed. Raises ``UserError`` for an unknown variant, recipe,
+    knob or value, and for a seed among the knobs.
     """
     if any(knob.startswith("seed=") for knob in args.set):
-        raise UserError("--set seed: a study runs the seeds from 1 on, --seeds says how many")
+        raise UserError("--set seed: a study uses the seeds 1 to N; --seeds N says how many")
     if unknown := set(args.only or []) - study.runs.keys():
         raise UserError(f"--only {unknown.pop()}: expected one of {', '.join(study.runs)}")
     task = pair.config
     runs = []
-    for name, way in study.runs.items():
+    for name, variant in study.runs.items():
         if args.only and name not in args.only:
             continue
-        recipe = way.recipe or args.recipe or study.recipe or task.recipe
-        recipe = "fine_tune" if way.fine_tune else recipe
-        length = way.prefix_prompt_length or args.prefix_prompt_length or task.prefix_prompt_length
-        knobs = [*study.common, *way.set, *args.set]
-        knobs += [f"shots={way.shots}"] if way.shots is not None else []
-        knobs += [f"verbalizer={LEARNABLE}"] if way.verbalizer == LEARNABLE else []
+        recipe = variant.recipe or args.recipe or study.recipe or task.recipe
+        recipe = "fine_tune" if variant.fine_tune else recipe
+        length = variant.prefix_prompt_length or args.prefix_prompt_length
+        length = length or task.prefix_prompt_length
+        knobs = [*study.common, *variant.set, *args.set]
+        knobs += [f"shots={variant.shots}"] if variant.shots is not None else []
+        knobs += [f"verbalizer={LEARNABLE}"] if variant.verbalizer == LEARNABLE else []
         load_recipe(recipe, [*(f"{key}={value}" for key, value in task.train.items()), *knobs])
-        plain = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-        map_name = "freq" if way.verbalizer == LEARNABLE else way.verbalizer or ""
+        file_name = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+        map_name = "freq" if variant.verbalizer == LEARNABLE else variant.verbalizer or ""
         for seed in range(1, (args.seeds or study.seeds) + 1):
-            another_draw = f"_seed{seed}" if map_name == "random" else ""
-            date = f"{study_title(args)}_{plain}_seed{seed}"
+            suffix = f"_seed{seed}" if map_name == "random" else ""  # a draw per seed
+            date = f"{study_title(args)}_{file_name}_seed{seed}"
             run = Run(
-                name, replace(pair, verbalizer=map_name + another_draw), seed, date, date,
+                name, replace(pair, verbalizer=map_name + suffix), seed, date, date,
                 recipe=recipe,
-                fine_tune=way.fine_tune,
-                prefix_prompt_length=None if way.fine_tune else length,
+                fine_tune=variant.fine_tune,
+                prefix_prompt_length=None if variant.fine_tune else length,
                 knobs=(*knobs, f"seed={seed}"),
             )  # fmt: skip
             runs.append(run)
@@ -139,7 +138,7 @@ def report(
 
 
 def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
-    """A line for each run: what it was and how it scored, at its best checkpoint."""
+    """Return one CSV line per run: its settings, and the scores of its best checkpoint."""
     lines = []
     for run, (card, test, _) in outcomes.items():
         verbalizer = card["training"].get("verbalizer", "fixed")
@@ -161,7 +160,7 @@ def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
 
 
 def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
-    """A line for each validation of each run."""
+    """Return one CSV line per validation of each run."""
     return [
         {"run": run.row, "seed": run.seed, "updates": update, **{k: scores[k] for k in SCORES}}
         for run, outcome in outcomes.items()
@@ -170,45 +169,45 @@ def _validations(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
 
 
 def _table(outcomes: Mapping[Run, Outcome], title: str, curves: bool) -> list[list[str]]:
-    """A row for each way, scores as mean ± standard deviation over its seeds: at the best
-    checkpoint, or (``curves``) after some of the updates.
+    """Return one row per variant: mean ± standard deviation over seeds, of the best checkpoint, or
+    with ``curves`` after some of the updates.
     """
 
     def best(seeds: list[Outcome]) -> str:
-        return spread([seed.card["valid"]["accuracy"] for seed in seeds])
+        return spread([outcome.card["valid"]["accuracy"] for outcome in seeds])
 
     columns: dict[str, Callable[[list[Outcome]], str]] = {}
     if curves:
-        what = "valid accuracy, %, after updates"
-        for update in _marked_updates(outcomes):
+        score_title = "valid accuracy, %, after updates"
+        for update in _column_updates(outcomes):
             columns[f"{update:,}"] = lambda seeds, update=update: spread(
-                [seed.curve[update]["accuracy"] for seed in seeds if update in seed.curve]
+                [outcome.curve[update]["accuracy"] for outcome in seeds if update in outcome.curve]
             )
         columns["best checkpoint"] = lambda seeds: (
-            f"{best(seeds)} (by {max(seed.card['updates'] for seed in seeds):,})"
+            f"{best(seeds)} (by {max(outcome.card['updates'] for outcome in seeds):,})"
         )
     else:
-        what = "accuracy, %"
+        score_title = "accuracy, %"
         columns["trained"] = lambda seeds: f"{seeds[0].card['trained_parameters']:,}"
         columns["valid"] = best
         for key, name in TESTS.items():
             if all(outcome.test.get(key) is not None for outcome in outcomes.values()):
-                columns[name] = lambda seeds, key=key: spread([seed.test[key] for seed in seeds])
+                columns[name] = lambda seeds, key=key: spread([o.test[key] for o in seeds])
     columns["seeds"] = lambda seeds: str(len(seeds))
-    rows = [[f"{title}: {what}", *columns]]
+    rows = [[f"{title}: {score_title}", *columns]]
     for name, seeds in grouped((run.row, outcome) for run, outcome in outcomes.items()).items():
         rows.append([name, *(column(seeds) for column in columns.values())])
     return rows
 
 
-def _marked_updates(outcomes: Mapping[Run, Outcome]) -> list[int]:
-    """Up to ``COLUMNS`` of the updates at which most curves have a validation: the first, its
-    doublings, the last.
+def _column_updates(outcomes: Mapping[Run, Outcome]) -> list[int]:
+    """Choose at most ``COLUMNS`` updates at which most curves have a validation: the first update,
+    then each time at least twice as many, and the last.
     """
     counts = Counter(update for outcome in outcomes.values() for update in outcome.curve)
     shared = sorted(update for update, count in counts.items() if 2 * count > len(outcomes))
-    marked: list[int] = []
+    chosen: list[int] = []
     for update in shared:
-        if not marked or update >= 2 * marked[-1]:
-            marked.append(update)
-    return sorted({*marked[: COLUMNS - 1], *shared[-1:]})
+        if not chosen or update >= 2 * chosen[-1]:
+            chosen.append(update)
+    return sorted({*chosen[: COLUMNS - 1], *shared[-1:]})

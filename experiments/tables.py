@@ -1,4 +1,4 @@
-"""Tables as CSV and Markdown: a run's figure, and the paper's tables with our figures."""
+"""Tables as CSV and Markdown: the figure of a run, and the papers' tables with our figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Key, Item = TypeVar("Key"), TypeVar("Item")
 
 @dataclass(frozen=True)
 class Figure:
-    """One run: ``value`` in %, and what it was made with."""
+    """The result of one run, ``value`` in %, and what the run used."""
 
     method: str
     task: str
@@ -36,15 +36,15 @@ class Figure:
     seed: int
     value: float
     trained_parameters: int = 0  # 0: not counted
-    lm: str = ""  # released | own; none for the baselines
+    lm: str = ""  # released | own; empty for the baselines
     lm_parameters: int = 0
     lm_fingerprint: str = ""
-    updates: int = 0  # at the checkpoint that was decoded
+    updates: int = 0  # of the decoded checkpoint
     git_revision: str = ""
 
     @property
     def cell(self) -> str:
-        """As ``str(Cell)``."""
+        """The same text as ``str(Cell)``."""
         return f"{self.method} {self.task} {self.unit_model}"
 
 
@@ -56,13 +56,13 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; the first row is its head."""
+    """Return a Markdown table. The first row is the head."""
     head, *lines = (f"| {' | '.join(row)} |\n" for row in rows)
     return head + "|---" * (head.count(" | ") + 1) + "|\n" + "".join(lines)
 
 
 def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
-    """The items of each key, both in their order."""
+    """Group the items by key. Keys and items keep their order."""
     groups: dict[Key, list[Item]] = {}
     for key, item in items:
         groups.setdefault(key, []).append(item)
@@ -70,19 +70,19 @@ def grouped(items: Iterable[tuple[Key, Item]]) -> dict[Key, list[Item]]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """``mean ± sample standard deviation`` with two digits; nothing for no values."""
+    """Return ``mean ± sample standard deviation`` with two decimals; "" without values."""
     if not values:
         return ""
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def write_figures(path: Path, figures: Iterable[Figure]) -> None:
-    """Write a CSV, a line a run."""
+    """Write a CSV with one line per run."""
     write_csv(path, [asdict(figure) for figure in figures], Figure.__dataclass_fields__)
 
 
 def read_figures(path: Path) -> list[Figure]:
-    """Read such a CSV. Raises ``UserError`` for another table."""
+    """Read the CSV of ``write_figures``. Raises ``UserError`` if it is another table."""
     types = get_type_hints(Figure)
     with open(path, encoding="utf-8", newline="") as handle:
         try:
@@ -97,17 +97,17 @@ def read_figures(path: Path) -> list[Figure]:
 def with_earlier(
     paper: Paper, figures: Sequence[Figure], earlier: Iterable[Figure]
 ) -> list[Figure]:
-    """``figures``, and the ``earlier`` ones of other cells, in the tables' order: a cell is of one
-    workspace, a table may be of several.
+    """Add the ``earlier`` figures of all other cells, and sort in the tables' order. The figures of
+    one cell come from one workspace, those of a table may come from several.
     """
     filled = {figure.cell for figure in figures}
-    both = [*figures, *(figure for figure in earlier if figure.cell not in filled)]
+    merged = [*figures, *(figure for figure in earlier if figure.cell not in filled)]
     methods = list(paper.methods)
-    return sorted(both, key=lambda f: (methods.index(f.method), f.unit_model, f.task, f.seed))
+    return sorted(merged, key=lambda f: (methods.index(f.method), f.unit_model, f.task, f.seed))
 
 
 def put_table(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
-    """Replace the text between the marks. Raises ``UserError`` when they are missing."""
+    """Replace the text between the marks. Raises ``UserError`` if a mark is missing."""
     before, begin, rest = path.read_text(encoding="utf-8").partition(marks[0])
     _, end, after = rest.partition(marks[1])
     if not (begin and end):
@@ -117,15 +117,16 @@ def put_table(path: Path, table: str, marks: tuple[str, str] = MARKS) -> None:
 
 
 def render(paper: Paper, figures: Sequence[Figure]) -> str:
-    """Markdown: a table of the tasks that are scored by accuracy, and one of the others.
+    """Return Markdown: one table of the tasks with an accuracy, and one of the other tasks.
 
-    A column for each unit model and task; for each method ours below the published figures. With
-    ``paper.mean`` one table, a row for each of them, and the mean over those with an accuracy.
+    Each has one column per task and unit model, and per method a row of published figures and a
+    row of ours. With ``paper.mean``: one table, one row per task, and the mean accuracy.
     """
     runs = grouped((figure.cell, figure) for figure in figures)
-    ours, published = {}, {}
+    measured, published = {}, {}
     for cell in paper.cells:
-        ours[str(cell)] = _ours(runs.get(str(cell), []), paper.tasks[cell.task].test_utterances)
+        utterances = paper.tasks[cell.task].test_utterances
+        measured[str(cell)] = _measured_entry(runs.get(str(cell), []), utterances)
         if cell.published:
             notes = "; ".join(filter(None, (cell.parameters, cell.source)))
             published[str(cell)] = f"*{cell.published:.2f}* ({notes})"
@@ -133,15 +134,14 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
     scored = [column for column in columns if paper.tasks[column[0]].metric == "accuracy"]
     if not paper.mean:
         groups = scored, [column for column in columns if column not in scored]
-        return "\n".join(_by_method(paper, ours, published, group) for group in groups if group)
-    rows = [
-        ["task", "score, %", "units", "paper", *(f"{m}: {w}" for m, w in paper.methods.items())]
-    ]
+        return "\n".join(_by_method(paper, measured, published, group) for group in groups if group)
+    titles = [f"{method}: {description}" for method, description in paper.methods.items()]
+    rows = [["task", "score, %", "units", "paper", *titles]]
     for task, model in columns:
         names = [f"{method} {task} {model}" for method in paper.methods]
-        quoted = next((published[name] for name in names if name in published), EMPTY)
-        entries = (ours.get(name, EMPTY) for name in names)
-        rows.append([task, paper.tasks[task].metric, model, quoted, *entries])
+        paper_entry = next((published[name] for name in names if name in published), EMPTY)
+        entries = (measured.get(name, EMPTY) for name in names)
+        rows.append([task, paper.tasks[task].metric, model, paper_entry, *entries])
     rows.append(["**mean over tasks**", "accuracy", "", ""])
     for method in paper.methods:
         cells = [runs.get(f"{method} {task} {model}") for task, model in scored]
@@ -153,23 +153,24 @@ def render(paper: Paper, figures: Sequence[Figure]) -> str:
 
 def _by_method(
     paper: Paper,
-    ours: Mapping[str, str],
+    measured: Mapping[str, str],
     published: Mapping[str, str],
     columns: Sequence[tuple[str, str]],
 ) -> str:
-    """Two rows for each method that has cells: the paper's figures, and ours."""
+    """Return a table with up to two rows per method: the paper's figures, and ours."""
     rows = [["%", *(f"{task} {paper.tasks[task].metric}, {model}" for task, model in columns)]]
-    for method, what in paper.methods.items():
+    for method, description in paper.methods.items():
         names = [f"{method} {task} {model}" for task, model in columns]
-        for texts, title in ((published, f"*{method}, paper*"), (ours, f"**{method}** ({what})")):
-            if texts.keys() & set(names):
-                rows.append([title, *(texts.get(name, EMPTY) for name in names)])
+        titled = {f"*{method}, paper*": published, f"**{method}** ({description})": measured}
+        for title, entries in titled.items():
+            if entries.keys() & set(names):
+                rows.append([title, *(entries.get(name, EMPTY) for name in names)])
     return markdown(rows)
 
 
-def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
-    """Mean ± standard deviation over seeds, its 95 % interval over ``utterances``, the number
-    of seeds, trained parameters, and the LM when it is not the released one.
+def _measured_entry(figures: Sequence[Figure], utterances: int | None) -> str:
+    """Return the text of a cell: mean ± standard deviation over seeds, 95 % interval for a test
+    split of ``utterances``, number of seeds, trained parameters, and the LM if it is our own.
     """
     if not figures:
         return EMPTY
@@ -189,5 +190,5 @@ def _ours(figures: Sequence[Figure], utterances: int | None) -> str:
 
 
 def millions(count: int) -> str:
-    """151,263,232 -> 151M, 77,824 -> 0.08M."""
+    """Round a count to millions: 151,263,232 -> 151M, 77,824 -> 0.08M."""
     return f"{count / 1e6:.{0 if count >= 1e7 else 1 if count >= 1e6 else 2}f}M"

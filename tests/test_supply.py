@@ -1,5 +1,5 @@
-"""What is installed: pinned, hashed and licensed. That all is locked, pip sees to with
-``--require-hashes``.
+"""Installed packages: pinned, hashed and licensed. ``pip --require-hashes`` checks that all are
+locked.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ LINE = re.compile(r"\| `([\w.-]+)` \| (.*) \| (.*) \|")
 
 
 def locked() -> dict[str, set[str]]:
-    """Every version of each locked package; one may have another for another Python."""
-    found: dict[str, set[str]] = {}
+    """Return package -> locked versions. A package may have one version per Python version."""
+    versions: dict[str, set[str]] = {}
     for path in LOCKS:
         for name, version in re.findall(r"^([\w.-]+)==([^ ;+]+)", path.read_text(), re.MULTILINE):
-            found.setdefault(name, set()).add(version)
-    return found
+            versions.setdefault(name, set()).add(version)
+    return versions
 
 
 def documented() -> dict[str, str]:
-    """The licence of each package in docs/dev/dependencies.md."""
+    """Return package -> licence, as docs/dev/dependencies.md says."""
     text = (REPOSITORY / "docs/dev/dependencies.md").read_text(encoding="utf-8")
     return {name: licence for name, licence, _ in LINE.findall(text)}
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
 def test_a_lock_holds_versions_and_hashes_alone(path: Path) -> None:
-    """No address, no path of the machine that made it."""
+    """A lock contains no address and no local path."""
     head, *lines = path.read_text().splitlines()
     assert head.startswith("# Made by `make lock`")
     entries = "\n".join(line.removesuffix(" \\") for line in lines)
@@ -58,13 +58,14 @@ def test_pins_are_locked() -> None:
 
 
 def licence(package: str) -> str:
-    """What the installed package says of itself."""
+    """Return the licence in the metadata of an installed package."""
     facts = importlib.metadata.metadata(package)
     if facts.get("License-Expression"):
         return facts["License-Expression"]
-    classes = [each.split(" :: ") for each in facts.get_all("Classifier") or []]
-    named = [each[-1] for each in classes if each[0] == "License" and each[-1] != "OSI Approved"]
-    return ", ".join(named) or (facts.get("License") or "not stated").strip().split("\n")[0]
+    classifiers = [line.split(" :: ") for line in facts.get_all("Classifier") or []]
+    names = [parts[-1] for parts in classifiers if parts[0] == "License"]
+    named = ", ".join(name for name in names if name != "OSI Approved")
+    return named or (facts.get("License") or "not stated").strip().split("\n")[0]
 
 
 def test_every_locked_package_has_a_line_with_its_licence() -> None:
@@ -72,19 +73,19 @@ def test_every_locked_package_has_a_line_with_its_licence() -> None:
     assert list(lines.keys() ^ locked().keys()) == []
     for package, stated in lines.items():
         try:
-            found = licence(package)
+            installed = licence(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # of another platform
-        assert stated.startswith(found) or package == "torch", package
+            continue  # a package for another platform
+        assert stated.startswith(installed) or package == "torch", package
 
 
 @pytest.mark.parametrize(
-    ("says", "found"), [("echo 3.14", "3.14"), ("exit 1", "not found")], ids=["3.14", "none"]
+    ("body", "found"), [("echo 3.14", "3.14"), ("exit 1", "not found")], ids=["3.14", "none"]
 )
-def test_set_up_names_a_python_that_it_cannot_use(tmp_path: Path, says: str, found: str) -> None:
-    """Before it touches .venv."""
+def test_set_up_names_a_python_that_it_cannot_use(tmp_path: Path, body: str, found: str) -> None:
+    """setup.sh fails before it changes .venv."""
     python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\n{says}\n")
+    python.write_text(f"#!/bin/sh\n{body}\n")
     python.chmod(0o755)
     command = ["bash", str(REPOSITORY / "setup.sh")]
     environment = os.environ | {"PYTHON": str(python), "UV": ""}

@@ -1,1 +1,1 @@
-"""The linear classifiers that the prompts are compared with."""
+"""The linear classifiers of the baselines."""

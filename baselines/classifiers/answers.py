@@ -1,4 +1,4 @@
-"""What the baselines share: the command line, labels as classes, and what a run leaves."""
+"""Code shared by the baselines: the command line, labels as classes, and the outputs of a run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CONFIG = REPOSITORY / "baselines" / "config"
 
 
 def parse_flags(description: str, schema: type, config: str) -> argparse.Namespace:
-    """The command line of a baseline. ``settings``: the values of ``config``, a file in config/,
-    with the changes of ``--set``.
+    """Parse the command line of a baseline. ``settings`` in the result are the values of the file
+    ``config`` in config/, with the changes of ``--set``.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    date = "names the run, for example 20221122"
+    date = "name of the run, for example 20221122"
     parser.add_argument("--date", type=name_part, required=True, help=date)
     override = f"override config/{config}"
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=override)
@@ -41,8 +41,8 @@ def parse_flags(description: str, schema: type, config: str) -> argparse.Namespa
 
 
 def load_settings(schema: type, config: str, overrides: Sequence[str] = ()) -> Any:
-    """Read a file in config/. Raises ``UserError`` for an unknown key, and for a number that is
-    not positive; ``seed`` and ``clip_norm`` may be 0.
+    """Read a file in config/. Raises ``UserError`` for an unknown key or a number that is not
+    positive. ``seed`` and ``clip_norm`` may be 0.
     """
     settings = load_config(schema, CONFIG / config, overrides)
     for name, value in vars(settings).items():
@@ -55,12 +55,12 @@ def load_settings(schema: type, config: str, overrides: Sequence[str] = ()) -> A
 
 
 class Slots:
-    """The task's label numbers, slot after slot: which of an utterance's labels answers which
-    question. ``sizes``: how many labels each slot has.
+    """The label numbers of a task, by slot. An utterance has one label per slot. ``sizes``: the
+    number of labels per slot.
     """
 
     def __init__(self, path: Path) -> None:
-        """Read ``labels.json``, whose numbers run on through the slots."""
+        """Read ``labels.json``. The numbers continue from one slot to the next."""
         names = read_json(path, "preprocess/runner.py --action generate_manifest")
         self._path = path
         self._slot_of = [names[str(number)]["slot"] for number in range(len(names))]
@@ -69,22 +69,22 @@ class Slots:
         self._first = torch.tensor([self._slot_of.index(name) for name in self._names])
 
     def encode(self, labels: Iterable[str]) -> torch.Tensor:
-        """Map label texts such as ``"1 7 20"`` to (N, slots), counted from each slot's first.
+        """Map label texts such as ``"1 7 20"`` to (N, slots), counted from each slot's first label.
 
-        Raises ``UserError`` for an utterance that has not one label of each slot.
+        Raises ``UserError`` if an utterance does not have one label per slot.
         """
         numbers = [[int(number) for number in text.split()] for text in labels]
         slot_of = dict(enumerate(self._slot_of))
         for row in numbers:
             if [slot_of.get(number) for number in row] != self._names:
                 raise UserError(
-                    f"{self._path}: expected one label of each of {', '.join(self._names)} an "
+                    f"{self._path}: expected one label of each of {', '.join(self._names)} per "
                     f"utterance, found {row}; this baseline is for classification"
                 )
         return torch.tensor(numbers) - self._first
 
     def decode(self, labels: torch.Tensor) -> list[str]:
-        """Map (N, slots) back to texts."""
+        """Map (N, slots) back to label texts."""
         return [" ".join(map(str, row)) for row in (labels.cpu() + self._first).tolist()]
 
 
@@ -93,7 +93,7 @@ def write_answers(
 ) -> float:
     """Write id -> file_name, src (empty), label, predict, and return the accuracy in %.
 
-    A classifier only knows the label set, so its ``_within_labels`` twin holds the same answers.
+    A classifier answers only labels, so the ``_within_labels`` file contains the same answers.
     """
     pairs = zip(files, labels, strict=True)
     sources = [{"file_name": file, "src": "", "label": label} for file, label in pairs]
@@ -102,12 +102,12 @@ def write_answers(
         for row, answer in enumerate(answers)
     }
     write_samples(path, sources, entries, scored=False)
-    right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
-    return 100 * right / len(sources)
+    correct = sum(answer == label for answer, label in zip(answers, labels, strict=True))
+    return 100 * correct / len(sources)
 
 
 def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
-    """The card says what a run was made from, and its scores."""
+    """Return the path of a run's card, a JSON file with the inputs and the scores."""
     folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
     return folder / f"{baseline}.json"
 
@@ -116,9 +116,9 @@ def finish(
     workspace: Workspace, pair: Pair, card_file: Path, date: str, test: Sequence[Row | Entry],
     answers: Sequence[str], card: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write the ``answers`` to ``test`` beside a prompt's of the same date, and last the card.
+    """Write the ``answers`` to ``test`` into the samples folder of ``date``, then write the card.
 
-    ``card``: what the run was made from, and its accuracy on valid.
+    ``card``: the inputs of the run, and the accuracy on valid.
     """
     path = workspace.samples(pair.task, pair.unit_model, f"{card_file.stem}_{date}", date)
     accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)

@@ -19,16 +19,16 @@ CONFIG = "downstream.yaml"
 class DownstreamModel(nn.Module):
     """Weighted sum of layers, projector, mean over time, linear classifier.
 
-    The order is that of SUPERB's toolkit s3prl (0.4.18): ``Featurizer``'s softmax-weighted sum with
-    all weights equal at the start, the task's ``projector``, then ``UtteranceLevel``: mean pooling
-    over the utterance's own frames and one linear layer. There is no nonlinearity in it, so the
-    mean is taken first here (``means.py``), for the same output and the same gradient. The
-    classifier has one group of outputs for each slot (IC: action, object, location).
+    SUPERB's toolkit s3prl (0.4.18) has this order: the softmax-weighted sum of ``Featurizer``, with
+    equal weights at the start; the task's ``projector``; then ``UtteranceLevel``, mean pooling over
+    the utterance's frames (without padding) and one linear layer. The model has no nonlinearity. So
+    ``means.py`` takes the mean first, and the output and the gradient stay equal. The classifier
+    has one group of outputs per slot (IC: action, object, location).
     """
 
     def __init__(self, layers: int, dim: int, slots: Sequence[int], projector_dim: int) -> None:
         super().__init__()
-        # of one layer the softmax is 1, whatever its weight
+        # the softmax over one layer is always 1
         self.layer_weights = nn.Parameter(torch.zeros(layers), requires_grad=layers > 1)
         self.projector = nn.Linear(dim, projector_dim)
         self.classifier = nn.Linear(projector_dim, sum(slots))
@@ -45,8 +45,8 @@ class DownstreamModel(nn.Module):
         return self.classifier(self.projector(mixed)).split(self._slots, dim=1)
 
     def loss(self, means: Tensor, labels: Tensor) -> Tensor:
-        """Cross entropy of (B, slots) labels, each counted from its slot's first; the mean over
-        utterances, summed over slots.
+        """Return the cross entropy of (B, slots) labels, which count from each slot's first label:
+        the mean over utterances, summed over slots.
         """
         return sum(
             F.cross_entropy(logits, labels[:, slot]) for slot, logits in enumerate(self(means))
@@ -54,7 +54,7 @@ class DownstreamModel(nn.Module):
 
     @torch.inference_mode()
     def predict(self, means: Tensor, batch: int = 1024) -> Tensor:
-        """Map (N, L, D) to the likeliest label of each slot, (N, slots)."""
+        """Map (N, L, D) to the most probable label per slot, (N, slots)."""
         parts = [
             torch.stack([logits.argmax(dim=1) for logits in self(part)], dim=1)
             for part in means.split(batch)
@@ -64,7 +64,7 @@ class DownstreamModel(nn.Module):
 
 @dataclass
 class Settings:
-    """config/downstream.yaml, which says what each means."""
+    """The settings in config/downstream.yaml, which explains them."""
 
     projector_dim: int = MISSING
     lr: float = MISSING
@@ -80,7 +80,7 @@ class Split(NamedTuple):
 
     means: Tensor  # (files, L, D)
     index: Tensor  # (rows,)
-    labels: Tensor  # (rows, slots), counted from each slot's first
+    labels: Tensor  # (rows, slots), counted from each slot's first label
 
     def to(self, device: torch.device) -> Split:
         return Split(*(tensor.to(device) for tensor in self))
@@ -89,7 +89,7 @@ class Split(NamedTuple):
 def train(
     data: Split, valid: Split, slots: list[int], settings: Settings
 ) -> tuple[DownstreamModel, dict[int, float]]:
-    """Return the model that was best on valid, and the valid accuracy in % by update.
+    """Return the best model on valid, and the valid accuracy in % by update.
 
     The same seed on the same kind of machine gives the same model.
     """
@@ -126,6 +126,6 @@ def train(
 
 
 def accuracy(model: DownstreamModel, split: Split) -> float:
-    """How many rows have all their labels right, in %."""
-    right = model.predict(split.means)[split.index] == split.labels
-    return 100 * right.all(dim=1).float().mean().item()
+    """Return the share of rows whose labels are all correct, in %."""
+    correct = model.predict(split.means)[split.index] == split.labels
+    return 100 * correct.all(dim=1).float().mean().item()

@@ -1,8 +1,8 @@
-"""The mean over time of every layer of a speech model, an utterance at a time.
+"""The mean over time of every layer of a speech model, for each utterance.
 
-SUPERB's weighted sum of layers, projector and mean pooling are linear, and the layers' weights are
-the same for all frames, so they commute: a downstream model on these means computes what it would
-on all frames, at a fiftieth of the storage and none of the speech model's work.
+SUPERB's weighted sum of layers, projector and mean pooling are linear, and all frames share the
+layers' weights. So these steps commute: a downstream model computes the same from the means as from
+all frames. The means take a fiftieth of the storage, and the speech model does not run again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ COMMAND = "baselines/layer_means.py --downstream {} --unit_model {}"
 
 
 class LayerMeans(AudioRun):
-    """Manifests -> ``layer_means/{train,valid,test}.npy``, float32 (files, L, D), a row for each
-    distinct file of the manifest whose audio is good.
+    """Manifests -> ``layer_means/{train,valid,test}.npy``, float32 (files, L, D), with one row per
+    distinct file of the manifest whose audio is valid.
     """
 
     suffix = ".npy"
@@ -42,7 +42,7 @@ class LayerMeans(AudioRun):
 
     def encoder(self) -> Encoder[str]:
         reader, device = self.task.feature_reader(all_layers=True)
-        return Encoder(reader, _written_mean, device, self.task.config.fairseqrc.batch_seconds)
+        return Encoder(reader, _mean_as_text, device, self.task.config.fairseqrc.batch_seconds)
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         if count == 0:
@@ -59,18 +59,18 @@ class LayerMeans(AudioRun):
             array.flush()
 
 
-def _written_mean(features: torch.Tensor) -> str:
-    """Map (T, L, D) to its mean (L, D) as text: a .npy file in base 64."""
+def _mean_as_text(features: torch.Tensor) -> str:
+    """Map (T, L, D) to the mean over time (L, D), as text: a .npy file in base 64."""
     buffer = io.BytesIO()
     np.save(buffer, features.mean(dim=0).cpu().numpy())
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 class Means(NamedTuple):
-    """A split: ``means[index[row]]`` belongs to ``entries[row]``."""
+    """The means of a split: ``means[index[row]]`` belongs to ``entries[row]``."""
 
     means: torch.Tensor  # (files, L, D) float32
-    entries: list[Entry]  # of the manifest, less those whose audio is bad
+    entries: list[Entry]  # the manifest without files that have bad audio
     index: torch.Tensor  # (rows,)
 
 
@@ -79,30 +79,30 @@ def means_folder(workspace: Workspace, downstream: str, unit_model: str) -> Path
 
 
 def read_plan(workspace: Workspace, downstream: str, unit_model: str) -> dict[str, Any]:
-    """What the means were made from. Raises ``UserError`` if they have no record."""
+    """Read what the means were made from. Raises ``UserError`` if the record is missing."""
     record = means_folder(workspace, downstream, unit_model) / "provenance.json"
     return read_json(record, COMMAND.format(downstream, unit_model))["plan"]
 
 
 def read_means(workspace: Workspace, downstream: str, unit_model: str, split: str) -> Means:
-    """Read a split. Raises ``UserError`` if it is missing, or older than its manifest."""
+    """Read a split. Raises ``UserError`` if it is missing, or if the manifest has changed."""
     folder = means_folder(workspace, downstream, unit_model)
     path = folder / f"{split}.npy"
     manifest = workspace.downstream_data(downstream) / "manifest" / f"{split}.tsv"
     command = COMMAND.format(downstream, unit_model)
     plan = read_plan(workspace, downstream, unit_model)
-    _, left_out = audio_record(folder / "provenance.json", command)
+    _, skipped_files = audio_record(folder / "provenance.json", command)
     _, entries = read_manifest(manifest)
     if plan["manifest"].get(split) != sha256(manifest):
         raise UserError(f"{path}: stale, {manifest} has changed; run {command} again")
-    entries = [entry for entry in entries if entry.file not in left_out]
+    entries = [entry for entry in entries if entry.file not in skipped_files]
     files = {entry.file: number for number, entry in enumerate(distinct(entries))}
     try:
         means = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); run {command} again") from None
     if means.dtype != np.float32 or means.ndim != 3 or len(means) != len(files):
-        what = f"expected float32 ({len(files)}, layers, D), found {means.dtype} {means.shape}"
-        raise UserError(f"{path}: {what}; run {command} again")
+        reason = f"expected float32 ({len(files)}, layers, D), found {means.dtype} {means.shape}"
+        raise UserError(f"{path}: {reason}; run {command} again")
     index = torch.tensor([files[entry.file] for entry in entries])
     return Means(torch.from_numpy(means), entries, index)

@@ -1,4 +1,4 @@
-"""Audio to layer means to a trained downstream model, which is SUPERB's on all frames."""
+"""From audio to layer means to a trained downstream model, which equals SUPERB's on all frames."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ NAME = "fluent_commands"
 
 
 def task_of(workspace: Path, *settings: str) -> Preprocessor:
-    """fluent_commands in this process, in many small blocks."""
+    """Return the preprocessor of fluent_commands, with many small blocks."""
     return preprocessor(NAME, workspace, "fairseqrc.batch_seconds=0.3", *settings)
 
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
-    """A corpus whose intents sound different, and its manifests."""
+    """Write a corpus whose intents sound different, and the manifests."""
     splits = {split: (8 * INTENTS)[:count] for split, count in COUNTS.items()}
     root = corpora.fluent_commands(tmp_path / "corpora" / NAME, splits)
     for split, count in COUNTS.items():
@@ -78,16 +78,16 @@ def test_means_are_those_of_each_layers_frames(workspace, feature_type, layers):
     LayerMeans(task).run(Ranks(), skip_bad=False)
     reader, _ = task.feature_reader(all_layers=True)
     for split, count in COUNTS.items():
-        found = read_means(Workspace(workspace), NAME, unit_model, split)
+        means = read_means(Workspace(workspace), NAME, unit_model, split).means
         root, entries = read_manifest(task.manifest / f"{split}.tsv")
-        assert found.means.shape == (count, layers, reader.dim)
-        for entry, row in zip(distinct(entries), found.means, strict=True):
+        assert means.shape == (count, layers, reader.dim)
+        for entry, row in zip(distinct(entries), means, strict=True):
             (frames,) = reader(
                 [torch.from_numpy(read_audio(root / entry.path, entry.start, entry.frames).samples)]
             )
             expected = torch.stack([frames[:, layer].mean(dim=0) for layer in range(layers)])
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
-        assert found.means.std() > 0.01
+        assert means.std() > 0.01
 
 
 def test_rows_of_bad_audio_are_left_out(workspace):
@@ -104,7 +104,7 @@ def test_rows_of_bad_audio_are_left_out(workspace):
 
 
 def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
-    """The means by shards: that a killed run resumes is tested with the units' code."""
+    """Shards compute the means. The tests of quantising check that a killed run resumes."""
     means = means_folder(Workspace(workspace), NAME, "logmel100")
     compute(workspace)
     expected = {split: (means / f"{split}.npy").read_bytes() for split in SPLITS}
@@ -156,7 +156,7 @@ def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
 
 
 def test_the_best_on_valid_is_kept():
-    """Valid labels that contradict train: the longer it learns, the worse."""
+    """The valid labels contradict train, so accuracy on valid falls during training."""
     torch.manual_seed(0)
     means = torch.randn(30, 1, 8)
     labels = (means[:, 0, :1] > 0).long()
@@ -225,4 +225,4 @@ def test_means_give_the_output_and_gradient_of_all_frames():
     guess = torch.stack([part.argmax(dim=1) for part in parts], dim=1)
     assert torch.equal(model.predict(means, batch=2), guess)
     papers = DownstreamModel(13, 768, [12], 256), DownstreamModel(13, 768, [6, 14, 4], 256)
-    assert [model.trained_parameters for model in papers] == [199_961, 203_045]  # its 0.2M
+    assert [model.trained_parameters for model in papers] == [199_961, 203_045]  # paper: 0.2M

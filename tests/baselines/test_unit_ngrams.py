@@ -18,7 +18,7 @@ from ulm_prompt.scoring.scores import score
 
 
 def rows_of(count: int, seed: int) -> list[Row]:
-    """Whether 7 comes before or after 9 is the label: only bigrams can tell."""
+    """Return rows whose label is the order of 7 and 9, which only bigrams can tell."""
     rng = random.Random(seed)
     rows = []
     for number in range(count):
@@ -50,7 +50,7 @@ def test_features_are_log_counts_and_weights_stand_for_repeated_rows():
 
     settings = load_settings(Settings, CONFIG, ["costs=[0.1]"])
     distinct = rows_of(60, 3)
-    for number in range(0, 60, 3):  # some labels wrong, so that weights matter
+    for number in range(0, 60, 3):  # wrong labels, so that the weights matter
         distinct[number] = distinct[number]._replace(labels="0 5")
     train = [row for number, row in enumerate(distinct) for _ in range(1 + number % 4)]
     (svm,) = classifiers(settings, train)
@@ -70,8 +70,8 @@ def test_features_are_log_counts_and_weights_stand_for_repeated_rows():
 
 
 def grams(units: str) -> list[str]:
-    found = units.split()
-    return found + [" ".join(pair) for pair in pairwise(found)]
+    unigrams = units.split()
+    return unigrams + [" ".join(pair) for pair in pairwise(unigrams)]
 
 
 def test_what_cannot_be_classified_is_refused(tmp_path, monkeypatch):

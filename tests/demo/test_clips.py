@@ -1,4 +1,4 @@
-"""The demo's real clips: speakers apart, what the index says, packed and unpacked again."""
+"""The demo's real clips: separate speakers per split, the index, packing and unpacking."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names() -> list[tuple[str, str]]:
 
 
 def test_what_is_packed() -> None:
-    """No speaker in two splits; the size; the licence."""
+    """No speaker is in two splits. The size and the licence are as expected."""
     assert sum(path.stat().st_size for path in PACKED.rglob("*.opus")) <= 5_000_000
     licence = (PACKED / "LICENSE").read_text()
     assert "CC BY 4.0" in licence and "Pete Warden" in licence and "Changes:" in licence
@@ -51,7 +51,7 @@ def test_stage_1_reads_every_class(unpacked: Path) -> None:
 
 
 def test_packed_and_unpacked_again(unpacked: Path, tmp_path: Path) -> None:
-    """Every clip comes back under its name; what the split rule drops does not."""
+    """Every clip is restored under its name, except clips that the split rule drops."""
     source = unpacked / "corpora" / "speech_commands"
     corpus = tmp_path / "corpus"
     kept = [
@@ -74,11 +74,11 @@ def test_packed_and_unpacked_again(unpacked: Path, tmp_path: Path) -> None:
             soundfile.read(folder / name)[0] for folder in (corpus, tmp_path / "again")
         )
         assert len(before) == len(after) == 16_000
-        assert np.corrcoef(before, after)[0, 1] > 0.8, name  # neither shifted nor another clip
+        assert np.corrcoef(before, after)[0, 1] > 0.8, name  # the same clip, not shifted
 
 
 def test_what_it_refuses(unpacked: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         unpack(PACKED, unpacked / "corpora" / "speech_commands")
     with pytest.raises(UserError, match="found no wav file"):
         pack(tmp_path, tmp_path / "packed")

@@ -1,4 +1,4 @@
-"""The demo's speech: same seed, same bytes; voices and sentences apart; read by stage 1."""
+"""The demo's speech: a seed gives the same bytes, splits share no voice, and stage 1 reads it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import stage
 from tests.preprocess.tasks import preprocessor
 from tests.preprocess.test_sequence_tasks import read_back
 
-# an utterance of every speaker, and three corpora in one call
+# one utterance per speaker, and three corpora in one call
 SIZES = ["--corpora", *CORPORA, "--commands", "124", "28", "38", "--sentences", "30", "3", "3"]
 
 
@@ -52,17 +52,17 @@ def manifest(downstream: str, workspace: Path) -> Preprocessor:
 def test_same_bytes_with_other_workers_and_memory(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of every variant: those that read unset memory are left out. Nothing is overwritten."""
+    """Variants that read uninitialised memory are not used. Nothing is overwritten."""
     monkeypatch.setenv("MALLOC_PERTURB_", "170")  # glibc fills new memory with this byte
     stage("demo/speech.py", "--out", tmp_path, *SIZES, "--workers", 1)
     before = digests(workspace / "corpora")
     assert digests(tmp_path) == before
-    assert "is there already" in stage("demo/speech.py", "--out", tmp_path, code=2)
+    assert "already exists" in stage("demo/speech.py", "--out", tmp_path, code=2)
     assert digests(tmp_path) == before
 
 
 def test_stage_1_reads_the_commands(workspace: Path) -> None:
-    """They cover the label scheme."""
+    """The commands cover the label scheme."""
     task = manifest("fluent_commands", workspace)
     triples = {command[1:] for command in intent_commands()}
     assert len(triples) == 31
@@ -72,7 +72,7 @@ def test_stage_1_reads_the_commands(workspace: Path) -> None:
 
 
 def test_stage_1_reads_the_sentences(workspace: Path) -> None:
-    """Its texts are the transcripts; no sentence and no voice in two splits."""
+    """The texts are the transcripts. No sentence and no voice is in two splits."""
     task = manifest("librispeech", workspace)
     texts = [{text.words for text in read_back(task, split).values()} for split in SPLITS]
     assert set.union(*texts) <= {text.upper() for text in sentences()}

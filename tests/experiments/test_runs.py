@@ -1,4 +1,4 @@
-"""Which runs count: made once, shown while they are what the table asks for, and no longer."""
+"""Which runs count: a run is made once, and shown while its inputs and settings are current."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reproduce(root: Path, *flags: object, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A workspace in which the cells were made, one of which fails, and what was said."""
+    """Make the cells in a workspace; one of them fails. Return the workspace and the output."""
     root = tmp_path_factory.mktemp("made")
     tiny.write_corpus(root)
     tiny.write_lm(Workspace(root).lm("tiny100"))
@@ -57,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture
 def root(made: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy to change, times of writing kept."""
+    """Return a copy that a test may change, with the same file times."""
     return Path(shutil.copytree(made[0], tmp_path / "copy"))
 
 
@@ -70,9 +70,9 @@ def shown(root: Path) -> dict[str, float]:
 
 
 def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
-    root, said = made
-    assert "no_such_knob" in said and "error: FT-LM KS tiny100 seed 100501" in said
-    assert f"missing {root}/corpora/speech_commands: keywords (from a friend)" in said
+    root, printed = made
+    assert "no_such_knob" in printed and "error: FT-LM KS tiny100 seed 100501" in printed
+    assert f"missing {root}/corpora/speech_commands: keywords (from a friend)" in printed
     prompt, counts = read_figures(root / "samples" / "tables" / "results.csv")
     assert list(shown(root)) == [PROMPT, COUNTS]
     assert prompt.lm == "own" and len(prompt.lm_fingerprint) == 16 and 0 < prompt.updates <= 60
@@ -84,14 +84,14 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
 
 
 def test_what_is_finished_is_not_made_again(root: Path) -> None:
-    """Where the binaries are gone, they alone are."""
+    """If the binaries are deleted, only they are made again."""
     before = shown(root)
     again = reproduce(root, "--method", "PT")
     assert f"**{before[PROMPT]:.2f}**" in again and "$ python" not in again
     shutil.rmtree(root / "ulm_prompt")
     assert shown(root) == {COUNTS: before[COUNTS]}
-    said = reproduce(root, "--method", "PT")
-    assert "fairseq_preprocess.py" in said and "train.py --prompt_task" not in said
+    printed = reproduce(root, "--method", "PT")
+    assert "fairseq_preprocess.py" in printed and "train.py --prompt_task" not in printed
     assert shown(root) == before
 
 
@@ -117,11 +117,11 @@ OTHERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("what", OTHERS)
-def test_a_run_of_something_else_is_left_out_with_the_reason(root: Path, what: str) -> None:
-    OTHERS[what](root)
+@pytest.mark.parametrize("reason", OTHERS)
+def test_a_run_of_something_else_is_left_out_with_the_reason(root: Path, reason: str) -> None:
+    OTHERS[reason](root)
     assert list(shown(root)) == [COUNTS]
-    assert what in look(root)[1][PROMPT]
+    assert reason in look(root)[1][PROMPT]
 
 
 def test_rows_that_changed_make_every_figure_stale(root: Path) -> None:
@@ -154,20 +154,20 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
 
 
 def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
-    """Seeds 1 to 3 and 5 are there, copies of the first but for their seed."""
+    """Four seeds exist, 0 to 2 and 4 after the first seed. They differ only in the seed."""
     for seed in (1, 2, 4):
         for path in (*root.glob("checkpoints/*PT-seed*501"), *root.glob("samples/*/*PT-seed*501*")):
             copy = path.with_name(path.name.replace("100501", str(FIRST_SEED + seed)))
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, copy)
         card = root / CARD.replace("100501", str(FIRST_SEED + seed))
         edit(card, '"seed": 100501', f'"seed": {FIRST_SEED + seed}')
-    for asked, seeds in {1: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
-        shown_seeds = [f.seed - FIRST_SEED for f in look(root, asked)[0] if f.lm == "own"]
+    for count, seeds in {1: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
+        shown_seeds = [f.seed - FIRST_SEED for f in look(root, count)[0] if f.lm == "own"]
         assert shown_seeds == seeds
 
 
 def test_answers_of_another_prompt_are_not_shown(root: Path) -> None:
-    """By hashes: what ``cp -p`` brings is older, and what is copied is newer."""
+    """Hashes decide, not file times: ``cp -p`` makes older files, ``cp`` makes newer ones."""
     (prompt,) = root.glob("checkpoints/KS_tiny100_checkpoints_PT*/checkpoint_best.pt")
     before = prompt.read_bytes()
     prompt.write_bytes(before)

@@ -1,4 +1,4 @@
-"""Studies: which runs they make, that each is made once, and what comes of them."""
+"""Studies: which runs they plan, that a run is made once, and the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from experiments import runs, studies
 from experiments.pictures import draw_study
 from experiments.runs import Outcome, Run
-from experiments.studies import Study, Way, load_study, report, runs_of, study_names
+from experiments.studies import Study, Variant, load_study, report, runs_of, study_names
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
@@ -28,7 +28,7 @@ PAIR = Pair("KS", "tiny100", load_task("KS"))
 
 
 def planned(study: str | Study, **flags: object) -> list[Run]:
-    """The runs of a study, with two seeds unless ``flags`` say otherwise."""
+    """Return the runs of a study, with two seeds unless ``flags`` change the number."""
     unset = dict.fromkeys(("only", "recipe", "date", "prefix_prompt_length"))
     loaded = load_study(study) if isinstance(study, str) else study
     name = study if loaded is not study else "mine"
@@ -37,7 +37,7 @@ def planned(study: str | Study, **flags: object) -> list[Run]:
 
 
 def outcome(accuracies: list[float], trained: int = 100, test: float | None = None) -> Outcome:
-    """Validations every 250 updates; the best one counts."""
+    """Return an outcome with a validation every 250 updates. The best validation counts."""
     curve = {
         250 * number: {"accuracy": accuracy, "label_loss": 1.0}
         for number, accuracy in enumerate(accuracies, start=1)
@@ -68,7 +68,7 @@ def test_what_a_run_leaves_out_comes_from_the_flags_then_the_study_then_the_task
     assert asked[0].recipe == "published" and asked[0].date == "seeds_quick_fast_seed1"
     assert load_recipe("published", asked[0].knobs).max_update == 3
     assert {run.recipe for run in planned("recipe", recipe="fast")} == {"published", "fast"}
-    made = planned(Study(runs={"FT-LM": Way(fine_tune=True), "PT": Way()}), seeds=1)
+    made = planned(Study(runs={"FT-LM": Variant(fine_tune=True), "PT": Variant()}), seeds=1)
     assert [run.recipe for run in made] == ["fine_tune", "published"]
 
 
@@ -129,11 +129,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stages run in this process; returns which ones did."""
+    """Run the stages in this process, and return the list that collects their names."""
     ran: list[str] = []
 
-    def run_script(words: list[str], prefix: str, environment: Mapping[str, str]) -> int:
-        script, *flags = words
+    def run_script(command: list[str], prefix: str, environment: Mapping[str, str]) -> int:
+        script, *flags = command
         ran.append(Path(script).stem)
         root = flags.pop(flags.index("--workspace") + 1)
         flags.remove("--workspace")
@@ -145,7 +145,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def study(root: Path, name: str, *flags: object) -> list[dict[str, str]]:
-    """Run study.py with one quick seed; returns its CSV."""
+    """Run study.py with one quick seed, and return the rows of the CSV."""
     task = ("--prompt_task", "KS", "--unit_model", "tiny100", "--seeds", 1, "--set", *QUICK)
     call("study", root, name, *task, *flags)
     date = f"_{flags[flags.index('--date') + 1]}" if "--date" in flags else ""
@@ -155,7 +155,7 @@ def study(root: Path, name: str, *flags: object) -> list[dict[str, str]]:
 def test_a_finished_run_is_not_computed_again(
     root: Path, stages: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One length, a second one added, test added: each once; a change of the data is seen."""
+    """Add a second length, then --test: each run is made once. Other knobs are refused."""
     first = study(root, "prompt_length", "--only", "P=1")
     assert stages == ["train"] and first[0]["trained_parameters"] == str(1 * 32 * 7 + 32)
     both = study(root, "prompt_length", "--only", "P=1", "P=20")
@@ -176,7 +176,7 @@ def test_a_finished_run_is_not_computed_again(
 
 
 def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[str]) -> None:
-    """freq, random, kmeans and learnable under names of their own, made once each."""
+    """freq, random, kmeans and learnable have separate names, and are made once."""
     before = {path: path.read_bytes() for path in (root / "ulm_prompt").rglob("*.*")}
     rows = study(root, "verbalizer", "--test")
     assert {path: path.read_bytes() for path in before} == before
@@ -206,7 +206,7 @@ def test_what_the_flags_change_is_in_the_csv(root: Path, stages: list[str]) -> N
     knobs = [*QUICK, "verbalizer=learnable"]
     (row,) = study(root, "few_shot", "--date", "few", "--only", "k=2", "--set", *knobs)
     assert (row["shots"], row["verbalizer"]) == ("2", "learnable") and stages == ["train"]
-    with pytest.raises(UserError, match="--set seed: .* --seeds says how many"):
+    with pytest.raises(UserError, match="--set seed: .* --seeds N says how many"):
         study(root, "seeds", "--set", "seed=9")
     with pytest.raises(UserError, match="--only slow: expected one of k=1"):
         study(root, "few_shot", "--only", "slow")

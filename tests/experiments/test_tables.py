@@ -1,4 +1,4 @@
-"""The papers' tables and all tasks at once: what they hold, ask for, and how they are made."""
+"""The papers' tables and ``--all``: their contents, what they need, and how they are made."""
 
 from __future__ import annotations
 
@@ -116,12 +116,12 @@ def test_the_documents_keep_the_cells_of_other_workspaces() -> None:
 
 @pytest.mark.parametrize("paper", [V1, V2], ids=PAPERS)
 def test_an_empty_workspace_is_told_of_every_file(paper: Paper, tmp_path: Path) -> None:
-    """Each line names a file that is not there; and no file of the list is named twice."""
+    """Each line names a missing file, and no file is named twice."""
     assert {cell.task for cell in paper.cells} == set(paper.tasks)
     for wanted in paper.cells:
         lines = missing(wanted, paper, Workspace(tmp_path))
         if wanted.method == "FT-DM" and wanted.task in ("ASR", "SF"):
-            assert "is not built here" in lines[0]
+            assert "is not implemented" in lines[0]
             continue
         paths = [Path(line.split(": ", 1)[0]) for line in lines]
         assert paths and len(set(paths)) == len(paths)
@@ -136,7 +136,7 @@ def test_on_a_released_lm_the_recipe_is_the_paper_s(tmp_path: Path) -> None:
 
 
 def test_the_demo_s_corpus_is_not_the_paper_s(tmp_path: Path) -> None:
-    """Not even after it was quantised; units from elsewhere are."""
+    """The demo's corpus is refused, even when quantised. Units from elsewhere are accepted."""
     wanted, workspace = cell("n-grams KS hubert100"), Workspace(tmp_path)
     root = tmp_path / "corpora" / "speech_commands"
     root.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_the_demo_s_corpus_is_not_the_paper_s(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path, "hubert100")
     assert missing(wanted, V1, workspace) == []
     workspace.rows("speech_commands", "hubert100", "train").with_name("quantized").mkdir()
-    assert f"{root}: holds the demo's corpus" in missing(wanted, V1, workspace)[0]
+    assert f"{root}: contains the demo's corpus" in missing(wanted, V1, workspace)[0]
 
 
 def test_rows_of_texts_need_the_names_of_their_labels(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_rows_of_texts_need_the_names_of_their_labels(tmp_path: Path) -> None:
 
 
 def run_here(command: list[str], prefix: str, environment: dict[str, str]) -> int:
-    """A stage in this process, its workspace the last flag; its exit code."""
+    """Run a stage in this process, and return the exit code. The last flag is the workspace."""
     print("$ python", *command)
     try:
         call(Path(command[0]).stem, Path(command[-1]), *command[1:])
@@ -169,10 +169,10 @@ def run_here(command: list[str], prefix: str, environment: dict[str, str]) -> in
 
 
 def reproduced(monkeypatch: pytest.MonkeyPatch, workspace: Path, *flags: str) -> None:
-    words = ["reproduce.py", "--workspace", str(workspace), *flags]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--workspace", str(workspace), *flags])
     monkeypatch.setattr(runs, "run_script", run_here)
-    one_by_one = contextlib.nullcontext(SimpleNamespace(map=map))  # torch and signals: no threads
+    # torch and signals need the main thread, so the runs follow one another
+    one_by_one = contextlib.nullcontext(SimpleNamespace(map=map))
     monkeypatch.setattr(runs, "ThreadPoolExecutor", lambda jobs: one_by_one)
     main()
 
@@ -180,7 +180,7 @@ def reproduced(monkeypatch: pytest.MonkeyPatch, workspace: Path, *flags: str) ->
 def test_one_failing_task_of_three_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second run makes only what the first could not."""
+    """The second call makes only the run that failed in the first."""
     prepare(tmp_path, *tiny.LABELS)
     rows = [Workspace(tmp_path).rows("table", "tiny100", split) for split in SPLITS]
     for path in rows:
@@ -190,7 +190,7 @@ def test_one_failing_task_of_three_does_not_stop_the_others(
     with pytest.raises(SystemExit):
         reproduced(monkeypatch, tmp_path, *flags)
     printed = capsys.readouterr()
-    assert "left out, neither corpus nor rows are here: ASR, SF, " in printed.out
+    assert "skipped, found neither corpus nor rows: ASR, SF, " in printed.out
     assert "error: task TABLE tiny100 seed 100501: see the messages above" in printed.err
     assert "(2 of 3)" in printed.out and "| KS | accuracy | tiny100 | – | **" in printed.out
     for path in rows:
@@ -208,10 +208,10 @@ def test_one_failing_task_of_three_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
-        ("--all --unit_model tiny100", "no task has a corpus or rows here"),
+        ("--all --unit_model tiny100", "no task has a corpus or rows"),
         ("--all", "give --unit_model"),
-        ("--set lr=1", "for --all alone"),
-        ("--paper v2 --write_docs", "--paper v1 alone"),
+        ("--set lr=1", "only with --all"),
+        ("--paper v2 --write_docs", "only the tables of --paper v1"),
         ("--method PT --unit_model logmel100", "no cell with PT logmel100"),
         ("--seeds 0", "--seeds 0 --jobs 1: expected at least 1"),
     ],
