@@ -50,7 +50,7 @@ def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
     task = preprocessor(downstream, tmp_path)
     task.generate_manifest()
     expected = files(task)
-    assert "passed over" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
     folders = {path.parent for path in root.rglob("*.*") if path.suffix in (".wav", ".flac")}
     for folder in (*folders, *{folder.parent for folder in folders}):
         clip = next(root.rglob("*.[wf][al]*"))
@@ -63,7 +63,7 @@ def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
     preprocessor(downstream, tmp_path).generate_manifest()
     assert files(task) == expected
     said = capsys.readouterr().out
-    assert "passed over, that systems leave: " in said and ".DS_Store, " in said
+    assert "skipped hidden or system files: " in said and ".DS_Store, " in said
     for path in {root / path for paths in expected for path in paths}:
         path.rename(path.with_suffix(path.suffix.upper()))
     preprocessor(downstream, tmp_path).generate_manifest()
@@ -80,7 +80,7 @@ def test_speech_commands_whose_folders_are_others(keywords, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "read as _unknown_: my recordings" in said
     assert "warning, test has no folder of go" in said
-    assert "passed over, of another kind: 1 (notes.txt)" in said
+    assert "skipped files of other types: 1 (notes.txt)" in said
     for folder in ("yes", "_background_noise_"):
         for path in (keywords / TRAIN_FOLDER / folder).iterdir():
             path.unlink()

@@ -110,7 +110,7 @@ def test_units_of_an_earlier_manifest(tmp_path, capsys):
     assert [row.labels for row in read_rows(again.units / "test")] == ["1"]
     manifest = again.manifest / "valid.tsv"
     manifest.write_text(manifest.read_text().replace("\t9600\t", "\t9601\t"))
-    with pytest.raises(UserError, match=r"units of other audio than .*quantized again"):
+    with pytest.raises(UserError, match=r"units are not of the audio that .*quantized again"):
         again.postprocess()
     Quantizing(again).run(Ranks(), skip_bad=False)
     again.postprocess()

@@ -95,7 +95,7 @@ def test_torchrun_and_shards_give_the_same_units(workspace, capsys):
     other = folder / "blocks" / "test-000001.jsonl"
     content = other.read_bytes()
     other.write_bytes((folder / "blocks" / "test-000000.jsonl").read_bytes())
-    assert "test-000001.jsonl: not what" in refused(lambda: merge(workspace))
+    assert "test-000001.jsonl: not a block of" in refused(lambda: merge(workspace))
     other.write_bytes(content)
     merge(workspace)
     assert units(workspace) == expected and not (folder / "blocks").exists()
@@ -128,11 +128,11 @@ def test_replaced_audio_is_quantised_again(workspace, capsys):
     assert units(workspace) == resumed
     assert "already exists, made from these manifests and models, audio" in quantise()
     replace(workspace / WAVS / "train/1.wav", 555)
-    assert "audio files have changed since, it is made again" in quantise()
+    assert "audio files have changed; it is made again" in quantise()
     changed = [old != new for old, new in zip(resumed, units(workspace), strict=True)]
     assert changed == [False, True, False, False, False, False]
     (workspace / WAVS / "train/1.wav").unlink()  # a corpus may be gone
-    assert "1 of its audio files do not exist now, none was" in quantise()
+    assert "audio files were not compared, 1 of them no longer exist" in quantise()
 
 
 def test_bad_audio_loses_nothing_good(workspace, capsys):

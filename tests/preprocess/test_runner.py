@@ -99,8 +99,8 @@ def test_the_command_line(intents):
         (["--num_shards", 3, "--shard", 3], "expected 0 to 2"),
         (["--shard", 1], "give both"),
         (["--num_shards", 3], "give both"),
-        (["--downstream", "whale_song"], "unknown; there is "),
-        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
+        (["--downstream", "whale_song"], "unknown; expected one of "),
+        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: the folder of one corpus"),
         (["--set", "taskrc.merg=true"], "expected one of unit_model, merge, seed"),
         (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
         *((["--set", setting], f"{setting}: expected at least")
@@ -199,10 +199,10 @@ def test_tasks_share_a_kmeans_that_stays(intents, capsys):
     nine = preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")
     with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
         learn_kmeans([tasks[0], nine])
-    with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
+    with pytest.raises(UserError, match="expected 9 clusters, found 8"):
         learn_kmeans([nine])
     save_kmeans(tasks[0].km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
     with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
         Quantizing(tasks[0]).run(Ranks(), skip_bad=False)
-    with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
+    with pytest.raises(UserError, match="hubert50_km.bin: not found; hubert50 has a released"):
         learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")])

@@ -93,7 +93,7 @@ def test_files_whose_folders_are_columns(tmp_path, capsys):
     assert splits["test"][3] == Utterance("a/x/go/Voice_10.wav", ("go",))
     shares = "40 rows, splits 40 rows shared out in 4 groups (train 2, valid 4 of each)"
     assert shares in capsys.readouterr().out
-    assert task.listing.notes() == ["passed over, of another kind: 1 (notes.txt)"]
+    assert task.listing.notes() == ["skipped files of other types: 1 (notes.txt)"]
     for files, message in (
         ("{word}/y/*.wav", r"no file matches datarc\.files=.*; the folder has a, b, m"),
         ("{who}/x/*/*.wav", r"no \{word\} in it"),

@@ -35,7 +35,7 @@ def test_a_table_from_a_spreadsheet(tmp_path):
     ("text", "message"),
     [
         ("", "no column 'path', 'label' .* which has nothing"),
-        ("file,label\na,b\n", "no column 'path' .* file, label; name yours in datarc"),
+        ("file,label\na,b\n", "no column 'path' .* file, label; name your columns in datarc"),
         ("path;label\na.wav;x,y\n", "is its separator ';', not ','"),
         ("path\tlabel\na.wav\tx\n", r"is its separator '\\t', not ','"),
         ("path,label,label\na,b,c\n", "two columns 'label' in its first line"),
