@@ -187,10 +187,9 @@ class Preprocessor(Generic[ConfigType]):
 
     def unit_model_record(self) -> dict[str, object]:
         """Return everything that the units depend on, except the audio."""
-        settings = self.config.fairseqrc
         record = self.speech_model_record()
-        record |= {"layer": settings.layer, "normalize": settings.normalize}
-        return record | {"kmeans": self._digest(self.km_path, "k-means file")}
+        settings, kmeans = self.config.fairseqrc, self._digest(self.km_path, "k-means file")
+        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": kmeans}
 
     def _digest(self, path: Path | None, what: str) -> str | None:
         if path is None:
@@ -200,8 +199,8 @@ class Preprocessor(Generic[ConfigType]):
             missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
             get = f"python pretrained_models/download.py {self.config.taskrc.unit_model}"
             learn, key = ("--action learn_kmeans, or ", "km") if is_kmeans else ("", "ckpt")
-            other = f"{learn}--set fairseqrc.{key}_path=FILE"
-            raise UserError(f"{path}: {what} {missing}; run {get}, or {other}")
+            remedy = f"run {get}, or {learn}set fairseqrc.{key}_path"
+            raise UserError(f"{path}: {what} {missing}; {remedy}")
         return sha256(path) if is_kmeans else fingerprint(path)
 
     def postprocess(self) -> None:
@@ -215,8 +214,8 @@ class Preprocessor(Generic[ConfigType]):
             more = f"; {bad} rows left out, their audio is bad" if bad else ""
             self.say(f"{split}: {count} rows, {mean:.1f} units per row{more}")
         write_json(self.units / "labels.json", labels)
-        runs = "merged" if merge else "kept"
-        self.say(f"read {self.quantized}, wrote {self.units} (runs {runs})")
+        runs = "runs merged" if merge else "runs kept"
+        self.say(f"read {self.quantized}, wrote {self.units} ({runs})")
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:

@@ -1,10 +1,9 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
-generate_manifest: list the audio and labels of each split. learn_kmeans: fit a k-means (log-mel
-has no released one). quantized: map audio to units. A killed run resumes. torchrun shares the work
-among processes; --num_shards and --shard share it among jobs. merge_shards: join the results of
-these jobs. postprocess: merge runs of a unit, and join units with labels. docs/own_task.md explains
-how to add a downstream.
+generate_manifest: list the audio and labels of each split. learn_kmeans: fit a k-means (log-mel has
+no released one). quantized: map audio to units; a killed run resumes; torchrun shares work among
+processes, --num_shards and --shard among jobs. merge_shards: join the results of the jobs.
+postprocess: merge runs of a unit, join units with labels. docs/own_task.md: add a downstream.
 """
 
 from __future__ import annotations

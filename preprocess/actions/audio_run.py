@@ -173,11 +173,10 @@ class AudioRun:
         """Remove the blocks of other plans. Returns the indices of the blocks to compute."""
         self._open(discard=True)
         is_first = next(self._stored.glob("*.jsonl"), None) is None
-        unfinished, total = self._unfinished(self._blocks), len(self._blocks)
+        todo, total = self._unfinished(self._blocks), len(self._blocks)
         if not is_first:
-            done = total - len(unfinished)
-            self.task.say(f"resumes an earlier run: {done} of {total} blocks done")
-        return unfinished
+            self.task.say(f"resumes an earlier run: {total - len(todo)} of {total} blocks done")
+        return todo
 
     def _unfinished(self, blocks: Sequence[Block]) -> list[int]:
         """Return the indices of ``blocks`` that are missing, or whose audio changed or was bad."""

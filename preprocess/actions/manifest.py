@@ -117,8 +117,7 @@ def warnings_of(
     counts["classes"] = sum(map(len, labels.values()))
     if unknown := expected.keys() - counts:
         raise UserError(f"datarc.expected: {unknown.pop()}: expected one of {', '.join(counts)}")
-    wrong = [key for key, number in expected.items() if counts[key] != number]
-    if wrong:
+    if wrong := [key for key, number in expected.items() if counts[key] != number]:
         listed = ", ".join(f"{key} {counts[key]:,} (expected {expected[key]:,})" for key in wrong)
         yield f"warning, not the corpus's known size: {listed}"
 

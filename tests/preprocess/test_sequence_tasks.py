@@ -92,7 +92,7 @@ def test_audio_snips_takes_a_splits_own_speakers_alone(
     assert "train: 1 recordings of other voices left out" in said
     assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in said
     (task.root / "all.iob.snips.txt").open("a").write(more.format("stop"))
-    with pytest.raises(UserError, match=r"line 8: Ivy-snips-train-9 has another text further up"):
+    with pytest.raises(UserError, match=r"line 8: Ivy-snips-train-9 has another text in an earl"):
         preprocessor("audio_snips", tmp_path).generate_manifest()
 
 
