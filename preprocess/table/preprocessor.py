@@ -177,8 +177,8 @@ class Table(Preprocessor[TableConfig]):
         return Utterance(row.path, labels, *(self._piece(row, *times) if any(times) else ()))
 
     def _piece(self, row: Row, start: str, end: str, length: str) -> tuple[int, int | None, str]:
-        """Return first sample, number of samples (at the file's own rate) and name of a piece in
-        seconds; an empty time is the file's. ``end`` may be 5 ms after the file's end (rounding).
+        """Return first sample, number of samples (at the file's own rate) and name of a piece, from
+        ``start`` to ``end`` seconds (empty: of the file). ``end`` may be 5 ms too large (rounding).
         """
         try:
             first, last = float(start or 0), float(end) if end else None

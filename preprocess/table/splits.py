@@ -92,7 +92,7 @@ def draw_splits(
 
 
 def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str]:
-    """Return ``count`` splits in random order: shares, but at least one of each if there are 3."""
+    """Return ``count`` splits in random order, by share; each at least once if ``count`` > 2."""
     least = 1 if count >= 3 else 0
     in_test = min(max(least, round(test * count)), count - 1)
     in_valid = min(max(least, round(valid * count)), count - 1 - in_test)
