@@ -98,7 +98,7 @@ class Preprocessor(Generic[ConfigType]):
         return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """Return the names of each slot: in the order of train; characters sorted by code point."""
+        """Return the names of each slot, in the order of train; characters by code point."""
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
@@ -110,7 +110,7 @@ class Preprocessor(Generic[ConfigType]):
         """Write ``manifest/{train,valid,test}.tsv`` and ``labels.json``."""
         if not self.root.is_dir():
             what = f"{self.root}: corpus folder of {self.downstream} not found"
-            raise UserError(f"{what}; name it with --set datarc.root_path=FOLDER")
+            raise UserError(f"{what}; give its path with --set datarc.root_path=FOLDER")
         splits = {}
         for split in SPLITS:
             listed, root = self.utterances(split), str(self.root)

@@ -25,7 +25,7 @@ class TaskConfig:
 class DataConfig:
     """Where the corpus is."""
 
-    reader: str | None = None  # the downstream whose preprocessor.py reads it; None: own or table's
+    reader: str | None = None  # downstream whose preprocessor.py reads it; None: this one or table
     root_path: str = MISSING
     expected: dict[str, int] = field(default_factory=dict)  # rows per split, number of classes
 

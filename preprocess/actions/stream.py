@@ -87,8 +87,8 @@ def cut_blocks(
 
 
 class Encoder(Generic[Result]):
-    """Runs ``finish(features)`` on every entry of the blocks. On a CPU, torch would share one
-    operation among its threads. Here each thread computes a block: small operations keep it busy.
+    """Runs ``finish(features)`` on every entry of the blocks. On a CPU, every thread computes one
+    block: if torch shares small operations among its threads, the threads are often idle.
     """
 
     def __init__(
