@@ -1,1 +1,1 @@
-"""Stage 1: audio to ``file|units|labels``. A folder a downstream; ``speech2unit`` makes units."""
+"""Stage 1: audio to ``file|units|labels``. One folder per downstream, and ``speech2unit``."""

@@ -1,6 +1,6 @@
-"""Released k-means to an ``.npz`` of its centres: km.bin (joblib, scikit-learn) in, km.npz out.
+"""Convert a released k-means, km.bin (joblib, scikit-learn), to an .npz file of its centres.
 
-The file's code never runs. The pipeline reads km.bin too; numpy.load opens an .npz anywhere.
+No code in km.bin is run. The pipeline reads km.bin too; numpy.load opens an .npz anywhere.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 
 
 def main() -> None:
-    """Convert one file."""
+    """Convert one k-means file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("km_bin", type=Path, help="k-means to read")
-    parser.add_argument("km_npz", type=Path, help="file to write, *.npz")
+    parser.add_argument("km_bin", type=Path, help="k-means file to read")
+    parser.add_argument("km_npz", type=Path, help=".npz file to write")
     arguments = parser.parse_args()
     if arguments.km_npz.suffix != ".npz":
-        raise UserError(f"{arguments.km_npz}: expected a name that ends in .npz; change it")
+        raise UserError(f"{arguments.km_npz}: expected a name that ends in .npz; rename it")
     centres = load_kmeans(arguments.km_bin)
     save_kmeans(arguments.km_npz, centres)
     shape = f"{len(centres)} clusters of {centres.shape[1]} numbers, {centres.dtype}"

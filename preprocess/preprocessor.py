@@ -1,6 +1,7 @@
-"""The base class of every downstream task: its actions, their checks, and what they write. Where a
-table of recordings is not enough, a task's ``preprocessor.py`` has a subclass of ``Preprocessor``
-that says which utterances a split holds and how they are labelled.
+"""The base class of every downstream task: its actions, their checks, and the files they write.
+
+A task that a table of recordings cannot describe has a ``preprocessor.py``: a subclass of
+``Preprocessor`` that lists the utterances of each split, with their labels.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ from preprocess.speech2unit.hf_checkpoint import fingerprint
 
 
 class Utterance(NamedTuple):
-    """One row to be. ``labels`` are a name for each of the task's slots, a text, whose characters
-    are labels, or what ``named_labels`` reads. Without ``frames`` it is the whole file.
+    """One future row. ``labels``: one name per slot of the task, or a text whose characters are
+    the labels, or anything that ``named_labels`` reads. ``frames`` None: the whole file.
     """
 
     path: str  # relative to the corpus folder
     labels: Sequence[str]
     start: int = 0
     frames: int | None = None
-    name: str | None = None  # where the row's name is not its path (a crop)
+    name: str | None = None  # the row's name; None: its path (a crop needs another name)
 
 
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
 class Preprocessor(Generic[ConfigType]):
-    """The actions of one task, which sets ``config_class``, ``slots`` and ``utterances``."""
+    """The actions of one task. A subclass sets ``config_class``, ``slots`` and ``utterances``."""
 
     config_class: type[Config] = Config
     slots: tuple[str, ...]  # the kinds of labels, such as action, object, location
@@ -63,62 +64,62 @@ class Preprocessor(Generic[ConfigType]):
     ) -> None:  # fmt: skip
         self.downstream, self.config, self.workspace = downstream, config, workspace
         self.skip_bad, self.device = skip_bad, device
-        self.bad_audio: dict[Path, str] = {}  # what ``utterances`` found unusable, and why
+        self.bad_audio: dict[Path, str] = {}  # reason per unusable file that ``utterances`` found
         self.listing = Listing()
         data = workspace.downstream_data(downstream)
         self.manifest, self.units = data / "manifest", data / config.taskrc.unit_model
         self.quantized = self.units / "quantized"
-        self._known = find_unit_model(config.taskrc.unit_model, workspace)
-        fill_in(config.fairseqrc, config.taskrc.unit_model, self._known)
+        self._unit_model = find_unit_model(config.taskrc.unit_model, workspace)
+        fill_in(config.fairseqrc, config.taskrc.unit_model, self._unit_model)
         check_numbers(config)
         self.root = in_workspace(workspace, config.datarc.root_path or ".")  # the corpus folder
-        self.ckpt_path = in_workspace(workspace, config.fairseqrc.ckpt_path)  # some need none
-        self._own_km_path = in_workspace(workspace, config.fairseqrc.km_path)
-        self.learned_km_path = self._own_km_path or self._known.learned_kmeans
+        self.ckpt_path = in_workspace(workspace, config.fairseqrc.ckpt_path)  # None: logmel, mfcc
+        self._set_km_path = in_workspace(workspace, config.fairseqrc.km_path)
+        self.learned_km_path = self._set_km_path or self._unit_model.learned_kmeans
 
     @property
     def km_path(self) -> Path:
-        """The k-means to use."""
-        return self._own_km_path or self._known.km_path
+        """The path of the k-means to use."""
+        return self._set_km_path or self._unit_model.km_path
 
     @property
     def km_ships(self) -> bool:
-        """Whether the k-means to use is one that ships with the repository."""
-        shipped = self._known.kmeans
-        return bool(shipped and shipped.ships and self.km_path == shipped.path)
+        """Whether the k-means to use ships with the repository."""
+        kmeans = self._unit_model.kmeans
+        return bool(kmeans and kmeans.ships and self.km_path == kmeans.path)
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The split's utterances in their final order."""
+        """Return the split's utterances in their final order."""
         raise NotImplementedError
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """Slot and name of each label, in their order; here: one for each slot, or characters."""
+        """Return slot number and name of each label. By default: one per slot, or characters."""
         is_text = isinstance(utterance.labels, str)
         return ((0 if is_text else slot, name) for slot, name in enumerate(utterance.labels))
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """Each slot's names by number: in the order of train, or of the characters' codes."""
+        """Return the names of each slot, in the order of train; characters by code point."""
         names: list[dict[str, None]] = [{} for _ in self.slots]
         for utterance in train:
             for slot, name in self.named_labels(utterance):
                 names[slot][name] = None
         order = sorted if isinstance(train[0].labels, str) else list
-        return [order(of_slot) for of_slot in names]
+        return [order(slot_names) for slot_names in names]
 
     def generate_manifest(self) -> None:
         """Write ``manifest/{train,valid,test}.tsv`` and ``labels.json``."""
         if not self.root.is_dir():
             what = f"{self.root}: corpus folder of {self.downstream} not found"
-            raise UserError(f"{what}; name it with --set datarc.root_path=FOLDER")
+            raise UserError(f"{what}; give its path with --set datarc.root_path=FOLDER")
         splits = {}
         for split in SPLITS:
-            listed, where = self.utterances(split), str(self.root)
+            listed, root = self.utterances(split), str(self.root)
             if not listed:
-                raise UserError(f"{where}: no utterance for the {split} split of {self.downstream}")
-            splits[split] = [u._replace(path=located(u.path, self.root, where)) for u in listed]
+                raise UserError(f"{root}: no utterance for the {split} split of {self.downstream}")
+            splits[split] = [u._replace(path=located(u.path, self.root, root)) for u in listed]
         names = self.label_names(splits["train"])
         pairs = [(slot, name) for slot, slot_names in enumerate(names) for name in slot_names]
-        numbers = {pair: str(number) for number, pair in enumerate(pairs)}  # no two slots share one
+        numbers = {pair: str(number) for number, pair in enumerate(pairs)}  # unique across slots
         warnings = warnings_of(dict(zip(self.slots, names)), splits, self.config.datarc.expected)
         for line in (*self.listing.notes(), *warnings):
             self.say(line)
@@ -136,7 +137,7 @@ class Preprocessor(Generic[ConfigType]):
         self.save_run(self.manifest, **record)
 
     def _measure(self, utterances: Sequence[Utterance]) -> tuple[dict[str, int], dict[str, object]]:
-        """The samples of each good file; and for the record, their rates and what was counted."""
+        """Return the samples of each good file, and a record of the audio's counts and rates."""
         whole = {u.path for u in utterances if u.frames is None}
         frames: dict[str, int] = {}
         rates: dict[str, int] = {}
@@ -159,14 +160,14 @@ class Preprocessor(Generic[ConfigType]):
         for slot, name in pairs:
             if (slot, name) not in numbers:
                 what = f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split"
-                raise UserError(f"{what}; put a row there (or draw by another taskrc.seed)")
+                raise UserError(f"{what}; add such a row to train (or try another taskrc.seed)")
         length = frames[row.path] if row.frames is None else row.frames
         labels = " ".join(numbers[pair] for pair in pairs)
         return Entry(row.path, length, row.start, row.name or row.path, labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
-        """The configured features, on the chosen device, with the reason printed; of ``all_layers``
-        as the checkpoint normalises.
+        """Return the configured reader and its device, and print why this device was chosen.
+        ``all_layers``: a reader of all layers; the checkpoint decides whether it normalises.
         """
         settings = self.config.fairseqrc
         device, why = choose_device(self.device)
@@ -178,18 +179,17 @@ class Preprocessor(Generic[ConfigType]):
         return reader, device
 
     def speech_model_record(self) -> dict[str, object]:
-        """What the features of all layers depend on, apart from the audio."""
+        """Return everything that the features of all layers depend on, except the audio."""
         settings = self.config.fairseqrc
         checkpoint = self._digest(self.ckpt_path, "the speech model's checkpoint")
-        dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}  # as earlier
+        dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}  # like old records
         return {"feature_type": settings.feature_type, "checkpoint": checkpoint, **dtype}
 
     def unit_model_record(self) -> dict[str, object]:
-        """What the units depend on, apart from the audio."""
-        settings = self.config.fairseqrc
+        """Return everything that the units depend on, except the audio."""
         record = self.speech_model_record()
-        record |= {"layer": settings.layer, "normalize": settings.normalize}
-        return record | {"kmeans": self._digest(self.km_path, "k-means file")}
+        settings, kmeans = self.config.fairseqrc, self._digest(self.km_path, "k-means file")
+        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": kmeans}
 
     def _digest(self, path: Path | None, what: str) -> str | None:
         if path is None:
@@ -198,13 +198,13 @@ class Preprocessor(Generic[ConfigType]):
         if not path.is_file() and (is_kmeans or not path.is_dir()):  # a model may be a folder
             missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
             get = f"python pretrained_models/download.py {self.config.taskrc.unit_model}"
-            other = f"{'--action learn_kmeans, or ' if is_kmeans else ''}--set fairseqrc"
-            remedy = f"get it by {get}, or {other}.km_path or ckpt_path=FILE"
+            learn, key = ("--action learn_kmeans, or ", "km") if is_kmeans else ("", "ckpt")
+            remedy = f"run {get}, or {learn}set fairseqrc.{key}_path"
             raise UserError(f"{path}: {what} {missing}; {remedy}")
         return sha256(path) if is_kmeans else fingerprint(path)
 
     def postprocess(self) -> None:
-        """Write ``<unit_model>/{train,valid,test}``, a row ``file|units|labels`` an entry."""
+        """Write ``<unit_model>/{train,valid,test}``, one row ``file|units|labels`` per entry."""
         merge, unit_model = self.config.taskrc.merge, self.config.taskrc.unit_model
         splits = {s: unit_rows(self.manifest, self.quantized, s, merge) for s in SPLITS}
         labels = read_json(self.manifest / "labels.json", "runner.py --action generate_manifest")
@@ -212,17 +212,17 @@ class Preprocessor(Generic[ConfigType]):
             count = write_rows(self.workspace.rows(self.downstream, unit_model, split), rows)
             mean = sum(row.units.count(" ") + 1 for row in rows) / count
             more = f"; {bad} rows left out, their audio is bad" if bad else ""
-            self.say(f"{split}: {count} rows, {mean:.1f} units a row{more}")
+            self.say(f"{split}: {count} rows, {mean:.1f} units per row{more}")
         write_json(self.units / "labels.json", labels)
-        runs = "merged" if merge else "kept"
-        self.say(f"read {self.quantized}, wrote {self.units} (runs {runs})")
+        runs = "runs merged" if merge else "runs kept"
+        self.say(f"read {self.quantized}, wrote {self.units} ({runs})")
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:
-        """Leave the resolved config, what made the output, and the manifest's hashes beside it."""
+        """Write into ``folder`` the config, how its output was made, and the manifest's hashes."""
         save_config(self.config, folder / "config.yaml")
         write_json(folder / "provenance.json", provenance() | made_from(self.manifest) | more)
 
     def say(self, text: str) -> None:
-        """Print a line about this downstream."""
+        """Print one line about this downstream."""
         print(f"{self.downstream}: {text}")

@@ -1,9 +1,9 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
-generate_manifest: list the splits' audio and labels. learn_kmeans: fit the units' k-means (log-mel
-has no released one). quantized: audio to units. A killed run resumes, torchrun shares the work over
-processes, --num_shards and --shard over jobs whose results merge_shards joins. postprocess: merge
-runs and join units with labels. docs/own_task.md: how to add a downstream.
+generate_manifest: list the audio and labels of each split. learn_kmeans: fit a k-means (log-mel has
+no released one). quantized: map audio to units; a killed run resumes; torchrun shares work among
+processes, --num_shards and --shard among jobs. merge_shards: join the results of the jobs.
+postprocess: merge runs of a unit, join units with labels. docs/own_task.md: add a downstream.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from preprocess.actions.downstreams import add_flags, load_downstreams, shard_of
 from preprocess.actions.quantize import Quantizing, learn_kmeans
 
 NEXT = {
-    "generate_manifest": "--action learn_kmeans (or quantized, where the k-means exists)",
+    "generate_manifest": "--action learn_kmeans (or quantized, if the k-means exists)",
     "learn_kmeans": "--action quantized",
     "quantized": "--action postprocess",
     "merge_shards": "--action postprocess",
@@ -32,7 +32,7 @@ def main() -> None:
     speak_on_main_alone(here)
     shard = shard_of(arguments, here)
     if (shard or here.world > 1) and arguments.action != "quantized":
-        raise UserError("shards and torchrun are for --action quantized; this one runs alone")
+        raise UserError(f"--action {arguments.action}: only quantized takes shards and torchrun")
     preprocessors = load_downstreams(arguments, arguments.action != "generate_manifest")
     if arguments.action == "learn_kmeans":
         with holding(preprocessors[0].learned_km_path):
@@ -51,12 +51,12 @@ def main() -> None:
             elif arguments.action == "postprocess":
                 with holding(preprocessor.units):
                     preprocessor.postprocess()
-    after = "--action merge_shards, after the last shard" if shard else NEXT[arguments.action]
-    print(f"next: {after}")
+    merge = "--action merge_shards, after the last shard"
+    print(f"next: {merge if shard else NEXT[arguments.action]}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--action", required=True, choices=list(NEXT))

@@ -1,1 +1,1 @@
-"""What preprocess/runner.py does: one file an action."""
+"""The actions of preprocess/runner.py, and what they share."""

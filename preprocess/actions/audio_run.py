@@ -1,8 +1,8 @@
-"""A resumable run over the audio of a downstream's manifests, by one process, several or shards.
+"""A resumable run over all audio of a downstream: in one process, in several, or in shards.
 
-A finished block is a file that appears whole or not at all, so a killed run resumes, whichever
-process computed a block. ``plan.json`` says which run the blocks belong to. From all blocks, one
-file a split is made.
+A finished block is a file that appears whole or not at all. So a killed run resumes, whichever
+process computed a block. ``plan.json`` identifies the run that the blocks belong to. In the end,
+all blocks are joined into one file per split.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from preprocess.speech2unit.audio import BadAudio, Tally
 
 
 class Shard(NamedTuple):
-    """One job of a scheduler's array: ``index`` of ``count``, from 0."""
+    """One of ``count`` jobs of a scheduler's array; ``index`` counts from 0."""
 
     index: int
     count: int
 
 
 class Line(NamedTuple):
-    """A distinct file of the manifest: what was computed, as text, or why not; its notes."""
+    """One distinct file of a manifest, with its result as text, or the reason why it is bad."""
 
     file: str
     path: str
     result: str | None
     bad: str | None
     notes: Sequence[str] = ()
-    stamp: list[int] | None = None  # None: stored by an earlier version
+    stamp: list[int] | None = None  # see ``_stamp``; None: stored by an earlier version
 
     @property
     def outcome(self) -> Sequence[str] | BadAudio:
-        """What a ``Tally`` counts."""
+        """The value that a ``Tally`` counts."""
         return BadAudio(self.bad) if self.bad else self.notes
 
 
 class AudioRun:
-    """One task's audio, from its manifests to ``folder``: results depend on the audio and
-    ``made_from``; ``command`` is what a user types. A subclass says what is computed, and writes
-    the splits.
+    """Maps the audio in one task's manifests to results in ``folder``. A subclass computes the
+    results and writes the splits. ``made_from``: everything that the results depend on, except the
+    audio. ``command``: what a user types to start the run.
     """
 
     suffix = ""
@@ -73,52 +73,51 @@ class AudioRun:
         self._blocks = [block for blocks in self._splits.values() for block in blocks]
         hashes = {split: sha256(path) for split, path in manifests.items()}
         self._plan = {**made_from, "batch_seconds": seconds, "manifest": hashes}
-        # of each audio file, before any is read
         paths = {str(block.root / e.path) for block in self._blocks for e in block.entries}
-        self._stamps = {path: _stamp(path) for path in paths}
+        self._stamps = {path: _stamp(path) for path in paths}  # taken before any audio is read
         stamps = json.dumps(self._stamps, sort_keys=True).encode()
         self._audio_files = hashlib.sha256(stamps).hexdigest()
 
     def encoder(self) -> Encoder[str]:
-        """What maps audio to the text that is stored of it. Loads models, so only when needed."""
+        """Return the encoder from audio to result. It loads models, so call it only when needed."""
         raise NotImplementedError
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
-        """Write the ``count`` files of good audio in ``lines``, atomically."""
+        """Write ``lines``, the results of ``count`` good files, atomically."""
         raise NotImplementedError
 
     def run(self, here: Ranks, skip_bad: bool) -> None:
         """Compute this rank's blocks; the main rank then writes the splits. Raises ``UserError``
-        where another run writes them, and for bad audio unless ``skip_bad``; what is good is kept.
+        if another run is writing them, or for bad audio, unless ``skip_bad``. Good blocks are kept.
         """
         with contextlib.ExitStack() as stack:
             on_main(here, lambda: stack.enter_context(self._holding_all()))
             if on_main(here, self._is_done):
                 return
-            left = on_main(here, self._resume)
-            self._compute([self._blocks[index] for index in left[here.rank :: here.world]])
+            unfinished = on_main(here, self._resume)
+            self._compute([self._blocks[index] for index in unfinished[here.rank :: here.world]])
             wait_for_all(here)
             on_main(here, lambda: self._write(skip_bad))
 
     def run_shard(self, shard: Shard) -> None:
-        """Compute one shard's blocks; ``merge_shards`` follows the last."""
+        """Compute the blocks of one shard. ``merge_shards`` runs after the last shard."""
         lock = self.folder / f"shard-{shard.index}-of-{shard.count}"
         with contextlib.ExitStack() as stack:
-            with holding(self.folder, wait=5):  # other shards hold it for a moment, too
+            with holding(self.folder, wait=5):  # other shards also hold it, for a moment
                 stack.enter_context(holding(lock))
             self._open(discard=False)
             blocks = self._blocks[shard.index :: shard.count]
-            left = self._left(blocks)
-            self._compute([blocks[index] for index in left])
+            unfinished = self._unfinished(blocks)
+            self._compute([blocks[index] for index in unfinished])
             tally = Tally()
             for line in self._lines(blocks):
                 tally.add(line.outcome)
             self.task.say(str(tally))
-            done = "is done" if left else "is done already"
+            done = "is done" if unfinished else "is done already"
             self.task.say(f"shard {shard.index} of {shard.count} {done}")
 
     def merge_shards(self, skip_bad: bool) -> None:
-        """Write the splits from all shards. Raises ``UserError`` where one has not finished."""
+        """Write the splits from all shards. Raises ``UserError`` if a shard has not finished."""
         with self._holding_all():
             if not self._is_done():
                 self._open(discard=False)
@@ -129,7 +128,7 @@ class AudioRun:
 
     @contextlib.contextmanager
     def _holding_all(self) -> Iterator[None]:
-        """Hold the output; raises ``UserError`` while a shard is being computed."""
+        """Hold the output. Raises ``UserError`` while a shard is being computed."""
         with holding(self.folder):
             for lock in self.folder.glob(".shard-*.lock"):
                 with holding(self.folder / lock.name[1:].removesuffix(".lock")):
@@ -137,81 +136,80 @@ class AudioRun:
             yield
 
     def _is_done(self) -> bool:
-        """Whether the splits exist, from the same plan and audio files, with no file left out (it
-        may be repaired by now). If so, prints it and removes what an earlier run left behind.
+        """Return whether the splits exist, made from the same plan and audio files. A run that left
+        files out is not done: they may be repaired now. If it is done, say so and remove blocks.
         """
-        record = self.folder / "provenance.json"
-        if not all(path.exists() for path in (record, *map(self._output, SPLITS))):
+        provenance = self.folder / "provenance.json"
+        if not all(path.exists() for path in (provenance, *map(self._output, SPLITS))):
             return False
-        made = read_json(record, self._command)
-        if made.get("plan") != self._plan or made.get("left_out"):
+        record = read_json(provenance, self._command)
+        if record.get("plan") != self._plan or record.get("left_out"):
             return False
-        unsure = ", audio files included"
-        if absent := sum(stamp is None for stamp in self._stamps.values()):
-            unsure = f"; {absent} of its audio files do not exist now, none was compared"
-        elif "audio_files" not in made:
-            unsure = "; remove it if audio files have changed"
-        elif made["audio_files"] != self._audio_files:
-            self.task.say(f"{self.folder}: audio files have changed since, it is made again")
+        note = ", audio files included"
+        if missing := sum(stamp is None for stamp in self._stamps.values()):
+            note = f"; audio files were not compared, {missing} of them no longer exist"
+        elif "audio_files" not in record:
+            note = "; remove it if audio files have changed"
+        elif record["audio_files"] != self._audio_files:
+            self.task.say(f"{self.folder}: audio files have changed; it is made again")
             return False
-        shutil.rmtree(self._stored, ignore_errors=True)  # of a run that ended before removing it
-        self.task.say(f"{self.folder} already exists, made from these manifests and models{unsure}")
+        shutil.rmtree(self._stored, ignore_errors=True)  # if a run was killed before removing it
+        self.task.say(f"{self.folder} already exists, made from these manifests and models{note}")
         return True
 
     def _open(self, discard: bool) -> None:
-        """Make the blocks' folder ready; another plan's are removed, or an error."""
+        """Prepare the blocks' folder. If its blocks have another plan: ``discard`` or refuse."""
         path = self._stored / "plan.json"
         plan = {**self._plan, "blocks": [len(block.entries) for block in self._blocks]}
         if path.exists() and read_json(path, self._command) != plan:
             if not discard:
-                what = f"{path}: the blocks there were made with other settings or another manifest"
+                what = f"{path}: these blocks were made with other settings or another manifest"
                 raise UserError(f"{what}; remove {self._stored} and run every shard again")
             shutil.rmtree(self._stored)
         if not path.exists():
             write_json(path, plan)
 
     def _resume(self) -> list[int]:
-        """Remove the blocks of other runs. Returns which blocks are left to compute."""
+        """Remove the blocks of other plans. Returns the indices of the blocks to compute."""
         self._open(discard=True)
         is_first = next(self._stored.glob("*.jsonl"), None) is None
-        left, total = self._left(self._blocks), len(self._blocks)
+        todo, total = self._unfinished(self._blocks), len(self._blocks)
         if not is_first:
-            self.task.say(f"resumes an earlier run: {total - len(left)} of {total} blocks done")
-        return left
+            self.task.say(f"resumes an earlier run: {total - len(todo)} of {total} blocks done")
+        return todo
 
-    def _left(self, blocks: Sequence[Block]) -> list[int]:
-        """Which of ``blocks`` are missing, or hold audio that has changed or was bad."""
-        left, changed = [], []
+    def _unfinished(self, blocks: Sequence[Block]) -> list[int]:
+        """Return the indices of ``blocks`` that are missing, or whose audio changed or was bad."""
+        unfinished, changed = [], []
         for index, block in enumerate(blocks):
             lines = self._read(block) if self._path(block).exists() else []
             if stale := sum(map(self._has_changed, lines)):
                 changed.append(stale)
             if stale or not lines or any(line.bad for line in lines):
-                left.append(index)
+                unfinished.append(index)
         if changed:
             what = f"{sum(changed)} audio files have changed since they were read"
             self.task.say(f"{what}: their {len(changed)} blocks are computed again")
-        return left
+        return unfinished
 
     def _has_changed(self, line: Line) -> bool:
-        """Whether the audio file is another one than the one that was read."""
+        """Return whether the audio file has changed since it was read."""
         return self._stamps[line.path] not in (None, line.stamp)
 
     def _compute(self, blocks: Sequence[Block]) -> None:
-        """Compute and store ``blocks``. Without any, no model is loaded."""
+        """Compute and store ``blocks``. If there are none, load no model."""
         if blocks:
             files = sum(len(block.entries) for block in blocks)
             encoded = self.encoder()(blocks)
             for block in with_progress(encoded, self.task.downstream, files, self.task.say):
-                self.store(block)
+                self._store(block)
 
-    def store(self, encoded: Encoded[str]) -> None:
+    def _store(self, encoded: Encoded[str]) -> None:
         """Write a finished block's file."""
         block = encoded.block
+        rows = zip(block.entries, encoded.results, encoded.notes, strict=True)
         with writing(self._path(block)) as handle:
-            for entry, result, notes in zip(
-                block.entries, encoded.results, encoded.notes, strict=True
-            ):
+            for entry, result, notes in rows:
                 path = str(block.root / entry.path)
                 outcome = (None, str(result)) if isinstance(result, BadAudio) else (result, None)
                 line = Line(entry.file, path, *outcome, notes, self._stamps[path])
@@ -221,14 +219,14 @@ class AudioRun:
         return self._stored / f"{block.name}.jsonl"
 
     def _read(self, block: Block) -> list[Line]:
-        """Read a finished block. Raises ``UserError`` for one that is not of this manifest."""
+        """Read a finished block. Raises ``UserError`` if it does not match the manifest."""
         path = self._path(block)
         try:
             lines = [Line(*json.loads(line)) for line in path.read_text("utf-8").splitlines()]
         except (ValueError, TypeError):
             lines = []
         if [line.file for line in lines] != [entry.file for entry in block.entries]:
-            raise UserError(f"{path}: not what {self._command} wrote; remove it and run that again")
+            raise UserError(f"{path}: not a block of {self._command}; remove it and run that again")
         return lines
 
     def _lines(self, blocks: Sequence[Block]) -> Iterator[Line]:
@@ -236,10 +234,10 @@ class AudioRun:
 
     def _write(self, skip_bad: bool) -> None:
         """Write the splits from the finished blocks."""
-        absent = [block.name for block in self._blocks if not self._path(block).exists()]
-        if absent:
-            what = f"{self._stored}: {len(absent)} of {len(self._blocks)} blocks are missing"
-            raise UserError(f"{what}, the first is {absent[0]}; run the shards that have not ended")
+        missing = [block.name for block in self._blocks if not self._path(block).exists()]
+        if missing:
+            what = f"{self._stored}: {len(missing)} of {len(self._blocks)} blocks are missing"
+            raise UserError(f"{what}, the first is {missing[0]}; run the unfinished shards")
         tally, changed, left_out, good = Tally(), 0, [], dict.fromkeys(SPLITS, 0)
         for split, blocks in self._splits.items():
             for line in self._lines(blocks):
@@ -249,7 +247,7 @@ class AudioRun:
                 good[split] += not line.bad
         if changed:
             what = f"{self._stored}: {changed} audio files have changed since they were read"
-            raise UserError(f"{what}; run {self._command} again, or its shards")
+            raise UserError(f"{what}; run {self._command} again, or all its shards")
         tally.report(self.folder / "bad_audio.txt", skip_bad, self.task.say)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)
@@ -263,7 +261,7 @@ class AudioRun:
 
 
 def _stamp(path: str) -> list[int] | None:
-    """Size and time; None: it does not exist."""
+    """Return size and modification time of a file, or None if it does not exist."""
     try:
         status = Path(path).stat()
     except OSError:

@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 
 @dataclass
 class TaskConfig:
-    """What comes out."""
+    """What is made: the unit model, whether runs are merged, and the seed of all draws."""
 
     unit_model: str = "moonshine100"
     merge: bool = True
@@ -25,14 +25,14 @@ class TaskConfig:
 class DataConfig:
     """Where the corpus is."""
 
-    reader: str | None = None  # the downstream whose preprocessor.py it has; None: its own, table's
+    reader: str | None = None  # downstream whose preprocessor.py reads it; None: this one or table
     root_path: str = MISSING
-    expected: dict[str, int] = field(default_factory=dict)  # rows of train, valid, test; classes
+    expected: dict[str, int] = field(default_factory=dict)  # rows per split, number of classes
 
 
 @dataclass
 class FairseqConfig:
-    """How audio becomes units. None: what the registry says of the unit model."""
+    """How audio becomes units. None: the value in the unit model's registry entry."""
 
     feature_type: str | None = None
     ckpt_path: str | None = None
@@ -49,7 +49,7 @@ class FairseqConfig:
 
 @dataclass
 class Config:
-    """A task with more data keys subclasses it and changes the type of ``datarc``."""
+    """The whole config. A task with more data keys subclasses it with another ``datarc`` type."""
 
     taskrc: TaskConfig = field(default_factory=TaskConfig)
     datarc: DataConfig = field(default_factory=DataConfig)
@@ -57,48 +57,47 @@ class Config:
 
 
 def in_workspace(workspace: Workspace, path: str | None) -> Path | None:
-    """A path of the config from the workspace on. Raises ``UserError`` for a home of nobody."""
+    """Resolve a config's path in the workspace. Raises ``UserError`` for an unknown user's home."""
     try:
         return workspace.root / Path(path).expanduser() if path else None
     except RuntimeError:
-        raise UserError(f"{path}: there is no such user; write the folder out") from None
+        raise UserError(f"{path}: no such user; write the full path") from None
 
 
-def fill_in(settings: FairseqConfig, unit_model: str, known: UnitModel) -> None:
-    """Take from the registry's entry what the config leaves empty. Raises ``UserError`` where it
-    has none that is needed, and for a name that leads elsewhere.
+def fill_in(settings: FairseqConfig, unit_model: str, entry: UnitModel) -> None:
+    """Fill empty config values from the registry entry. Raises ``UserError`` if the feature type
+    is missing in both, or if the name is a path.
     """
     if not NAME.fullmatch(unit_model):
         raise UserError(f"taskrc.unit_model={unit_model[:80]!r}: expected letters, digits, _ . -")
     for key in ("feature_type", "ckpt_path", "layer", "normalize"):
         if getattr(settings, key) in (None, ""):
-            value = getattr(known, key)
+            value = getattr(entry, key)
             setattr(settings, key, str(value) if isinstance(value, Path) else value)
     if settings.km_clusters is None:
-        settings.km_clusters = known.clusters
+        settings.km_clusters = entry.clusters
     if settings.feature_type is None:
-        remedy = "in pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
-        what = f"taskrc.unit_model={unit_model}: not in the registry"
-        raise UserError(f"{what}; describe it {remedy}")
+        remedy = "add it to pretrained_models/my_unit_models.yaml, or set fairseqrc.feature_type"
+        raise UserError(f"taskrc.unit_model={unit_model}: not in the registry; {remedy}")
 
 
 def check_numbers(config: Config) -> None:
-    """Raises ``UserError`` for a number below its least or above its greatest value."""
+    """Check that numbers are within their limits. Raises ``UserError`` if one is not."""
     settings = config.fairseqrc
     for key, value, least, most in (
-        ("taskrc.seed", config.taskrc.seed, 0, 2**32 - 1),  # numpy's and scikit-learn's
+        ("taskrc.seed", config.taskrc.seed, 0, 2**32 - 1),  # what numpy and scikit-learn accept
         ("fairseqrc.km_clusters", settings.km_clusters, 1, 1_000_000),
         ("fairseqrc.km_frames", settings.km_frames, 1, 100_000_000),  # kept in memory
         ("fairseqrc.km_starts", settings.km_starts, 1, 10_000),
         ("fairseqrc.km_reassign", settings.km_reassign, 0, 1),
         ("fairseqrc.batch_seconds", settings.batch_seconds, 0.001, 36_000),
     ):
-        if value is not None and not least <= value <= most:  # nor nan
+        if value is not None and not least <= value <= most:  # refuses nan, too
             raise UserError(f"{key}={value}: expected at least {least}, at most {most:,}")
 
 
 def names_in(key: str, value: object) -> list[str]:
-    """The names under ``key``: one, or a list. Raises ``UserError`` for anything else."""
+    """Return the names under ``key``: one, or a list. Raises ``UserError`` for anything else."""
     names = value if isinstance(value, list) else [value]
     are_names = all(isinstance(name, str) and name for name in names)
     if not names or not are_names or len(set(names)) < len(names):

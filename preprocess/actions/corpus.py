@@ -1,5 +1,5 @@
-"""What people's corpora hold: files, paths as somebody spelled them, and tables. A row is one line
-of a table, so that no quotation mark can swallow the next.
+"""Reading people's corpora: lists of files, paths in any spelling, and tables. A row is one line of
+a table, so an unpaired quotation mark cannot swallow the next row.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ _SYSTEM_NAMES = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "lost+found",
 
 
 class Listing:
-    """Lists a corpus's files, and keeps by kind what it passes over, such as hidden files."""
+    """Lists the files of a corpus, and records by kind the files that it skips."""
 
     def __init__(self) -> None:
-        self.passed_over: defaultdict[str, set[Path]] = defaultdict(set)
+        self._skipped: defaultdict[str, set[Path]] = defaultdict(set)
 
     def files(self, folder: Path, pattern: str, *suffixes: str) -> list[Path]:
-        """What matches ``pattern`` in ``folder`` and ends in one of ``suffixes``, in small or
-        capital letters, sorted. A pattern that ends in / and the suffix "" list folders.
+        """Return the sorted paths in ``folder`` that match ``pattern`` and end in one of
+        ``suffixes``, in any case. A pattern that ends in /, with the suffix "", lists folders.
         """
         paths = []
         for path in sorted(folder.glob(pattern)):
             parts = path.relative_to(folder).parts
-            left = [part.startswith((".", "~$")) or part.lower() in _SYSTEM_NAMES for part in parts]
-            if any(left):
-                whole = folder.joinpath(*parts[: left.index(True) + 1])
-                self.passed_over["that systems leave"].add(whole)
+            hidden = [p.startswith((".", "~$")) or p.lower() in _SYSTEM_NAMES for p in parts]
+            if any(hidden):
+                topmost = folder.joinpath(*parts[: hidden.index(True) + 1])
+                self._skipped["hidden or system files"].add(topmost)
             elif path.name.lower().endswith(suffixes):
                 paths.append(path)
             elif not path.is_dir():
-                self.passed_over["of another kind"].add(path)
+                self._skipped["files of other types"].add(path)
         return paths
 
     def notes(self) -> list[str]:
-        """A line for each kind."""
+        """Return one line per kind of skipped files."""
         return [
-            f"passed over, {kind}: {len(paths)} ({first_few(path.name for path in sorted(paths))})"
-            for kind, paths in self.passed_over.items()
+            f"skipped {kind}: {len(paths)} ({first_few(path.name for path in sorted(paths))})"
+            for kind, paths in self._skipped.items()
         ]
 
 
 def located(name: str, root: Path, where: str) -> str:
-    """The path of ``name`` from ``root`` on, as the disk spells it: without ``./``, in the Unicode
-    form (NFC or NFD) of what exists. Raises ``UserError``, which begins with ``where``, for a path
-    that leads out of ``root``, and for an absent one with backslashes; also as ``check_name``.
+    """Return the path ``name`` relative to ``root``, spelled as on the disk: without ``./``, in the
+    Unicode form (NFC or NFD) of the existing file. Raises ``UserError``, which begins with
+    ``where``, for a path outside ``root``, a missing path with backslashes, or as ``check_name``.
     """
     for base in (root, root.resolve()):
         if PurePath(name).is_absolute() and PurePath(name).is_relative_to(base):
@@ -74,7 +74,7 @@ def located(name: str, root: Path, where: str) -> str:
 
 
 class Row(NamedTuple):
-    """``where`` names file and line; ``values``: what is in each column, in Unicode's NFC."""
+    """``where``: the file and line, for errors; ``values``: one text per column, in Unicode NFC."""
 
     where: str
     path: str
@@ -86,9 +86,9 @@ def _composed(text: str) -> str:
 
 
 def read_files(listing: Listing, root: Path, pattern: str) -> list[Row]:
-    """A row for each file below ``root`` that matches ``pattern``, such as
-    ``{speaker}/*/{word}_*.wav``: a name in braces is a column, ``**`` any folders. Numbers in
-    names are ordered as numbers. Raises ``UserError`` where there is none.
+    """Return one row per file below ``root`` that matches ``pattern``, for example
+    ``{speaker}/*/{word}_*.wav``. A name in braces is a column; ``**`` matches any folders. Numbers
+    in paths are sorted as numbers. Raises ``UserError`` if no file matches.
     """
     stem, dot, suffix = pattern.rpartition(".")
     names = re.findall(r"\{(\w+)\}", stem)
@@ -96,7 +96,7 @@ def read_files(listing: Listing, root: Path, pattern: str) -> list[Row]:
     parts = re.split(r"(\{\w+\}|\*\*/|\*)", stem)
     regex = "".join("([^/]+)" if p[:1] == "{" else wild.get(p, re.escape(p)) for p in parts)
     if not dot or "/" in suffix or len(set(names)) < len(names):
-        raise UserError(f"datarc.files={pattern}: expected {{names}} that differ, .wav at the end")
+        raise UserError(f"datarc.files={pattern}: expected distinct {{names}}, and .wav at the end")
     rows = []
     for path in listing.files(root, re.sub(r"\{\w+\}", "*", stem) + ".*", f".{suffix}".lower()):
         name = path.relative_to(root).as_posix()
@@ -118,14 +118,14 @@ def read_table(
     columns: Sequence[str] | Mapping[str, str] = (),
     line_breaks: bool = False,
 ) -> Iterator[Row]:
-    """Read a table that has the columns ``needed``, the first of which holds paths.
+    """Read a table that has the columns ``needed``; the first of these contains paths.
 
-    ``columns``: their names, where the first line has none, or new names for some. ``line_breaks``:
-    texts in quotation marks may have some. Other quotation marks that do not pair up within a line
-    are text where tabs separate (Common Voice), which ``say`` tells. Raises ``UserError``, naming
-    the line, for such a mark in a CSV, and for more or fewer fields than columns.
+    ``columns``: the column names, if the first line has none, or {old: new} names for some columns.
+    ``line_breaks``: quoted texts may contain line breaks. Otherwise, an unpaired quotation mark in
+    a line is an error in a CSV. In other tables it is read as text (Common Voice), and ``say``
+    reports it. Raises ``UserError``, with the line, for this and for a wrong number of fields.
     """
-    missing = "table not found; datarc.table names it, relative to datarc.root_path"
+    missing = "table not found; set datarc.table, relative to datarc.root_path"
     text = "\n".join(text_lines(file, missing)).replace("\r", "\n")
     if file.suffix.lower() in (".json", ".jsonl"):
         records = _json_records(text, file, needed)
@@ -144,44 +144,43 @@ def read_table(
             say(f"{file.name}: quotation marks are read as text ({error})")
         lines = lines[1:] if has_names else lines
         records = ((f"line {number}", dict(zip(names, fields))) for number, fields in lines)
-    for place, record in records:
+    for position, record in records:
         values = {name: _composed(value.strip()) for name, value in record.items()}
-        yield Row(f"{file}, {place}", record[needed[0]].strip(), values)
+        yield Row(f"{file}, {position}", record[needed[0]].strip(), values)
 
 
 def _header(
     line: str, file: Path, delimiter: str, needed: Sequence[str], renamed: Mapping[str, str]
 ) -> list[str]:
-    """The columns' names. Raises ``UserError`` for one that is missing or there twice."""
+    """Return the column names. Raises ``UserError`` for a missing or duplicate name."""
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
     names = [renamed.get(name, name) for name in names]
     if missing := [name for name in needed if name not in names]:
         listed = ", ".join(filter(None, names))[:200] or "nothing"
-        other = next((mark for mark in "\t;,| " if mark in line and len(names) == 1), "")
+        guess = next((mark for mark in "\t;,| " if mark in line and len(names) == 1), "")
         what = f"no column {', '.join(map(repr, missing))} in its first line, which has {listed}"
-        own = f"is its separator {other!r}, not {delimiter!r}?" if other else ""
-        remedy = own or "name yours in datarc"
-        raise UserError(f"{file}: {what}; {remedy}")
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        raise UserError(f"{file}: two columns {twice[0]!r} in its first line; rename one")
+        separator = f"is its separator {guess!r}, not {delimiter!r}?"
+        raise UserError(f"{file}: {what}; {separator if guess else 'name your columns in datarc'}")
+    if duplicates := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{file}: two columns {duplicates[0]!r} in its first line; rename one")
     return names
 
 
 def _lines(
     text: str, file: Path, delimiter: str, quoting: int, width: int, line_breaks: bool
 ) -> list[tuple[int, list[str]]]:
-    """Number and fields of every line that is not empty."""
+    """Return line number and fields of every non-empty row."""
     lines: list[tuple[int, list[str]]] = []
-    end = 0  # line at which the row before ended
+    end = 0  # the last line of the previous row
     table = csv.reader(io.StringIO(text), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for row in table:
             if table.line_num != end + 1 and not line_breaks:
-                raise csv.Error('a quotation mark closes in another line; write "" for one')
+                raise csv.Error('a quotation mark closes in another line; write "" for a plain one')
             if any("\0" in field for field in row):
                 raise csv.Error("a NUL character; is the table in UTF-16? save it as UTF-8")
             if len(row) not in (0, width):
-                remedy = '; put "..." around a text that holds the separator'
+                remedy = '; put "..." around a text that contains the separator'
                 counts = f"{len(row)} fields, the first line has {width}"
                 raise csv.Error(counts + remedy * (len(row) > width))
             if row:
@@ -195,26 +194,28 @@ def _lines(
 def _json_records(
     text: str, file: Path, needed: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The objects of a JSON file: one a line, a list, or by their names (as the column ``key``)."""
-    whole, what = _parsed(text), "entry"
-    if isinstance(whole, dict) and all(isinstance(value, dict) for value in whole.values()):
-        whole = [{"key": key, **value} for key, value in whole.items()]
-    if not isinstance(whole, list):
-        whole, what = [_parsed(line) for line in text.split("\n")], "line"
-    for number, values in enumerate(whole, start=1):
+    """Yield the objects of a JSON file, each after its position. The file contains one object per
+    line, or a list of objects, or objects by name (the name becomes the column ``key``).
+    """
+    content, kind = _parsed(text), "entry"
+    if isinstance(content, dict) and all(isinstance(value, dict) for value in content.values()):
+        content = [{"key": key, **value} for key, value in content.items()]
+    if not isinstance(content, list):
+        content, kind = [_parsed(line) for line in text.split("\n")], "line"
+    for number, values in enumerate(content, start=1):
         if values == "":  # an empty line
             continue
         if not isinstance(values, dict) or any(values.get(name) is None for name in needed):
-            found = str(list(values) if isinstance(values, dict) else values)[:200]
+            shown = str(list(values) if isinstance(values, dict) else values)[:200]
             form = f"an object with {', '.join(map(repr, needed))}"
-            raise UserError(f"{file}, {what} {number}: expected {form}, found {found}")
+            raise UserError(f"{file}, {kind} {number}: expected {form}, found {shown}")
         known = {name: value for name, value in values.items() if value is not None}
-        written = {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()}
-        yield f"{what} {number}", written
+        texts = {n: v if isinstance(v, str) else json.dumps(v) for n, v in known.items()}
+        yield f"{kind} {number}", texts
 
 
 def _parsed(text: str) -> Any:
-    """The JSON value; ``text`` itself where it is none."""
+    """Return the JSON value of ``text``, or ``text`` itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

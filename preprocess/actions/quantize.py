@@ -1,5 +1,6 @@
-"""Learn a unit model's k-means, and map the audio of a downstream's manifests to units:
-``<unit_model>/quantized/{train,valid,test}``, ``file|units``, a line a distinct file, runs kept.
+"""Learn the k-means of a unit model, and map the audio of a downstream's manifests to units. These
+are written to ``<unit_model>/quantized/{train,valid,test}``: one line ``file|units`` per distinct
+file, runs of a unit not merged.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
-    """Fit k-means to frames of the train manifests and write the first task's ``km_path``. An
-    existing one stays, since units and LM depend on it, but for one that ships, which fits the
-    corpus less. Raises ``UserError`` where tasks differ in unit model or features, or the model has
-    its own.
+    """Fit k-means to frames of the train manifests and write it to the first task's
+    ``learned_km_path``. An existing k-means is kept, because units and LM depend on it, except a
+    shipped one, which fits this corpus less. Raises ``UserError`` if tasks differ in unit model or
+    features, or if the unit model has a released k-means.
     """
     first = preprocessors[0]
     settings, task = first.config.fairseqrc, first.config.taskrc
@@ -36,18 +37,18 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
             raise UserError(f"{what}; learn their k-means one --downstream at a time")
     km_path = first.learned_km_path
     if settings.km_clusters is None:
-        raise UserError("fairseqrc.km_clusters: empty; say how many units to learn")
+        raise UserError("fairseqrc.km_clusters: empty; set the number of units to learn")
     if first.km_path.is_file() and not first.km_ships:
         stored = len(load_kmeans(first.km_path))
         if stored != settings.km_clusters:
-            what = f"{first.km_path}: has {stored} clusters, asked for are {settings.km_clusters}"
+            what = f"{first.km_path}: expected {settings.km_clusters} clusters, found {stored}"
             raise UserError(f"{what}; remove it, or name another with fairseqrc.km_path=FILE.npz")
         print(f"{first.km_path} already exists: kept; remove it to learn it again")
         return
     if first.ckpt_path is not None and first.km_path != km_path and not first.km_ships:
         get = f"python pretrained_models/download.py {task.unit_model} --only kmeans"
-        what = f"{first.km_path}: not here, but {task.unit_model} comes with it ({get})"
-        raise UserError(f"{what}; to learn one of your own, give it another --unit_model")
+        what = f"{first.km_path}: not found; {task.unit_model} has a released k-means: run {get}"
+        raise UserError(f"{what}, or learn your own k-means under another --unit_model")
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames, tally = _sample(preprocessors)
@@ -55,36 +56,35 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     centres = fit_kmeans(frames, *shape)
     save_config(first.config, km_path.with_suffix(".yaml"))
     write_json(km_path.with_suffix(".json"), provenance() | {"audio": tally.record()})
-    save_kmeans(km_path, centres)  # last: a run that finds it is done
+    save_kmeans(km_path, centres)  # last: if it exists, the next call takes it as finished
     print(f"wrote {km_path}: {settings.km_clusters} clusters of {len(frames)} frames")
 
 
 def _sample(tasks: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
-    """At most ``km_frames`` frames (N, D) of files drawn from train manifests; what was read."""
+    """Return at most ``km_frames`` frames (N, D) of drawn train files, and a tally of the files."""
     first = tasks[0]
     settings = first.config.fairseqrc
     reader, device = first.feature_reader()
-    files = []  # corpus, entry, seconds
+    files = []  # corpus number, entry, seconds
     corpora = [(*read_manifest(t.manifest / "train.tsv"), file_rates(t.manifest)) for t in tasks]
     for number, (_, entries, rates) in enumerate(corpora):
         files += [(number, e, e.frames / rates[e.path]) for e in distinct(entries)]
     order = np.random.default_rng(first.config.taskrc.seed).permutation(len(files))
     wanted, seconds = settings.km_frames / reader.frame_rate, settings.batch_seconds
-    missing = np.subtract.accumulate([wanted, *(files[index][2] for index in order)])  # after each
+    missing = np.subtract.accumulate([wanted, *(files[index][2] for index in order)])  # before each
     drawn = [files[index] for index in np.sort(order[: np.count_nonzero(missing > 0)])]
     blocks = []
     for number, (task, (root, _, rates)) in enumerate(zip(tasks, corpora)):
         entries = [entry for corpus, entry, _ in drawn if corpus == number]
         print(f"{task.downstream}: {len(entries)} files of its train manifest")
         blocks += cut_blocks(task.downstream, root, entries, seconds, rates)
-    to_numpy = lambda features: features.cpu().numpy()  # noqa: E731
-    encoder = Encoder(reader, to_numpy, device, seconds, np.concatenate)
+    encoder = Encoder(reader, lambda frames: frames.cpu().numpy(), device, seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
     filled, tally = 0, Tally()
-    for block in with_progress(encoder(blocks), "features", len(drawn), print):
-        for entry, result, notes in zip(block.block.entries, block.results, block.notes):
+    for encoded in with_progress(encoder(blocks), "features", len(drawn), print):
+        for entry, result, notes in zip(encoded.block.entries, encoded.results, encoded.notes):
             is_bad = isinstance(result, BadAudio)
-            tally.add(result if is_bad else notes, block.block.root / entry.path)
+            tally.add(result if is_bad else notes, encoded.block.root / entry.path)
             if not is_bad:
                 frames = result[: len(sample) - filled]
                 sample[filled : filled + len(frames)] = frames
@@ -94,24 +94,24 @@ def _sample(tasks: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
 
 
 class Quantizing(AudioRun):
-    """Audio to units as text."""
+    """Maps audio to units, written as text."""
 
     def __init__(self, task: Preprocessor) -> None:
         command = f"preprocess/runner.py --downstream {task.downstream} --action quantized"
         super().__init__(task, task.quantized, task.unit_model_record(), command)
 
     def encoder(self) -> Encoder[str]:
-        """Features, then the nearest centres. Raises ``UserError`` where they do not fit."""
+        """Return features, then nearest centres. Raises ``UserError`` if their sizes differ."""
         task = self.task
         reader, device = task.feature_reader()
         centres = load_kmeans(task.km_path, reader.dim)
-        better = ", which ships for a few commands; learn_kmeans makes a better one"
-        task.say(f"{len(centres)} clusters of {task.km_path}{better if task.km_ships else ''}")
+        hint = ", which was learned from a few commands; learn_kmeans makes a better one"
+        task.say(f"{len(centres)} clusters of {task.km_path}{hint if task.km_ships else ''}")
         kmeans, seconds = KMeans(centres, device), task.config.fairseqrc.batch_seconds
-        return Encoder(reader, lambda found: written(kmeans(found)), device, seconds, " ".join)
+        return Encoder(reader, lambda frames: written(kmeans(frames)), device, seconds, " ".join)
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
-        """A line ``file|units`` for each good file."""
+        """Write one line ``file|units`` per good file."""
         with writing(path) as handle:
             for line in lines:
                 handle.write(f"{line.file}|{line.result}\n")

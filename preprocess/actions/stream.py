@@ -1,6 +1,6 @@
-"""Audio files to a result each, as a stream: read ahead in threads, batched by length, in order.
-The manifest alone decides how the work is cut into *blocks* of neighbouring entries and into
-batches, so that results depend neither on threads nor on processes.
+"""A stream from audio files to one result per file: read ahead in threads, batched by length, in
+order. The manifest alone decides how the work is cut into *blocks* of neighbouring entries and into
+batches. So results depend neither on threads nor on processes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from preprocess.speech2unit.audio import (
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
-LONG = 600 * SAMPLE_RATE  # samples: from ten minutes on, features are not held all at once
-BATCHES_A_BLOCK = 4  # sorted by length together, so that a batch holds similar lengths
+LONG = 600 * SAMPLE_RATE  # samples: features of longer audio are never all in memory
+BATCHES_PER_BLOCK = 4  # a block is sorted by length, so that a batch has similar lengths
 
 
 class Block(NamedTuple):
-    """Neighbours in the manifest of one split; ``name`` is unique in a run."""
+    """Neighbouring entries in the manifest of one split; ``name`` is unique in a run."""
 
     name: str
     root: Path
@@ -43,16 +43,16 @@ class Block(NamedTuple):
 
 
 class Encoded(NamedTuple, Generic[Result]):
-    """What a block gave: for each entry a result, or the reason why there is none."""
+    """The outcome of a block: for each entry a result, or the reason why its audio is bad."""
 
     block: Block
     results: list[Result | BadAudio]
     seconds: float  # of good audio
-    notes: list[Sequence[str]]  # of each entry: what was converted or is remarkable
+    notes: list[Sequence[str]]  # per entry: what was converted or is remarkable
 
 
 def file_rates(manifest: Path) -> Mapping[str, int]:
-    """Samples a second of each file, as generate_manifest measured them; 16 kHz if it did not."""
+    """Return each file's samples per second, as generate_manifest measured them, else 16 kHz."""
     record = manifest / "provenance.json"
     rates = read_json(record, "generate_manifest").get("rates") if record.exists() else None
     if not isinstance(rates, dict):
@@ -61,7 +61,7 @@ def file_rates(manifest: Path) -> Mapping[str, int]:
 
 
 def rates_record(rates: Mapping[str, int]) -> dict[str, object]:
-    """What ``file_rates`` reads: ``most`` files' rate, and that of the ``others`` by path."""
+    """Return what ``file_rates`` reads: the rate of ``most`` files, and ``others`` by path."""
     most = Counter(rates.values()).most_common(1)[0][0] if rates else SAMPLE_RATE
     return {"most": most, "others": {path: rate for path, rate in rates.items() if rate != most}}
 
@@ -75,20 +75,20 @@ def cut_blocks(
 ) -> list[Block]:
     """Cut ``entries`` into blocks of about four batches, by seconds (no ``rates``: 16 kHz)."""
     rates = defaultdict(lambda: SAMPLE_RATE) if rates is None else rates
-    most = BATCHES_A_BLOCK * batch_seconds * SAMPLE_RATE
+    enough = BATCHES_PER_BLOCK * batch_seconds * SAMPLE_RATE
     blocks, start, samples = [], 0, 0.0
     for index, entry in enumerate(entries):
         samples += entry.frames * SAMPLE_RATE / rates[entry.path]
-        if samples >= most or index == len(entries) - 1:
-            of_block, seconds = entries[start : index + 1], samples / SAMPLE_RATE
-            blocks.append(Block(f"{name}-{len(blocks):06d}", root, of_block, seconds))
+        if samples >= enough or index == len(entries) - 1:
+            neighbours, seconds = entries[start : index + 1], samples / SAMPLE_RATE
+            blocks.append(Block(f"{name}-{len(blocks):06d}", root, neighbours, seconds))
             start, samples = index + 1, 0.0
     return blocks
 
 
 class Encoder(Generic[Result]):
-    """Runs ``finish(features)`` on every entry of the blocks. On a CPU the threads that torch would
-    give to one operation each take a block, which keeps them busy where operations are small.
+    """Runs ``finish(features)`` on every entry of the blocks. On a CPU, every thread computes one
+    block: if torch shares small operations among its threads, the threads are often idle.
     """
 
     def __init__(
@@ -99,20 +99,20 @@ class Encoder(Generic[Result]):
         batch_seconds: float,
         join: Callable[[list[Result]], Result] | None = None,
     ) -> None:
-        """``join`` makes one result of a long waveform's pieces, where the reader has pieces."""
+        """``join`` makes one result of the pieces of a long waveform, if the reader has pieces."""
         self._reader, self._finish = reader, finish
         self._join = join if hasattr(reader, "pieces") else None
         self._batch_samples = int(batch_seconds * SAMPLE_RATE)
         self._on_cpu = device.type == "cpu"
 
     def __call__(self, blocks: Sequence[Block]) -> Iterator[Encoded[Result]]:
-        """Yield each block's results, in the order of ``blocks``. Memory holds a few of them;
-        recordings of up to an hour add no more than an hour.
+        """Yield each block's results, in the order of ``blocks``. Only a few blocks are in memory,
+        and at most an hour more of long recordings.
         """
         pending: deque[tuple[float, Future[Encoded[Result]]]] = deque()  # (seconds, block)
         at_once = torch.get_num_threads() if self._on_cpu else 1
-        ordinary = (at_once + 2) * BATCHES_A_BLOCK * self._batch_samples
-        most = (ordinary + MOST_SAMPLES) / SAMPLE_RATE  # seconds in memory
+        samples = (at_once + 2) * BATCHES_PER_BLOCK * self._batch_samples
+        most = (samples + MOST_SAMPLES) / SAMPLE_RATE  # seconds in memory
         with (
             torch_threads(1 if self._on_cpu else None),
             ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as reading,
@@ -168,7 +168,7 @@ class Encoder(Generic[Result]):
 
     @torch.inference_mode()
     def _in_pieces(self, waveform: torch.Tensor) -> Result:
-        """The result of (T,), whose features are never all in memory."""
+        """Map a waveform (T,) to its result, in pieces: its features are never all in memory."""
         size, overlap = self._reader.pieces
         pieces = (waveform[i : i + size + overlap] for i in range(0, len(waveform), size))
         pieces = [piece for piece in pieces if len(piece) >= self._reader.min_samples]
@@ -178,7 +178,7 @@ class Encoder(Generic[Result]):
 def with_progress(
     blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
 ) -> Iterator[Encoded[Result]]:
-    """Yield the blocks, with a bar; then say ``0.42 h of audio, 35x real time``."""
+    """Yield the blocks with a progress bar; then say ``0.42 h of audio, 35x real time``."""
     start, seconds, summary = time.monotonic(), 0.0, ""
     with progress_bar(total=files, desc=title, unit="file") as bar:
         for block in blocks:

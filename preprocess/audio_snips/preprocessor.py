@@ -1,6 +1,6 @@
-"""Slot filling on Audio SNIPS as SUPERB lays it out. Labels are a command's characters, and a
-slot's type before and after its value: one label for both sides, since with 39 slot types the
-paper's 69 labels, and the 100 units that name them, leave no room for more.
+"""Slot filling on Audio SNIPS in SUPERB's layout. Labels are the characters of a command, and the
+slot type before and after each value. Both sides have the same label: there are 39 slot types, and
+the paper's 69 labels, which 100 units name, leave no room for separate begin and end labels.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ class AudioSnipsConfig(Config):
 
 
 class AudioSnips(Preprocessor[AudioSnipsConfig]):
-    """The files of a split's own speakers. Characters are numbered first, then slot types."""
+    """Each split has its own speakers. Characters are numbered first, then slot types."""
 
     config_class = AudioSnipsConfig
     slots = ("character", "slot_type")
 
     def named_labels(self, utterance: Utterance) -> Iterable[tuple[int, str]]:
-        """One letter is a character; a longer name is a slot type."""
+        """Return the labels: a name of one letter is a character, a longer one a slot type."""
         return ((int(len(name) > 1), name) for name in utterance.labels)
 
     def label_names(self, train: Sequence[Utterance]) -> list[list[str]]:
-        """The characters and slot types of train, sorted."""
+        """Return the characters and slot types of train, sorted."""
         return [sorted(names) for names in super().label_names(train)]
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The wavs of the split's speakers, sorted by name; each needs a line of text."""
+        """Return the wavs of the split's speakers, sorted by name. Each needs a line of text."""
         texts, speakers = self._texts, set(getattr(self.config.datarc, f"{split}_speakers"))
         wavs = self.listing.files(self.root / split, "**/*", ".wav")
         paths = [path for path in wavs if path.stem.split("-")[0] in speakers]
         if not paths:
             what = f"{self.root / split}: no .wav of {', '.join(sorted(speakers))}"
-            keys = f"the folder that holds {TEXT}, datarc.{split}_speakers names the voices"
-            raise UserError(f"{what}; datarc.root_path is {keys}")
-        if untold := [path for path in paths if path.stem not in texts]:
-            raise UserError(f"{self.root / TEXT}: no line for {untold[0].stem} ({untold[0]})")
+            keys = f"the folder that contains {TEXT}, and datarc.{split}_speakers to its voices"
+            raise UserError(f"{what}; set datarc.root_path to {keys}")
+        if textless := [path for path in paths if path.stem not in texts]:
+            raise UserError(f"{self.root / TEXT}: no line for {textless[0].stem} ({textless[0]})")
         spoken = {path.stem for path in paths}
-        silent = [name for name in texts if f"-{split}-" in name and name not in spoken]
-        silent = [name for name in silent if name.split("-")[0] in speakers]
+        named = (name for name in texts if f"-{split}-" in name and name.split("-")[0] in speakers)
+        silent = [name for name in named if name not in spoken]
         for count, what in (
             (len(wavs) - len(paths), "recordings of other voices left out"),
             (len(silent), f"lines of {TEXT} without a recording ({first_few(silent)})"),
@@ -75,8 +75,8 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
 
     @cached_property
     def _texts(self) -> dict[str, tuple[str, ...]]:
-        """The labels of each line ``<utterance> BOS words EOS<TAB>O tags intent``, by utterance."""
-        missing = f"not found; datarc.root_path is the folder that holds {TEXT} and {SLOTS}"
+        """Utterance -> labels, from lines ``<utterance> BOS words EOS<TAB>O tags intent``."""
+        missing = f"not found; datarc.root_path is the folder that contains {TEXT} and {SLOTS}"
         slots = [line.strip() for line in text_lines(self.root / SLOTS, missing)]
         slot_types = {name.removeprefix("B-").removeprefix("I-") for name in slots}
         dropped: Counter[str] = Counter()
@@ -87,7 +87,7 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             name, *words = text.split()
             tags = tagged.split()[:-1]  # the intent is last
             if words[:1] != ["BOS"] or words[-1:] != ["EOS"] or len(tags) != len(words) - 1:
-                form = "'<utterance> BOS words EOS', a tab, 'O', a tag for each word and the intent"
+                form = "'<utterance> BOS words EOS', a tab, 'O', one tag per word, and the intent"
                 raise UserError(f"{where}: expected {form}, found {line[:60]!r}")
             pieces: list[tuple[str, list[str]]] = []  # slot type or "", words
             for word, tag in zip(words[1:-1], tags[1:]):
@@ -102,14 +102,14 @@ class AudioSnips(Preprocessor[AudioSnipsConfig]):
             if not labels:
                 raise UserError(f"{where}: no text")
             if texts.setdefault(name, labels) != labels:
-                raise UserError(f"{where}: {name} has another text further up")
+                raise UserError(f"{where}: {name} has another text in an earlier line")
         if dropped:
             self.say(f"{TEXT}: {left_out(dropped)}")
         return texts
 
 
 def labels_of(pieces: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The labels of (slot type or "", value) pieces, spaces between them."""
+    """Return the labels of pieces (slot type or "", value), with spaces between the pieces."""
     labels: list[str] = []
     for kind, value in pieces:
         between = [" "] if labels else []

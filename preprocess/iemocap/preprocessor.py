@@ -1,4 +1,4 @@
-"""Emotion on IEMOCAP: the utterances of its sessions and the emotion that its annotators chose."""
+"""Emotion on IEMOCAP: the utterances of all sessions, with the emotion that annotators chose."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _UTTERANCE = re.compile(r"\[[\d. -]+\]\s+(?P<name>\w+)_(?P<number>\w+)\s+(?P<emo
 
 
 class Iemocap(Table):
-    """Columns: ``emotion``, in three letters, and ``session``, such as Session5."""
+    """Adds the columns ``emotion``, in three letters, and ``session``, such as Session5."""
 
     def rows_of(self, table: str) -> list[Row]:
-        """The utterances, session by session, in the annotations' order."""
+        """Return the utterances, session by session, in the order of the annotation files."""
         rows = []
         for file in self.listing.files(self.root, table, ".txt"):
             session = file.relative_to(self.root).parts[0]

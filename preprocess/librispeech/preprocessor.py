@@ -1,5 +1,5 @@
-"""Speech recognition on LibriSpeech: a transcript's characters are its labels, letters, apostrophe
-and space. Other tasks with text use the same.
+"""Speech recognition on LibriSpeech. The labels are the characters of a transcript: letters,
+apostrophe and space. Other tasks with texts use the same characters.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from preprocess.actions.config import Config, DataConfig, names_in
 from preprocess.actions.manifest import first_few
 from preprocess.preprocessor import Preprocessor, Utterance
 
-# 28; the paper counts 29. An answer's end is the LM's own </s> and needs no label.
+# 28 characters; the paper counts 29. The LM's own </s> ends an answer and needs no label.
 CHARACTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 TRANSCRIPT = ".trans.txt"
-AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus")  # corpora are converted, too
+AUDIO = (".flac", ".wav", ".mp3", ".ogg", ".opus")  # people convert the .flac files
 _APOSTROPHES = str.maketrans("’‘`", "'''")
 
 
 def normalised(word: str, dropped: Counter[str]) -> str:
-    """``word`` in capitals without accents, in ``CHARACTERS`` alone; counts what is ``dropped``."""
+    """Return ``word`` in capitals without accents. Drop and count what is not in ``CHARACTERS``."""
     plain = unicodedata.normalize("NFKD", word.translate(_APOSTROPHES)).upper()
     letters = [character for character in plain if not unicodedata.combining(character)]
     kept = [character for character in letters if character in CHARACTERS and character != " "]
@@ -36,14 +36,14 @@ def normalised(word: str, dropped: Counter[str]) -> str:
 
 
 def left_out(dropped: Counter[str]) -> str:
-    """A line about what ``normalised`` left out: how many characters, and the most frequent."""
+    """Return a line about the characters that ``normalised`` dropped: their number, and which."""
     listed = " ".join(f"{character!r} {count:,}" for character, count in dropped.most_common(9))
     return f"{dropped.total():,} characters left out ({listed})"
 
 
 @dataclass
 class LibriSpeechData(DataConfig):
-    """A split's folder, or a list of folders."""
+    """The folder of each split, or a list of folders."""
 
     train: Any = MISSING
     valid: Any = MISSING
@@ -56,21 +56,20 @@ class LibriSpeechConfig(Config):
 
 
 class LibriSpeech(Preprocessor[LibriSpeechConfig]):
-    """The splits are the corpus's own folders, named in ``datarc``."""
+    """The splits are folders of the corpus; ``datarc`` names them."""
 
     config_class = LibriSpeechConfig
     slots = ("character",)
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The lines of the split's transcripts, folder by folder, sorted by their files' names."""
+        """Return the lines of the split's transcripts, folder by folder, sorted by file name."""
         utterances: list[Utterance] = []
         for name in names_in(f"datarc.{split}", getattr(self.config.datarc, split)):
             folder = self.root / name
             transcripts = self.listing.files(folder, "*/*/*.txt", TRANSCRIPT)
             if not transcripts:
-                keys = f"the folder that holds LibriSpeech's, datarc.{split} names this one"
-                what = f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it"
-                raise UserError(f"{what}; datarc.root_path is {keys}")
+                remedy = f"set datarc.root_path to the folder that contains datarc.{split}={name}"
+                raise UserError(f"{folder}: no <speaker>/<chapter>/*{TRANSCRIPT} in it; {remedy}")
             paths = self.listing.files(folder, "*/*/*", *AUDIO, ".txt")
             audio = {path.with_suffix(""): path for path in paths if path.suffix != ".txt"}
             utterances += [row for path in transcripts for row in self._read(path, audio)]
@@ -80,15 +79,15 @@ class LibriSpeech(Preprocessor[LibriSpeechConfig]):
         return utterances
 
     def _read(self, transcript: Path, audio: dict[Path, Path]) -> Iterator[Utterance]:
-        """A transcript's lines, whose files are taken out of ``audio``, a file by its stem."""
+        """Yield the lines of a transcript. Removes their files from ``audio`` (stem -> file)."""
         for number, line in enumerate(text_lines(transcript, "not found"), start=1):
             name, _, text = line.partition(" ")
             text = " ".join(text.split())
             unknown = [character for character in text if character not in CHARACTERS]
             if unknown or not text:
-                found = f"{unknown[0]!r} in {text[:60]!r}" if unknown else "no text"
+                problem = f"{unknown[0]!r} in {text[:60]!r}" if unknown else "no text"
                 form = "capital letters, apostrophes and spaces, as LibriSpeech's transcripts have"
-                raise UserError(f"{transcript}, line {number}: {found}; expected {form}")
+                raise UserError(f"{transcript}, line {number}: {problem}; expected {form}")
             stem = transcript.parent / name
             path = audio.pop(stem, stem.with_name(f"{name}{AUDIO[0]}"))
             yield Utterance(path.relative_to(self.root).as_posix(), text)

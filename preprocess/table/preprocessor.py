@@ -1,4 +1,4 @@
-"""Any task that a table describes: a line a recording, with its labels or its text."""
+"""Any task that a table describes: one line per recording, with its labels or its text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from preprocess.table.splits import draw_splits, share_out
 
 @dataclass
 class TableData(DataConfig):
-    """The table or files, their columns, the shares of the splits; config.yaml explains them."""
+    """The table or files, the columns, the shares of the splits; config.yaml explains the keys."""
 
     table: Any = None
     files: str | None = None
@@ -56,7 +56,7 @@ class Table(Preprocessor[TableConfig]):
     """Labels are numbered column by column, in the order of their first appearance in train."""
 
     config_class = TableConfig
-    own_columns: tuple[str, ...] = ()  # those that a subclass adds in rows_of
+    added_columns: tuple[str, ...] = ()  # columns that a subclass adds in rows_of
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ class Table(Preprocessor[TableConfig]):
         return ("character",) if datarc.text else tuple(datarc.labels)
 
     def utterances(self, split: str) -> list[Utterance]:
-        """The rows of this split, in the table's order."""
+        """Return the rows of this split, in the order of the table."""
         return self._splits[split]
 
     @cached_property
@@ -75,23 +75,26 @@ class Table(Preprocessor[TableConfig]):
         self._lengths: dict[str, tuple[int, int]] = {}
         self._dropped: Counter[str] = Counter()  # characters
         unnamed: Counter[str] = Counter()  # labels
-        seen: dict[str, str] = {}  # where each name was
+        seen: dict[str, str] = {}  # name -> file and line
         rows, utterances, given = [], [], []
-        for row, own_split in ((r, own) for t, own in tables.items() for r in self.rows_of(t)):
+        listed = ((row, split) for table, split in tables.items() for row in self.rows_of(table))
+        for row, table_split in listed:
             answers = [row.values[name] for name in datarc.labels] if datarc.names else []
-            if others := [answer for answer in answers if answer not in datarc.names]:
-                unnamed[others[0]] += 1
+            if unknown := [answer for answer in answers if answer not in datarc.names]:
+                unnamed[unknown[0]] += 1
                 continue
             utterance = self._utterance(row)
             name = utterance.name or utterance.path
             if seen.setdefault(name, row.where) != row.where:
                 raise UserError(f"{row.where}: {name} is already in {seen[name]}")
-            word = own_split or row.values.get(datarc.split)
+            word = table_split or row.values.get(datarc.split)
             split = datarc.splits.get(word, word)
             if split not in (None, *SPLITS):
                 known = ", ".join(dict.fromkeys((*datarc.splits, *SPLITS)))
                 raise UserError(f"{row.where}: split {split!r}; expected {known}")
-            rows.append(row), utterances.append(utterance), given.append(split)
+            rows.append(row)
+            utterances.append(utterance)
+            given.append(split)
         if self._dropped:
             self.say(f"{next(iter(tables))}: {left_out(self._dropped)}")
         if unnamed:
@@ -113,16 +116,16 @@ class Table(Preprocessor[TableConfig]):
         return {s: [u for u, split in zip(utterances, splits) if split == s] for s in SPLITS}
 
     def _tables(self) -> dict[str, str | None]:
-        """The split that each table is; None: its rows say, or are drawn. Files: the pattern."""
+        """Return the split of each table or pattern of files. None: its rows are in many splits."""
         datarc = self.config.datarc
         valid, test = datarc.valid, datarc.test
-        if not (valid > 0 and test > 0 and valid + test < 1):  # nor nan
+        if not (valid > 0 and test > 0 and valid + test < 1):  # refuses nan, too
             shares = f"datarc.valid={valid}, datarc.test={test}"
-            raise UserError(f"{shares}: expected shares above 0 that leave something to train on")
+            raise UserError(f"{shares}: expected shares above 0, whose sum is below 1")
         if bool(datarc.text) == bool(datarc.labels):
-            raise UserError("datarc: name either the columns of the labels, or that of the text")
+            raise UserError("datarc: set either labels (the columns of the labels) or text")
         if bool(datarc.table) == bool(datarc.files):
-            raise UserError("datarc: name either the table, or the pattern of the files")
+            raise UserError("datarc: set either table or files (a pattern of file names)")
         if isinstance(datarc.table, dict):
             return {str(name): split for name, split in datarc.table.items()}
         tables = names_in("datarc.table", datarc.files or datarc.table)
@@ -132,33 +135,33 @@ class Table(Preprocessor[TableConfig]):
         return dict(zip(tables, SPLITS if len(tables) > 1 else (None,)))
 
     def rows_of(self, table: str) -> list[Row]:
-        """The rows of a table, or of the files that match, with paths from the corpus folder on."""
+        """Return the rows of a table or of a pattern of files, with paths in the corpus folder."""
         datarc = self.config.datarc
         labels = [datarc.text] if datarc.text else datarc.labels
-        named = [name for name in (*labels, *datarc.per) if name not in self.own_columns]
+        needed = [name for name in (*labels, *datarc.per) if name not in self.added_columns]
         if datarc.files:
             rows = read_files(self.listing, self.root, table)
-            if absent := [name for name in named if name not in rows[0].values]:
-                raise UserError(f"datarc.files={table}: no {{{absent[0]}}} in it")
+            if missing := [name for name in needed if name not in rows[0].values]:
+                raise UserError(f"datarc.files={table}: no {{{missing[0]}}} in it; add it")
             return rows
         form = datarc.separator, datarc.columns or (), datarc.line_breaks
         filled = {datarc.path, datarc.speaker, *datarc.per}
         filled |= set() if datarc.names else set(labels)
         rows, templates = [], names_in("datarc.audio", datarc.audio)
-        for row in read_table(self.root / table, [datarc.path, *named], self.say, *form):
+        for row in read_table(self.root / table, [datarc.path, *needed], self.say, *form):
             if empty := [name for name in row.values if name in filled and not row.values[name]]:
                 raise UserError(f"{row.where}: nothing in the column {empty[0]!r}")
-            known = {**row.values, "path": row.path.removeprefix(datarc.prefix)}
+            columns = {**row.values, "path": row.path.removeprefix(datarc.prefix)}
             try:
-                paths = [template.format_map(known) for template in templates]
+                paths = [template.format_map(columns) for template in templates]
             except (LookupError, ValueError, AttributeError) as error:
-                raise UserError(f"{row.where}: datarc.audio: no column {error} in it") from None
+                raise UserError(f"{row.where}: datarc.audio: no column {error}") from None
             path = next((path for path in paths[:-1] if (self.root / path).exists()), paths[-1])
             rows.append(row._replace(path=located(path, self.root, row.where)))
         return rows
 
     def _utterance(self, row: Row) -> Utterance:
-        """The row's labels or text, and the piece of its file."""
+        """Return the labels or the text of a row, and the piece of the file."""
         datarc = self.config.datarc
         answers = [row.values[name] for name in datarc.labels]
         labels: Sequence[str] = tuple(datarc.names.get(answer, answer) for answer in answers)
@@ -168,14 +171,14 @@ class Table(Preprocessor[TableConfig]):
             labels = " ".join(filter(None, words))
             if not labels:
                 raise UserError(f"{row.where}: no letter in the text {text[:60]!r}")
-        others = (datarc.path, datarc.text, *datarc.labels)  # no times
+        not_times = (datarc.path, datarc.text, *datarc.labels)
         columns = (datarc.start, datarc.end, datarc.duration)
-        times = ["" if name in others else row.values.get(name, "") for name in columns]
+        times = ["" if name in not_times else row.values.get(name, "") for name in columns]
         return Utterance(row.path, labels, *(self._piece(row, *times) if any(times) else ()))
 
     def _piece(self, row: Row, start: str, end: str, length: str) -> tuple[int, int | None, str]:
-        """Start and samples, at the file's own rate, of the piece from ``start`` to ``end`` seconds
-        (empty: the file's), and the row's name. ``end`` may lie 5 ms behind the file's, rounded.
+        """Return first sample, number of samples (at the file's own rate) and name of a piece, from
+        ``start`` to ``end`` seconds (empty: of the file). ``end`` may be 5 ms too large (rounding).
         """
         try:
             first, last = float(start or 0), float(end) if end else None
@@ -188,10 +191,10 @@ class Table(Preprocessor[TableConfig]):
             if row.path not in self._lengths:
                 self._lengths[row.path] = length_and_rate(self.root / row.path)
         except BadAudio:
-            return 0, None, name  # reported with all others
+            return 0, None, name  # generate_manifest reports all bad audio together
         frames, rate = self._lengths[row.path]
         last = frames / rate if last is None else last
-        if not 0 <= first < last <= frames / rate + 0.005:  # nor nan
+        if not 0 <= first < last <= frames / rate + 0.005:  # refuses nan, too
             piece = f"{row.where}: {first:g} to {last:g} s"
             raise UserError(f"{piece}; {row.path} lasts {frames / rate:.3f} s")
         begin = round(first * rate)
@@ -199,5 +202,5 @@ class Table(Preprocessor[TableConfig]):
 
 
 def _written(seconds: float) -> str:
-    """With three decimals, or more where they are needed."""
+    """Return ``seconds`` with three decimals, or with more if needed."""
     return f"{seconds:.3f}" if round(seconds, 3) == seconds else repr(seconds)

@@ -1,4 +1,4 @@
-"""How the rows of a table are divided into train, valid and test."""
+"""Divide the rows of a table into train, valid and test."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def share_out(
     rows: Mapping[str, float],
     seed: int | None,
 ) -> tuple[list[str | None], str]:
-    """The split of each row, None of those left out, and how it was chosen.
+    """Return the split of each row (None: left out), and a text that says how it was chosen.
 
-    Rows without a ``given`` split are shared out, group by group: so many of each (below 1: such a
-    share) to the splits of ``rows``, in its order, and what is over to the first of train, valid,
-    test that is not there. Without ``seed`` they are taken in their order.
+    Rows without a ``given`` split are shared out group by group. Each split in ``rows``, in order,
+    gets that number of rows per group (below 1: that share). The other rows go to the first of
+    train, valid, test that is not in ``rows``. ``seed`` None: rows are taken in order, not drawn.
     """
     if not rows or not set(rows) <= set(SPLITS) or not all(0 < n < 1e9 for n in rows.values()):
         what = "numbers above 0 for train, valid or test, to share out rows without a split"
@@ -36,11 +36,11 @@ def share_out(
     for numbers in members.values():
         if seed is not None:
             rng.shuffle(numbers)
-        wanted: list[str | None] = []
+        shared: list[str | None] = []
         for split, count in rows.items():
-            wanted += [split] * (round(count * len(numbers)) if count < 1 else int(count))
-        wanted += [rest] * len(numbers)
-        for number, split in zip(numbers, wanted):
+            shared += [split] * (round(count * len(numbers)) if count < 1 else int(count))
+        shared += [rest] * len(numbers)
+        for number, split in zip(numbers, shared):
             splits[number] = split
     shares = ", ".join(f"{split} {count:g}" for split, count in rows.items())
     how = "" if given.count(None) == len(given) else "as given, "
@@ -55,25 +55,25 @@ def draw_splits(
     test: float,
     seed: int,
 ) -> tuple[list[str], str]:
-    """The split of each row, and how it was chosen: speakers are drawn, where rows have them, or
-    recordings, where one has several rows. Else each class is divided, so that every split has its
-    share; with several labels a row, or classes too small, the whole is, so that train keeps every
-    label. A text is one class. Raises ``UserError`` for fewer than three to draw.
+    """Return the split of each row, and a text that says how it was chosen. Draws speakers if all
+    rows have one, or recordings if one has several rows. Otherwise divides each class; all texts
+    are one class. If rows have several labels, or classes are too small, divides all rows together,
+    so that train has every label. Raises ``UserError`` for fewer than three speakers or recordings.
     """
     rng = random.Random(seed)
-    what, groups = "speaker", list(speakers)
+    kind, groups = "speaker", list(speakers)
     if None in groups:
-        what, groups = "recording", [utterance.path for utterance in utterances]
+        kind, groups = "recording", [utterance.path for utterance in utterances]
     members = sorted(set(groups))
-    if what == "speaker" or len(members) < len(utterances):
+    if kind == "speaker" or len(members) < len(utterances):
         if len(members) < len(SPLITS):
-            remedy = "name each line's split in a column (datarc.split); datarc.speaker= ignores"
-            few = f"{len(members)} {what}s, too few to draw train, valid and test from"
-            raise UserError(f"{few}; {remedy} speakers")
+            few = f"{len(members)} {kind}s, too few to draw train, valid and test from"
+            remedy = "write the splits in a column (datarc.split), or set datarc.speaker="
+            raise UserError(f"{few}; {remedy} to ignore speakers")
         drawn = _draw(len(members), valid, test, rng)
         split_of = dict(zip(members, drawn))
         listed = ", ".join(f"{split} {drawn.count(split)}" for split in SPLITS)
-        return [split_of[group] for group in groups], f"drawn by {what} ({listed})"
+        return [split_of[group] for group in groups], f"drawn by {kind} ({listed})"
     answers = [utterance.labels for utterance in utterances]
     classes: dict[Hashable, list[int]] = {}
     for number, answer in enumerate(answers):
@@ -92,7 +92,7 @@ def draw_splits(
 
 
 def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str]:
-    """``count`` splits in random order: a train, then test and valid by shares, of 3 one each."""
+    """Return ``count`` splits in random order, by share; each at least once if ``count`` > 2."""
     least = 1 if count >= 3 else 0
     in_test = min(max(least, round(test * count)), count - 1)
     in_valid = min(max(least, round(valid * count)), count - 1 - in_test)
@@ -104,8 +104,8 @@ def _draw(count: int, valid: float, test: float, rng: random.Random) -> list[str
 def _draw_by_label(
     answers: Sequence[Sequence[str]], valid: float, test: float, rng: random.Random
 ) -> list[str]:
-    """A split for each of ``answers``. Test and valid get their shares of all: first answers of
-    whose labels no share is full, then any; never the last in train with a label.
+    """Return a split per answer. Test, then valid, get their shares of all answers: first answers
+    with no label whose share is full, then any. The last answer with a label stays in train.
     """
     splits = ["train"] * len(answers)
     labels = [tuple(enumerate(answer)) for answer in answers]

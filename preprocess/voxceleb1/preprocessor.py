@@ -1,4 +1,4 @@
-"""Who speaks, or the speaker's gender, on VoxCeleb1 with its own splits."""
+"""Speaker identification, or the speaker's gender, on VoxCeleb1 with its published splits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ID, GENDER = "VoxCeleb1 ID", "Gender"
 
 
 class VoxCeleb1(Table):
-    """Adds the columns ``speaker``, the first folder of a listed path, and ``gender``."""
+    """Adds the columns ``speaker`` (the first folder of a listed path) and ``gender``."""
 
-    own_columns = ("speaker", "gender")
+    added_columns = ("speaker", "gender")
 
     def rows_of(self, table: str) -> list[Row]:
-        """The lines of the list."""
+        """Return the lines of the list, with these columns."""
         rows = super().rows_of(table)
         for row in rows:
             row.values["speaker"] = row.values["path"].partition("/")[0]

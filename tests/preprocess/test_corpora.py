@@ -1,4 +1,4 @@
-"""What people's corpora hold beside audio, how they spell it, and Speech Commands' two layouts."""
+"""Corpora with other files than audio, in other spellings; the two layouts of Speech Commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAKERS = {
 
 
 def files(task: Preprocessor) -> list[list[str]]:
-    """The path of each row, by split."""
+    """Return the path of each row, by split."""
     manifests = (read_manifest(task.manifest / f"{split}.tsv")[1] for split in SPLITS)
     return [[entry.path for entry in entries] for entries in manifests]
 
@@ -44,13 +44,13 @@ def v002(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("downstream", MAKERS)
-def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
-    """The same rows as without what systems leave, which a line counts. ``.WAV`` is audio."""
+def test_system_files_and_capital_suffixes(tmp_path, capsys, downstream):
+    """System files do not change the rows; a line counts them. ``.WAV`` is audio."""
     root = MAKERS[downstream](tmp_path / "corpora" / downstream)
     task = preprocessor(downstream, tmp_path)
     task.generate_manifest()
     expected = files(task)
-    assert "passed over" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
     folders = {path.parent for path in root.rglob("*.*") if path.suffix in (".wav", ".flac")}
     for folder in (*folders, *{folder.parent for folder in folders}):
         clip = next(root.rglob("*.[wf][al]*"))
@@ -62,8 +62,8 @@ def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
         (folder / f"._{clip.name}").write_bytes(b"x")
     preprocessor(downstream, tmp_path).generate_manifest()
     assert files(task) == expected
-    said = capsys.readouterr().out
-    assert "passed over, that systems leave: " in said and ".DS_Store, " in said
+    printed = capsys.readouterr().out
+    assert "skipped hidden or system files: " in printed and ".DS_Store, " in printed
     for path in {root / path for paths in expected for path in paths}:
         path.rename(path.with_suffix(path.suffix.upper()))
     preprocessor(downstream, tmp_path).generate_manifest()
@@ -72,15 +72,15 @@ def test_what_systems_leave_and_capital_suffixes(tmp_path, capsys, downstream):
     assert capitals in ({".WAV"}, {".FLAC"})
 
 
-def test_speech_commands_whose_folders_are_others(keywords, tmp_path, capsys):
+def test_speech_commands_with_other_folders(keywords, tmp_path, capsys):
     shutil.copytree(keywords / TRAIN_FOLDER / "yes", keywords / TRAIN_FOLDER / "my recordings")
     shutil.rmtree(keywords / TEST_FOLDER / "go")
     (keywords / TEST_FOLDER / "yes" / "notes.txt").touch()
     preprocessor("speech_commands", tmp_path).generate_manifest()
-    said = capsys.readouterr().out
-    assert "read as _unknown_: my recordings" in said
-    assert "warning, test has no folder of go" in said
-    assert "passed over, of another kind: 1 (notes.txt)" in said
+    printed = capsys.readouterr().out
+    assert "read as _unknown_: my recordings" in printed
+    assert "warning, test has no folder of go" in printed
+    assert "skipped files of other types: 1 (notes.txt)" in printed
     for folder in ("yes", "_background_noise_"):
         for path in (keywords / TRAIN_FOLDER / folder).iterdir():
             path.unlink()
@@ -117,8 +117,8 @@ def test_speech_commands_v002_by_its_lists(v002, tmp_path, capsys):
     _, entries = read_manifest(task.manifest / "test.tsv")
     labels = Counter(int(entry.labels) for entry in entries)
     assert labels == {**dict.fromkeys(range(10), 1), 10: 25, 11: 1}
-    said = capsys.readouterr().out
-    assert "test: 1 rows of _silence_ drawn from background noise; 25 files are _unknown_" in said
+    printed = capsys.readouterr().out
+    assert "1 rows of _silence_ drawn from background noise; 25 files are _unknown_" in printed
     preprocessor("speech_commands", tmp_path, "datarc.train=each_once").generate_manifest()
     assert files(task) == [train, valid, test]
 
@@ -141,7 +141,7 @@ def test_speech_commands_v002_in_35_classes(v002, tmp_path):
         ("README.md", "", 36, r"datarc\.classes=36: expected 12, or 35"),
     ],
 )
-def test_speech_commands_v002_that_cannot_be(v002, tmp_path, file, line, classes, message):
+def test_unusable_speech_commands_v002(v002, tmp_path, file, line, classes, message):
     if line is None:
         (v002 / file).unlink()
     else:
@@ -153,7 +153,7 @@ def test_speech_commands_v002_that_cannot_be(v002, tmp_path, file, line, classes
 
 
 def test_librispeech_of_several_folders(tmp_path, capsys):
-    """In the order of the list; a recording that no transcript has is told."""
+    """Rows follow the order of the list. A line counts recordings without a transcript."""
     texts = {"train-a": ["THE CAT"], "train-b": ["A HAT", "THE BAT"], "dev": ["A CAT"],
              "test": ["A BAT"]}  # fmt: skip
     root = corpora.librispeech(tmp_path / "corpora" / "librispeech", texts)
@@ -162,9 +162,9 @@ def test_librispeech_of_several_folders(tmp_path, capsys):
     task = preprocessor("librispeech", tmp_path, *settings)
     task.generate_manifest()
     assert [path.split("/")[0] for path in files(task)[0]] == ["train-b", "train-b", "train-a"]
-    said = capsys.readouterr().out
-    assert "train-b: 1 recordings left out, without a text (20-198-0009.flac)" in said
-    for wrong in ("[]", "[a,a]", "7"):
-        task = preprocessor("librispeech", tmp_path, f"datarc.train={wrong}")
+    printed = capsys.readouterr().out
+    assert "train-b: 1 recordings left out, without a text (20-198-0009.flac)" in printed
+    for value in ("[]", "[a,a]", "7"):
+        task = preprocessor("librispeech", tmp_path, f"datarc.train={value}")
         with pytest.raises(UserError, match=r"datarc\.train=.*: expected a name or a list"):
             task.generate_manifest()

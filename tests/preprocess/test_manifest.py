@@ -1,4 +1,4 @@
-"""The manifest: under which names and labels rows are written, and units of an earlier one."""
+"""The manifest: names and labels of its rows, and units that were made from an earlier manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.preprocess.tasks import all_actions, preprocessor, read_tables
 
 
 def made(workspace: Path, *rows: str) -> Preprocessor:
-    """A table of a path, a label and a split each, whose audio exists."""
+    """Return the table task for rows ``path,label,split``, and write missing audio."""
     for row in rows:
         path = workspace / "corpora" / "table" / row.split(",")[0]
         if not path.exists():
@@ -32,7 +32,7 @@ SPLIT = ["1.wav,owl,train", "2.wav,cat,valid", "3.wav,owl,test"]
 
 
 def test_a_path_as_the_disk_spells_it(tmp_path):
-    """Absolute ones inside the corpus, ./, and the other Unicode form than the disk's."""
+    """Absolute paths inside the corpus, ./, and another Unicode form than on the disk."""
     composed, decomposed = (unicodedata.normalize(form, "é/ö.wav") for form in ("NFC", "NFD"))
     root = tmp_path / "corpora" / "table"
     for name in ("4.wav", "5.wav", decomposed):
@@ -47,16 +47,16 @@ def test_a_path_as_the_disk_spells_it(tmp_path):
     assert [entry.file for entry in entries] == [entry.path for entry in entries] == names
 
 
-def test_labels_that_look_alike_are_told(tmp_path, capsys):
-    """Unicode forms and spaces around are one label in a table."""
+def test_a_warning_names_labels_that_look_alike(tmp_path, capsys):
+    """In a table, labels that differ in Unicode form or outer spaces are one label."""
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     labels = enumerate(["cat", "owl", "Owl ", *forms], start=4)
     task = made(tmp_path, *SPLIT, *(f"{n}.wav,{label},train" for n, label in labels))
     task.generate_manifest()
     names = json.loads((task.manifest / "labels.json").read_text())
     assert [entry["name"] for entry in names.values()] == ["owl", "cat", "Owl", forms[0]]
-    said = capsys.readouterr().out
-    assert "warning, labels that look alike: 1 ('owl' and 'Owl')" in said
+    printed = capsys.readouterr().out
+    assert "warning, labels that look alike: 1 ('owl' and 'Owl')" in printed
     task.label_names = lambda train: [["owl", "cat", "Owl", *forms]]
     task.generate_manifest()
     pairs = f"'owl' and 'Owl', '{forms[0]}' and '{forms[1]}'"
@@ -64,13 +64,13 @@ def test_labels_that_look_alike_are_told(tmp_path, capsys):
 
 
 def test_recordings_in_two_splits(tmp_path, capsys):
-    """A task of one's own may list them; it is told, and refused where they have two answers."""
+    """A user's task may list them. A warning names them; two different answers are an error."""
     task = made(tmp_path, *(row.replace("cat", "owl") for row in SPLIT))
     first = {split: task.utterances(split)[0] for split in SPLITS}
     task.utterances = lambda split: [*{first[split], first["train"]}]
     task.generate_manifest()
-    said = capsys.readouterr().out
-    assert "warning, recordings that are in two splits: 2 (1.wav)" in said
+    printed = capsys.readouterr().out
+    assert "warning, recordings that are in two splits: 2 (1.wav)" in printed
     first["test"] = first["train"]._replace(labels=("cat",))
     with pytest.raises(UserError, match=r"1\.wav: is owl in train, cat in test; one recording"):
         task.generate_manifest()
@@ -88,8 +88,8 @@ def test_a_quotation_mark_in_a_manifest_swallows_no_row(tmp_path):
 
 
 def test_units_of_an_earlier_manifest(tmp_path, capsys):
-    """Other labels are joined with the units that there are; other audio under a name is refused.
-    The rows remember their manifest.
+    """New labels are joined with existing units; new audio under an old name is refused. The rows
+    record the hashes of their manifest.
     """
     root = tmp_path / "corpora" / "table"
     write(root / "1.wav", tone(3.0, 300))
@@ -110,7 +110,7 @@ def test_units_of_an_earlier_manifest(tmp_path, capsys):
     assert [row.labels for row in read_rows(again.units / "test")] == ["1"]
     manifest = again.manifest / "valid.tsv"
     manifest.write_text(manifest.read_text().replace("\t9600\t", "\t9601\t"))
-    with pytest.raises(UserError, match=r"units of other audio than .*quantized again"):
+    with pytest.raises(UserError, match=r"units are not of the audio that .*quantized again"):
         again.postprocess()
     Quantizing(again).run(Ranks(), skip_bad=False)
     again.postprocess()

@@ -1,4 +1,4 @@
-"""The downstream that docs/own_task.md writes, as it stands there."""
+"""The downstream in docs/own_task.md, run exactly as the page prints it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def block(language: str) -> str:
 
 
 def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a copy of the packages: a downstream is a folder of the repository. A reader of the page
-    may have made it there.
+    """Runs in a copy of the packages, because a downstream is a folder of the repository. In the
+    repository itself, a reader of the page may have created it.
     """
     for package in ("pipeline", "preprocess", "pretrained_models"):
         ignored = shutil.ignore_patterns("data", "*.pt", "__pycache__", "animals", "my_*.yaml")
@@ -37,7 +37,7 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for speaker in "abcdefghij":
             path = tmp_path / root / animal / f"{speaker}_0.wav"
             write(path, tone(0.3, 100 + 300 * number + ord(speaker)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # before the packages that are installed
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # searched before the installed packages
     runner = tmp_path / "preprocess" / "runner.py"
     small = ("--unit_model", "logmel100", "--set", "fairseqrc.km_clusters=8",
              "fairseqrc.km_starts=1")  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
         stage(str(runner), "--downstream", "animals", "--action", action, *small)
     rows = {split: list(read_rows(folder / "data" / "logmel100" / split))
             for split in ("train", "valid", "test")}  # fmt: skip
-    assert [len(found) for found in rows.values()] == [12, 4, 4]
-    speakers = [{Path(row.file).name[0] for row in found} for found in rows.values()]
+    assert [len(split) for split in rows.values()] == [12, 4, 4]
+    speakers = [{Path(row.file).name[0] for row in split} for split in rows.values()]
     assert speakers == [set("abcfgh"), set("di"), set("ej")]
     assert {row.labels for row in rows["test"]} == {"0", "1"}

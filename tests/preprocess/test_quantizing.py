@@ -1,5 +1,5 @@
-"""Audio to units: resumed, by several ranks, by shards; what is counted; bad and replaced audio.
-Runs that are killed: tests/reliability/test_trials.py.
+"""Audio to units: resumed runs, several ranks, shards; counts; bad and replaced audio. Killed runs
+are tested in tests/reliability/test_trials.py.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WAVS = "corpora/fluent_commands/wavs/speakers"
 
 
 def task_of(workspace: Path, *settings: str) -> Preprocessor:
-    """A block holds one file."""
+    """Return the task with blocks of one file."""
     return preprocessor("fluent_commands", workspace, *SETTINGS, *settings)
 
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
-    """A corpus of six tones, with manifests and a k-means."""
+    """Return a workspace with a corpus of six tones, manifests and a k-means."""
     corpora.fluent_commands(tmp_path / "corpora/fluent_commands")
     task = task_of(tmp_path)
     task.generate_manifest()
@@ -58,7 +58,7 @@ def merge(workspace: Path, skip_bad: bool = False) -> None:
 
 
 def replace(path: Path, hertz: float = 333) -> None:
-    """Another tone of the same length, under the same name."""
+    """Write another tone of the same length, under the same name."""
     corpora.write(path, corpora.tone(soundfile.info(path).duration, hertz))
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # even on a coarse clock
@@ -81,7 +81,7 @@ def test_torchrun_and_shards_give_the_same_units(workspace, capsys):
     result = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert result.returncode == 0, result.stderr
     assert units(workspace) == expected
-    assert result.stdout.count("train: 3 files") == 1  # said once, not by every rank
+    assert result.stdout.count("train: 3 files") == 1  # printed by one rank only
 
     (folder / "provenance.json").unlink()
     with pytest.raises(UserError, match="blocks are missing, the first is train-000000"):
@@ -95,7 +95,7 @@ def test_torchrun_and_shards_give_the_same_units(workspace, capsys):
     other = folder / "blocks" / "test-000001.jsonl"
     content = other.read_bytes()
     other.write_bytes((folder / "blocks" / "test-000000.jsonl").read_bytes())
-    assert "test-000001.jsonl: not what" in refused(lambda: merge(workspace))
+    assert "test-000001.jsonl: not a block of" in refused(lambda: merge(workspace))
     other.write_bytes(content)
     merge(workspace)
     assert units(workspace) == expected and not (folder / "blocks").exists()
@@ -108,7 +108,7 @@ def test_a_second_run_at_the_same_time_is_refused(workspace):
 
 
 def test_replaced_audio_is_quantised_again(workspace, capsys):
-    """Under the same name, in the middle of a run and after it: no row is of the old audio."""
+    """A file is replaced during and after a run: no row has units of the old audio."""
 
     def quantise() -> str:
         capsys.readouterr()
@@ -119,20 +119,20 @@ def test_replaced_audio_is_quantised_again(workspace, capsys):
     replace(workspace / WAVS / "train/1.wav")
     with pytest.raises(UserError, match="1 audio files have changed since they were read; run"):
         merge(workspace)
-    said = quantise()
-    assert "1 audio files have changed since they were read: their 1 blocks are computed" in said
-    assert "resumes an earlier run: 5 of 6 blocks done" in said
+    printed = quantise()
+    changes = "1 audio files have changed since they were read: their 1 blocks are computed"
+    assert changes in printed and "resumes an earlier run: 5 of 6 blocks done" in printed
     resumed = units(workspace)
     (task_of(workspace).quantized / "provenance.json").unlink()
     quantise()
     assert units(workspace) == resumed
     assert "already exists, made from these manifests and models, audio" in quantise()
     replace(workspace / WAVS / "train/1.wav", 555)
-    assert "audio files have changed since, it is made again" in quantise()
+    assert "audio files have changed; it is made again" in quantise()
     changed = [old != new for old, new in zip(resumed, units(workspace), strict=True)]
     assert changed == [False, True, False, False, False, False]
-    (workspace / WAVS / "train/1.wav").unlink()  # a corpus may be gone
-    assert "1 of its audio files do not exist now, none was" in quantise()
+    (workspace / WAVS / "train/1.wav").unlink()  # a user may delete the corpus
+    assert "audio files were not compared, 1 of them no longer exist" in quantise()
 
 
 def test_bad_audio_loses_nothing_good(workspace, capsys):
@@ -164,7 +164,7 @@ def test_bad_audio_loses_nothing_good(workspace, capsys):
 
 
 def test_every_stage_counts_its_audio(workspace, capsys):
-    """Across a resumed run and shards the counts are the same."""
+    """A resumed run and a merge of shards print the same counts."""
     root = workspace / WAVS
     tone = corpora.tone(0.5, 300)
     corpora.write(root / "train/0.wav", np.stack([tone, -tone], axis=1))
@@ -194,7 +194,7 @@ def test_every_stage_counts_its_audio(workspace, capsys):
     capsys.readouterr()
     expected = f"audio: 4 recordings read ({counts}; clipped (over a tenth at full scale): 1); "
     expected += "1 left out (ends early: 1)"
-    for _ in range(2):  # the merge, then a run that finds its blocks
+    for _ in range(2):  # a first merge, then a merge of the kept blocks
         merge(workspace, skip_bad=True)
         assert expected in capsys.readouterr().out
     record = read_json(task.quantized / "provenance.json", "")["audio"]
@@ -209,7 +209,7 @@ def test_a_file_that_has_grown_is_noted(workspace, capsys):
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
 def test_frames_are_counted_at_16_khz(tmp_path, rate, capsys):
-    """k-means learns from as many frames, and blocks last as long, whatever the files' rate."""
+    """The number of k-means frames and the length of blocks do not depend on the files' rate."""
     row = ("start", "lamp", "none")
     splits = {"train": 8 * [row], "valid": [row], "test": [row]}
     corpora.fluent_commands(tmp_path / "corpora/fluent_commands", splits)

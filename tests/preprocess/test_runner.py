@@ -1,4 +1,4 @@
-"""The actions on tiny corpora: what they leave, and what they say when the input is bad."""
+"""The actions on tiny corpora: their output, and their errors for bad input."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_fluent_commands_numbers_labels_by_first_appearance(intents):
 
 
 def test_a_corpus_that_cannot_be_used(tmp_path):
-    """A label that train lacks, a missing column, a missing corpus."""
+    """A label that is missing in train, a missing column, a missing corpus."""
     splits = corpora.FLUENT | {"valid": [("start", "piano", "none")]}
     root = corpora.fluent_commands(tmp_path / "corpora" / "fluent_commands", splits)
 
@@ -86,7 +86,7 @@ def test_a_corpus_that_cannot_be_used(tmp_path):
 
 
 def test_the_command_line(intents):
-    """From any folder; it says what comes next."""
+    """Works from any folder, and prints the next command."""
     flags = ("--downstream", "fluent_commands", "--workspace", intents)
     printed = stage("preprocess/runner.py", "--action", "generate_manifest", *flags)
     assert "train: 3 utterances, 3 distinct" in printed
@@ -99,8 +99,8 @@ def test_the_command_line(intents):
         (["--num_shards", 3, "--shard", 3], "expected 0 to 2"),
         (["--shard", 1], "give both"),
         (["--num_shards", 3], "give both"),
-        (["--downstream", "whale_song"], "unknown; there is "),
-        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: one corpus' folder"),
+        (["--downstream", "whale_song"], "unknown; expected one of "),
+        (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: the folder of one corpus"),
         (["--set", "taskrc.merg=true"], "expected one of unit_model, merge, seed"),
         (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
         *((["--set", setting], f"{setting}: expected at least")
@@ -118,8 +118,8 @@ def test_bad_command_lines(tmp_path, words, message):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_name_the_runner_does_what_is_there(tmp_path, monkeypatch, capsys):
-    """Nobody has every corpus. It says once what it leaves out."""
+def test_without_a_name_the_runner_does_every_existing_corpus(tmp_path, monkeypatch, capsys):
+    """Nobody has every corpus. One line names the missing corpora."""
     everything = ["audio_snips", "librispeech", "table", "voxforge"]
     monkeypatch.setattr("preprocess.actions.downstreams.downstreams", lambda: everything)
 
@@ -127,18 +127,18 @@ def test_without_a_name_the_runner_does_what_is_there(tmp_path, monkeypatch, cap
         flags = runner_flags("--workspace", tmp_path, "--unit_model", "logmel100")
         return [task.downstream for task in load_downstreams(flags, after_manifest)]
 
-    assert loaded(False) == everything, "to be told what is missing"
+    assert loaded(False) == everything, "so that errors say what is missing"
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
     assert loaded(False) == ["librispeech"]
-    said = "left out, without a corpus: audio_snips, table, voxforge\n"
-    assert capsys.readouterr().out == said
+    left_out = "left out, without a corpus: audio_snips, table, voxforge\n"
+    assert capsys.readouterr().out == left_out
     assert loaded(True) == everything
     preprocessor("librispeech", tmp_path).generate_manifest()
     assert loaded(True) == ["librispeech"]
 
 
-def test_a_unit_model_of_ones_own(intents):
-    """Named once in the table, it is found by its name: features, layer, k-means."""
+def test_a_unit_model_of_the_user(intents):
+    """An entry in the user's table gives features, layer and k-means to its name."""
     folder = intents / "pretrained_models"
     folder.mkdir()
     model = ssl_checkpoints.hubert(folder / "mine.pt")
@@ -157,21 +157,21 @@ def test_a_unit_model_of_ones_own(intents):
             frames = model.extract_features(wave, output_layer=2)[0][0].double().numpy()
         distances = ((frames[:, None] - centres[None]) ** 2).sum(axis=2)
         assert row.units == " ".join(map(str, distances.argmin(axis=1)))
-    said = pytest.raises(UserError, preprocessor, "fluent_commands", intents, "taskrc.unit_model=x")
-    assert "my_unit_models.yaml" in str(said.value)
+    with pytest.raises(UserError, match="my_unit_models.yaml"):
+        preprocessor("fluent_commands", intents, "taskrc.unit_model=x")
     (folder / "mine.pt").unlink()
     shutil.rmtree(task.quantized)
     with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
         Quantizing(task).run(Ranks(), skip_bad=False)
 
 
-def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(tmp_path, monkeypatch, capsys):
-    """Only the default: a unit model that was asked for is not replaced."""
+def test_a_missing_default_unit_model_is_replaced(tmp_path, monkeypatch, capsys):
+    """The runner prints it. Only the default is replaced, never a requested unit model."""
     monkeypatch.setattr("pipeline.unit_models.REPOSITORY", tmp_path / "nothing")
-    asked = ["--action", "quantized", "--downstream", "table", "--workspace", str(tmp_path)]
+    words = ["--action", "quantized", "--downstream", "table", "--workspace", str(tmp_path)]
 
     def loaded(*more: str) -> tuple[str, str]:
-        monkeypatch.setattr("sys.argv", ["runner.py", *asked, *more])
+        monkeypatch.setattr("sys.argv", ["runner.py", *words, *more])
         (task,) = load_downstreams(runner.parse_arguments(), after_manifest=True)
         return task.config.taskrc.unit_model, capsys.readouterr().out
 
@@ -184,8 +184,8 @@ def test_a_default_unit_model_that_is_not_here_gives_way_and_says_so(tmp_path, m
     assert loaded() == ("moonshine100", "")
 
 
-def test_tasks_share_a_kmeans_that_stays(intents, capsys):
-    """Units and LMs belong to it; another number of clusters is told apart."""
+def test_tasks_share_a_kmeans_that_is_kept(intents, capsys):
+    """Units and LMs depend on the k-means. Another number of clusters is an error."""
     corpora.librispeech(intents / "corpora" / "librispeech")
     tasks = [preprocessor(name, intents) for name in ("librispeech", "fluent_commands")]
     for task in tasks:
@@ -199,10 +199,10 @@ def test_tasks_share_a_kmeans_that_stays(intents, capsys):
     nine = preprocessor("fluent_commands", intents, "fairseqrc.km_clusters=9")
     with pytest.raises(UserError, match="differ in unit_model or fairseqrc"):
         learn_kmeans([tasks[0], nine])
-    with pytest.raises(UserError, match="has 8 clusters, asked for are 9"):
+    with pytest.raises(UserError, match="expected 9 clusters, found 8"):
         learn_kmeans([nine])
     save_kmeans(tasks[0].km_path, corpora.tone(0.01, 100)[:12].reshape(4, 3))
     with pytest.raises(UserError, match="centres have 3 numbers, a feature frame has 80"):
         Quantizing(tasks[0]).run(Ranks(), skip_bad=False)
-    with pytest.raises(UserError, match="hubert50_km.bin: not here, but hubert50 comes with it"):
+    with pytest.raises(UserError, match="hubert50_km.bin: not found; hubert50 has a released"):
         learn_kmeans([preprocessor("fluent_commands", intents, "taskrc.unit_model=hubert50")])

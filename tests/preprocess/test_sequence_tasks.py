@@ -21,13 +21,13 @@ from ulm_prompt.scoring.sequence_scores import Label, Text, read_text
 
 
 def made(name: str, workspace: Path, **corpus: object) -> Preprocessor:
-    """The task, its corpus written where its config looks."""
+    """Return the task, and write its corpus into the folder that its config names."""
     getattr(corpora, name)(workspace / "corpora" / name, **corpus)
     return preprocessor(name, workspace)
 
 
 def read_back(task: Preprocessor, split: str) -> dict[str, Text]:
-    """Utterance -> text, by the manifest's labels and labels.json."""
+    """Return utterance -> text, from the labels in the manifest and labels.json."""
     names = json.loads((task.manifest / "labels.json").read_text())
     _, entries = read_manifest(task.manifest / f"{split}.tsv")
     return {
@@ -39,7 +39,7 @@ def read_back(task: Preprocessor, split: str) -> dict[str, Text]:
 
 
 def test_librispeech_end_to_end(tmp_path: Path) -> None:
-    """Every action; the rows' labels spell the transcripts."""
+    """After every action, the labels of the rows spell the transcripts."""
     task = made("librispeech", tmp_path)
     all_actions(task)
     names = json.loads((task.units / "labels.json").read_text())
@@ -59,14 +59,14 @@ def test_librispeech_end_to_end(tmp_path: Path) -> None:
 
 
 def test_audio_snips_end_to_end(tmp_path: Path) -> None:
-    """Characters first, then slot types; a slot's type on both sides of its value."""
+    """Characters are numbered first, then slot types. A slot type is on both sides of a value."""
     task = made("audio_snips", tmp_path)
     all_actions(task)
     names = json.loads((task.units / "labels.json").read_text())
-    found = [(entry["slot"], entry["name"]) for entry in names.values()]
+    labels = [(entry["slot"], entry["name"]) for entry in names.values()]
     characters = sorted(set("PLAY DRAKE RATE THE NEW BOOK"))
     types = [("slot_type", "artist"), ("slot_type", "object_name")]
-    assert found == [("character", character) for character in characters] + types
+    assert labels == [("character", character) for character in characters] + types
     (row,) = read_rows(task.units / "test")
     spelled = [names[label]["name"] for label in row.labels.split()]
     assert spelled == [*"RATE A ", "object_name", *"BOOK", "object_name"]
@@ -76,10 +76,10 @@ def test_audio_snips_end_to_end(tmp_path: Path) -> None:
     }
 
 
-def test_audio_snips_takes_a_splits_own_speakers_alone(
+def test_audio_snips_takes_only_a_splits_speakers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It counts what has no partner, recordings and lines."""
+    """It counts recordings of other speakers, and lines without a recording."""
     stray = (("Emma-snips-train-7", "play", "O", "PlayMusic"),
              ("Nobody-snips-test-3", "play", "O", "PlayMusic"))  # fmt: skip
     more = "Ivy-snips-train-9 BOS {} EOS\tO O PlayMusic\n"
@@ -88,17 +88,17 @@ def test_audio_snips_takes_a_splits_own_speakers_alone(
     task.generate_manifest()
     assert list(read_back(task, "train")) == ["Ivy-snips-train-0", "Joey-snips-train-1"]
     assert list(read_back(task, "test")) == ["Emma-snips-test-0"]
-    said = capsys.readouterr().out
-    assert "train: 1 recordings of other voices left out" in said
-    assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in said
+    printed = capsys.readouterr().out
+    assert "train: 1 recordings of other voices left out" in printed
+    assert "train: 1 lines of all.iob.snips.txt without a recording (Ivy-snips-train-9)" in printed
     (task.root / "all.iob.snips.txt").open("a").write(more.format("stop"))
-    with pytest.raises(UserError, match=r"line 8: Ivy-snips-train-9 has another text further up"):
+    with pytest.raises(UserError, match=r"line 8: Ivy-snips-train-9 has another text in an earl"):
         preprocessor("audio_snips", tmp_path).generate_manifest()
 
 
 def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neighbouring slots, an I without its B, accents, apostrophes; what has no letter is dropped
-    and told.
+    """Neighbouring slots, an I without a B, accents, apostrophes. Other characters are dropped, and
+    a line counts them.
     """
     words = "play Beyoncé’s c'est ! la vie 50 Drake the rest"
     tags = "O B-artist B-object_name O I-object_name I-object_name B-artist B-artist I-artist O"
@@ -128,7 +128,7 @@ def test_audio_snips_text_is_normalised(tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_texts_that_cannot_be_used(tmp_path, folder, text, message) -> None:
-    """LibriSpeech's, in one of its folders, and a line of Audio SNIPS."""
+    """A text in a folder of LibriSpeech, or a line of Audio SNIPS."""
     if folder:
         splits = {**corpora.LIBRISPEECH, folder: [text]}
         task = made("librispeech", tmp_path, splits=splits)
@@ -139,7 +139,7 @@ def test_texts_that_cannot_be_used(tmp_path, folder, text, message) -> None:
     assert not task.manifest.exists()
 
 
-def test_audio_snips_files_that_are_missing(tmp_path: Path) -> None:
+def test_missing_audio_snips_files(tmp_path: Path) -> None:
     task = made("audio_snips", tmp_path)
     wav = task.root / "test" / "Emma" / "Emma-snips-test-0.wav"
     wav.rename(wav.with_name("Emma-snips-test-1.wav"))
@@ -163,9 +163,9 @@ pieces = st.lists(
 
 
 @given(pieces)
-def test_texts_come_back_from_their_labels(some: list[tuple[str, str]]) -> None:
-    """Any words and slots, several of one type in a row included."""
-    labels = labels_of(some)
+def test_texts_come_back_from_their_labels(text_pieces: list[tuple[str, str]]) -> None:
+    """Any words and slots, also several slots of one type in a row."""
+    labels = labels_of(text_pieces)
     text = read_text(Label("slot_type" if len(name) > 1 else "character", name) for name in labels)
-    assert text.words == " ".join(value for _, value in some)
-    assert text.slots == tuple(piece for piece in some if piece[0])
+    assert text.words == " ".join(value for _, value in text_pieces)
+    assert text.slots == tuple(piece for piece in text_pieces if piece[0])

@@ -1,4 +1,4 @@
-"""The stream of audio through features: order, blocks, batches, threads, memory."""
+"""The stream from audio to features: order, blocks, batches, threads, memory."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> tuple:
-    """A folder of 30 tones of different lengths, and their entries."""
+    """Return a folder of 30 tones of different lengths, and their entries."""
     root = tmp_path_factory.mktemp("tones")
     entries = []
     for number, seconds in enumerate(np.random.default_rng(0).uniform(0.1, 0.9, 30)):
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory) -> tuple:
 
 @pytest.fixture
 def threads():
-    """Set torch's threads, as the computing threads are counted from them."""
+    """Set the number of torch's threads, which is the number of computing threads."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -57,7 +57,7 @@ def test_every_entry_gets_its_own_features_in_order(corpus, threads, batch_secon
 
 
 def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
-    """Several at once while it works, and afterwards torch's are as before."""
+    """It computes in several threads. Afterwards torch has as many threads as before."""
     threads(3)
     for _ in range(2):
         workers = set()
@@ -73,7 +73,7 @@ def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
 
 @pytest.mark.parametrize(("seconds", "ahead"), [(1.0, 8), (3000.0, 0)])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, threads, seconds, ahead):
-    """Audio is read a few blocks ahead of what was taken; of long recordings one in all."""
+    """Audio is read only a few blocks ahead; long recordings are read one at a time."""
     threads(6)
     submitted = []
 
@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, threads, seconds, ahead)
 
 
 def test_a_long_recording_is_computed_in_pieces(tmp_path, monkeypatch):
-    """The same features, but never all at once; no reader without pieces takes it."""
+    """The features are the same, but never all in memory. A reader without pieces refuses it."""
     monkeypatch.setattr(stream, "LONG", 10_000)
     monkeypatch.setattr(stream, "MOST_SAMPLES", 16_000)
     write(tmp_path / "a.wav", tone(4.0, 100))

@@ -1,4 +1,4 @@
-"""Your own task from a table: the forms it may have, what is refused, and the stages on it."""
+"""A task from a table: the accepted forms, the refused forms, and the stages on it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.preprocess.tasks import all_actions, read_tables
 
 
 def read(workspace: Path, text: str, *overrides: str, name: str = "table.csv") -> list[Utterance]:
-    """The utterances of this table, split by split."""
+    """Return the utterances of this table, split by split."""
     _, splits = read_tables(workspace, {name: text}, f"table={name}", *overrides)
     return [utterance for split in SPLITS for utterance in splits[split]]
 
 
 def test_a_table_from_a_spreadsheet(tmp_path):
-    """A byte order mark, Windows' line ends, tabs, more columns, quotes, unicode and | in names."""
+    """Byte order mark, Windows' line ends, tabs, more columns, quotes, Unicode and | in names."""
     text = '\ufefflabel\tpath \tnote\r\nowl\t"a|b ö.wav"\tx\r\n\r\ncat \tsub/c.wav\t\r\n'
     assert read(tmp_path, text, name="t.tsv") == [
         Utterance("a|b ö.wav", ("owl",)),
@@ -35,7 +35,7 @@ def test_a_table_from_a_spreadsheet(tmp_path):
     ("text", "message"),
     [
         ("", "no column 'path', 'label' .* which has nothing"),
-        ("file,label\na,b\n", "no column 'path' .* file, label; name yours in datarc"),
+        ("file,label\na,b\n", "no column 'path' .* file, label; name your columns in datarc"),
         ("path;label\na.wav;x,y\n", "is its separator ';', not ','"),
         ("path\tlabel\na.wav\tx\n", r"is its separator '\\t', not ','"),
         ("path,label,label\na,b,c\n", "two columns 'label' in its first line"),
@@ -65,38 +65,38 @@ def test_mistakes_are_named(tmp_path, text, message):
 
 @pytest.mark.parametrize("override", ["valid=nan", "test=0", "test=0.95", "table=[a.csv,b.csv]",
                                       "table=7", "text=label", "files='*.wav'"])  # fmt: skip
-def test_settings_that_cannot_be(tmp_path, override):
+def test_invalid_settings(tmp_path, override):
     with pytest.raises(UserError, match=r"datarc"):
         read(tmp_path, "path,label\na,x\n", override)
 
 
 def test_quotation_marks_swallow_no_row(tmp_path, capsys):
-    """Common Voice quotes nothing: nine rows stay nine, each with its own label."""
+    """Common Voice quotes nothing: nine rows stay nine rows, each with the right label."""
     texts = ["hi", '"Hello', "so", "no", 'a "b" c', 'bye"', "u", "v", "w"]
     rows = [f"{n}.wav\t{text}\tlabel{n}\ttrain" for n, text in enumerate(texts)]
     utterances = read(
         tmp_path, "\n".join(["path\tsentence\tlabel\tsplit", *rows, ""]), name="t.tsv"
     )
     assert utterances == [Utterance(f"{n}.wav", (f"label{n}",)) for n in range(9)]
-    said = capsys.readouterr().out
-    assert "t.tsv: quotation marks are read as text" in said and "t.tsv, line 3" in said
-    assert "t.tsv: 9 rows, splits as given" in said
+    printed = capsys.readouterr().out
+    assert "t.tsv: quotation marks are read as text" in printed and "t.tsv, line 3" in printed
+    assert "t.tsv: 9 rows, splits as given" in printed
 
 
-def test_a_split_a_table(tmp_path):
-    """As Common Voice ships: three tables beside clips/, whose names they hold."""
+def test_one_table_per_split(tmp_path):
+    """Common Voice's layout: three tables next to clips/, with the names of the clips."""
     clips = tmp_path / "corpora" / "table" / "clips"
     clips.mkdir(parents=True)
     names = ("train", "dev", "test")
     tables = {f"{n}.tsv": f"client_id\tpath\tsentence\n1\t{n}.mp3\tHi\n" for n in names}
-    said = ("table=[../train.tsv,../dev.tsv,../test.tsv]", "labels=[]", "text=sentence",
+    keys = ("table=[../train.tsv,../dev.tsv,../test.tsv]", "labels=[]", "text=sentence",
             f"root_path={clips}")  # fmt: skip
-    _, splits = read_tables(tmp_path, tables, *said)
+    _, splits = read_tables(tmp_path, tables, *keys)
     assert [[row.path for row in splits[split]] for split in SPLITS] == [
         [f"{n}.mp3"] for n in names
     ]
     with pytest.raises(UserError, match=r"dev\.tsv, line 2: train\.mp3 is already in .*train\.tsv"):
-        read_tables(tmp_path, {"dev.tsv": "path\tsentence\ntrain.mp3\tHi\n"}, *said)
+        read_tables(tmp_path, {"dev.tsv": "path\tsentence\ntrain.mp3\tHi\n"}, *keys)
 
 
 def test_tabs_in_a_csv_and_paths_of_another_machine(tmp_path):
@@ -106,20 +106,20 @@ def test_tabs_in_a_csv_and_paths_of_another_machine(tmp_path):
     assert utterances == [Utterance(f"ne/{n}.wav", ("ne",)) for n in range(3)]
 
 
-def test_a_list_without_names_a_split_a_file(tmp_path):
-    """As ASVspoof's protocols: spaces, no first line, the name without folder and suffix."""
+def test_one_list_per_split_without_column_names(tmp_path):
+    """ASVspoof's protocols: spaces, no line of column names, paths without folder and suffix."""
     files = {f"{n}.txt": f"LA_1 {n}_1 - - spoof\nLA_2 {n}_2 - - bonafide\n" for n in "tde"}
     files |= {"d/flac/d_2.flac": ""}
-    said = ("table={t.txt: train, d.txt: valid, e.txt: test}", "separator=' '", "labels=[label]",
+    keys = ("table={t.txt: train, d.txt: valid, e.txt: test}", "separator=' '", "labels=[label]",
             "columns=[who, path, environment, attack, label]", "speaker=who",
             "audio=['t/flac/{path}.flac', 'd/flac/{path}.flac']")  # fmt: skip
-    _, splits = read_tables(tmp_path, files, *said)
+    _, splits = read_tables(tmp_path, files, *keys)
     assert splits["valid"] == [
         Utterance("d/flac/d_1.flac", ("spoof",)),
         Utterance("d/flac/d_2.flac", ("bonafide",)),
     ]
     with pytest.raises(UserError, match=r"d\.txt, line 1: 4 fields, the first line has 5"):
-        read_tables(tmp_path, {"d.txt": "LA_1 d_1 - spoof\n"}, *said)
+        read_tables(tmp_path, {"d.txt": "LA_1 d_1 - spoof\n"}, *keys)
 
 
 JSON = {
@@ -136,20 +136,20 @@ JSON = {
 def test_json(tmp_path, text):
     for name in "ab":
         write(tmp_path / "corpora" / "table" / f"{name}.wav", tone(1.0, 300))
-    said = ("path=audio", "labels=[is]", "start=offset", "duration=duration",
+    keys = ("path=audio", "labels=[is]", "start=offset", "duration=duration",
             "names={'true': sarcasm, 'false': sincere}", "table={t.json: , u.json: test}",
             "rows={valid: 1}", "in_order=true")  # fmt: skip
     other = '{"audio": "c.wav", "is": true}'
-    _, splits = read_tables(tmp_path, {"t.json": text, "u.json": other}, *said)
+    _, splits = read_tables(tmp_path, {"t.json": text, "u.json": other}, *keys)
     a = Utterance("a.wav", ("sarcasm",), 8000, 4000, "a.wav:0.500-0.750")
     assert splits["valid"] == [a, Utterance("b.wav", ("sincere",), 0, 4000, "b.wav:0.000-0.250")]
     assert splits["test"] == [Utterance("c.wav", ("sarcasm",))]
     with pytest.raises(UserError, match=r"u\.json, line 2: expected an object with 'audio', 'is'"):
-        read_tables(tmp_path, {"u.json": other + "\nc.wav\n"}, *said)
+        read_tables(tmp_path, {"u.json": other + "\nc.wav\n"}, *keys)
 
 
 def test_rows_that_are_pieces_of_files(tmp_path):
-    """Seconds to samples at the file's own rate; a name for each row; overlapping is no mistake."""
+    """Seconds become samples at the file's own rate. Every row has a name. Rows may overlap."""
     write(tmp_path / "corpora/table/1.wav", tone(2.0, 300, 8_000), 8_000)
     write(tmp_path / "corpora/table/2.wav", tone(1.0, 300))
     rows = ["1.wav,a,0.5,1.25,train", "1.wav,b,1,,valid", "1.wav,c,,0.00125,test",
@@ -180,19 +180,19 @@ def test_rows_that_are_pieces_of_files(tmp_path):
         ("0.250,1.0", r"line 3: 1\.wav:0\.250-1\.000 is already in .*line 2"),
     ],
 )
-def test_pieces_that_cannot_be(tmp_path, row, message):
+def test_invalid_pieces(tmp_path, row, message):
     write(tmp_path / "corpora/table/1.wav", tone(2.0, 300))
     with pytest.raises(UserError, match=message):
         read(tmp_path, f"path,start,end,label,split\n1.wav,0.25,1,x,train\n1.wav,{row},x,train\n")
 
 
-def test_characters_that_are_left_out_of_texts_are_told(tmp_path, capsys):
-    """Once, though each split reads the table."""
+def test_a_line_counts_the_characters_that_texts_lose(tmp_path, capsys):
+    """The line is printed once, although each split reads the table."""
     lines = (f"{split}.wav,room 42 für ß 2,{split}" for split in SPLITS)
     table = {"table.csv": "\n".join(["path,said,split", *lines])}
     read_tables(tmp_path, table, "text=said", "labels=[]")
-    (told,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
-    assert "table.csv: 9 characters left out ('2' 6 '4' 3)" in told
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
+    assert "table.csv: 9 characters left out ('2' 6 '4' 3)" in line
 
 
 def test_a_folder_of_recordings_becomes_rows_without_python(tmp_path):
@@ -203,5 +203,5 @@ def test_a_folder_of_recordings_becomes_rows_without_python(tmp_path):
     task, _ = read_tables(tmp_path, {"table.csv": "\n".join(["path,label", *lines])})
     all_actions(task)
     rows = [list(read_rows(task.units / split)) for split in SPLITS]
-    assert [len(of_split) for of_split in rows] == [20, 2, 2]
-    assert all({row.labels for row in of_split} == {"0", "1"} for of_split in rows)
+    assert [len(split) for split in rows] == [20, 2, 2]
+    assert all({row.labels for row in split} == {"0", "1"} for split in rows)
