@@ -46,7 +46,7 @@ def test_values_are_what_they_look_like(tmp_path: Path) -> None:
         ("sede: 2", [], "expected one of seed, rate, datarc"),
         ("seed: two", [], "seed"),
         ("seed: [", [], ""),
-        ("seed: 1\nseed: 2", [], "twice"),
+        ("seed: 1\nseed: 2", [], "duplicate key"),
         ("seed: 2", ["datarc.rot_path=/data"], "with --set: datarc.rot_path"),
         ("seed: 2", ["seed"], "expected key=value"),
         ("datarc: 3", [], "datarc"),

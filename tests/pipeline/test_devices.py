@@ -21,7 +21,7 @@ from preprocess.speech2unit.kmeans import KMeans
         ("cuda", "auto", "cuda:1", "GPU G"),  # its number: other threads take a bare one for 0
         ("cuda", "cuda", "cuda:1", "GPU G, as asked"),
         ("cuda", "cpu", "cpu", "CPU, as asked"),
-        ("mps", "auto", "cpu", "CPU, Apple's GPU is used by --device mps"),
+        ("mps", "auto", "cpu", "CPU, --device mps uses Apple's GPU"),
         ("mps", "mps", "mps", "Apple GPU, as asked"),
         ("", "auto", "cpu", "CPU, no GPU found"),
         ("", "cuda", None, "expected cpu"),
@@ -43,7 +43,7 @@ def test_the_device_and_why(
         return
     with pytest.raises(UserError) as raised:
         choose_device(asked)
-    says = f"--device {asked}: torch {torch.__version__} finds no such device here; "
+    says = f"--device {asked}: torch {torch.__version__} finds no such device; "
     assert str(raised.value) == says + why
 
 

@@ -62,11 +62,11 @@ AGAIN = ", then run the same command again\n"
         (lambda _: fail(errno.EDQUOT, "a"), f"a: it failed; make room{AGAIN}"),
         (lambda _: fail(errno.EROFS, "a"), f"a: it failed; {WRITABLE}{AGAIN}"),
         (lambda _: fail(errno.EACCES, "a"), f"a: it failed; {WRITABLE}{AGAIN}"),
-        (lambda _: fail(errno.ENOENT, "a"), f"a: it failed; it is needed: put it there{AGAIN}"),
+        (lambda _: fail(errno.ENOENT, "a"), f"a: it failed; put it there{AGAIN}"),
         (lambda _: fail(errno.EIO, "a"), "a: it failed\n"),
         (failing_write, f"{{}}/verbal.json: it failed; make room{AGAIN}"),
         (failing_copy, f"{{}}/bin: it failed; make room{AGAIN}"),
-        (missing_source, "{}/old: No such file or directory; it is needed: put it there" + AGAIN),
+        (missing_source, "{}/old: No such file or directory; put it there" + AGAIN),
     ],
 )
 def test_each_says_what_to_do_and_names_the_users_file(
@@ -80,7 +80,7 @@ def test_each_says_what_to_do_and_names_the_users_file(
     ("full", "start"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried 2 MiB.\nGPU 0 has 1"), ": CUDA out"),
-        (MemoryError(), ": no more is known; "),
+        (MemoryError(), ": no details known; "),
         (MemoryError("Unable to allocate 7 TiB for an array"), ": Unable to allocate"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ": DefaultCPUAlloc"),
         (RuntimeError("std::bad_alloc"), ": std::bad_alloc; "),
@@ -96,7 +96,7 @@ def test_out_of_memory_is_one_line_and_a_bug_is_not(
 
     line = told(lambda: fail_with(full), capsys)
     assert line.startswith(f"error: out of memory{start}" if start else "error: Cannot allocate")
-    assert line.endswith("; take smaller batches, or a lower precision, and run it again\n")
+    assert line.endswith(f"; choose smaller batches or a lower precision{AGAIN}")
     with pytest.raises(RuntimeError, match="a bug"):
         run(lambda: fail_with(RuntimeError("a bug")))
 

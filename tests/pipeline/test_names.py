@@ -36,7 +36,7 @@ def test_a_date_leads_to_no_other_folder(
 ) -> None:
     words = [module, *others, "--workspace", str(tmp_path / "in"), f"{flag}=../../x"]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(UserError, match=r"^'\.\./\.\./x': becomes part of a file's name; expected"):
+    with pytest.raises(UserError, match=r"^'\.\./\.\./x': becomes part of a file name; expected"):
         importlib.import_module(module).main()
     assert not list(tmp_path.iterdir())
 

@@ -77,7 +77,7 @@ def test_a_later_call_resumes_the_same_address_only(
     remote.always = {"etag": '"1"'}
     for address in ("other.pt", "model.pt"):
         remote.plan = [{"cut": 200_000}, {"status": 503}]
-        with pytest.raises(DownloadError, match="resumes here"):
+        with pytest.raises(DownloadError, match="again to resume"):
             fetch(f"{remote.url}/{address}", tmp_path / "model.pt", UNKNOWN, 5.0)
     assert not (tmp_path / "model.pt").exists()
     assert get() == CONTENT

