@@ -59,8 +59,8 @@ def run(main: Callable[[], None]) -> None:
 
     Exit code 2: a ``UserError``, or a name that must be written but is not UTF-8. Exit code 1: an
     error of the operating system (disk full, no permission, missing file) or a full memory. Both
-    print one line. Any other error is a bug of ours and keeps the traceback. A character that
-    the terminal's encoding lacks is printed as ``\\uXXXX``, which is also valid JSON.
+    print one line. Any other error is a bug of ours and keeps the traceback. A character that is
+    not in the terminal's encoding is printed as ``\\uXXXX``, which is also valid JSON.
     """
     try:
         _prepare_streams()

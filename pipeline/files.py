@@ -219,7 +219,7 @@ _STARTS = {  # the first bytes of a file, in lower case, without leading white s
 
 
 def kind_of_file(path: Path) -> str | None:
-    """Return what a file is (from the first bytes) or a folder (from file names); else None."""
+    """Return the kind of a file (by the first bytes) or folder (by file names); None if unknown."""
     if path.is_dir():
         names = ("config.json", "pytorch_model.bin", "model.safetensors")
         is_model = sum((path / name).exists() for name in names) > 1

@@ -49,7 +49,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def check_name(name: str) -> str:
-    """Return ``name``. Raises ``UserError`` if a row cannot contain it: a row is one line of UTF-8,
+    """Return ``name``. Raises ``UserError`` if no row can contain it: a row is one line of UTF-8,
     and a byte order mark at the start of the first row would belong to the file.
     """
     if "\n" in name or "\r" in name:

@@ -1,4 +1,4 @@
-"""Runs of scripts: start a script from another one, record how outputs were made, show progress."""
+"""Runs of scripts: start one from another, record how outputs were made, show progress."""
 
 from __future__ import annotations
 
