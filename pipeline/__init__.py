@@ -1,10 +1,8 @@
-"""What every stage shares: the workspace's layout, the row format, configs, safe writing, errors
-for people.
-"""
+"""Code that all stages share: workspace paths, row format, configs, atomic writes, error lines."""
 
 import os
 
-import pipeline.errors  # noqa: F401  (first: it answers Ctrl-C while a script imports)
+import pipeline.errors  # noqa: F401  (first: it handles Ctrl-C while a script imports)
 
-# Apple's GPU: the CPU computes what torch lacks there (torch reads this when it is imported)
+# On Apple's GPU: the CPU computes what torch cannot compute there. torch reads this when imported.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

@@ -1,6 +1,4 @@
-"""YAML configs with a schema: unknown keys and wrong types are refused, ``--set key=value``
-overrides.
-"""
+"""YAML configs with a schema. Unknown keys and values of a wrong type are errors."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ _structured: Callable[[Any], DictConfig] = functools.cache(OmegaConf.structured)
 def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
     """Read ``path`` into the dataclass ``schema``; ``overrides`` are ``dotted.key=value`` strings.
 
-    Raises ``UserError`` as ``load_yaml`` does, and for a key that the schema lacks or a value of
-    the wrong type.
+    Raises ``UserError`` as ``load_yaml`` does, for an unknown key, or for a value of a wrong type.
     """
     for override in overrides:
         if "=" not in override:
@@ -37,13 +34,13 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     try:
         layers = _structured(schema), config, OmegaConf.from_dotlist(list(overrides))
         return cast(Schema, OmegaConf.to_object(OmegaConf.merge(*layers)))
-    except Exception as error:  # omegaconf raises nearly anything
+    except Exception as error:  # omegaconf raises many types
         reason = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
         key = getattr(error, "full_key", None)
         if isinstance(error, ConfigKeyError) and is_dataclass(error.object_type):
-            known = [field.name for field in fields(error.object_type)]
-            name = str(key).rpartition(".")[2]
-            reason = f"not known{near(name, known)}; expected one of {', '.join(known)}"
+            names = [field.name for field in fields(error.object_type)]
+            unknown = str(key).rpartition(".")[2]
+            reason = f"not known{near(unknown, names)}; expected one of {', '.join(names)}"
         raise UserError(
             f"{path}{' with --set' if overrides else ''}: {key + ': ' if key else ''}{reason}"
         ) from None
@@ -52,34 +49,34 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping of plain values.
 
-    Raises ``UserError`` for a missing file, for broken YAML and tags (``!!python/...``), and for
-    interpolations: ``${oc.env:TOKEN}`` in an address of a stranger's config would send the token.
+    Raises ``UserError`` if the file is missing, or contains broken YAML, a tag (``!!python/...``)
+    or an interpolation: ``${oc.env:TOKEN}`` in a URL of a stranger's config would send the token.
     """
     text = "\n".join(text_lines(path, "config not found"))
     try:
         config = yaml.load(text, Loader=_Loader)
         config = {} if config is None else config
-    except Exception as error:  # on odd text PyYAML raises nearly anything
+    except Exception as error:  # on invalid text PyYAML raises many types
         raise UserError(f"{path}: {ascii(' '.join(str(error).split())[:200])[1:-1]}") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected key: value lines, found a list or a single value")
     if "${" in str(config):
-        raise UserError(f"{path}: expected plain values, no ${{...}}")
+        raise UserError(f"{path}: expected plain values, found ${{...}}")
     return config
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as omegaconf reads it: 1e-3 is a number, 2022-11-22 a text, a key stands once."""
+    """A loader that follows omegaconf: 1e-3 is a number, 2022-11-22 a text, no duplicate keys."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if len(set(keys)) < len(keys):
-            raise yaml.YAMLError(f"a key stands twice{node.start_mark}")
+            raise yaml.YAMLError(f"duplicate key{node.start_mark}")
         return super().construct_mapping(node, deep)
 
 
@@ -91,6 +88,6 @@ _Loader.add_implicit_resolver(
 
 
 def save_config(config: object, path: Path) -> None:
-    """Write the resolved config beside the output that it made."""
+    """Write the resolved config to ``path``, next to the output of the stage."""
     with writing(path) as handle:
         handle.write(OmegaConf.to_yaml(OmegaConf.structured(config)))

@@ -1,4 +1,4 @@
-"""Whole files: a reader only ever sees a complete one, and two runs never write the same output."""
+"""Atomic writes and locks: readers see complete files only, two runs never write one output."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open ``path`` for writing; it appears, whole, when the block ends without an error."""
-    text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with replacing(path) as temporary, open(temporary, mode, **text) as handle:
+    """Open a temporary file for writing. It becomes ``path`` if the block ends without an error."""
+    options: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with replacing(path) as temporary, open(temporary, mode, **options) as handle:
         yield handle
         handle.flush()
         os.fsync(handle.fileno())
@@ -36,9 +36,10 @@ def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def replacing(path: Path, is_folder: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (``is_folder``: of a new, empty folder); rename it to
-    ``path`` on success, remove it on any error. Where ``path`` is a symbolic link, what it leads to
-    is replaced. Raises ``PermissionError`` if ``path`` is a folder that cannot be written.
+    """Yield a temporary path next to ``path``. Rename it to ``path`` on success, else remove it.
+
+    ``is_folder``: the temporary path is a new, empty folder. If ``path`` is a symbolic link, the
+    link's target is replaced. Raises ``PermissionError`` if ``path`` is a read-only folder.
     """
     if path.is_symlink():
         path = Path(os.path.realpath(path))
@@ -51,7 +52,7 @@ def replacing(path: Path, is_folder: bool = False) -> Iterator[Path]:
                 temporary.mkdir()
             yield temporary
             if path.is_dir():
-                if not os.access(path, os.W_OK):  # it could be moved aside, but not removed
+                if not os.access(path, os.W_OK):  # could be renamed, but not removed later
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
                 path.rename(old)
             temporary.replace(path)
@@ -62,7 +63,7 @@ def replacing(path: Path, is_folder: bool = False) -> Iterator[Path]:
 
 
 def replacing_folder(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """The same for a folder."""
+    """Replace a folder in the same way (see ``replacing``)."""
     return replacing(path, is_folder=True)
 
 
@@ -74,94 +75,94 @@ def _remove(path: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside ``path`` for this process alone. Leftovers of killed processes of this machine
-    are removed, or moved back where they came from.
+    """Return a path next to ``path`` that only this process uses. If killed processes of this
+    machine left such paths, remove them, or move an old folder back if ``path`` is missing.
     """
-    begin = f".{path.name}.{platform.node()}."
-    for left in path.parent.glob(f"{glob.escape(begin)}*"):
-        process, _, kind = left.name.removeprefix(begin).partition(".")
+    prefix = f".{path.name}.{platform.node()}."
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+        process, _, kind = leftover.name.removeprefix(prefix).partition(".")
         if not process.isdecimal() or _is_alive(int(process)):
             continue
         if kind == "old" and not path.exists():
-            left.rename(path)
+            leftover.rename(path)
         else:
-            _remove(left)
-    return path.with_name(f"{begin}{os.getpid()}.tmp")
+            _remove(leftover)
+    return path.with_name(f"{prefix}{os.getpid()}.tmp")
 
 
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return error.errno != errno.ESRCH  # it may be somebody else's
+        return error.errno != errno.ESRCH  # EPERM: alive, but another user's
     return True
 
 
 @contextlib.contextmanager
 def naming(path: Path, *instead_of: Path) -> Iterator[None]:
-    """Make an ``OSError`` name ``path``, which the user knows, if it names no file (as that of a
-    write does) or one in ``instead_of``.
+    """Make an ``OSError`` name ``path``, which the user knows, if the error names no file (as after
+    a failed write) or a file in ``instead_of``.
     """
     try:
         yield
     except OSError as error:
-        named = [Path(name) for name in (error.filename, error.filename2) if name is not None]
-        hidden = any(name.is_relative_to(other) for name in named for other in instead_of)
-        if error.errno is not None and (hidden or not named):
+        files = [Path(name) for name in (error.filename, error.filename2) if name is not None]
+        is_hidden = any(file.is_relative_to(other) for file in files for other in instead_of)
+        if error.errno is not None and (is_hidden or not files):
             error.filename, error.filename2 = str(path), None
         raise
 
 
 @contextlib.contextmanager
 def holding(output: Path, wait: float = 0) -> Iterator[None]:
-    """Hold the file or folder ``output`` against other processes, by a lock file beside it,
-    ``.NAME.lock``, which is removed at the end, with the folders that were made for it alone.
+    """Lock the file or folder ``output`` against other processes, with a lock file next to it,
+    ``.NAME.lock``. At the end, remove the lock file and the folders created only for it.
 
-    ``wait``: seconds to wait for another process; -1: as long as it takes. A killed process holds
-    nothing. On a file system without locks, ``.NAME.held`` says by its existence that the output is
-    held; one that a crashed machine left must be removed by hand.
-    Raises ``UserError`` when another process holds the output.
+    ``wait``: seconds to wait for another process; -1: no limit. A killed process holds no lock.
+    On a file system without locks, the output is locked while ``.NAME.held`` exists. After a crash
+    of the machine, the user must remove this file.
+    Raises ``UserError`` if another process holds the lock.
     """
-    absent = [folder for folder in output.parents if not folder.exists()]
+    missing = [folder for folder in output.parents if not folder.exists()]
     path, held = (output.with_name(f".{output.name}.{kind}") for kind in ("lock", "held"))
     lock: BaseFileLock = FileLock(path, thread_local=False, fallback_to_soft=False)
     while not lock.is_locked:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # a process that ends just now needs a moment to let go
+            # a process that is ending needs a moment to release the lock
             lock.acquire(timeout=wait or 0.2, poll_interval=0.05)
-        except FileNotFoundError:  # one that ended just now removed the folder
+        except FileNotFoundError:  # an ending process has just removed the folder
             continue
         except Timeout:
-            crashed = f", or remove {held} if its machine crashed" if held.exists() else ""
+            after_crash = f", or remove {held} if its machine crashed" if held.exists() else ""
             raise UserError(
-                f"{output}: another process is writing there; wait for it or stop it first{crashed}"
+                f"{output}: another process is writing there; wait for it or stop it{after_crash}"
             ) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS or isinstance(lock, SoftFileLock):
                 raise
-            path.unlink(missing_ok=True)  # no process can hold it here
+            path.unlink(missing_ok=True)  # no process can lock it on this file system
             path, lock = held, SoftFileLock(held, thread_local=False)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):  # already removed, or no longer ours to remove
-            path.unlink()  # while it is held: a process that waits for it then makes a new one
+            path.unlink()  # before the release: a waiting process then creates a new file
         lock.release()
         with contextlib.suppress(OSError):
-            for folder in absent:  # the innermost first; one with something in it stays
+            for folder in missing:  # the innermost first; a folder that is not empty stays
                 folder.rmdir()
 
 
 def write_json(path: Path, value: Any, indent: int = 4) -> None:
-    """Write ``value`` as JSON; no line end after it (as published: files compare equal)."""
+    """Write ``value`` as JSON without a final line end (as published: files compare equal)."""
     with writing(path) as handle:
         json.dump(value, handle, indent=indent, ensure_ascii=False)
 
 
 def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """Read a JSON object. Raises ``UserError`` if it is missing or broken, with ``made_by``, the
-    command that makes it.
+    """Read a JSON object. Raises ``UserError`` if the file is missing or broken; the error names
+    ``made_by``, the command that writes the file.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -170,15 +171,15 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); run {made_by} again") from None
     if not isinstance(value, dict):
-        found = type(value).__name__
-        raise UserError(f"{path}: expected a JSON object, found {found}; run {made_by} again")
+        kind = type(value).__name__
+        raise UserError(f"{path}: expected a JSON object, found {kind}; run {made_by} again")
     return value
 
 
 def text_lines(path: Path, missing: str) -> Iterator[str]:
-    """Stream the lines of a text that people may have edited, without their ends (Unix or Windows)
-    and without a byte order mark. Raises ``UserError`` for anything but UTF-8, with the line's
-    number, and with ``missing`` if there is no such file.
+    """Yield the lines of a text that people may have edited, without line ends (Unix or Windows)
+    and without a byte order mark. Raises ``UserError`` with the line number if the text is not
+    UTF-8, and with the message ``missing`` if the file does not exist.
     """
     try:
         handle = open(path, encoding="utf-8-sig", newline="\n")
@@ -195,7 +196,7 @@ def text_lines(path: Path, missing: str) -> Iterator[str]:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits. A process reads an unchanged file once."""
+    """Return the SHA-256 as 64 hexadecimal digits. A process reads an unchanged file only once."""
     status = path.stat()
     return _sha256(path, status.st_ino, status.st_mtime_ns, status.st_size)
 
@@ -206,7 +207,7 @@ def _sha256(path: Path, *_version: int) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-_STARTS = {  # of the first bytes, in lower case and without space before them
+_STARTS = {  # the first bytes of a file, in lower case, without leading white space
     b"version https://git-lfs": "a Git LFS pointer, not the file itself (git lfs pull gets it)",
     b"<!doctype": "a web page",
     b"<html": "a web page",
@@ -218,7 +219,7 @@ _STARTS = {  # of the first bytes, in lower case and without space before them
 
 
 def kind_of_file(path: Path) -> str | None:
-    """What a file or folder is by its first bytes or its names, or None for no known kind."""
+    """Return the kind of a file (by the first bytes) or folder (by file names); None if unknown."""
     if path.is_dir():
         names = ("config.json", "pytorch_model.bin", "model.safetensors")
         is_model = sum((path / name).exists() for name in names) > 1
@@ -228,11 +229,11 @@ def kind_of_file(path: Path) -> str | None:
     if not head:
         return "an empty file"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if kind := next((kind for begin, kind in _STARTS.items() if start.startswith(begin)), None):
+    if kind := next((kind for magic, kind in _STARTS.items() if start.startswith(magic)), None):
         return kind
     if head[4:8] == b"ORTM":
         return "an ONNX Runtime model"
-    # protobuf: the version, a number, and then a field of another kind
+    # protobuf: first the version, a number, then a field of another type
     if len(head) > 8 and head[0] == 0x08 and head[2] in b"\x12\x1a\x22\x2a\x32\x3a\x42":
         return "an ONNX model"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 28:

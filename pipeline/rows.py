@@ -1,7 +1,7 @@
-"""The row format of preprocessed data: one utterance a line, ``file|units|labels``.
+"""The row format of preprocessed data: one utterance per line, ``file|units|labels``.
 
-``units`` and ``labels`` are non-negative integers separated by single spaces. The file name is any
-UTF-8 text on one line; it may itself hold ``|``: the last two bars are the separators.
+``units`` and ``labels`` are non-negative integers separated by single spaces. ``file`` is any UTF-8
+text on one line. It may contain ``|``: the last two bars are the separators.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pipeline.files import text_lines, writing
 
 SPLITS = ("train", "valid", "test")
 _UNITS = r"[0-9]+(?: [0-9]+)*"
-_LABELS = r"[0-9]{1,9}(?: [0-9]{1,9})*"  # they are sorted as numbers
+_LABELS = r"[0-9]{1,9}(?: [0-9]{1,9})*"  # at most 9 digits: labels are sorted as numbers
 _ROW = re.compile(rf"(.*)\|({_UNITS})\|({_LABELS})")
-are_units, are_labels = (re.compile(text).fullmatch for text in (_UNITS, _LABELS))
+are_units = re.compile(_UNITS).fullmatch
+are_labels = re.compile(_LABELS).fullmatch
 
 
 class Row(NamedTuple):
-    """One utterance. ``units`` and ``labels`` keep their written form."""
+    """One utterance. ``units`` and ``labels`` are the text of the row, not numbers."""
 
     file: str
     units: str
@@ -30,9 +31,9 @@ class Row(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Stream the rows of ``path``.
+    """Yield the rows of ``path``.
 
-    Raises ``UserError``, naming file and line, for a missing or empty split and for any other line.
+    Raises ``UserError`` if the split is missing or empty, or (with the line number) for a bad line.
     """
     missing = "this split is missing; make it with preprocess/runner.py --action postprocess"
     number = 0
@@ -48,12 +49,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def check_name(name: str) -> str:
-    """Return ``name``. Raises ``UserError`` for one that no row can hold: a row is one line of
-    UTF-8, and a byte order mark before the first name would be the file's.
+    """Return ``name``. Raises ``UserError`` if no row can contain it: a row is one line of UTF-8,
+    and a byte order mark at the start of the first row would belong to the file.
     """
     if "\n" in name or "\r" in name:
-        raise UserError(f"{name}: a name with a line break cannot stand in a row; rename it")
-    if not name.isprintable():  # most are, and need no more looking at
+        raise UserError(f"{name}: a row cannot contain a name with a line break; rename it")
+    if not name.isprintable():  # most names are printable and need no further check
         if name.startswith("\ufeff"):
             raise UserError(f"{name}: a name cannot begin with a byte order mark; rename it")
         if any("\ud800" <= char <= "\udfff" for char in name):
@@ -62,7 +63,7 @@ def check_name(name: str) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
-    """Write ``rows``; returns their number. Raises ``UserError`` as ``check_name`` does."""
+    """Write ``rows`` and return the number of rows. Raises ``UserError`` as ``check_name`` does."""
     count = 0
     with writing(path) as handle:
         for row in rows:

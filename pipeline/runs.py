@@ -1,4 +1,4 @@
-"""A run of a script: calling it from another, what it was made with, what it shows meanwhile."""
+"""Runs of scripts: start one from another, record how outputs were made, show progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipeline.workspace import REPOSITORY
 
 _running: set[subprocess.Popen] = set()  # the scripts that run_script waits for
-_starting = threading.Lock()  # a script has not begun yet, or is in _running
+_starting = threading.Lock()  # held until a starting script is in _running
 _ending = threading.Event()
 PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 
@@ -26,8 +26,9 @@ PACKAGES = ("torch", "fairseq-fixed", "numpy", "scikit-learn", "soundfile")
 def run_script(
     words: Sequence[object], prefix: str = "", environment: Mapping[str, str] | None = None
 ) -> int:
-    """Print a script's command line, run it from the repository's root, print its lines as they
-    come, each after ``prefix``, and return its exit code. ``environment``: variables to change.
+    """Print a command line, run the script from the repository's root, and return the exit code.
+
+    Print the lines of the script at once, each after ``prefix``. ``environment``: variables to set.
     """
     command = [str(word) for word in words]
     print(f"{prefix}$ python {shlex.join(command)}", flush=True)
@@ -40,7 +41,7 @@ def run_script(
             env=os.environ | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding=sys.stdout.encoding,  # the script's too
+            encoding=sys.stdout.encoding,  # the script inherits this encoding
             errors="surrogateescape",
             text=True,
         )
@@ -53,7 +54,7 @@ def run_script(
 
 
 def end_scripts() -> None:
-    """Terminate what ``run_script`` runs in other threads; from here on it begins nothing."""
+    """Terminate the scripts of all threads. From now on ``run_script`` returns 1 at once."""
     with _starting:
         _ending.set()
         for process in list(_running):
@@ -61,9 +62,7 @@ def end_scripts() -> None:
 
 
 def provenance() -> dict[str, object]:
-    """The record saved with each output: command line, versions, git revision ("unknown" outside a
-    clone).
-    """
+    """Return the record for an output: command line, versions, git revision or "unknown"."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -82,15 +81,15 @@ _quiet = False
 
 
 def add_quiet(parser: argparse.ArgumentParser, prints_answers: bool = False) -> None:
-    """Add the flag that turns progress bars and reports off. ``prints_answers``: the stage's
-    standard output is its result, and stays.
+    """Add the flag that turns progress bars and reports off. ``prints_answers``: the result of the
+    stage goes to standard output, and is still printed.
     """
-    said = "print answers and errors alone" if prints_answers else "print errors alone"
-    parser.add_argument("--quiet", nargs=0, const=prints_answers, action=_Quiet, help=said)
+    meaning = "print only answers and errors" if prints_answers else "print only errors"
+    parser.add_argument("--quiet", nargs=0, const=prints_answers, action=_Quiet, help=meaning)
 
 
 class _Quiet(argparse.Action):
-    """Takes effect where the flag is read, before anything is printed."""
+    """Silence the process while the flags are parsed, before anything is printed."""
 
     def __call__(self, *_: object) -> None:
         global _quiet
@@ -100,12 +99,12 @@ class _Quiet(argparse.Action):
 
 
 def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
-    """tqdm over ``items``, or of the ``total`` in ``options``, on standard error."""
-    silent = True if _quiet else None  # None: only where standard error is no terminal
-    return tqdm(items, disable=silent, mininterval=0.5, dynamic_ncols=True, **options)
+    """Return a tqdm bar on standard error, over ``items`` or up to the ``total`` in ``options``."""
+    disable = True if _quiet else None  # None: disabled if standard error is no terminal
+    return tqdm(items, disable=disable, mininterval=0.5, dynamic_ncols=True, **options)
 
 
 def report(text: object) -> None:
-    """Print to standard error what is neither answer nor error; nothing with --quiet."""
+    """Print ``text``, neither answer nor error, to standard error, unless --quiet is set."""
     if not _quiet:
         print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Torch files: read as tensors and plain settings, never code; written whole or not at all."""
+"""Torch files: read tensors and plain settings without running code; write atomically."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from omegaconf.nodes import AnyNode
 from pipeline.errors import UserError, is_out_of_memory
 from pipeline.files import kind_of_file, writing
 
-# What checkpoints hold beside tensors. Each of these only stores the values it is given.
+# Classes in checkpoints, in addition to tensors. Each class only stores the values it is given.
 _SETTINGS = [argparse.Namespace, OrderedDict, defaultdict, dict, list, int, Any]
 _OMEGACONF = [DictConfig, ListConfig, ContainerMetadata, Metadata, AnyNode]
 _NUMPY = [
     *(
         (value.__reduce__()[0], f"{package}.multiarray.{name}")
         for name, value in (("scalar", np.float64()), ("_reconstruct", np.array(0)))
-        for package in ("numpy.core", "numpy._core")  # before numpy 2 and since
+        for package in ("numpy.core", "numpy._core")  # before numpy 2, and since numpy 2
     ),
     np.ndarray,
     np.dtype,
@@ -42,7 +42,7 @@ _NUMPY = [
 ]
 torch.serialization.add_safe_globals([*_SETTINGS, *_OMEGACONF, *_NUMPY])
 
-# What fairseq imports for the scores of other tasks: slow, and not used here
+# Modules that fairseq imports for the scores of other tasks: slow to import, not used here
 _UNUSED = {
     "sacrebleu": {"__version__": "2", "BLEU": argparse.Namespace(TOKENIZERS=["none", "13a"])},
     "scipy": {},
@@ -53,55 +53,57 @@ _UNUSED = {
 
 
 def allow_fairseq() -> None:
-    """From here on ``torch.load`` accepts what fairseq's own checkpoints hold: its meters and
-    ``Dictionary`` too only store what they are given.
+    """Let ``torch.load`` accept fairseq's meters and ``Dictionary``, which fairseq's checkpoints
+    contain. These classes too only store the values they are given.
     """
     with _stand_ins():
         from fairseq import meters
         from fairseq.data import Dictionary
 
-    kept = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter, meters.MetersDict]
-    torch.serialization.add_safe_globals([*kept, Dictionary])
+    classes = [meters.AverageMeter, meters.TimeMeter, meters.StopwatchMeter, meters.MetersDict]
+    torch.serialization.add_safe_globals([*classes, Dictionary])
 
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Let imports find modules with the names of ``_UNUSED`` instead of the packages, let hydra
-    forget the settings of what fairseq registers (they are for hydra's command line), and let
-    fairseq's packages list none of their models and tasks, all of which they would import.
+    """Make fairseq import less. Stand-in modules replace the packages in ``_UNUSED``. hydra stores
+    no settings of fairseq (they are for hydra's command line). ``os.listdir`` hides fairseq's
+    files: its packages would list, and then import, all their models and tasks.
     """
-    from hydra.core.config_store import ConfigStore  # with fairseq alone
+    from hydra.core.config_store import ConfigStore  # installed only with fairseq
 
     (folder,) = importlib.util.find_spec("fairseq").submodule_search_locations
     listdir = os.listdir
 
-    def listed(path: str = ".") -> list[str]:
+    def listdir_without_fairseq(path: str = ".") -> list[str]:
         return [] if str(path).startswith(folder) else listdir(path)
 
-    absent = _UNUSED.keys() - sys.modules.keys()
-    for name in absent:
+    stand_ins = _UNUSED.keys() - sys.modules.keys()
+    for name in stand_ins:
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(_UNUSED[name])
+    hidden = mock.patch.object(os, "listdir", listdir_without_fairseq)
     try:
-        with mock.patch.object(ConfigStore, "store"), mock.patch.object(os, "listdir", listed):
+        with mock.patch.object(ConfigStore, "store"), hidden:
             yield
     finally:
-        for name in absent:
+        for name in stand_ins:
             del sys.modules[name]
 
 
 def save_torch(value: Any, path: Path) -> None:
-    """Write a torch file atomically. Raises ``OSError`` when the disk is full."""
-    with writing(path, "wb") as handle:  # torch.save(path) would raise RuntimeError there
+    """Write a torch file atomically. Raises ``OSError`` if the disk is full."""
+    with writing(path, "wb") as handle:  # on a full disk torch.save(path) raises RuntimeError
         torch.save(value, handle)
 
 
 def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
-    ``mapped``: leave the tensors in the file until they are copied, so that an optimizer's state
-    takes no memory; the file must not be written over until then.
-    Raises ``UserError`` when it is missing, no torch file, another project's, or would run code.
+    ``mapped``: keep the tensors in the file until they are copied, so that an optimizer's state
+    takes no memory. The file must not be overwritten before that.
+    Raises ``UserError`` if the file is missing, is no torch file, or belongs to another project, or
+    if reading it would run code.
     """
     state = load_torch_values(path, mapped)
     if not isinstance(state, dict):
@@ -112,59 +114,57 @@ def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
 
 
 def load_torch_values(path: Path, mapped: bool = False) -> Any:
-    """The same for whatever a torch file holds: a tensor, a list."""
+    """Read any value from a torch file, for example a tensor or a list (see ``load_torch``)."""
     if path.is_dir():
-        raise UserError(f"{path}: this is {kind_of_file(path)}; name fairseq's checkpoint, a file")
+        raise UserError(f"{path}: this is {kind_of_file(path)}; expected a fairseq checkpoint file")
     if not path.is_file():
         raise UserError(f"{path}: checkpoint not found")
     try:
-        mapped = mapped and zipfile.is_zipfile(path)  # before 1.6 torch wrote another format
+        mapped = mapped and zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch's reader raises anything on bytes that are no checkpoint
+    except Exception as error:  # torch.load raises many types on bytes that are no checkpoint
         if is_out_of_memory(error):
             raise
-        said = ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
-        reason = f"damaged or not a torch checkpoint ({said})"
+        message = ascii((str(error) or type(error).__name__).split("\n")[0][:300])[1:-1]
+        reason = f"damaged or not a torch checkpoint ({message})"
         if kind := kind_of_file(path):
             reason = f"this is {kind}; expected a torch checkpoint"
         elif isinstance(error, pickle.UnpicklingError):
-            reason = f"not a checkpoint that can be read without running its code ({said})"
+            reason = f"this checkpoint cannot be read without running code from it ({message})"
         raise UserError(f"{path}: {reason}; get it again from its source") from None
 
 
-_SPEECH = (
-    "expected fairseq's checkpoint (pretrained_models/download.py hubert100 gets HuBERT Base's)"
-)
-_LM = "expected fairseq's unit LM (pretrained_models/download.py gets one, train_ulm.py trains one)"
-_FOREIGN = {  # by a key
+_SPEECH = "expected fairseq's checkpoint; pretrained_models/download.py hubert100 gets HuBERT Base"
+_LM = "expected a fairseq unit LM; pretrained_models/download.py gets one, train_ulm.py trains one"
+_FOREIGN = {  # a pattern for a key of the checkpoint -> what the checkpoint is
     r".*feature_projection\.projection\.weight": "a Hugging Face HuBERT or wav2vec 2.0; expected "
-    "its folder, with config.json, or fairseq's checkpoint",
+    "the model's folder, with config.json, or fairseq's checkpoint",
     r"(transformer\.)?(h\.0\..*|wte\.weight)|model\.(decoder\.)?(layers\.0\..*|embed_tokens\.weight)"
     r"|gpt_neox\.layers\.0\..*|lm_head\.weight": f"a Hugging Face language model; {_LM}",
-    "Featurizer|Downstream|Upstream": f"a downstream model of s3prl's; {_SPEECH}",
-    "task_cfg|model_cfg|model_weight": f"a speech model in s3prl's form; {_SPEECH}",
+    "Featurizer|Downstream|Upstream": f"a downstream model of s3prl; {_SPEECH}",
+    "task_cfg|model_cfg|model_weight": f"a speech model in s3prl's format; {_SPEECH}",
 }
 
 
 def _foreign(state: Mapping[Any, Any]) -> str | None:
-    """What another project's checkpoint is, and what is expected instead; else None."""
+    """Return what another project's checkpoint is and what is expected instead; else None."""
     for pattern, kind in _FOREIGN.items():
         if any(isinstance(name, str) and re.fullmatch(pattern, name) for name in state):
             return kind
     if isinstance(settings := state.get("cfg"), dict) and "extractor_mode" in settings:
-        return f"a WavLM, whose attention is another; {_SPEECH}"
+        return f"a WavLM, which has another kind of attention; {_SPEECH}"
     return None
 
 
 def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write named tensors atomically, in a format that holds nothing but tensors."""
+    """Write named tensors atomically, in a format that stores only tensors."""
     contents = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
     with writing(path, "wb") as handle:
         handle.write(contents)
 
 
 def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read named tensors onto the CPU. Raises ``UserError`` for a missing or damaged file."""
+    """Read named tensors onto the CPU. Raises ``UserError`` if the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: not found")
     try:

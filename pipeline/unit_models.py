@@ -1,6 +1,6 @@
-"""Unit models by name: which speech checkpoint and layer, k-means and unit LM belong together, and
-where each file is. The released ones are in pretrained_models/registry.yaml; a user's own are in
-<workspace>/pretrained_models/my_unit_models.yaml, in the same format.
+"""The tables of unit models: which speech checkpoint, layer, k-means and unit LM belong together,
+and the path of each file. pretrained_models/registry.yaml lists the released unit models. Users
+list other ones in <workspace>/pretrained_models/my_unit_models.yaml, in the same format.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pipeline.errors import UserError, near
 from pipeline.workspace import REPOSITORY, Workspace
 
 REGISTRY = REPOSITORY / "pretrained_models" / "registry.yaml"
-OWN = "my_unit_models.yaml"
+USER_TABLE = "my_unit_models.yaml"
 LM_FILES = ("checkpoint_best.pt", "dict.txt")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # names become file names: no /, nothing hidden
-# ASCII, as in a request; no user:password@, which error messages would show
+# ASCII, as in an HTTP request; no user:password@, which error messages would show
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9a-fA-F.:]+\])(:\d{1,5})?/[!-~]+")
 _WHEEL = re.compile(r"\w+-[\w.]+-py3-none-\w+\.whl")
 
 
-@dataclass(unsafe_hash=True)  # omegaconf cannot read a frozen one
+@dataclass(unsafe_hash=True)  # not frozen: omegaconf cannot fill a frozen dataclass
 class WheelEntry:
-    """A package on PyPI that holds a file. What the keys of the entries mean: registry.yaml."""
+    """A wheel on PyPI that contains a file. registry.yaml explains the keys of all entries."""
 
     file: str = MISSING
     sha256: str = MISSING
@@ -37,7 +37,7 @@ class WheelEntry:
 
 @dataclass(unsafe_hash=True)
 class FileEntry:
-    """A file."""
+    """A file in a table: a download, a member of a wheel, or a path."""
 
     url: str | None = None
     path: Path | None = None
@@ -49,7 +49,7 @@ class FileEntry:
 
 @dataclass
 class UnitModelEntry:
-    """A unit model."""
+    """A unit model in a table."""
 
     feature_type: str = MISSING
     checkpoint: str | None = None
@@ -62,7 +62,7 @@ class UnitModelEntry:
 
 @dataclass
 class Registry:
-    """The whole table."""
+    """The content of a table."""
 
     base_url: str | None = None
     checkpoints: dict[str, FileEntry] = field(default_factory=dict)
@@ -71,31 +71,31 @@ class Registry:
 
 @dataclass(unsafe_hash=True)
 class PretrainedFile(FileEntry):
-    """An entry's file: ``path`` is where it is or goes (an LM: its folder), ``url`` is whole."""
+    """A file with the full ``url`` and the local ``path`` (of an LM: the path of the folder)."""
 
     is_lm: bool = False
     ships: bool = False  # with the repository
 
     @property
     def is_released(self) -> bool:
-        """Whether it can be downloaded or ships with the repository; else it is the user's own."""
+        """Whether the file can be downloaded or ships with the repository; else the user has it."""
         return self.ships or bool(self.url or self.wheel)
 
     @property
     def download(self) -> Path:
-        """Where the url's content goes: an LM comes as an archive."""
+        """The path of the download. The download of an LM is an archive."""
         return self.path.with_name(f"{self.path.name}.tgz") if self.is_lm else self.path
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        """The files that it consists of."""
+        """The path of each part: of an LM, the files in the folder."""
         return tuple(self.path / name for name in LM_FILES) if self.is_lm else (self.path,)
 
 
 @dataclass(frozen=True)
 class UnitModel:
-    """A unit model. One that no table describes has neither files nor feature type: its units may
-    have been made elsewhere.
+    """A unit model. If no table describes it, it has neither files nor a feature type: the units
+    may come from another program.
     """
 
     name: str
@@ -111,22 +111,22 @@ class UnitModel:
 
     @property
     def shipped(self) -> UnitModel:
-        """The same with the k-means and LM that ship, even if the workspace has others."""
+        """This unit model with the k-means and LM that ship, even if the workspace has others."""
         return replace(self, shipped_first=True)
 
     @property
     def ckpt_path(self) -> Path | None:
-        """The speech model's checkpoint; None where the features need none."""
+        """The path of the speech model's checkpoint; None if the features need no checkpoint."""
         return self.checkpoint.path if self.checkpoint else None
 
     @property
     def learned_kmeans(self) -> Path:
-        """The path of a k-means that is learned or converted in the workspace."""
+        """The path for a k-means that is learned or converted in the workspace."""
         return self.workspace.pretrained / f"{self.name}_km.npz"
 
     @property
     def km_path(self) -> Path:
-        """The k-means to use: one learned or converted here comes before the released one."""
+        """The k-means to use. A learned or converted k-means replaces the released k-means."""
         listed = self.kmeans
         if listed is None:
             return self.learned_kmeans
@@ -135,69 +135,70 @@ class UnitModel:
 
     @property
     def lm_folder(self) -> Path:
-        """The unit LM's folder. One that ships is used until another is trained here, or another
-        k-means is used.
+        """The folder of the unit LM. An LM that ships is used until the workspace contains another
+        LM or another k-means.
         """
         trained = self.workspace.lm(self.name)
         if self.lm is None:
             return trained
         if not self.lm.ships or self.shipped_first:
             return self.lm.path
-        another_kmeans = self.km_path != (self.kmeans.path if self.kmeans else None)
-        return trained if trained.exists() or another_kmeans else self.lm.path
+        has_other_kmeans = self.km_path != (self.kmeans.path if self.kmeans else None)
+        return trained if trained.exists() or has_other_kmeans else self.lm.path
 
     @property
     def files(self) -> dict[str, PretrainedFile]:
-        """The listed files among ``checkpoint``, ``kmeans`` and ``lm``."""
+        """The files in the table, by kind: ``checkpoint``, ``kmeans`` or ``lm``."""
         kinds = ("checkpoint", "kmeans", "lm")
         return {kind: file for kind in kinds if (file := getattr(self, kind)) is not None}
 
 
 def find_unit_model(name: str, workspace: Workspace) -> UnitModel:
-    """The unit model of that name, also one that no table describes."""
+    """Return the unit model called ``name``, even if no table describes it."""
     return unit_models(workspace).get(name) or UnitModel(name, workspace)
 
 
 def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> UnitModel:
-    """The unit model of that name. Raises ``UserError`` with the known names for an unknown one."""
-    known = unit_models(workspace, base_url)
-    if name not in known:
+    """Return the unit model called ``name``. Raises ``UserError`` if no table describes it."""
+    models = unit_models(workspace, base_url)
+    if name not in models:
         raise UserError(
-            f"unit model {name}: unknown{near(name, known)}; there is {', '.join(known)}; "
-            f"describe your own in {workspace.pretrained / OWN}"
+            f"unit model {name}: unknown{near(name, models)}; expected one of {', '.join(models)}; "
+            f"describe your own in {workspace.pretrained / USER_TABLE}"
         )
-    return known[name]
+    return models[name]
 
 
 def lm_folder(workspace: Workspace, name: str) -> Path:
-    """The folder of its LM, also for one that no table describes."""
+    """Return the LM folder of the unit model called ``name``, even if no table describes it."""
     return find_unit_model(name, workspace).lm_folder
 
 
 def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, UnitModel]:
-    """Every unit model, released ones first. ``base_url`` is a mirror, used instead of the tables'.
+    """Return all unit models by name, released ones first. ``base_url``: a mirror, which replaces
+    the ``base_url`` of each table.
 
-    Raises ``UserError``, with table and entry, for anything that is not as registry.yaml says.
+    Raises ``UserError``, with table and entry, if an entry does not follow registry.yaml's rules.
     """
     tables = {REGISTRY: _released()}
-    if (own := workspace.pretrained / OWN).exists():
-        tables[own] = asdict(load_config(Registry, own))
+    if (user_table := workspace.pretrained / USER_TABLE).exists():
+        tables[user_table] = asdict(load_config(Registry, user_table))
     checkpoints: dict[str, PretrainedFile] = {}
     models: dict[str, UnitModel] = {}
     for table, content in tables.items():
-        place = table, workspace, base_url or content.get("base_url")
+        source = table, workspace, base_url or content.get("base_url")
         for name, entry in content.get("checkpoints", {}).items():
             _check_name(table, name, checkpoints)
-            file = checkpoints[name] = _file("checkpoint", name, entry, *place)
-            urls = {each.url for each in checkpoints.values() if each.path == file.path} - {None}
-            if len(urls) > 1:  # the second download would pass for the first
-                raise UserError(f"{table}: {' and '.join(urls)} would both be {file.path.name}")
+            file = checkpoints[name] = _file("checkpoint", name, entry, *source)
+            urls = {other.url for other in checkpoints.values() if other.path == file.path} - {None}
+            if len(urls) > 1:  # the second download would be taken for the first
+                raise UserError(f"{table}: {' and '.join(urls)} would both become {file.path.name}")
         for name, entry in content.get("unit_models", {}).items():
             _check_name(table, name, models)
             checkpoint, clusters = entry.get("checkpoint"), entry["clusters"]
             if checkpoint not in (None, *checkpoints):
-                known = f"there is {', '.join(checkpoints)}"
-                raise UserError(f"{table}: {name}: checkpoint {checkpoint} unknown; {known}")
+                reason = f"unknown; expected one of {', '.join(checkpoints)}"
+                raise UserError(f"{table}: {name}: checkpoint {checkpoint}: {reason}")
             if clusters < 1:
                 raise UserError(f"{table}: {name}: clusters must be positive, found {clusters}")
             models[name] = UnitModel(
@@ -205,56 +206,56 @@ def unit_models(workspace: Workspace, base_url: str | None = None) -> dict[str, 
                 workspace,
                 *(entry.get(key) for key in ("feature_type", "layer", "normalize", "clusters")),
                 checkpoint and checkpoints[checkpoint],
-                *(_file(kind, name, entry.get(kind), *place) for kind in ("kmeans", "lm")),
+                *(_file(kind, name, entry.get(kind), *source) for kind in ("kmeans", "lm")),
             )
     return models
 
 
 @functools.cache
 def _released() -> dict[str, Any]:
-    """The released table; the tests check it against ``Registry``, which takes 0.1 s."""
+    """Read the released table. The tests check it against ``Registry``; that check takes 0.1 s."""
     return load_yaml(REGISTRY)
 
 
 def _check_name(table: Path, name: str, taken: dict[str, Any]) -> None:
     if not NAME.fullmatch(name):
-        raise UserError(f"{table}: {name}: a name is letters, digits, and _ . - after the first")
+        raise UserError(f"{table}: {name}: expected letters, digits and (not first) _ . -")
     if name in taken:
-        raise UserError(f"{table}: {name}: the name is taken by {REGISTRY}; choose another")
+        raise UserError(f"{table}: {name}: {REGISTRY} has this name already; choose another name")
 
 
 def _file(
     kind: str, name: str, entry: dict[str, Any] | None, table: Path, workspace: Workspace,
     base_url: str | None,
 ) -> PretrainedFile | None:  # fmt: skip
-    """The file of an entry; ``kind`` is that of ``UnitModel.files``."""
+    """Return the file that ``entry`` describes. ``kind``: a key of ``UnitModel.files``."""
     if entry is None:
         return None
-    url, own, wheel = (entry.get(key) for key in ("url", "path", "wheel"))
-    local = {"kmeans": f"{name}_km.bin", "lm": f"{name}_lm", "checkpoint": f"{name}.ort"}[kind]
-    wrong = ""
-    if [url, own, wheel].count(None) != 2:
-        wrong = "give either url or path or wheel"
+    url, listed_path, wheel = (entry.get(key) for key in ("url", "path", "wheel"))
+    file_name = {"kmeans": f"{name}_km.bin", "lm": f"{name}_lm", "checkpoint": f"{name}.ort"}[kind]
+    mistake = ""
+    if [url, listed_path, wheel].count(None) != 2:
+        mistake = "expected exactly one of url, path and wheel"
     elif wheel and not _WHEEL.fullmatch(wheel["file"]):
-        wrong = f"a wheel is NAME-VERSION-py3-none-PLATFORM.whl, found {wheel['file']}"
+        mistake = f"expected wheel NAME-VERSION-py3-none-PLATFORM.whl, found {wheel['file']}"
     elif url:
         if "://" not in url and base_url:
             url = f"{base_url.rstrip('/')}/{url}"
         if not _URL.fullmatch(url):
-            wrong = f"expected http(s)://, or a base_url before it, found {url}"
-        if kind == "checkpoint":  # people have it under the name in its url
-            local = re.split("[?#]", url)[0].rsplit("/", 1)[-1]
-            if not (NAME.fullmatch(local) and local.endswith(".pt")):
-                wrong = f"url must end in a file name like model.pt, found {url}"
-    if wrong:
-        raise UserError(f"{table}: {name}{'' if kind == 'checkpoint' else '.' + kind}: {wrong}")
-    ships = table == REGISTRY and own is not None
-    path, shared = workspace.pretrained / local, REPOSITORY / "pretrained_models" / local
-    if own:
-        path = (REPOSITORY if ships else workspace.root) / Path(own).expanduser()
-    elif wheel and shared.exists() and not path.exists():  # one copy serves all workspaces
+            mistake = f"expected http(s)://..., or a base_url and a path below it, found {url}"
+        if kind == "checkpoint":  # users know the file by the name in the url
+            file_name = re.split("[?#]", url)[0].rsplit("/", 1)[-1]
+            if not (NAME.fullmatch(file_name) and file_name.endswith(".pt")):
+                mistake = f"url must end in a file name like model.pt, found {url}"
+    if mistake:
+        raise UserError(f"{table}: {name}{'' if kind == 'checkpoint' else '.' + kind}: {mistake}")
+    ships = table == REGISTRY and listed_path is not None
+    path, shared = workspace.pretrained / file_name, REPOSITORY / "pretrained_models" / file_name
+    if listed_path:
+        path = (REPOSITORY if ships else workspace.root) / Path(listed_path).expanduser()
+    elif wheel and shared.exists() and not path.exists():  # all workspaces share one copy
         path = shared
-    known = {key: entry.get(key) for key in ("note", "sha256", "size")}
+    details = {key: entry.get(key) for key in ("note", "sha256", "size")}
     return PretrainedFile(
-        url, path, wheel and WheelEntry(**wheel), **known, is_lm=kind == "lm", ships=ships
+        url, path, wheel and WheelEntry(**wheel), **details, is_lm=kind == "lm", ships=ships
     )

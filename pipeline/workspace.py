@@ -1,4 +1,4 @@
-"""Where everything is under ``--workspace`` (default: the repository)."""
+"""The paths of all files under ``--workspace`` (default: the repository)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def name_part(word: str) -> str:
-    """``word``, a date or name that becomes part of a path: argparse's ``type`` of such flags.
+    """Return ``word``, a date or name that becomes part of a path: a ``type`` for argparse.
 
-    Raises ``UserError`` for what no file name holds, and what would lead to another folder.
+    Raises ``UserError`` if ``word`` cannot be part of a file name or would lead to another folder.
     """
     is_name = word.strip() and word.isprintable() and "/" not in word and word[0] != "."
     if not is_name or len(word.encode()) > 100:
         raise UserError(
-            f"{word[:120]!r}: becomes part of a file's name; expected 1 to 100 letters, digits or "
-            "signs, no / and no . at the beginning"
+            f"{word[:120]!r}: becomes part of a file name; expected 1 to 100 letters, digits or "
+            "signs, without / and without a . at the beginning"
         )
     return word
 
@@ -31,32 +31,32 @@ class Workspace:
     root: Path
 
     def downstream_data(self, downstream: str) -> Path:
-        """Manifests, and one folder of quantised splits per unit model."""
+        """The folder of the manifests and of one folder of quantised splits per unit model."""
         return self.root / "preprocess" / downstream / "data"
 
     def rows(self, downstream: str, unit_model: str, split: str) -> Path:
-        """The split that preprocessing leaves: ``file|units|labels``."""
+        """The preprocessed split, with lines of ``file|units|labels``."""
         return self.downstream_data(downstream) / unit_model / split
 
     def datasets(self, unit_model: str) -> Path:
-        """labelspace.json, verbal.json and, per downstream, data_prompt/ and data_freq/."""
+        """The folder of labelspace.json, verbal.json, <downstream>/{data_prompt,data_freq}/."""
         return self.root / "ulm_prompt" / "datasets" / unit_model
 
     def prompt_text(self, unit_model: str, downstream: str, kind: str, split: str) -> Path:
-        """``units <s> labels`` a line; ``kind``: data_prompt or data_<method> of verbalizer.py."""
+        """Lines of ``units <s> labels``. ``kind``: data_prompt or data_<method> (verbalizer.py)."""
         return self.datasets(unit_model) / downstream / kind / f"{split}.txt"
 
     def data_bin(self, unit_model: str, task: str) -> Path:
-        """fairseq's binaries of one task."""
+        """The folder of fairseq's binaries for one task."""
         return self.root / "ulm_prompt" / "data-bins" / unit_model / f"{task}-data-bin"
 
     @property
     def pretrained(self) -> Path:
-        """Speech models, k-means and unit LMs."""
+        """The folder of speech models, k-means and unit LMs."""
         return self.root / "pretrained_models"
 
     def lm(self, unit_model: str) -> Path:
-        """The unit LM: checkpoint_best.pt and dict.txt, as the released archives hold them."""
+        """The folder of checkpoint_best.pt and dict.txt, as in the released archives."""
         return self.pretrained / f"{unit_model}_lm"
 
     def checkpoints(self, task: str, unit_model: str, date: str) -> Path:

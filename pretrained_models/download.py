@@ -1,7 +1,7 @@
 """Download released unit models: speech checkpoint, k-means and unit LM of each name.
 
-A file that is here already stays; a transfer that was cut resumes where it stopped. Each file is
-checked before it gets its name: see pretrained_models/registry.yaml.
+An existing file is kept. A transfer that was cut resumes where it stopped. Each file is checked
+before it gets its name: see pretrained_models/registry.yaml.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KINDS = ("checkpoint", "kmeans", "lm")
 
 
 def main() -> None:
-    """Download, list or verify."""
+    """Download, list or verify the files of unit models."""
     args = parse_arguments()
     workspace = Workspace(args.workspace.resolve())
     known = unit_models(workspace, args.base_url)
@@ -31,12 +31,12 @@ def main() -> None:
         print_table(models or list(known.values()), pretrained)
         return
     if not (models or args.verify):
-        raise UserError(f"name the unit models to download, of {', '.join(known)}")
+        raise UserError(f"name the unit models to download; expected some of {', '.join(known)}")
     listed = [model.files for model in models or known.values()]
-    wanted = [files[kind] for files in listed for kind in args.only if kind in files]
-    for file in dict.fromkeys(wanted):  # one that several unit models share comes once
+    requested = [files[kind] for files in listed for kind in args.only if kind in files]
+    for file in dict.fromkeys(requested):  # unit models can share a file
         outcome = pretrained.verify(file) if args.verify else pretrained.get(file, args.timeout)
-        if models or outcome != "not here":
+        if models or outcome != "missing":
             note = f" ({file.note})" if file.note else ""
             print(f"{file.path.name}: {outcome}{note}", flush=True)
     for model in models:
@@ -44,31 +44,31 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     flag = parser.add_argument
     flag("unit_model", nargs="*", help="for example hubert100 cpc100")
-    flag("--list", action="store_true", help="print what is here and what is missing")
-    flag("--verify", action="store_true", help="check what is here against its sha256")
-    flag("--only", nargs="+", choices=KINDS, default=KINDS, help="default: all three")
+    flag("--list", action="store_true", help="print which files exist and which are missing")
+    flag("--verify", action="store_true", help="compare existing files with the known sha256")
+    flag("--only", nargs="+", choices=KINDS, default=KINDS, help="kinds of file (default: all)")
     flag("--base_url", help="a mirror with the same paths")
-    flag("--timeout", type=float, default=60.0, help="seconds of silence that count as a cut")
-    flag("--workspace", type=Path, default=REPOSITORY, help="default: the repository")
+    flag("--timeout", type=float, default=60.0, help="seconds to wait for data (default: 60)")
+    flag("--workspace", type=Path, default=REPOSITORY, help="data folder (default: the repository)")
     add_quiet(parser)
     return parser.parse_args()
 
 
 def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
-    """A line a unit model: what is here and what is missing."""
+    """Print one line per unit model: which files exist and which are missing."""
     print(f"{pretrained.folder}\n")
     print(f"{'unit model':12} {'checkpoint':32} {'k-means':10} unit LM")
     for model in models:
         state = {kind: pretrained.state(file) for kind, file in model.files.items()}
-        # what no table offers is learned here; a learned k-means comes before an offered one
-        own = {"kmeans": model.learned_kmeans, "lm": model.lm_folder}
-        for kind, path in own.items():
+        # files in no table are learned; a learned k-means is used before a listed k-means
+        learned = {"kmeans": model.learned_kmeans, "lm": model.lm_folder}
+        for kind, path in learned.items():
             if kind not in state or (kind == "kmeans" and path.exists()):
                 state[kind] = "own" if path.exists() else "to learn"
         checkpoint = f"{state['checkpoint']:8}{model.ckpt_path.name}" if model.ckpt_path else "none"
@@ -76,11 +76,11 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
 
 
 def explain(model: UnitModel) -> None:
-    """Print which k-means is used if there are two, and the next command."""
+    """Print the next command, and which k-means is used if two exist."""
     if not model.files:
-        print(f"{model.name}: nothing to download; its k-means and unit LM are learned here")
+        print(f"{model.name}: nothing to download; learn the k-means and the unit LM")
     if model.kmeans and model.kmeans.path.exists() and model.km_path != model.kmeans.path:
-        print(f"note: {model.km_path.name} exists too, and is used instead of the released one")
+        print(f"note: {model.km_path.name} exists, and is used instead of the released k-means")
     print(f"next: python preprocess/runner.py --unit_model {model.name} --action generate_manifest")
 
 

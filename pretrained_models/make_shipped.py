@@ -1,14 +1,14 @@
-"""Make pretrained_models/shipped/ again: what answers right after ``make setup``.
+"""Create pretrained_models/shipped/ again: the models that predict.py uses after ``make setup``.
 
-A k-means of ``moonshine100``, a tiny unit LM over its units, and a prompt that knows ten commands,
-_unknown_ and _silence_. All are trained on the train speakers of one corpus in the layout of Speech
-Commands v0.01; its test speakers give the accuracy on the prompt's page. The files that are there
-were made from the clips of the demo:
+They are a k-means of ``moonshine100``, a tiny unit LM over these units, and a prompt for ten
+commands, _unknown_ and _silence_. All are trained on the train speakers of one corpus in the layout
+of Speech Commands v0.01. The test speakers give the accuracy in the prompt's README. The files in
+the repository were made from the clips of the demo:
 
 python demo/clips.py --out corpora
 python pretrained_models/make_shipped.py --corpus corpora/speech_commands
 
-The same corpus gives the same numbers on one kind of processor.
+The same corpus gives the same numbers on the same kind of processor.
 """
 
 from __future__ import annotations
@@ -52,20 +52,20 @@ STAGES = (
 
 
 def make(corpus: Path, workspace: Workspace) -> None:
-    """Run all stages in ``workspace``, a new folder, and put what they leave into SHIPPED."""
+    """Run all stages in ``workspace``, a new folder, and copy the models to SHIPPED."""
     kmeans = unit_model(UNIT_MODEL, workspace).learned_kmeans
     prompt = workspace.root / PROMPT
     for stage in STAGES:
-        words = [word.format(corpus=corpus, prompt=prompt) for word in stage.split()]
-        if run_script([*words, "--unit_model", UNIT_MODEL, "--workspace", workspace.root]):
+        command = [word.format(corpus=corpus, prompt=prompt) for word in stage.split()]
+        if run_script([*command, "--unit_model", UNIT_MODEL, "--workspace", workspace.root]):
             raise SystemExit(1)
     with replacing_folder(SHIPPED) as folder:
         shutil.copyfile(SHIPPED / "LICENSE.md", folder / "LICENSE.md")
         shutil.copyfile(kmeans, folder / kmeans.name)
         lm = folder / f"{UNIT_MODEL}_lm"
         shutil.copytree(workspace.lm(UNIT_MODEL), lm)
-        made_by = read_json(lm / OURS, "ulm_prompt/train_ulm.py")
-        write_json(lm / OURS, {key: value for key, value in made_by.items() if key != "command"})
+        record = read_json(lm / OURS, "ulm_prompt/train_ulm.py")
+        write_json(lm / OURS, {key: value for key, value in record.items() if key != "command"})
         shutil.copytree(prompt, folder / PROMPT)
 
 
@@ -73,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    what = "holds speech_commands_v0.01/ and speech_commands_test_set_v0.01/"
-    parser.add_argument("--corpus", type=Path, required=True, help=what)
+    content = "folder with speech_commands_v0.01/ and speech_commands_test_set_v0.01/"
+    parser.add_argument("--corpus", type=Path, required=True, help=content)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make(args.corpus.resolve(), Workspace(Path(folder) / "workspace"))

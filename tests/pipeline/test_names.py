@@ -1,4 +1,4 @@
-"""Dates and names that flags give become parts of paths: checked by every script, in one way."""
+"""Every script checks the dates and names in flags that become part of a path."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("module", "flag", "others"), [(m, f, o) for m, f, *o in FLAGS])
-def test_a_date_leads_to_no_other_folder(
+def test_a_date_cannot_lead_to_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, flag: str, others: list[str]
 ) -> None:
-    words = [module, *others, "--workspace", str(tmp_path / "in"), f"{flag}=../../x"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(UserError, match=r"^'\.\./\.\./x': becomes part of a file's name; expected"):
+    argv = [module, *others, "--workspace", str(tmp_path / "in"), f"{flag}=../../x"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(UserError, match=r"^'\.\./\.\./x': becomes part of a file name; expected"):
         importlib.import_module(module).main()
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_file_name_holds() -> None:
+def test_valid_and_invalid_names() -> None:
     for word in ("20221122", "2022-11-22", "a b", "v1.2", "ü", "x" * 100, "-1"):
         assert name_part(word) == word
-    no_names = "", " ", ".", "..", ".a", "a/b", "/", "a\nb", "a\0", "caf\udce9", "x" * 101, "ü" * 51
-    for word in no_names:
+    invalid = "", " ", ".", "..", ".a", "a/b", "/", "a\nb", "a\0", "caf\udce9", "x" * 101, "ü" * 51
+    for word in invalid:
         with pytest.raises(UserError):
             name_part(word)

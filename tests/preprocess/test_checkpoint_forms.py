@@ -181,7 +181,7 @@ def test_a_thousand_clusters_of_a_folder_make_units(
     assert units["models/hf"] == units["model.pt"]
     assert max(int(unit) for unit in units["model.pt"][0].split(b"|")[1].split()[:-1]) > 200
     checkpoint = unit_model("mhubert1000", Workspace(tmp_path)).checkpoint
-    assert PretrainedModels(Workspace(tmp_path)).get(checkpoint, 1) == "here, your own"
+    assert PretrainedModels(Workspace(tmp_path)).get(checkpoint, 1) == "exists, your own"
 
 
 def test_old_hubert_and_kmeans_give_the_units_of_the_old_reader(data: Path, tmp_path: Path) -> None:

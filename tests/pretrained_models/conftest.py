@@ -1,4 +1,4 @@
-"""A web server on localhost that can misbehave in the ways that servers and networks do."""
+"""A web server on localhost that imitates the faults of servers and networks."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from pretrained_models.fetching import fetch
 
 
 def kmeans_bytes(number: float) -> bytes:
-    """A file of two centres."""
+    """Return a k-means file with two centres."""
     content = io.BytesIO()
     np.savez(content, centres=np.full((2, 3), float(number)))
     return content.getvalue()
 
 
 def checkpoint_bytes() -> bytes:
-    """A torch file of 240,000 bytes and a few."""
+    """Return a torch file of slightly more than 240,000 bytes."""
     content = io.BytesIO()
     torch.save({"model": {"a": torch.zeros(240_000, dtype=torch.uint8)}}, content)
     return content.getvalue()
 
 
 def tgz(files: dict[str, bytes | tuple[bytes, str]], folder: str = "") -> bytes:
-    """An archive. ``files``: content, or a member's type and link target."""
-    found = io.BytesIO()
-    with tarfile.open(fileobj=found, mode="w:gz") as tar:
+    """Return an archive. ``files``: per name, the content, or the member's type and link target."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(folder + name)
             if isinstance(content, tuple):
                 (member.type, member.linkname), content = content, b""
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return found.getvalue()
+    return archive.getvalue()
 
 
 class Remote(ThreadingHTTPServer):
-    """Serves ``files``. Each request takes the next step of ``plan``: the faults of that answer."""
+    """A server of ``files``. ``plan``: faults of the next answers; ``always``: of every answer."""
 
     daemon_threads = True
 
@@ -76,14 +76,14 @@ class Remote(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     """Faults: status, location, ranges=False, if_range=False, etag=None, date, promise=+-N (wrong
     Content-Length), shift=N (wrong Content-Range), earlier=N (another part), cut, reset or stall
-    after N bytes, chunked, empty, kind (Content-Type), encoding, nameless (no length).
+    after N bytes, chunked, empty, kind (Content-Type), encoding, no_length.
     """
 
     server: Remote
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *args: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         remote = self.server
@@ -118,19 +118,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[start:]
         if fault.get("chunked"):
             self.send_header("Transfer-Encoding", "chunked")
-        elif not fault.get("nameless"):
+        elif not fault.get("no_length"):
             self.send_header("Content-Length", str(len(body) + fault.get("promise", 0)))
         self.end_headers()
         self._send(fault, body)
 
     def _start(self, fault: dict[str, Any], etag: str | None, length: int) -> int:
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not wanted or not fault.get("ranges", True):
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if not requested or not fault.get("ranges", True):
             return 0
         condition = self.headers.get("If-Range")
         same = condition is None or condition in (etag, fault.get("date"))
-        found = int(wanted[1]) if same or not fault.get("if_range", True) else 0
-        return found - fault.get("earlier", 0)
+        start = int(requested[1]) if same or not fault.get("if_range", True) else 0
+        return start - fault.get("earlier", 0)
 
     def _send(self, fault: dict[str, Any], body: bytes) -> None:
         end = min([fault[name] for name in ("cut", "reset", "stall") if name in fault] or [1 << 60])
@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
-    """The server, and no proxy before it."""
+    """A server that is reached without a proxy."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(fetch, "PAUSE", 0.0)
     server = Remote()

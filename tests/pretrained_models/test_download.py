@@ -1,4 +1,4 @@
-"""The script as a user calls it, against a server on localhost; a unit LM out of its archive."""
+"""The script as a user calls it, with a server on localhost; unpacking the archive of a unit LM."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ SCRIPT = "pretrained_models/download.py"
 GSLM = "/textless_nlp/gslm"
 KMEANS, LM = f"{GSLM}/logmel/km50/km.bin", f"{GSLM}/logmel/lm_km50/logmel50_lm.tgz"
 CENTRES, SPEECH = kmeans_bytes(1), checkpoint_bytes()
-
-
 LM_FILES = {"checkpoint_best.pt": b"weights" * 9000, "dict.txt": b"0 1\n"}
 GOOD_LM = tgz(LM_FILES, "logmel50_lm/")
 WHOLE = {"logmel50_km.bin": CENTRES} | {f"logmel50_lm/{n}": c for n, c in LM_FILES.items()}
@@ -35,7 +33,7 @@ WHOLE = {"logmel50_km.bin": CENTRES} | {f"logmel50_lm/{n}": c for n, c in LM_FIL
 
 @pytest.fixture
 def mirror(remote: Remote) -> Remote:
-    """Holds what logmel50 needs, and a speech checkpoint."""
+    """The server with the files of logmel50 and a speech checkpoint."""
     remote.files = {KMEANS: CENTRES, LM: GOOD_LM, "/mine.pt": SPEECH}
     return remote
 
@@ -47,22 +45,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 def download(mirror: Remote, workspace: Path, *args: object, code: int = 0) -> str:
-    """The script in this process: its start alone takes longer than all that it does here."""
+    """Run the script in this process: starting a process would take longer than the work."""
     flags = ["--workspace", workspace, "--base_url", mirror.url, "--timeout", 5]
     printed = io.StringIO()
     with (
         mock.patch.object(sys, "argv", [SCRIPT, *map(str, [*flags, *args])]),
         contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(printed),
-        pytest.raises(SystemExit) as leaving,
+        pytest.raises(SystemExit) as end,
     ):
         run(main)
         sys.exit(0)
-    assert leaving.value.code == code, printed.getvalue()
+    assert end.value.code == code, printed.getvalue()
     return printed.getvalue()
 
 
-def here(workspace: Path) -> dict[str, bytes]:
+def files_in(workspace: Path) -> dict[str, bytes]:
     folder = workspace / "pretrained_models"
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -71,33 +69,33 @@ def here(workspace: Path) -> dict[str, bytes]:
     }
 
 
-def own_table(workspace: Path, checkpoint: str) -> None:
+def write_user_table(workspace: Path, checkpoint: str) -> None:
     model = "{feature_type: hubert, checkpoint: mine, layer: 6, clusters: 9}"
     (workspace / "pretrained_models" / "my_unit_models.yaml").write_text(
         f"checkpoints: {{mine: {{{checkpoint}}}}}\nunit_models: {{one: {model}, two: {model}}}\n"
     )
 
 
-def test_a_unit_model_comes_whole_and_once(mirror: Remote, tmp_path: Path) -> None:
+def test_a_unit_model_is_downloaded_completely_and_once(mirror: Remote, tmp_path: Path) -> None:
     row = "logmel50     none                             {0:10} {0}"
     assert row.format("missing") in download(mirror, tmp_path, "--list")
     assert "next: python preprocess/runner.py" in download(mirror, tmp_path, "logmel50")
-    assert here(tmp_path) == WHOLE
-    assert download(mirror, tmp_path, "logmel50", "logmel50").count("here already") == 2
-    assert len(mirror.requests) == 2, "nothing is asked for twice"
+    assert files_in(tmp_path) == WHOLE
+    assert download(mirror, tmp_path, "logmel50", "logmel50").count("already exists") == 2
+    assert len(mirror.requests) == 2, "nothing is requested twice"
     assert row.format("here") in download(mirror, tmp_path, "--list")
     assert download(mirror, tmp_path, "logmel50", "--verify").count("verified") == 2
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_verify_sees_a_flipped_bit(mirror: Remote, tmp_path: Path, name: str) -> None:
+def test_verify_finds_a_flipped_bit(mirror: Remote, tmp_path: Path, name: str) -> None:
     download(mirror, tmp_path, "logmel50")
     path = tmp_path / "pretrained_models" / name
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     assert str(path) in download(mirror, tmp_path, "--verify", "logmel50", code=2)
     path.write_bytes(content[1:])
-    assert str(path) in download(mirror, tmp_path, "logmel50", code=2), "without reading it whole"
+    assert str(path) in download(mirror, tmp_path, "logmel50", code=2), "by the size alone"
     assert path.exists()
 
 
@@ -117,12 +115,10 @@ def test_a_later_download_is_checked_against_the_first(
     assert not list(folder.glob(".*"))
     mirror.files[url] = first
     download(mirror, tmp_path, "logmel50")
-    assert here(tmp_path) == WHOLE
+    assert files_in(tmp_path) == WHOLE
 
 
-def test_what_a_user_put_there_is_checked_and_never_removed(
-    mirror: Remote, tmp_path: Path, folder: Path
-) -> None:
+def test_a_users_file_is_never_removed(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     (folder / "hubert_base_ls960.pt").write_bytes(b"another HuBERT")
     printed = download(mirror, tmp_path, "hubert50", "--only", "checkpoint", code=2)
     assert "1703cf8d" in printed and "remove" in printed
@@ -130,26 +126,26 @@ def test_what_a_user_put_there_is_checked_and_never_removed(
     (folder / "logmel50_lm.tgz").write_bytes(GOOD_LM)
     download(mirror, tmp_path, "logmel50")
     assert not mirror.requests
-    assert here(tmp_path) == WHOLE | {
+    assert files_in(tmp_path) == WHOLE | {
         "hubert_base_ls960.pt": b"another HuBERT",
         "logmel50_km.bin": kmeans_bytes(2),
         "logmel50_lm.tgz": GOOD_LM,
     }
 
 
-def test_an_lm_that_was_trained_here_stays(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+def test_an_lm_from_the_user_is_kept(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     lm = folder / "logmel50_lm"
     lm.mkdir()
     (lm / "dict.txt").write_text("ours")
     assert "move the folder away" in download(mirror, tmp_path, "logmel50", "--only", "lm", code=2)
     (lm / "checkpoint_best.pt").write_text("ours")
     assert "kept" in download(mirror, tmp_path, "logmel50", "--only", "lm")
-    assert set(here(tmp_path).values()) == {b"ours"}
+    assert set(files_in(tmp_path).values()) == {b"ours"}
     assert not mirror.requests
 
 
 def test_a_killed_download_resumes(mirror: Remote, tmp_path: Path, folder: Path) -> None:
-    own_table(tmp_path, f"url: {mirror.url}/mine.pt")
+    write_user_table(tmp_path, f"url: {mirror.url}/mine.pt")
     mirror.plan = [{"stall": 100_000}]
     command = [sys.executable, str(REPOSITORY / SCRIPT), "one", "--workspace", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -161,24 +157,22 @@ def test_a_killed_download_resumes(mirror: Remote, tmp_path: Path, folder: Path)
     process.wait()
     assert "partial" in download(mirror, tmp_path, "--list", "one")
     download(mirror, tmp_path, "one", "two", "--only", "checkpoint")
-    assert mirror.ranges() == [None, "bytes=100000-"], "and what two share comes once"
+    assert mirror.ranges() == [None, "bytes=100000-"], "and a shared file is downloaded once"
     assert (folder / "mine.pt").read_bytes() == SPEECH
     assert not part.exists()
 
 
-def test_a_file_of_ones_own_is_never_downloaded(
-    mirror: Remote, tmp_path: Path, folder: Path
-) -> None:
-    own_table(tmp_path, "path: elsewhere/mine.pt")
+def test_a_users_path_is_not_downloaded(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+    write_user_table(tmp_path, "path: elsewhere/mine.pt")
     assert "elsewhere/mine.pt: not found" in download(mirror, tmp_path, "one", code=2)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.pt").touch()
-    assert "mine.pt: here, your own" in download(mirror, tmp_path, "one")
+    assert "mine.pt: exists, your own" in download(mirror, tmp_path, "one")
     assert "mfcc100: nothing to download" in download(mirror, tmp_path, "mfcc100")
     assert not mirror.requests
 
 
-def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+def test_an_unknown_name_and_a_damaged_record(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     assert "hubert100, hubert200, cpc50" in stage(SCRIPT, "--workspace", tmp_path, code=2)
     assert "hubert1000: unknown" in download(mirror, tmp_path, "logmel50", "hubert1000", code=2)
     assert not mirror.requests, "names are checked first"
@@ -190,20 +184,21 @@ def test_what_the_user_typed_wrong(mirror: Remote, tmp_path: Path, folder: Path)
 @pytest.mark.parametrize(
     "url", ["http://[::1", "http://[::1:2:3:4:5:6:7:8:9]", "nowhere", "http://"]
 )
-def test_no_address(mirror: Remote, tmp_path: Path, url: str) -> None:
+def test_an_invalid_address(mirror: Remote, tmp_path: Path, url: str) -> None:
     code = 1 if url.endswith("9]") else 2
     printed = download(mirror, tmp_path, "logmel50", "--base_url", url, code=code)
-    assert ("expected http" in printed or "no address" in printed) and printed.count("\n") == 1
+    assert ("not a valid address" if code == 1 else "expected http") in printed
+    assert printed.count("\n") == 1
 
 
-def test_two_processes_do_not_get_one_file(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+def test_only_one_process_downloads_a_file(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     with holding(folder / "logmel50_km.bin"):
         printed = download(mirror, tmp_path, "logmel50", code=2)
     assert "another process is writing there" in printed
     assert not mirror.requests
 
 
-def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
+def test_a_missing_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
     remote.stop()
     printed = download(remote, tmp_path, "logmel50", code=1)
     path = tmp_path / "pretrained_models" / "logmel50_km.bin"
@@ -211,7 +206,7 @@ def test_no_network_is_one_line(tmp_path: Path, remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("top", ["", "hubert100_lm/", "./", "./hubert100_lm/"])
-def test_an_archive_gives_the_two_files_and_writes_nothing_elsewhere(
+def test_only_the_two_files_of_an_archive_are_written(
     mirror: Remote, tmp_path: Path, folder: Path, top: str
 ) -> None:
     others = {
@@ -227,7 +222,7 @@ def test_an_archive_gives_the_two_files_and_writes_nothing_elsewhere(
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     lm = {f"pretrained_models/logmel50_lm/{name}" for name in LM_FILES}
     assert names == lm | {"pretrained_models/downloaded.json"}
-    assert here(tmp_path) == {f"logmel50_lm/{name}": content for name, content in LM_FILES.items()}
+    assert files_in(tmp_path) == {f"logmel50_lm/{name}": LM_FILES[name] for name in LM_FILES}
 
 
 LINK = (tarfile.SYMTYPE, "/etc/passwd")
@@ -237,7 +232,7 @@ LINK = (tarfile.SYMTYPE, "/etc/passwd")
     ("archive", "reason"),
     [
         *((GOOD_LM[:length], "damaged or cut short") for length in (20, 60, len(GOOD_LM) - 100)),
-        # gzip's checksum is behind the tar's end, where tarfile never looks
+        # gzip's checksum comes after the end of the tar; tarfile does not read it
         *((GOOD_LM[:length], "damaged or cut short") for length in (len(GOOD_LM) - 8, -1)),
         (GOOD_LM[:-8] + bytes(8), "damaged"),
         (tgz({"dict.txt": b"0 1\n"}), "no checkpoint_best.pt in it"),
@@ -245,7 +240,7 @@ LINK = (tarfile.SYMTYPE, "/etc/passwd")
     ],
     ids=range(8),
 )
-def test_a_bad_archive_leaves_nothing(
+def test_a_bad_archive_leaves_no_file(
     mirror: Remote, tmp_path: Path, archive: bytes, reason: str
 ) -> None:
     mirror.files[LM] = archive
@@ -254,7 +249,7 @@ def test_a_bad_archive_leaves_nothing(
     assert not list(tmp_path.glob("pretrained_models/*"))
 
 
-NO_KMEANS = {
+NOT_KMEANS = {
     "an error page": (b"<html>502 Bad Gateway</html>", "a web page"),
     "an error": (b"Access denied", "found something else"),
     "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
@@ -263,22 +258,20 @@ NO_KMEANS = {
 }
 
 
-@pytest.mark.parametrize("what", NO_KMEANS)
-def test_what_no_stage_could_read_gets_no_name(mirror: Remote, tmp_path: Path, what: str) -> None:
-    """Its status is 200, its content type neutral, and no hash is known."""
-    mirror.files[KMEANS], reason = NO_KMEANS[what]
+@pytest.mark.parametrize("kind", NOT_KMEANS)
+def test_unreadable_content_is_refused(mirror: Remote, tmp_path: Path, kind: str) -> None:
+    """The status is 200, the content type is neutral, and no hash is known."""
+    mirror.files[KMEANS], reason = NOT_KMEANS[kind]
     printed = download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=1)
     assert mirror.url + KMEANS in printed and reason in printed and printed.count("\n") == 1
-    assert "; what came is removed" in printed and ".part" not in printed
-    assert here(tmp_path) == {}
+    assert "; removed what was received" in printed and ".part" not in printed
+    assert files_in(tmp_path) == {}
     mirror.files[KMEANS] = CENTRES
     download(mirror, tmp_path, "logmel50", "--only", "kmeans")
     assert download(mirror, tmp_path, "logmel50", "--verify").count("verified") == 1
 
 
-def test_what_was_there_or_recorded_is_opened_too(
-    mirror: Remote, tmp_path: Path, folder: Path
-) -> None:
+def test_existing_files_are_read_too(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     path = folder / "logmel50_km.bin"
     path.write_bytes(b"<html>")
     assert "a web page" in download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=2)
@@ -288,20 +281,18 @@ def test_what_was_there_or_recorded_is_opened_too(
     assert path.read_bytes() == b"<html>", "a user's file is never removed"
 
 
-def test_a_checkpoint_without_a_hash_is_opened(
-    mirror: Remote, tmp_path: Path, folder: Path
-) -> None:
-    own_table(tmp_path, f"url: {mirror.url}/mine.pt")
+def test_a_checkpoint_without_a_hash_is_read(mirror: Remote, tmp_path: Path, folder: Path) -> None:
+    write_user_table(tmp_path, f"url: {mirror.url}/mine.pt")
     mirror.files["/mine.pt"] = SPEECH[:-200]
     assert "damaged or not a torch" in download(mirror, tmp_path, "one", code=1)
     assert not list(folder.glob("*.pt"))
 
 
-def test_encodings_are_refused_and_an_archives_own_is_not(mirror: Remote, tmp_path: Path) -> None:
-    """Some servers say of a .tgz that it is encoded by gzip."""
+def test_an_encoding_is_refused_unless_the_file_is_a_tgz(mirror: Remote, tmp_path: Path) -> None:
+    """Some servers report the gzip of a .tgz as an encoding."""
     mirror.files[KMEANS], mirror.always = gzip.compress(CENTRES), {"encoding": "gzip"}
     printed = download(mirror, tmp_path, "logmel50", "--only", "kmeans", code=1)
-    assert "comes in the encoding gzip" in printed and printed.count("\n") == 1
-    assert here(tmp_path) == {} and not list(tmp_path.glob("pretrained_models/.*"))
+    assert "expected no encoding, found gzip" in printed and printed.count("\n") == 1
+    assert files_in(tmp_path) == {} and not list(tmp_path.glob("pretrained_models/.*"))
     download(mirror, tmp_path, "logmel50", "--only", "lm")
     assert mirror.requests[-1][0] == LM

@@ -1,4 +1,4 @@
-"""One URL into one file, over a network that cuts, stalls and changes its mind."""
+"""One URL to one file, over a network with cuts, stalls and wrong answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretrained_models.fetching.fetch import DownloadError, Expected, fetch
 from tests.pretrained_models.conftest import Remote
 
 CONTENT = random.Random(1).randbytes(600_000)
-OTHER = random.Random(2).randbytes(600_000)  # the same length: only its bytes tell
+OTHER = random.Random(2).randbytes(600_000)  # the same length, other bytes
 HASH = hashlib.sha256(CONTENT).hexdigest()
 UNKNOWN, KNOWN = Expected(), Expected(HASH)
 DATE = "Sat, 01 Jan 2022 00:00:00 GMT"
@@ -24,7 +24,7 @@ DATE = "Sat, 01 Jan 2022 00:00:00 GMT"
 
 @pytest.fixture
 def get(remote: Remote, tmp_path: Path):
-    """Fetch /model.pt; returns its content."""
+    """A function that downloads /model.pt and returns the content."""
     remote.files["/model.pt"] = CONTENT
 
     def call(expected: Expected = UNKNOWN, timeout: float = 5.0) -> bytes:
@@ -45,11 +45,11 @@ def get(remote: Remote, tmp_path: Path):
         ({"chunked": True}, [{"cut": 200_000}], UNKNOWN, [None, "bytes=200000-"]),
         ({"etag": None, "date": DATE}, [{"cut": 200_000}], UNKNOWN, [None, "bytes=200000-"]),
         ({"ranges": False}, [{"cut": 200_000}], UNKNOWN, [None, "bytes=200000-"]),
-        # without a mark of the version or a hash, a mix of two versions would not show
+        # without a hash or a mark of the version, a mix of two versions would go unnoticed
         ({"etag": None}, [{"cut": 200_000}], UNKNOWN, [None, None]),
         ({"etag": 'W/"weak"'}, [{"cut": 200_000}], UNKNOWN, [None, None]),
         ({"etag": None}, [{"cut": 200_000}], KNOWN, [None, "bytes=200000-"]),
-        # another part than the one that was asked for
+        # the server sends another part than requested
         ({}, [{"cut": 200_000}, {"shift": -10}], UNKNOWN, [None, "bytes=200000-", None]),
         ({}, [{"cut": 200_000}, {"earlier": 10}], UNKNOWN, [None, "bytes=200000-", None]),
         ({}, [{"status": 500}, {"status": 429}, {"status": 416}], UNKNOWN, [None] * 4),
@@ -58,7 +58,7 @@ def get(remote: Remote, tmp_path: Path):
         ({}, [{"status": 302, "location": "/model.pt"}], UNKNOWN, [None] * 2),
     ],
 )
-def test_a_transfer_resumes_where_it_can(
+def test_a_transfer_resumes_if_it_can(
     remote: Remote, get, always: dict, plan: list[dict], expected: Expected, ranges: list
 ) -> None:
     remote.always, remote.plan = always, plan
@@ -68,31 +68,31 @@ def test_a_transfer_resumes_where_it_can(
         assert expected.sha256 or ("Range" in headers) == ("If-Range" in headers)
 
 
-def test_a_later_call_resumes_the_same_address_only(
+def test_a_later_call_resumes_only_the_same_url(
     remote: Remote, get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two servers may give one ETag to two files."""
+    """Two servers may send the same ETag for different files."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     remote.files["/other.pt"] = OTHER
     remote.always = {"etag": '"1"'}
     for address in ("other.pt", "model.pt"):
         remote.plan = [{"cut": 200_000}, {"status": 503}]
-        with pytest.raises(DownloadError, match="resumes here"):
+        with pytest.raises(DownloadError, match="again to resume"):
             fetch(f"{remote.url}/{address}", tmp_path / "model.pt", UNKNOWN, 5.0)
     assert not (tmp_path / "model.pt").exists()
     assert get() == CONTENT
     assert remote.ranges() == [None, "bytes=200000-"] * 2 + ["bytes=200000-"]
 
 
-@pytest.mark.parametrize("minds_if_range", [True, False])
+@pytest.mark.parametrize("honours_if_range", [True, False])
 def test_a_file_that_changes_between_attempts_is_never_mixed(
-    remote: Remote, get, monkeypatch: pytest.MonkeyPatch, minds_if_range: bool
+    remote: Remote, get, monkeypatch: pytest.MonkeyPatch, honours_if_range: bool
 ) -> None:
     def change(pause: float) -> None:
         remote.files["/model.pt"] = OTHER
 
     monkeypatch.setattr(module.time, "sleep", change)
-    remote.always = {"if_range": minds_if_range}
+    remote.always = {"if_range": honours_if_range}
     remote.plan = [{"cut": 200_000}]
     assert get() == OTHER
 
@@ -105,7 +105,7 @@ def test_a_part_without_readable_notes_is_not_trusted(get, tmp_path: Path) -> No
 
 
 def test_never_from_https_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """urllib follows wherever it is led."""
+    """urllib alone would follow the redirect."""
     answer = SimpleNamespace(url="http://example.org/b", headers={}, status=200, close=print)
     monkeypatch.setattr(module.http, "urlopen", lambda *_, **__: contextlib.closing(answer))
     with pytest.raises(DownloadError, match="redirected to http://example.org/b, which is not"):
@@ -118,7 +118,7 @@ def test_never_from_https_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"promise": 1000}, UNKNOWN, r"gave up after 6 attempts"),
         ({"empty": True}, UNKNOWN, r"is empty"),
         ({"kind": "text/html; charset=utf-8"}, UNKNOWN, r"web page"),
-        ({"nameless": True}, UNKNOWN, r"does not say how long"),
+        ({"no_length": True}, UNKNOWN, r"does not say how long"),
         ({}, Expected(size=599_999), r"has 600,000 bytes, .* says 599,999"),
         ({}, Expected(hashlib.sha256(OTHER).hexdigest()), rf"has sha256 {HASH}, .* removed"),
         ({"status": 404}, UNKNOWN, r"answers 404 .* put it at \S+/model.pt"),
@@ -126,7 +126,7 @@ def test_never_from_https_to_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ({"status": 302, "location": "file:///etc/passwd"}, UNKNOWN, r"not allowed"),
     ],
 )
-def test_what_is_wrong_leaves_nothing_that_looks_right(
+def test_a_wrong_answer_leaves_no_file(
     remote: Remote, get, tmp_path: Path, always: dict, expected: Expected, message: str
 ) -> None:
     remote.always = always
@@ -134,12 +134,12 @@ def test_what_is_wrong_leaves_nothing_that_looks_right(
         get(expected)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "model.pt").exists()
-    if always != {"promise": 1000}:  # a cut file stays, hidden, to be resumed
+    if always != {"promise": 1000}:  # the hidden part stays, to be resumed
         assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_keeps_what_came(remote: Remote, get, tmp_path: Path) -> None:
-    """Stands for it: a limit on the size of files, which fails in the middle of a write too."""
+def test_a_full_disk_keeps_what_was_received(remote: Remote, get, tmp_path: Path) -> None:
+    """A limit on file sizes simulates a full disk: it too fails in the middle of a write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, before[1]))
     try:

