@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.ulm_text import topics, write_ulm_text
-from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length, disturbed, draw_shots
+from ulm_prompt.prompt_lm.data import RowDataset, add_noise, batches_by_length, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
 
@@ -90,14 +90,14 @@ def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
 def test_noise_replaces_a_share_of_the_units_and_leaves_out_as_large_a_one() -> None:
     """It keeps the order, and at least one unit."""
     row = np.full(50_000, 7)
-    found = disturbed(row, 0.1, np.array([8, 9]), (1, 1, 3))
+    found = add_noise(row, 0.1, np.array([8, 9]), (1, 1, 3))
     assert (row == 7).all() and len(found) / 50_000 == pytest.approx(0.9, abs=0.01)
     shares = [np.mean(found == unit) for unit in (7, 8, 9)]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
-    kept = disturbed(np.arange(1000), 0.3, np.array([-1]), (1, 1, 0))
+    kept = add_noise(np.arange(1000), 0.3, np.array([-1]), (1, 1, 0))
     assert (np.diff(kept[kept >= 0]) > 0).all()
     for seed in range(100):
-        assert len(disturbed(np.array([7, 7]), 0.95, np.array([5]), (1, seed))) >= 1
+        assert len(add_noise(np.array([7, 7]), 0.95, np.array([5]), (1, seed))) >= 1
 
 
 def served(dataset: RowDataset, epoch: int) -> list[list[int]]:

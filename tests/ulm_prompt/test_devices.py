@@ -20,7 +20,7 @@ from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm import search
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
-from ulm_prompt.prompt_lm.search import beam_search, follow, likeliest, sampler
+from ulm_prompt.prompt_lm.search import beam_search, likeliest, sampler, step_search
 
 META = torch.device("meta")
 MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # take both devices
@@ -76,7 +76,7 @@ def test_answers() -> None:
     lm, labels = on_meta()
     with OneDevice():
         for choose in (likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)):
-            assert len(follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
+            assert len(step_search(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
     lm, labels = on_meta("trie")
     with OneDevice():
         beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
@@ -125,5 +125,5 @@ def test_apples_gpu_gets_no_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     reader = feature_reader("hubert", Source(tmp_path / "model.pt", 2, device=META))
     with NoFloat64():
         (features,) = reader([torch.zeros(8_000)])
-        follow(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels)
+        step_search(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels)
     assert features.device == META
