@@ -1,5 +1,5 @@
-"""Everything that runs on a GPU, run on the ``meta`` device, whose tensors have no values: one that
-was made on the CPU by mistake meets the others and fails. What asks for values gets 0 or 1.
+"""All GPU code on the ``meta`` device, whose tensors have no values. A tensor that was created on
+the CPU by mistake causes an error. Code that reads a value gets 0 or 1.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
 from ulm_prompt.prompt_lm.search import beam_search, likeliest, sampler, step_search
 
 META = torch.device("meta")
-MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # take both devices
+MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # may mix devices
 ROWS = [torch.tensor([2, *range(4, 4 + length), 0]) for length in (5, 9, 6)]
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of two devices, as CUDA does; numbers (0-d) may be mixed."""
+    """Fails on operations on tensors of two devices, like CUDA. 0-d tensors may be mixed."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -72,7 +72,7 @@ def test_a_training_step(infix: bool) -> None:
 
 
 def test_answers() -> None:
-    """Symbol by symbol, by beams, and of scored sequences."""
+    """Test step search, beam search and scored sequences."""
     lm, labels = on_meta()
     with OneDevice():
         for choose in (likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)):
@@ -102,7 +102,7 @@ def test_speech_to_units(kind: str, dtype: str, tmp_path: Path) -> None:
     kmeans = KMeans(np.zeros((4, reader.dim), np.float32), META)
     with OneDevice():
         units = [kmeans(features) for features in reader(waveforms)]
-    assert all(one.device == META and one.ndim == 1 for one in units)
+    assert all(row.device == META and row.ndim == 1 for row in units)
 
 
 class NoFloat64(OneDevice):

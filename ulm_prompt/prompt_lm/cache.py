@@ -36,7 +36,7 @@ class Buffer(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """A batch of B rows with Q hypotheses each. A step overwrites the cache after its ``used``
+    """A batch of B rows with Q hypotheses each. A step overwrites the cache after the ``used``
     positions. So two searches may start from one state, but only one after the other.
     """
 

@@ -100,8 +100,8 @@ class LosslessDataset(FairseqDataset):
 
 
 class RowDataset(LosslessDataset):
-    """One split of a data-bin folder. A row ends with ``</s>``; the model's input begins with it.
-    Raises ``UserError`` if the split is missing or damaged, or a row is not ``units <s> labels``.
+    """One split of a data-bin folder: rows ``units <s> labels </s>``. The model's input begins with
+    ``</s>``. Raises ``UserError`` if the split is missing or damaged, or a row has another form.
     """
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:

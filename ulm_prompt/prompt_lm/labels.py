@@ -118,7 +118,7 @@ class LabelAnswers:
         score_all = is_small and not record.is_text
         if answers is None and score_all:
             answers = list(itertools.product(*slots))
-        elif answers is None:  # just enough to have every label at all its positions
+        elif answers is None:  # the fewest answers that have every label at all its positions
             longest = max(map(len, slots))
             answers = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
         sequences = dict.fromkeys(tuple(symbol_of[label] for label in labels) for labels in answers)
@@ -164,9 +164,9 @@ def score_sequences(
     """Return log-probabilities of S distinct symbol sequences after the rows of ``state``: of whole
     sequences, (B, S), and of each symbol, (B, S, longest), 0 after the last symbol.
 
-    The sequences form a tree, and each step reads one level. Its hypotheses are the prefixes of
-    that length which a symbol follows, so single labels need no step. ``</s>`` is scored only if
-    the sequence is a prefix of another: then ``</s>`` is not the only possible next symbol.
+    The sequences form a tree, and each step reads one level. The hypotheses of a step are all
+    prefixes of that length that a symbol follows, so single labels need no step. ``</s>`` is scored
+    only if the sequence is a prefix of another: otherwise ``</s>`` is the only possible symbol.
     """
     batch, longest = len(state.lengths), max(map(len, sequences))
     symbol_scores = state.logits.new_zeros(batch, len(sequences), longest + 1)

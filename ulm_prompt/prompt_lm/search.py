@@ -122,10 +122,10 @@ def beam_search(
 ) -> list[list[Answer]]:  # fmt: skip
     """Return ``beam`` finished answers per row, best first, like fairseq's ``SequenceGenerator``.
 
-    In fairseq, the row is a forced prefix of the hypothesis. So the total includes its log-
-    probability and length: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is
-    finished when it has ``beam`` answers, or after ``max_labels`` symbols; then only ``</s>`` is
-    allowed. ``state`` comes from a prefill with ``score_rows``.
+    In fairseq, the row is a forced prefix of every hypothesis, so the row and its length count in
+    the total: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is finished when
+    it has ``beam`` answers. After ``max_labels`` symbols, only ``</s>`` is allowed. ``state``
+    comes from a prefill with ``score_rows``.
     """
     batch, _, vocabulary = state.logits.shape
     beam = min(beam, vocabulary - 1)  # <pad> is never chosen
@@ -248,7 +248,7 @@ def decode(
 def _log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
     """Return the log-odds of each answer against the other label; None unless there are two."""
     symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
-    if len(symbols) != 2 or not labels.ends[labels.following[0, symbols]].all():
+    if len(symbols) != 2 or not labels.ends[labels.next_states[0, symbols]].all():
         return [None] * len(answers)
     first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
     odds = [logit - other for logit, other in zip(first, second)]
