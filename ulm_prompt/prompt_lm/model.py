@@ -109,7 +109,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return self.apply_label_map(logits, torch.arange(read_at.shape[1], device=logits.device))
 
     def apply_label_map(self, logits: Tensor, positions: Tensor) -> Tensor:
-        """Map logits, (B, Q, V), of symbols at ``positions``, (Q,), in ``<s> labels </s>``."""
+        """Apply the label map, if any, to (B, Q, V). ``positions``: (Q,), where 0 is ``<s>``."""
         return logits if self.label_map is None else self.label_map(logits, positions)
 
     @property

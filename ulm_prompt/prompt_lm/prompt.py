@@ -1,4 +1,4 @@
-"""The trained parameters: keys and values per layer, a vector for ``<s>``; also a label map."""
+"""The trained parameters: a prompt (keys, values and a vector for ``<s>``), and a label map."""
 
 from __future__ import annotations
 
@@ -181,9 +181,9 @@ class LabelMap(nn.Module):
         self.weight = nn.Parameter(means)
 
     def forward(self, logits: Tensor, positions: Tensor) -> Tensor:
-        """Map the logits of symbols at ``positions``, (Q,), in ``<s> labels </s>``: (B, Q, V) ->
-        (B, Q, V + E). ``<s>`` keeps the LM's logits. The next ``count`` symbols must be labels, and
-        then only ``</s>`` is possible.
+        """Map logits, (B, Q, V) -> (B, Q, V + E). ``positions``: (Q,), counted from 0 at ``<s>``,
+        which keeps the LM's logits. The next ``count`` positions allow only labels, and later ones
+        only ``</s>``.
         """
         scores = logits @ self.weight.float().T  # (B, Q, labels)
         logits = F.pad(logits, (0, len(self.joint_means)), value=-torch.inf)
