@@ -54,7 +54,7 @@ def finish(
         updates = best["optimizer_history"][-1]["num_updates"]
         best = {**_trained_weights(best["model"], lm), "updates": updates}
         save_torch(best, folder / BEST)
-    for extra in folder.glob("checkpoint_*_*.pt"):  # fairseq writes one per validation
+    for extra in folder.glob("checkpoint_*_*.pt"):  # of the last validation, by fairseq
         extra.unlink()
     scores = curve.get(best["updates"], {})
     if not scores and record.run.updates == best["updates"]:  # the log was removed

@@ -34,7 +34,7 @@ BREAK_MODES = ChoiceEnum(["none", "eos"])
 METHODS = ChoiceEnum(["normal", "tokens", "quiet"])
 SAMPLE_ROWS = 64  # training rows that initialise a prompt
 QUIET_LOGITS = 4.0  # how far "quiet" lowers the mean attention logit of a prompt position
-QUIET_VALUES = 0.3  # how much of its distance from the mean value a prompt value keeps
+QUIET_VALUES = 0.3  # share of the distance from the mean value that a prompt value keeps
 logger = logging.getLogger(__name__)
 
 
@@ -116,11 +116,11 @@ class UnitPromptTask(_Task):
         self.datasets[split] = dataset
 
     def get_batch_iterator(
-        self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
+        self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **kwargs: Any
     ) -> Any:
         """Give each rank a share of every batch, so that the recipe's batch size is the total."""
         dataset.rank, dataset.world = shard_id, num_shards
-        return super().get_batch_iterator(dataset, *args, **others)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
         """Return the counters of fairseq's early stopping, which a restart would lose."""
