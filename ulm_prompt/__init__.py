@@ -1,7 +1,7 @@
-"""From ``file|units|labels`` to accuracy: data, unit LM, prompts, decoding, scores."""
+"""From rows ``file|units|labels`` to accuracy: data, unit LM, prompts, decoding, scores."""
 
 import os
 
-# Before torch starts its threads: let those that wait sleep. Spinning ones make two threads much
-# slower than one as soon as anything else runs on the machine.
+# Waiting threads sleep instead of spinning: spinning makes two threads much slower than one if
+# anything else runs on the machine. torch reads this when it starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.ulm_text import topics, write_ulm_text
-from ulm_prompt.prompt_lm.data import RowDataset, batches_by_length, disturbed, draw_shots
+from ulm_prompt.prompt_lm.data import RowDataset, add_noise, batches_by_length, draw_shots
 from ulm_prompt.prompt_lm.lm import load_dictionary
 from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
 
@@ -32,7 +32,7 @@ from ulm_prompt.prompt_lm.task import UnitPromptConfig, UnitPromptTask
 def test_every_row_is_in_one_batch(
     sizes: list[int], max_sentences: int, max_tokens: int, seed: int
 ) -> None:
-    """fairseq's own batching drops the last batch when its size is no multiple of 8."""
+    """fairseq's own function drops the last batch if its size is no multiple of 8."""
     order = np.random.default_rng(seed).permutation(len(sizes))
     array = np.array(sizes)
     batches = list(batches_by_length(order, array, max_tokens, max_sentences))
@@ -49,7 +49,7 @@ def test_a_row_that_fits_no_batch_is_an_error() -> None:
 
 @pytest.mark.parametrize("downstream", ["speech_commands", "fluent_commands"])
 def test_padding_on_the_published_units(downstream: str, data: Path) -> None:
-    """Under 5 % in every epoch, and each epoch has batches of its own."""
+    """Padding is below 5 % in every epoch, and every epoch has other batches."""
     rows = read_rows(data / "units" / "hubert100" / downstream / "train")
     sizes = np.array([len(row.units.split()) + len(row.labels.split()) + 2 for row in rows])
     epochs = []
@@ -62,19 +62,19 @@ def test_padding_on_the_published_units(downstream: str, data: Path) -> None:
     assert len(epochs[0] & epochs[1]) < 10
 
 
-# four classes of which one has three distinct rows; all are drawn several times
-ROWS = [((each, each % 7), (each % 4, 9)) for each in range(40) if each % 4 or each < 12]
+# four classes; one of them has only three distinct rows; every row is repeated
+ROWS = [((n, n % 7), (n % 4, 9)) for n in range(40) if n % 4 or n < 12]
 BALANCED = ROWS * 3 + ROWS[::-1]
 
 
 @pytest.mark.parametrize("shots", [1, 2, 5])
 def test_every_class_gives_so_many_distinct_rows(shots: int) -> None:
-    places = draw_shots(BALANCED, shots, seed=3)
-    assert list(places) == sorted(places)
-    drawn = [BALANCED[place] for place in places]
+    numbers = draw_shots(BALANCED, shots, seed=3)
+    assert list(numbers) == sorted(numbers)
+    drawn = [BALANCED[number] for number in numbers]
     assert len(set(drawn)) == len(drawn)
     counts = Counter(labels for _, labels in drawn)
-    assert counts == {(0, 9): min(shots, 3), **{(each, 9): shots for each in (1, 2, 3)}}
+    assert counts == {(0, 9): min(shots, 3), **{(label, 9): shots for label in (1, 2, 3)}}
 
 
 def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
@@ -88,24 +88,24 @@ def test_a_draw_depends_on_the_seed_and_rows_alone() -> None:
 
 
 def test_noise_replaces_a_share_of_the_units_and_leaves_out_as_large_a_one() -> None:
-    """It keeps the order, and at least one unit."""
+    """Noise keeps the order of the units, and at least one unit."""
     row = np.full(50_000, 7)
-    found = disturbed(row, 0.1, np.array([8, 9]), (1, 1, 3))
-    assert (row == 7).all() and len(found) / 50_000 == pytest.approx(0.9, abs=0.01)
-    shares = [np.mean(found == unit) for unit in (7, 8, 9)]
+    noisy = add_noise(row, 0.1, np.array([8, 9]), (1, 1, 3))
+    assert (row == 7).all() and len(noisy) / 50_000 == pytest.approx(0.9, abs=0.01)
+    shares = [np.mean(noisy == unit) for unit in (7, 8, 9)]
     assert shares == pytest.approx([0.9, 0.05, 0.05], abs=0.01)
-    kept = disturbed(np.arange(1000), 0.3, np.array([-1]), (1, 1, 0))
+    kept = add_noise(np.arange(1000), 0.3, np.array([-1]), (1, 1, 0))
     assert (np.diff(kept[kept >= 0]) > 0).all()
     for seed in range(100):
-        assert len(disturbed(np.array([7, 7]), 0.95, np.array([5]), (1, seed))) >= 1
+        assert len(add_noise(np.array([7, 7]), 0.95, np.array([5]), (1, seed))) >= 1
 
 
-def served(dataset: RowDataset, epoch: int) -> list[list[int]]:
+def rows_of(dataset: RowDataset, epoch: int) -> list[list[int]]:
     dataset.set_epoch(epoch)
     return [dataset[index]["tokens"].tolist() for index in range(len(dataset))]
 
 
-def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(prepared: Path) -> None:
+def test_only_train_rows_get_noise_and_every_epoch_gets_new_noise(prepared: Path) -> None:
     workspace = Workspace(prepared)
     folders = {"data": str(workspace.data_bin("tiny100", "KS")), "lm": str(workspace.lm("tiny100"))}
     task = UnitPromptTask.setup_task(
@@ -115,18 +115,18 @@ def test_train_rows_alone_are_disturbed_and_in_every_epoch_otherwise(prepared: P
     for split in ("train", "valid"):
         task.load_dataset(split)
         clean = RowDataset(workspace.data_bin("tiny100", "KS") / split, symbols, shuffle=False)
-        first, second = (served(task.datasets[split], epoch) for epoch in (1, 2))
-        assert served(task.datasets[split], 1) == first, "the same again"
+        first, second = (rows_of(task.datasets[split], epoch) for epoch in (1, 2))
+        assert rows_of(task.datasets[split], 1) == first, "an epoch can be repeated"
         if split == "valid":
-            assert first == second == served(clean, 1)
+            assert first == second == rows_of(clean, 1)
             continue
         different = [a != b for a, b in zip(first, second)]
         assert np.mean(different) > 0.5
         batch = task.datasets[split].collater([task.datasets[split][i] for i in range(8)])
-        for index in range(8):  # the labels are where the loss looks for them
+        for index in range(8):  # the targets of the loss are still the labels
             labels = clean[index]["tokens"][clean[index]["separator"] :].tolist()
-            found = [unit for unit in batch["target"][index].tolist() if unit != clean.pad]
-            assert found == labels
+            targets = [unit for unit in batch["target"][index].tolist() if unit != clean.pad]
+            assert targets == labels
 
 
 def spoken(count: int, seed: int) -> tuple[list[str], list[int]]:

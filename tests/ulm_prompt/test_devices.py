@@ -1,5 +1,5 @@
-"""Everything that runs on a GPU, run on the ``meta`` device, whose tensors have no values: one that
-was made on the CPU by mistake meets the others and fails. What asks for values gets 0 or 1.
+"""All GPU code on the ``meta`` device, whose tensors have no values. A tensor that was created on
+the CPU by mistake causes an error. Code that reads a value gets 0 or 1.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm import search
 from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.labels import LabelSets, score_sequences
-from ulm_prompt.prompt_lm.search import beam_search, follow, likeliest, sampler
+from ulm_prompt.prompt_lm.search import beam_search, likeliest, sampler, step_search
 
 META = torch.device("meta")
-MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # take both devices
+MOVES = ("_to_copy", "copy_", "index", "index_put_", "_index_put_impl_")  # may mix devices
 ROWS = [torch.tensor([2, *range(4, 4 + length), 0]) for length in (5, 9, 6)]
 
 
 class OneDevice(TorchDispatchMode):
-    """Refuses an operation on tensors of two devices, as CUDA does; numbers (0-d) may be mixed."""
+    """Fails on operations on tensors of two devices, like CUDA. 0-d tensors may be mixed."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -72,11 +72,11 @@ def test_a_training_step(infix: bool) -> None:
 
 
 def test_answers() -> None:
-    """Symbol by symbol, by beams, and of scored sequences."""
+    """Test step search, beam search and scored sequences."""
     lm, labels = on_meta()
     with OneDevice():
         for choose in (likeliest, sampler(seed=1, topk=3), sampler(seed=1, topp=0.5)):
-            assert len(follow(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
+            assert len(step_search(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
     lm, labels = on_meta("trie")
     with OneDevice():
         beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
@@ -102,7 +102,7 @@ def test_speech_to_units(kind: str, dtype: str, tmp_path: Path) -> None:
     kmeans = KMeans(np.zeros((4, reader.dim), np.float32), META)
     with OneDevice():
         units = [kmeans(features) for features in reader(waveforms)]
-    assert all(one.device == META and one.ndim == 1 for one in units)
+    assert all(row.device == META and row.ndim == 1 for row in units)
 
 
 class NoFloat64(OneDevice):
@@ -125,5 +125,5 @@ def test_apples_gpu_gets_no_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     reader = feature_reader("hubert", Source(tmp_path / "model.pt", 2, device=META))
     with NoFloat64():
         (features,) = reader([torch.zeros(8_000)])
-        follow(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels)
+        step_search(lm, lm.prefill(ROWS), [0, 1, 2], 2, sampler(seed=1, topp=0.5), labels)
     assert features.device == META

@@ -1,4 +1,4 @@
-"""The learnable verbalizer against a plain slow computation: loss, gradients and answers."""
+"""The learnable verbalizer compared with a plain, slow computation; its training and answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.rows import Row, write_rows
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages
-from tests.ulm_prompt.test_decoding import ours, some_rows, uncached
+from tests.ulm_prompt.test_decoding import decode_rows, some_rows, uncached
 from tests.ulm_prompt.tiny import EOS, PAD, SYMBOLS
 from ulm_prompt.prompt_data.label_names import unit_names
 from ulm_prompt.prompt_data.prompt_record import read_record
@@ -34,38 +34,37 @@ UNITS, COUNT = tiny.MAPPED, 3
 
 def decoded(model: PromptLanguageModel, rows: list[torch.Tensor]) -> list[Decoded]:
     sequences = list(itertools.product(UNITS, repeat=COUNT))
-    return ours(model, rows, sequences=sequences, max_labels=10)
+    return decode_rows(model, rows, sequences=sequences, max_labels=10)
 
 
 @torch.no_grad()
 def test_answers_equal_the_slow_ones() -> None:
     model, rows = tiny.mapped(), some_rows(9)
     logits = CachedLM(tiny.prompted(), PAD, EOS).prefill(rows).logits
-    usual, weight = logits.mean((0, 1)), model.label_map.weight  # (V,); random LMs hardly differ
-    weight -= torch.outer(weight @ usual, usual) / usual.square().sum()
+    # a random LM gives nearly equal logits to all rows: remove the mean, so that answers differ
+    mean, weight = logits.mean((0, 1)), model.label_map.weight  # (V,), (labels, V)
+    weight -= torch.outer(weight @ mean, mean) / mean.square().sum()
     answers = decoded(model, rows)
-    for row, found in zip(rows, answers):
+    for row, answer in zip(rows, answers):
         symbols, scores = [], []
         while len(symbols) < COUNT:
-            each = (weight @ uncached(model, row, symbols)[-1]).log_softmax(-1)
-            symbols.append(UNITS[each.argmax()])
-            scores.append(each.max().item())
-        assert found.free.symbols == found.within.symbols == symbols
-        assert found.free.scores == pytest.approx(scores, abs=1e-4)
-    assert len({tuple(found.free.symbols) for found in answers}) > 3, "one answer tests nothing"
+            label_scores = (weight @ uncached(model, row, symbols)[-1]).log_softmax(-1)
+            symbols.append(UNITS[label_scores.argmax()])
+            scores.append(label_scores.max().item())
+        assert answer.free.symbols == answer.within.symbols == symbols
+        assert answer.free.scores == pytest.approx(scores, abs=1e-4)
+    assert len({tuple(answer.free.symbols) for answer in answers}) > 3, "one answer tests nothing"
 
 
 def test_it_starts_as_the_fixed_verbalizer() -> None:
-    fixed = tiny.prompted()
-    for mine, theirs in zip(
-        decoded(tiny.mapped(noise=0), some_rows()), decoded(fixed, some_rows())
-    ):
-        assert mine.free.symbols == theirs.within.symbols
+    models = tiny.mapped(noise=0), tiny.prompted()
+    for learnable, fixed in zip(*(decoded(model, some_rows()) for model in models)):
+        assert learnable.free.symbols == fixed.within.symbols
 
 
 def test_it_trains_resumes_and_answers_with_labels_alone(prepared: Path) -> None:
-    """IC in ten epochs, and in two and eight more; free answers are label sequences of the right
-    length, and far more right than by chance.
+    """Training IC for ten epochs, and for two epochs and then eight, gives the same prompt. Free
+    answers are label sequences of the right length, and are far better than chance.
     """
     workspace = Workspace(prepared)
     knobs = ("verbalizer=learnable", "max_update=0", "lr_schedule=fixed", "lr=0.05")
@@ -92,14 +91,14 @@ def test_it_trains_resumes_and_answers_with_labels_alone(prepared: Path) -> None
 
 
 def answered(workspace: Workspace, task: str, date: str) -> tuple[list[dict], int]:
-    """What sample.py answers and cal_acc.py scores, and how many labels are right."""
+    """Run sample.py and cal_acc.py. Return the answers and the number of correct labels."""
     run = "--prompt_task", task, "--model_date", date
     call("sample", workspace.root, *run, "--sample_date", date)
     entries = list(read_json(workspace.samples(task, "tiny100", date, date), "").values())
     scores = call("cal_acc", workspace.root, "--sample_date", date)
     assert f"utterances              {len(entries)}" in scores
     pairs = [zip(entry["predict"].split(), entry["label"].split()) for entry in entries]
-    return entries, sum(one == other for pair in pairs for one, other in pair)
+    return entries, sum(predicted == label for pair in pairs for predicted, label in pair)
 
 
 def test_labels_beyond_the_units_are_named_by_several() -> None:
@@ -112,7 +111,7 @@ def test_labels_beyond_the_units_are_named_by_several() -> None:
 
 
 def test_a_joint_name_is_the_mean_of_its_units() -> None:
-    """Where it starts, and as what the LM reads it before the next label."""
+    """The label starts as this mean, and the LM reads the mean before the next label."""
     model = tiny.prompted()
     model.label_map = LabelMap(["5", "7", "5+7"], tiny.dictionary(), 2)
     logits = torch.randn(2, 3, SYMBOLS)
@@ -128,7 +127,7 @@ def test_a_joint_name_is_the_mean_of_its_units() -> None:
 
 
 def test_1251_labels_on_100_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From rows to accuracy; an answer of one label takes no step after the row is read."""
+    """From rows to accuracy. An answer of one label needs no step after the prefill."""
     workspace, count = Workspace(tmp_path), 1251
     tiny.write_lm(workspace.lm("tiny100"))
     drawn = random.Random(1).sample(range(count), 60)

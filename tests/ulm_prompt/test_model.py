@@ -1,5 +1,5 @@
-"""The prompted LM against the published arrangement, computed the slow way on the stock layers;
-what a training step computes: no more than it must, waiting for nothing, in any precision.
+"""The prompted LM compared with the published method, which is computed slowly on stock layers. A
+training step: its products, its precision, and that it never waits for the device.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ KINDS = {"prefix": tiny.prompted, "infix": lambda: tiny.prompted(infix=True), "m
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows ``</s> units <s> labels`` of different lengths, and positions of units, which do not see
-    an infix, and from ``<s>`` on.
+    """Return rows ``</s> units <s> labels`` of different lengths, and positions to read: two units,
+    which do not attend to an infix, and two from ``<s>`` on.
     """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.full((4, 17), tiny.PAD)
@@ -37,32 +37,32 @@ def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def at(logits: torch.Tensor, read_at: torch.Tensor) -> torch.Tensor:
-    return torch.stack([row[places] for row, places in zip(logits, read_at)])
+    return torch.stack([row[positions] for row, positions in zip(logits, read_at)])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["prefix", "infix"])
 def test_logits_equal_the_published_arrangement(kind: str) -> None:
-    """Whatever the input vectors are: nothing attends to them."""
+    """The input vectors have no effect, because nothing attends to them."""
     model, (tokens, read_at) = KINDS[kind](), a_batch()
-    found = model(tokens, read_at)
+    logits = model(tokens, read_at)
     for inputs in (model.prompt.inputs, 100 * torch.randn_like(model.prompt.inputs)):
         expected = published_logits(model.lm, model.prompt, tokens, inputs)
-        torch.testing.assert_close(found, at(expected, read_at), rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, at(expected, read_at), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
 def test_positions_beyond_the_stock_table() -> None:
-    """Without a prompt it is the stock LM, also for rows longer than fairseq's 1,024 positions."""
+    """Without a prompt, the model equals the stock LM, even beyond fairseq's 1,024 positions."""
     tokens = torch.randint(4, 104, (1, 1500), generator=torch.Generator().manual_seed(0))
     for (rows, read_at), layers in ((a_batch(), 3), ((tokens, torch.tensor([[1400, 1499]])), 1)):
-        found = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
+        logits = PromptLanguageModel(tiny.lm(layers=layers), None)(rows, read_at)
         expected = at(tiny.lm(layers=layers)(rows)[0], read_at)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
 
 
 def test_published_parameter_counts() -> None:
-    """P*D*(1+2L) + D at the released LMs' shape (paper, table 1): IC, KS, CPC's prompts, texts."""
+    """P*D*(1+2L) + D for the released LMs (paper, table 1): IC, KS, prompts on CPC, text tasks."""
     text = load_task("ASR").prefix_prompt_length
     assert text == load_task("SF").prefix_prompt_length
     for length, expected in ((6, 154_624), (3, 77_824), (2, 52_224), (text, 4_506_624)):
@@ -73,31 +73,31 @@ def test_published_parameter_counts() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("infix", [False, True])
 def test_projected_prompt_is_the_same_prompt(infix: bool) -> None:
-    """Trained behind the projections and saved before them: the same logits, to float32."""
+    """A prompt trained after the projections and saved before them gives equal float32 logits."""
     lm, (tokens, read_at) = tiny.lm(), a_batch()
     torch.manual_seed(7)
     prompt = Prompt(3, 5, 32, projected=True, infix=infix)
     model = PromptLanguageModel(lm, prompt).eval()
     saved = Prompt.from_published_state(model.state_dict(), 3, "test")
     assert saved.infix == infix
-    found = PromptLanguageModel(lm, saved)(tokens, read_at)
-    torch.testing.assert_close(found, model(tokens, read_at), rtol=0, atol=2e-3)
-    for found, trained in zip(project(saved, lm.decoder.layers), (prompt.keys, prompt.values)):
-        assert (found - trained).norm() < 1e-3 * trained.norm()
+    logits = PromptLanguageModel(lm, saved)(tokens, read_at)
+    torch.testing.assert_close(logits, model(tokens, read_at), rtol=0, atol=2e-3)
+    for projected, trained in zip(project(saved, lm.decoder.layers), (prompt.keys, prompt.values)):
+        assert (projected - trained).norm() < 1e-3 * trained.norm()
 
 
 def slow_loss(model: PromptLanguageModel, sample: dict, loss_on: str) -> torch.Tensor:
-    """Minus the log-probability of each label and of ``</s>``, summed; as published, of ``<s>``
-    too. With a map it is a label's among the labels, and ``</s>`` is certain.
+    """Return the summed negative log-probability of the labels and ``</s>``; for ``published``, of
+    ``<s>`` too. With a label map, labels compete only with labels, and ``</s>`` has probability 1.
     """
     tokens, total = sample["net_input"]["tokens"], torch.zeros(())
     logits = logits_of(model.lm, model.prompt, tokens, model.prompt.inputs)
-    for row, of_row in zip(tokens.tolist(), logits):
+    for row, row_logits in zip(tokens.tolist(), logits):
         separator = row.index(0)
         if loss_on == "published":
-            total = total - of_row[separator - 1].log_softmax(-1)[0]
+            total = total - row_logits[separator - 1].log_softmax(-1)[0]
         labels = row[separator + 1 : separator + 4]
-        for scores, label in zip(of_row[separator:], (*labels, tiny.EOS)):
+        for scores, label in zip(row_logits[separator:], (*labels, tiny.EOS)):
             if model.label_map is None:
                 total = total - scores.log_softmax(-1)[label]
             elif label != tiny.EOS:
@@ -114,19 +114,19 @@ def trained(model: PromptLanguageModel) -> list[torch.nn.Parameter]:
 @pytest.mark.parametrize("loss_on", ["answer", "published"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_the_slow_ones(kind: str, loss_on: str) -> None:
-    """The input vectors take part in no computation, and the LM is frozen."""
+    """No computation uses the input vectors, and the LM is frozen."""
     model, sample = KINDS[kind](), tiny.sample(5)
     expected = slow_loss(model, sample, loss_on)
-    theirs = torch.autograd.grad(expected, trained(model))
+    expected_gradients = torch.autograd.grad(expected, trained(model))
     with torch.no_grad():
         model.prompt.inputs.fill_(torch.nan)
     loss, size, _ = tiny.criterion(loss_on)(model, sample)
     assert size == (5 * 4 if loss_on == "answer" else sample["ntokens"])
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     loss.backward()
-    for part, gradient in zip(trained(model), theirs):
+    for parameter, gradient in zip(trained(model), expected_gradients):
         assert gradient.norm() > 0
-        torch.testing.assert_close(part.grad, gradient, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
     assert model.prompt.inputs.grad is None
     assert all(parameter.grad is None for parameter in model.lm.parameters())
 
@@ -138,16 +138,16 @@ def gradients(
     model.lm.to(dtype)
     loss, _, _ = tiny.criterion("answer")(model, tiny.on(device, tiny.sample()))
     (scale * loss).backward()
-    return [part.grad.cpu() for part in trained(model)]
+    return [parameter.grad.cpu() for parameter in trained(model)]
 
 
-def errors(found: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
-    return [((a - b).norm() / b.norm()).item() for a, b in zip(found, expected)]
+def errors(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> list[float]:
+    return [((a - b).norm() / b.norm()).item() for a, b in zip(actual, expected)]
 
 
 def test_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a loss 100,000 times smaller are below float16's range but for the scale; those of
-    the map are not scaled.
+    """Without the scale, the gradients of a loss 100,000 times smaller would be too small for
+    float16. The gradients of the map are not scaled.
     """
     of_map = gradients("map", torch.float32)[-1:]
     assert errors(gradients("map", torch.half)[-1:], of_map)[0] < 0.05
@@ -160,14 +160,14 @@ def test_gradients_survive_float16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpu_gives_the_cpu_s_gradients(dtype: torch.dtype) -> None:
-    found = gradients("prefix", dtype, "cuda"), gradients("prefix", torch.float32)
-    assert max(errors(*found)) < (1e-4 if dtype == torch.float32 else 0.1)
+    on_gpu, on_cpu = gradients("prefix", dtype, "cuda"), gradients("prefix", torch.float32)
+    assert max(errors(on_gpu, on_cpu)) < (1e-4 if dtype == torch.float32 else 0.1)
 
 
 def test_a_step_computes_no_more_than_it_must() -> None:
-    """Matrix products: every position through all layers but the last; there keys and values for
-    every position, the rest where the loss looks; nothing for prefix positions but their
-    projection. The way back costs as much again, not twice: the LM's weights need no gradient.
+    """All layers except the last compute every position. The last layer computes keys and values at
+    every position, and the rest where the loss reads. The prefix needs only its projection. The
+    backward pass costs as much as the forward pass, not twice: LM weights need no gradient.
     """
     model, sample = tiny.prompted(5), tiny.sample()
     rows, length = sample["net_input"]["tokens"].shape
@@ -177,7 +177,7 @@ def test_a_step_computes_no_more_than_it_must() -> None:
     last = rows * length * 2 * square + rows * reads * (2 * square + feed_forward)
     prefix = 3 * 5 * 2 * square
     logits = rows * reads * 32 * tiny.SYMBOLS
-    products = torch.ops.aten.mm, torch.ops.aten.addmm  # bmm: attention's, a few in a hundred
+    products = torch.ops.aten.mm, torch.ops.aten.addmm  # without bmm: attention, a few percent
     with FlopCounterMode(display=False) as counter:
         tiny.criterion()(model, sample)[0].backward()
     counts = counter.get_flop_counts()["Global"]
@@ -186,7 +186,7 @@ def test_a_step_computes_no_more_than_it_must() -> None:
 
 
 class NothingWaits(TorchDispatchMode):
-    """Refuses what would make a host wait for its device: numbers and shapes made of values."""
+    """Fails on operations that make the host wait for its device: numbers or shapes from values."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal")
 
@@ -213,10 +213,10 @@ def test_a_step_waits_for_nothing(loss_on: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_gpu_s_mask_is_ours() -> None:
-    """On CUDA the fused kernels are told ``causal_lower_right``."""
+    """On CUDA, the fused kernels get ``causal_lower_right`` instead of the mask."""
     for length in (1, 2, 17):
-        ours = tiny.prompted().causal_mask(length)
-        assert torch.equal(causal_lower_right(*ours.shape)._materialize(), ours)
+        mask = tiny.prompted().causal_mask(length)
+        assert torch.equal(causal_lower_right(*mask.shape)._materialize(), mask)
 
 
 @pytest.mark.parametrize(
@@ -238,8 +238,8 @@ def test_auto_asks_the_hardware_and_the_lm(
         monkeypatch.setattr(torch.cpu, name, lambda: has_bfloat16)
     capability = (8, 0) if has_bfloat16 else (7, 5)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    dtype, words = choose_dtype("auto", torch.device(device), parameters)
-    assert dtype == expected and reason in words
+    dtype, printed = choose_dtype("auto", torch.device(device), parameters)
+    assert dtype == expected and reason in printed
     assert choose_dtype("float16", torch.device(device), parameters) == (torch.half, "as asked")
 
 
@@ -248,8 +248,8 @@ def test_auto_asks_the_hardware_and_the_lm(
 def test_half_precision_keeps_prompts_before_ill_conditioned_projections(
     dtype: torch.dtype,
 ) -> None:
-    """As those of trained LMs are: vectors that give usual keys are large there, and cancel. Two
-    prompts over one LM are projected before the LM is rounded.
+    """The projections of trained LMs are ill-conditioned: large prompt vectors cancel to keys of
+    usual size. Two prompts that share an LM are projected before the LM is rounded.
     """
     torch.manual_seed(5)
     model, rows = tiny.prompted(), [torch.randint(4, 104, (size,)) for size in (5, 17, 9, 29)]
@@ -261,9 +261,9 @@ def test_half_precision_keeps_prompts_before_ill_conditioned_projections(
             weight = left @ (sizes[0] * torch.logspace(0, -4, 32)).diag() @ right
             projection.weight.copy_(weight)
             for prompt in (model.prompt, other.prompt):
-                behind = 0.2 * torch.randn(32, 5) - projection.bias[:, None]
-                getattr(prompt, name)[number] = torch.linalg.solve(weight, behind).T
-    lms = [CachedLM(each, tiny.PAD, tiny.EOS) for each in (model, other)]
+                projected = 0.2 * torch.randn(32, 5) - projection.bias[:, None]
+                getattr(prompt, name)[number] = torch.linalg.solve(weight, projected).T
+    lms = [CachedLM(prompted, tiny.PAD, tiny.EOS) for prompted in (model, other)]
     full = [lm.prefill(rows).logits for lm in lms]
     for lm in lms:
         lm.to(dtype)

@@ -1,6 +1,6 @@
-"""The prompted LM that remembers: one prefill over ``units <s>``, then steps over a key-value
-cache. Several hypotheses of a row (a beam) stand side by side in its cache. Each sees the row and
-its own past and none of the others', so that reordering a beam moves a mask and copies no keys.
+"""Decoding with a key-value cache. A prefill reads rows ``</s> units <s>``; each step appends one
+symbol per hypothesis. All hypotheses of a row (a beam) share one cache. A mask lets a hypothesis
+see only the row and its own symbols. So reordering a beam moves the mask and copies no keys.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ulm_prompt.prompt_lm.model import KeysValues, PromptLanguageModel, mask_at
 
-SLACK = 8  # steps that a new cache has room for; it grows by half when they are taken
+SLACK = 8  # free positions in a new cache; a full cache grows by half
 
 
 class Buffer(NamedTuple):
-    """One layer's keys and values with room to append to: (B, H, room, D/H) each."""
+    """Keys and values of one layer, with free positions at the end: (B, H, room, D/H) each."""
 
     keys: Tensor
     values: Tensor
     used: int  # positions written so far
 
     def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the tokens' keys and values behind the others; return all, (B, H, S, D/H) each."""
+        """Append the tokens' keys and values. Return all so far, (B, H, S, D/H) each."""
         end = self.used + keys.shape[2]
         self.keys[:, :, self.used : end] = keys
         self.values[:, :, self.used : end] = values
@@ -36,30 +36,31 @@ class Buffer(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """A batch of B rows with Q hypotheses each. Steps write behind the ``used`` positions of the
-    cache, so two steps from one state are allowed, one after the other.
+    """A batch of B rows with Q hypotheses each. A step overwrites the cache after the ``used``
+    positions. So two searches may start from one state, but only one after the other.
     """
 
-    logits: Tensor  # (B, Q, V) float32, of the next symbol
-    cache: list[tuple[Tensor, Tensor]]  # per layer, (B, H, room, D/H) each
-    visible: Tensor  # (B, Q, used), what a hypothesis attends to: False at padding
+    logits: Tensor  # (B, Q, V) float32, for the next symbol
+    cache: list[tuple[Tensor, Tensor]]  # keys and values per layer, (B, H, room, D/H) each
+    visible: Tensor  # (B, Q, used), True where a hypothesis attends, False at padding
     lengths: Tensor  # (B,), symbols read so far
-    row_scores: Tensor  # (B,), log-probability of the row itself, 0 unless asked for
-    number: int = 1  # of the next symbol in ``<s> labels </s>``
+    row_scores: Tensor  # (B,), log-probability of the row itself, 0 unless requested
+    position: int = 1  # position of the next symbol in ``<s> labels </s>``
 
     @property
     def used(self) -> int:
         return self.visible.shape[2]
 
     def select(self, rows: Tensor) -> State:
-        """Only the rows at ``rows``."""
+        """Return the state of the batch rows with the indices ``rows``."""
         cache = [(keys[rows], values[rows]) for keys, values in self.cache]
-        others = (self.visible, self.lengths, self.row_scores)
-        return State(self.logits[rows], cache, *(each[rows] for each in others), self.number)
+        logits, visible = self.logits[rows], self.visible[rows]
+        lengths, row_scores = self.lengths[rows], self.row_scores[rows]
+        return State(logits, cache, visible, lengths, row_scores, self.position)
 
 
 class CachedLM:
-    """A prompted LM for decoding. The prompt's keys and values are projected here, once."""
+    """A prompted LM for decoding. It projects the prompt's keys and values once, when created."""
 
     def __init__(
         self, model: PromptLanguageModel, pad: int, eos: int, dtype: torch.dtype | None = None
@@ -75,19 +76,20 @@ class CachedLM:
             self.to(dtype)
 
     def to(self, dtype: torch.dtype) -> None:
-        """Compute in ``dtype`` from now on; the LM stays so. Make the ``CachedLM`` of each prompt
-        before one of them rounds the LM: the projections are ill-conditioned, and a vector rounded
-        before one is another vector behind it.
+        """Convert the LM and the projected prompt to ``dtype``. If prompts share the LM, create the
+        ``CachedLM`` of every prompt first. The projections are ill-conditioned: a vector rounded
+        before a projection becomes a very different vector.
         """
         self.model.lm.to(dtype)
-        rounded = [prefix and [tensor.to(dtype) for tensor in prefix] for prefix in self.prefixes]
-        self.prefixes = [prefix and KeysValues(*prefix) for prefix in rounded]
+        for index, prefix in enumerate(self.prefixes):
+            if prefix is not None:
+                self.prefixes[index] = KeysValues(prefix.keys.to(dtype), prefix.values.to(dtype))
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Tensor], score_rows: float | None = None) -> State:
-        """Read whole rows ``</s> units <s>``, padded on the right, where no real symbol looks; Q is
-        1. The last layer and the output projection compute each row's end alone, unless
-        ``score_rows``, a temperature, asks for the log-probability of the rows' own symbols.
+        """Read rows ``</s> units <s>``, padded on the right, where no real symbol attends. Return a
+        state with one hypothesis per row. ``score_rows``: a temperature, at which to score the
+        rows' symbols. Without it, the last layer and the logits are computed at row ends only.
         """
         model, device = self.model, self.device
         tokens = pad_sequence(list(rows), True, self.pad).to(device)  # (B, T)
@@ -106,43 +108,44 @@ class CachedLM:
         else:
             x = model.block(self.layers[-1], x, buffers[-1], mask.unsqueeze(1))
             logits = model.logits(x)  # (B, T, V)
-            following = tokens[:, 1:]  # (B, T - 1)
+            next_symbols = tokens[:, 1:]  # (B, T - 1)
             scores = F.log_softmax((logits / score_rows)[:, :-1], dim=-1)  # (B, T - 1, V)
-            scores = scores.gather(2, following.unsqueeze(2)).squeeze(2)
-            row_scores = scores.masked_fill(following == self.pad, 0.0).sum(1)
-            logits = logits[torch.arange(len(rows), device=device)[:, None], ends]
-        real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
-        visible = F.pad(real, (self.prefix_length, 0), value=True).unsqueeze(1)  # (B, 1, P + T)
+            scores = scores.gather(2, next_symbols.unsqueeze(2)).squeeze(2)  # (B, T - 1)
+            row_scores = scores.masked_fill(next_symbols == self.pad, 0.0).sum(1)
+            logits = logits[torch.arange(len(rows), device=device)[:, None], ends]  # (B, 1, V)
+        is_real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
+        visible = F.pad(is_real, (self.prefix_length, 0), value=True).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
-        logits = model.answers(logits, torch.ones_like(ends[0]))
+        logits = model.apply_label_map(logits, torch.ones_like(ends[0]))  # 1: the first label
         return State(logits, cache, visible, lengths, row_scores)
 
     @torch.inference_mode()
     def step(self, state: State, symbols: Tensor, parents: Tensor | None = None) -> State:
-        """Append one symbol to every hypothesis: ``symbols``, (B, Q), after the hypotheses
-        ``parents``, (B, Q) (default: itself).
+        """Return the state after one more symbol per hypothesis: ``symbols``, (B, Q). ``parents``:
+        (B, Q), the hypotheses that the symbols continue (default: hypothesis q for symbol q).
         """
         batch, count = symbols.shape
-        positions = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
-        x = self.model.embed(symbols, positions.unsqueeze(1))  # (B, Q, D)
+        position_vectors = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
+        x = self.model.embed(symbols, position_vectors.unsqueeze(1))  # (B, Q, D)
         seen = state.visible
         if parents is not None:
             seen = seen.gather(1, parents.unsqueeze(2).expand(-1, -1, state.used))
-        itself = torch.eye(count, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
-        visible = torch.cat([seen, itself], dim=2)  # (B, Q, used + Q)
+        # of the new symbols, a hypothesis sees only its own
+        own_symbol = torch.eye(count, dtype=torch.bool, device=self.device).expand(batch, -1, -1)
+        visible = torch.cat([seen, own_symbol], dim=2)  # (B, Q, used + Q)
         cache = [
-            tuple(_grown(tensor, state.used, visible.shape[2]) for tensor in tensors)
-            for tensors in state.cache
+            tuple(_with_room(tensor, state.used, visible.shape[2]) for tensor in keys_and_values)
+            for keys_and_values in state.cache
         ]
-        for layer, tensors in zip(self.layers, cache):
-            x = self.model.block(layer, x, Buffer(*tensors, state.used), visible.unsqueeze(1))
-        number = state.number + 1
-        of_symbols = torch.full((count,), number, device=self.device)
-        logits = self.model.answers(self.model.logits(x), of_symbols)
-        return State(logits, cache, visible, state.lengths + 1, state.row_scores, number)
+        for layer, (keys, values) in zip(self.layers, cache):
+            x = self.model.block(layer, x, Buffer(keys, values, state.used), visible.unsqueeze(1))
+        position = state.position + 1
+        positions = torch.full((count,), position, device=self.device)
+        logits = self.model.apply_label_map(self.model.logits(x), positions)
+        return State(logits, cache, visible, state.lengths + 1, state.row_scores, position)
 
     def _buffer(self, x: Tensor, prefix: KeysValues | None) -> Buffer:
-        """A layer's buffer for a prefill over ``x``, (B, T, D), that holds the ``prefix``."""
+        """Return one layer's buffer for a prefill over ``x``, (B, T, D), with the ``prefix``."""
         batch, length, width = x.shape
         heads = self.layers[0].nh
         keys = x.new_empty(batch, heads, self.prefix_length + length + SLACK, width // heads)
@@ -152,10 +155,10 @@ class CachedLM:
         return Buffer(keys, values, self.prefix_length)
 
 
-def _grown(tensor: Tensor, used: int, needed: int) -> Tensor:
-    """The same keys or values with room for at least ``needed`` positions."""
+def _with_room(tensor: Tensor, used: int, needed: int) -> Tensor:
+    """Return the keys or values, in a larger copy if they have fewer than ``needed`` positions."""
     if needed <= tensor.shape[2]:
         return tensor
-    grown = tensor.new_empty(*tensor.shape[:2], needed + needed // 2, tensor.shape[3])
-    grown[:, :, :used] = tensor[:, :, :used]
-    return grown
+    larger = tensor.new_empty(*tensor.shape[:2], needed + needed // 2, tensor.shape[3])
+    larger[:, :, :used] = tensor[:, :, :used]
+    return larger

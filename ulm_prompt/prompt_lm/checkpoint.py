@@ -1,4 +1,4 @@
-"""A prompt's checkpoints: how a run begins and ends one, and how it is loaded over its LM."""
+"""Checkpoints of prompts: how a training run begins and completes them, and how they are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt
 def begin(folder: Path, record: PromptRecord) -> PromptRecord:
     """Write the record before training, and return it. It names no files until training ends.
 
-    Raises ``UserError`` when the folder holds another run, or other checkpoints than its run left.
+    Raises ``UserError`` if the folder contains another run, or a checkpoint of an unknown run.
     """
     earlier = read_record(folder)
     if any((folder / name).exists() for name in (BEST, LAST, prompt_record.TENSORS)):
@@ -46,18 +46,18 @@ def begin(folder: Path, record: PromptRecord) -> PromptRecord:
 def finish(
     folder: Path, record: PromptRecord, curve: dict[int, dict[str, float]], lm: Path
 ) -> PromptRecord:
-    """Reduce the best checkpoint to what was trained, and complete the record, which ``begin``
-    returned, from the learning curve. ``lm``: the LM's folder.
+    """Reduce the best checkpoint to the trained weights, and complete the ``record`` of ``begin``.
+    ``curve``: the scores on valid after each number of updates. ``lm``: the folder of the LM.
     """
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
     if "optimizer_history" in best:
         updates = best["optimizer_history"][-1]["num_updates"]
-        best = {**_prompt_alone(best["model"], lm), "updates": updates}
+        best = {**_trained_weights(best["model"], lm), "updates": updates}
         save_torch(best, folder / BEST)
-    for between in folder.glob("checkpoint_*_*.pt"):  # fairseq's of the last validation
-        between.unlink()
+    for extra in folder.glob("checkpoint_*_*.pt"):  # of the last validation, by fairseq
+        extra.unlink()
     scores = curve.get(best["updates"], {})
-    if not scores and record.run.updates == best["updates"]:  # its log was removed
+    if not scores and record.run.updates == best["updates"]:  # the log was removed
         scores = record.valid
     trained = sum(tensor.numel() for tensor in best["model"].values())
     record = dataclasses.replace(
@@ -76,114 +76,114 @@ def finish(
     return record
 
 
-def _prompt_alone(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
-    """A running state's weights under the published names. ``rounding``: the largest relative error
-    of a layer's keys or values against what trained; it grows with the condition number of the LM's
-    projections.
+def _trained_weights(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
+    """Return the weights of a training state under the published names, and ``rounding``.
 
-    A prompt trained ``projected`` is solved for anew: the LM may have been in half precision.
+    A prompt trained ``projected`` is solved for again, because the LM of the run may have been in
+    half precision. ``rounding`` is the largest relative error of a layer's keys or values compared
+    with the trained ones. It grows with the condition number of the LM's projections.
     """
     if KEYS not in state:
         return {"model": state, "rounding": 0.0}
     layers = load_unit_lm(lm).model.decoder.layers
-    raw = Prompt.from_published_state(state, len(layers), BEST)
-    raw.keys.data, raw.values.data = state[KEYS], state[VALUES]
-    solved = prompts.in_input_space(raw, layers)
+    trained = Prompt.from_published_state(state, len(layers), BEST)
+    trained.keys.data, trained.values.data = state[KEYS], state[VALUES]
+    solved = prompts.in_input_space(trained, layers)
     pairs = zip(prompts.project(solved, layers), (state[KEYS], state[VALUES]))
-    errors = [(found - aim).norm(dim=(1, 2)) / aim.norm(dim=(1, 2)) for found, aim in pairs]
-    beside = {MAP: state[MAP]} if MAP in state else {}
-    weights = {**solved.published_state(), **beside}
+    errors = [(saved - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2)) for saved, exact in pairs]
+    weights = solved.published_state()
+    if MAP in state:
+        weights[MAP] = state[MAP]
     return {"model": weights, "rounding": torch.cat(errors).max().item()}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint or a shared prompt. Raises ``UserError`` where there are none."""
+    """Read the tensors of a checkpoint or a shared prompt. Raises ``UserError`` if it has none."""
     if path.suffix == ".safetensors":
         return load_safetensors(path)
     state = load_torch(path, mapped=True).get("model")
     if not are_weights(state):
-        raise UserError(f"{path}: no model in it; expected a prompt checkpoint")
+        raise UserError(f"{path}: expected a prompt checkpoint, found no model")
     return state
 
 
 def load(folder: Path, lm_folder: Path, name: str = BEST) -> tuple[PromptLanguageModel, UnitLM]:
-    """The model of a checkpoint over its LM: see ``prompted``."""
+    """Load a checkpoint and its LM. Return the prompted model (see ``prompted``) and the LM."""
     unit_lm = load_unit_lm(lm_folder)
     return prompted(folder / name, unit_lm, lm_folder), unit_lm
 
 
 def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
-    """The checkpoint at ``path`` over the LM of ``lm_folder``, in evaluation mode.
+    """Load the checkpoint at ``path`` on the LM of ``lm_folder``. Return it in evaluation mode.
 
-    Reads our checkpoints, the published ones (prompt and LM weights in one file) and shared
-    prompts. Several prompts may share one LM; a fine-tuned LM takes its place. Raises ``UserError``
-    when the prompt was trained on another LM, and for another file than its record was written for.
+    Reads our checkpoints, published ones (prompt and LM weights in one file) and shared prompts.
+    Several prompts may share ``unit_lm``. A fine-tuned LM replaces the weights of ``unit_lm``.
+    Raises ``UserError`` if the prompt belongs to another LM, or the record to another file.
     """
     state = read_weights(path)
     record = read_record(path.parent)
-    if record is None:  # as published, the checkpoint holds its LM too
+    if record is None:  # a published checkpoint also contains its LM
         if prompts.is_fine_tuned(state):
             load_weights(unit_lm.model, prompts.without_prompt(state), path)
         else:
-            _check_its_lm(state, unit_lm, path, lm_folder)
-        return PromptLanguageModel(unit_lm.model, _prompt(path, state, unit_lm, lm_folder)).eval()
+            _compare_lm(state, unit_lm, path, lm_folder)
+        prompt = _load_prompt(path, state, unit_lm, lm_folder)
+        return PromptLanguageModel(unit_lm.model, prompt).eval()
     _check_recorded_lm(path, record, unit_lm, lm_folder)
     prompt = label_map = None
     if record.fine_tune:
         load_weights(unit_lm.model, state, path)
     else:
-        prompt = _prompt(path, state, unit_lm, lm_folder)
+        prompt = _load_prompt(path, state, unit_lm, lm_folder)
         for kind, length in prompt.lengths.items():
             if length != getattr(record, kind):
                 raise UserError(
                     f"{path}: a prompt with {kind} {length}, but {RECORD} beside it says "
-                    f"{getattr(record, kind)}; take both from one source"
+                    f"{getattr(record, kind)}; take both files from the same source"
                 )
     if record.training.get("verbalizer") == "learnable":
         names = list(record.verbal.values())
         label_map = LabelMap(names, unit_lm.dictionary, record.labels_per_utterance)
         label_map.load(state, str(path))
-    prompt_record.check_file(
-        path, record
-    )  # last: what differs in a way that can be named was named
+    prompt_record.check_file(path, record)  # last: the checks above give clearer reasons
     return PromptLanguageModel(unit_lm.model, prompt, label_map).eval()
 
 
 def _check_recorded_lm(path: Path, record: PromptRecord, unit_lm: UnitLM, lm_folder: Path) -> None:
-    here, prompt = unit_lm.identity["dict_fingerprint"], f"but the prompt in {path.parent} was"
+    prompt = f"but the prompt in {path.parent} was trained"
     if record.lm_fingerprint != unit_lm.fingerprint:
         raise UserError(
-            f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, {prompt} trained on "
-            f"{record.lm_fingerprint}; put that LM there, or train again"
+            f"{lm_folder}: its LM has fingerprint {unit_lm.fingerprint}, {prompt} on "
+            f"{record.lm_fingerprint}; use that LM, or train again"
         )
-    if record.dict_fingerprint not in ("", here):
+    fingerprint = unit_lm.identity["dict_fingerprint"]
+    if record.dict_fingerprint not in ("", fingerprint):
         raise UserError(
-            f"{lm_folder / 'dict.txt'}: has fingerprint {here}, {prompt} trained with "
-            f"{record.dict_fingerprint}; take the dict and the LM from one archive"
+            f"{lm_folder / 'dict.txt'}: has fingerprint {fingerprint}, {prompt} with "
+            f"{record.dict_fingerprint}; take the dict and the LM from the same archive"
         )
 
 
-def _check_its_lm(state: dict[str, Tensor], unit_lm: UnitLM, path: Path, lm_folder: Path) -> None:
+def _compare_lm(state: dict[str, Tensor], unit_lm: UnitLM, path: Path, lm_folder: Path) -> None:
     for name, weight in unit_lm.model.state_dict().items():
-        other = state.get(name, weight)
-        # --fp16 stored it in half precision: equal but for the rounding
-        eps = torch.finfo(other.dtype).eps if other.is_floating_point() else 0.0
-        if other.shape != weight.shape or not torch.allclose(
-            other.float(), weight, rtol=eps, atol=1e-6
-        ):
+        stored = state.get(name, weight)
+        # --fp16 stored half precision: equal except for the rounding
+        eps = torch.finfo(stored.dtype).eps if stored.is_floating_point() else 0.0
+        same_shape = stored.shape == weight.shape
+        if not same_shape or not torch.allclose(stored.float(), weight, rtol=eps, atol=1e-6):
             raise UserError(
-                f"{path}: its own LM differs from {lm_folder} in {name}; put that there"
+                f"{path}: its LM differs from {lm_folder} in {name}; put its LM into that folder"
             )
 
 
-def _prompt(path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path) -> Prompt:
+def _load_prompt(path: Path, state: dict[str, Tensor], unit_lm: UnitLM, lm_folder: Path) -> Prompt:
     decoder = unit_lm.model.decoder
     prompt = Prompt.from_published_state(state, len(decoder.layers), str(path))
     if prompt.sep.shape[1] != decoder.embed_dim:
         raise UserError(
-            f"{path}: a prompt for an LM {prompt.sep.shape[1]} wide, that of {lm_folder} has "
+            f"{path}: the prompt has width {prompt.sep.shape[1]}, the LM in {lm_folder} has "
             f"{decoder.embed_dim}; this prompt belongs to another LM"
         )
     if not all(parameter.isfinite().all() for parameter in prompt.parameters()):
-        raise UserError(f"{path}: holds values that are not finite; train it again")
+        raise UserError(f"{path}: contains values that are not finite; train the prompt again")
     return prompt

@@ -1,5 +1,5 @@
-"""Rows ``units <s> labels </s>``, and text that a unit LM is trained on, from fairseq binaries; in
-batches that lose none of them.
+"""Datasets over fairseq binaries: rows ``units <s> labels </s>``, and text that trains a unit LM.
+Every row is in exactly one batch per epoch.
 """
 
 from __future__ import annotations
@@ -17,32 +17,30 @@ from torch.nn.utils.rnn import pad_sequence
 from pipeline.errors import UserError
 from ulm_prompt.prompt_lm.model import SEP
 
-WINDOW = 50  # batches that are shuffled, then sorted by length, together
+WINDOW = 50  # batches whose rows are sorted by length together
 
 
 def open_rows(split: Path, dictionary: Dictionary) -> MMapIndexedDataset:
-    """Open ``split``.idx and ``split``.bin (format ``mmap``); their rows stay on the disk. Raises
-    ``UserError`` when one is missing, they do not fit, or a token is not in the dict: fairseq
-    believes what an index says.
+    """Open ``split``.idx and ``split``.bin (format ``mmap``). The rows stay on disk. Raises
+    ``UserError`` if a file is missing, if the files do not match, or if a token is not in the dict.
+    fairseq itself checks none of this.
     """
-    index, tokens = (split.with_name(f"{split.name}.{end}") for end in ("idx", "bin"))
+    index, tokens = (split.with_name(f"{split.name}.{suffix}") for suffix in ("idx", "bin"))
     for path in (index, tokens):
         if not path.is_file():
-            raise UserError(f"{path}: split not found; run ulm_prompt/fairseq_preprocess.py")
+            raise UserError(f"{path}: not found; run ulm_prompt/fairseq_preprocess.py")
     try:
         rows = MMapIndexedDataset(str(split))
         sizes, dtype = np.asarray(rows.sizes), rows._index.dtype
         ends = sizes.cumsum(dtype=np.int64)
         if not np.array_equal(rows._index._pointers, (ends - sizes) * np.dtype(dtype).itemsize):
-            raise ValueError("its rows do not follow each other")
+            raise ValueError("its rows are not contiguous")
         text = np.memmap(tokens, dtype, "r")
         if sizes.min() < 1 or ends[-1] != len(text):
-            raise ValueError(f"declares {ends[-1]:,} tokens, {tokens.name} holds {len(text):,}")
+            raise ValueError(f"expected {ends[-1]:,} tokens in {tokens.name}, found {len(text):,}")
         if text.min() < 0 or text.max() >= len(dictionary):
-            raise ValueError(
-                f"{tokens.name} holds a token that is none of the {len(dictionary)} symbols"
-            )
-    except Exception as error:  # fairseq and numpy raise anything for bytes that are no index
+            raise ValueError(f"{tokens.name} has a token outside the {len(dictionary)} symbols")
+    except Exception as error:  # fairseq and numpy raise any type for a damaged index
         reason = str(error).split("\n")[0] or "not an index of fairseq's mmap format"
         raise UserError(f"{index}: {reason}; run ulm_prompt/fairseq_preprocess.py again") from None
     return rows
@@ -53,8 +51,8 @@ def batches_by_length(
     max_sentences: int | None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Split ``indices`` into batches of at most ``max_sentences`` rows and ``max_tokens`` padded
-    tokens. Rows are sorted by length within windows of the given order, so that padding is small
-    and the order still random. Raises ``UserError`` for a row longer than ``max_tokens``.
+    tokens. Rows are sorted by length within windows of the given order. So there is little padding,
+    and the order remains random. Raises ``UserError`` if a row is longer than ``max_tokens``.
     """
     max_sentences = max_sentences or len(indices)
     max_tokens = max_tokens or int(sizes.max()) * max_sentences
@@ -74,9 +72,9 @@ def batches_by_length(
 
 
 class LosslessDataset(FairseqDataset):
-    """A dataset of ``sizes`` whose every row is in one batch of every epoch."""
+    """A dataset with rows of ``sizes`` tokens. Every row is in one batch per epoch."""
 
-    can_reuse_epoch_itr_across_epochs = False  # other batches in every epoch
+    can_reuse_epoch_itr_across_epochs = False  # the batches differ between epochs
     sizes: np.ndarray
 
     def __len__(self) -> int:
@@ -88,22 +86,22 @@ class LosslessDataset(FairseqDataset):
     size = num_tokens
 
     def filter_indices_by_size(self, indices: np.ndarray, max_sizes: Any) -> tuple:
-        """No row is ever filtered away; one that fits no batch is an error in ``batch_by_size``."""
+        """Return all ``indices``. If a row is too long, ``batch_by_size`` raises an error."""
         return indices, []
 
     def batch_by_size(
         self, indices: np.ndarray, max_tokens: int | None = None, max_sentences: int | None = None,
         required_batch_size_multiple: int = 1,
     ) -> list[np.ndarray]:  # fmt: skip
-        """Batches of similar length that hold every index exactly once. fairseq's own function
-        drops the last batch when its size is no multiple of ``required_batch_size_multiple``.
+        """Return batches of similar length that contain every index exactly once. fairseq's own
+        function drops a last batch whose size is no multiple of ``required_batch_size_multiple``.
         """
         return list(batches_by_length(indices, self.sizes, max_tokens, max_sentences))
 
 
 class RowDataset(LosslessDataset):
-    """One split of a data-bin folder. A row's tokens end with ``</s>``, the model's input begins
-    with it. Raises ``UserError`` for a missing or broken split, or a row not ``units <s> labels``.
+    """One split of a data-bin folder: rows ``units <s> labels </s>``. The model's input begins with
+    ``</s>``. Raises ``UserError`` if the split is missing or damaged, or a row has another form.
     """
 
     def __init__(self, split: Path, dictionary: Dictionary, shuffle: bool) -> None:
@@ -113,8 +111,8 @@ class RowDataset(LosslessDataset):
         self.shuffle = shuffle
         self.rank, self.world, self.epoch = 0, 1, 1
         self.noise: tuple[float, np.ndarray, int] | None = None  # rate, units, seed
-        self.served = np.arange(len(self.rows))  # numbers of the rows in the split
-        self.separators = np.zeros_like(self.served)  # positions of <s>
+        self.selected = np.arange(len(self.rows))  # numbers of the rows that are used
+        self.separators = np.zeros_like(self.selected)  # positions of <s>
         for index, size in enumerate(self.sizes):
             positions = np.flatnonzero(self.rows[index].numpy() == SEP)
             if len(positions) != 1 or not 0 < positions[0] < size - 2:
@@ -124,40 +122,41 @@ class RowDataset(LosslessDataset):
                 )
             self.separators[index] = positions[0]
 
-    def draw(self, shots: int, seed: int) -> None:
-        """Serve no more than ``shots`` distinct rows of each label sequence from now on."""
-        rows = (self.rows[int(number)].tolist() for number in self.served)
+    def select_shots(self, shots: int, seed: int) -> None:
+        """Keep at most ``shots`` distinct rows per label sequence."""
+        rows = (self.rows[int(number)].tolist() for number in self.selected)
         pairs = zip(rows, self.separators)
         parts = ((tuple(row[:sep]), tuple(row[sep + 1 :])) for row, sep in pairs)
-        self.serve(draw_shots(parts, shots, seed))
+        self.select(draw_shots(parts, shots, seed))
 
-    def serve(self, chosen: np.ndarray) -> None:
-        """Serve only the ``chosen`` rows from now on."""
-        for name in ("served", "sizes", "separators"):
-            setattr(self, name, getattr(self, name)[chosen])
+    def select(self, indices: np.ndarray) -> None:
+        """Keep only the rows with these ``indices``."""
+        self.selected, self.sizes = self.selected[indices], self.sizes[indices]
+        self.separators = self.separators[indices]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        tokens, separator = self.rows[int(self.served[index])], self.separators[index]
-        if self.noise:  # by the epoch and the row alone: a resumed run sees the same
+        tokens, separator = self.rows[int(self.selected[index])], self.separators[index]
+        if self.noise:  # depends only on seed, epoch and row: a resumed run gets the same noise
             rate, units, seed = self.noise
-            noisy = disturbed(tokens[:separator].numpy(), rate, units, (seed, self.epoch, index))
+            noisy = add_noise(tokens[:separator].numpy(), rate, units, (seed, self.epoch, index))
             tokens = torch.cat([torch.from_numpy(noisy), tokens[separator:]])
             separator = len(noisy)
         return {"id": int(index), "tokens": tokens, "separator": separator}
 
     def set_epoch(self, epoch: int) -> None:
-        """fairseq calls it before each; a row's noise differs between epochs."""
+        """Set the epoch, which changes the noise. fairseq calls this before every epoch."""
         self.epoch = epoch
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """This rank's share of a batch, padded on the right.
+        """Return this rank's share of a batch, padded on the right.
 
-        ``tokens``: (B, T) input. ``read_at``: (B, Q) positions from the one before ``<s>`` to the
-        last label, padded with the last. ``target``: (B, Q) the symbols after them (``<s>``,
-        labels, ``</s>``). ``is_label``: (B, Q). ``nanswers``: the number of labels and ``</s>``.
+        ``tokens``: (B, T), the input. ``read_at``: (B, Q), the positions from the last unit to the
+        last label, padded with the last label. ``target``: (B, Q), the symbols after these
+        positions: ``<s>``, labels, ``</s>``. ``is_label``: (B, Q), True where the target is a
+        label. ``nanswers``: the number of labels and ``</s>``.
 
-        A rank without a share gets a row that counts for nothing: fairseq's own way, another's
-        gradient times zero, loses the counts of the batches that are accumulated before it.
+        A rank without a share gets one row with zero weight. fairseq would multiply the gradient of
+        another batch by zero, which loses the counts of the batches accumulated before.
         """
         share = samples[self.rank :: self.world]
         samples = share or samples[:1]
@@ -174,7 +173,8 @@ class RowDataset(LosslessDataset):
         target[steps >= reads[:, None]] = self.pad
         is_label = (steps > 0) & (steps < reads[:, None] - 1)
         if not share:
-            target[:], is_label[:], lengths, reads = self.pad, False, lengths[:0], reads[:0]
+            target[:], is_label[:] = self.pad, False
+            lengths, reads = lengths[:0], reads[:0]
         inputs = {"tokens": tokens[:, :-1], "read_at": read_at}
         return {
             "id": torch.tensor([sample["id"] for sample in samples]),
@@ -187,14 +187,14 @@ class RowDataset(LosslessDataset):
         }
 
     def ordered_indices(self) -> np.ndarray:
-        """Every row once: for training in random order, which fairseq seeds per epoch."""
+        """Return every row once, in random order for training (fairseq seeds it per epoch)."""
         order = np.argsort(self.sizes, kind="mergesort")
         return np.random.permutation(len(self)) if self.shuffle else order
 
 
-def disturbed(row: np.ndarray, rate: float, units: np.ndarray, seed: Sequence[int]) -> np.ndarray:
-    """``row``, (T,), of which a share ``rate`` is replaced by any of ``units``, and as large a
-    share left out; at least one unit stays.
+def add_noise(row: np.ndarray, rate: float, units: np.ndarray, seed: Sequence[int]) -> np.ndarray:
+    """Replace a share ``rate`` of ``row``, (T,), by random ``units``. Then drop the same share, but
+    keep at least one unit. Returns a new row.
     """
     generator = np.random.default_rng(seed)
     row = row.copy()
@@ -208,12 +208,12 @@ Row = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def draw_shots(rows: Iterable[Row], shots: int, seed: int) -> np.ndarray:
-    """Numbers of at most ``shots`` distinct rows, (units, labels) each, of every label sequence, in
-    the order of ``rows``.
+    """Draw at most ``shots`` distinct rows, (units, labels) each, per label sequence. Return their
+    numbers in the order of ``rows``.
 
-    A row that comes several times (KS's train split is balanced by drawing with replacement) counts
-    once, at its first position; a class with fewer distinct rows gives all. The draw does not
-    depend on how labels are named, and fewer shots are a part of more.
+    A repeated row (KS's train split is balanced by drawing with replacement) counts once, at its
+    first position. A class with fewer distinct rows gives all of them. The draw does not depend on
+    the names of the labels. A draw with fewer shots is a subset of a draw with more.
     """
     classes: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
     for number, (units, labels) in enumerate(rows):
@@ -227,8 +227,8 @@ def draw_shots(rows: Iterable[Row], shots: int, seed: int) -> np.ndarray:
 
 
 class BlockDataset(LosslessDataset):
-    """The whole text, ``</s>`` after every utterance, cut into samples of at most ``length``
-    tokens; ``by_utterance``: after every utterance too.
+    """The whole text, with ``</s>`` after every utterance, cut into samples of at most ``length``
+    tokens. ``by_utterance``: also cut after every utterance.
     """
 
     def __init__(
@@ -253,8 +253,8 @@ class BlockDataset(LosslessDataset):
         }
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """``src_tokens`` and ``target``: (B, T), padded on the right. A rank without a last batch
-        gets a row that counts for nothing (see RowDataset).
+        """Return ``src_tokens`` and ``target``, (B, T), padded on the right. A rank without a batch
+        gets one row with zero weight (see ``RowDataset.collater``).
         """
         if not samples:
             row = {"id": 0, "source": [self.eos], "target": [self.pad]}

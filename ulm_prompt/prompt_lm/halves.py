@@ -1,10 +1,10 @@
-"""The two halves of a layer, attention and feed-forward network, as a prompt trains through them.
+"""The two halves of a transformer layer, attention and feed-forward network, for prompt training.
 
-torch's own way back is right and slow here. It copies the widest tensor of a layer four times for
-an in-place ReLU, multiplies floats by booleans, and joins the prompt's keys to those of the tokens
-by a copy that is thrown away. On a CPU its fused attention is slow on rows of a few dozen units,
-and ``masked_fill_`` or ``where`` 20 times as slow as a product with an integer that became a float.
-So the way back through both halves is written out, where that is faster.
+torch's own backward pass is correct but slow here. It copies the widest tensor of a layer four
+times for an in-place ReLU, multiplies floats by booleans, and makes an extra copy to join prompt
+keys and token keys. On a CPU, its fused attention is slow for rows of a few dozen units, and
+``masked_fill_`` or ``where`` takes 20 times as long as a product with integers converted to float.
+So both backward passes are written by hand here, for the cases that are faster this way.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from fairseq.modules import TransformerDecoderLayer
 from torch import Tensor
 
-SHORT = 128  # keys a query; for longer rows the fused kernel needs far less memory
+SHORT = 128  # keys per query; with more, torch's fused kernel needs far less memory
 
 
 def attend(
     query: Tensor, keys: Tensor, values: Tensor, past: Any, mask: Any, dropout: float
 ) -> Tensor:
-    """Attention of (B, H, Q, D/H) over the tokens' keys and values, (B, H, T, D/H) each, and those
-    of ``past`` (see ``PromptLanguageModel.block``), where ``mask`` is True: (B, Q, D).
+    """Return the attention, (B, Q, D), of ``query``, (B, H, Q, D/H), where ``mask`` is True. The
+    keys and values, (B, H, T, D/H) each, follow ``past`` (see ``PromptLanguageModel.block``).
     """
-    trains = torch.is_grad_enabled() and query.requires_grad and isinstance(mask, Tensor)
-    if trains and not (query.is_cuda or dropout) and mask.shape[-1] <= SHORT:
+    is_training = torch.is_grad_enabled() and query.requires_grad and isinstance(mask, Tensor)
+    if is_training and not (query.is_cuda or dropout) and mask.shape[-1] <= SHORT:
         return _ShortAttention.apply(query, keys, values, *(past or (None, None)), mask)
     if past is not None:
         keys, values = past.join(keys, values)
@@ -35,7 +35,7 @@ def attend(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """``softmax(q k / sqrt(d)) v`` in float32, the prompt's keys before those of the tokens."""
+    """``softmax(q k / sqrt(d)) v`` in float32, over the prompt's keys, then the tokens' keys."""
 
     @staticmethod
     def forward(
@@ -45,34 +45,34 @@ class _ShortAttention(torch.autograd.Function):
         scores = _flat(query) @ _joined(past_keys, keys).transpose(1, 2)  # (B * H, Q, S)
         scores = scores.mul_(query.shape[-1] ** -0.5).unflatten(0, query.shape[:2])
         bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
-        shares = scores.add_(bias).softmax(-1).flatten(0, 1)
-        ctx.save_for_backward(query, keys, values, past_keys, past_values, shares.to(query.dtype))
-        attended = shares @ _joined(past_values, values)  # (B * H, Q, D/H)
+        weights = scores.add_(bias).softmax(-1).flatten(0, 1)  # (B * H, Q, S)
+        ctx.save_for_backward(query, keys, values, past_keys, past_values, weights.to(query.dtype))
+        attended = weights @ _joined(past_values, values)  # (B * H, Q, D/H)
         return attended.unflatten(0, query.shape[:2]).transpose(1, 2).flatten(2).to(query.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, keys, values, past_keys, past_values, shares = ctx.saved_tensors
-        shares = shares.float()  # (B * H, Q, S)
-        gradient = _flat(gradient.unflatten(2, (query.shape[1], -1)).transpose(1, 2))
-        of_values = shares.transpose(1, 2) @ gradient
-        of_scores = (gradient @ _joined(past_values, values).transpose(1, 2)).mul_(shares)
-        of_scores -= shares * of_scores.sum(-1, keepdim=True)
-        of_scores *= query.shape[-1] ** -0.5
-        of_query = (of_scores @ _joined(past_keys, keys)).view(query.shape).to(query.dtype)
-        of_keys = of_scores.transpose(1, 2) @ _flat(query)
-        of_past_keys, of_keys = _parted(of_keys, past_keys, keys)
-        of_past_values, of_values = _parted(of_values, past_values, values)
-        return of_query, of_keys, of_values, of_past_keys, of_past_values, None
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, keys, values, past_keys, past_values, weights = ctx.saved_tensors
+        weights = weights.float()  # (B * H, Q, S)
+        grad_output = _flat(grad_output.unflatten(2, (query.shape[1], -1)).transpose(1, 2))
+        grad_values = weights.transpose(1, 2) @ grad_output  # (B * H, S, D/H)
+        grad_scores = (grad_output @ _joined(past_values, values).transpose(1, 2)).mul_(weights)
+        grad_scores -= weights * grad_scores.sum(-1, keepdim=True)
+        grad_scores *= query.shape[-1] ** -0.5
+        grad_query = (grad_scores @ _joined(past_keys, keys)).view(query.shape).to(query.dtype)
+        grad_keys = grad_scores.transpose(1, 2) @ _flat(query)  # (B * H, S, D/H)
+        grad_past_keys, grad_keys = _split(grad_keys, past_keys, keys)
+        grad_past_values, grad_values = _split(grad_values, past_values, values)
+        return grad_query, grad_keys, grad_values, grad_past_keys, grad_past_values, None
 
 
 def _flat(heads: Tensor) -> Tensor:
-    """(B, H, Q, D/H) -> (B * H, Q, D/H) float32."""
+    """Convert (B, H, Q, D/H) to (B * H, Q, D/H) float32."""
     return heads.float().flatten(0, 1)
 
 
 def _joined(past: Tensor | None, tokens: Tensor) -> Tensor:
-    """(1, H, P, D/H) before (B, H, T, D/H): (B * H, P + T, D/H) float32."""
+    """Join (1, H, P, D/H) and (B, H, T, D/H). Return (B * H, P + T, D/H) float32."""
     if past is None:
         return _flat(tokens)
     batch, heads, length, width = tokens.shape
@@ -82,8 +82,8 @@ def _joined(past: Tensor | None, tokens: Tensor) -> Tensor:
     return joined.flatten(0, 1)
 
 
-def _parted(gradient: Tensor, past: Tensor | None, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
-    """The gradient of ``_joined`` for what it joined."""
+def _split(gradient: Tensor, past: Tensor | None, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Split the gradient of ``_joined`` into the gradients of ``past`` and of ``tokens``."""
     gradient = gradient.unflatten(0, tokens.shape[:2]).to(tokens.dtype)
     if past is None:
         return None, gradient
@@ -91,7 +91,7 @@ def _parted(gradient: Tensor, past: Tensor | None, tokens: Tensor) -> tuple[Tens
 
 
 def feed_forward(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
-    """``x``, (B, T, D), plus the layer's feed-forward network of it."""
+    """Return ``x``, (B, T, D), plus the output of the layer's feed-forward network for ``x``."""
     normed = layer.final_layer_norm(x)
     is_frozen = not layer.fc1.weight.requires_grad
     if is_frozen and torch.is_grad_enabled() and layer.activation_fn is F.relu:
@@ -100,7 +100,7 @@ def feed_forward(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
 
 
 class _FrozenFeedForward(torch.autograd.Function):
-    """``x + fc2(relu(fc1(normed)))``. It keeps which numbers the ReLU left, a byte each."""
+    """``x + fc2(relu(fc1(normed)))``. It saves one byte per hidden value: whether it is > 0."""
 
     @staticmethod
     def forward(
@@ -112,9 +112,9 @@ class _FrozenFeedForward(torch.autograd.Function):
         return fc2(hidden).add_(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (is_positive,) = ctx.saved_tensors
         fc1, fc2 = ctx.weights
-        of_hidden = gradient @ fc2
-        of_hidden *= is_positive.view(torch.int8).to(of_hidden.dtype)
-        return gradient, of_hidden @ fc1, None, None
+        grad_hidden = grad_output @ fc2
+        grad_hidden *= is_positive.view(torch.int8).to(grad_hidden.dtype)
+        return grad_output, grad_hidden @ fc1, None, None

@@ -1,4 +1,4 @@
-"""Answers within a task's labels: which symbols may come next, and the likeliest answers."""
+"""Answers within a task's labels: which symbols are allowed next, and the likeliest answers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from ulm_prompt.prompt_data.tasks import label_limit
 from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 
-MOST_ARCS = 100_000_000  # states times symbols of an automaton, nine bytes each
-MOST_SCORED = 3_000  # labels in sequences that are all scored; of more, a beam finds the likeliest
+MOST_ARCS = 100_000_000  # states times symbols of an automaton; each takes nine bytes
+MOST_SCORED = 3_000  # labels in all candidates; with more, a beam search replaces scoring them all
 
 
 class LabelSets:
-    """A small automaton over symbols; every answer starts in state 0.
+    """An automaton over symbols, with N states. Every answer starts in state 0.
 
-    ``allowed``: (N, V), whether a symbol may follow in a state. ``following``: (N, V), the state it
-    leads to. ``ends``: (N,), whether nothing but ``</s>`` may follow.
+    ``allowed``: (N, V), whether a symbol is allowed in a state. ``next_states``: (N, V), the state
+    after the symbol. ``ends``: (N,), whether only ``</s>`` is allowed.
     """
 
     def __init__(self, arcs: dict[tuple[int, int], int], vocabulary: int, eos: int) -> None:
@@ -34,24 +34,24 @@ class LabelSets:
         count = 1 + max(max(state, target) for (state, _), target in arcs.items())
         if count * vocabulary > MOST_ARCS:
             raise UserError(
-                f"--within_labels: {count:,} states for the label sequences of train are too many; "
-                "expected shorter or fewer ones; use --within_labels set"
+                f"--within_labels: {count:,} states are too many for the label sequences of train; "
+                "use fewer or shorter sequences, or --within_labels set"
             )
         self.allowed = torch.zeros(count, vocabulary, dtype=torch.bool)
-        self.following = torch.zeros(count, vocabulary, dtype=torch.long)
+        self.next_states = torch.zeros(count, vocabulary, dtype=torch.long)
         for arc, target in arcs.items():
-            self.allowed[arc], self.following[arc] = True, target
-        others = self.allowed.clone()
-        others[:, eos] = False
-        self.ends = ~others.any(1)
+            self.allowed[arc], self.next_states[arc] = True, target
+        allowed_labels = self.allowed.clone()
+        allowed_labels[:, eos] = False
+        self.ends = ~allowed_labels.any(1)
 
     @classmethod
     def build(
         cls, kind: str, sequences: Iterable[Sequence[int]], vocabulary: int, eos: int
     ) -> LabelSets:
-        """``set``: any symbol of any sequence, any number of times, then ``</s>``. ``slots``: the
-        symbols that some sequence has at this position. ``trie``: only whole sequences. ``</s>``
-        may follow where some sequence ends. Raises ``UserError`` where that takes too much memory.
+        """Build one ``kind``. ``set``: one or more symbols of the sequences, in any order.
+        ``slots``: at each position, any symbol that a sequence has there. ``trie``: only whole
+        sequences. ``slots`` and ``trie`` allow ``</s>`` at positions where a sequence ends.
         """
         arcs: dict[tuple[int, int], int] = {}
         if kind == "set":
@@ -70,18 +70,18 @@ class LabelSets:
         return cls(arcs, vocabulary, eos)
 
     def to(self, device: torch.device) -> LabelSets:
-        """Move in place."""
+        """Move the tensors in place."""
         for name, tensor in vars(self).items():
             setattr(self, name, tensor.to(device))
         return self
 
     def mask(self, scores: Tensor, states: Tensor) -> Tensor:
-        """``scores``, (..., V), ruled out where ``states``, (...), do not allow the symbol."""
+        """Return ``scores``, (..., V), with -inf where ``states``, (...), forbid the symbol."""
         return scores.masked_fill(~self.allowed[states], -torch.inf)
 
 
 class LabelAnswer(NamedTuple):
-    """Labels, the LM's natural-log probability of them all, and of each after those before."""
+    """An answer with natural-log probabilities: of all labels, and of each after the previous."""
 
     labels: tuple[str, ...]
     score: float
@@ -89,15 +89,16 @@ class LabelAnswer(NamedTuple):
 
 
 class LabelAnswers:
-    """A prompt's likeliest answers within its label set.
+    """Finds the likeliest answers of a prompt within its label set.
 
-    The candidates are the label sequences of train; where these are not known, every combination of
-    the slots' labels. All are scored, exactly, unless they are texts or, of several labels each,
-    hold more than ``MOST_SCORED``: among those a beam searches, as wide as answers are wanted.
+    The candidates are the label sequences of train or, if these are unknown, all combinations of
+    the slots' labels. All candidates are scored exactly. There are two exceptions: texts, and
+    several labels per answer with more than ``MOST_SCORED`` labels in all. Then a beam search finds
+    the answers. The beam is as wide as the number of requested answers.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:
-        """Raises ``UserError`` for a label unit that ``dictionary`` lacks."""
+        """Raises ``UserError`` if ``dictionary`` does not contain a label unit."""
         if record.training.get("verbalizer") == "learnable":
             dictionary = with_joint_names(dictionary, record.verbal.values())
         for unit in record.verbal.values():
@@ -109,44 +110,45 @@ class LabelAnswers:
         self._eos = dictionary.eos()
         symbol_of = {label: dictionary.index(unit) for label, unit in record.verbal.items()}
         self._labels_of = {symbol: label for label, symbol in symbol_of.items()}
-        slots, known = _labels_by_position(record), record.label_sequences
-        count = math.prod(map(len, slots)) if known is None else len(known)
-        # single labels are one product, however many
-        few = record.most_labels == 1 or count * record.most_labels <= MOST_SCORED
-        kind = "set" if record.is_text else "slots" if known is None else "trie"
-        if known is None and few and not record.is_text:
-            known = list(itertools.product(*slots))
-        elif known is None:  # as many as show every label at each of its positions
+        slots, answers = _labels_by_position(record), record.label_sequences
+        kind = "set" if record.is_text else "slots" if answers is None else "trie"
+        count = math.prod(map(len, slots)) if answers is None else len(answers)
+        # one matrix product scores all single labels, however many there are
+        is_small = record.most_labels == 1 or count * record.most_labels <= MOST_SCORED
+        score_all = is_small and not record.is_text
+        if answers is None and score_all:
+            answers = list(itertools.product(*slots))
+        elif answers is None:  # the fewest answers that have every label at all its positions
             longest = max(map(len, slots))
-            known = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
-        sequences = dict.fromkeys(tuple(symbol_of[label] for label in labels) for labels in known)
+            answers = [[labels[n % len(labels)] for labels in slots] for n in range(longest)]
+        sequences = dict.fromkeys(tuple(symbol_of[label] for label in labels) for labels in answers)
         self._sequences, self._sets = list(sequences), None
         self._limit = label_limit(None, record.most_labels)
-        if record.is_text or not few:
+        if not score_all:
             self._sets = LabelSets.build(kind, sequences, len(dictionary), self._eos)
 
     def __call__(self, lm: CachedLM, state: State, top: int) -> list[list[LabelAnswer]]:
-        """The ``top`` likeliest answers to each row of ``state``, best first, or all if fewer."""
+        """Return the ``top`` likeliest answers per row of ``state``, best first; all, if fewer."""
         if self._sets is not None:
             sets = self._sets.to(lm.device)
-            found = beam_search(lm, state, top, self._limit, sets, lenpen=0.0)
-            return [[self._named(*answer) for answer in of_row] for of_row in found]
-        totals, shares = score_sequences(lm, state, self._sequences, self._eos)
+            beams = beam_search(lm, state, top, self._limit, sets, lenpen=0.0)
+            return [[self._answer(*answer) for answer in beam] for beam in beams]
+        totals, scores = score_sequences(lm, state, self._sequences, self._eos)
         best = totals.topk(min(top, len(self._sequences)))  # (B, top)
-        shares = shares.gather(1, best.indices.unsqueeze(2).expand(-1, -1, shares.shape[2]))
-        found = zip(best.indices.tolist(), shares.tolist(), best.values.tolist())
+        scores = scores.gather(1, best.indices.unsqueeze(2).expand(-1, -1, scores.shape[2]))
+        rows = zip(best.indices.tolist(), scores.tolist(), best.values.tolist())
         return [
-            [self._named(self._sequences[index], *scores) for index, *scores in zip(*of_row)]
-            for of_row in found
+            [self._answer(self._sequences[index], *scores) for index, *scores in zip(*row)]
+            for row in rows
         ]
 
-    def _named(self, symbols: Sequence[int], scores: Sequence[float], total: float) -> LabelAnswer:
+    def _answer(self, symbols: Sequence[int], scores: Sequence[float], total: float) -> LabelAnswer:
         labels = tuple(self._labels_of[symbol] for symbol in symbols)
         return LabelAnswer(labels, total, tuple(scores[: len(symbols)]))
 
 
 def _labels_by_position(record: PromptRecord) -> list[list[str]]:
-    """The labels that may stand at each position: those of its slot, or all of them."""
+    """Return the labels that each position allows: the labels of its slot, or all labels."""
     slots: dict[str, list[str]] = {}
     for label, entry in record.labels.items():
         slots.setdefault(entry["slot"], []).append(label)
@@ -159,21 +161,21 @@ def _labels_by_position(record: PromptRecord) -> list[list[str]]:
 def score_sequences(
     lm: CachedLM, state: State, sequences: Sequence[tuple[int, ...]], eos: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of S different symbol sequences after the rows of ``state``: in all,
-    (B, S), and of each symbol, (B, S, longest), 0 behind the last.
+    """Return log-probabilities of S distinct symbol sequences after the rows of ``state``: of whole
+    sequences, (B, S), and of each symbol, (B, S, longest), 0 after the last symbol.
 
-    The sequences are read as a tree, a level a step: its hypotheses are all prefixes of that length
-    which something may follow, so single labels take no step. ``</s>`` counts where something else
-    could follow (a sequence begins another), not where a sequence can only end.
+    The sequences form a tree, and each step reads one level. The hypotheses of a step are all
+    prefixes of that length that a symbol follows, so single labels need no step. ``</s>`` is scored
+    only if the sequence is a prefix of another: otherwise ``</s>`` is the only possible symbol.
     """
     batch, longest = len(state.lengths), max(map(len, sequences))
-    shares = state.logits.new_zeros(batch, len(sequences), longest + 1)
-    earlier: dict[tuple[int, ...], int] = {}
+    symbol_scores = state.logits.new_zeros(batch, len(sequences), longest + 1)
+    previous: dict[tuple[int, ...], int] = {}  # the level above: prefix -> hypothesis
     for length in range(longest):
-        level = dict.fromkeys(symbols[:length] for symbols in sequences if len(symbols) > length)
-        level = {prefix: column for column, prefix in enumerate(level)}
+        prefixes = dict.fromkeys(symbols[:length] for symbols in sequences if len(symbols) > length)
+        level = {prefix: hypothesis for hypothesis, prefix in enumerate(prefixes)}
         if length:
-            parents = torch.tensor([earlier[prefix[:-1]] for prefix in level], device=lm.device)
+            parents = torch.tensor([previous[prefix[:-1]] for prefix in level], device=lm.device)
             latest = torch.tensor([prefix[-1] for prefix in level], device=lm.device)
             state = lm.step(state, latest.expand(batch, -1), parents.expand(batch, -1))
         arcs = [
@@ -181,10 +183,10 @@ def score_sequences(
             for number, symbols in enumerate(sequences)
             if len(symbols) >= length and symbols[:length] in level
         ]
-        numbers, columns, following = torch.tensor(arcs, device=lm.device).T
-        scores = log_probabilities(state.logits, lm.pad)  # (B, prefixes, V)
-        shares[:, numbers, length] = scores[:, columns, following]
-        earlier = level
+        numbers, hypotheses, next_symbols = torch.tensor(arcs, device=lm.device).T
+        scores = log_probabilities(state.logits, lm.pad)  # (B, hypotheses, V)
+        symbol_scores[:, numbers, length] = scores[:, hypotheses, next_symbols]
+        previous = level
     ends = torch.tensor([len(symbols) for symbols in sequences], device=lm.device)
-    behind = torch.arange(longest, device=lm.device) >= ends[:, None]  # </s> is no label
-    return shares.sum(2), shares[:, :, :longest].masked_fill(behind, 0.0)
+    is_after = torch.arange(longest, device=lm.device) >= ends[:, None]  # </s> is not a label
+    return symbol_scores.sum(2), symbol_scores[:, :, :longest].masked_fill(is_after, 0.0)

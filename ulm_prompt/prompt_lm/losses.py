@@ -1,4 +1,4 @@
-"""Cross entropy on labels, with the accuracy that decides which checkpoint is best, and on text."""
+"""Cross entropy on labels, with the accuracy that selects the best checkpoint, and on text."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ulm_prompt.prompt_lm.model import SEP
 
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
+# no postponed annotations here: fairseq reads the types of dataclass fields
 
 LOSS_ON = ChoiceEnum(["published", "answer"])
-LOSS_ON_HELP = "published: <s>, labels and </s>, over all tokens; answer: no <s>, a mean"
+LOSS_ON_HELP = "published: sum from <s> on, divided by all tokens; answer: mean of labels and </s>"
 
 
 class _Criterion(FairseqCriterion):
     def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(B, T, V), (B, T) -> (B, T) in nats, 0 at padding."""
+        """Return the losses in nats, 0 at padding: (B, T, V), (B, T) -> (B, T)."""
         return F.cross_entropy(
             logits.transpose(1, 2), target, ignore_index=self.padding_idx, reduction="none"
         )
@@ -38,7 +38,7 @@ class LabelCrossEntropyConfig(FairseqDataclass):
 
 @register_criterion("label_cross_entropy", dataclass=LabelCrossEntropyConfig)
 class LabelCrossEntropy(_Criterion):
-    """``published``: the sum over the targets from ``<s>`` on, by the batch's token count."""
+    """Cross entropy on labels, ``</s>`` and, if ``published``, ``<s>``: see ``LOSS_ON_HELP``."""
 
     def __init__(self, task: Any, loss_on: str) -> None:
         super().__init__(task)
@@ -47,8 +47,8 @@ class LabelCrossEntropy(_Criterion):
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, int, dict[str, Any]]:
-        """The summed loss, the number it is to be divided by, and what to log. Counts come from the
-        collater: nothing here waits for the device.
+        """Return the summed loss, its divisor, and the values to log. The counts come from the
+        collater, so nothing here waits for the device.
         """
         logits = model(**sample["net_input"])  # (B, Q, V)
         target, is_label = sample["target"], sample["is_label"]  # (B, Q)
@@ -63,7 +63,7 @@ class LabelCrossEntropy(_Criterion):
         logged = {
             "loss": loss.detach(),
             "label_loss": (losses * is_label).sum().detach(),
-            "labels": sample["nanswers"] - sample["nsentences"],  # all but </s>
+            "labels": sample["nanswers"] - sample["nsentences"],  # without </s>
             "correct": sample["nsentences"] - wrong.any(1).sum(),
             "sample_size": size,
         }
@@ -71,27 +71,27 @@ class LabelCrossEntropy(_Criterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """``loss`` in bits as fairseq logs it; ``label_loss`` in nats a label; ``accuracy`` in %:
-        all labels and ``</s>`` right, given the labels before them.
+        """Log ``loss`` in bits, as fairseq does, ``label_loss`` in nats per label, and ``accuracy``
+        in %. An answer is correct if all its labels and ``</s>`` are, given the true labels before.
         """
         for name, key, count, factor in (
             ("loss", "loss", "sample_size", 1 / math.log(2)),
             ("label_loss", "label_loss", "labels", 1),
             ("accuracy", "correct", "nsentences", 100),
         ):
-            total = sum(output.get(key, 0) for output in logging_outputs)  # stays on its device
+            total = sum(output.get(key, 0) for output in logging_outputs)  # stays on the device
             weight = max(sum(output.get(count, 0) for output in logging_outputs), 1)
             metrics.log_scalar(name, factor * total / weight, weight, round=8)
 
 
 @dataclass
 class UnitLMCriterionConfig(FairseqDataclass):
-    topic_weight: float = field(default=1.0, metadata={"help": "weight of what follows <s>"})
+    topic_weight: float = field(default=1.0, metadata={"help": "weight of the tokens after <s>"})
 
 
 @register_criterion("unit_lm", dataclass=UnitLMCriterionConfig)
 class UnitLMCriterion(_Criterion):
-    """Language-model loss with a weight on what follows ``<s>``; the plain one without ``<s>``."""
+    """Language-model loss with a weight on the tokens after ``<s>``, if the text has ``<s>``."""
 
     def __init__(self, task: Any, topic_weight: float) -> None:
         super().__init__(task)
@@ -100,7 +100,7 @@ class UnitLMCriterion(_Criterion):
     def forward(
         self, model: torch.nn.Module, sample: dict[str, Any], reduce: bool = True
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Returns the weighted loss, the weights' sum, and what to log."""
+        """Return the weighted loss, the sum of the weights, and the values to log."""
         tokens, target = sample["net_input"]["src_tokens"], sample["target"]  # (B, T)
         logits = model(**sample["net_input"])[0].float()  # (B, T, V)
         after = (tokens == SEP).cumsum(1) > 0
@@ -111,7 +111,7 @@ class UnitLMCriterion(_Criterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
-        """``loss``: weighted mean, in bits a unit."""
+        """Log ``loss``, the weighted mean in bits per unit."""
         size = sum(output["sample_size"] for output in logging_outputs)
         loss = sum(output["loss"] for output in logging_outputs)
         metrics.log_scalar("loss", loss / size / math.log(2), size, round=3)

@@ -1,8 +1,8 @@
-"""The prompted LM: a frozen stock LM with trainable keys and values beside those of the tokens.
+"""The prompted LM: a frozen stock LM whose tokens also attend to trainable keys and values.
 
-The published arrangement puts P positions before the tokens (a prefix) or before ``<s>`` (an infix)
-and replaces their keys and values in every layer. Here only those keys and values exist: the same
-numbers, and no computation for the prompt's positions.
+The published code inserts P positions before the tokens (a prefix) or before ``<s>`` (an infix). In
+every layer, it replaces the keys and values of these positions. Here only these keys and values
+exist. The results are equal, and nothing is computed for the prompt's positions.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from torch import Tensor
 from ulm_prompt.prompt_lm.halves import attend, feed_forward
 from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt, in_input_space
 
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
+# no postponed annotations here: fairseq reads the types of dataclass fields
 
 SEP = 0  # fairseq's index of <s>
 LM_DTYPES = ChoiceEnum(["float32", "bfloat16", "float16"])
-FLOAT16_SCALE = 256.0  # float16 holds 6e-8 to 65,504; a target's gradient at its logits is up to 1
+FLOAT16_SCALE = 256.0  # float16 covers 6e-8 to 65,504; a target's gradient at logits is at most 1
 
 
 class KeysValues(NamedTuple):
@@ -33,7 +33,7 @@ class KeysValues(NamedTuple):
     values: Tensor
 
     def join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """These before the tokens' own, (B, H, T, D/H) each."""
+        """Prepend the prompt's keys and values to the tokens' ones, (B, H, T, D/H) each."""
         past = (tensor.expand(len(keys), -1, -1, -1) for tensor in self)
         return tuple(torch.cat(pair, dim=2) for pair in zip(past, (keys, values)))
 
@@ -41,20 +41,20 @@ class KeysValues(NamedTuple):
 @dataclass
 class PromptLanguageModelConfig(FairseqDataclass):
     prefix_prompt_length: int = field(default=3, metadata={"help": "P, prefix vectors per layer"})
-    infix_prompt_length: int = field(default=0, metadata={"help": "the same where <s> is, instead"})
+    infix_prompt_length: int = field(default=0, metadata={"help": "P, infix vectors, if no prefix"})
     prompt_dropout: float = field(default=0.1, metadata={"help": "dropout on the prompt's vectors"})
-    projected: bool = field(default=False, metadata={"help": "train behind the k/v projections"})
-    value_lr_scale: float = field(default=1.0, metadata={"help": "rate of the prompt values / lr"})
-    lm_dtype: LM_DTYPES = field(default="float32", metadata={"help": "of the frozen LM"})
+    projected: bool = field(default=False, metadata={"help": "train after the k/v projections"})
+    value_lr_scale: float = field(default=1.0, metadata={"help": "factor on the lr of values"})
+    lm_dtype: LM_DTYPES = field(default="float32", metadata={"help": "dtype of the frozen LM"})
     fine_tune: bool = field(default=False, metadata={"help": "no prompt: train the whole LM"})
-    label_units: str = field(default="", metadata={"help": "train a map from logits to these"})
-    labels_per_utterance: int = field(default=1, metadata={"help": "of that map"})
+    label_units: str = field(default="", metadata={"help": "units of the labels for a label map"})
+    labels_per_utterance: int = field(default=1, metadata={"help": "for the label map"})
 
 
 @register_model("prompt_lm", dataclass=PromptLanguageModelConfig)
 class PromptLanguageModel(BaseFairseqModel):
-    """``prompt`` given: the LM is frozen and the prompt trains. ``prompt`` None: the whole LM
-    trains (FT-LM). ``label_map`` given: it trains beside the prompt.
+    """With a ``prompt``, the LM is frozen and the prompt trains. Without one, the whole LM trains
+    (FT-LM). A ``label_map`` trains together with the prompt.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class PromptLanguageModel(BaseFairseqModel):
     ) -> None:
         super().__init__()
         self.prompt, self.label_map = prompt, label_map
-        self.lm = lm  # after the prompt: DDP takes the dtype of the first parameter
+        self.lm = lm  # after the prompt: DDP uses the dtype of the first parameter
         lm.requires_grad_(prompt is None).train(prompt is None)
 
     @classmethod
     def build_model(cls, cfg: PromptLanguageModelConfig, task: Any) -> "PromptLanguageModel":
-        """A model over the LM of ``task``; the task gives the prompt its starting values."""
+        """Build a model on the LM of ``task``. The task sets the initial values of the prompt."""
         lm = task.unit_lm.model
         if cfg.fine_tune:
             return cls(lm, None)
@@ -80,8 +80,8 @@ class PromptLanguageModel(BaseFairseqModel):
         return cls(lm, prompt, label_map)
 
     def train(self, mode: bool = True) -> "PromptLanguageModel":
-        """A frozen LM stays in evaluation mode: no dropout in it, as published. fairseq calls this
-        twice an update: where nothing changes, no module is visited.
+        """Set the mode, but keep a frozen LM in evaluation mode: no dropout, as published. fairseq
+        calls this twice per update, so modules are visited only if the mode changes.
         """
         if self.prompt is None or mode != self.training:
             super().train(mode)
@@ -89,15 +89,15 @@ class PromptLanguageModel(BaseFairseqModel):
         return self
 
     def forward(self, tokens: Tensor, read_at: Tensor) -> Tensor:
-        """Logits where the loss looks, (B, Q, V): of the symbols after the positions ``read_at``,
-        (B, Q), of ``tokens``, (B, T), rows ``</s> units <s> labels`` padded on the right. The last
-        layer computes those positions alone.
+        """Return the logits, (B, Q, V), for the symbols after the positions ``read_at``, (B, Q).
+        ``tokens``: (B, T), rows ``</s> units <s> labels``, padded on the right. The last layer
+        computes only these positions.
         """
         x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
         prefixes = self.prefixes()
         mask = self.mask(tokens)  # (1 or B, T, P + T)
         body_mask = mask.unsqueeze(1)
-        if tokens.is_cuda and len(mask) == 1:  # a GPU's fused kernels know the pattern by name
+        if tokens.is_cuda and len(mask) == 1:  # fused GPU kernels need the mask as this type
             from torch.nn.attention.bias import causal_lower_right  # takes a second to import
 
             body_mask = causal_lower_right(*mask.shape[1:])
@@ -106,25 +106,25 @@ class PromptLanguageModel(BaseFairseqModel):
             x = self.block(layer, x, prefix, body_mask)
         x = self.block(last, x, prefixes[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
         logits = scale_gradient(self.logits(x), self.gradient_scale)
-        return self.answers(logits, torch.arange(read_at.shape[1], device=logits.device))
+        return self.apply_label_map(logits, torch.arange(read_at.shape[1], device=logits.device))
 
-    def answers(self, logits: Tensor, numbers: Tensor) -> Tensor:
-        """Logits (B, Q, V) after the label map; ``numbers``, (Q,): which of ``<s> labels </s>``."""
-        return logits if self.label_map is None else self.label_map(logits, numbers)
+    def apply_label_map(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Apply the label map, if any, to (B, Q, V). ``positions``: (Q,), where 0 is ``<s>``."""
+        return logits if self.label_map is None else self.label_map(logits, positions)
 
     @property
     def gradient_scale(self) -> float:
-        """What gradients are multiplied by between the logits and the prompt."""
+        """The factor on gradients between the logits and the prompt."""
         half = self.prompt is not None and self.lm.decoder.embed_tokens.weight.dtype == torch.half
         return FLOAT16_SCALE if half else 1.0
 
     def in_lm_dtype(self, vectors: Tensor) -> Tensor:
-        """The prompt's float32 vectors in the dtype of the LM."""
+        """Convert the prompt's float32 vectors to the dtype of the LM."""
         unscaled = scale_gradient(vectors, 1 / self.gradient_scale)
         return unscaled.to(self.lm.decoder.embed_tokens.weight.dtype)
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Token embeddings with the prompt's own ``<s>``, scaled, plus ``positions``: (B, T, D)."""
+        """Embed tokens, with the prompt's ``<s>``; scale them, add ``positions``: (B, T, D)."""
         decoder = self.lm.decoder
         table = decoder.embed_tokens
         x = table(tokens) if self.label_map is None else self.label_map.embed(tokens, table)
@@ -134,7 +134,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return decoder.dropout_module(decoder.embed_scale * x + positions)
 
     def positions(self, length: int) -> Tensor:
-        """Sinusoidal position vectors 0..length-1 as if there were no prompt: (length, D)."""
+        """Return the sinusoidal vectors, (length, D), of positions 0..length-1 without a prompt."""
         table = self.lm.decoder.embed_positions
         first = table.padding_idx + 1
         if first + length > table.weights.shape[0]:
@@ -144,7 +144,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return table.weights[first : first + length]
 
     def prefixes(self) -> list[KeysValues | None]:
-        """The prompt's keys and values in each layer, projected once for the whole batch."""
+        """Return the prompt's keys and values per layer, projected once for the whole batch."""
         layers, prompt = self.lm.decoder.layers, self.prompt
         if prompt is None:
             return [None] * len(layers)
@@ -159,29 +159,29 @@ class PromptLanguageModel(BaseFairseqModel):
         ]
 
     def causal_mask(self, length: int) -> Tensor:
-        """True where a token may look: the prefix, itself and what is before it: (T, P + T)."""
+        """Return the mask, (T, P + T): a token attends to the prefix, earlier tokens and itself."""
         prefix = 0 if self.prompt is None else self.prompt.length
         ones = self.lm.decoder.embed_tokens.weight.new_ones(length, prefix + length)
         return ones.bool().tril(diagonal=prefix)
 
     def mask(self, tokens: Tensor) -> Tensor:
-        """True where a token of ``tokens``, (B, T), may look: (1, T, P + T); with an infix, which
-        tokens before ``<s>`` do not see, (B, T, P + T).
+        """Return the mask of ``tokens``, (B, T), True where they attend: (1, T, P + T). With an
+        infix, tokens before ``<s>`` do not attend to the prompt: (B, T, P + T).
         """
         mask = self.causal_mask(tokens.shape[1])
         if self.prompt is None or not self.prompt.infix:
             return mask.unsqueeze(0)
-        of_tokens = torch.arange(mask.shape[1], device=mask.device) >= self.prompt.length
+        is_token = torch.arange(mask.shape[1], device=mask.device) >= self.prompt.length  # (P + T,)
         from_sep = (tokens == SEP).cumsum(1) > 0  # (B, T)
-        return mask & (from_sep.unsqueeze(2) | of_tokens)
+        return mask & (from_sep.unsqueeze(2) | is_token)
 
     def block(
         self, layer: TransformerDecoderLayer, x: Tensor, past: Any, mask: Any,
         read_at: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """One stock pre-norm layer: (B, T, D), or, at the positions ``read_at`` alone, (B, Q, D).
-        ``past`` joins the keys and values before those of ``x`` to them: ``KeysValues``, the
-        cache's ``Buffer``, or None.
+        """Compute one stock pre-norm layer: (B, T, D), or (B, Q, D) at only the positions
+        ``read_at``. ``past``: the keys and values before ``x``: ``KeysValues``, the cache's
+        ``Buffer``, or None. Its ``join`` adds the keys and values of ``x``.
         """
         attention = layer.self_attn
         normed = layer.self_attn_layer_norm(x)
@@ -196,17 +196,17 @@ class PromptLanguageModel(BaseFairseqModel):
         return feed_forward(layer, x + layer.dropout_module(attended))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The stock final layer norm and output projection: (..., V) float32."""
+        """Apply the stock final layer norm and output projection: (..., V) float32."""
         decoder = self.lm.decoder
         return decoder.output_layer(decoder.layer_norm(x)).float()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """What trains alone: the prompt under its published names, or the fine-tuned LM."""
+        """Return only what trains: the prompt under its published names, or the fine-tuned LM."""
         if self.prompt is None:
             return self.lm.state_dict()
         prompt = self.prompt
         state = prompt.published_state()
-        if prompt.projected:  # beside it the trained numbers, from which a run resumes
+        if prompt.projected:  # also the trained tensors, from which a run resumes
             state = in_input_space(prompt, self.lm.decoder.layers).published_state()
             state |= {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
         if self.label_map is not None:
@@ -214,7 +214,7 @@ class PromptLanguageModel(BaseFairseqModel):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> None:
-        """Counterpart of ``state_dict``, strict in any case."""
+        """Load the result of ``state_dict``. Always strict."""
         if self.prompt is None:
             self.lm.load_state_dict(state_dict, strict=True)
             return
@@ -227,7 +227,7 @@ class PromptLanguageModel(BaseFairseqModel):
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself; its gradient is multiplied by ``factor`` on the way back."""
+    """Return ``x``. The backward pass multiplies its gradient by ``factor``."""
     x = x.view_as(x)
     if factor != 1 and x.requires_grad:
         x.register_hook(lambda gradient: gradient * factor)
@@ -235,20 +235,20 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def heads_of(layer: TransformerDecoderLayer, x: Tensor) -> Tensor:
-    """(B, T, D) -> (B, H, T, D/H)."""
+    """Split ``x`` into heads: (B, T, D) -> (B, H, T, D/H)."""
     return x.unflatten(-1, (layer.nh, -1)).transpose(1, 2)
 
 
 def mask_at(mask: Tensor, read_at: Tensor) -> Tensor:
-    """The rows of ``mask``, (1 or B, T, S), at ``read_at``, (B, Q): (B, 1, Q, S)."""
+    """Return the rows of ``mask``, (1 or B, T, S), at ``read_at``, (B, Q): (B, 1, Q, S)."""
     mask = mask.expand(len(read_at), -1, -1)
     return mask.gather(1, read_at.unsqueeze(2).expand(-1, -1, mask.shape[2])).unsqueeze(1)
 
 
 @torch.inference_mode()
 def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> Tensor:
-    """The share of attention on each prompt position at the ``<s>`` of ``rows``, ``</s> units <s>``
-    each: the mean over rows, (L, H, P). The rest of 1 falls on tokens.
+    """Return the share of attention from ``<s>`` to each prompt position: the mean over ``rows``,
+    (L, H, P). A row is ``</s> units <s>``. The rest of the attention goes to tokens.
     """
     layers = model.lm.decoder.layers
     shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)

@@ -1,5 +1,5 @@
-"""Answers over the cache, symbol by symbol: greedy or sampled and within the label sets, side by
-side; beams; and the two answers to every row of a test split.
+"""Search for answers with the cache: greedy or sampled answers, answers within the label sets, and
+beam search. ``decode`` gives two answers to every row of a test split.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 # (log-probabilities (B, V), row numbers, step) -> symbols (B,)
 Choose = Callable[[Tensor, Sequence[int], int], Tensor]
 
-KEEP = 0.75  # rows that have ended leave a batch that shrinks to this share: leaving copies
-BATCH_TOKENS = 65_536  # padded, of the rows that are read together
+KEEP = 0.75  # ended rows are removed if at most this share is open: removing copies the cache
+BATCH_TOKENS = 65_536  # padded tokens in one prefill
 
 
 class Answer(NamedTuple):
-    """The symbols before ``</s>``, the log-probability of each, and a beam's score of the whole."""
+    """The symbols before ``</s>``, the log-probability of each, and the total score in a beam."""
 
     symbols: list[int]
     scores: list[float]
@@ -36,21 +36,21 @@ class Answer(NamedTuple):
 
 
 def log_probabilities(logits: Tensor, pad: int, temperature: float = 1.0) -> Tensor:
-    """(..., V) -> (..., V), ``<pad>`` ruled out, as fairseq's generator does."""
+    """Return log-probabilities, (..., V), -inf for ``<pad>`` as in fairseq's generator."""
     scores = F.log_softmax(logits / temperature, dim=-1)
     scores[..., pad] = -torch.inf
     return scores
 
 
 def likeliest(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
-    """The greedy choice."""
+    """Choose the likeliest symbols: greedy search."""
     return scores.argmax(-1)
 
 
 def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.0) -> Choose:
-    """Draw from the distribution at ``temperature``, as fairseq's ``Sampling`` cuts it: among the
-    fewest symbols whose probability exceeds ``topp``, else the ``topk`` likeliest, else all. A
-    row's draws depend on the seed, its number and the step, not on its batch.
+    """Return a function that draws symbols at ``temperature``, like fairseq's ``Sampling``: from
+    the fewest symbols with a total probability over ``topp``, else from the ``topk`` likeliest,
+    else from all. A draw depends on the seed, the row number and the step, not on the batch.
     """
 
     def choose(scores: Tensor, rows: Sequence[int], step: int) -> Tensor:
@@ -71,31 +71,31 @@ def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.
 
 
 @torch.inference_mode()
-def follow(
+def step_search(
     lm: CachedLM, state: State, rows: Sequence[int], max_labels: int, choose: Choose,
     labels: LabelSets,
 ) -> list[list[Answer]]:  # fmt: skip
-    """Two answers to each row of ``state``, whose numbers are ``rows``: symbols that ``choose``
-    takes from the whole vocabulary, and the likeliest within ``labels``.
+    """Return two answers per row of ``state``: one of symbols that ``choose`` takes from the whole
+    vocabulary, and one of the likeliest symbols within ``labels``. ``rows``: the row numbers.
 
-    Both stand side by side in the cache, so that one step serves both. An answer ends before
-    ``</s>``, after ``max_labels`` symbols, or where the labels allow nothing but ``</s>``.
+    Both answers are hypotheses of the same cache, so one step computes both. An answer ends before
+    ``</s>``, after ``max_labels`` symbols, or when the labels allow only ``</s>``.
     """
-    size, device = (len(rows), 2, max_labels), lm.device
-    symbols = torch.full(size, lm.eos, device=device)
-    shares = torch.zeros(size, device=device)
+    shape, device = (len(rows), 2, max_labels), lm.device
+    symbols = torch.full(shape, lm.eos, device=device)
+    symbol_scores = torch.zeros(shape, device=device)
     open_rows = torch.arange(len(rows), device=device)
-    ended = torch.zeros(size[:2], dtype=torch.bool, device=device)
+    ended = torch.zeros(shape[:2], dtype=torch.bool, device=device)
     label_states = torch.zeros_like(open_rows)
-    parents = torch.zeros(size[:2], dtype=torch.long, device=device)  # one hypothesis at first
+    parents = torch.zeros(shape[:2], dtype=torch.long, device=device)  # a prefill has 1 hypothesis
     for step in range(max_labels):
         scores = log_probabilities(state.logits, lm.pad).expand(-1, 2, -1)  # (B, 2, V)
         within = labels.mask(scores[:, 1], label_states).argmax(-1)
         chosen = torch.stack([choose(scores[:, 0], rows, step), within], dim=1)  # (B, 2)
-        label_states = labels.following[label_states, within]
+        label_states = labels.next_states[label_states, within]
         chosen = chosen.masked_fill(ended, lm.eos)
         symbols[open_rows, :, step] = chosen
-        shares[open_rows, :, step] = scores.gather(2, chosen.unsqueeze(2)).squeeze(2)
+        symbol_scores[open_rows, :, step] = scores.gather(2, chosen.unsqueeze(2)).squeeze(2)
         ended = ended | (chosen == lm.eos)
         ended[:, 1] |= labels.ends[label_states]
         keep = (~ended.all(1)).nonzero().squeeze(1)
@@ -108,10 +108,10 @@ def follow(
             parents = None if parents is None else parents[keep]
         state = lm.step(state, chosen, parents)
         parents = None
-    lengths = (symbols != lm.eos).sum(2)  # every symbol behind </s> is </s>
+    lengths = (symbols != lm.eos).sum(2)  # (B, 2); after </s>, every symbol is </s>
     return [
-        [Answer(*(part[:length] for part in parts)) for length, *parts in zip(*of_row)]
-        for of_row in zip(lengths.tolist(), symbols.tolist(), shares.tolist())
+        [Answer(answer[:length], scores[:length]) for length, answer, scores in zip(*row)]
+        for row in zip(lengths.tolist(), symbols.tolist(), symbol_scores.tolist())
     ]
 
 
@@ -120,73 +120,72 @@ def beam_search(
     lm: CachedLM, state: State, beam: int, max_labels: int, labels: LabelSets | None = None,
     lenpen: float = 1.0, temperature: float = 1.0,
 ) -> list[list[Answer]]:  # fmt: skip
-    """Each row's ``beam`` finished answers, best first, as fairseq's ``SequenceGenerator`` finds
-    them.
+    """Return ``beam`` finished answers per row, best first, like fairseq's ``SequenceGenerator``.
 
-    There the row itself is a forced prefix of the hypothesis, so its log-probability and its length
-    take part in the total: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is
-    done when it has ``beam`` answers, or at ``max_labels`` symbols, after which only ``</s>`` may
-    follow. ``state`` comes from a prefill that scored its rows.
+    In fairseq, the row is a forced prefix of every hypothesis, so the row and its length count in
+    the total: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is finished when
+    it has ``beam`` answers. After ``max_labels`` symbols, only ``</s>`` is allowed. ``state``
+    comes from a prefill with ``score_rows``.
     """
     batch, _, vocabulary = state.logits.shape
     beam = min(beam, vocabulary - 1)  # <pad> is never chosen
     finished: list[list[Answer]] = [[] for _ in range(batch)]
     rows = list(range(batch))
-    # the open hypotheses, Q a row, best first: cumulative scores (-inf: not in use), symbols
+    # Q open hypotheses per row, best first: total scores (-inf: unused), symbol scores, symbols
     totals = state.row_scores.new_full((batch, beam), -torch.inf)
-    totals[:, 0] = state.row_scores  # only the first is in use
-    scores = totals.new_empty(batch, beam, 0)  # (B, Q, n), of each symbol
+    totals[:, 0] = state.row_scores  # at first, only one is used
+    scores = totals.new_empty(batch, beam, 0)  # (B, Q, n)
     symbols = scores.long()
     label_states = torch.zeros_like(totals).long()
-    for number in range(max_labels + 1):
-        following = log_probabilities(state.logits, lm.pad, temperature)
-        following = following.expand(-1, beam, -1)  # (B, Q, V): at first there is one hypothesis
-        if number == max_labels:
-            others = torch.arange(vocabulary, device=lm.device) != lm.eos
-            following = following.masked_fill(others, -torch.inf)
+    for step in range(max_labels + 1):
+        step_scores = log_probabilities(state.logits, lm.pad, temperature)
+        step_scores = step_scores.expand(-1, beam, -1)  # (B, Q, V); a prefill has 1 hypothesis
+        if step == max_labels:
+            not_eos = torch.arange(vocabulary, device=lm.device) != lm.eos
+            step_scores = step_scores.masked_fill(not_eos, -torch.inf)
         elif labels is not None:
-            following = labels.mask(following, label_states)
-        totals = (totals.unsqueeze(2) + following).flatten(1)  # (B, Q * V)
+            step_scores = labels.mask(step_scores, label_states)
+        totals = (totals.unsqueeze(2) + step_scores).flatten(1)  # (B, Q * V)
         totals, flat = totals.topk(min(2 * beam, beam * vocabulary - 1))
         parents, chosen = flat // vocabulary, flat % vocabulary
         ends = (chosen == lm.eos) & (totals > -torch.inf)
-        lengths = (state.lengths**lenpen).tolist()  # the last </s> counts, not the first
+        lengths = (state.lengths**lenpen).tolist()  # counts the last </s>, not the first
         for row, candidate in ends[:, :beam].nonzero().tolist():
-            if len(done := finished[rows[row]]) < beam:
-                path = (row, int(parents[row, candidate]))
+            if len(answers := finished[rows[row]]) < beam:
+                parent = (row, int(parents[row, candidate]))
                 total = totals[row, candidate].item() / lengths[row]
-                done.append(Answer(symbols[path].tolist(), scores[path].tolist(), total))
-        # the best candidates that have not ended; of 2 * beam at most beam have
+                answers.append(Answer(symbols[parent].tolist(), scores[parent].tolist(), total))
+        # the best candidates that have not ended; at most beam of 2 * beam have ended
         rank = ends.long() * ends.shape[1] + torch.arange(ends.shape[1], device=lm.device)
-        unended = rank.topk(beam, largest=False)[1]  # (B, Q)
-        totals, parents, chosen = (each.gather(1, unended) for each in (totals, parents, chosen))
-        hopeful = (totals > -torch.inf).any(1).tolist()  # False: the label sets are used up
-        keep = [i for i, row in enumerate(rows) if len(finished[row]) < beam and hopeful[i]]
-        if number == max_labels or not keep:
+        best = rank.topk(beam, largest=False)[1]  # (B, Q)
+        totals, parents, chosen = (tensor.gather(1, best) for tensor in (totals, parents, chosen))
+        has_open = (totals > -torch.inf).any(1).tolist()  # False: the labels allow no more answers
+        keep = [i for i, row in enumerate(rows) if len(finished[row]) < beam and has_open[i]]
+        if step == max_labels or not keep:
             break
-        at = torch.arange(len(rows), device=lm.device)[:, None]
-        latest = following[at, parents, chosen]
-        scores = torch.cat([scores[at, parents], latest.unsqueeze(2)], dim=2)
-        symbols = torch.cat([symbols[at, parents], chosen.unsqueeze(2)], dim=2)
-        label_states = label_states[at, parents]
+        row_index = torch.arange(len(rows), device=lm.device)[:, None]
+        chosen_scores = step_scores[row_index, parents, chosen]  # (B, Q)
+        scores = torch.cat([scores[row_index, parents], chosen_scores.unsqueeze(2)], dim=2)
+        symbols = torch.cat([symbols[row_index, parents], chosen.unsqueeze(2)], dim=2)
+        label_states = label_states[row_index, parents]
         if labels is not None:
-            label_states = labels.following[label_states, chosen]
+            label_states = labels.next_states[label_states, chosen]
         if len(keep) <= KEEP * len(rows):
             kept, rows = torch.tensor(keep, device=lm.device), [rows[i] for i in keep]
             hypotheses = totals, scores, symbols, label_states, parents, chosen
             totals, scores, symbols, label_states, parents, chosen = (x[kept] for x in hypotheses)
             state = state.select(kept)
-        before = state.visible.shape[1]  # one hypothesis before the first step
-        state = lm.step(state, chosen, parents.clamp(max=before - 1))
-    return [sorted(done, key=lambda answer: -answer.total) for done in finished]
+        last = state.visible.shape[1] - 1  # 0 after the prefill, which has 1 hypothesis
+        state = lm.step(state, chosen, parents.clamp(max=last))
+    return [sorted(answers, key=lambda answer: -answer.total) for answers in finished]
 
 
 @dataclass(frozen=True)
 class Options:
-    """How answers are searched for. The default is greedy, as published."""
+    """The settings of the search. The default is greedy search, as published."""
 
-    max_units: int = 16_384  # a longer row is not answered: memory grows with the square
-    max_labels: int = 50  # an answer that has not ended by then is cut
+    max_units: int = 16_384  # longer rows get no answer: memory grows with the square of the length
+    max_labels: int = 50  # longer answers are cut
     batch_size: int = 64
     beam: int = 1
     lenpen: float = 1.0
@@ -198,23 +197,23 @@ class Options:
 
 
 class Decoded(NamedTuple):
-    """The answer to one row over the whole vocabulary, and the one within the label sets."""
+    """Two answers to one row: over the whole vocabulary, and within the label sets."""
 
     row: int
     free: Answer
     within: Answer
-    log_odds: float | None = None  # of ``within``, one of two labels, against the other
+    log_odds: float | None = None  # if there are two labels: of ``within`` against the other label
 
 
 def decode(
     lm: CachedLM, rows: Sequence[Tensor], labels: LabelSets, options: Options,
     done: Container[int] = (),
 ) -> Iterator[list[Decoded]]:  # fmt: skip
-    """Answers to ``rows``, ``</s> units <s>`` each, a batch at a time; none to a row of more than
-    ``max_units``. Sampling draws the free answer; within the labels it is the best in any case.
+    """Yield the answers to ``rows``, ``</s> units <s>`` each, batch by batch. A row of more than
+    ``max_units`` gets none. Sampling draws the free answer, never the answer within the labels.
 
-    The batches depend on the rows and the options alone: one whose rows are all ``done`` is passed
-    over, and the others stay what they were.
+    The batches depend only on the rows and the options. A batch is skipped if its rows are all
+    ``done``. This does not change the other batches.
     """
     labels = labels.to(lm.device)
     sizes = np.array([len(row) for row in rows])
@@ -225,7 +224,7 @@ def decode(
         choose = sampler(options.seed, options.topk, options.topp, options.temperature)
     most_tokens = max(BATCH_TOKENS, options.max_units + 2)
     max_labels, label_map = options.max_labels, lm.model.label_map
-    if label_map is not None:  # then nothing but </s> may follow: no step to see that
+    if label_map is not None:  # after its labels only </s> is possible: no step is needed
         max_labels = min(max_labels, label_map.count)
     for batch in batches_by_length(order, sizes, most_tokens, options.batch_size):
         numbers = batch.tolist()
@@ -234,21 +233,23 @@ def decode(
         tokens = [rows[number] for number in numbers]
         if options.beam > 1:
             state = lm.prefill(tokens, score_rows=options.temperature)
-            width, score = (options.beam, max_labels), (options.lenpen, options.temperature)
-            both = (beam_search(lm, state, *width, sets, *score) for sets in (None, labels))
-            answers = [[best for best, *_ in of_row] for of_row in zip(*both)]
+            limits, scoring = (options.beam, max_labels), (options.lenpen, options.temperature)
+            free, within = (
+                [beam[0] for beam in beam_search(lm, state, *limits, sets, *scoring)]
+                for sets in (None, labels)
+            )
         else:
             state = lm.prefill(tokens)
-            answers = follow(lm, state, numbers, max_labels, choose, labels)
-        odds = _log_odds(state, labels, [within for _, within in answers])
-        yield [Decoded(number, *two, odd) for number, two, odd in zip(numbers, answers, odds)]
+            free, within = zip(*step_search(lm, state, numbers, max_labels, choose, labels))
+        log_odds = _log_odds(state, labels, within)
+        yield [Decoded(*fields) for fields in zip(numbers, free, within, log_odds)]
 
 
 def _log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
-    """Of each answer to a row of ``state`` against the other label; None unless there are two."""
+    """Return the log-odds of each answer against the other label; None unless there are two."""
     symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
-    if len(symbols) != 2 or not labels.ends[labels.following[0, symbols]].all():
+    if len(symbols) != 2 or not labels.ends[labels.next_states[0, symbols]].all():
         return [None] * len(answers)
     first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
-    odds = [one - other for one, other in zip(first, second)]
+    odds = [logit - other for logit, other in zip(first, second)]
     return [odd if answer.symbols == symbols[:1] else -odd for odd, answer in zip(odds, answers)]

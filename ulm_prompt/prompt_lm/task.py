@@ -1,4 +1,4 @@
-"""The fairseq tasks: prompt rows over a frozen LM, and text that a unit LM is trained on."""
+"""The fairseq tasks: a prompt is trained on a frozen LM, and a unit LM is trained on text."""
 
 import logging
 import math
@@ -28,13 +28,13 @@ from ulm_prompt.prompt_lm.lm import UnitLM, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
 from ulm_prompt.prompt_lm.prompt import project
 
-# no postponed annotations here: fairseq reads the types of a dataclass's fields
+# no postponed annotations here: fairseq reads the types of dataclass fields
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
 METHODS = ChoiceEnum(["normal", "tokens", "quiet"])
-SAMPLE_ROWS = 64  # that a prompt starts from
+SAMPLE_ROWS = 64  # training rows that initialise a prompt
 QUIET_LOGITS = 4.0  # how far "quiet" lowers the mean attention logit of a prompt position
-QUIET_VALUES = 0.3  # how much of its distance from the mean value a prompt value keeps
+QUIET_VALUES = 0.3  # share of the distance from the mean value that a prompt value keeps
 logger = logging.getLogger(__name__)
 
 
@@ -43,14 +43,14 @@ class UnitPromptConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of one task"})
     lm: str = field(default=MISSING, metadata={"help": "folder of the unit LM"})
     lm_dropout: float = field(default=0.0, metadata={"help": "dropout in the LM (--fine-tune)"})
-    init: METHODS = field(default="normal", metadata={"help": "how the prompt starts"})
-    init_scale: float = field(default=1.0, metadata={"help": "its standard deviation"})
-    shots: int = field(default=0, metadata={"help": "train on so many rows a class; 0: all"})
-    unit_noise: float = field(default=0.0, metadata={"help": "on the units of train rows"})
+    init: METHODS = field(default="normal", metadata={"help": "initial values of the prompt"})
+    init_scale: float = field(default=1.0, metadata={"help": "standard deviation (init=normal)"})
+    shots: int = field(default=0, metadata={"help": "train rows per class (0: all)"})
+    unit_noise: float = field(default=0.0, metadata={"help": "share of train units to replace"})
     max_tokens: int = II("dataset.max_tokens")
-    skip_long: bool = field(default=False, metadata={"help": "leave out rows over --max-tokens"})
+    skip_long: bool = field(default=False, metadata={"help": "skip rows over --max-tokens"})
     seed: int = II("common.seed")
-    label_units: str = II("model.label_units")  # those of several units follow the LM's symbols
+    label_units: str = II("model.label_units")  # joint names become symbols after the LM's symbols
 
 
 class _Task(FairseqTask):
@@ -63,7 +63,7 @@ class _Task(FairseqTask):
 
 @register_task("unit_prompt", dataclass=UnitPromptConfig)
 class UnitPromptTask(_Task):
-    """The prompt's rows, and the LM, of whose dict the data-bin was written."""
+    """Trains a prompt. The data-bin was written with the dict of the LM."""
 
     unit_lm: UnitLM
 
@@ -75,68 +75,68 @@ class UnitPromptTask(_Task):
         return task
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
-        """The model of ``cfg``; its prompt has the starting values of ``init``."""
-        model, ours = super().build_model(cfg, from_checkpoint), self.cfg
+        """Build the model of ``cfg``, and set the initial values of its prompt."""
+        model = super().build_model(cfg, from_checkpoint)
         if model.prompt is not None:
             self.load_dataset("train")
-            rows = self.datasets["train"]
-            initialise(model, str(ours.init), ours.init_scale, rows, ours.seed)
-            model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # only now: projections in float32
+            task, rows = self.cfg, self.datasets["train"]
+            initialise(model, str(task.init), task.init_scale, rows, task.seed)
+            model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # last: projections need float32
         return model
 
     def load_dataset(self, split: str, **kwargs: Any) -> None:
-        """Open a split, once. Raises ``UserError`` for one that is missing or broken, or has rows
-        that fit no batch, unless ``skip_long`` leaves these out.
+        """Open a split, once. Raises ``UserError`` if the split is missing or damaged, or if a row
+        is too long for a batch and ``skip_long`` is not set.
         """
         if split in self.datasets:
             return
         cfg, dictionary = self.cfg, self.dictionary
         dataset = RowDataset(Path(cfg.data) / split, dictionary, shuffle=split == "train")
-        if facts := _longer(dataset.sizes, cfg.max_tokens, "max_tokens="):
+        if long_rows := _long_rows(dataset.sizes, cfg.max_tokens, "max_tokens="):
             if not cfg.skip_long or dataset.sizes.min() > cfg.max_tokens:
                 raise UserError(
-                    f"{split}: {facts}; leave them out with --set skip_long=true, or raise "
+                    f"{split}: {long_rows}; leave them out with --set skip_long=true, or raise "
                     "max_tokens: memory grows with the square of a row's length"
                 )
-            dataset.serve(np.flatnonzero(dataset.sizes <= cfg.max_tokens))
-            logger.info(f"too long: {split}: {facts}; left out")
+            dataset.select(np.flatnonzero(dataset.sizes <= cfg.max_tokens))
+            logger.info(f"too long: {split}: {long_rows}; left out")
         positions = self.unit_lm.untouched.max_positions()
-        if facts := _longer(dataset.sizes, positions, "the LM's tokens_per_sample="):
+        if long_rows := _long_rows(dataset.sizes, positions, "the LM's tokens_per_sample="):
             logger.info(
-                f"too long: {split}: {facts}; they are used, but the LM has learned no such "
-                "positions: cut those utterances, or train an LM with a larger tokens_per_sample"
+                f"too long: {split}: {long_rows}; they are used, but the LM has not learned these "
+                "positions: cut the utterances, or train an LM with a larger tokens_per_sample"
             )
         if split == "train" and cfg.shots:
-            whole = len(dataset)
-            dataset.draw(cfg.shots, cfg.seed)
-            logger.info(f"few-shot: {len(dataset):,} of {whole:,} rows, {cfg.shots} of each class")
+            total = len(dataset)
+            dataset.select_shots(cfg.shots, cfg.seed)
+            logger.info(f"few-shot: {len(dataset):,} of {total:,} rows, {cfg.shots} of each class")
         if split == "train" and cfg.unit_noise:
             units = np.array([i for i, s in enumerate(dictionary.symbols) if s.isdecimal()])
             dataset.noise = cfg.unit_noise, units, cfg.seed
         self.datasets[split] = dataset
 
     def get_batch_iterator(
-        self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **others: Any
+        self, dataset: RowDataset, *args: Any, num_shards: int = 1, shard_id: int = 0, **kwargs: Any
     ) -> Any:
-        """A batch is what the recipe says: each rank takes its share of the rows of every one."""
+        """Give each rank a share of every batch, so that the recipe's batch size is the total."""
         dataset.rank, dataset.world = shard_id, num_shards
-        return super().get_batch_iterator(dataset, *args, **others)
+        return super().get_batch_iterator(dataset, *args, **kwargs)
 
     def get_checkpoint_dict(self) -> dict[str, Any]:
-        """What fairseq's early stopping counts and would forget at a restart."""
+        """Return the counters of fairseq's early stopping, which a restart would lose."""
         return {type(self).__name__: dict(vars(should_stop_early))}
 
     def set_checkpoint_dict(self, state: dict[str, Any]) -> None:
-        """Counterpart of ``get_checkpoint_dict``."""
+        """Restore the counters of ``get_checkpoint_dict``."""
         vars(should_stop_early).update(state)
 
 
-def _longer(sizes: np.ndarray, most: int | None, limit: str) -> str:
-    """How many rows have more than ``most`` tokens, and which is the longest; "" for none."""
-    if not most or not (count := int((sizes > most).sum())):
+def _long_rows(sizes: np.ndarray, limit: int | None, name: str) -> str:
+    """Describe the rows with more than ``limit`` tokens, in words. Returns "" if there are none."""
+    if not limit or not (count := int((sizes > limit).sum())):
         return ""
     return (
-        f"{count:,} of {len(sizes):,} rows are longer than {limit}{most:,} "
+        f"{count:,} of {len(sizes):,} rows are longer than {name}{limit:,} "
         f"(row {int(sizes.argmax()) + 1:,} is the longest, {int(sizes.max()):,} tokens)"
     )
 
@@ -145,16 +145,16 @@ def _longer(sizes: np.ndarray, most: int | None, limit: str) -> str:
 def initialise(
     model: PromptLanguageModel, method: str, scale: float, rows: RowDataset, seed: int
 ) -> None:
-    """Set the prompt's vectors in place.
+    """Set the initial vectors of the prompt in place.
 
-    ``normal``: N(0, scale^2); as published with scale 1. ``tokens``: each layer's own inputs at
-    random positions of random training rows, and the LM's ``<s>``. ``quiet``: the same behind the
-    projections (``projected`` prompts only, else ``UserError``), with keys that draw little
-    attention and values near the mean, so that training starts from a nearly undisturbed LM.
+    ``normal``: N(0, scale^2), as published with scale 1. ``tokens``: the layer's inputs at random
+    positions of random training rows, and the LM's ``<s>``. ``quiet``: like ``tokens``, but after
+    the projections, with keys that get little attention and values near the mean. So training
+    starts from a nearly unchanged LM. ``quiet`` raises ``UserError`` without ``projected``.
     """
     prompt, decoder = model.prompt, model.lm.decoder
     if method == "quiet" and not prompt.projected:
-        raise UserError("init=quiet: needs space=projected")
+        raise UserError("init=quiet: expected space=projected")
     generator = torch.Generator().manual_seed(seed)
     for parameter in prompt.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
@@ -167,7 +167,7 @@ def initialise(
     real = tokens != rows.pad
     prompt.sep.copy_(decoder.embed_tokens.weight[:1])
     x = model.embed(tokens, model.positions(tokens.shape[1]))  # (B, T, D)
-    mask = model.causal_mask(tokens.shape[1])[:, prompt.length :]  # no prompt yet
+    mask = model.causal_mask(tokens.shape[1])[:, prompt.length :]  # (T, T): without the prompt
 
     def draw(vectors: Tensor) -> Tensor:  # (N, D) -> (P, D)
         return vectors[torch.randint(len(vectors), (prompt.length,), generator=generator)]
@@ -189,7 +189,7 @@ def initialise(
 
 @register_optimizer("prompt_adam", dataclass=FairseqAdamConfig)
 class PromptAdam(FairseqAdam):
-    """fairseq's Adam; a parameter's ``lr_scale``, if it has one, multiplies its learning rate."""
+    """fairseq's Adam, which multiplies a parameter's learning rate by its ``lr_scale``, if any."""
 
     def __init__(self, cfg: FairseqAdamConfig, params: Sequence[Parameter]) -> None:
         scales: dict[float, list[Parameter]] = {}
@@ -203,7 +203,7 @@ class PromptAdam(FairseqAdam):
             group["lr"] = lr * group["lr_scale"]
 
     def all_reduce_grads(self, module: Module) -> None:
-        """As fairseq does, with a buffer for what trains; it would make one for the frozen LM."""
+        """Reduce gradients like fairseq, but with a buffer that has no room for the frozen LM."""
         wrapped = getattr(module, "module", None)
         if isinstance(wrapped, LegacyDistributedDataParallel):
             trained = sum(parameter.numel() for parameter in self.params)
@@ -214,17 +214,15 @@ class PromptAdam(FairseqAdam):
 @dataclass
 class UnitLMConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of unit text"})
-    tokens_per_sample: int = field(default=3072, metadata={"help": "length of a block"})
-    sample_break_mode: BREAK_MODES = field(
-        default="none", metadata={"help": "eos: of an utterance"}
-    )
+    tokens_per_sample: int = field(default=3072, metadata={"help": "maximum tokens per block"})
+    sample_break_mode: BREAK_MODES = field(default="none", metadata={"help": "eos: per utterance"})
     max_target_positions: int = II("task.tokens_per_sample")
-    begin_from: str = field(default="", metadata={"help": "folder of an LM; empty: random weights"})
+    begin_from: str = field(default="", metadata={"help": "folder of an LM (empty: random start)"})
 
 
 @register_task("unit_lm", dataclass=UnitLMConfig)
 class UnitLMTask(_Task):
-    """Language modelling over units, without fairseq's compiled TokenBlockDataset."""
+    """Trains a unit LM on text, without fairseq's compiled TokenBlockDataset."""
 
     @classmethod
     def setup_task(cls, cfg: UnitLMConfig, **kwargs: Any) -> "UnitLMTask":
@@ -232,7 +230,7 @@ class UnitLMTask(_Task):
 
     def build_model(self, cfg: FairseqDataclass, from_checkpoint: bool = False) -> BaseFairseqModel:
         model = super().build_model(cfg, from_checkpoint)
-        if self.cfg.begin_from:  # a run that resumes loads its own weights after this
+        if self.cfg.begin_from:  # a run that resumes loads its own weights later
             begin_from = load_unit_lm(Path(self.cfg.begin_from)).untouched
             model.load_state_dict(begin_from.state_dict())
         return model
