@@ -145,8 +145,8 @@ def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) 
         ("plot", "curves", "curves: name the run"),
         ("plot", "curves --date none", "train.log: not found"),
         ("cal_acc", "--sample_date r --unit_model x",
-         r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_r"),
-        ("cal_acc", "--sample_date none", "there is .*r"),
+         r"samples_\*_x_\*.json: no samples; .*existing samples: IC_tiny100_r"),
+        ("cal_acc", "--sample_date none", "existing samples: .*r"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             call(script, root, *flags.split())

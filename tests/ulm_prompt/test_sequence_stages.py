@@ -112,7 +112,7 @@ def test_right_answers_and_stale_ones(root: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     entries["3"]["label"] += " 10"
     write_json(path, entries)
-    with pytest.raises(UserError, match=r"stale, its labels are not those of .*test\.txt"):
+    with pytest.raises(UserError, match=r"stale, the labels differ from .*test\.txt"):
         score(root, "SF", path)
 
 
