@@ -114,8 +114,8 @@ def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
     assert 'points="160.0,165.0 320.0,55.0 640.0,64.9"' in text and "update 20 was kept" in text
     assert data["runs"] == ["s/IC_tiny100_ngrams_s", "s/IC_tiny100_two"]
     assert "s/IC_tiny100_ngrams_s: not compared, because the rows differ." in text
-    alone = "Only this run is right: 8 times. Only the other run is right: 0 times."
-    assert f"8 answers differ. {alone} McNemar" in text
+    counts = "8 answers differ. Only this run is right: 8 times. Only the other run is right: 0"
+    assert f"{counts} times. McNemar" in text
     assert f"p = {2 / 2**8:.3g}." in text, "the two sides of a binomial test"
     assert any(EVIL in row["spoken"] for row in rows) and "<img" not in text
     assert text.count("</script>") == 2 and "<b>" not in text
