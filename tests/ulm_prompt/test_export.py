@@ -148,10 +148,7 @@ def test_the_kmeans_and_labels_of_local_units_are_required(
     labels = root / "preprocess/speech_commands/data/logmel100/labels.json"
     centres = kmeans.read_bytes()
     for change, expected in (
-        (
-            lambda: save_kmeans(kmeans, load_kmeans(kmeans) + 1),
-            "differs from the k-means that .* m",
-        ),
+        (lambda: save_kmeans(kmeans, load_kmeans(kmeans) + 1), "differs from the k-means that"),
         (kmeans.unlink, "not found, expected the k-means that .* was made with"),
         (lambda: (kmeans.write_bytes(centres), labels.unlink()), "labels.json: not found; run"),
     ):
