@@ -48,19 +48,19 @@ def write_pages(
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     for path, (pair, named) in files.items():
-        others = [file for file in files if file != path and files[file][0].task == pair.task]
+        other_paths = [file for file in files if file != path and files[file][0].task == pair.task]
         page = path.with_suffix(".html")
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
         data = {"rows": rows[path], "slots": named.slots, "other": OTHER, "most": MOST_NAMED}
-        data["runs"] = [_name(other) for other in others]
-        data["answers"] = [[row["answer"] for row in rows[other]] for other in others]
-        columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
+        data["runs"] = [_name(other) for other in other_paths]
+        data["answers"] = [[row["answer"] for row in rows[other]] for other in other_paths]
+        columns = {_name(run): _cells(scored[run]) for run in (path, *other_paths)}
         text = environment.get_template("report.html.j2").render(
             title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
             columns=columns,
             names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
             notes=comparison_lines(scored[path]),
-            comparisons={_name(other): _compared(rows[path], rows[other]) for other in others},
+            comparisons={_name(file): _compared(rows[path], rows[file]) for file in other_paths},
             curve=_curve(path, workspace, pair),
             classes=[] if pair.config.is_sequence else class_report(named)["classes"],
             audio=audio,
@@ -138,7 +138,7 @@ def _add_audio(
         left -= len(embedded)
         counts["embedded" if embedded else "linked"] += 1
         address = file.as_uri()
-        if file.is_relative_to(workspace.root.absolute()):  # links survive a moved workspace
+        if file.is_relative_to(workspace.root.absolute()):  # the link also works after a move
             address = quote(os.fsencode(os.path.relpath(file, page.parent)))
         if piece.file != piece.path:  # the row is a part of the file
             times = (at / rates[piece.path] for at in (piece.start, piece.start + piece.frames))

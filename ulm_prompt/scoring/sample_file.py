@@ -267,8 +267,8 @@ def report_long(
          "answered and scored as wrong (--max_units)"),
         (sum(answer["symbols"] >= limit for answer in answers.values()),
          f"free answers were cut after {limit} labels (--max_labels)"),
-        (len(beyond), f"rows with answers are longer than the {positions:,} positions that the LM "
-         f"has learned (longest: {max(lengths, default=0):,}): expect worse answers"),
+        (len(beyond), f"rows with their answers exceed the {positions:,} positions that the LM has "
+         f"learned (longest: {max(lengths, default=0):,}): expect worse answers"),
     ):  # fmt: skip
         if count:
             print(f"  {count:,} {problem}")
