@@ -263,12 +263,12 @@ def report_long(
     too_long = [count for count in units if count > max_units]
     beyond = [length for length in lengths if length > positions]
     for count, problem in (
-        (len(too_long), f"rows have more than {max_units:,} units (longest: {max(units):,}): not "
+        (len(too_long), f"rows have more than {max_units:,} units ({max(units):,} at most): not "
          "answered and scored as wrong (--max_units)"),
         (sum(answer["symbols"] >= limit for answer in answers.values()),
          f"free answers were cut after {limit} labels (--max_labels)"),
         (len(beyond), f"rows with their answers exceed the {positions:,} positions that the LM has "
-         f"learned (longest: {max(lengths, default=0):,}): expect worse answers"),
+         f"learned ({max(lengths, default=0):,} at most): expect worse answers"),
     ):  # fmt: skip
         if count:
             print(f"  {count:,} {problem}")
