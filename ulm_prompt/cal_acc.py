@@ -1,5 +1,5 @@
-"""Stage 6: score the decoded samples. An answer is right when all its label units are; of texts,
-the words, characters and slots are scored.
+"""Stage 6: score the decoded samples. An answer is right if all label units are right. Texts get
+scores of words, characters and slots.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from ulm_prompt.scoring.scores import (
 )
 
 
-def print_file(path: Path, scores: dict[str, float], beside: dict[str, Any]) -> None:
-    """A line a score, then what it is read ``beside``."""
+def print_file(path: Path, scores: dict[str, float], details: dict[str, Any]) -> None:
+    """Print one line per score, then the comparison, the report and the page in ``details``."""
     print(path)
     width = max(map(len, scores))
     for name, value, interval in score_lines(scores):
         print(f"  {name:<{width}}  {value}{f'  (95 %: {interval})' if interval else ''}")
     if COST in scores:
-        target = beside.get("target")
+        target = details.get("target")
         print(f"  {ABOUT_DETECTION}{f', {target}' if target else ''}")
-    print_comparison(beside)
-    if "classes" in beside:
-        print_report(beside)
-    if "page" in beside:
-        print("\n  page: {page} (audio: {audio})".format(**beside))
+    print_comparison(details)
+    if "classes" in details:
+        print_report(details)
+    if "page" in details:
+        print("\n  page: {page} (audio: {audio})".format(**details))
 
 
 def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
-    """A line a score, a column a file; the files' names come first, numbered."""
+    """Print the numbered file names, then a table: one line per score, one column per file."""
     print()
     for number, path in enumerate(by_file, start=1):
         print(f"({number}) {path.parent.name}/{path.name}")
@@ -57,15 +57,15 @@ def print_side_by_side(by_file: dict[Path, dict[str, float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    of_decoding = "the --sample_date of decoding"
-    flag("--sample_date", type=name_part, required=True, nargs="+", help=of_decoding)
+    date = "the --sample_date of decoding"
+    flag("--sample_date", type=name_part, required=True, nargs="+", help=date)
     add_selection(parser)
-    report = "classes, mistakes, a confusion matrix of each slot (PNG)"
+    report = "add classes, mistakes and a confusion matrix per slot (PNG)"
     flag("--report", action="store_true", help=report)
-    flag("--mistakes", type=int, default=10, help="with --report: how many (default: 10)")
-    page = "one HTML file a sample file: scores, curve, confusions, rows to listen to"
+    flag("--mistakes", type=int, default=10, help="mistakes to list with --report (default: 10)")
+    page = "write one HTML page per sample file: scores, curve, confusions, rows with audio"
     flag("--html", action="store_true", help=page)
-    embedded = "with --html: hold up to MB of audio in the page (default: link all; given: 20)"
+    embedded = "embed up to MB of audio in the --html page (default: link all; flag alone: 20)"
     flag("--embed_audio", metavar="MB", nargs="?", type=float, const=20.0, help=embedded)
     flag("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args()
@@ -73,25 +73,25 @@ def main() -> None:
         raise UserError(f"--embed_audio {args.embed_audio:g}: expected up to 1000 MB, with --html")
     workspace = Workspace(args.workspace)
     by_file = {path: scores_of(path, workspace) for path in sample_files(args)}
-    beside = {path: comparison(path, workspace) for path in by_file}
+    details = {path: comparison(path, workspace) for path in by_file}
     pages = {}
     if args.html:
         from ulm_prompt.scoring.html_report import write_pages
 
-        scored = {path: scores | beside[path] for path, scores in by_file.items()}
+        scored = {path: scores | details[path] for path, scores in by_file.items()}
         pages = write_pages(scored, workspace, args.embed_audio)
-    whole = {}
+    output = {}
     for path, scores in by_file.items():
         report = write_report(path, workspace, args.mistakes) if args.report else {}
-        beside[path] |= report | pages.get(path, {})
+        details[path] |= report | pages.get(path, {})
         count = int(scores["utterances"])
         intervals = {name: wilson(scores[name], count) for name in SHARES if name in scores}
-        whole[str(path)] = scores | {"intervals": intervals} | beside[path]
+        output[str(path)] = scores | {"intervals": intervals} | details[path]
     if args.json:
-        print(json.dumps(whole, indent=2, ensure_ascii=False))
+        print(json.dumps(output, indent=2, ensure_ascii=False))
         return
     for path, scores in by_file.items():
-        print_file(path, scores, beside[path])
+        print_file(path, scores, details[path])
     if len(by_file) > 1:
         print_side_by_side(by_file)
 

@@ -1,6 +1,6 @@
-"""Make a trained prompt a folder to share: its tensors, prompt.json and a page to read.
+"""Export a trained prompt as a folder to share: the tensors, prompt.json and README.md.
 
-A published checkpoint (.pt) is exported the same way, from the folder where train.py would put it.
+A published checkpoint (.pt) is exported in the same way, from the folder that train.py would use.
 """
 
 from __future__ import annotations
@@ -22,41 +22,41 @@ def main() -> None:
     flag("--prompt_task", required=True, help="for example KS")
     flag("--unit_model", required=True, help="for example hubert100")
     flag("--model_date", type=name_part, required=True, help="the --date of training")
-    flag("--checkpoint", default=BEST, help="another file than the best, or a path")
+    flag("--checkpoint", default=BEST, help=f"file name or path (default: {BEST})")
     flag("--out", required=True, type=Path, help="the folder to write")
-    flag("--license", help="under which others may use the prompt: CC-BY-4.0, ...")
-    upload = "upload it to the Hugging Face Hub too, where predict.py finds it as hf:USER/NAME"
+    flag("--license", help="licence of the prompt: CC-BY-4.0, ...")
+    upload = "also upload to the Hugging Face Hub; predict.py --prompt hf:USER/NAME then loads it"
     flag("--push", metavar="USER/NAME", help=upload)
     add_workspace(parser)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    pair = args.prompt_task, args.unit_model
-    checkpoint = workspace.checkpoints(*pair, args.model_date) / args.checkpoint
+    pair, date = (args.prompt_task, args.unit_model), args.model_date
+    checkpoint = workspace.checkpoints(*pair, date) / args.checkpoint
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: not found; train it, or correct --model_date")
     out = args.out.resolve()
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: a file; name a folder")
-    if foreign := {path.name for path in out.glob("*")} - set(SHARED):  # an earlier export may go
-        raise UserError(f"--out {out}: holds {min(foreign)}; name a new folder")
+        raise UserError(f"--out {out}: expected a folder, found a file; name a folder")
+    if foreign := {path.name for path in out.glob("*")} - set(SHARED):  # replace earlier exports
+        raise UserError(f"--out {out}: contains {min(foreign)}; name a new folder")
     if args.push:
         check_hub_name(args.push, f"--push {args.push}")
     name = f"{HUB}{args.push}" if args.push else str(args.out)
 
     from ulm_prompt.using.share import write_shared
 
-    where = args.model_date, workspace, args.license, out
+    prompt_name = name if args.push else out.name
     with holding(out):
-        record = write_shared(checkpoint, pair, *where, name if args.push else out.name)
+        record = write_shared(checkpoint, pair, date, workspace, args.license, out, prompt_name)
         commit = push(out, args.push) if args.push else None
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "
         f"{record.trained_parameters:,} trained parameters -> {args.out}"
     )
     if not record.test:
-        print("no test accuracy: no sample file of this checkpoint; ulm_prompt/sample.py makes one")
+        print("no test accuracy: no sample file of this checkpoint; run ulm_prompt/sample.py first")
     if record.license is None:
-        print("no licence: others may not know what they may do with it; --license names one")
+        print("no licence: others do not know how they may use the prompt; add --license")
     if commit:
         print(f"pushed to {name}, commit {commit}")
     print(f"next: python ulm_prompt/predict.py --prompt {name} FILES")

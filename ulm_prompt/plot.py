@@ -1,10 +1,10 @@
-"""Pictures of trained prompts and their answers.
+"""Draw pictures of trained prompts and of answers.
 
-curves: accuracy and loss on train and valid over updates, of every run of --date. verbalizer: the
-LM's embeddings of the units in two dimensions, with the labels that they stand for. attention: how
-much each layer and head looks at the prompt where the first label is read, on test utterances.
-cer_by_length: CER against label length (the paper's figure), a PNG and a CSV in the folder of the
-first --sample_date.
+curves: accuracy and loss on train and valid over updates, for every run of --date. verbalizer: the
+LM's unit embeddings in two dimensions, with the labels of the units. attention: the attention of
+each layer and head on the prompt when the first label is predicted, on test utterances.
+cer_by_length: CER over label length (the paper's figure), as PNG and CSV in the folder of the first
+--sample_date.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ulm_prompt.scoring.scores import curves_of, sample_files
 
 
 def plot_curves(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
-    """Every run of ``--date`` in one picture."""
+    """Draw the curves of every run of ``--date`` in one picture."""
     runs = {}
     for date in args.date:
         log = workspace.logs(pair.task, pair.unit_model, date) / "train.log"
@@ -39,7 +39,7 @@ def plot_curves(args: argparse.Namespace, workspace: Workspace, pair: Pair, path
 
 
 def plot_verbalizer(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
-    """The units that stand for labels among all units."""
+    """Draw the embeddings of all units, with the labels."""
     names, lm = label_names(workspace, pair), lm_folder(workspace, pair.unit_model)
 
     from ulm_prompt.prompt_lm.lm import load_dictionary, unit_embeddings
@@ -52,9 +52,9 @@ def plot_verbalizer(args: argparse.Namespace, workspace: Workspace, pair: Pair, 
 
 
 def plot_attention(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
-    """The attention on one prompt."""
+    """Draw the attention on one prompt."""
     if len(args.date) != 1:
-        raise UserError(f"--date {' '.join(args.date)}: attention is one prompt's; name one run")
+        raise UserError(f"--date {' '.join(args.date)}: attention needs one prompt; name one run")
     rows = read_prompt_text(renamed_texts(workspace, pair)["test"])
     checkpoints = workspace.checkpoints(pair.task, pair.unit_model, args.date[0])
     if not (checkpoints / BEST).is_file():
@@ -67,7 +67,7 @@ def plot_attention(args: argparse.Namespace, workspace: Workspace, pair: Pair, p
 
     model, lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
     if model.prompt is None:
-        raise UserError(f"{checkpoints}: a fine-tuned LM; it has no prompt to look at")
+        raise UserError(f"{checkpoints}: expected a prompt, found a fine-tuned LM")
     texts = [f"</s> {units} <s>".split() for units, _ in rows][: args.utterances]
     tokens = [torch.tensor([lm.dictionary.index(word) for word in text]) for text in texts]
     title = f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances"
@@ -75,7 +75,7 @@ def plot_attention(args: argparse.Namespace, workspace: Workspace, pair: Pair, p
 
 
 def plot_cer_by_length(args: argparse.Namespace) -> None:
-    """A line for each sample file of texts; utterances in bins of their number of labels."""
+    """Draw one line per sample file of texts, and write the values as CSV."""
     from ulm_prompt.scoring.sequence_scores import Bin, bins_of_files
 
     paths = sample_files(args)
@@ -87,7 +87,7 @@ def plot_cer_by_length(args: argparse.Namespace) -> None:
         table = csv.writer(handle, lineterminator="\n")
         table.writerow(["run", *Bin._fields])
         for name, bins in runs.items():
-            table.writerows([name, *bin_[:3], f"{bin_.cer:.3f}"] for bin_ in bins)
+            table.writerows([name, *rest, f"{cer:.3f}"] for *rest, cer in bins)
     pictures.draw_cer_by_length(runs, output.with_suffix(".png"))
     print(f"{', '.join(runs)} -> {output} and .png")
 
@@ -99,10 +99,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
     flag("what", choices=[*PLOTS, "cer_by_length"])
-    flag("--date", type=name_part, nargs="+", default=[], help="runs of train.py")
-    flag("--sample_date", type=name_part, nargs="+", default=[], help="cer_by_length: of sample.py")
+    flag("--date", type=name_part, nargs="+", default=[], help="the --date of training runs")
+    date = "cer_by_length: the --sample_date of decoding"
+    flag("--sample_date", type=name_part, nargs="+", default=[], help=date)
     flag("--utterances", type=int, default=200, help="attention: test utterances (default: 200)")
-    flag("--width", type=int, default=20, help="cer_by_length: lengths a bin (default: 20)")
+    flag("--width", type=int, default=20, help="cer_by_length: lengths per bin (default: 20)")
     add_selection(parser)
     args = parser.parse_args()
     for name in ("utterances", "width"):
@@ -126,7 +127,7 @@ def main() -> None:
             problems.append(error)
             if len(problems) == len(pairs):
                 raise problems[0] from None
-            print(f"{pair.task} {pair.unit_model}: passed over, {error}")
+            print(f"{pair.task} {pair.unit_model}: skipped, {error}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Answer what audio says, by one trained prompt or by several over one frozen LM.
+"""Answer audio with one or several trained prompts and one frozen LM.
 
-predict.py clip.wav                                     (the prompt that comes with the repository)
-predict.py --segments meeting.wav                       (cut at pauses, answered piece by piece)
+predict.py clip.wav                                     (the repository's prompt)
+predict.py --segments meeting.wav                       (cut at pauses, answer each segment)
 predict.py --prompt KS --prompt IC clip.wav folder/ -   (-: a list of files on standard input)
-predict.py --serve                                      (a page that records, on this machine)
+predict.py --serve                                      (a local page that records)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ulm_prompt.prompt_data.tasks import add_dtype, add_workspace
 from ulm_prompt.using.find_prompts import find_prompt, shipped_prompt
 from ulm_prompt.using.input_output import FORMATS, STDIN, batches, check_sources, stream
 
-BATCH = 32  # files at a time
+BATCH = 32  # files per batch
 MOST_ANSWERS = 10_000
 
 
@@ -32,17 +32,17 @@ def parse() -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("audio", nargs="*", help="files, folders, or - for a list on standard input")
-    prompt = "a task (its only trained prompt), a checkpoints or exported folder, a file, or "
-    prompt += "hf:USER/NAME on the Hugging Face Hub; again for more tasks (default: the one here)"
+    prompt = "a task (with only one trained prompt), a checkpoints or exported folder, a file, or "
+    prompt += "hf:USER/NAME on the Hugging Face Hub; repeatable (default: the repository's prompt)"
     flag("--prompt", action="append", default=[], help=prompt)
-    flag("--unit_model", type=name_part, help="choose among a task's prompts")
-    flag("--model_date", type=name_part, help="the same: the --date of training")
+    flag("--unit_model", type=name_part, help="choose among the prompts of a task")
+    flag("--model_date", type=name_part, help="choose among them by the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
-    longest = "of a segment; a longer one is slid over (default: 2, for single words)"
+    longest = "longest segment; longer sound becomes windows (default: 2, for single words)"
     flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
-    flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
-    flag("--serve", action="store_true", help="a page to record or drop a file; needs gradio")
+    flag("--format", choices=list(FORMATS), help="(default: table on a terminal, else jsonl)")
+    flag("--serve", action="store_true", help="open a page to record or drop a file; needs gradio")
     add_dtype(flag)
     add_device(parser)
     add_quiet(parser, prints_answers=True)
@@ -53,11 +53,11 @@ def parse() -> argparse.Namespace:
     if args.longest is not None and not (args.segments and 0.2 <= args.longest <= 60):
         raise UserError(f"--longest {args.longest:g}: expected 0.2 to 60 seconds, with --segments")
     if args.serve and (args.audio or args.segments or args.format or args.top != 1):
-        raise UserError("--serve: takes no audio, --segments, --format or --top; the page does")
+        raise UserError("--serve: takes no audio, --segments, --format or --top; use the page")
     if args.serve and importlib.util.find_spec("gradio") is None:
         raise UserError("--serve: needs gradio, which is not installed; pip install gradio")
     if not args.prompt and (args.unit_model or args.model_date):
-        raise UserError("--unit_model, --model_date: of a task's prompts; name it with --prompt")
+        raise UserError("--unit_model, --model_date: expected a task; name it with --prompt")
     return args
 
 
@@ -75,23 +75,23 @@ def main() -> None:
     if not args.prompt:
         for record in predictor.records.values():
             names = " ".join(label["name"] for label in record.labels.values())
-            report(f"prompt {shipped_prompt().name}, which knows {names}")
+            report(f"prompt {shipped_prompt().name}, labels: {names}")
     report(f"computes on {predictor.computes_on}")
     if args.serve:
         from ulm_prompt.using.serve import serve
 
         serve(predictor)
         return
-    form = args.format or ("table" if sys.stdout.isatty() else "jsonl")
-    writer = FORMATS[form](sys.stdout, predictor.records, args.segments)
+    output_format = args.format or ("table" if sys.stdout.isatty() else "jsonl")
+    writer = FORMATS[output_format](sys.stdout, predictor.records, args.segments)
     good = bad = 0
-    start, passed_over = time.perf_counter(), Counter()
-    # how many files: not known of a list, which may be endless
+    start, skipped = time.perf_counter(), Counter()
+    # the number of files is unknown for a list, which may be endless
     total = None if STDIN in sources else sum(1 for _ in stream(sources, Counter()))
-    how = args.top, args.segments, args.longest
+    options = args.top, args.segments, args.longest
     with progress_bar(total=total, unit="file") as bar:
-        for batch in batches(sources, BATCH, passed_over):
-            for path, times, answers in predictor.answer_files(batch, *how):
+        for batch in batches(sources, BATCH, skipped):
+            for path, times, answers in predictor.answer_files(batch, *options):
                 with bar.external_write_mode(file=sys.stdout):
                     if isinstance(answers, BadAudio):
                         bad += 1
@@ -102,13 +102,13 @@ def main() -> None:
                     sys.stdout.flush()
             bar.update(len(batch))
     seconds = time.perf_counter() - start
-    what = "segments" if args.segments else "utterances"
-    left_out = ", ".join(f"{number:,} {kind}" for kind, number in (+passed_over).items())
+    answered = "segments" if args.segments else "utterances"
+    skipped_counts = ", ".join(f"{number:,} {kind}" for kind, number in (+skipped).items())
     report(
-        f"{good:,} {what} in {seconds:.1f} s, {good / seconds:.1f} a second, "
+        f"{good:,} {answered} in {seconds:.1f} s, {good / seconds:.1f} a second, "
         f"by {', '.join(predictor.records)}"
         + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else "")
-        + (f"; passed over: {left_out}" if left_out else ""),
+        + (f"; skipped: {skipped_counts}" if skipped_counts else ""),
     )
     report(predictor.audio)
     if bad:

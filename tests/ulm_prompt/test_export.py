@@ -1,4 +1,4 @@
-"""A prompt as a folder to share: what is exported is loaded bit for bit, elsewhere too."""
+"""A prompt as a folder to share: an export keeps every bit, and loads in other workspaces too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ulm_prompt.using.predictor import Predictor
 def exported(
     spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """KS from a published checkpoint, IC from ours."""
+    """Export KS from a published checkpoint and IC from our checkpoint."""
     folder = tmp_path_factory.mktemp("exported")
     for task in spoken.DOWNSTREAMS:
         export(spoken_workspace, folder / task, "--license", "CC-BY-4.0", task=task)
@@ -38,13 +38,13 @@ def exported(
 
 
 @pytest.mark.parametrize("task", ["KS", "IC"])
-def test_what_an_export_says(
+def test_the_contents_of_an_export(
     spoken_workspace: Workspace, exported: dict[str, Path], task: str
 ) -> None:
     record = read_record(exported[task])
     folder = spoken_workspace.checkpoints(task, spoken.UNIT_MODEL, "d")
-    known = (record.task, record.unit_model, record.prefix_prompt_length, record.license)
-    assert known == (task, spoken.UNIT_MODEL, spoken.LENGTHS[task], "CC-BY-4.0")
+    facts = (record.task, record.unit_model, record.prefix_prompt_length, record.license)
+    assert facts == (task, spoken.UNIT_MODEL, spoken.LENGTHS[task], "CC-BY-4.0")
     assert record.trained_parameters == spoken.LENGTHS[task] * 32 * 7 + 32  # P*D*(1+2L) + D
     _, unit_lm = load(folder, spoken_workspace.lm(spoken.UNIT_MODEL))
     assert record.lm_fingerprint == unit_lm.fingerprint
@@ -61,10 +61,10 @@ def test_what_an_export_says(
     assert record.lm_fingerprint in readme and f"`{record.labels['0']['name']}`" in readme
 
 
-def test_answers_are_those_of_the_checkpoint(
+def test_an_export_answers_like_the_checkpoint(
     spoken_workspace: Workspace, predictor: Predictor, exported: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Also in a workspace that has the LM and the k-means and nothing else."""
+    """This also holds in a workspace that only contains the LM and the k-means."""
     files = sorted((spoken_workspace.root / "corpora").rglob("*.wav"))[::4]
     shutil.copytree(spoken_workspace.root / "pretrained_models", tmp_path / "pretrained_models")
     for root in (spoken_workspace.root, tmp_path):
@@ -75,12 +75,12 @@ def test_answers_are_those_of_the_checkpoint(
 def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
     spoken_workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Newer sample files of the same name are passed over: of another checkpoint, test split or
-    search, changed by hand, and one that does not say what it is of.
+    """Newer sample files are skipped if they have another checkpoint, test split or search, were
+    changed by hand, or have no record of what they were made from.
     """
-    workspace = Workspace(tmp_path / "copy")  # other tests leave sample files in the shared one
-    leave = shutil.ignore_patterns("corpora", "samples")
-    shutil.copytree(spoken_workspace.root, workspace.root, ignore=leave)
+    workspace = Workspace(tmp_path / "copy")  # other tests write samples to spoken_workspace
+    ignore = shutil.ignore_patterns("corpora", "samples")
+    shutil.copytree(spoken_workspace.root, workspace.root, ignore=ignore)
     checkpoint = workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "checkpoint_best.pt"
     data = read_record(checkpoint.parent).run.data
     options = {"beam": 1, "sampling": False, "max_units": 16_384, "max_labels": 200}
@@ -111,8 +111,8 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
     assert read_record(tmp_path / "none").test == {}
 
 
-def test_labels_are_called_as_in_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    """Though rows that were made anew have numbered them otherwise."""
+def test_labels_keep_their_names_of_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    """Rows that were made again may use other label numbers."""
     card = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "prompt.json"
     before = read_json(card, "")
     labels = {number: {"slot": "s", "name": f"n{number}"} for number in before["verbal"]}
@@ -138,18 +138,18 @@ def test_sample_py_decodes_with_an_export(
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_what_units_made_here_were_made_with_is_asked_for(
+def test_the_kmeans_and_labels_of_local_units_are_required(
     spoken_workspace: Workspace, tmp_path: Path
 ) -> None:
-    """Units from elsewhere need none; here the record would be the poorer, and nobody told."""
+    """Without this check, the record would silently lack facts. Units from elsewhere need none."""
     root = tmp_path / "w"
     shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("corpora"))
     kmeans = root / "pretrained_models" / "logmel100_km.npz"
     labels = root / "preprocess/speech_commands/data/logmel100/labels.json"
     centres = kmeans.read_bytes()
     for change, expected in (
-        (lambda: save_kmeans(kmeans, load_kmeans(kmeans) + 1), "not the k-means that .* was made"),
-        (kmeans.unlink, "k-means of logmel100 not found"),
+        (lambda: save_kmeans(kmeans, load_kmeans(kmeans) + 1), "differs from the k-means that"),
+        (kmeans.unlink, "not found, expected the k-means that .* was made with"),
         (lambda: (kmeans.write_bytes(centres), labels.unlink()), "labels.json: not found; run"),
     ):
         change()
@@ -192,7 +192,7 @@ def a_pickle(root: Path) -> None:
         (lambda root: tiny.write_lm(Workspace(root).lm(spoken.UNIT_MODEL), tiny.lm(seed=5)),
          "its LM has fingerprint .* was trained on {lm_fingerprint}"),
         (another_dict, "was trained with {dict_fingerprint}"),
-        (another_kmeans, "its logmel100 has kmeans {kmeans}, here it is"),
+        (another_kmeans, "expected logmel100 with kmeans {kmeans}, found "),
         (partial(changed, unit_model="whales100"), "taskrc.unit_model=whales100: not in"),
         (partial(changed, units={"dtype": "bfloat16"}), "dtype=bfloat16: logmel computes in"),
         (partial(changed, prefix_prompt_length=4), "length 3, but prompt.json beside it says 4"),
@@ -202,11 +202,11 @@ def a_pickle(root: Path) -> None:
         (lambda root: (root / "shared" / RECORD).unlink(), "prompt.json: not found"),
     ],
 )  # fmt: skip
-def test_what_does_not_go_with_a_shared_prompt(
+def test_what_does_not_match_a_shared_prompt(
     spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path,
     change: Callable[[Path], None], expected: str,
 ) -> None:  # fmt: skip
-    """In a workspace with the models alone."""
+    """The workspace only contains the models."""
     shutil.copytree(spoken_workspace.pretrained, tmp_path / "pretrained_models")
     shutil.copytree(exported["IC"], elsewhere := tmp_path / "shared")
     record = read_record(elsewhere)
@@ -217,13 +217,13 @@ def test_what_does_not_go_with_a_shared_prompt(
     assert "\n" not in str(error.value)
 
 
-def test_nothing_of_the_users_is_overwritten(
+def test_files_of_the_user_are_not_overwritten(
     spoken_workspace: Workspace, exported: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for words, expected in (
-        ([tmp_path], "holds notes.txt; name a new folder"),
-        ([tmp_path / "notes.txt"], "a file; name a folder"),
+        ([tmp_path], "contains notes.txt; name a new folder"),
+        ([tmp_path / "notes.txt"], "found a file; name a folder"),
         ([tmp_path / "out", "--checkpoint", "checkpoint_7.pt"], "correct --model_date"),
         ([tmp_path / "out", "--license", "two\nlines"], "license: expected one line"),
     ):

@@ -1,4 +1,4 @@
-"""Which prompt is meant by a word, which go together, and the one that ships."""
+"""Finding prompts by name or path, loading several prompts, and the repository's prompt."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ REGISTRY = """unit_models:
 """
 
 
-def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    """A name that stands for two asks; an unfinished run does not count."""
+def test_which_prompt_a_word_means(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    """A task with two prompts is an error. An unfinished run does not count."""
     workspace = Workspace(tmp_path)
     source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
     first, second, running = (
@@ -41,16 +41,16 @@ def test_which_prompt_is_meant(spoken_workspace: Workspace, tmp_path: Path) -> N
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
-    found = {find_prompt(str(word), workspace) for word in (second, second / "checkpoint_best.pt")}
-    assert found == {second / "checkpoint_best.pt"}
-    assert found == {find_prompt("IC", workspace, model_date="b")}
+    best = second / "checkpoint_best.pt"
+    assert {find_prompt(str(word), workspace) for word in (second, best)} == {best}
+    assert find_prompt("IC", workspace, model_date="b") == best
     with pytest.raises(UserError, match="no trained prompt at .*_c; .*_c is not finished"):
         find_prompt("IC", workspace, model_date="c")
     shutil.rmtree(second)
     assert find_prompt("IC", workspace) == first / "checkpoint_best.pt"
     published = tmp_path / "KS_my_units100_checkpoints_2022" / "x.pt"
     assert task_and_unit_model(published) == ("KS", "my_units100")
-    with pytest.raises(UserError, match="nothing says which task"):
+    with pytest.raises(UserError, match="unknown task; expected a folder name"):
         task_and_unit_model(tmp_path / "elsewhere" / "x.pt")
 
 
@@ -61,7 +61,7 @@ def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: 
     for change, prompts, expected in (
         ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; put that"),
         ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; put that LM"),
-        ({"fine_tune": True}, [folder], "a whole fine-tuned LM"),
+        ({"fine_tune": True}, [folder], "found a fine-tuned LM"),
     ):
         write_json(folder / "prompt.json", {**card, **change})
         with pytest.raises(UserError, match=expected):
@@ -72,7 +72,7 @@ def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: 
 def repository(
     spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Path]:
-    """A folder as a repository has it: an exported prompt beside its k-means and LM."""
+    """Write a folder like the repository: an exported prompt next to its k-means and LM."""
     root = tmp_path / "repository"
     folder, models = root / "pretrained_models", spoken_workspace.pretrained
     shutil.copytree(models / "logmel100_lm", folder / "shipped" / "lm")
@@ -92,31 +92,31 @@ def clip(spoken_workspace: Workspace) -> Path:
     return spoken.clip(spoken_workspace, "fluent_commands")
 
 
-def test_it_answers_and_says_what_it_knows(
+def test_the_prompt_answers_and_prints_its_labels(
     repository: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """From a workspace that holds nothing."""
+    """The workspace is empty."""
     empty = Workspace(tmp_path / "elsewhere")
     words = clip, "--format", "table", "--device", "cpu", "--dtype", "float32"
     assert spoken.predict(empty, *words) == 0
     out, errors = capsys.readouterr()
-    monkeypatch.setattr(runs, "_quiet", False)  # as before, afterwards
+    monkeypatch.setattr(runs, "_quiet", False)  # restored after the test
     assert spoken.predict(empty, *words, "--quiet") == 0
     assert capsys.readouterr() == (out, "")
     assert out.splitlines()[1].split()[1] == "IC"
     first, second = errors.splitlines()[:2]
     assert second == "computes on CPU, as asked, in torch.float32 (as asked)"
-    assert first.startswith("prompt commands, which knows ")
-    known = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
-    assert all(entry["name"] in first for entry in known.values())
+    assert first.startswith("prompt commands, labels: ")
+    labels = read_json(find_prompts.SHIPPED / RECORD, "")["labels"]
+    assert all(entry["name"] in first for entry in labels.values())
     assert not empty.root.exists()
     by_default = Predictor.load(dtype="float32")([clip])
     assert by_default == Predictor.load([find_prompts.SHIPPED], tmp_path, dtype="float32")([clip])
 
 
-def test_another_kmeans_of_ones_own_is_left_alone(repository: Path, clip: Path) -> None:
-    """The stages may have learned one in the repository, and an LM; the prompt keeps its own."""
+def test_other_models_of_the_user_are_ignored(repository: Path, clip: Path) -> None:
+    """The prompt ignores a k-means and an LM that the stages have trained in the repository."""
     before = Predictor.load(dtype="float32")([clip])
     models = repository / "pretrained_models"
     save_kmeans(models / "logmel100_km.npz", load_kmeans(models / "shipped" / "km.npz") + 1)
@@ -127,10 +127,10 @@ def test_another_kmeans_of_ones_own_is_left_alone(repository: Path, clip: Path) 
     assert Predictor.load(dtype="float32")([clip]) == before
 
 
-def test_what_is_missing_is_said(
+def test_missing_files_are_reported(
     repository: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The speech model, then the prompt."""
+    """First the speech model is missing, then the prompt."""
     shipped = find_prompts.SHIPPED
     record = read_json(shipped / RECORD, "")
     units = {**record["units"], "feature_type": "moonshine", "kmeans": None}

@@ -1,4 +1,4 @@
-"""cal_acc.py --html: what a page holds, and the page itself in a browser."""
+"""cal_acc.py --html: the contents of a page, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import write_samples
 
 EVIL = "</script><img src=x onerror=document.title='EVIL'>\"'&"
-CROP, ABSENT, ODD = 3, 5, 7  # rows: a part of a file, without audio, a name to be quoted
+CROP, ABSENT, ODD = 3, 5, 7  # rows: a part of a file, without audio, a name that needs quoting
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """Intents with names and audio, answers of two runs, of a baseline, and a log."""
+    """Write intents with names and audio, answers of two runs and a baseline, and a log."""
     space = Workspace(tmp_path_factory.mktemp("page"))
     names = {0: EVIL, 1: "constructor"}
     labels = {str(i): {"slot": ("action", "object", "place")[i // 4], "name": names.get(i, f"n{i}")}
@@ -81,7 +81,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def page(workspace: Workspace, *flags: object) -> tuple[str, str, dict[str, Any]]:
-    """What cal_acc.py prints, the page of run ``one``, and the data in it."""
+    """Return what cal_acc.py prints, the page of run ``one``, and the data in the page."""
     printed = call("cal_acc", workspace.root, "--sample_date", "s", "--html", *flags)
     text = workspace.samples("IC", "tiny100", "one", "s").with_suffix(".html").read_text()
     (data,) = re.findall('<script type="application/json" id="data">(.*)</script>', text)
@@ -89,13 +89,13 @@ def page(workspace: Workspace, *flags: object) -> tuple[str, str, dict[str, Any]
 
 
 def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
-    """Names are never HTML; of two runs, rows 12 to 19 are right in one alone."""
+    """Names are never read as HTML. Rows 12 to 19 are right in only one of the two runs."""
     printed, text, data = page(workspace)
     path = workspace.samples("IC", "tiny100", "one", "s")
     assert f"  page: {path.with_suffix('.html')} (audio: 28 linked, 1 not found)" in printed
     assert "(audio: 3 linked)" in printed, "the baseline's page"
-    one = json.loads(call("cal_acc", workspace.root, "--sample_date", "s", "--html", "--json"))
-    assert one[str(path)]["page"] == str(path.with_suffix(".html"))
+    files = json.loads(call("cal_acc", workspace.root, "--sample_date", "s", "--html", "--json"))
+    assert files[str(path)]["page"] == str(path.with_suffix(".html"))
     rows = data["rows"]
     assert [number for number, row in enumerate(rows) if "audio" not in row] == [ABSENT]
     for number, row in enumerate(rows):
@@ -111,17 +111,18 @@ def test_a_page_holds_scores_rows_and_audio(workspace: Workspace) -> None:
     assert score.groups() == ("68.97 %", "50.77 to 82.72")
     assert re.search(r"accuracy +68.97 %  \(95 %: 50.77 to 82.72\)", printed)
     # the lines of the curve: 40 updates are 640 wide, 100 % are 220 high
-    assert 'points="160.0,165.0 320.0,55.0 640.0,64.9"' in text and "update 20 is kept" in text
+    assert 'points="160.0,165.0 320.0,55.0 640.0,64.9"' in text and "update 20 was kept" in text
     assert data["runs"] == ["s/IC_tiny100_ngrams_s", "s/IC_tiny100_two"]
-    assert "s/IC_tiny100_ngrams_s: not compared, its answers are to other rows." in text
-    assert "8 answers differ. Right here alone: 8, there alone: 0; McNemar" in text
+    assert "s/IC_tiny100_ngrams_s: not compared, because the rows differ." in text
+    counts = "8 answers differ. Only this run is right: 8 times. Only the other run is right: 0"
+    assert f"{counts} times. McNemar" in text
     assert f"p = {2 / 2**8:.3g}." in text, "the two sides of a binomial test"
     assert any(EVIL in row["spoken"] for row in rows) and "<img" not in text
     assert text.count("</script>") == 2 and "<b>" not in text
 
 
 def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
-    """The most confident mistakes first; what the prompt hears, a part of a file too."""
+    """The most confident mistakes come first. Of a part of a file, only that part is embedded."""
     whole = page(workspace, "--embed_audio")[2]["rows"]
     (kind, coded) = whole[CROP]["audio"].split(",")
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(coded)), dtype="float32")
@@ -139,10 +140,10 @@ def test_audio_is_embedded_up_to_a_limit(workspace: Workspace) -> None:
 
 
 def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
-    """By keys and clicks; the audio plays, a part of a file from its beginning."""
+    """The page works by keys and clicks. Audio plays; a part of a file plays from its beginning."""
     page(workspace)
     path = workspace.samples("IC", "tiny100", "one", "s").with_suffix(".html")
-    heading = "document.getElementById('what').innerText"
+    heading = "document.getElementById('heading').innerText"
     items = "[...document.querySelectorAll('#rows li')]"
     cells = "[...document.querySelectorAll('#matrix td button')]"
     with chromium(tmp_path) as browser:
@@ -157,10 +158,10 @@ def test_the_page_in_a_browser(workspace: Workspace, tmp_path: Path) -> None:
         browser.js(f"{cells}[0].focus()")
         count = browser.js("Number(document.activeElement.innerText)")
         browser.press("Enter")
-        assert browser.js("document.activeElement.id") == "what", "the focus follows"
+        assert browser.js("document.activeElement.id") == "heading", "the focus follows"
         assert browser.js(f"{items}.length") == count >= 1
         browser.js("document.querySelectorAll('#slots button')[1].click()")
-        numbers = browser.js(f"{cells}.map(one => Number(one.innerText))")
+        numbers = browser.js(f"{cells}.map(button => Number(button.innerText))")
         assert len(numbers) > 4 and sum(numbers) == 29
         assert browser.js("!document.querySelector('#matrix').outerHTML.includes('NaN')")
         browser.js("document.querySelector('[data-run]').click()")

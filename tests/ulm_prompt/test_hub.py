@@ -1,4 +1,4 @@
-"""Prompts by ``hf:USER/NAME``: pushed to a stand-in of the Hub, found there and in the cache."""
+"""Prompts by ``hf:USER/NAME``: pushed to a mock Hub, then loaded from the Hub and the cache."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TOKEN = "hf_of_the_test"
 
 
 class Hub(ThreadingHTTPServer):
-    """Small files in memory. ``commits``: repository -> its commits, each a name and its files."""
+    """A mock Hub in memory. ``commits``: repository -> list of (commit, files)."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.commits: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
-        self.metadata = ""  # the YAML that a client had checked last
+        self.metadata = ""  # the YAML that a client sent last for a check
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def files(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
@@ -96,10 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({}, 404, X_Error_Code="EntryNotFound")
         pattern = r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?"
         name, kind, revision = re.fullmatch(pattern, path).groups()
-        if (found := self.server.files(name, revision or "main")) is None:
+        if (commit := self.server.files(name, revision or "main")) is None:
             code = "RevisionNotFound" if self.server.commits.get(name) else "RepoNotFound"
             return self.answer({"error": code}, 404, X_Error_Code=code)
-        sha, files = found
+        sha, files = commit
         facts = {"id": name, "sha": sha, "siblings": [{"rfilename": file} for file in files]}
         tree = [{"type": "file", "path": file, "size": len(content), "oid": sha}
                 for file, content in files.items()]  # fmt: skip
@@ -109,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def forget_huggingface_hub() -> None:
-    """It reads its environment when it is imported."""
+    """Remove the module: it reads the environment only when it is imported."""
     for module in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[module]
     find_prompts._downloaded.cache_clear()
@@ -130,7 +130,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     forget_huggingface_hub()
 
 
-def test_pushed_found_and_answered(
+def test_a_pushed_prompt_is_found_and_answers(
     hub: Hub, spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -155,24 +155,25 @@ def test_pushed_found_and_answered(
     assert find_prompt(pinned, spoken_workspace).parent.name == commit
 
     hub.shutdown()
-    hub.server_close()  # from here on the cache alone
+    hub.server_close()  # from here on only the cache exists
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     forget_huggingface_hub()
     assert find_prompt(f"hf:{NAME}", spoken_workspace).parent == folder
     message = refused(lambda: find_prompt("hf:somebody/else", spoken_workspace))
-    assert message.startswith("--prompt hf:somebody/else: the Hub cannot be reached")
+    assert message.startswith("--prompt hf:somebody/else: not in the cache, and the Hub cannot be")
 
 
-def test_what_goes_wrong_is_one_line(
+def test_an_error_is_one_line(
     hub: Hub, spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for word in ("hf:", "hf:name", "hf:a/b/c", "hf:../x", "hf:a b/c"):
         message = refused(lambda word=word: find_prompt(word, spoken_workspace))
-        assert message == f"--prompt {word}: expected USER/NAME, letters, digits, and _ . - in both"
+        expected = "expected USER/NAME, with only letters, digits, _ . and -"
+        assert message == f"--prompt {word}: {expected}"
     export(spoken_workspace, tmp_path / "out", "--push", NAME, task="KS")
     for word in ("hf:somebody/else", f"hf:{NAME}@{'9' * 40}"):
         message = refused(lambda word=word: find_prompt(word, spoken_workspace))
-        assert f"--prompt {word}: no such repository or revision, or you may not" in message
+        assert f"--prompt {word}: no such repository or revision, or no permission" in message
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     forget_huggingface_hub()
     with pytest.raises(UserError, match=r"--push .*out is complete\): no such .* log in \(hf auth"):
@@ -184,7 +185,7 @@ def test_without_huggingface_hub(
     spoken_workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    remedy = "huggingface_hub is not installed; get it by python -m pip install huggingface_hub"
+    remedy = "huggingface_hub is not installed; run python -m pip install huggingface_hub"
     assert refused(lambda: find_prompt("hf:a/b", spoken_workspace)) == f"--prompt hf:a/b: {remedy}"
     with pytest.raises(UserError, match=f"--push a/b: {remedy}"):
         export(spoken_workspace, tmp_path / "out", "--push", "a/b", task="KS")
@@ -206,7 +207,7 @@ def test_without_huggingface_hub(
     ],
 )  # fmt: skip
 def test_the_facts_that_the_hub_reads(values: dict, expected: dict) -> None:
-    """huggingface_hub reads them back as its own."""
+    """huggingface_hub can read the facts."""
     cards = pytest.importorskip("huggingface_hub").ModelCard
     known = {"labels_per_utterance": 1, "lm_fingerprint": "", **values}
     text = front_matter(PromptRecord("KS", "hubert100", 3, "freq", {}, **known), "corpus", "mine")

@@ -1,4 +1,4 @@
-"""Which files predict.py is asked about: its words, folders, links and lists."""
+"""The files that predict.py reads from its command line: words, folders, links and lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ulm_prompt.using.input_output import batches, check_sources, listed, stream
 
 
 class Pipe(io.BytesIO):
-    """Gives at most three bytes at a time."""
+    """Returns at most three bytes per read."""
 
     def read1(self, size: int = -1) -> bytes:
         return super().read1(3)
@@ -44,22 +44,22 @@ def test_lists(source: type[io.BytesIO], content: bytes, names: list[str]) -> No
         list(listed(source("a.wav\r\n".encode("utf-16"))))
 
 
-def test_a_name_comes_as_soon_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has arrived is answered together, at most as many as are asked for."""
+def test_a_name_is_yielded_as_soon_as_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that have arrived form one batch, up to the batch size."""
     reader, writer = os.pipe()
     with open(reader, "rb") as handle:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=handle))
         os.write(writer, b"a.wav\nb.w")
-        found = batches(["first", "-", "last"], 2, Counter())
-        assert next(found) == [Path("first"), Path("a.wav")]
+        arrived = batches(["first", "-", "last"], 2, Counter())
+        assert next(arrived) == [Path("first"), Path("a.wav")]
         os.write(writer, b"av\n")
-        assert next(found) == [Path("b.wav")]
+        assert next(arrived) == [Path("b.wav")]
         os.write(writer, b"c\nd\ne")
         os.close(writer)
-        assert list(found) == [[Path("c"), Path("d")], [Path("e")], [Path("last")]]
+        assert list(arrived) == [[Path("c"), Path("d")], [Path("e")], [Path("last")]]
 
 
-def test_folders_follow_links_and_count_what_they_pass_over(tmp_path: Path) -> None:
+def test_folders_follow_links_and_count_skipped_files(tmp_path: Path) -> None:
     inside, other = tmp_path / "in", tmp_path / "other"
     for name in ("in/B.WAV", "in/.hidden", "in/deep/a", "in/.git/c", "other/d.opus", "other/.x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -74,18 +74,18 @@ def test_folders_follow_links_and_count_what_they_pass_over(tmp_path: Path) -> N
     }.items():
         link.symlink_to(target)
     os.mkfifo(inside / "fifo.wav")
-    passed_over: Counter[str] = Counter()
-    files = list(stream([str(tmp_path / "link")], passed_over))
+    skipped: Counter[str] = Counter()
+    files = list(stream([str(tmp_path / "link")], skipped))
     assert [str(path.relative_to(tmp_path / "link")) for path in files] == [
         *("B.WAV", "fifo.wav", "file.wav", "gone.wav", "deep/a", "deep/itself", "more/d.opus")
     ]
-    assert +passed_over == {"hidden files": 2, "hidden folders": 1, "folders read already": 1}
+    assert +skipped == {"hidden files": 2, "hidden folders": 1, "folders already read": 1}
 
 
 def test_a_folder_that_cannot_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is answered as a file that cannot be used."""
+    """The folder is reported like a file that cannot be read."""
     closed, scan = tmp_path / "closed", os.scandir
     closed.mkdir()
     (tmp_path / "a.wav").touch()
@@ -99,19 +99,19 @@ def test_a_folder_that_cannot_be_read_is_named(
     assert list(stream([str(tmp_path)], Counter())) == [tmp_path / "a.wav", closed]
 
 
-def test_words_that_are_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Told before anything opens them: a pipe would wait for ever."""
+def test_words_that_are_not_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error comes before a pipe is opened: the open would wait for ever."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("fifo.wav")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.wav")
     reader, writer = os.pipe()
     for word in ("fifo.wav", "socket.wav", "/dev/null", f"/dev/fd/{reader}"):
-        with pytest.raises(UserError, match=f"{word}: a pipe or device, .*; save it first, or"):
+        with pytest.raises(UserError, match=f"{word}: .*found a pipe or device; save it, or"):
             check_sources([word])
     os.close(reader)
     os.close(writer)
     monkeypatch.setattr(sys, "stdin", None)
     for words in ([], ["-"]):
-        with pytest.raises(UserError, match="pipe in a list of"):
+        with pytest.raises(UserError, match="pipe in a list of files"):
             check_sources(words)

@@ -1,4 +1,4 @@
-"""predict.py and Predictor on audio: against sample.py, and what they say of files and mistakes."""
+"""predict.py and Predictor on audio: compared with sample.py, and messages on bad input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ulm_prompt.using.predictor import BadAudio, Prediction, Predictor
 
 
 def sampled(workspace: Workspace, task: str) -> dict[str, dict]:
-    """What sample.py answers within the labels to each file of the test split."""
+    """Return sample.py's answer within the label set for each file of the test split."""
     flags = ("--sample_date", "s", "--dtype", "float32", "--within_labels", "trie")
     call("sample", workspace.root, *spoken.of_run(task), *flags)
     path = workspace.samples(task, spoken.UNIT_MODEL, "d", "s")
@@ -39,7 +39,7 @@ def sampled(workspace: Workspace, task: str) -> dict[str, dict]:
 
 
 def names(workspace: Workspace, task: str, units: str) -> tuple[str, ...]:
-    """Label units as people call them."""
+    """Return the names of label units."""
     verbal = read_json(workspace.datasets(spoken.UNIT_MODEL) / "verbal.json", "")[task]
     labels = {unit: label for label, unit in verbal.items()}
     data = workspace.downstream_data(spoken.DOWNSTREAMS[task]) / spoken.UNIT_MODEL
@@ -48,20 +48,20 @@ def names(workspace: Workspace, task: str, units: str) -> tuple[str, ...]:
 
 
 def test_equals_sample_py(spoken_workspace: Workspace, predictor: Predictor) -> None:
-    """Both tasks answer every file in one batch; sample.py had one task and its own test split."""
+    """Both tasks answer every file in one batch. sample.py answers one task and its test split."""
     for task, downstream in spoken.DOWNSTREAMS.items():
         root = spoken_workspace.root / "corpora" / downstream
         answers = sampled(spoken_workspace, task)
-        for (file, expected), found in zip(
+        for (file, expected), predictions in zip(
             answers.items(), predictor([root / file for file in answers], top=99)
         ):
-            by_name = {each.names: each for each in found[task]}
-            same = by_name[names(spoken_workspace, task, expected["predict"])]
-            assert same.probability == pytest.approx(math.exp(expected["score"]), rel=1e-4)
+            by_name = {prediction.names: prediction for prediction in predictions[task]}
+            prediction = by_name[names(spoken_workspace, task, expected["predict"])]
+            assert prediction.probability == pytest.approx(math.exp(expected["score"]), rel=1e-4)
             shares = [math.exp(score) for score in expected["label_scores"]]
-            assert same.label_probabilities == pytest.approx(shares, rel=1e-4)
-            if task == "KS":  # one step: greedy is the likeliest
-                assert found[task][0] == same, file
+            assert prediction.label_probabilities == pytest.approx(shares, rel=1e-4)
+            if task == "KS":  # one label: the greedy answer is the likeliest
+                assert predictions[task][0] == prediction, file
             assert len(by_name) == len(predictor.records[task].label_sequences)
 
 
@@ -77,13 +77,12 @@ def test_neither_batch_nor_waveform_nor_other_prompts_change_an_answer(
         samples, _ = soundfile.read(file, dtype="float32")
         for (answers,) in (predictor([file], 3), predictor([samples], 3), alone([file], 3)):
             for task, ranked in answers.items():
-                same = expected[task]
-                assert [one.names for one in ranked] == [one.names for one in same]
-                shares = [one.probability for one in same]
-                assert [one.probability for one in ranked] == pytest.approx(shares, rel=1e-4)
+                for answer, other in zip(ranked, expected[task], strict=True):
+                    assert answer.names == other.names
+                    assert answer.probability == pytest.approx(other.probability, rel=1e-4)
 
 
-BAD = [  # what is found alone, and with --segments
+BAD = [  # audio, the message without --segments, the message with --segments if it differs
     ("short.wav", "one frame", "shorter than 10 ms"), ("long.wav", "--segments", "no sound that"),
     ("empty.wav", "is an empty file", ""), ("text.wav", "not readable", ""),
     ("absent.wav", "does not exist", ""), (".", "not readable", ""), ("no\0name", "", ""),
@@ -102,11 +101,11 @@ def test_audio_that_cannot_be_used(tmp_path: Path, predictor: Predictor) -> None
     soundfile.write(flac := tmp_path / "cut.flac", melody(1), 16_000)
     flac.write_bytes(flac.read_bytes()[: flac.stat().st_size // 3])
     audio = [tmp_path / bad if isinstance(bad, str) else bad for bad, *_ in BAD]
-    *found, good = predictor([*audio, tmp_path / "good.wav"])
+    *results, good = predictor([*audio, tmp_path / "good.wav"])
     assert set(good) == {"KS", "IC"}
-    for result, bad, (_, alone, cut) in zip(found, audio, BAD):
-        assert isinstance(result, BadAudio) and alone in str(result)
-        with pytest.raises(BadAudio, match=cut or alone):
+    for result, bad, (_, message, segments_message) in zip(results, audio, BAD):
+        assert isinstance(result, BadAudio) and message in str(result)
+        with pytest.raises(BadAudio, match=segments_message or message):
             list(predictor.segments(bad))
     assert predictor([]) == []
 
@@ -121,21 +120,21 @@ def test_an_array_is_answered_as_the_file_of_its_type(tmp_path: Path, predictor:
     }
     for subtype, array in arrays.items():
         soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype=subtype)
-        of_file, *others = predictor([tmp_path / "a.wav", array, torch.tensor(array)])
-        for answers in others:
+        expected, *results = predictor([tmp_path / "a.wav", array, torch.tensor(array)])
+        for answers in results:
             for task, (best, *_) in answers.items():
-                assert best.names == of_file[task][0].names, (subtype, task)
+                assert best.names == expected[task][0].names, (subtype, task)
 
 
-def test_units_that_the_lm_lacks_are_refused(predictor: Predictor) -> None:
-    """They are of another unit model: <unk> in their place would be answered like anything."""
+def test_units_that_the_lm_does_not_know_are_refused(predictor: Predictor) -> None:
+    """Such units are from another unit model. With <unk> instead, the answer would be arbitrary."""
     with pytest.raises(UserError, match="unit 999 is not in the LM's dict"):
         predictor.answers(["5 999 7"])
 
 
 def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    """A process of its own, and a list that is piped in. A folder's files are known by what they
-    hold, not by their names; what does not decode is named.
+    """predict.py runs in a separate process with a piped list. Files in a folder are recognised by
+    content, not by name. Files that do not decode are reported.
     """
     folder = tmp_path / "in"
     kinds = {
@@ -166,7 +165,7 @@ def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: 
     ):  # fmt: skip
         assert f"\nno answer: {reason}" in errors
     assert "7 utterances in" in errors
-    assert "a second, by KS, IC; 5 files without an answer; passed over: 1 hidden folders" in errors
+    assert "a second, by KS, IC; 5 files without an answer; skipped: 1 hidden folders" in errors
     entries = [json.loads(line) for line in result.stdout.decode().splitlines()]
     names = ("a.aiff", "a.flac", "a.mp3", "a.opus", "no_suffix", "a.wav", "café.wav")
     assert [(Path(entry["file"]).name, entry["task"]) for entry in entries] == [
@@ -216,10 +215,10 @@ def test_csv_and_table(
     printed = capsys.readouterr()
     head, *lines = printed.out.splitlines()
     assert "1 utterances in" in printed.err and len(lines) == 4
-    shown = [line[head.index("answer") :] for line in lines]
-    assert shown[2] == rows[2]["labels"] and shown[3] == rows[3]["labels"]
-    assert shown[0].split(" (")[0] == rows[0]["labels"].split("|")[0]
-    assert lines[1].startswith(" "), "the file stands at its best answer alone"
+    answers = [line[head.index("answer") :] for line in lines]
+    assert answers[2] == rows[2]["labels"] and answers[3] == rows[3]["labels"]
+    assert answers[0].split(" (")[0] == rows[0]["labels"].split("|")[0]
+    assert lines[1].startswith(" "), "only the best answer has the file name"
 
     table = Table(out := io.StringIO(), predictor.records, False)
     for name in ("a.wav", "\x1b[2J" + "x" * 90 + "end.wav", "two\nlines.wav"):
@@ -233,15 +232,15 @@ def test_csv_and_table(
     ("words", "expected"),
     [
         ("--prompt XY {clip}", "--prompt XY: no such task"),
-        ("--prompt ks {clip}", r"no such task \(did you mean KS\?\) of KS, IC"),
+        ("--prompt ks {clip}", r"no such task \(did you mean KS\?\), folder or file; expected"),
         ("--prompt {clip} {clip}", "no such task"),
-        ("--prompt {root}/corpora {clip}", "neither prompt.safetensors nor"),
+        ("--prompt {root}/corpora {clip}", "contains neither prompt.safetensors nor"),
         ("--prompt KS {clip} --unit_model cpc100", "no trained prompt at"),
         ("--prompt KS {clip} --unit_model logmel10", r"mean KS_logmel100_checkpoints_d\?"),
         ("--prompt KS --prompt KS {clip}", "name each prompt once"),
         ("--model_date d {clip}", "name it with --prompt"),
         ("--prompt KS {root}/nowhere", "nowhere: no such file or folder"),
-        ("--prompt KS {root}/empty", "no files in this folder"),
+        ("--prompt KS {root}/empty", "this folder contains no files"),
         ("--prompt KS {clip} --top 0", "--top 0: expected at least 1"),
         (f"--prompt KS {{clip}} --top {'9' * 25}", "at least 1, at most 10,000"),
         ("{clip} --segments --longest nan", "--longest nan: expected 0.2 to 60 sec"),

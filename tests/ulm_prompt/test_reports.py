@@ -1,4 +1,4 @@
-"""Reports on a classifier's answers against a slow count, and the pictures of a prompt."""
+"""Reports on a classifier's answers, compared with a slow count; pictures of a prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = {
 
 
 def test_classes_and_mistakes_are_counted(tmp_path: Path) -> None:
-    """Sixty rows with wrong, invalid and too short answers, against a slow count."""
+    """Compare sixty rows with wrong, invalid and too short answers with a slow count."""
     path, rng, sources, answers = tmp_path / "samples_X_u_d.json", random.Random(0), [], {}
     for number in range(60):
         label = f"{rng.choice(['71', '12'])} {rng.choice(['5', '6'])}"
@@ -65,7 +65,7 @@ def test_classes_and_mistakes_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.CaptureFixture) -> None:
-    """The slots first; the 30 classes with the most errors, the rest in one line."""
+    """The slots come first, then the 30 classes with the most errors, then a line for the rest."""
     shares = {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     classes = [{"name": f"class {n}", "utterances": 1, "errors": n < 40, **shares}
                for n in range(90)]  # fmt: skip
@@ -73,14 +73,14 @@ def test_a_report_of_many_classes_is_short_and_in_columns(capsys: pytest.Capture
     print_comparison({"slots": slots, "most_frequent": slots})
     print_report({"classes": classes, "mistakes": [], "confusion": "c.png"})
     lines = capsys.readouterr().out.splitlines()
-    wanted = ["  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%"]
-    assert lines[2:4] == wanted
+    expected = ["  numberOfShots    46.24%    46.24%", "  size            100.00%   100.00%"]
+    assert lines[2:4] == expected
     assert sum(line.startswith("  class ") for line in lines) == 31
     assert "  and 60 more classes: 60 utterances, 10 errors (--json lists them)" in lines
 
 
-def test_attention_on_the_prompt_is_what_a_full_computation_finds() -> None:
-    """One softmax over all P + T keys of every head, from the plain formula."""
+def test_attention_on_the_prompt_equals_a_full_computation() -> None:
+    """The full computation is one softmax over all P + T keys for every head."""
     model = tiny.prompted(length=4, seed=3)
     rows = [torch.tensor([2, 30, 40, 0]), torch.tensor([2, 7, 50, 60, 61, 62, 0])]
     expected = torch.zeros(3, 4, 4)
@@ -104,7 +104,7 @@ def test_attention_on_the_prompt_is_what_a_full_computation_finds() -> None:
 
 @pytest.fixture(scope="module")
 def workspace(prepared: Path) -> Workspace:
-    """Rows that were not made here: labels without names. A prompt of IC alone, and its samples."""
+    """Rows from elsewhere, so labels have no names; a prompt for IC only, and its sample file."""
     call("train", prepared, "--prompt_task", "IC", "--date", "r", "--set", "max_update=1")
     call("sample", prepared, "--prompt_task", "IC", "--model_date", "r", "--sample_date", "r")
     return Workspace(prepared)
@@ -116,12 +116,12 @@ def check_picture(path: Path) -> None:
 
 
 def test_the_report_of_a_sample_file(workspace: Workspace) -> None:
-    """A prompt's, and beside it a baseline's: label numbers, without probabilities."""
+    """A prompt's report, then also a baseline's report: label numbers, without probabilities."""
     score = ("cal_acc", workspace.root, "--sample_date", "r")
-    assert "precision" not in (said := call(*score)) and "\n  label 3 " in said
-    said = call(*score, "--report")
+    assert "precision" not in (printed := call(*score)) and "\n  label 3 " in printed
+    printed = call(*score, "--report")
     for word in ("slot     accuracy  train's most", "errors  precision", "mistakes", " -> "):
-        assert word in said
+        assert word in printed
     check_picture(workspace.root / "samples/samples_r/samples_IC_tiny100_r_confusion.png")
     path = workspace.samples("IC", "tiny100", "ngrams_r", "r")
     labels = ["0 4 8", "1 5 9", "0 4 8"]
@@ -130,23 +130,23 @@ def test_the_report_of_a_sample_file(workspace: Workspace) -> None:
         assert "1, 5, 9 " in call(*score, "--report")
         reports = json.loads(call(*score, "--report", "--mistakes", 2, "--json"))
     finally:
-        for left in path.parent.glob("*ngrams*"):
-            left.unlink()
+        for file in path.parent.glob("*ngrams*"):
+            file.unlink()
     baseline, prompt = reports.values()
     assert len(prompt["mistakes"]) == 2 and set(prompt["slots"]) == {"label", "label 2", "label 3"}
     assert sum(entry["utterances"] for entry in prompt["classes"]) == prompt["utterances"] == 29
-    recalls = {one["name"]: one["recall"] for one in baseline["classes"]}
+    recalls = {entry["name"]: entry["recall"] for entry in baseline["classes"]}
     assert recalls == {"0, 4, 8": 100, "1, 5, 9": 0} and baseline["mistakes"] == []
 
 
-def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) -> None:
+def test_pictures_need_no_window_and_missing_inputs_are_reported(workspace: Workspace) -> None:
     root = workspace.root
     for script, flags, message in (
         ("plot", "curves", "curves: name the run"),
         ("plot", "curves --date none", "train.log: not found"),
         ("cal_acc", "--sample_date r --unit_model x",
-         r"samples_\*_x_\*.json: no samples; .*there is IC_tiny100_r"),
-        ("cal_acc", "--sample_date none", "there is .*r"),
+         r"samples_\*_x_\*.json: no samples; .*existing samples: IC_tiny100_r"),
+        ("cal_acc", "--sample_date none", "existing samples: .*r"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             call(script, root, *flags.split())
@@ -154,11 +154,11 @@ def test_pictures_need_no_window_and_name_what_is_missing(workspace: Workspace) 
     attention = ("attention", "--date", "r", "--utterances", 5)
     tiny.write_corpus(root, "other")  # without an LM
     try:
-        said = call("plot", root, *attention)
+        printed = call("plot", root, *attention)
         with pytest.raises(UserError, match="there is KS other, KS tiny100, IC tiny100"):
             call("plot", root, *attention, "--unit_model", "hubert")
     finally:
         shutil.rmtree(workspace.downstream_data("speech_commands") / "other")
-    assert "KS tiny100: passed over, " in said and "IC tiny100 -> " in said
+    assert "KS tiny100: skipped, " in printed and "IC tiny100 -> " in printed
     for name in ("verbalizer_IC_tiny100", "attention_IC_tiny100_r"):
         check_picture(root / "samples" / "plots" / f"{name}.png")

@@ -1,4 +1,4 @@
-"""Scores against slow or independent computations, and what they are read beside."""
+"""Scores compared with slow or independent computations, and the figures printed next to them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from ulm_prompt.scoring.sequence_scores import (
 
 
 @pytest.mark.parametrize(("right", "count"), [(94, 100), (0, 12), (12, 12), (2894, 3081), (1, 2)])
-def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: int) -> None:
-    """Its ends are the true shares of which ``right`` is 1.96 standard deviations away."""
+def test_the_ends_of_an_interval(right: int, count: int) -> None:
+    """``right`` is 1.96 standard deviations away from the expected count at each end."""
     ends = [end / 100 for end in wilson(100 * right / count, count)]
     for end, edge in zip(ends, (0.0, 1.0)):
         deviation = math.sqrt(count * end * (1 - end))
@@ -51,7 +51,7 @@ def test_an_interval_holds_the_shares_that_the_count_allows(right: int, count: i
 
 @pytest.mark.parametrize(("seed", "targets", "digits"), [(1, 7, 1), (2, 60, 0), (3, 200, 5)])
 def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> None:
-    """Against scikit-learn's ROC and a root finder, and a loop over every threshold; with ties."""
+    """Compare with scikit-learn's ROC and a root finder, and a loop over thresholds; with ties."""
     generator = np.random.default_rng(seed)
     yes = generator.normal(1, 1, targets).round(digits)
     no = generator.normal(0, 1, 300).round(digits)
@@ -63,25 +63,25 @@ def test_error_rates_of_two_classes(seed: int, targets: int, digits: int) -> Non
         misses = sum(score < threshold for score in yes) / targets
         false = sum(score >= threshold for score in no) / 300
         costs.append((0.05 * misses + 0.95 * false) / 0.05)
-    found = detection_scores(yes.tolist(), no.tolist())
-    assert found == pytest.approx((100 * expected, min(costs)))
+    scores = detection_scores(yes.tolist(), no.tolist())
+    assert scores == pytest.approx((100 * expected, min(costs)))
     assert detection_scores([2.0], [1.0]) == (0, 0)
     assert detection_scores([-math.inf, 3.0], [1.0, 2.0])[0] == 50
 
 
 def test_scores_of_classes() -> None:
     generator = random.Random(4)
-    both = list(zip(*((generator.choice("abc"), generator.choice("abcx")) for _ in range(90))))
-    wanted = precision_recall_fscore_support(*both, labels=["a", "b", "c"])
-    for one, *figures, count in zip(class_scores(*both), *wanted):
-        assert [one["precision"], one["recall"], one["f1"]] == pytest.approx(
-            [100 * f for f in figures]
-        )
-        assert one["utterances"] == count and one["errors"] == round(count * (1 - figures[1]))
+    spoken, answered = (generator.choices(letters, k=90) for letters in ("abc", "abcx"))
+    expected = precision_recall_fscore_support(spoken, answered, labels=["a", "b", "c"])
+    for scores, *figures, count in zip(class_scores(spoken, answered), *expected):
+        shares = [scores["precision"], scores["recall"], scores["f1"]]
+        assert shares == pytest.approx([100 * figure for figure in figures])
+        assert scores["utterances"] == count
+        assert scores["errors"] == round(count * (1 - figures[1]))
 
 
 def text(*labels: str) -> Text:
-    """Labels as they are typed: longer than a character is a slot type."""
+    """Return labels as a text; a name of more than one character is a slot type."""
     return read_text(Label("slot_type" if len(name) > 1 else "character", name) for name in labels)
 
 
@@ -90,7 +90,7 @@ def scores_of_texts(*pairs: tuple[Text, Text]) -> dict[str, float]:
 
 
 def test_scores_of_texts_by_hand() -> None:
-    """Edits over all utterances; the mean of F1; each value beside the nearest of its slot."""
+    """Edits are counted over all utterances; F1 is a mean; a slot value meets its nearest value."""
     first = text("artist", *"AB", "artist"), text("artist", "B", "artist")
     second = text(*"A B"), text(*"A A ", "city", "B", "city")
     assert scores_of_texts(first, second) == {
@@ -122,15 +122,15 @@ def test_answers_whose_slots_do_not_close(typed: list[str], slots: list[tuple[st
 
 
 def test_bins_of_label_length() -> None:
-    """Every utterance in one bin, by its labels; a bin's CER is that of its utterances together."""
+    """Every utterance is in one bin. The CER of a bin counts edits over all its utterances."""
     lengths = {1: "A", 20: "AB", 21: "B", 60: "AA"}
-    some = [Answered(Text("AB"), Text(answer), n, False) for n, answer in lengths.items()]
-    assert binned(some, width=20) == [(1, 20, 2, 25), (21, 40, 1, 50), (41, 60, 1, 50)]
+    answered = [Answered(Text("AB"), Text(answer), n, False) for n, answer in lengths.items()]
+    assert binned(answered, width=20) == [(1, 20, 2, 25), (21, 40, 1, 50), (41, 60, 1, 50)]
 
 
 @pytest.fixture(scope="module")
 def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """KS with two labels, and what a random prompt answers."""
+    """Write KS with two labels, and the answers of a random prompt."""
     workspace = Workspace(tmp_path_factory.mktemp("two"))
     generator = random.Random(5)
     for split, count in {"train": 40, "valid": 9, "test": 30}.items():
@@ -154,7 +154,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
-    """The log-odds of the rarer label, wake, against the published model's."""
+    """Compare the log-odds of the rarer label, wake, with the log-odds of the published model."""
     path = two_classes.samples("KS", "tiny100", "d", "s")
     model, symbols = tiny.prompted(), tiny.dictionary()
     units = read_json(two_classes.datasets("tiny100") / "verbal.json", "")["KS"]
@@ -168,26 +168,26 @@ def test_detection_from_rows_to_cost(two_classes: Workspace) -> None:
         assert (row["predict"] == units["1"]) == (odds > 0)
         scores[row["label"] == units["1"]].append(odds)
     assert 0 < len(scores[True]) < len(scores[False]), "wake is the rarer label"
-    said = score(path)
-    figures = said["eer"], said["detection_cost"]
+    file_scores = score(path)
+    figures = file_scores["eer"], file_scores["detection_cost"]
     assert figures == pytest.approx(detection_scores(scores[True], scores[False]), abs=1e-6)
     printed = call("cal_acc", two_classes.root, "--sample_date", "s")
-    assert f"EER                     {said['eer']:.2f} %" in printed
-    assert f"minimum detection cost  {said['detection_cost']:.4f}\n" in printed
+    assert f"EER                     {file_scores['eer']:.2f} %" in printed
+    assert f"minimum detection cost  {file_scores['detection_cost']:.4f}\n" in printed
     assert "C_miss=1, C_fa=1, P_target=0.05" in printed and "the rarer label, wake\n" in printed
 
 
-def test_what_a_score_is_read_beside(two_classes: Workspace) -> None:
-    """The most frequent label is train's; n-grams count where they had the same rows."""
+def test_accuracies_without_a_prompt(two_classes: Workspace) -> None:
+    """The most frequent label is of train. Only n-grams of the current rows are printed."""
     paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
     zeros = sum(line.endswith("|0") for line in paths["test"].read_text().splitlines())
     card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
     hashes = {split: sha256(path) for split, path in paths.items()}
-    for rows, is_said in ((hashes, True), ({**hashes, "train": "of others"}, False)):
+    for rows, is_printed in ((hashes, True), ({**hashes, "train": "other rows"}, False)):
         write_json(card, {"rows": rows, "test": {"accuracy": 71.5}})
         printed = call("cal_acc", two_classes.root, "--sample_date", "s")
         assert f"without a prompt: train's most frequent label, {100 * zeros / 30:.2f} %" in printed
-        assert ("  without a prompt: unit n-grams, linear, 71.50 %\n" in printed) == is_said
+        assert ("  without a prompt: unit n-grams, linear, 71.50 %\n" in printed) == is_printed
 
 
 def test_train_and_valid_of_the_run_that_was_decoded(

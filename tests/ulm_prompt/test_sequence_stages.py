@@ -112,7 +112,7 @@ def test_right_answers_and_stale_ones(root: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     entries["3"]["label"] += " 10"
     write_json(path, entries)
-    with pytest.raises(UserError, match=r"stale, its labels are not those of .*test\.txt"):
+    with pytest.raises(UserError, match=r"stale, the labels differ from .*test\.txt"):
         score(root, "SF", path)
 
 
@@ -150,7 +150,7 @@ def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) 
     report_long(rows, answers, Options(max_labels=5, max_units=99), positions=12)
     printed = capsys.readouterr().out
     assert "2 free answers were cut after 5 labels" in printed
-    assert "2 rows are longer with their answer than the 12 positions" in printed
+    assert "2 rows with their answers exceed the 12 positions" in printed
     assert "(15 at most)" in printed
     report_long(rows, answers, Options(max_labels=6, max_units=99), positions=15)
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""predict.py --serve: what the page says of a recording, and the page in a browser."""
+"""predict.py --serve: the page's answers to a recording, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from tests.ulm_prompt.in_process import call
 from ulm_prompt.using.predictor import Predictor
 from ulm_prompt.using.serve import TOP, answer
 
-NOWHERE = "http://127.0.0.1:9"  # as a proxy: what is asked of other machines fails
+NOWHERE = "http://127.0.0.1:9"  # as a proxy: requests to other machines fail
 
 
 def words(count: int) -> np.ndarray:
-    """(T,) melodies with a second of silence after every one."""
+    """Return (T,) melodies with a second of silence after each melody."""
     pause = np.zeros(16000, np.float32)
     return np.concatenate([part for n in range(count) for part in (spoken.melody(n), pause)])
 
 
 def test_short_and_long_recordings(predictor: Predictor, tmp_path: Path) -> None:
-    """Bars for up to ten seconds, segments from two on: the Python API's answers."""
+    """The page shows the answers of the Python API: bars up to 10 s, segments from 2 s."""
     for count, has_bars, has_rows in ((1, True, False), (3, True, True), (8, False, True)):
         path = tmp_path / f"{count}.wav"
         sound = words(count) if count > 1 else spoken.melody(0)
@@ -43,8 +43,8 @@ def test_short_and_long_recordings(predictor: Predictor, tmp_path: Path) -> None
         assert ("as a whole" in line, "segments" in line) == (has_bars, has_rows)
         (wanted,) = predictor([path], TOP)
         for bar, ranked in zip(bars, wanted.values()):
-            names = {", ".join(one.names): one.probability for one in ranked}
-            assert bar == (pytest.approx(names) if has_bars else {})
+            shares = {", ".join(best.names): best.probability for best in ranked}
+            assert bar == (pytest.approx(shares) if has_bars else {})
         segments = list(predictor.segments(path)) if has_rows else []
         assert [row[:2] for row in rows] == [[f"{s.start:.2f}", f"{s.end:.2f}"] for s in segments]
         for row, segment in zip(rows, segments):
@@ -60,10 +60,10 @@ def test_no_recording_and_a_bad_one(predictor: Predictor, tmp_path: Path) -> Non
     assert line.startswith("No answer: the recording ") and (bars, rows) == ([{}, {}], [])
     corpora.write(path, np.zeros(16000 * 12, np.float32))
     line, *_ = answer(predictor, str(path))
-    assert line == "No answer: the recording holds no sound that rises above its noise floor."
+    assert line == "No answer: the recording contains no sound that is louder than the noise floor."
 
 
-def test_mistakes_are_said_before_anything_is_loaded(
+def test_mistakes_are_reported_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for flags in (("a.wav",), ("--segments",), ("--top", 2), ("--format", "csv")):
@@ -75,7 +75,7 @@ def test_mistakes_are_said_before_anything_is_loaded(
 
 
 def drop(browser: Browser, path: Path) -> None:
-    """Give the file to the page as a user does who chooses it."""
+    """Upload the file like a user who chooses it."""
     browser.js("document.querySelector('[aria-label=\"Upload file\"]').click()")
     browser.wait("!!document.querySelector('input[type=file]')")
     root = browser.call("DOM.getDocument")["root"]["nodeId"]
@@ -84,7 +84,7 @@ def drop(browser: Browser, path: Path) -> None:
 
 
 def test_the_page_in_a_browser(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    """A microphone, then a longer file. Nothing is asked of other machines, nothing is kept."""
+    """The page answers a microphone, then a longer file. It contacts no machine, keeps no file."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed (pip install gradio)")
     corpora.write(tmp_path / "microphone.wav", spoken.melody(1))
@@ -103,9 +103,9 @@ def test_the_page_in_a_browser(spoken_workspace: Workspace, tmp_path: Path) -> N
             text=True, env={**os.environ, "TMPDIR": str(kept), "http_proxy": NOWHERE},
         )  # fmt: skip
         try:
-            said = server.stdout.readline()
-            address = said.split()[1]
-            assert said == f"open {address} in a browser on this machine; Ctrl-C ends it\n"
+            printed = server.stdout.readline()
+            address = printed.split()[1]
+            assert printed == f"open {address} in a browser on this machine; Ctrl-C stops it\n"
             browser.open(address)
             browser.wait("!!document.querySelector('.record-button')?.checkVisibility()")
             browser.js("document.querySelector('.record-button').click()")
@@ -113,8 +113,8 @@ def test_the_page_in_a_browser(spoken_workspace: Workspace, tmp_path: Path) -> N
             time.sleep(1)
             browser.js("document.querySelector('.stop-button').click()")
             assert "answered as a whole" in browser.wait(line)
-            shown = browser.wait("document.body.innerText.includes('%') && document.body.innerText")
-            assert "KS" in shown and "IC" in shown and "start, s" not in shown
+            text = browser.wait("document.body.innerText.includes('%') && document.body.innerText")
+            assert "KS" in text and "IC" in text and "start, s" not in text
             browser.js("document.querySelector('[aria-label=Clear]').click()")
             browser.wait(f"!({line})")
             drop(browser, tmp_path / "long.wav")

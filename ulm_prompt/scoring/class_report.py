@@ -1,5 +1,5 @@
-"""What a classifier's score is read beside: every slot, the worst classes, the confident mistakes,
-simpler answers, and the run's own train and valid.
+"""Reports on a classifier's answers: the accuracy of each slot, the worst classes, the most
+confident mistakes, the accuracy of simpler answers, and the run's accuracy on train and valid.
 """
 
 from __future__ import annotations
@@ -22,73 +22,73 @@ from ulm_prompt.prompt_data.verbal import label_names, row_hashes
 from ulm_prompt.scoring.sample_file import BOS, Sample, made_from, read_samples, within_path
 from ulm_prompt.scoring.scores import class_scores, curves_of, rarer
 
-MOST_CLASSES = 30  # that are printed
-MOST_NAMED = 40  # classes of a confusion matrix; a larger one has no names, or on a page no others
+MOST_CLASSES = 30  # the most classes that are printed
+MOST_NAMED = 40  # with more classes, a picture has no class names; a page shows only so many
 MOST_FREQUENT = "train's most frequent label"
-OTHER = "(other)"  # an answer that is no class of the test split
-ALL = slice(None)  # slots of an utterance
+OTHER = "(other)"  # replaces an answer that is not a class of the test split
+ALL = slice(None)  # all slots of an utterance
 
 
 @dataclass(frozen=True)
 class Named:
-    """A sample file in the names of its labels.
+    """A sample file with names in place of label units.
 
-    ``rows``: of each utterance file, units, spoken and answer (names; a text is one of them), right
-    and is_mistake; and of the answer within the label set within, its probability, and the shares
-    of its labels in it. ``slots``: what each of a row's several labels is.
+    ``rows``: the file, units, spoken and answer (lists of names; a text is one name) and right of
+    each utterance. is_mistake, within (the answer), probability and shares (of each label) describe
+    the answer within the label set. ``slots``: the slot titles if rows have several labels.
     """
 
     rows: list[dict[str, Any]]
     slots: list[str]
 
-    def answers(self, at: slice = ALL) -> tuple[list[str], list[str], list[str]]:
-        """The class of each row, its answer or ``OTHER``, and all classes; of the slots ``at``."""
+    def answers(self, slots: slice = ALL) -> tuple[list[str], list[str], list[str]]:
+        """Return the class of each row, its answer or ``OTHER``, and all classes, in ``slots``."""
         spoken, answered = (
-            [", ".join(row[key][at]) for row in self.rows] for key in ("spoken", "answer")
+            [", ".join(row[key][slots]) for row in self.rows] for key in ("spoken", "answer")
         )
         classes = set(spoken)
         return spoken, [name if name in classes else OTHER for name in answered], sorted(classes)
 
 
 def in_names(path: Path, names: Mapping[str, Label], is_text: bool = False) -> Named:
-    """Read a sample file and, where it has probabilities, the one within the label set. Raises
-    ``UserError`` where one is malformed.
+    """Read a sample file and, if it exists, the file with the answers within the label set.
+    Raises ``UserError`` if a file is malformed.
     """
 
-    def told(units: str) -> list[str]:
+    def names_of(units: str) -> list[str]:
         labels = [names[unit].name if unit in names else "?" for unit in units.split()]
         return [text_of(labels)] if is_text else labels
 
-    samples, twin, rows = read_samples(path), within_path(path), []
+    samples, within_file, rows = read_samples(path), within_path(path), []
     for sample in samples:
         rows.append({
             "file": str(sample.get("file_name", "")),
             "units": str(sample.get("src", "")).removesuffix(f" {BOS}"),
-            "spoken": told(sample["label"]), "answer": told(sample["predict"]),
+            "spoken": names_of(sample["label"]), "answer": names_of(sample["predict"]),
             "right": sample["label"] == sample["predict"], "is_mistake": False, "probability": 0.0,
         })  # fmt: skip
-    has_scores = twin.exists() and not _is_baseline(samples)
-    for row, sample in zip(rows, read_samples(twin) if has_scores else ()):
+    has_scores = within_file.exists() and not _is_baseline(samples)
+    for row, sample in zip(rows, read_samples(within_file) if has_scores else ()):
         row["is_mistake"] = sample["label"] != sample["predict"]
-        row["within"] = told(sample["predict"])
+        row["within"] = names_of(sample["predict"])
         try:
             row["shares"] = [math.exp(share) for share in sample.get("label_scores") or ()]
             if sample["score"] is not None:  # the row was not too long
                 row["probability"] = math.exp(sample["score"])
         except (KeyError, TypeError, OverflowError):
-            raise UserError(f"{twin}: an answer without score; run sample.py again") from None
-    first = () if is_text else samples[0]["label"].split()
-    slots = (names[unit].slot if unit in names else "label" for unit in first)
+            raise UserError(f"{within_file}: an answer has no score; run sample.py again") from None
+    first_labels = () if is_text else samples[0]["label"].split()
+    slots = (names[unit].slot if unit in names else "label" for unit in first_labels)
     return Named(rows, slot_titles(slots))
 
 
 def _is_baseline(samples: Sequence[Sample]) -> bool:
-    """Whether a baseline wrote them: it answers with label numbers, from no units."""
+    """Return whether a baseline wrote ``samples``: label numbers as answers, and no units."""
     return samples[0].get("src") == ""
 
 
 def slot_titles(slots: Iterable[str]) -> list[str]:
-    """The slots of a row's labels, each by another name; none of a single label."""
+    """Return a different title for each slot of a row; an empty list for a single label."""
     titles: list[str] = []
     for number, slot in enumerate(slots, start=1):
         titles.append(f"{slot} {number}" if slot in titles else slot)
@@ -96,8 +96,8 @@ def slot_titles(slots: Iterable[str]) -> list[str]:
 
 
 def class_report(named: Named) -> dict[str, Any]:
-    """classes: as ``class_scores``, those with the most errors first. mistakes within the label
-    set: file_name, label, predict and the answer's probability, the most confident first.
+    """Return classes: the ``class_scores``, most errors first; and mistakes within the label set:
+    file_name, label, predict and the answer's probability, most confident first.
     """
     spoken, answered, _ = named.answers()
     mistakes = [
@@ -117,12 +117,12 @@ def class_report(named: Named) -> dict[str, Any]:
 
 
 def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named]:
-    """A sample file's task, and the file in names. Raises ``UserError``, which names ``flag``, when
-    the rows that were decoded are not in the workspace.
+    """Return the task of a sample file, and the file with label names. Raises ``UserError``, which
+    mentions ``flag``, if the workspace does not contain the decoded rows.
     """
     pair = pair_of(workspace, path)
     if pair is None:
-        raise UserError(f"{path}: the rows that {flag} names labels by are not in {workspace.root}")
+        raise UserError(f"{path}: {flag} needs the decoded rows; they are not in {workspace.root}")
     samples = read_samples(path)
     if _is_baseline(samples):
         numbers = {n for row in samples for n in f"{row['label']} {row['predict']}".split()}
@@ -133,9 +133,9 @@ def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named
 
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
-    """Write ``<sample file>_confusion.png`` beside a classifier's sample file, a matrix a slot.
-    Returns ``class_report`` with the first ``mistakes`` mistakes; nothing for texts. Raises
-    ``UserError`` as ``read_named``.
+    """Write ``<sample file>_confusion.png`` next to a classifier's sample file: a matrix per slot.
+    Returns ``class_report`` with the first ``mistakes`` mistakes, or an empty dict for texts.
+    Raises ``UserError`` as ``read_named``.
     """
     from ulm_prompt.scoring.pictures import draw_confusion  # matplotlib takes half a second
 
@@ -174,19 +174,19 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
-    """What to read the score of the sample file ``path`` beside, in %, as far as it is known:
-    nothing for texts, or without the rows that were decoded.
+    """Return figures to compare the score of the sample file ``path`` with, in %; an empty dict for
+    texts, or if the workspace does not contain the decoded rows.
 
-    without_a_prompt: what simpler answers to the same rows reach. run: the accuracy of the same
-    checkpoint on train and valid. slots: accuracy. most_frequent: that of always giving the slot's
-    most frequent label of train. target: of detection, between two classes.
+    without_a_prompt: the accuracy of simpler answers. run: the accuracy of the same checkpoint on
+    train and valid. slots: the accuracy of each slot. most_frequent: the accuracy of always giving
+    the slot's most frequent label of train. target: the label to detect, if there are two classes.
     """
     pair, samples = pair_of(workspace, path), read_samples(path)
     rows = labels_of(workspace, pair, "train", "test") if pair is not None else None
     if rows is None or len(rows[1]) != len(samples):
         return {}
     train, test = rows
-    columns = zip(*(zip(*(row.split() for row in rows)) for rows in (train, test)))
+    by_slot = zip(*(zip(*(row.split() for row in rows)) for rows in (train, test)))
     named = named_labels(workspace, pair, set(" ".join(test).split()))
     titles = slot_titles(named[number].slot for number in test[0].split())
     labels, target = [sample["label"] for sample in samples], None
@@ -194,20 +194,20 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
         target = named[test[labels.index(rarer(labels))]].name
 
     def accuracy(slot: slice) -> float:
-        both = ((row[key].split()[slot] for key in ("label", "predict")) for row in samples)
-        return 100 * sum(label == answer for label, answer in both) / len(samples)
+        pairs = ((row[key].split()[slot] for key in ("label", "predict")) for row in samples)
+        return 100 * sum(label == answer for label, answer in pairs) / len(samples)
 
     return {
         "without_a_prompt": {MOST_FREQUENT: most_frequent(train, test)} | _ngrams(workspace, pair),
-        "run": _own_splits(path, workspace, pair),
+        "run": _train_and_valid(path, workspace, pair),
         "slots": {slot: accuracy(slice(at, at + 1)) for at, slot in enumerate(titles)},
         "target": target,
-        "most_frequent": {slot: most_frequent(*both) for slot, both in zip(titles, columns)},
+        "most_frequent": {slot: most_frequent(*splits) for slot, splits in zip(titles, by_slot)},
     }
 
 
 def labels_of(workspace: Workspace, pair: Pair, *splits: str) -> list[list[str]] | None:
-    """The labels of each row of the ``splits``. None for texts, or where a split is missing."""
+    """Return the labels of each row of each split. None for texts, or if a split is missing."""
     files = [workspace.rows(pair.config.downstream, pair.unit_model, split) for split in splits]
     if pair.config.is_sequence or not all(file.is_file() for file in files):
         return None
@@ -215,22 +215,22 @@ def labels_of(workspace: Workspace, pair: Pair, *splits: str) -> list[list[str]]
 
 
 def most_frequent(train: Sequence[str], test: Sequence[str]) -> float:
-    """The share of ``test``, in %, that is the most frequent of ``train``."""
+    """Return the share of ``test`` labels, in %, that equal the most frequent ``train`` label."""
     ((label, _),) = Counter(train).most_common(1)
     return 100 * sum(other == label for other in test) / len(test)
 
 
 def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
-    """The accuracy of baselines/unit_ngrams.py, where it was trained and scored on these rows."""
+    """Return the accuracy of baselines/unit_ngrams.py if it was run on these rows."""
     rows, name = row_hashes(workspace, pair), f"{pair.task}_{pair.unit_model}_ngrams_*"
     cards = sorted((workspace.root / "checkpoints").glob(f"{name}/ngrams.json"))
-    read = (read_json(path, "baselines/unit_ngrams.py") for path in cards)
-    accuracies = [card["test"]["accuracy"] for card in read if card.get("rows") == rows]
+    runs = (read_json(path, "baselines/unit_ngrams.py") for path in cards)
+    accuracies = [run["test"]["accuracy"] for run in runs if run.get("rows") == rows]
     return {"unit n-grams, linear": accuracies[-1]} if accuracies else {}
 
 
-def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
-    """The accuracy on train and valid of the checkpoint that gave the answers in ``path``."""
+def _train_and_valid(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
+    """Return the train and valid accuracy of the checkpoint that gave the answers in ``path``."""
     record, curves = trained_run(path, workspace, pair)
     accuracies = {}
     if curve := curves.get("train"):
@@ -244,25 +244,25 @@ def _own_splits(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float
 def trained_run(
     path: Path, workspace: Workspace, pair: Pair
 ) -> tuple[PromptRecord | None, dict[str, Any]]:
-    """The record of the checkpoint that gave the answers in ``path``, and its run's curves."""
+    """Return the record and curves of the run that answered ``path``, if unchanged since then."""
     names = pair.task, pair.unit_model
     run = *names, path.stem.removeprefix(f"samples_{'_'.join(names)}_")
     best = workspace.checkpoints(*run) / BEST
-    is_of_it = best.is_file() and made_from(path).get("prompt") == sha256(best)
-    record = read_record(best.parent) if is_of_it else None
+    is_unchanged = best.is_file() and made_from(path).get("prompt") == sha256(best)
+    record = read_record(best.parent) if is_unchanged else None
     if record is None or record.run is None:
         return None, {}
     return record, curves_of(workspace.logs(*run) / "train.log")
 
 
 def comparison_lines(compared: Mapping[str, Any]) -> list[str]:
-    """What ``comparison`` returned in words, the slots apart."""
+    """Return what ``comparison`` returned as text, without the slots."""
     without = compared.get("without_a_prompt", {})
     lines = [f"without a prompt: {name}, {accuracy:.2f} %" for name, accuracy in without.items()]
-    noise = {"train": " (mean of its epoch, with training's noise)"}
+    noise = {"train": " (mean of one epoch, with the noise of training)"}
     run = compared.get("run", {}).items()
     if shares := [f"{share:.2f} % on {split}{noise.get(split, '')}" for split, share in run]:
-        lines.append(f"the same prompt, labels before it given: {', '.join(shares)}")
+        lines.append(f"the same prompt, given the correct previous labels: {', '.join(shares)}")
     return lines
 
 
@@ -270,8 +270,8 @@ def print_comparison(compared: Mapping[str, Any]) -> None:
     """Print what ``comparison`` returned."""
     for line in comparison_lines(compared):
         print(f"  {line}")
-    if by_guess := compared.get("most_frequent"):
-        width = max(len("slot"), *map(len, by_guess))
+    if most_frequent_shares := compared.get("most_frequent"):
+        width = max(len("slot"), *map(len, most_frequent_shares))
         print(f"\n  {'slot':<{width}}  accuracy  {MOST_FREQUENT}")
-        for slot, share in by_guess.items():
+        for slot, share in most_frequent_shares.items():
             print(f"  {slot:<{width}}  {compared['slots'][slot]:>7.2f}%  {share:>7.2f}%")

@@ -1,5 +1,5 @@
-"""A page of a sample file, whole in one HTML file: scores, learning curve, confusions, and rows
-that one can listen to, beside those of other runs.
+"""A report page of a sample file, as one HTML file: scores, learning curve, confusions, utterances
+with audio, and a comparison with other runs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ulm_prompt.scoring.class_report import (
 )
 from ulm_prompt.scoring.scores import score_lines
 
-WIDTH, HEIGHT = 640, 220  # of the curve's plane
+WIDTH, HEIGHT = 640, 220  # of the learning curve, in SVG units
 Rows = list[dict[str, Any]]
 Scored = Mapping[Path, Mapping[str, Any]]  # sample file -> its scores and comparison
 
@@ -37,10 +37,10 @@ Scored = Mapping[Path, Mapping[str, Any]]  # sample file -> its scores and compa
 def write_pages(
     scored: Scored, workspace: Workspace, megabytes: float | None = None
 ) -> dict[Path, dict[str, str]]:
-    """Write a page beside each sample file; those of one task stand beside each other in it.
-    ``megabytes``: the audio that a page may hold, the most confident mistakes first (None: it is
-    linked). Returns of each file its ``page``, and what became of the ``audio``. Raises
-    ``UserError`` as ``read_named``.
+    """Write a page next to each sample file. A page compares all sample files of a task.
+    ``megabytes``: the most audio that a page may contain, the most confident mistakes first (None:
+    link all audio). Returns for each sample file the path of its ``page`` and a count of its
+    ``audio``. Raises ``UserError`` as ``read_named``.
     """
     files = {path: read_named(path, workspace, "--html") for path in scored}
     rows = {path: named.rows for path, (_, named) in files.items()}
@@ -48,19 +48,19 @@ def write_pages(
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     for path, (pair, named) in files.items():
-        others = [other for other in files if other != path and files[other][0].task == pair.task]
+        other_paths = [file for file in files if file != path and files[file][0].task == pair.task]
         page = path.with_suffix(".html")
         audio = _add_audio(rows[path], workspace, pair, page, megabytes)
         data = {"rows": rows[path], "slots": named.slots, "other": OTHER, "most": MOST_NAMED}
-        data["runs"] = [_name(other) for other in others]
-        data["answers"] = [[row["answer"] for row in rows[other]] for other in others]
-        columns = {_name(run): _cells(scored[run]) for run in (path, *others)}
+        data["runs"] = [_name(other) for other in other_paths]
+        data["answers"] = [[row["answer"] for row in rows[other]] for other in other_paths]
+        columns = {_name(run): _cells(scored[run]) for run in (path, *other_paths)}
         text = environment.get_template("report.html.j2").render(
             title=f"{pair.task}, {pair.unit_model}: {_name(path)}",
             columns=columns,
             names=list(dict.fromkeys(name for cells in columns.values() for name in cells)),
-            beside=comparison_lines(scored[path]),
-            others={_name(other): _beside(rows[path], rows[other]) for other in others},
+            notes=comparison_lines(scored[path]),
+            comparisons={_name(file): _compared(rows[path], rows[file]) for file in other_paths},
             curve=_curve(path, workspace, pair),
             classes=[] if pair.config.is_sequence else class_report(named)["classes"],
             audio=audio,
@@ -76,31 +76,31 @@ def _name(path: Path) -> str:
     return one_line(f"{path.parent.name.removeprefix('samples_')}/{path.stem[len('samples_') :]}")
 
 
-def _beside(rows: Rows, others: Rows) -> dict[str, Any] | None:
-    """How two runs' free answers differ, with McNemar's exact test of the rows that one run alone
-    has right; None where they are to other rows.
+def _compared(rows: Rows, other_rows: Rows) -> dict[str, Any] | None:
+    """Return how the free answers of two runs differ, with McNemar's exact test of the rows that
+    only one run has right. Returns None if the runs answered different rows.
     """
     from scipy.stats import binomtest  # takes half a second
 
-    if [(row["file"], row["spoken"]) for row in rows] != [(r["file"], r["spoken"]) for r in others]:
+    if [(r["file"], r["spoken"]) for r in rows] != [(r["file"], r["spoken"]) for r in other_rows]:
         return None
-    pairs = list(zip(rows, others))
-    alone = sum(row["right"] > other["right"] for row, other in pairs)
-    other_alone = sum(row["right"] < other["right"] for row, other in pairs)
+    pairs = list(zip(rows, other_rows))
+    only_this = sum(row["right"] > other["right"] for row, other in pairs)
+    only_other = sum(row["right"] < other["right"] for row, other in pairs)
     differ = sum(row["answer"] != other["answer"] for row, other in pairs)
-    p = binomtest(alone, alone + other_alone).pvalue if alone + other_alone else 1.0
-    return {"differ": differ, "alone": alone, "other_alone": other_alone, "p": p}
+    p = binomtest(only_this, only_this + only_other).pvalue if only_this + only_other else 1.0
+    return {"differ": differ, "only_this": only_this, "only_other": only_other, "p": p}
 
 
 def _cells(scored: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Name -> value and interval of each score and slot."""
+    """Return name -> (value, interval) of each score and slot."""
     cells = {name: (value, interval) for name, value, interval in score_lines(scored)}
     slots = scored.get("slots") or {}
     return cells | {f"{slot} right": (f"{share:.2f} %", "") for slot, share in slots.items()}
 
 
 def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | None:
-    """Accuracy over updates as points of a plane; None where the run's log is not known."""
+    """Return accuracy over updates as SVG points; None if the run's log is unknown."""
     record, curves = trained_run(path, workspace, pair)
     if not curves:
         return None
@@ -108,15 +108,15 @@ def _curve(path: Path, workspace: Workspace, pair: Pair) -> dict[str, Any] | Non
     last = max([1, kept, *curves["valid"], *curves["train"]])
     for name, curve in curves.items():
         points = [(at, scores["accuracy"]) for at, scores in curve.items() if "accuracy" in scores]
-        plane = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in points)
-        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in plane)
+        scaled = ((WIDTH * at / last, HEIGHT * (1 - share / 100)) for at, share in points)
+        lines[name] = " ".join(f"{x:.1f},{y:.1f}" for x, y in scaled)
     return {"lines": lines, "last": last, "kept": kept, "at": WIDTH * kept / last}
 
 
 def _add_audio(
     rows: Rows, workspace: Workspace, pair: Pair, page: Path, megabytes: float | None
 ) -> str:
-    """Give rows the address of their audio as ``audio``; returns what became of it, counted."""
+    """Set ``audio`` of each row to the address of its audio. Returns the counts as text."""
     manifest = workspace.downstream_data(pair.config.downstream) / "manifest"
     if not (manifest / "test.tsv").is_file():
         return f"{len(rows):,} rows without audio: {manifest / 'test.tsv'} does not exist"
@@ -138,9 +138,9 @@ def _add_audio(
         left -= len(embedded)
         counts["embedded" if embedded else "linked"] += 1
         address = file.as_uri()
-        if file.is_relative_to(workspace.root.absolute()):  # which may move as a whole
+        if file.is_relative_to(workspace.root.absolute()):  # the link also works after a move
             address = quote(os.fsencode(os.path.relpath(file, page.parent)))
-        if piece.file != piece.path:  # a part of the file
+        if piece.file != piece.path:  # the row is a part of the file
             times = (at / rates[piece.path] for at in (piece.start, piece.start + piece.frames))
             address += "#t={:.3f},{:.3f}".format(*times)
         row["audio"] = embedded or address
@@ -148,14 +148,14 @@ def _add_audio(
 
 
 def _embedded(file: Path, start: int, frames: int) -> str:
-    """What the prompt hears of a file, as an address that holds it; nothing of bad audio."""
+    """Return the samples that the prompt reads, as a data URL; an empty text for bad audio."""
     import soundfile
 
     from preprocess.speech2unit.audio import SAMPLE_RATE, BadAudio, read_audio
 
-    whole = io.BytesIO()
+    flac = io.BytesIO()
     try:
-        soundfile.write(whole, read_audio(file, start, frames).samples, SAMPLE_RATE, format="FLAC")
-    except BadAudio:  # a browser may play it
+        soundfile.write(flac, read_audio(file, start, frames).samples, SAMPLE_RATE, format="FLAC")
+    except BadAudio:  # the page then links the file, which a browser may play
         return ""
-    return f"data:audio/flac;base64,{base64.b64encode(whole.getvalue()).decode()}"
+    return f"data:audio/flac;base64,{base64.b64encode(flac.getvalue()).decode()}"

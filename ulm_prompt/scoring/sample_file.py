@@ -1,8 +1,8 @@
-"""What sample.py is asked for, and what it writes: answers as they come, the published JSON at the
-end, notes on rows that no answer fits.
+"""The search flags of sample.py and the files that it writes: partial answers while it decodes, the
+published JSON at the end, and notes on rows that are too long.
 
-While a run decodes, ``<output>.part`` holds a JSON line for each answered row, after a first line
-that says what the answers were made from. A killed run resumes from there.
+While a run decodes, ``<output>.part`` contains one JSON line per answered row. The first line
+records what the answers were made from. A killed run resumes from this file.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:  # fairseq takes seconds to import
 
 Sample = dict[str, Any]  # an utterance of a sample file: file_name, src, label, predict, scores
 BOS = "<s>"
-WITHIN = "_within_labels"  # ends the name of the file decoded within the label set
-DIGITS = 5  # of a stored log-probability
+WITHIN = "_within_labels"  # the end of the file name of answers within the label set
+DIGITS = 5  # decimals of a stored log-probability
 FORMAT = 3  # of a partial file; 1 kept every ``<s>`` in an answer, 2 had no log-odds
-_NUMBERS = {  # flag: type, default, least, most, help
+_NUMBERS = {  # flag: type, default, minimum, maximum, help
     "batch_size": (int, 64, 1, math.inf, "utterances at a time (default: 64)"),
     "max_labels": (int, None, 1, math.inf, "cut an answer after this many "
                    f"(default: {MAX_LABELS}, or 5/4 of train's longest)"),
-    "max_units": (int, 16_384, 1, math.inf, "a longer row is scored as wrong: memory grows with "
-                  "its square (default: 16384)"),
-    "beam": (int, 1, 1, math.inf, "hypotheses of beam search"),
-    "lenpen": (float, 1.0, -10, 10, "scores are divided by length ** LENPEN"),
-    "topk": (int, 0, 0, math.inf, "draw among the K likeliest"),
-    "topp": (float, 0.0, 0, 1, "among the likeliest with P"),
-    "temperature": (float, 1.0, 0.001, 1000, "above 1: flatter, below: sharper"),
-    "seed": (int, 1, 0, 2**32 - 1, "of the draws"),
+    "max_units": (int, 16_384, 1, math.inf, "score longer rows as wrong: memory grows with the "
+                  "square of the length (default: 16384)"),
+    "beam": (int, 1, 1, math.inf, "number of hypotheses of beam search (default: 1)"),
+    "lenpen": (float, 1.0, -10, 10, "divide scores by length ** LENPEN (default: 1)"),
+    "topk": (int, 0, 0, math.inf, "draw among the K likeliest labels"),
+    "topp": (float, 0.0, 0, 1, "draw among the likeliest labels with total probability P"),
+    "temperature": (float, 1.0, 0.001, 1000, "above 1: flatter, below 1: sharper (default: 1)"),
+    "seed": (int, 1, 0, 2**32 - 1, "seed of the draws (default: 1)"),
 }  # fmt: skip
-# to a row that is too long for the LM; it has no probability
+# stored for a row that is longer than --max_units; it has no probability
 NO_ANSWER: dict[str, Any] = {
     **{kind: {"predict": "", "score": None, "label_scores": []} for kind in ("free", "within")},
     "symbols": 0,
@@ -50,27 +50,27 @@ NO_ANSWER: dict[str, Any] = {
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how answers are searched for, by fairseq's names where it has them."""
+    """Add the search flags, with fairseq's names if fairseq has the flag."""
     flag = parser.add_argument_group("search", "the default is greedy, as published").add_argument
     add_dtype(flag)
     within = (
-        "the labels of the second file: those that train has at the same position (slots; the "
-        "default of tasks with a fixed number of labels) or anywhere (set; the default of texts), "
-        "or only whole label sequences of train (trie)"
+        "labels that the second file allows: the labels of train at the same position (slots; "
+        "default for tasks with a fixed number of labels), all labels of train (set; default for "
+        "texts), or only whole label sequences of train (trie)"
     )
     flag("--within_labels", nargs="?", choices=("slots", "set", "trie"), help=within)
     flag("--sampling", action="store_true", help="draw the free answers")
     for name, (kind, default, _, _, text) in _NUMBERS.items():
-        others = [f"--sampling_{name}"] if name in ("topk", "topp") else []
-        flag(f"--{name}", *others, type=kind, default=default, help=text)
+        aliases = [f"--sampling_{name}"] if name in ("topk", "topp") else []
+        flag(f"--{name}", *aliases, type=kind, default=default, help=text)
 
 
 def check_search(args: argparse.Namespace) -> None:
-    """Raises ``UserError`` for a value out of range, or a flag without the one it belongs to."""
-    for name, (_, _, least, most, _) in _NUMBERS.items():
+    """Raise ``UserError`` for a value out of range, or a flag without the flag that it needs."""
+    for name, (_, _, minimum, maximum, _) in _NUMBERS.items():
         value = getattr(args, name)
-        if value is not None and not least <= value <= most:
-            expected = f"at least {least}" if most == math.inf else f"{least} to {most}"
+        if value is not None and not minimum <= value <= maximum:
+            expected = f"at least {minimum}" if maximum == math.inf else f"{minimum} to {maximum}"
             raise UserError(f"--{name} {value}: expected {expected}")
     beam, cut, temperature = args.beam > 1, args.topk or args.topp, args.temperature
     for is_wrong, problem in (
@@ -88,8 +88,8 @@ def check_search(args: argparse.Namespace) -> None:
 
 
 def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dict[str, Any]:
-    """The values of ``add_search``'s flags, also of those that were not given; not of --dtype.
-    ``longest``: the most labels that an utterance of train has.
+    """Return the values of all flags of ``add_search`` except --dtype, defaults included.
+    ``longest``: the most labels of any train utterance.
     """
     options = {name: getattr(args, name) for name in (*_NUMBERS, "sampling")}
     options["max_labels"] = label_limit(args.max_labels, longest)
@@ -97,20 +97,20 @@ def search_options(args: argparse.Namespace, is_text: bool, longest: int) -> dic
 
 
 def are_default(options: Mapping[str, Any], is_text: bool, longest: int) -> bool:
-    """Whether answers that were searched for with ``options`` are the greedy ones to every row."""
+    """Return whether ``options`` give the same answers as the default (greedy) search."""
     parser = argparse.ArgumentParser()
     add_search(parser)
     default = search_options(parser.parse_args([]), is_text, longest)
-    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # change no such answer
+    default |= {name: options.get(name) for name in ("batch_size", "seed")}  # without effect here
     return {**default, **options} == default and {"beam", "sampling"} <= options.keys()
 
 
 class PartialAnswers(dict[int, dict[str, Any]]):
-    """The answers of one run so far, row number -> ``entry``, each saved when it is added."""
+    """The answers of a run so far, row number -> ``entry``. ``add`` also saves them."""
 
     def __init__(self, path: Path, made_from: dict[str, Any]) -> None:
-        """Read the file at ``path``, without a line cut off at the end, when it was ``made_from``
-        the same; else begin it anew. Raises ``OSError`` when it cannot be written.
+        """Read the file at ``path``, without a line cut off at the end, if its header equals
+        ``made_from``. Otherwise start a new file. Raises ``OSError`` if it cannot be written.
         """
         super().__init__()
         self.path = path
@@ -134,7 +134,7 @@ class PartialAnswers(dict[int, dict[str, Any]]):
                 self._handle.write(header)
 
     def add(self, entries: dict[int, dict[str, Any]]) -> None:
-        """Save the answers of one batch; they are safe from a kill when this returns."""
+        """Save the answers of one batch. After the return, a kill cannot lose them."""
         with naming(self.path):
             for row, answer in entries.items():
                 self._handle.write((json.dumps({"row": row, **answer}) + "\n").encode())
@@ -142,13 +142,13 @@ class PartialAnswers(dict[int, dict[str, Any]]):
         self.update(entries)
 
     def remove(self) -> None:
-        """Delete the file: the run is complete and its output written."""
+        """Delete the file, after the complete output was written."""
         self._handle.close()
         self.path.unlink(missing_ok=True)
 
 
 def begun_in(partial: Path) -> str | None:
-    """The dtype of the unfinished answers in ``partial``; None where there are none."""
+    """Return the dtype of the unfinished answers in ``partial``, or None if the file is missing."""
     try:
         with open(partial, "rb") as handle:
             return _dtype(json.loads(handle.readline()))
@@ -162,9 +162,9 @@ def _dtype(made_from: Mapping[str, Any]) -> str | None:
 
 
 def entry(decoded: Decoded, dictionary: Dictionary) -> dict[str, Any]:
-    """Both answers to a row as they are stored: label units, the log-probability that the LM gives
-    them, and the share of each label unit in it. ``symbols``: how many the free answer had. Within
-    two labels also ``log_odds``, against the other label. As published, ``<s> 53`` is ``53``.
+    """Return both answers to a row in the stored form: the label units, their log-probability in
+    total and per label unit. ``symbols``: the length of the free answer. Between two labels also
+    ``log_odds``, against the other label. As published, ``<s> 53`` is stored as ``53``.
     """
     stored: dict[str, Any] = {"symbols": len(decoded.free.symbols)}
     for kind, answer in (("free", decoded.free), ("within", decoded.within)):
@@ -184,19 +184,19 @@ def write_samples(
     path: Path, sources: Iterable[dict[str, str]], answers: Mapping[int, dict[str, Any]],
     scored: bool, made_from: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the free answers to ``path``, those within the label set beside it, and last, with
-    their hashes, what both were ``made_from``.
+    """Write the free answers to ``path``, then the answers within the label set next to ``path``,
+    then ``made_from`` with the hashes of both files.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
-    ``answers``: row -> its ``entry``. The free file has the published four keys and, when
-    ``scored``, the scores.
+    ``answers``: row -> ``entry``. The free file has the four published keys and, if ``scored``,
+    the scores.
     """
-    origin_path(path).unlink(missing_ok=True)  # of earlier answers
+    origin_path(path).unlink(missing_ok=True)  # it describes earlier answers
     free, within = {}, {}
     for row, source in enumerate(sources):
         answer = answers[row]
-        kept = answer["free"] if scored else {"predict": answer["free"]["predict"]}
-        free[str(row)] = {**source, **kept}
+        fields = answer["free"] if scored else {"predict": answer["free"]["predict"]}
+        free[str(row)] = {**source, **fields}
         within[str(row)] = {**source, **answer["within"]}
     write_json(within_path(path), within)
     write_json(path, free)
@@ -205,17 +205,17 @@ def write_samples(
 
 
 def within_path(samples: Path) -> Path:
-    """The file beside ``samples`` with the answers within the label set."""
+    """Return the path of the answers within the label set that belong to ``samples``."""
     return samples.with_stem(samples.stem + WITHIN)
 
 
 def origin_path(samples: Path) -> Path:
-    """The file beside ``samples`` that says what they were made from."""
+    """Return the path of the file that records what ``samples`` was made from."""
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
 
 
 def made_from(samples: Path) -> dict[str, Any]:
-    """What both sample files were made from; nothing where that is not recorded of these files."""
+    """Return what both sample files were made from; an empty dict if no record matches them."""
     path = origin_path(samples)
     record = read_json(path, "ulm_prompt/sample.py") if path.is_file() else {}
     return record if record.get("files") in (None, _hashes(samples)) else {}
@@ -226,23 +226,23 @@ def _hashes(samples: Path) -> dict[str, str]:
 
 
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
-    """Whether ``samples`` holds the answers that would be made from ``wanted`` in ``dtype``."""
+    """Return whether ``samples`` contains the answers made from ``wanted`` in ``dtype``."""
     record = made_from(samples)
     is_same = all(record.get(name) == value for name, value in wanted.items())
     return "files" in record and is_same and dtype in ("auto", _dtype(record))
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """What a sample file says of each utterance, in its order; ``<s>``, which was kept in answers
-    once, is no part of them. Raises ``UserError`` where there is no label, answer or utterance.
+    """Read the utterances of a sample file, in order, without the ``<s>`` of older files' answers.
+    Raises ``UserError`` if a label or answer is missing, or if the file has no utterance.
     """
     expected = "expected id -> file_name, src, label, predict; run sample.py again"
     samples = read_json(path, "ulm_prompt/sample.py")
     if not samples:
-        raise UserError(f"{path}: no utterance in it; {expected}")
+        raise UserError(f"{path}: contains no utterance; {expected}")
     for name, sample in samples.items():
-        given = sample.items() if isinstance(sample, dict) else ()
-        if not {"label", "predict"} <= {key for key, text in given if isinstance(text, str)}:
+        fields = sample.items() if isinstance(sample, dict) else ()
+        if not {"label", "predict"} <= {key for key, text in fields if isinstance(text, str)}:
             raise UserError(f"{path}: {name[:60]!r}: {expected}")
         if BOS in sample["predict"]:
             sample["predict"] = " ".join(word for word in sample["predict"].split() if word != BOS)
@@ -252,8 +252,8 @@ def read_samples(path: Path) -> list[Sample]:
 def report_long(
     rows: Sequence[Sized], answers: Mapping[int, dict[str, Any]], options: Options, positions: int
 ) -> None:
-    """Print how many rows have more than ``max_units`` and were not answered, how many free answers
-    were cut after ``max_labels``, and how many rows are longer with their answer than the LM's
+    """Print three counts: rows with more than ``max_units``, which were not answered; free answers
+    that were cut after ``max_labels``; and rows that are longer, with the answer, than the LM's
     ``positions``.
     """
     limit, max_units = options.max_labels, options.max_units
@@ -262,13 +262,13 @@ def report_long(
     lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
     too_long = [count for count in units if count > max_units]
     beyond = [length for length in lengths if length > positions]
-    for count, what in (
+    for count, problem in (
         (len(too_long), f"rows have more than {max_units:,} units ({max(units):,} at most): not "
-         "answered, which is scored as wrong (--max_units)"),
+         "answered and scored as wrong (--max_units)"),
         (sum(answer["symbols"] >= limit for answer in answers.values()),
          f"free answers were cut after {limit} labels (--max_labels)"),
-        (len(beyond), f"rows are longer with their answer than the {positions:,} positions that "
-         f"the LM has learned ({max(lengths, default=0):,} at most): their answers are worth less"),
+        (len(beyond), f"rows with their answers exceed the {positions:,} positions that the LM has "
+         f"learned ({max(lengths, default=0):,} at most): expect worse answers"),
     ):  # fmt: skip
         if count:
-            print(f"  {count:,} {what}")
+            print(f"  {count:,} {problem}")

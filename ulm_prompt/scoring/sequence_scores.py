@@ -1,8 +1,8 @@
-"""Scores of answers that are texts: WER, CER, and what SUPERB scores of slots.
+"""Scores of answers that are texts: WER, CER, and SUPERB's scores of slots.
 
 SUPERB (arXiv 2105.01051), slot filling: slot type F1 is the mean over utterances of the F1 between
-the two sets of slot types; slot value CER is the CER of the reference's slot values, each against
-the nearest value that the answer gives to the same slot type, or against nothing.
+the two sets of slot types. Slot value CER is the CER of the reference's slot values. Each value is
+compared with the nearest value of the same slot type in the answer, or with an empty text.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
 from ulm_prompt.scoring.sample_file import read_samples
 
-CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json that a text is made of
-NO_LABEL = "\ufffd"  # stands in an answer for a unit that is none of the task's labels
+CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json in a text
+NO_LABEL = "\ufffd"  # replaces a unit that is not a label of the task
 
 
 class Text(NamedTuple):
-    """Label units read: the words without the slots' labels, and each slot's type and value."""
+    """Label units as text: the words without slot labels, and the type and value of each slot."""
 
     words: str
     slots: tuple[tuple[str, str], ...] = ()
 
 
 class Answered(NamedTuple):
-    """An utterance and the answer to it."""
+    """An utterance and its answer."""
 
     reference: Text
     answer: Text
-    labels: int  # units of the reference
-    right: bool  # unit for unit
+    labels: int  # number of label units of the reference
+    right: bool  # all label units are equal
 
 
 def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
-    """``score_texts`` of the sample file ``path``. Raises ``UserError`` as ``read_answers``."""
+    """Return the ``score_texts`` of a sample file. Raises ``UserError`` as ``read_answers``."""
     return score_texts(read_answers(path, workspace, pair))
 
 
 def score_texts(answered: Sequence[Answered]) -> dict[str, float]:
-    """The scores in % of the answers to at least one utterance, by name; those of slots where texts
-    have slots. Invalid answers are empty or hold a unit that is no label.
+    """Return the scores in % by name, for at least one utterance; slot scores if texts have slots.
+    Invalid answers are empty or contain a unit that is not a label.
     """
     pairs = [utterance[:2] for utterance in answered]
     references, answers = ([text.words for text in texts] for texts in zip(*pairs))
@@ -69,30 +69,28 @@ def score_texts(answered: Sequence[Answered]) -> dict[str, float]:
 
 
 def slot_type_f1(pairs: Iterable[tuple[Text, Text]]) -> float:
-    """The mean F1 in % of the answers' slot types; 1 where neither text has a slot."""
+    """Return the mean F1 of the answers' slot types, in %; 100 if neither text has a slot."""
     scores = []
     for pair in pairs:
-        wanted, given = ({name for name, _ in text.slots} for text in pair)
-        both = len(wanted) + len(given)
-        scores.append(2 * len(wanted & given) / both if both else 1.0)
+        expected, answered = ({name for name, _ in text.slots} for text in pair)
+        total = len(expected) + len(answered)
+        scores.append(2 * len(expected & answered) / total if total else 1.0)
     return 100 * sum(scores) / len(scores)
 
 
 def slot_value_cer(pairs: Iterable[tuple[Text, Text]]) -> float:
-    """The CER in % of the references' slot values, of which there is one at least."""
+    """Return the CER of the references' slot values, in %. At least one reference has a slot."""
     values, nearest = [], []
     for reference, answer in pairs:
-        for name, value in reference.slots:
-            given = [value_ for name_, value_ in answer.slots if name_ == name]
+        for slot_type, value in reference.slots:
+            candidates = [text for answer_type, text in answer.slots if answer_type == slot_type]
             values.append(value)
-            nearest.append(min(given, key=lambda other: jiwer.cer(value, other), default=""))
+            nearest.append(min(candidates, key=lambda text: jiwer.cer(value, text), default=""))
     return 100 * jiwer.cer(values, nearest)
 
 
 def read_text(labels: Iterable[Label]) -> Text:
-    """Read labels of any order, as an answer may have them. A slot type opens its slot or, when it
-    is open, closes it; another type, or the end, closes it too.
-    """
+    """Read labels in any order. A slot ends at the same slot type, a new slot type, or the end."""
     words: list[str] = []
     slots: list[tuple[str, list[str]]] = []
     is_open = False
@@ -111,29 +109,31 @@ def _spaced(characters: Sequence[str]) -> str:
 
 
 def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]:
-    """Read a sample file's labels and answers as texts.
+    """Read the labels and answers of a sample file as texts.
 
-    Raises ``UserError`` for labels that make no text, and when the file's are not those of the
-    current test split: units would be read by another verbalizer than they were written by.
+    Raises ``UserError`` for labels that are not texts, and if the labels differ from the current
+    test split: the verbalizer may have changed since then.
     """
     names = label_names(workspace, pair)
-    if other := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
+    if other_slots := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
         labels = workspace.rows(pair.config.downstream, pair.unit_model, "labels.json")
-        expected = f"expected {CHARACTER} or {SLOT_TYPE}, as its answers are texts"
-        raise UserError(f"{labels}: slot {other.pop()!r}; {expected}")
+        expected = f"expected {CHARACTER} or {SLOT_TYPE}, because the answers are texts"
+        raise UserError(f"{labels}: slot {other_slots.pop()!r}; {expected}")
     samples, text = read_samples(path), renamed_texts(workspace, pair)["test"]
     if [labels for _, labels in read_prompt_text(text)] != [row["label"] for row in samples]:
-        raise UserError(f"{path}: stale, its labels are not those of {text}; run sample.py again")
+        raise UserError(f"{path}: stale, the labels differ from {text}; run sample.py again")
 
     def read(units: list[str]) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units)
 
-    both = [(row["label"].split(), row["predict"].split()) for row in samples]
-    return [Answered(read(one), read(other), len(one), one == other) for one, other in both]
+    rows = ((row["label"].split(), row["predict"].split()) for row in samples)
+    return [
+        Answered(read(label), read(answer), len(label), label == answer) for label, answer in rows
+    ]
 
 
 class Bin(NamedTuple):
-    """Utterances of ``shortest`` to ``longest`` labels, and their CER in %."""
+    """The CER in % of the utterances with ``shortest`` to ``longest`` labels."""
 
     shortest: int
     longest: int
@@ -142,7 +142,7 @@ class Bin(NamedTuple):
 
 
 def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
-    """Bins of ``width`` label lengths, from 1 on; empty ones are left out."""
+    """Return bins of ``width`` label lengths, starting at 1, without empty bins."""
     by_bin: dict[int, list[tuple[str, str]]] = {}
     for reference, answer, labels, _ in answered:
         by_bin.setdefault((labels - 1) // width, []).append((reference.words, answer.words))
@@ -154,14 +154,14 @@ def binned(answered: Sequence[Answered], width: int) -> list[Bin]:
 
 
 def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> dict[str, list[Bin]]:
-    """The bins of every sample file of texts in ``paths``, by the run's name; with the
-    --sample_date before it where ``paths`` are of several.
+    """Return the bins of every sample file of texts, by run. The run name begins with --sample_date
+    if ``paths`` has several dates.
     """
-    runs, several = {}, len({path.parent for path in paths}) > 1
+    runs, has_dates = {}, len({path.parent for path in paths}) > 1
     for path in paths:
         pair = pair_of(workspace, path)
         if pair is not None and pair.config.is_sequence:
             date, name = (word.removeprefix("samples_") for word in (path.parent.name, path.stem))
-            name = f"{date}: {name}" if several else name
+            name = f"{date}: {name}" if has_dates else name
             runs[name] = binned(read_answers(path, workspace, pair), width)
     return runs

@@ -1,1 +1,1 @@
-"""Find a prompt, answer audio with it, share it."""
+"""Find a prompt, answer audio with a prompt, and share a prompt."""

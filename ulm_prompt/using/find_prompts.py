@@ -1,5 +1,5 @@
-"""Which prompt a word means: a task's name, ``hf:USER/NAME`` on the Hugging Face Hub (through the
-optional huggingface_hub), or the path of a folder or file with its tensors.
+"""Find the prompt for a value of --prompt: the name of a task, ``hf:USER/NAME`` on the Hugging Face
+Hub (needs the optional huggingface_hub), or the path of a folder or file with the tensors.
 """
 
 from __future__ import annotations
@@ -22,21 +22,19 @@ from ulm_prompt.prompt_data.prompt_record import (
 )
 from ulm_prompt.prompt_data.tasks import task_names
 
-# the prompt that comes with the repository, beside its LM and k-means
+# the prompt in the repository; the LM and k-means are in the parent folder
 SHIPPED = REPOSITORY / "pretrained_models" / "shipped" / "commands_moonshine100"
 HUB = "hf:"
-SHARED = [
-    README,
-    RECORD,
-    TENSORS,
-]  # a shared folder's files; no other goes to or comes from the Hub
+# the files of a shared folder; only these files are uploaded to or downloaded from the Hub
+SHARED = [README, RECORD, TENSORS]
 
 
 def find_prompt(
     word: str, workspace: Workspace, unit_model: str | None = None, model_date: str | None = None
 ) -> Path:
-    """The file with the prompt's tensors. A task means its only finished prompt in the workspace,
-    of ``unit_model`` and ``model_date``. Raises ``UserError`` for no prompt, or several.
+    """Return the path of the prompt's tensors. The name of a task means the only finished prompt in
+    the workspace with this task, ``unit_model`` and ``model_date``. Raises ``UserError`` for no
+    prompt, or several.
     """
     if word in task_names():
         return _only_prompt(word, workspace, unit_model, model_date)
@@ -47,33 +45,33 @@ def find_prompt(
         for tensors in (path / TENSORS, path / BEST):
             if tensors.is_file():
                 return tensors
-        raise UserError(f"--prompt {word}: neither {TENSORS} nor {BEST} in this folder")
+        raise UserError(f"--prompt {word}: this folder contains neither {TENSORS} nor {BEST}")
     if path.is_file() and path.suffix in (".pt", ".safetensors"):
         return path
     raise UserError(
-        f"--prompt {word}: no such task{near(word, task_names())} of {', '.join(task_names())}, "
-        "checkpoints folder, exported folder or .pt file"
+        f"--prompt {word}: no such task{near(word, task_names())}, folder or file; expected a "
+        f"task ({', '.join(task_names())}), checkpoints folder, exported folder or .pt file"
     )
 
 
 def shipped_prompt() -> Path:
-    """The prompt that comes with the repository. Raises ``UserError`` where it is missing."""
+    """Return the folder of the repository's prompt. Raises ``UserError`` if it is missing."""
     if not is_export(SHIPPED):
         raise UserError(
-            f"{SHIPPED}: missing; git checkout pretrained_models restores it, and python "
-            "pretrained_models/download.py moonshine100 what it needs; or name a --prompt"
+            f"{SHIPPED}: missing; restore it with git checkout pretrained_models, get its encoder "
+            "with python pretrained_models/download.py moonshine100, or name another --prompt"
         )
     return SHIPPED
 
 
 def is_shipped(path: Path) -> bool:
-    """Whether ``path`` holds the tensors of the repository's prompt."""
+    """Return whether ``path`` is the tensors file of the repository's prompt."""
     return path.resolve() == (SHIPPED / TENSORS).resolve()
 
 
 def task_and_unit_model(path: Path) -> tuple[str, str]:
-    """What the prompt at ``path`` was trained for, by its record or the name of its folder."""
-    if record := read_record(path.parent):  # the Hub's cache has links to files without a folder
+    """Return task and unit model of the prompt at ``path``, from the record or the folder name."""
+    if record := read_record(path.parent):  # before resolve(): files in the Hub's cache are links
         return record.task, record.unit_model
     folder = path.resolve().parent
     tasks = [task for task in task_names() if folder.name.startswith(f"{task}_")]
@@ -81,8 +79,8 @@ def task_and_unit_model(path: Path) -> tuple[str, str]:
     unit_model = folder.name.removeprefix(f"{task}_").rpartition("_checkpoints_")[0]
     if not (task and unit_model):
         raise UserError(
-            f"{path}: nothing says which task it is for; expected a folder like "
-            "KS_hubert100_checkpoints_DATE, or export it first with ulm_prompt/export.py"
+            f"{path}: unknown task; expected a folder name like KS_hubert100_checkpoints_DATE, or "
+            "a folder written by ulm_prompt/export.py"
         )
     return task, unit_model
 
@@ -100,41 +98,39 @@ def _only_prompt(
         remedy = "choose one with --unit_model or --model_date"
     else:
         trained = pattern.parent.glob(workspace.checkpoints(task, "*", "*").name)
-        instead = near(pattern.name, [folder.name for folder in trained])
-        instead = f"; {folders[0].name} is not finished" if folders else instead
-        problem = f"no trained prompt at {pattern}{instead}"
+        hint = near(pattern.name, [folder.name for folder in trained])
+        hint = f"; {folders[0].name} is not finished" if folders else hint
+        problem = f"no trained prompt at {pattern}{hint}"
         remedy = "train one with ulm_prompt/train.py"
     raise UserError(f"--prompt {task}: {problem}; {remedy}, or name a folder")
 
 
 def _is_finished(folder: Path, task: str) -> bool:
-    """Whether the folder holds a prompt of ``task``, and its record, if any, counts what was
-    trained.
-    """
+    """Return whether ``folder`` contains a finished prompt of ``task``."""
     if not (is_export(folder) or (folder / BEST).is_file()):
         return False
-    is_finished = (record := read_record(folder)) is None or record.trained_parameters > 0
+    record = read_record(folder)  # trained_parameters is 0 until training has finished
+    is_finished = record is None or record.trained_parameters > 0
     return is_finished and task_and_unit_model(folder / BEST)[0] == task
 
 
 def check_hub_name(name: str, flag: str) -> None:
-    """Raises ``UserError`` where ``name`` is not USER/NAME, or huggingface_hub is missing."""
+    """Raise ``UserError`` if ``name`` is not USER/NAME, or huggingface_hub is missing."""
     user, _, repository = name.partition("/")
     if not (NAME.fullmatch(user) and NAME.fullmatch(repository)):
-        raise UserError(f"{flag}: expected USER/NAME, letters, digits, and _ . - in both")
+        raise UserError(f"{flag}: expected USER/NAME, with only letters, digits, _ . and -")
     try:
         import huggingface_hub  # noqa: F401
     except ImportError:
         raise UserError(
-            f"{flag}: huggingface_hub is not installed; get it by "
-            "python -m pip install huggingface_hub"
+            f"{flag}: huggingface_hub is not installed; run python -m pip install huggingface_hub"
         ) from None
 
 
 @functools.cache
 def _downloaded(word: str) -> Path:
-    """The folder of ``hf:USER/NAME[@REVISION]`` in huggingface_hub's cache, which also serves
-    without the Hub.
+    """Download ``hf:USER/NAME[@REVISION]``. Return the folder in huggingface_hub's cache, which
+    also works without a network.
     """
     flag = f"--prompt {word}"
     name, _, revision = word.removeprefix(HUB).partition("@")
@@ -146,8 +142,8 @@ def _downloaded(word: str) -> Path:
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a shared prompt's files to the repository ``name``, new or not; returns the commit.
-    Raises ``UserError`` where that fails.
+    """Upload the files of a shared prompt to the repository ``name``, which is created if missing.
+    Returns the commit. Raises ``UserError`` if the upload fails.
     """
     from huggingface_hub import HfApi
 
@@ -161,17 +157,17 @@ def push(folder: Path, name: str) -> str:
 
 @contextlib.contextmanager
 def _hub_errors(flag: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line."""
+    """Raise ``UserError`` in place of the errors of huggingface_hub."""
     from huggingface_hub import errors
 
     try:
         yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise UserError(f"{flag}: the Hub cannot be reached, and it is not in the cache") from error
-    except (errors.HTTPError, errors.LocalTokenNotFoundError) as error:  # httpx2's, which it uses
+        raise UserError(f"{flag}: not in the cache, and the Hub cannot be reached") from error
+    except (errors.HTTPError, errors.LocalTokenNotFoundError) as error:  # HTTPError is httpx2's
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if status in (401, 403, 404) or isinstance(error, errors.LocalTokenNotFoundError):
-            reason = "no such repository or revision, or you may not use it; correct the name, or "
+            reason = "no such repository or revision, or no permission; correct the name, or "
             reason += "log in (hf auth login, or HF_TOKEN)"
         raise UserError(f"{flag}: {reason}") from error

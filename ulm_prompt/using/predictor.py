@@ -1,6 +1,4 @@
-"""Trained prompts from Python: audio in, answers of all their tasks out. How to use it:
-docs/using_prompts.md.
-"""
+"""Answer audio with trained prompts, from Python. docs/using_prompts.md shows how to use it."""
 
 from __future__ import annotations
 
@@ -41,21 +39,21 @@ from ulm_prompt.using.speech import (
     SpeechToUnits,
     UnitFiles,
     find_pieces,
-    heard_of,
+    read_waveform,
     size_of,
 )
 
-MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of its length
-SMALL = 10_000_000  # LM parameters up to which threads wait for each other more than they compute
-PIECES = 32  # of a recording that are answered together
-BATCH_ROWS, BATCH_TOKENS = 64, 16_384  # that the LM reads together
+MOST_SECONDS = 120.0  # of one utterance: attention grows with the square of the length
+SMALL = 10_000_000  # LM parameters; up to here threads wait longer than they compute
+PIECES = 32  # pieces of a recording in one batch
+BATCH_ROWS, BATCH_TOKENS = 64, 16_384  # the most rows and tokens in one batch of the LM
 
 Audio = Path | str | np.ndarray | Tensor
 
 
 class Prediction(NamedTuple):
-    """One answer of a task: its labels' names, the LM's probability of them together, and of each
-    label after those before it.
+    """One answer of a task: the names and slots of the labels, the LM's probability of the whole
+    answer, and the probability of each label given the previous labels.
     """
 
     names: tuple[str, ...]
@@ -64,11 +62,11 @@ class Prediction(NamedTuple):
     label_probabilities: tuple[float, ...]
 
 
-Answers = dict[str, list[Prediction]]  # of every task, the likeliest first
+Answers = dict[str, list[Prediction]]  # task -> answers, the likeliest first
 
 
 class Segment(NamedTuple):
-    """A piece of a recording, ``start`` to ``end`` seconds, and the answers of every task to it."""
+    """A piece of a recording, ``start`` to ``end`` in seconds, with the answers of every task."""
 
     start: float
     end: float
@@ -77,16 +75,16 @@ class Segment(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class Predictor:
-    """Answers of several tasks to speech, over one frozen LM and one speech model."""
+    """Answers speech for one or several tasks, with one frozen LM and one speech model."""
 
     records: dict[str, PromptRecord]
     computes_on: str  # the device, why it was chosen, and the dtype
-    _lms: dict[str, CachedLM]  # the shared LM with each prompt's keys and values
+    _lms: dict[str, CachedLM]  # the shared LM with the keys and values of each prompt
     _labels: dict[str, LabelAnswers]
     _speech: SpeechToUnits
     _symbols: dict[str, int]
     _threads: int | None
-    audio: Tally = field(default_factory=Tally)  # of all recordings so far
+    audio: Tally = field(default_factory=Tally)  # counts of all recordings so far
 
     @classmethod
     def load(
@@ -98,56 +96,56 @@ class Predictor:
         dtype: str = "auto",
         device: str = "auto",
     ) -> Predictor:
-        """Find the ``prompts`` (tasks, folders or files; none: the repository's own) and load what
-        they share, once.
+        """Find the ``prompts`` (tasks, folders or files; default: the repository's prompt) and load
+        the shared models once.
 
-        Raises ``UserError``, before anything large is loaded, for a prompt that does not exist or
-        does not go with the others, and for a missing LM, k-means or speech model.
+        Raises ``UserError``, before anything large is loaded, if a prompt does not exist, if
+        prompts need different unit models, or if an LM, k-means or speech model is missing.
         """
         prompts = prompts or [shipped_prompt()]
-        on, why = choose_device(device)
+        torch_device, why = choose_device(device)
         home = Workspace(workspace)
         paths = [find_prompt(str(word), home, unit_model, model_date) for word in prompts]
         shipped = all(map(is_shipped, paths))
-        if shipped:  # with LM and k-means; the speech model is in the repository
+        if shipped:  # its LM and k-means are in the repository, not in the workspace
             home = Workspace(shipped_prompt().parents[2])
         records = [record_of(path, *task_and_unit_model(path), home) for path in paths]
         tasks = [record.task for record in records]
-        # two prompts of a task are called by the words that asked for them
+        # a task name is not unique for two prompts of one task: use the values of --prompt
         names = [
             task if tasks.count(task) == 1 else str(word) for task, word in zip(tasks, prompts)
         ]
         if len(set(names)) < len(names):
             raise UserError(f"--prompt: {', '.join(names)}: name each prompt once")
-        known = find_unit_model(records[0].unit_model, home)
+        found_unit_model = find_unit_model(records[0].unit_model, home)
         if shipped:
-            known = known.shipped
-        files = _unit_files(records, known)
-        unit_lm = load_unit_lm(known.lm_folder)
-        models = [load_prompt(path, unit_lm, known.lm_folder) for path in paths]
+            found_unit_model = found_unit_model.shipped
+        files, lm_folder = _unit_files(records, found_unit_model), found_unit_model.lm_folder
+        unit_lm = load_unit_lm(lm_folder)
+        models = [load_prompt(path, unit_lm, lm_folder) for path in paths]
         symbols = unit_lm.dictionary
-        chosen, reason = choose_dtype(dtype, on, unit_lm.parameters)
-        lms = [CachedLM(model.to(on), symbols.pad(), symbols.eos()) for model in models]
-        for lm in lms:  # every prompt is projected by now, in float32
-            lm.to(chosen)
+        lm_dtype, reason = choose_dtype(dtype, torch_device, unit_lm.parameters)
+        lms = [CachedLM(model.to(torch_device), symbols.pad(), symbols.eos()) for model in models]
+        for lm in lms:  # after CachedLM has projected all prompts in float32
+            lm.to(lm_dtype)
         is_small = files.ckpt_path is None and unit_lm.parameters <= SMALL
         return cls(
             dict(zip(names, records)),
-            f"{why}, in {chosen} ({reason})",
+            f"{why}, in {lm_dtype} ({reason})",
             dict(zip(names, lms)),
             {name: LabelAnswers(record, symbols) for name, record in zip(names, records)},
-            SpeechToUnits(files, on),
+            SpeechToUnits(files, torch_device),
             symbols.indices,
             1 if is_small else None,
         )
 
     def __call__(self, audio: Sequence[Audio], top: int = 1) -> list[Answers | BadAudio]:
-        """The ``top`` likeliest answers of every task to each file or waveform, (T,) at 16 kHz; for
-        audio that cannot be used, the reason. Waveforms are float in [-1, 1] or integers, which
-        their type scales. ``self.audio`` counts what was converted or is remarkable.
+        """Return the ``top`` likeliest answers of every task to each file or waveform, (T,) at
+        16 kHz, or a ``BadAudio`` with the reason. Waveforms are float in [-1, 1], or integers,
+        which are scaled by their type. ``self.audio`` counts conversions and problems.
         """
-        with ThreadPoolExecutor(4) as reading:
-            loaded = list(reading.map(self._utterance, audio))
+        with ThreadPoolExecutor(4) as readers:
+            loaded = list(readers.map(self._utterance, audio))
         for item in loaded:
             self.audio.add(item if isinstance(item, BadAudio) else item.notes)
         answers = iter(self._answered([item for item in loaded if isinstance(item, Waveform)], top))
@@ -156,11 +154,11 @@ class Predictor:
     def segments(
         self, audio: Audio, top: int = 1, longest: float | None = None
     ) -> Iterator[Segment]:
-        """The same for the pieces of a recording of any length: it is cut at pauses, and slid over
-        where a piece would last more than ``longest`` seconds (default: 2, a slow word). Memory
-        holds 32 pieces at a time.
+        """Yield the segments of a recording of any length, with answers. The recording is cut at
+        pauses. A piece of more than ``longest`` seconds (default: 2, a slow word) becomes
+        overlapping windows. Memory contains 32 pieces at a time.
 
-        Raises ``BadAudio`` for a recording that cannot be used, or that holds no sound.
+        Raises ``BadAudio`` for a recording that cannot be read, or without sound.
         """
         notes: dict[str, None] = {}
         try:
@@ -168,8 +166,8 @@ class Predictor:
             pieces = find_pieces(recording, longest or LONGEST)
             for number in range(0, len(pieces), PIECES):
                 batch = pieces[number : number + PIECES]
-                loaded = [self._heard(recording, piece.first, piece.last) for piece in batch]
-                notes |= dict.fromkeys(note for heard in loaded for note in heard.notes)
+                loaded = [self._read(recording, piece.first, piece.last) for piece in batch]
+                notes |= dict.fromkeys(note for waveform in loaded for note in waveform.notes)
                 for piece, answers in zip(batch, self._answered(loaded, top)):
                     yield Segment(piece.start, piece.end, answers)
         except BadAudio as error:
@@ -180,8 +178,8 @@ class Predictor:
     def answer_files(
         self, paths: Sequence[Path], top: int, segments: bool, longest: float | None
     ) -> Iterator[tuple[Path, tuple[float, ...], Answers | BadAudio]]:
-        """Every file, start and end of its segment in seconds if ``segments`` are wanted, and the
-        answers or why there are none.
+        """Yield each file, start and end in seconds (only with ``segments``), and the answers or
+        the reason for no answer.
         """
         if not segments:
             yield from ((path, (), answers) for path, answers in zip(paths, self(paths, top)))
@@ -194,24 +192,25 @@ class Predictor:
                 yield path, (), error
 
     def answers(self, units: Sequence[str], top: int = 1) -> list[Answers]:
-        """The same for utterances that are units already, ``"71 12 57"`` each."""
-        where = "units", "the LM's dict.txt"
-        coded = [encode(f"</s> {text} <s>", self._symbols, *where) for text in units]
-        sizes = np.array([len(row) for row in coded], dtype=np.int64)
-        most = max([BATCH_TOKENS, *sizes])
-        answers: list[Answers] = [{} for _ in coded]
+        """Return the answers to utterances that are already units, ``"71 12 57"`` each."""
+        sources = "units", "the LM's dict.txt"
+        encoded = [encode(f"</s> {text} <s>", self._symbols, *sources) for text in units]
+        sizes = np.array([len(row) for row in encoded], dtype=np.int64)
+        most_tokens = max([BATCH_TOKENS, *sizes])
+        answers: list[Answers] = [{} for _ in encoded]
         with torch_threads(self._threads):
-            for batch in batches_by_length(range(len(coded)), sizes, most, BATCH_ROWS):
-                rows = [torch.tensor(coded[number]) for number in batch]
+            for batch in batches_by_length(range(len(encoded)), sizes, most_tokens, BATCH_ROWS):
+                rows = [torch.tensor(encoded[number]) for number in batch]
                 for name, lm in self._lms.items():
                     ranked = self._labels[name](lm, lm.prefill(rows), top)
+                    record = self.records[name]
                     for number, best in zip(batch, ranked):
-                        answers[number][name] = [_named(one, self.records[name]) for one in best]
+                        answers[number][name] = [_named(answer, record) for answer in best]
         return answers
 
-    def _answered(self, heard: Sequence[Waveform], top: int) -> list[Answers]:
+    def _answered(self, waveforms: Sequence[Waveform], top: int) -> list[Answers]:
         with torch_threads(self._threads):
-            units = self._speech([torch.from_numpy(waveform.samples) for waveform in heard])
+            units = self._speech([torch.from_numpy(waveform.samples) for waveform in waveforms])
         return self.answers(units, top)
 
     def _utterance(self, audio: Audio) -> Waveform | BadAudio:
@@ -223,15 +222,15 @@ class Predictor:
                     f"is too long for one utterance: {length / rate:,.0f} s, expected at most "
                     f"{MOST_SECONDS:.0f}; cut it, or use --segments"
                 )
-            return self._heard(recording, 0, length)
+            return self._read(recording, 0, length)
         except BadAudio as error:
             return error
 
-    def _heard(self, recording: Recording, first: int, last: int) -> Waveform:
-        heard = heard_of(recording, first, last)
-        if len(heard.samples) < (least := self._speech.reader.min_samples):
+    def _read(self, recording: Recording, first: int, last: int) -> Waveform:
+        waveform = read_waveform(recording, first, last)
+        if len(waveform.samples) < (least := self._speech.reader.min_samples):
             raise BadAudio(f"is shorter than one frame ({1000 * least / SAMPLE_RATE:.0f} ms)")
-        return heard
+        return waveform
 
 
 def _recording(audio: Audio) -> Recording:
@@ -248,25 +247,25 @@ def _named(answer: LabelAnswer, record: PromptRecord) -> Prediction:
 
 
 def _unit_files(records: Sequence[PromptRecord], unit_model: UnitModel) -> UnitFiles:
-    """The unit model of all prompts, in this workspace. Raises ``UserError`` where prompts have
-    different ones, or were trained on units that were made in another way.
+    """Return the files of the unit model that all prompts use. Raises ``UserError`` if prompts have
+    different unit models, or if the unit settings of a prompt differ from this workspace.
     """
     first = records[0]
     has_data = first.task in task_names() and not unit_model.shipped_first
     files = UnitFiles(unit_model, load_task(first.task).downstream if has_data else None)
-    files.check_here()
+    files.check_exist()
     files.settings.dtype = vars(first.units)["dtype"]
-    here = vars(files.unit_settings())
+    settings = vars(files.unit_settings())
     for record in records:
         if record.unit_model != first.unit_model:
             raise UserError(
                 f"--prompt: {first.task} and {record.task} differ in unit_model: "
                 f"{first.unit_model} and {record.unit_model}; answer them one at a time"
             )
-        for name, wanted in vars(record.units).items():
-            if wanted != here[name] and not (name == "kmeans" and wanted is None):
+        for name, value in vars(record.units).items():
+            if value != settings[name] and not (name == "kmeans" and value is None):
                 raise UserError(
-                    f"--prompt {record.task}: its {record.unit_model} has {name} {wanted}, here "
-                    f"it is {here[name]}; use the unit model that the prompt was trained with"
+                    f"--prompt {record.task}: expected {record.unit_model} with {name} {value}, "
+                    f"found {settings[name]}; use the unit model that the prompt was trained with"
                 )
     return files

@@ -1,4 +1,4 @@
-"""A page on this machine that answers the microphone or a file, by gradio."""
+"""A gradio page on this machine that answers recordings from the microphone or a file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from ulm_prompt.using.predictor import Prediction, Predictor
 
-TOP = 8  # bars of a task
-WHOLE = 10.0  # s; a longer recording is answered in segments alone
+TOP = 8  # bars per task
+WHOLE = 10.0  # s; a longer recording is only answered in segments
 
 
 def answer(
     predictor: Predictor, path: str | None
 ) -> tuple[str, list[dict[str, float]], list[list[str]]]:
-    """A line about a recording, the probability of each task's likeliest answers, and a row for
-    each segment: start, end, answers. Up to ``WHOLE`` seconds are answered as one, more than
-    ``LONGEST`` in segments.
+    """Return a line about a recording, the probability of each task's likeliest answers, and a row
+    per segment: start, end, answers. A recording up to ``WHOLE`` seconds is answered as a whole, a
+    recording over ``LONGEST`` seconds in segments.
     """
 
-    def told(task: str, one: Prediction) -> str:
+    def named(task: str, prediction: Prediction) -> str:
         is_text = predictor.records[task].is_text
-        return text_of(one.names) if is_text else ", ".join(one.names)
+        return text_of(prediction.names) if is_text else ", ".join(prediction.names)
 
     bars: list[dict[str, float]] = [{} for _ in predictor.records]
     rows: list[list[str]] = []
@@ -44,11 +44,11 @@ def answer(
             (whole,) = predictor([path], TOP)
             if isinstance(whole, BadAudio):
                 raise whole
-            bars = [{told(task, one): one.probability for one in whole[task]} for task in whole]
+            bars = [{named(task, best): best.probability for best in whole[task]} for task in whole]
         for start, end, answers in predictor.segments(path) if seconds > LONGEST else ():
-            best = [(told(task, one), one.probability) for task, (one, *_) in answers.items()]
-            shown = [f"{text} ({100 * share:.1f} %)" for text, share in best]
-            rows.append([f"{start:.2f}", f"{end:.2f}", *shown])
+            best = [(named(task, top), top.probability) for task, (top, *_) in answers.items()]
+            cells = [f"{text} ({100 * share:.1f} %)" for text, share in best]
+            rows.append([f"{start:.2f}", f"{end:.2f}", *cells])
     except BadAudio as error:
         return one_line(f"No answer: the recording {error}."), bars, rows
     parts = ["as a whole"] * (seconds <= WHOLE) + [f"in {len(rows):,} segments"] * bool(rows)
@@ -56,17 +56,17 @@ def answer(
 
 
 def page(predictor: Predictor) -> gradio.Blocks:
-    """The page. It asks nothing of other machines and deletes a recording after ten minutes."""
+    """Build the page. It contacts no other machine and deletes a recording after ten minutes."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    logging.getLogger().setLevel(logging.WARNING)  # fairseq lets every logger speak
+    logging.getLogger().setLevel(logging.WARNING)  # fairseq lets all loggers print
     import gradio as gr
 
     tasks = list(predictor.records)
 
     def answered(path: str | None) -> list[Any]:
         line, bars, rows = answer(predictor, path)
-        shown = [gr.Label(bar or None, visible=bool(bar)) for bar in bars]
-        return [line, *shown, gr.Dataframe(rows, visible=bool(rows))]
+        labels = [gr.Label(bar or None, visible=bool(bar)) for bar in bars]
+        return [line, *labels, gr.Dataframe(rows, visible=bool(rows))]
 
     with gr.Blocks(
         title="SpeechPrompt", analytics_enabled=False, delete_cache=(600, 600)
@@ -84,14 +84,14 @@ def page(predictor: Predictor) -> gradio.Blocks:
 
 
 def serve(predictor: Predictor) -> None:
-    """Show the page on this machine alone until Ctrl-C. Its recordings are then removed."""
+    """Show the page, on this machine only, until Ctrl-C. Then remove the recordings."""
     with tempfile.TemporaryDirectory() as folder:
-        # gradio asks its own page whether it is there, and a proxy would not know
+        # gradio checks that its own page is up; through a proxy the check would fail
         os.environ.update(GRADIO_TEMP_DIR=folder, no_proxy="127.0.0.1")
         blocks = page(predictor)
         _, address, _ = blocks.launch(
             server_name="127.0.0.1", share=False, quiet=True, prevent_thread_lock=True,
             footer_links=[], ssr_mode=False, enable_monitoring=False,
         )  # fmt: skip
-        print(f"open {address} in a browser on this machine; Ctrl-C ends it", flush=True)
+        print(f"open {address} in a browser on this machine; Ctrl-C stops it", flush=True)
         blocks.block_thread()

@@ -1,4 +1,4 @@
-"""What a workspace knows of a prompt that was trained there, and the folder for whoever gets it."""
+"""Complete the record of a trained prompt from its workspace, and write the folder to share."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from ulm_prompt.scoring.sample_file import are_default, made_from
 from ulm_prompt.scoring.scores import COST, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
-MOST_LABELS = 100  # that the page lists of a slot
-MOST_SEQUENCES = 10_000  # of label sequences that a record holds
+MOST_LABELS = 100  # labels per slot in README.md
+MOST_SEQUENCES = 10_000  # the most label sequences in a record
 MADE_TEXT = "ulm_prompt/verbalizer.py"
-FINE_TUNED = "{}: a whole fine-tuned LM, no prompt; decode it with sample.py"
+FINE_TUNED = "{}: expected a prompt, found a fine-tuned LM; decode it with sample.py"
 LICENCES = {
     "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
     "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0", "gpl-3.0", "lgpl-3.0",
     "mit", "mpl-2.0", "unlicense",
 }  # fmt: skip
 METRICS = {"accuracy": "accuracy", "macro F1": "f1", "slot type F1": "f1"}
-METRICS |= {"WER": "wer", "CER": "cer", "slot value CER": "cer"}  # our scores, as the Hub calls it
+METRICS |= {"WER": "wer", "CER": "cer", "slot value CER": "cer"}  # our name -> the Hub's name
 
 
 def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> PromptRecord:
-    """The record of the prompt at ``path``; that of a checkpoint, ours or a published one, is
-    completed by what the workspace knows.
+    """Return the record of the prompt at ``path``. The record of a checkpoint, ours or a published
+    one, is completed from the workspace.
 
-    Raises ``UserError`` for a fine-tuned LM, an unfinished run, and what the workspace lacks.
+    Raises ``UserError`` for a fine-tuned LM, an unfinished run, or missing files in the workspace.
     """
     record = read_record(path.parent)
     if record is not None and record.units is not None:
@@ -67,7 +67,7 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
-    if not (labels := record.labels):  # rows made again may number them differently
+    if not (labels := record.labels):  # rows made again may use other label numbers
         named = named_labels(workspace, pair, record.verbal)
         labels = {number: label._asdict() for number, label in named.items()}
     symbols = record.dict_fingerprint or dict_fingerprint(
@@ -85,8 +85,8 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
 
 
 def _label_sequences(workspace: Workspace, pair: Pair, record: PromptRecord) -> list[list[str]]:
-    """Train's distinct label sequences; none where the text that the prompt was trained on no
-    longer exists.
+    """Return the distinct label sequences of train; an empty list if the text that the prompt was
+    trained on no longer exists.
     """
     if record.run is None:
         text = renamed_texts(workspace, pair)["train"]
@@ -96,12 +96,12 @@ def _label_sequences(workspace: Workspace, pair: Pair, record: PromptRecord) -> 
         if not text.is_file() or record.run.data.get("train") != sha256(text):
             return []
     label_of = {unit: label for label, unit in record.verbal.items()}
-    answers = dict.fromkeys(units for _, units in read_prompt_text(text, MADE_TEXT))
-    return [[label_of[unit] for unit in units.split()] for units in answers]
+    sequences = dict.fromkeys(units for _, units in read_prompt_text(text, MADE_TEXT))
+    return [[label_of[unit] for unit in units.split()] for units in sequences]
 
 
 def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
-    """The prompt at ``path`` over the LM. Raises ``UserError`` for a published fine-tuned LM."""
+    """Load the prompt at ``path``, with the LM. Raises ``UserError`` for a published FT-LM."""
     model = prompted(path, unit_lm, lm_folder)
     if model.prompt is None or model.prompt.length == 0:
         raise UserError(FINE_TUNED.format(path))
@@ -112,8 +112,8 @@ def write_shared(
     checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
     license: str | None, out: Path, name: str,
 ) -> PromptRecord:  # fmt: skip
-    """Write the folder to share, whole or not at all; the prompt is checked against its LM.
-    ``pair``: task and unit model; ``name``: what ``--prompt`` calls it. Returns the record.
+    """Check the prompt against its LM and write the folder to share; a failure leaves no folder.
+    ``pair``: task and unit model. ``name``: the value for ``--prompt``. Returns the record.
     """
     record = record_of(checkpoint, *pair, workspace)
     folder = lm_folder(workspace, pair[1])
@@ -126,7 +126,7 @@ def write_shared(
         trained_parameters=sum(tensor.numel() for tensor in tensors.values()),
         **unit_lm.identity,
         made_by={
-            stage: {name: value for name, value in made_by.items() if name != "command"}  # paths
+            stage: {key: value for key, value in made_by.items() if key != "command"}  # has paths
             for stage, made_by in (("trained", record.made_by), ("exported", provenance()))
         },
         run=None,
@@ -146,17 +146,17 @@ def write_shared(
 def scores_on_test(
     workspace: Workspace, record: PromptRecord, model_date: str, checkpoint: Path
 ) -> dict[str, float]:
-    """The scores, in %, of what ``checkpoint`` answered by the default search, on the test split
-    that a run was trained beside; none where there is no such sample file.
+    """Return the scores, in %, of ``checkpoint`` with the default search, on the test split that
+    existed when the run was trained; an empty dict if no sample file has these scores.
     """
     files = workspace.samples(record.task, record.unit_model, model_date, "*")
-    of_run = record.run.data.get("test") if record.run else None
+    run_test = record.run.data.get("test") if record.run else None
     for path in sorted(files.parents[1].glob(f"{files.parent.name}/{files.name}")):
         origin = made_from(path)
         test, options = (origin.get("data") or {}).get("test"), origin.get("options") or {}
-        is_its_test = None in (test, of_run) or test == of_run
+        is_same_test = None in (test, run_test) or test == run_test
         is_default = are_default(options, record.is_text, record.most_labels)
-        if origin.get("prompt") == sha256(checkpoint) and is_its_test and is_default:
+        if origin.get("prompt") == sha256(checkpoint) and is_same_test and is_default:
             scores = scores_of(path, workspace)
             return {name: round(value, 4 if name == COST else 2) for name, value in scores.items()}
     return {}
@@ -192,27 +192,27 @@ def front_matter(record: PromptRecord, corpus: str, name: str) -> str:
 
 
 def page(record: PromptRecord, name: str) -> str:
-    """A short README.md of the prompt that ``--prompt`` calls ``name``."""
+    """Return a short README.md. ``name``: the value for ``--prompt``."""
     units, count = record.units, record.labels_per_utterance
     features = f"{units.feature_type} features"
     features += "" if units.layer is None else f", layer {units.layer}"
     features += "" if units.dtype == "float32" else f", in {units.dtype}"
     features += "" if units.kmeans is None else f", k-means `{units.kmeans}`"
-    recipe, valid, test = "not known (a published checkpoint)", "not known", "not known"
+    recipe, valid, test = "unknown (a published checkpoint)", "unknown", "unknown"
     if record.recipe is not None:
-        recipe = f"{record.recipe}, seed {record.training.get('seed', 'not known')}"
+        recipe = f"{record.recipe}, seed {record.training.get('seed', 'unknown')}"
     if "accuracy" in record.valid:
-        valid = f"{record.valid['accuracy']:.2f} %, the labels before it given"
+        valid = f"{record.valid['accuracy']:.2f} %, given the correct previous labels"
     if scores := [f"{k} {written(k, n)}" for k, n in record.test.items() if k != "utterances"]:
         test = f"{', '.join(scores)}, of {record.test.get('utterances', 0):,.0f} utterances"
     facts = {
         "answers with": f"{len(record.labels)} labels, "
-        + (f"{count} an utterance" if count else "texts of any length"),
+        + (f"{count} per utterance" if count else "texts of any length"),
         "unit model": f"`{record.unit_model}` ({features})",
         "unit LM": f"`{record.lm_fingerprint}`, {record.lm_parameters:,} parameters, frozen",
         "dict": f"`{record.dict_fingerprint}`",
-        "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors a layer"
-        f"{' where <s> is' * (record.infix_prompt_length > 0)}, "
+        "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors per layer"
+        f"{' in place of <s>' * (record.infix_prompt_length > 0)}, "
         f"{record.trained_parameters:,} trained parameters",
         "recipe": recipe,
         "verbalizer": record.verbalizer,
@@ -232,9 +232,9 @@ def page(record: PromptRecord, name: str) -> str:
     return f"""\
 # {record.task}: a prompt for {record.unit_model}
 
-A few trained vectors that let a frozen unit language model answer the task {record.task} from
-speech, with [SpeechPrompt](https://arxiv.org/abs/2203.16773). The LM, the k-means and the speech
-model are not in this folder; the prompt works with exactly these:
+This folder contains a few trained vectors. With them, a frozen unit language model answers the task
+{record.task} from speech ([SpeechPrompt](https://arxiv.org/abs/2203.16773)). The LM, the k-means
+and the speech model are not in this folder. The prompt only works with these:
 
 | | |
 |---|---|
