@@ -62,7 +62,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
     )
     if recipe.dtype == "auto":  # a run resumes in the dtype it began in
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-        recipe.dtype = ulm_run.begun_in(save_dir) or "auto"
+        recipe.dtype = ulm_run.first_dtype(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
     recipe.dtype = recipes.dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
