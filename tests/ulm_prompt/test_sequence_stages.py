@@ -76,8 +76,8 @@ def score(root: Path, task: str, path: Path) -> dict[str, float]:
 
 
 def test_scores_of_every_task(root: Path) -> None:
-    """Texts have WER and CER, SF also slot scores, KS its usual scores. Within the labels, no answer
-    is empty or contains another unit, so no answer is invalid.
+    """Texts have WER and CER, SF also slot scores, KS its usual scores. Within the labels, answers
+    are not empty and contain only labels, so they are valid.
     """
     printed = call("cal_acc", root, "--sample_date", "s").split("\n\n(1)")[0].strip()
     by_task = {re.search(r"samples_([A-Z]+)_", part)[1]: part for part in
@@ -144,7 +144,7 @@ def test_a_sample_files_name_gives_its_task(root: Path) -> None:
 
 
 def test_too_long_answers_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """It prints how many were cut, and how many are longer with their row than the LM's positions."""
+    """Answers may be cut at the limit, or longer with their row than the LM's positions."""
     rows = [range(10), range(10), range(4)]
     answers = {row: {"symbols": count} for row, count in enumerate((5, 3, 5))}
     report_long(rows, answers, Options(max_labels=5, max_units=99), positions=12)
