@@ -1,6 +1,6 @@
 """Stage 4: train a task's prompt on the frozen unit LM (or, with --fine_tune, the whole LM).
 
-A second call with the same --date resumes where the first one stopped. Several GPUs, or several
+The same command with the same --date resumes an interrupted run. On several GPUs, or with several
 CPU processes: torchrun --nproc_per_node N ulm_prompt/train.py ...
 """
 

@@ -1,7 +1,7 @@
 """Stage 3: train a unit LM with fairseq, in the layout of the released ones:
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
-Its text is the train units of every task quantised with this unit model, and the --text files (one
+The text is the train units of every task quantised with this unit model, and the --text files (one
 line of units per utterance). With --begin_from, training starts from another LM.
 On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
 """
@@ -70,7 +70,7 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
 
 
 def has_no_lm(folder: Path) -> bool:
-    """Return whether ``folder`` contains at most dict.txt, which is enough for stages 2 and 3."""
+    """Return whether ``folder`` is missing or has at most dict.txt, enough for stages 2 and 3."""
     return {path.name for path in folder.glob("*")} <= {"dict.txt"}
 
 

@@ -104,7 +104,7 @@ def write_record(folder: Path, record: PromptRecord) -> None:
 
 
 def read_record(folder: Path) -> PromptRecord | None:
-    """Read and check the folder's prompt.json. Returns None if a checkpoint has none, as published.
+    """Read and check prompt.json. Returns None if it is missing, as with a published checkpoint.
 
     Raises ``UserError`` if a shared prompt has no record, and for a record that neither train.py
     nor export.py would write.

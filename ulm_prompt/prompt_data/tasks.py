@@ -158,8 +158,8 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
     for task in [] if pairs else tasks:
         if (config := load_task(task)).is_sequence:
             folder = workspace.downstream_data(config.downstream)
-            where = "score it in the workspace that contains them"
-            raise UserError(f"{samples}: the rows of {task} are not in {folder}; {where}")
+            remedy = "score it in the workspace that contains them"
+            raise UserError(f"{samples}: the rows of {task} are not in {folder}; {remedy}")
     return max(pairs, key=lambda pair: len(pair.unit_model), default=None)
 
 

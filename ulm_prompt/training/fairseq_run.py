@@ -12,8 +12,8 @@ trains, these functions of fairseq and other libraries are changed:
 - ``np.compat.long`` was removed in numpy 2, but two of fairseq's datasets still use it.
 - ``DictConfig`` looks for interpolations at every access, 60 times per update. Ours returns a
   number as it is.
-- ``torch.manual_seed``, called for each update, also queues the seed, with a traceback, for a
-  missing GPU. Without a GPU, ours is the CPU's own function.
+- ``torch.manual_seed``, called for each update, also queues the seed, with a traceback, for a GPU
+  that does not exist. Without a GPU, ours seeds only the CPU.
 - ``torch.optim.Optimizer`` imports torch's compiler, for a second, only to be excluded by it.
 - ``save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run. They are reset.
 
@@ -113,7 +113,7 @@ def fairseq_config(
             "distributed_init_method": "env://",
             "distributed_no_spawn": True,
             "distributed_backend": "nccl" if gpu else "gloo",
-            "ddp_backend": "legacy_ddp",  # torch's own needs GPUs and a gradient of all vectors
+            "ddp_backend": "legacy_ddp",  # torch's own needs GPUs and a gradient per vector
         }
     ours = {
         "common": {"cpu": not gpu, "tensorboard_logdir": str(log_dir)},
