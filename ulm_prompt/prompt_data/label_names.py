@@ -46,8 +46,8 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
 
 
 def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
-    """Return the numbers of the symbols in ``line``. Raises ``UserError`` for an unknown symbol. The
-    message names ``where`` (the place of the line) and the path of the ``dictionary``.
+    """Return the numbers of the symbols in ``line``. Raises ``UserError`` for an unknown symbol.
+    The message contains ``where`` (the place of the line) and ``dictionary`` (a path).
     """
     words = line.split()
     try:
