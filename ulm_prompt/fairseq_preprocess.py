@@ -22,7 +22,7 @@ def main() -> None:
         target = workspace.data_bin(pair.unit_model, pair.data_name)
         lm = lm_folder(workspace, pair.unit_model)
         if has_data_bin(workspace, pair):
-            print(f"{pair.task} {pair.unit_model}: {target} is of this text and dict: kept")
+            print(f"{pair.task} {pair.unit_model}: {target} was made from this text and dict: kept")
             continue
 
         from ulm_prompt.prompt_lm.lm import load_dictionary  # imports fairseq, which takes seconds

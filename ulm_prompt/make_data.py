@@ -1,4 +1,4 @@
-"""Stage 2a: quantised rows -> prompt text, one ``units <s> labels`` a line."""
+"""Stage 2a: quantised rows -> prompt text, one line ``units <s> labels`` per row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ulm_prompt.prompt_data.verbal import SEPARATOR, SOURCES, prompt_texts, row_
 
 
 def check_manifest(workspace: Workspace, pair: Pair) -> None:
-    """Raises ``UserError`` when the manifests that the rows were made from have changed since."""
+    """Raise ``UserError`` if the manifests have changed since the rows were made from them."""
     downstream, unit_model = pair.config.downstream, pair.unit_model
     data, stage = workspace.downstream_data(downstream), "preprocess/runner.py"
     record = data / unit_model / "provenance.json"
@@ -29,7 +29,7 @@ def check_manifest(workspace: Workspace, pair: Pair) -> None:
 
 def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
     """Write one split's prompt text and return its number of rows. Raises ``UserError`` for a row
-    with another number of labels than the task has, if it has one.
+    with a wrong number of labels, unless the task allows any number.
     """
     expected = pair.config.labels_per_utterance
     source = workspace.rows(pair.config.downstream, pair.unit_model, split)
@@ -38,9 +38,9 @@ def make_split(workspace: Workspace, pair: Pair, split: str) -> int:
         for count, row in enumerate(read_rows(source), start=1):
             labels = row.labels.count(" ") + 1
             if expected and labels != expected:
-                wrong = f"{pair.task} has {expected} label(s) an utterance, found {labels}"
+                problem = f"{pair.task} has {expected} label(s) per utterance, found {labels}"
                 remedy = f"set labels_per_utterance in ulm_prompt/config/{pair.task}.yaml"
-                raise UserError(f"{source}, line {count}: {wrong}; {remedy}")
+                raise UserError(f"{source}, line {count}: {problem}; {remedy}")
             handle.write(f"{row.units}{SEPARATOR}{row.labels}\n")
     return count
 

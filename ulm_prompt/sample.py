@@ -1,7 +1,7 @@
 """Stage 5: decode the test split with a trained prompt.
 
-Writes the published form, id -> file_name, src, label, predict, twice: decoded freely, and within
-the label set. The same command resumes a run that was cut off.
+It writes two files of the published form, id -> file_name, src, label, predict: decoded freely, and
+within the label set. The same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     workspace = Workspace(args.workspace)
     prompt = workspace.checkpoints(pair.task, pair.unit_model, args.model_date) / args.checkpoint
     if not prompt.is_file():
-        train = f"train it with ulm_prompt/train.py --date {args.model_date}"
-        raise UserError(f"{prompt}: not found; {train}, or correct --model_date")
+        remedy = f"train it with ulm_prompt/train.py --date {args.model_date}"
+        raise UserError(f"{prompt}: not found; {remedy}, or correct --model_date")
     texts, lm = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
     test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
     read, bos = verbal.read_prompt_text, sample_file.BOS
@@ -38,9 +38,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     train_labels = list(dict.fromkeys(labels for _, labels in read(texts["train"])))
     card = read_record(prompt.parent)
     if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
-        raise UserError(f"{prompt}: made with another verbal.json; restore it or give --verbalizer")
+        raise UserError(f"{prompt}: made with another verbal.json; restore it or add --verbalizer")
     if card is not None and not card.trained_parameters:
-        print(f"{prompt}: its training has not finished; decoding with what it has so far")
+        print(f"{prompt}: its training has not finished; decoding with this checkpoint")
     longest = max(len(labels.split()) for labels in train_labels)
     options = sample_file.search_options(args, pair.config.is_sequence, longest)
     if (limit := options["max_labels"]) < longest and not pair.config.is_sequence:
@@ -69,9 +69,9 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     part = target.with_name(target.name + ".part")
     device, why = choose_device(args.device)
     model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
-    begun = sample_file.begun_in(part) if args.dtype == "auto" else None
-    dtype, reason = choose_dtype(begun or args.dtype, device, unit_lm.parameters)
-    reason = f"as in {part.name}" if begun else reason
+    part_dtype = sample_file.begun_in(part) if args.dtype == "auto" else None
+    dtype, reason = choose_dtype(part_dtype or args.dtype, device, unit_lm.parameters)
+    reason = f"as in {part.name}" if part_dtype else reason
     print(f"{pair.task} {pair.unit_model}: computes on {why}, in {dtype} ({reason})", flush=True)
     symbols = unit_lm.dictionary
     if model.label_map is not None:
@@ -114,7 +114,7 @@ def main() -> None:
     date = {"type": name_part, "required": True}
     parser.add_argument("--model_date", **date, help="the --date of training")
     parser.add_argument("--sample_date", **date, help="names the output folder")
-    file = "file to decode with; a path may name a shared prompt's prompt.safetensors"
+    file = "file of the run, or path of a prompt.safetensors (default: checkpoint_best.pt)"
     parser.add_argument("--checkpoint", default=BEST, help=file)
     sample_file.add_search(parser)
     add_device(parser)

@@ -1,8 +1,7 @@
-"""A study: one task trained in several ways and with several seeds, then a table, a CSV and a
-picture.
+"""Train one task in several ways and with several seeds; write a table, a CSV and a picture.
 
-A file in config/studies/ describes a study. A finished run is not computed again. The runs are
-judged on valid; with --test the test split is decoded, too.
+A file in config/studies/ describes the study. A finished run is not computed again. Runs are
+compared on valid; with --test, the test split is decoded too.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
     flag("study", choices=studies.study_names())
-    flag("--prompt_task", required=True, help="for example KS")
-    flag("--unit_model", required=True, help="for example hubert100")
+    flag("--prompt_task", required=True, help="e.g. KS")
+    flag("--unit_model", required=True, help="e.g. hubert100")
     flag("--test", action="store_true", help="decode and score test as well")
-    flag("--seeds", type=int, help="runs of each way (default: the study's)")
-    flag("--jobs", type=int, default=1, help="runs at once, a core each (default: 1)")
-    flag("--only", nargs="+", metavar="RUN", help="these runs of the study")
-    length = "where a run has none (default: the task's config)"
+    flag("--seeds", type=int, help="seeds per run (default: the study's)")
+    flag("--jobs", type=int, default=1, help="parallel runs, one core each (default: 1)")
+    flag("--only", nargs="+", metavar="RUN", help="only these runs of the study")
+    length = "for runs without their own length (default: the task's config)"
     flag("--prefix_prompt_length", type=int, help=length)
-    flag("--recipe", help="where a run has none (default: the study's)")
-    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs, changed in every run")
-    apart = "names the study with these flags, to keep it from others"
-    flag("--date", type=name_part, help=apart)
+    flag("--recipe", help="for runs without their own recipe (default: the study's)")
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs to change in every run")
+    date = "added to the study's name, so that results with other flags are kept"
+    flag("--date", type=name_part, help=date)
     add_workspace(parser)
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """Stage 4: train a task's prompt on the frozen unit LM (or, with --fine_tune, the whole LM).
 
-A second call with the same --date resumes where the first one stopped. Several GPUs, or several
+The same command with the same --date resumes an interrupted run. On several GPUs, or with several
 CPU processes: torchrun --nproc_per_node N ulm_prompt/train.py ...
 """
 
@@ -21,15 +21,15 @@ from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
 
-UNITS = "loss in bits, label_loss in nats a label, accuracy in %"
+UNITS = "loss in bits, label_loss in nats per label, accuracy in %"
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--date", type=name_part, required=True, help="names the run, for example 20221122")
-    flag("--prefix_prompt_length", type=int, help="P (default: the task's config)")
-    infix = "vectors that stand where <s> is, in place of the prefix (default: 0)"
+    flag("--date", type=name_part, required=True, help="names the run, e.g. 20221122")
+    flag("--prefix_prompt_length", type=int, help="P, in vectors (default: the task's config)")
+    infix = "number of vectors in the place of <s>, instead of the prefix (default: 0)"
     flag("--infix_prompt_length", type=int, default=0, help=infix)
     flag("--fine_tune", action="store_true", help="train the whole LM, no prompt")
     flag("--recipe", help="a file in config/recipes/ (default: the task's config)")
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
-    """Train one task on one unit model, and complete its card."""
+    """Train one task on one unit model, and complete the card of the run."""
     workspace = Workspace(args.workspace)
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
@@ -66,12 +66,12 @@ def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
 
 
 def report(card: PromptRecord) -> None:
-    """Print where the best checkpoint was, and its scores on valid."""
+    """Print the update of the best checkpoint, and its scores on valid."""
     scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
     print(
         f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
-        f"{card.run.total_updates:,}; on valid, with the labels before it given: "
-        f"{scores or 'not known, its train.log was removed'} ({UNITS})"
+        f"{card.run.total_updates:,}; on valid, with the true earlier labels given: "
+        f"{scores or 'unknown, train.log was removed'} ({UNITS})"
     )
 
 

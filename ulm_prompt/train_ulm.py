@@ -1,7 +1,7 @@
 """Stage 3: train a unit LM with fairseq, in the layout of the released ones:
 pretrained_models/<unit_model>_lm/{checkpoint_best.pt,dict.txt}.
 
-Its text is the train units of every task quantised with this unit model, and any --text files (a
+The text is the train units of every task quantised with this unit model, and the --text files (one
 line of units per utterance). With --begin_from, training starts from another LM.
 On several GPUs: torchrun --nproc_per_node N ulm_prompt/train_ulm.py ...
 """
@@ -30,14 +30,14 @@ from ulm_prompt.training.recipe import DTYPES, UnitLMRecipe
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--unit_model", type=name_part, required=True, help="for example hubert100")
+    flag("--unit_model", type=name_part, required=True, help="e.g. hubert100")
     flag("--date", type=name_part, required=True, help="names the run; the same date resumes it")
-    flag("--config", default="gslm", help="a file in config/ulm/")
-    flag("--text", type=Path, nargs="+", default=[], help="more unit text to learn")
-    flag("--valid_text", type=Path, nargs="+", default=[], help="the same, for valid")
-    begin = "an LM's checkpoint_best.pt and dict.txt to start from, instead of random weights"
+    flag("--config", default="gslm", help="recipe: a file in config/ulm/ (default: gslm)")
+    flag("--text", type=Path, nargs="+", default=[], help="additional unit text")
+    flag("--valid_text", type=Path, nargs="+", default=[], help="additional unit text for valid")
+    begin = "start from the LM in this folder (checkpoint_best.pt, dict.txt), not at random"
     flag("--begin_from", type=Path, metavar="FOLDER", help=begin)
-    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs")
+    flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help="knobs of the recipe")
     flag("--dtype", choices=DTYPES, help="short for --set dtype=...")
     add_workspace(parser)
     add_quiet(parser)
@@ -45,24 +45,24 @@ def parse() -> argparse.Namespace:
 
 
 def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecipe:
-    """Check the settings; write nothing."""
-    asked = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = recipes.load_recipe(args.config, [*args.set, *asked], UnitLMRecipe)
-    folder, known = workspace.lm(args.unit_model), find_unit_model(args.unit_model, workspace)
-    is_elsewhere = known.lm_folder != folder and not known.lm.ships
+    """Check the settings and return the recipe. Write nothing."""
+    dtype = [f"dtype={args.dtype}"] if args.dtype else []
+    recipe = recipes.load_recipe(args.config, [*args.set, *dtype], UnitLMRecipe)
+    folder, entry = workspace.lm(args.unit_model), find_unit_model(args.unit_model, workspace)
+    is_elsewhere = entry.lm_folder != folder and not entry.lm.ships
     begins_there = args.begin_from and args.begin_from.resolve() == folder.resolve()
     is_foreign = not ((folder / ulm_run.OURS).exists() or has_no_lm(folder))
-    recipes.refuse(
+    recipes.raise_first(
         {
-            f"{args.unit_model}: its LM is {known.lm_folder}, which the other stages read; remove "
-            "its lm: in my_unit_models.yaml, or take another --unit_model": is_elsewhere,
-            f"{folder}: holds an LM that was not trained here; move it away first": is_foreign,
+            f"{args.unit_model}: its LM is {entry.lm_folder}, which the other stages read; remove "
+            "its lm: in my_unit_models.yaml, or use another --unit_model": is_elsewhere,
+            f"{folder}: contains an LM that was not trained here; move it away first": is_foreign,
             f"--begin_from {folder}: the new LM goes there; move it away first": begins_there,
         }
     )
-    if recipe.dtype == "auto":  # a run resumes in the dtype it began in
+    if recipe.dtype == "auto":  # a run keeps its first dtype
         save_dir = workspace.checkpoints("ulm", args.unit_model, args.date)
-        recipe.dtype = ulm_run.begun_in(save_dir) or "auto"
+        recipe.dtype = ulm_run.first_dtype(save_dir) or "auto"
     width = recipe.decoder_embed_dim
     weights = recipe.decoder_layers * width * (4 * width + 2 * recipe.decoder_ffn_embed_dim)
     recipe.dtype = recipes.dtype_to_train_in(recipe.dtype, whole_lm=True, parameters=weights)
@@ -70,33 +70,33 @@ def choose_recipe(args: argparse.Namespace, workspace: Workspace) -> UnitLMRecip
 
 
 def has_no_lm(folder: Path) -> bool:
-    """Whether ``folder`` is missing, empty, or holds dict.txt alone: enough for stages 2 and 3."""
+    """Return whether ``folder`` is missing or has at most dict.txt, enough for stages 2 and 3."""
     return {path.name for path in folder.glob("*")} <= {"dict.txt"}
 
 
 def prepare(
     args: argparse.Namespace, recipe: UnitLMRecipe, workspace: Workspace, save_dir: Path
 ) -> ulm_run.Settings:
-    """Write the text and its binaries; return fairseq's settings."""
+    """Write the text and its binaries. Return fairseq's settings."""
     from ulm_prompt.prompt_lm.lm import load_dictionary
 
     begin_from = args.begin_from and args.begin_from.resolve()
-    begun = ulm_run.check_begins_from(begin_from, recipe) if begin_from else None
+    fingerprint = ulm_run.check_begins_from(begin_from, recipe) if begin_from else None
     texts = write_ulm_text(
         save_dir / "text",
         {"train": args.text, "valid": args.valid_text},
         {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
         *(recipe.topics, recipe.max_valid_utterances, recipe.seed),
     )
-    ulm_run.check_same_run(save_dir, recipe, texts, begun)
+    ulm_run.check_same_run(save_dir, recipe, texts, fingerprint)
     dictionary, folder = save_dir / "dict.txt", workspace.lm(args.unit_model)
-    given = begin_from or folder
-    if begin_from or has_no_lm(folder) and (folder / "dict.txt").is_file():
-        if not begin_from:  # stages 2 and 3 were run with it
-            print(f"{given / 'dict.txt'}: the LM takes its symbols from there")
+    existing = (begin_from or folder) / "dict.txt"
+    if begin_from or has_no_lm(folder) and existing.is_file():
+        if not begin_from:  # stages 2 and 3 used this dict
+            print(f"{existing}: the LM uses these symbols")
         with writing(dictionary, "wb") as handle:
-            handle.write((given / "dict.txt").read_bytes())
-    elif not (save_dir / ulm_run.LAST).exists():  # a run keeps the symbols that it began with
+            handle.write(existing.read_bytes())
+    elif not (save_dir / ulm_run.LAST).exists():  # a resumed run keeps its symbols
         write_dict(dictionary, texts)
     data_bin = workspace.data_bin(args.unit_model, "ulm")
     binarize(texts, load_dictionary(save_dir), dictionary, data_bin)
@@ -117,7 +117,7 @@ def main() -> None:
             on_main(here, lambda output=output: stack.enter_context(holding(output)))
         if on_main(here, lambda: ulm_run.is_of_another_run(folder, save_dir)):
             print(
-                f"{folder} already exists: kept, its prompts depend on it; to train another, "
+                f"{folder} already exists: kept, because prompts depend on it; to train another, "
                 "remove it, or describe a second unit model (docs/own_task.md)"
             )
             return
@@ -128,7 +128,7 @@ def main() -> None:
         logs = workspace.logs("ulm", args.unit_model, args.date)
         train(vars(recipe), settings, save_dir, logs, here)
         loss = on_main(here, lambda: ulm_run.publish(save_dir, folder))
-    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits a unit -> {folder}")
+    print(f"{args.unit_model}: LM with a valid loss of {loss:.3f} bits per unit -> {folder}")
     has_text = (workspace.datasets(args.unit_model) / "verbal.json").exists()
     print_next(args, f"ulm_prompt/{'fairseq_preprocess' if has_text else 'make_data'}.py")
 

@@ -1,8 +1,8 @@
 """Stage 2c: rename labels to existing units.
 
-The map is verbal.json, the renamed text data_<method>/. --verbalizer NAME keeps both under
-verbalizers/NAME/ instead, beside the default ones. Labels beyond the units are named by two units
-and more, 12+47; a prompt learns them with train.py --set verbalizer=learnable.
+It writes the map to verbal.json and the renamed text to data_<method>/. --verbalizer NAME writes a
+second map and text to verbalizers/NAME/. If there are more labels than units, the rest are named by
+two or more units, 12+47. A prompt learns them with train.py --set verbalizer=learnable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ulm_prompt.prompt_data.tasks import Pair, add_selection, find_pairs, print_
 
 
 def read_labelspace(path: Path, task: str) -> list[str]:
-    """The task's labels. Raises ``UserError`` when they are missing or no list of labels."""
+    """Return the task's labels. Raises ``UserError`` if they are missing or are not a list."""
     labels = read_json(path, verbal.LABELS_MADE_BY).get(task)
     if not isinstance(labels, list):
         raise UserError(f"{path}: no labels of {task}; run {verbal.LABELS_MADE_BY}")
@@ -29,8 +29,8 @@ def read_labelspace(path: Path, task: str) -> list[str]:
 
 
 def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
-    """``number`` units that are far apart in the LM's embedding space, most frequent first: of each
-    cluster of a k-means the unit nearest its centre.
+    """Return ``number`` units that are far apart in the LM's embedding space, most frequent first:
+    from each cluster of a k-means the unit nearest to the centre.
     """
     import numpy as np
     from sklearn.cluster import KMeans
@@ -40,18 +40,18 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
     embeddings = unit_embeddings(lm, units)  # (U, D)
     clusters = KMeans(number, n_init=10, random_state=0).fit(embeddings)
     distances = clusters.transform(embeddings)  # (U, number)
-    distances[clusters.labels_[:, None] != np.arange(number)] = np.inf  # only its own cluster
+    distances[clusters.labels_[:, None] != np.arange(number)] = np.inf  # only units of the cluster
     return [units[index] for index in sorted(distances.argmin(axis=0))]
 
 
 def verbal_map(
     args: argparse.Namespace, pair: Pair, labels: list[str], train: Path, counts: list[Counter[str]]
 ) -> dict[str, str]:
-    """label -> unit, in the order of ``labels`` (the task's label space). ``counts``: of units and
-    of labels in the text ``train``.
+    """Return label -> unit, in the order of ``labels`` (the task's label space). ``counts``: the
+    units' and the labels' frequencies in the text ``train``.
 
-    Its k-th most frequent label becomes the k-th chosen unit: with ``freq`` the k-th most frequent
-    (paper, section 3.3). Ties go by first appearance; labels that train lacks come last.
+    The k-th most frequent label becomes the k-th chosen unit; with ``freq``, the k-th most frequent
+    unit (paper, section 3.3). Ties keep the order of first appearance. Unseen labels come last.
     """
     units, ranked = ([name for name, _ in names.most_common()] for names in counts)
     ranked += [label for label in labels if label not in counts[1]]
@@ -62,8 +62,8 @@ def verbal_map(
         units = random.Random(args.seed).sample(units, used)
     names = units[:used] if pair.config.is_sequence else label_names.unit_names(units, len(ranked))
     if len(names) < len(ranked):
-        short = f"{len(ranked)} labels but only {len(units)} distinct units to name them by"
-        raise UserError(f"{train}: {short}; use a unit model with more clusters")
+        problem = f"{len(ranked)} labels but only {len(units)} distinct units to name them by"
+        raise UserError(f"{train}: {problem}; use a unit model with more clusters")
     by_label = dict(zip(ranked, names))
     return {label: by_label[label] for label in labels}
 
@@ -91,7 +91,7 @@ def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
         f"{verbal.verbal_path(workspace, pair)}"
     )
     if joint := sum(label_names.JOIN in name for name in names.values()):
-        remedy = "train with --set verbalizer=learnable, the fixed one cannot answer them"
+        remedy = "train with --set verbalizer=learnable: the fixed one cannot answer them"
         print(f"  {joint:,} labels have no unit of their own; {remedy}")
     for split, (_, unseen) in renamed.items():
         if unseen:
@@ -100,19 +100,19 @@ def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    methods = "freq: as published; kmeans: units spread over the LM's embedding space; random: any"
+    methods = "freq (default): the most frequent units; kmeans: far apart in the LM's space; random"
     parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
-    parser.add_argument("--seed", type=int, default=1, help="of random (default: 1)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()
-    workspace, lacking = Workspace(args.workspace), set()
+    workspace, without_lm = Workspace(args.workspace), set()
     for pair in find_pairs(args):
         make_verbalizer(args, pair)
         if not lm_folder(workspace, pair.unit_model).is_dir():
-            lacking.add(pair.unit_model)
-    if lacking:
+            without_lm.add(pair.unit_model)
+    if without_lm:
         get_lm = "ulm_prompt/train_ulm.py, or pretrained_models/download.py for a released one"
-        print(f"{', '.join(sorted(lacking))}: no unit LM yet; run {get_lm}, then")
+        print(f"{', '.join(sorted(without_lm))}: no unit LM yet; run {get_lm}, then")
     print_next(args, "ulm_prompt/fairseq_preprocess.py")
 
 

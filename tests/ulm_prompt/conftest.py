@@ -1,4 +1,4 @@
-"""Fixtures that several modules share."""
+"""Fixtures for several test modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ulm_prompt.using.predictor import Predictor
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both tasks' rows and a tiny LM, after the data stages. Tests add runs of their own dates."""
+    """Both tasks' rows and a tiny LM, after the data stages. Tests add runs with other dates."""
     root = tmp_path_factory.mktemp("prepared")
     prepare(root, *tiny.LABELS)
     return root

@@ -1,5 +1,5 @@
-"""A user's mistakes: one line that names the file or flag, exit code 2, nothing half-written; and
-runs that would not be what was asked for, refused before they begin.
+"""A user's mistake gives one line that names the file or flag, exit code 2 and no partial files.
+Runs that would not be as requested are refused before they begin.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def damage(root: Path, split: str, row: str) -> None:
-    """Put ``row`` in the place of a split's first one; without it, remove the split."""
+    """Replace the first row of a split by ``row``. If ``row`` is empty, remove the split."""
     path = Workspace(root).rows("speech_commands", UNIT_MODEL, split)
     _, *rest = path.read_text().splitlines(keepends=True)
     if row:
@@ -47,7 +47,7 @@ def damage(root: Path, split: str, row: str) -> None:
     [
         (0, "valid", "", DATA_STAGES[:1], "valid: this split"),
         (0, "test", "silent.wav||3", DATA_STAGES[:1], "test, line 1: expected file|"),
-        (0, "train", "a.wav|1 2|1 2", DATA_STAGES[:1], "1 label(s) an utterance, found"),
+        (0, "train", "a.wav|1 2|1 2", DATA_STAGES[:1], "1 label(s) per utterance, found"),
         (2, "test", "a.wav|1|77", ("make_data", "verbalizer"), "label 77"),
         (3, "train", "a.wav|1 2|1", ("make_data", "fairseq_preprocess"), "verbal.json: stale"),
         (3, "test", "a.wav|1 2 3|1", DATA_STAGES[3:], "make_data.py again"),
@@ -57,7 +57,7 @@ def damage(root: Path, split: str, row: str) -> None:
 def test_rows(
     root: Path, done: int, split: str, row: str, stages: tuple[str, ...], message: str
 ) -> None:
-    """Damaged after so many stages are ``done``; the last of ``stages`` refuses it."""
+    """The rows are damaged after ``done`` stages. The last of ``stages`` refuses them."""
     tiny.write_lm(Workspace(root).lm(UNIT_MODEL))
     for name in DATA_STAGES[:done]:
         call(name, root)
@@ -70,7 +70,7 @@ def test_rows(
 
 
 def test_maps(root: Path) -> None:
-    """One that was edited, and more labels than units can name."""
+    """An edited map is refused, and so are more labels than units can name."""
     for name in TEXT_STAGES:
         call(name, root)
     with pytest.raises(UserError, match=r"dict\.txt: not found.*train_ulm\.py"):
@@ -86,8 +86,8 @@ def test_maps(root: Path) -> None:
             call(name, root)
 
 
-def test_only_what_the_flags_ask_for_is_parsed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 22 tasks; it takes a stage 0.2 s to parse them all."""
+def test_only_the_requested_tasks_are_parsed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing all 22 tasks takes a stage 0.2 s."""
     parsed, load = [], tasks.load_config
     monkeypatch.setattr(
         tasks, "load_config", lambda kind, path: parsed.append(path.stem) or load(kind, path)
@@ -101,7 +101,7 @@ def test_only_what_the_flags_ask_for_is_parsed(root: Path, monkeypatch: pytest.M
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path) -> Path:
-    """Prompts of date d; and unit models of the user's own."""
+    """Prompts of date d, and a table of the user's own unit models."""
     call("train", prepared, "--date", "d", "--set", "max_update=1")
     table = prepared / "pretrained_models" / "my_unit_models.yaml"
     entry = "{elsewhere: {feature_type: logmel, clusters: 9, lm: {path: other}}}"
@@ -138,12 +138,12 @@ def trained(prepared: Path) -> Path:
         ("train --set lr_schedule=cosin", "expected one of fixed"),
         ("train --set lr_schedule=inverse_sqrt warmup_updates=0", "needs at least 1"),
         ("train --infix_prompt_length -1", "expected 0 or more"),
-        ("train --infix_prompt_length 2 --prefix_prompt_length 3", "input vectors only"),
-        ("train --infix_prompt_length 2 --fine_tune", "says how a prompt is trained"),
-        ("train --fine_tune --set verbalizer=learnable", "belongs to a prompt"),
+        ("train --infix_prompt_length 2 --prefix_prompt_length 3", "excludes a prefix"),
+        ("train --infix_prompt_length 2 --fine_tune", "_length: --fine_tune trains no prompt"),
+        ("train --fine_tune --set verbalizer=learnable", "=learnable: --fine_tune trains no"),
         ("train --fine_tune --set warmup_updates=0", "needs at least 1"),
-        ("train --fine_tune --prefix_prompt_length 50", "--prefix_prompt_length: says how a prom"),
-        ("train --fine_tune --set space=projected", "--set space: says how a prompt is trained"),
+        ("train --fine_tune --prefix_prompt_length 50", "--prefix_prompt_length: --fine_tune tra"),
+        ("train --fine_tune --set space=projected", "--set space: --fine_tune trains no prompt"),
         ("train_ulm --set sample_break_mode=none", "topics=4: needs sample_break_mode=eos"),
         ("train_ulm --set sample_break_mode=line", "=line: expected one of eos, none"),
         ("train_ulm --set decoder_attention_heads=5", "a divisor of decoder_embed_dim=128"),
@@ -152,13 +152,13 @@ def trained(prepared: Path) -> Path:
         ("train_ulm --set lr=inf", r"lr=inf: expected at least 0, below 2\*\*32"),
         ("train_ulm --set lr=fast", "'fast' of type 'str' could not be converted to Float"),
         ("train_ulm --set update_freq=0", "update_freq=0: expected at least 1"),
-        ("train_ulm --set max_update=50 warmup_updates=50", "the cosine schedule ends there"),
+        ("train_ulm --set max_update=50 warmup_updates=50", "lr_schedule=cosine needs more"),
         ("train_ulm --set dtype=int8", "dtype=int8: expected one of float32"),
         ("train_ulm --unit_model elsewhere", "its LM is .*other, which the other stages read"),
     ],
 )
 def test_flags_and_knobs(trained: Path, command: str, message: str) -> None:
-    """Told before anything is written."""
+    """Mistakes are found before anything is written."""
     script, *flags = command.split()
     flags = {"train": ["--date", "e"], "sample": ["--sample_date", "e"],
              "train_ulm": ["--date", "e", "--config", "tiny", "--unit_model", UNIT_MODEL],
@@ -181,14 +181,14 @@ def test_an_lm_is_not_trained_on_other_text_under_the_same_date(root: Path) -> N
 
 
 def test_an_lm_resumes_in_the_dtype_it_began_in(tmp_path: Path) -> None:
-    """Whatever this machine would choose."""
+    """The dtype that this machine would choose does not matter."""
     folder = Workspace(tmp_path).checkpoints("ulm", UNIT_MODEL, "a")
     write_json(folder / "run.json", {"recipe": {"dtype": "bfloat16"}})
     (folder / "checkpoint_last.pt").touch()
     flags = {"unit_model": UNIT_MODEL, "date": "a", "config": "tiny", "set": [], "begin_from": None}
-    for asked, wanted in {"auto": "bfloat16", "float32": "float32"}.items():
-        args = argparse.Namespace(dtype=asked, **flags)
-        assert choose_recipe(args, Workspace(tmp_path)).dtype == wanted
+    for dtype, expected in {"auto": "bfloat16", "float32": "float32"}.items():
+        args = argparse.Namespace(dtype=dtype, **flags)
+        assert choose_recipe(args, Workspace(tmp_path)).dtype == expected
 
 
 def test_units_of_two_kmeans_make_no_lm(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_units_of_two_kmeans_make_no_lm(tmp_path: Path) -> None:
         call("train_ulm", tmp_path, *flags)
 
 
-def test_units_that_the_dict_lacks_are_not_decoded(trained: Path, tmp_path: Path) -> None:
-    """The binaries are older, and sample.py does not read them."""
+def test_units_missing_from_the_dict_are_not_decoded(trained: Path, tmp_path: Path) -> None:
+    """sample.py does not read the binaries, which are older than the text."""
     root = Path(shutil.copytree(trained, tmp_path / "copy"))
     damage(root, "test", "a.wav|777 1 2|1")
     for script in TEXT_STAGES:
@@ -225,9 +225,7 @@ def test_units_that_the_dict_lacks_are_not_decoded(trained: Path, tmp_path: Path
         ("dict.txt", "", "0 1\n1 1\n", "6 symbols, but checkpoint_best.pt has 104"),
     ],
 )
-def test_an_lm_that_is_not_whole(
-    tmp_path: Path, part: str, name: str, value: object, message: str
-) -> None:
+def test_a_damaged_lm(tmp_path: Path, part: str, name: str, value: object, message: str) -> None:
     tiny.write_lm(tmp_path)
     assert len(load_unit_lm(tmp_path).dictionary) == 104
     state = torch.load(tmp_path / "checkpoint_best.pt", weights_only=False)

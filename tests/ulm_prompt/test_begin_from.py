@@ -1,4 +1,4 @@
-"""``train_ulm.py --begin_from``: another LM, a released one for example, trained on."""
+"""``train_ulm.py --begin_from`` trains another LM further, for example a released LM."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KNOBS = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Rows, and in ``released/`` an LM whose dict has an order of its own."""
+    """A workspace with rows, and in ``released/`` an LM whose dict has another order."""
     tiny.write_corpus(tmp_path, UNIT_MODEL)
     tiny.write_lm(tmp_path / "released", **SHAPE)
     names = tmp_path / "released" / "dict.txt"
@@ -42,8 +42,8 @@ def train_ulm(root: Path, *knobs: str, begin_from: Path | None = None, code: int
 
 
 def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> None:
-    """An update at no learning rate to speak of leaves them as they were. A run resumes from the LM
-    that it began from alone.
+    """An update with a tiny learning rate changes neither. A run resumes only with the LM that it
+    began from.
     """
     begun, trained = root / "released", Workspace(root).lm(UNIT_MODEL)
     knobs = ("max_update=1", "lr=1e-9")
@@ -60,8 +60,8 @@ def test_training_begins_from_the_weights_and_the_dict_of_the_lm(root: Path) -> 
     assert "move it away" in train_ulm(root, *knobs, begin_from=trained, code=2)
 
 
-def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
-    """Trained on a text of unit 7 alone, it expects 7 by its own dict, not by the usual one."""
+def test_text_is_read_with_the_dict_of_the_lm(root: Path) -> None:
+    """After training on unit 7 alone, the LM expects 7 by its own dict, not by the usual dict."""
     (root / "text.txt").write_text("7 7 7 7 7 7 7 7\n" * 200)
     for rows in (root / "preprocess").rglob("tiny100/*"):
         rows.unlink()
@@ -74,7 +74,7 @@ def test_its_text_is_read_in_the_dict_of_the_lm(root: Path) -> None:
 
 
 def test_a_second_run_keeps_the_lm(root: Path) -> None:
-    """Prompts were trained on it; also one of an earlier version, which does not say its run."""
+    """Prompts may depend on it. This includes an LM of an old version, which names no run."""
     train_ulm(root, "max_update=1")
     workspace = Workspace(root)
     folder, run = workspace.lm(UNIT_MODEL), workspace.checkpoints("ulm", UNIT_MODEL, "a")
@@ -93,7 +93,7 @@ def test_a_second_run_keeps_the_lm(root: Path) -> None:
 
 
 def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
-    """By its size; by what it computes with weights that would fit; by its dict."""
+    """Its size, its dict, or what it computes with weights of the right size may not fit."""
     released = root / "released"
 
     def refused(*knobs: str, begin_from: Path = released) -> str:
@@ -108,7 +108,7 @@ def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
         torch.save(state, released / "checkpoint_best.pt")
         assert f"an LM with {setting}={value}, but the config has" in refused()
     torch.save(original, released / "checkpoint_best.pt")
-    assert not list((root / "checkpoints").rglob("*.txt")), "found before the text is written"
+    assert not list((root / "checkpoints").rglob("*.txt")), "no text is written yet"
     rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "train")
     rows.write_text(rows.read_text() + "a.wav|1 2 100|1\n")
     assert "unit 100 is not in" in refused("max_update=2")
@@ -116,15 +116,13 @@ def test_an_lm_to_begin_from_that_does_not_fit(root: Path) -> None:
 
 
 def test_a_dict_alone_gives_the_new_lm_its_symbols(root: Path) -> None:
-    """It is what stages 2 and 3 were run with: their binaries stay right, also when training
-    resumes.
-    """
+    """Stages 2 and 3 have used this dict. Their binaries stay valid, also if training resumes."""
     lm, task = Workspace(root).lm(UNIT_MODEL), ("--workspace", root)
     lm.mkdir(parents=True)
     shutil.copyfile(root / "released" / "dict.txt", lm / "dict.txt")
     for name in ("make_data", "gen_labelspace", "verbalizer", "fairseq_preprocess"):
         stage(f"ulm_prompt/{name}.py", *task)
-    assert "takes its symbols from there" in train_ulm(root, "max_update=1")
+    assert "dict.txt: the LM uses these symbols" in train_ulm(root, "max_update=1")
     assert "finished" in train_ulm(root, "max_update=1")
     assert (lm / "dict.txt").read_bytes() == (root / "released" / "dict.txt").read_bytes()
     stage("ulm_prompt/train.py", *task, "--date", "a", "--set", "max_update=1")

@@ -1,5 +1,5 @@
-"""Rows in batches that lose none of them, shots of each class, noise on their units, and topics of
-utterances whose kind nobody told.
+"""Batches that contain every row, shots per class, noise on units, and topics of utterances without
+labels.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_only_train_rows_get_noise_and_every_epoch_gets_new_noise(prepared: Path
 
 
 def spoken(count: int, seed: int) -> tuple[list[str], list[int]]:
-    """Utterances of four kinds, each of noise around one of four sequences of the same units."""
+    """Return utterances of four kinds: noise, then one of four orders of the same units."""
     rng = np.random.default_rng(seed)
     words = [np.random.default_rng(kind).permutation(12) for kind in range(4)]
     kinds = rng.integers(4, size=count).tolist()
@@ -138,27 +138,27 @@ def spoken(count: int, seed: int) -> tuple[list[str], list[int]]:
     return [" ".join(map(str, line)) for line in lines], kinds
 
 
-def test_topics_tell_kinds_by_the_order_of_units() -> None:
-    """Each kind holds the same units: uni-grams alone know nothing."""
+def test_topics_separate_kinds_by_the_order_of_units() -> None:
+    """All kinds contain the same units, so uni-grams alone cannot separate them."""
     train, train_kinds = spoken(800, seed=1)
     valid, valid_kinds = spoken(200, seed=2)
-    found = topics(train, valid, codebooks=3, seed=1)
-    assert [codes.shape for codes in found] == [(800, 3), (200, 3)]
-    for codes, kinds in zip(found, (train_kinds, valid_kinds)):
+    split_codes = topics(train, valid, codebooks=3, seed=1)
+    assert [codes.shape for codes in split_codes] == [(800, 3), (200, 3)]
+    for codes, kinds in zip(split_codes, (train_kinds, valid_kinds)):
         for book in codes.T:
             assert book.min() >= 0 and book.max() < 100
             majority = [np.bincount(np.array(kinds)[book == topic]).max() for topic in set(book)]
             assert sum(majority) / len(kinds) > 0.95
-    assert normalized_mutual_info_score(*found[0].T[:2]) < 0.999, "codebooks differ"
+    assert normalized_mutual_info_score(*split_codes[0].T[:2]) < 0.999, "codebooks differ"
 
 
-def test_text_holds_each_utterance_and_its_topics(tmp_path: Path) -> None:
+def test_text_contains_each_utterance_and_its_topics(tmp_path: Path) -> None:
     train, valid = spoken(60, seed=1)[0], spoken(20, seed=2)[0]
     tasks = {"train": {"words": train}, "valid": {"words": valid}}
     written = write_ulm_text(tmp_path, {"train": [], "valid": []}, tasks, 3, 5, seed=1)
     codes = topics(train, valid[:5], 3, seed=1)
     for split, lines, rows in zip(("train", "valid"), (train, valid[:5]), codes):
-        found = [line.split(" <s> ") for line in written[split].read_text().splitlines()]
-        assert [units for units, _ in found] == lines
-        for row, (_, names) in zip(rows.tolist(), found):
+        pairs = [line.split(" <s> ") for line in written[split].read_text().splitlines()]
+        assert [units for units, _ in pairs] == lines
+        for row, (_, names) in zip(rows.tolist(), pairs):
             assert [int(name) for name in names.split()] == [code % 12 for code in row]

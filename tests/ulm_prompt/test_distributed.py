@@ -1,5 +1,5 @@
-"""Training runs side by side: two ranks (gloo, by torchrun) and one process, accumulated batches
-and large ones, half precision and float32.
+"""Compare training runs: two ranks (gloo, by torchrun) with one process, accumulated batches with
+large batches, half precision with float32.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ulm_prompt.scoring.scores import valid_curve
 UNIT_MODEL = "tiny100"
 TUNED = ("lm_dropout=0.0", "warmup_updates=1", "batch_size=27")
 EPOCH = 8  # updates: 203 rows in batches of 27
-# 27 rows: shares of 14 and 13; the last batch of 14; one utterance of valid stands alone
+# 27 rows: shares of 14 and 13; the last batch has 14; valid's last batch has one utterance
 PROMPT = ("batch_size=27", "max_epoch=3", "patience=0")
 PROJECTED = ("space=projected", "init=quiet", "loss_on=answer", "batch_size=36", "update_freq=2")
 LM = ("decoder_layers=1", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "max_update=9",
@@ -43,7 +43,7 @@ def unit_lm(root: Path, date: str, *knobs: str) -> list[str]:
 
 
 def unit_model(task: str, date: str) -> str:
-    """A unit model keeps its LM: every run of one has its own."""
+    """Return the unit model of a run. An LM's run needs its own: a unit model keeps its LM."""
     return f"ulm_{date}" if task == "ulm" else UNIT_MODEL
 
 
@@ -59,7 +59,7 @@ def launch(world: int, commands: list[list[str]], *kill: int) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with every run of this file, of one process and of two."""
+    """A workspace with every run of this file, by one process and by two."""
     root = tmp_path_factory.mktemp("workspace")
     for name in (UNIT_MODEL, *(unit_model("ulm", date) for date in ("one", "two", "bfloat16"))):
         tiny.write_corpus(root, name)
@@ -89,7 +89,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert alone.returncode == 0, alone.stderr
     killed = launch(2, two, EPOCH + 3)
     assert killed.returncode != 0 and "SIGKILL" in killed.stderr, killed.stderr
-    assert killed.stdout.count("-> ") == 4, "one rank speaks"
+    assert killed.stdout.count("-> ") == 4, "only one rank prints"
     again = launch(2, [two[-1], two[0]])
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("Loaded checkpoint") == 1
@@ -98,9 +98,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curve(root: Path, task: str, date: str) -> dict[int, tuple[float, float]]:
-    """Updates -> the loss on valid, and how many utterances all ranks together saw in a batch."""
+    """Return updates -> the loss on valid, and the utterances of all ranks in a batch."""
     scores = valid_curve(Workspace(root).logs(task, unit_model(task, date), date) / "train.log")
-    return {update: (each["loss"], each["bsz"]) for update, each in scores.items()}
+    return {update: (score["loss"], score["bsz"]) for update, score in scores.items()}
 
 
 def weights(root: Path, task: str, date: str) -> dict[str, torch.Tensor]:
@@ -114,32 +114,32 @@ def weights(root: Path, task: str, date: str) -> dict[str, torch.Tensor]:
      "ulm one two"],
 )  # fmt: skip
 def test_the_same_batches_train_the_same_prompt(trained: Path, run: str) -> None:
-    """The same curve and the same weights: batches that do not divide by two, batches that one rank
-    has no share of, accumulated batches, prompt dropout, a rank killed and the run gone on.
+    """The curve and the weights are equal: for batches of odd size, batches without a row for one
+    rank, accumulated batches, prompt dropout, and a resumed run after a rank was killed.
     """
     task, first, second = run.split()
     expected = curve(trained, task, first)
     assert len(expected) >= 3 and len(set(expected.values())) == len(expected)
-    found = curve(trained, task, second)
-    assert found.keys() == expected.keys()
-    for update, (loss, utterances) in found.items():
+    actual = curve(trained, task, second)
+    assert actual.keys() == expected.keys()
+    for update, (loss, utterances) in actual.items():
         assert loss == pytest.approx(expected[update][0], rel=1e-4)
         assert task == "ulm" or first == "large" or utterances == expected[update][1]
-    theirs = weights(trained, task, first)
+    first_weights = weights(trained, task, first)
     for name, tensor in weights(trained, task, second).items():
-        if "k_proj.bias" not in name:  # shifts all of a query's logits alike: its gradient is noise
-            torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4, msg=name)
+        if "k_proj.bias" not in name:  # shifts all logits of a query alike: the gradient is noise
+            torch.testing.assert_close(tensor, first_weights[name], rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(
     "run", ["KS one bfloat16", "KS one float16", "KS tuned tuned_bfloat16", "ulm one bfloat16"]
 )
-def test_half_precision_learns_as_float32(trained: Path, run: str) -> None:
-    """The prompt itself stays in float32; a whole LM does not."""
+def test_half_precision_learns_like_float32(trained: Path, run: str) -> None:
+    """A prompt stays in float32; a whole LM does not."""
     task, first, second = run.split()
-    expected, found = (curve(trained, task, date) for date in (first, second))
-    assert found.keys() == expected.keys() and found != expected
-    for update, (loss, _) in found.items():
+    expected, actual = (curve(trained, task, date) for date in (first, second))
+    assert actual.keys() == expected.keys() and actual != expected
+    for update, (loss, _) in actual.items():
         assert loss == pytest.approx(expected[update][0], rel=0.02)
     is_half = [
         torch.equal(tensor, tensor.bfloat16().float())

@@ -1,5 +1,5 @@
-"""fairseq with our changes: what it writes on a full disk; it leaves out no batch in silence;
-few-shot training: validation where an epoch is one update, and a run cut off within one.
+"""fairseq with our changes: its files on a full disk, batches that do not fit, validation if an
+epoch is one update (few-shot), and a run that is interrupted within an epoch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FULL = "CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has 1 GiB in all
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file grows beyond 1,000 bytes."""
+    """Limit every file to 1,000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     yield
@@ -38,7 +38,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("way", ["save", "copy"])
-def test_a_checkpoint_is_whole_or_the_old_one(tmp_path: Path, request, way: str) -> None:
+def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, request, way: str) -> None:
     best, last = tmp_path / "checkpoint_best.pt", tmp_path / "checkpoint_last.pt"
     with patched():
         checkpoint_utils.torch_persistent_save({"model": torch.zeros(1000)}, str(best))
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_whole_or_the_old_one(tmp_path: Path, request, way: str)
 def test_a_log_that_cannot_be_written_is_an_error(
     tmp_path: Path, full_disk: None, kind: str
 ) -> None:
-    """And does not wait for a thread that has died."""
+    """It does not wait for a thread that has died."""
     path = tmp_path / kind
     log = LogFile(path) if kind == "log" else CurveWriter(str(path))
     with pytest.raises(OSError) as error:
@@ -66,7 +66,9 @@ def test_a_log_that_cannot_be_written_is_an_error(
             if kind == "log":
                 log.handle(logging.makeLogRecord({"msg": LINE}))
             else:
-                log.add_text("sys.argv", "train.py"), log.add_scalar("loss", 0.5, step), log.flush()
+                log.add_text("sys.argv", "train.py")
+                log.add_scalar("loss", 0.5, step)
+                log.flush()
     assert error.value.filename == str(path)
 
 
@@ -83,7 +85,7 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
 def test_training_ends_with_a_batch_that_does_not_fit(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, training: bool
 ) -> None:
-    """Of train or of valid; the longest batch alone."""
+    """The longest batch does not fit, in train or in valid."""
     forward = PromptLanguageModel.forward
 
     def fits(model: PromptLanguageModel, tokens: torch.Tensor, read_at: torch.Tensor) -> object:
@@ -92,13 +94,13 @@ def test_training_ends_with_a_batch_that_does_not_fit(
         return forward(model, tokens, read_at)
 
     monkeypatch.setattr(PromptLanguageModel, "forward", fits)
-    with pytest.raises(UserError, match=r"GPU's memory \(CUDA out of .* MiB\.\); take a smaller"):
+    with pytest.raises(UserError, match=r"GPU's memory \(CUDA out of .* MiB\.\); lower batch_size"):
         flags = ("--prompt_task", "KS", "--date", f"full{training}")
         call("train", prepared, *flags, "--set", "max_epoch=1", "batch_size=8")
 
 
-def test_a_name_that_numpy_2_removed_is_there_for_fairseq_alone() -> None:
-    """fairseq's own datasets ask for it; ours do not."""
+def test_a_name_that_numpy_2_removed_exists_only_for_fairseq() -> None:
+    """fairseq's own datasets use it; ours do not."""
     before = hasattr(np, "compat")
     with patched():
         assert np.zeros(2, dtype=np.compat.long).dtype == np.int64
@@ -115,8 +117,8 @@ def curve(root: Path, date: str) -> dict[int, dict[str, float]]:
 
 
 def test_an_epoch_of_one_update(prepared: Path) -> None:
-    """Validation comes every so many updates, not after each of them; the best one's checkpoint is
-    kept; the card says how many shots.
+    """Validation runs after every ``validate_every`` updates, not after each epoch. The best
+    checkpoint is kept, and the card contains the shots.
     """
     knobs = ("shots=3", "max_update=45", "validate_every=10", "warmup_updates=5")
     printed = train(prepared, "update", *knobs)
@@ -126,7 +128,7 @@ def test_an_epoch_of_one_update(prepared: Path) -> None:
     folder = Workspace(prepared).checkpoints("KS", "tiny100", "few_update")
     card = read_record(folder)
     assert card.training["shots"] == 3
-    best = max(each["accuracy"] for each in scores.values())
+    best = max(score["accuracy"] for score in scores.values())
     assert card.valid["accuracy"] == best == scores[card.run.updates]["accuracy"]
     kept = {path.name for path in folder.glob("*.pt")}
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
@@ -141,21 +143,21 @@ def test_validations_by_updates_end_with_the_last_epoch(prepared: Path) -> None:
     assert "has finished" in train(prepared, "epochs", *knobs)
 
 
-def test_a_run_cut_off_within_an_epoch_goes_on(
+def test_a_run_cut_off_within_an_epoch_resumes(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the last validation, to the weights of one that was not, prompt dropout and noise on
-    the units included.
+    """It resumes from the last validation and ends with the weights of an uninterrupted run, also
+    with prompt dropout and noise on the units.
     """
     knobs = ("max_update=16", "validate_every=5", "warmup_updates=2", "prompt_dropout=0.1",
              "unit_noise=0.2")  # fmt: skip
     train(prepared, "whole", *knobs)
     step = Trainer.train_step
 
-    def cut_off(trainer: Trainer, *args: object, **others: object) -> object:
+    def cut_off(trainer: Trainer, *args: object, **options: object) -> object:
         if trainer.get_num_updates() == 12:
             raise KeyboardInterrupt
-        return step(trainer, *args, **others)
+        return step(trainer, *args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Trainer, "train_step", cut_off)
@@ -165,6 +167,6 @@ def test_a_run_cut_off_within_an_epoch_goes_on(
         Workspace(prepared).checkpoints("KS", "tiny100", f"few_{date}") / "checkpoint_last.pt"
         for date in ("whole", "cut")
     )
-    found = torch.load(cut, weights_only=True)["model"]
+    resumed = torch.load(cut, weights_only=True)["model"]
     for name, tensor in torch.load(whole, weights_only=True)["model"].items():
-        assert torch.equal(tensor, found[name]), name
+        assert torch.equal(tensor, resumed[name]), name

@@ -1,4 +1,4 @@
-"""A result is never taken for one of other inputs: what was made of what, by hashes, not times."""
+"""Results of other inputs are never reused. Hashes, not times, say what a file was made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT = "has these answers; nothing to decode"
 
 @pytest.fixture(scope="module")
 def made(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prompts of both tasks, and KS's answers."""
+    """A workspace with prompts of both tasks, and KS's answers."""
     root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("made") / "w"))
     call("train", root, *TRAIN[2:])
     call("sample", root, *SAMPLE)
@@ -43,17 +43,17 @@ def run_folder(root: Path, task: str = "KS", date: str = "made") -> Path:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """As ``cp -p`` and tar do: the new file is older than all that was made of the old one."""
+    """Replace a file as ``cp -p`` and tar do: the new file is older than the results of the old."""
     path.write_bytes(content)
     os.utime(path, (1, 1))
 
 
-def turned_round(path: Path) -> None:
+def reverse_lines(path: Path) -> None:
     replace(path, b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
 
 
-def of_another_task(kind: str) -> Callable[[Path], None]:
-    """KS's checkpoint, or binaries, become IC's."""
+def take_from_ic(kind: str) -> Callable[[Path], None]:
+    """Return a function that replaces KS's checkpoint or binaries by IC's."""
 
     def change(root: Path) -> None:
         ours, others = (run_folder(root, task) for task in ("KS", "IC"))
@@ -65,19 +65,19 @@ def of_another_task(kind: str) -> Callable[[Path], None]:
     return change
 
 
-def flipped_bit(root: Path) -> None:
+def flip_bit(root: Path) -> None:
     path = run_folder(root) / "checkpoint_best.pt"
     content = bytearray(path.read_bytes())
     content[content.index(b"data/0") + 200] ^= 1  # in a tensor
     replace(path, bytes(content))
 
 
-def another_dict(root: Path) -> None:
-    turned_round(Workspace(root).lm(UNIT_MODEL) / "dict.txt")
+def change_dict(root: Path) -> None:
+    reverse_lines(Workspace(root).lm(UNIT_MODEL) / "dict.txt")
 
 
-def another_text(root: Path) -> None:
-    turned_round(Workspace(root).prompt_text(UNIT_MODEL, "speech_commands", "data_freq", "test"))
+def change_text(root: Path) -> None:
+    reverse_lines(Workspace(root).prompt_text(UNIT_MODEL, "speech_commands", "data_freq", "test"))
 
 
 OTHER_FILE = r"checkpoint_{}\.pt: not the file that prompt\.json beside it was written for"
@@ -87,18 +87,18 @@ OTHER_TEXT = "verbal.json: stale, KS's renamed text has changed"
 @pytest.mark.parametrize(
     ("change", "script", "expected"),
     [
-        (another_dict, "sample", r"dict\.txt: has fingerprint \w+, but the prompt in"),
-        (another_dict, "train", "KS-data-bin: stale, the LM has another dict.txt"),
-        (of_another_task("best"), "sample", "length 6, but prompt.json beside it says 3"),
-        (of_another_task("best"), "train", OTHER_FILE.format("best")),
-        (of_another_task("last"), "train", OTHER_FILE.format("last")),
-        (flipped_bit, "sample", OTHER_FILE.format("best")),
-        (of_another_task("bins"), "train", r"KS-data-bin: not the files that sources\.json was"),
-        (another_text, "sample", OTHER_TEXT),
-        (another_text, "fairseq_preprocess", OTHER_TEXT),
+        (change_dict, "sample", r"dict\.txt: has fingerprint \w+, but the prompt in"),
+        (change_dict, "train", "KS-data-bin: stale, the LM has another dict.txt"),
+        (take_from_ic("best"), "sample", "length 6, but prompt.json beside it says 3"),
+        (take_from_ic("best"), "train", OTHER_FILE.format("best")),
+        (take_from_ic("last"), "train", OTHER_FILE.format("last")),
+        (flip_bit, "sample", OTHER_FILE.format("best")),
+        (take_from_ic("bins"), "train", r"KS-data-bin: not the files that sources\.json was"),
+        (change_text, "sample", OTHER_TEXT),
+        (change_text, "fairseq_preprocess", OTHER_TEXT),
     ],
 )
-def test_what_was_replaced_is_refused(
+def test_a_replaced_file_is_refused(
     root: Path, change: Callable[[Path], None], script: str, expected: str
 ) -> None:
     change(root)
@@ -106,29 +106,29 @@ def test_what_was_replaced_is_refused(
         call(script, root, *{"train": TRAIN, "sample": SAMPLE}.get(script, KS))
 
 
-def test_a_finished_runs_record_is_never_made_poorer(root: Path) -> None:
-    """Without its logs too, one of an earlier version, which names no files, and without its last
-    checkpoint.
+def test_a_finished_runs_record_loses_nothing(root: Path) -> None:
+    """Also without its logs, without its last checkpoint, and for an old record, which names no
+    files.
     """
     shutil.rmtree(root / "logs")
     folder = run_folder(root)
     before, card = read_record(folder), read_json(folder / "prompt.json", "")
     assert before.valid.keys() == {"loss", "label_loss", "accuracy"}
-    said = call("train", root, *TRAIN)
-    assert "this run has finished" in said and "label_loss in nats a label, acc" in said
+    printed = call("train", root, *TRAIN)
+    assert "this run has finished" in printed and "label_loss in nats per label, acc" in printed
     assert read_record(folder) == before
     write_json(folder / "prompt.json", card | {"files": {}, "dict_fingerprint": ""})
     call("train", root, *TRAIN)
     after = read_record(folder)
     assert (after.valid, after.files, after.run) == (before.valid, before.files, before.run)
-    (folder / "checkpoint_last.pt").unlink()  # to save room
+    (folder / "checkpoint_last.pt").unlink()  # as users do to save space
     assert "this run has finished" in call("train", root, *TRAIN)
 
 
 def test_a_run_that_lasts_longer_names_no_files_until_it_ends(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill in between leaves an unfinished run, which sample.py says, and export.py refuses."""
+    """After a kill, sample.py prints that the run is unfinished, and export.py refuses it."""
     longer = (*KS, "--date", "long", "--set", "batch_size=64")
     call("train", root, *longer, "max_epoch=1")
     folder = run_folder(root, date="long")
@@ -154,23 +154,23 @@ def test_answers_are_kept_while_they_are_of_these_inputs(root: Path) -> None:
     assert KEPT not in call("sample", root, *SAMPLE, "--max_units", 10)
     assert KEPT not in call("sample", root, *SAMPLE) and path.read_bytes() == before
     replace(path, before.replace(b'"predict": "', b'"predict": "1 ', 1))
-    assert made_from(path) == {}, "of other files"
+    assert made_from(path) == {}, "the answers were changed"
     assert KEPT not in call("sample", root, *SAMPLE) and path.read_bytes() == before
     rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "test")
     replace(rows, rows.read_bytes().replace(b"2/0.wav", b"2/x.wav"))
     for script in ("make_data", "verbalizer", "fairseq_preprocess"):
-        said = call(script, root, *KS)
-    assert "is of this text and dict: kept" in said
+        printed = call(script, root, *KS)
+    assert "was made from this text and dict: kept" in printed
     assert KEPT not in call("sample", root, *SAMPLE) and b"2/x.wav" in path.read_bytes()
 
 
 def test_the_next_command_has_the_flags_and_the_lm(root: Path) -> None:
-    said = call("verbalizer", root, *KS, "--verbalizer", "v")
+    printed = call("verbalizer", root, *KS, "--verbalizer", "v")
     flags = f"--verbalizer v --prompt_task KS --workspace {root}"
-    assert said.endswith(f"next: python ulm_prompt/fairseq_preprocess.py {flags}\n")
+    assert printed.endswith(f"next: python ulm_prompt/fairseq_preprocess.py {flags}\n")
     shutil.rmtree(Workspace(root).lm(UNIT_MODEL))
-    said = call("verbalizer", root, *KS)
-    assert f"{UNIT_MODEL}: no unit LM yet; run ulm_prompt/train_ulm.py, or" in said
+    printed = call("verbalizer", root, *KS)
+    assert f"{UNIT_MODEL}: no unit LM yet; run ulm_prompt/train_ulm.py, or" in printed
 
 
 def test_rows_of_other_manifests_are_stale(root: Path) -> None:

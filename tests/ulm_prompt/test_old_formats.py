@@ -1,6 +1,4 @@
-"""LMs and prompts that the original software wrote (../shared/data/old_formats), through the
-stages.
-"""
+"""The stages accept LMs and prompts that the original software wrote (shared/data/old_formats)."""
 
 from __future__ import annotations
 
@@ -33,13 +31,13 @@ SAMPLED = ("--sample_date", "d", "--dtype", "float32")
 
 @pytest.fixture(scope="module")
 def old(data: Path) -> Path:
-    """The files of the original software."""
+    """The folder of files that the original software wrote."""
     return data / "old_formats"
 
 
 @pytest.fixture(scope="module")
 def published(old: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The published rows of KS after the data stages, and the LM of the published prompts."""
+    """A workspace with KS's published rows after the data stages, and the published prompts' LM."""
     workspace = Workspace(tmp_path_factory.mktemp("published"))
     rows = workspace.rows("speech_commands", UNIT_MODEL, "train").parent
     shutil.copytree(data / "units" / UNIT_MODEL / "speech_commands", rows, copy_function=_copy)
@@ -58,7 +56,7 @@ def _copy(source: Path | str, target: Path | str) -> None:
 
 
 def in_one_projection(weights: dict) -> None:
-    """Queries, keys and values as one weight (2018)."""
+    """Join queries, keys and values into one weight, as in 2018."""
     for layer in range(3):
         name = f"decoder.layers.{layer}.self_attn."
         for kind in ("weight", "bias"):
@@ -67,7 +65,7 @@ def in_one_projection(weights: dict) -> None:
 
 
 def half(weights: dict) -> None:
-    """``--fp16`` stores them so."""
+    """Convert the weights to half precision, as ``--fp16`` stores them."""
     weights.update({name: weight.half() for name, weight in weights.items()})
 
 
@@ -100,7 +98,7 @@ def test_an_lm_of_any_age_is_the_same(
 
 
 def sample(workspace: Workspace, checkpoint: Path, date: str) -> dict:
-    """Put the checkpoint where a user does, and decode all of test."""
+    """Copy the checkpoint to its place, as a user does, and decode all of test."""
     _copy(checkpoint, workspace.checkpoints("KS", UNIT_MODEL, date) / "checkpoint_best.pt")
     flags = ("--workspace", workspace.root, "--model_date", date, *SAMPLED)
     stage("ulm_prompt/sample.py", *flags)
@@ -108,24 +106,24 @@ def sample(workspace: Workspace, checkpoint: Path, date: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("name", "most_others"),
+    ("name", "most_changed"),
     [("pubL/checkpoint_best.pt", 0), ("prompt_and_lm.pt", 0), ("prompt_and_lm_half.pt", 5)],
 )
 def test_a_published_prompt_gives_the_published_answers(
-    published: Workspace, old: Path, name: str, most_others: int
+    published: Workspace, old: Path, name: str, most_changed: int
 ) -> None:
-    """The prompt alone, and with its LM in one file; in half precision, but for its rounding."""
+    """The file contains only the prompt, or also its LM. Half precision changes a few answers."""
     expected = json.loads((old / "published_prompts" / "pubL" / "samples.json").read_text())
-    found = sample(published, old / "published_prompts" / name, name.replace("/", "_"))
-    assert len(found) == len(expected) == 3081
+    actual = sample(published, old / "published_prompts" / name, name.replace("/", "_"))
+    assert len(actual) == len(expected) == 3081
     for key in ("file_name", "src", "label"):
-        assert [row[key] for row in found.values()] == [row[key] for row in expected.values()]
-    others = sum(found[row]["predict"] != expected[row]["predict"] for row in expected)
-    assert others <= most_others
+        assert [row[key] for row in actual.values()] == [row[key] for row in expected.values()]
+    changed = sum(actual[row]["predict"] != expected[row]["predict"] for row in expected)
+    assert changed <= most_changed
 
 
 def test_the_published_sample_file_is_scored(published: Workspace, old: Path) -> None:
-    """It has no twin decoded within the label set."""
+    """It has no second file, decoded within the label set."""
     path = published.samples("KS", UNIT_MODEL, "theirs", "published")
     _copy(old / "published_prompts" / "pubL" / "samples.json", path)
     rows = json.loads(path.read_text()).values()
@@ -139,36 +137,36 @@ def test_the_published_sample_file_is_scored(published: Workspace, old: Path) ->
 def test_a_published_fine_tuned_checkpoint_decodes_with_its_own_weights(
     published: Workspace, old: Path
 ) -> None:
-    """Against the stock model over the whole row, ``<s>`` replaced before the embedding is
-    scaled.
+    """Compare with the stock model over the whole row, in which ``<s>`` is replaced before the
+    embedding is scaled.
     """
     checkpoint = old / "published_prompts" / "pubft" / "checkpoint_best.pt"
-    found = sample(published, checkpoint, "fine_tuned")
+    samples = sample(published, checkpoint, "fine_tuned")
     state = torch.load(checkpoint, weights_only=False)["model"]
     unit_lm = load_unit_lm(published.lm(UNIT_MODEL))
     model, symbols = unit_lm.model, unit_lm.dictionary
     frozen = model.decoder.embed_tokens.weight.clone()
-    own = {name: value for name, value in state.items() if name in model.state_dict()}
-    model.load_state_dict(own, strict=True)
+    tuned = {name: value for name, value in state.items() if name in model.state_dict()}
+    model.load_state_dict(tuned, strict=True)
     assert not torch.equal(frozen, model.decoder.embed_tokens.weight)
     sep = state["decoder.sep_embed.weight"][0]
     model.decoder.embed_tokens.register_forward_hook(
         lambda _, tokens, out: torch.where((tokens[0] == 0).unsqueeze(-1), sep, out)
     )
-    for row in list(found.values())[::60]:
+    for row in list(samples.values())[::60]:
         read = [symbols.eos()] + [symbols.index(word) for word in row["src"].split()]
         answer = [symbols.index(word) for word in row["predict"].split()]
         with torch.no_grad():
             logits = model(torch.tensor([read + answer]))[0][0, len(read) - 1 :]
         logits[:, symbols.pad()] = -torch.inf
         assert logits.argmax(-1).tolist() == [*answer, symbols.eos()]
-    right = sum(row["label"] == row["predict"] for row in found.values())
-    assert right > 0.6 * len(found)
+    right = sum(row["label"] == row["predict"] for row in samples.values())
+    assert right > 0.6 * len(samples)
 
 
 def test_a_published_infix_prompt_decodes_as_published(published: Workspace, old: Path) -> None:
-    """Against the stock layers with the infix positions really inserted, symbol by symbol. (It was
-    hardly trained: its answers are long and wrong.)
+    """Compare with the stock layers, with the infix positions inserted, symbol by symbol. (This
+    prompt was hardly trained: its answers are long and wrong.)
     """
     folder = old / "published_prompts" / "pubinf"
     model, unit_lm = load(folder, published.lm(UNIT_MODEL))
@@ -197,7 +195,7 @@ def heard(spoken_workspace: Workspace, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("name", LMS)
 def test_an_old_lm_through_all_stages(heard: Workspace, old: Path, name: str) -> None:
-    """Training, decoding, prediction, the k-means verbalizer."""
+    """It trains, decodes, predicts, and makes the k-means verbalizer."""
     unit_model, lm, root = spoken.UNIT_MODEL, heard.lm(spoken.UNIT_MODEL), heard.root
 
     def run(script: str, *flags: object) -> str:

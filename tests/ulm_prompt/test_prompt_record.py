@@ -1,4 +1,4 @@
-"""prompt.json: written and read back, checked when a stranger wrote it, read in its old forms."""
+"""prompt.json is written and read back, a stranger's file is checked, and old forms are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ulm_prompt.using.share import page
 
 
 def a_record(**changes: Any) -> PromptRecord:
-    """A shared prompt's: two slots, five labels, four sequences."""
+    """Return the record of a shared prompt with two slots, five labels and four sequences."""
     names = {"0": "start", "1": "stop", "2": "lamp", "3": "heat", "4": "none"}
     record = PromptRecord(
         task="IC",
@@ -83,7 +83,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"task": "KS\n"}, "task: expected a name"),
         ({"units": {"feature_type": "logmel"}}, "units missing .* 'kmeans'"),
         ({"labels": {"0": {"slot": "a", "name": "\x1b[2J"}}}, "labels: expected"),
-        ({"verbal": {"0": "17"}}, "verbal: expected a unit for each of labels"),
+        ({"verbal": {"0": "17"}}, "verbal: expected a different unit for every label"),
         ({"label_sequences": [["0", "77"]]}, "label_sequences: expected"),
         ({"label_sequences": [["0", "2", "2"]]}, "label_sequences: expected"),
         ({"prefix_prompt_length": True}, "prefix_prompt_length: expected int"),
@@ -111,8 +111,8 @@ def test_a_record_that_would_not_be_read_back_is_not_written(tmp_path: Path) -> 
 OLD = read_json(Path(__file__).with_name("old_records.json"), "")  # as version 1540d3859d45 wrote
 
 
-def as_of_old(kind: str, folder: Path) -> None:
-    """Put a record of the earlier version in ``folder``, with the fingerprints of this machine."""
+def write_old_record(kind: str, folder: Path) -> None:
+    """Write an old version's record into ``folder``, with the fingerprints of this machine."""
     now = read_json(folder / RECORD, "")
     old = {**OLD[kind], "lm_fingerprint": now["lm_fingerprint"], "verbal": now["verbal"]}
     old |= {"data": now["run"]["data"]} if kind == "card" else {"units": now["units"]}
@@ -120,7 +120,7 @@ def as_of_old(kind: str, folder: Path) -> None:
 
 
 def test_an_earlier_versions_run_and_export(spoken_workspace: Workspace, tmp_path: Path) -> None:
-    """They resume, decode, are scored, exported and answer as what is written now."""
+    """Old records resume, decode, score, export and answer like new records."""
     root = tmp_path / "w"
     shutil.copytree(spoken_workspace.root, root, ignore=shutil.ignore_patterns("samples"))
     ic = ("--unit_model", spoken.UNIT_MODEL, "--prompt_task", "IC")
@@ -128,10 +128,10 @@ def test_an_earlier_versions_run_and_export(spoken_workspace: Workspace, tmp_pat
     call("fairseq_preprocess", root, *ic)
     call("train", root, *train, "max_update=2", "max_epoch=1")
     folder = Workspace(root).checkpoints("IC", spoken.UNIT_MODEL, "old")
-    as_of_old("card", folder)
+    write_old_record("card", folder)
     assert "Loaded checkpoint" in call("train", root, *train, "max_update=2")
     assert read_json(folder / RECORD, "")["run"]["total_updates"] == 2
-    as_of_old("card", folder)
+    write_old_record("card", folder)
     with pytest.raises(UserError, match="another lr"):
         call("train", root, *train, "max_update=2", "lr=1")
     call("sample", root, *ic, "--model_date", "old", "--sample_date", "s", "--dtype", "float32")
@@ -141,7 +141,7 @@ def test_an_earlier_versions_run_and_export(spoken_workspace: Workspace, tmp_pat
     assert read_record(shared).run is None and read_record(shared).test["utterances"] == 2
     clip = spoken.clip(spoken_workspace, "fluent_commands")
     (answers,) = Predictor.load([folder], root, dtype="float32")([clip])
-    for change in (lambda: None, lambda: as_of_old("export", shared)):
+    for change in (lambda: None, lambda: write_old_record("export", shared)):
         change()
         assert Predictor.load([shared], root, dtype="float32")([clip]) == [answers]
     flags = ("--model_date", "old", "--checkpoint", shared / "prompt.safetensors")

@@ -1,4 +1,4 @@
-"""sample.py on a tiny random LM and prompt: its output, its flags, a resume after a kill."""
+"""sample.py on a tiny random LM and prompt: its output, its flags, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SCORES = ["score", "label_scores"]
 
 @pytest.fixture(scope="module")
 def root(prepared: Path) -> Path:
-    """IC's text, and a published checkpoint of random weights."""
+    """A workspace with IC's text and a published checkpoint of random weights."""
     folder = Workspace(prepared).checkpoints("IC", "tiny100", "published")
     folder.mkdir(parents=True)
     state = {**tiny.lm().state_dict(), **tiny.prompted().prompt.published_state()}
@@ -37,7 +37,7 @@ def root(prepared: Path) -> Path:
 
 
 def run(root: Path, date: str, *flags: object) -> Path:
-    """Run sample.py in this process, where fairseq is imported already; return its output."""
+    """Run sample.py in this process, which has imported fairseq. Return the path of the output."""
     command = ("--prompt_task", "IC", "--model_date", "published", "--sample_date", date,
                "--batch_size", 4, "--max_labels", 5, "--dtype", "float32")  # fmt: skip
     print(call("sample", root, *command, *flags), end="")
@@ -50,7 +50,7 @@ def text_of(root: Path, split: str) -> list[str]:
 
 
 def test_the_published_form(root: Path) -> None:
-    """Four keys when greedy, as published; scores in the twin, one for each label."""
+    """Greedy answers have four keys, as published. The second file has a score per label too."""
     path = run(root, "greedy")
     entries = read_samples(path)
     assert all(list(entry) == PUBLISHED for entry in entries)
@@ -77,10 +77,10 @@ def test_within_the_label_sequences_of_train(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("flags", "batches"), [((), 0), (("--sampling",), 3), (("--beam", 2), 3)])
-def test_a_killed_run_goes_on(
+def test_a_killed_run_resumes(
     root: Path, flags: tuple[str, ...], batches: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """kill -9 after some batches, half a line written: the same bytes as in one go."""
+    """After a kill -9 within a line, the resumed run writes the bytes of an uninterrupted run."""
     whole = run(root, "whole", *flags)
     date = f"killed{batches}{''.join(map(str, flags))}"
     output = whole.parents[1] / f"samples_{date}" / whole.name
@@ -112,7 +112,7 @@ def test_a_killed_run_goes_on(
 
 
 def test_a_batch_that_was_half_written_is_decoded_again(tmp_path: Path) -> None:
-    """Cut at every byte: whole lines are kept, the rest is written anew, to the same file."""
+    """Cut at every byte: whole lines are kept, and the same file is completed."""
     path, made_from = tmp_path / "x.json.part", {"prompt": "abc"}
     answers = {3: {"free": {"predict": "5 6"}}, 1: {"free": {"predict": ""}}, 0: {"free": {}}}
     PartialAnswers(path, made_from).add(answers)
@@ -127,8 +127,8 @@ def test_a_batch_that_was_half_written_is_decoded_again(tmp_path: Path) -> None:
     assert not PartialAnswers(path, made_from), "the old answers are gone"
 
 
-def test_where_an_answer_is_cut() -> None:
-    """50 as published for KS and IC; longer label sequences get room."""
+def test_the_label_limit() -> None:
+    """The limit is 200, and longer for longer label sequences."""
     assert label_limit(None, 1) == label_limit(None, 3) == 200
     assert label_limit(None, 400) == 500
     assert label_limit(7, 400) == 7
@@ -137,12 +137,12 @@ def test_where_an_answer_is_cut() -> None:
 def test_half_precision_from_the_command_line(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An unfinished run keeps its dtype whatever auto would choose: the same bytes as in one go."""
+    """A resumed run keeps its dtype, whatever auto would choose, and ends with the same bytes."""
     full = read_samples(within_path(run(root, "f", "--dtype", "float32")))
     assert "computes on CPU, no GPU found, in torch.float32 (as asked)" in capsys.readouterr().out
     path = run(root, "b", "--dtype", "bfloat16")
     half = read_samples(within_path(path))
-    assert sum(one["predict"] == other["predict"] for one, other in zip(full, half)) >= 24
+    assert sum(a["predict"] == b["predict"] for a, b in zip(full, half)) >= 24
     assert half != full, "the scores are not float32's"
     with monkeypatch.context() as patch:
         patch.setattr(sample_file, "write_samples", lambda *_: sys.exit(1))  # a kill at the end
@@ -154,11 +154,11 @@ def test_half_precision_from_the_command_line(
     assert made_from["machine"][0] == "torch.bfloat16"
 
 
-def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
-    """As published: ``<s> 53`` is ``53``, and right, also in files that were written before."""
+def test_separators_are_removed_from_answers(tmp_path: Path) -> None:
+    """As published, ``<s> 53`` counts as ``53`` and is right, also in files of old versions."""
     symbols = tiny.dictionary()
-    given = Answer([symbols.bos(), symbols.index("53"), symbols.bos()], [-1.0, -0.5, -2.0])
-    stored = sample_file.entry(Decoded(0, given, Answer([symbols.index("7")], [-0.25])), symbols)
+    free = Answer([symbols.bos(), symbols.index("53"), symbols.bos()], [-1.0, -0.5, -2.0])
+    stored = sample_file.entry(Decoded(0, free, Answer([symbols.index("7")], [-0.25])), symbols)
     assert stored == {
         "symbols": 3,
         "free": {"predict": "53", "score": -0.5, "label_scores": [-0.5]},
@@ -169,5 +169,5 @@ def test_s_is_no_part_of_an_answer(tmp_path: Path) -> None:
     answers = ["<s> 53", "53", "<s>", "53 <s> <s>"]
     write_json(path, {str(n): {**row, "predict": text} for n, text in enumerate(answers)})
     write_json(within_path(path), {str(n): {**row, "predict": "53"} for n in range(4)})
-    assert [said["predict"] for said in read_samples(path)] == ["53", "53", "", "53"]
+    assert [entry["predict"] for entry in read_samples(path)] == ["53", "53", "", "53"]
     assert score(path)["accuracy"] == 75

@@ -1,4 +1,4 @@
-"""A text task through every stage on a tiny LM: rows whose units tell their characters."""
+"""A text task through every stage on a tiny LM. Each unit of a row encodes a character."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [("character", " "), ("character", "A"), ("character", "B"), ("slot_type
 
 
 def write_texts(root: Path, downstream: str) -> None:
-    """One to three words an utterance, SF's last one a slot; units are the labels plus 10."""
+    """Write one to three words per utterance, in SF a slot last; units are the labels plus 10."""
     generator, has_slots = random.Random(0), downstream == "audio_snips"
     for split, count in zip(SPLITS, (60, 9, 13)):
         rows = []
@@ -36,7 +36,7 @@ def write_texts(root: Path, downstream: str) -> None:
                 words[-1] = f"<{words[-1]}<"
             labels = [" AB<".index(character) for character in " ".join(words)]
             columns = ([10 + label for label in labels], labels)
-            rows.append(Row(f"{number}.flac", *(" ".join(map(str, each)) for each in columns)))
+            rows.append(Row(f"{number}.flac", *(" ".join(map(str, column)) for column in columns)))
         write_rows(Workspace(root).rows(downstream, UNIT_MODEL, split), rows)
     names = enumerate(NAMES[: 3 + has_slots])
     labels = {str(i): {"slot": slot, "name": name} for i, (slot, name) in names}
@@ -45,7 +45,7 @@ def write_texts(root: Path, downstream: str) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both text tasks, trained a little and decoded; KS's samples as they look."""
+    """A workspace with both text tasks, trained a little and decoded, and with samples of KS."""
     root = tmp_path_factory.mktemp("workspace")
     for downstream in ("librispeech", "audio_snips"):
         write_texts(root, downstream)
@@ -76,8 +76,8 @@ def score(root: Path, task: str, path: Path) -> dict[str, float]:
 
 
 def test_scores_of_every_task(root: Path) -> None:
-    """WER and CER for texts, slots for SF, and what KS has always printed. Within the labels no
-    answer is empty or holds another unit, so nothing is invalid.
+    """Texts have WER and CER, SF also slot scores, KS its usual scores. Within the labels, answers
+    are not empty and contain only labels, so they are valid.
     """
     printed = call("cal_acc", root, "--sample_date", "s").split("\n\n(1)")[0].strip()
     by_task = {re.search(r"samples_([A-Z]+)_", part)[1]: part for part in
@@ -94,7 +94,7 @@ def test_scores_of_every_task(root: Path) -> None:
 
 
 def test_the_page_of_texts(root: Path) -> None:
-    """No confusions: an answer is one text, with slots' labels in brackets."""
+    """It has no confusions, because an answer is one text, with the slots' labels in brackets."""
     printed = call("cal_acc", root, "--sample_date", "s", "--prompt_task", "SF", "--html")
     assert "(audio: 13 rows without audio: " in printed
     text = samples(root, "SF").with_suffix(".html").read_text()
@@ -103,7 +103,7 @@ def test_the_page_of_texts(root: Path) -> None:
 
 
 def test_right_answers_and_stale_ones(root: Path, tmp_path: Path) -> None:
-    """Read by another verbalizer, units would be other texts: refused."""
+    """Stale samples are refused: with another verbalizer, their units would be other texts."""
     path = tmp_path / samples(root, "SF").name
     entries = right_answers(root, "SF", path)
     assert score(root, "SF", path) == {
@@ -117,7 +117,7 @@ def test_right_answers_and_stale_ones(root: Path, tmp_path: Path) -> None:
 
 
 def test_the_figure(root: Path) -> None:
-    """Every utterance of both texts in one bin; KS is no text. Two decodings have two names."""
+    """Every utterance of both text tasks is in one bin. Two decodings have two names."""
 
     def rows(date: str, *flags: object) -> list[dict[str, str]]:
         call("plot", root, "cer_by_length", "--sample_date", date, *flags)
@@ -125,9 +125,9 @@ def test_the_figure(root: Path) -> None:
         assert figure.read_bytes().startswith(b"\x89PNG")
         return list(csv.DictReader(figure.with_suffix(".csv").read_text().splitlines()))
 
-    found = rows("s", "--width", 3)
-    assert {row["run"] for row in found} == {"ASR_tiny100_d", "SF_tiny100_d"}
-    assert sum(int(row["utterances"]) for row in found) == 26
+    bins = rows("s", "--width", 3)
+    assert {row["run"] for row in bins} == {"ASR_tiny100_d", "SF_tiny100_d"}
+    assert sum(int(row["utterances"]) for row in bins) == 26
     with pytest.raises(UserError, match="no samples of a task whose answers are texts"):
         rows("s", "--prompt_task", "KS")
     right_answers(root, "ASR", samples(root, "ASR", "right"))
@@ -136,15 +136,15 @@ def test_the_figure(root: Path) -> None:
     assert cer["right: ASR_tiny100_d"] == 0 < cer["s: ASR_tiny100_d"]
 
 
-def test_a_sample_files_task_is_told_by_its_name(root: Path) -> None:
+def test_a_sample_files_name_gives_its_task(root: Path) -> None:
     assert pair_of(Workspace(root), samples(root, "SF")).task == "SF"
-    assert pair_of(Workspace(root), samples(root, "KS")) is None, "its rows are not here"
+    assert pair_of(Workspace(root), samples(root, "KS")) is None, "its rows are missing"
     with pytest.raises(UserError, match="the rows of ASR are not in"):
         pair_of(Workspace(root), Path("samples_ASR_other100_d.json"))
 
 
-def test_answers_that_are_too_long_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """Cut at the limit, or longer with their row than the LM's positions: how many of each."""
+def test_too_long_answers_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers may be cut at the limit, or longer with their row than the LM's positions."""
     rows = [range(10), range(10), range(4)]
     answers = {row: {"symbols": count} for row, count in enumerate((5, 3, 5))}
     report_long(rows, answers, Options(max_labels=5, max_units=99), positions=12)

@@ -40,7 +40,7 @@ def weights(folder: Path, name: str = "best") -> dict[str, torch.Tensor]:
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full copy, as users had to write it, or what differs alone."""
+    """It may be a full copy, as old versions required, or list only what it changes."""
     published = (recipe.CONFIG / "recipes" / "published.yaml").read_text()
     monkeypatch.setattr(recipe, "CONFIG", tmp_path)
     recipes = tmp_path / "recipes"
@@ -57,7 +57,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_data_stages_reproduce_the_published_files(data: Path, tmp_path: Path) -> None:
-    """Text, maps and binaries of the units whose published files are known, byte for byte."""
+    """Text, maps and binaries equal the known published files byte for byte."""
     space, golden = Workspace(tmp_path), data / "golden"
     published = (golden / "SHA256SUMS").read_text()
     for unit_model in (data / "units").iterdir():
@@ -75,7 +75,7 @@ def test_data_stages_reproduce_the_published_files(data: Path, tmp_path: Path) -
 
 
 def test_from_rows_to_accuracy(prepared: Path) -> None:
-    """Both tasks by one call, every stage's files and counts, and a prompt that has learned."""
+    """One call runs both tasks. Every stage writes its files and counts, and the prompt learns."""
     at = ("--workspace", prepared)
     knobs = ("--recipe", "fast", "--set", "max_update=400", "lr=0.1")
     printed = stage("ulm_prompt/train.py", *at, "--date", "e2e", *knobs)
@@ -127,8 +127,8 @@ def test_an_infix_prompt_is_trained_resumed_and_sampled(prepared: Path) -> None:
 def test_a_second_call_resumes_exactly(
     prepared: Path, name: str, epochs: tuple[int, int], knobs: tuple[str, ...]
 ) -> None:
-    """In two goes: the losses and weights of one, prompt dropout included. A loss that cannot
-    improve ends both at the same epoch, by their patience.
+    """Two calls give the losses and weights of one call, also with prompt dropout. If the loss
+    cannot improve, patience ends both runs at the same epoch.
     """
     whole = train(prepared, name, knobs=(*knobs, f"max_epoch={epochs[1]}"))
     first, second = (
@@ -143,7 +143,7 @@ def test_a_second_call_resumes_exactly(
 
 @pytest.mark.parametrize("knobs", [QUICK, ("max_update=9",), ("lr=0.0", "patience=2")])
 def test_a_finished_run_is_left_alone(prepared: Path, knobs: tuple[str, ...]) -> None:
-    """fairseq itself would train one more update, and call it the best."""
+    """fairseq itself would train one more update and save it as the best."""
     date = f"done{len(knobs)}{knobs[0]}"
     files = [folder(prepared, date) / f"checkpoint_{name}.pt" for name in ("best", "last")]
     train(prepared, date, knobs=(*knobs, "prompt_dropout=0.0"))
@@ -163,7 +163,7 @@ def test_fine_tuning_trains_and_saves_the_whole_lm(prepared: Path) -> None:
     call("sample", prepared, "--prompt_task", "KS", "--model_date", "ft", "--sample_date", "ft")
 
 
-def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> None:
+def test_train_ulm_writes_an_lm_that_the_next_stages_use(tmp_path: Path) -> None:
     tiny.write_corpus(tmp_path, UNIT_MODEL)
     shape = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 2}
     knobs = [f"decoder_{name}={value}" for name, value in shape.items()]
@@ -180,8 +180,8 @@ def test_train_ulm_leaves_an_lm_that_the_next_stages_take(tmp_path: Path) -> Non
 
 
 def test_every_label_has_a_unit_of_its_own(tmp_path: Path) -> None:
-    """Also where some embeddings are much longer than others, so that the unit nearest to a
-    cluster's centre may belong to another.
+    """Also if some embeddings are much longer than others. Then the unit nearest to a cluster's
+    centre may belong to another cluster.
     """
     units = [str(unit) for unit in range(tiny.UNITS)]
     for seed in range(4):

@@ -1,5 +1,5 @@
-"""What labels are called: by people; and in text and binaries, where a label is a unit or, where
-there are more labels than units, several units, ``12+47``.
+"""The names of labels. People read a slot and a name. Prompt text and binaries contain a unit, or
+several units, ``12+47``, if there are more labels than units.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ JOIN = "+"
 
 
 class Label(NamedTuple):
-    """A label: the ``slot`` that it fills (action, character), ``name``: what it says."""
+    """A label: its ``slot``, for example action or character, and its ``name`` in this slot."""
 
     slot: str
     name: str
 
 
 def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> dict[str, Label]:
-    """Label number -> label, by labels.json. Without it, labels of rows that were not made here are
-    called by their numbers. Raises ``UserError`` where it lacks one.
+    """Return label number -> label, from labels.json. Rows that were made elsewhere may have no
+    labels.json: then the number is the name. Raises ``UserError`` if a label is missing.
     """
     folder = workspace.downstream_data(pair.config.downstream) / pair.unit_model
     path = folder / "labels.json"
@@ -41,31 +41,31 @@ def named_labels(workspace: Workspace, pair: Pair, numbers: Iterable[str]) -> di
         labels = {number: names[number] for number in numbers}
         return {n: Label(str(label["slot"]), str(label["name"])) for n, label in labels.items()}
     except (KeyError, TypeError) as error:
-        again = "run preprocess/runner.py --action postprocess and ulm_prompt/verbalizer.py again"
-        raise UserError(f"{path}: nothing about label {error}; {again}") from None
+        remedy = "run preprocess/runner.py --action postprocess and ulm_prompt/verbalizer.py again"
+        raise UserError(f"{path}: label {error} is missing; {remedy}") from None
 
 
 def encode(line: str, symbols: Mapping[str, int], where: str, dictionary: str | Path) -> list[int]:
-    """The symbols of ``line``, which is at ``where``, as numbers. Raises ``UserError`` for one that
-    the dict lacks.
+    """Return the numbers of the symbols in ``line``. Raises ``UserError`` for an unknown symbol.
+    The message contains ``where`` (the place of the line) and ``dictionary`` (a path).
     """
     words = line.split()
     try:
         return [symbols[word] for word in words]
     except KeyError:
         unknown = min(word for word in words if word not in symbols)
-        remedy = "take units and LM of one unit model"
+        remedy = "use units and an LM of the same unit model"
         raise UserError(f"{where}: unit {unknown} is not in {dictionary}; {remedy}") from None
 
 
 def text_of(labels: Iterable[str]) -> str:
-    """Labels as a text: characters joined, slots' labels in brackets."""
+    """Join labels into a text. Labels longer than a character, such as slots, get brackets."""
     return "".join(label if len(label) == 1 else f"[{label}]" for label in labels)
 
 
 def unit_names(units: Sequence[str], count: int) -> list[str]:
-    """At most ``count`` names of labels: the units in their order, then sets of two units and more,
-    those that stand closest to each other first.
+    """Return up to ``count`` label names: first single units in their order, then sets of two and
+    more units. Among sets of one size, units with close positions in ``units`` come first.
     """
     names: list[str] = []
     for size in range(1, len(units) + 1):
@@ -77,8 +77,8 @@ def unit_names(units: Sequence[str], count: int) -> list[str]:
 
 
 def with_joint_names(dictionary: Dictionary, names: Iterable[str]) -> Dictionary:
-    """``dictionary``, and behind its symbols those ``names`` that join several units. Raises
-    ``UserError`` for a name with a unit that ``dictionary`` lacks.
+    """Return ``dictionary`` with the ``names`` that join several units appended to its symbols.
+    Raises ``UserError`` if a joint name contains a unit that is not in ``dictionary``.
     """
     joint = [name for name in names if JOIN in name]
     extended = copy.deepcopy(dictionary) if joint else dictionary

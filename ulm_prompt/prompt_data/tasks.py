@@ -1,6 +1,4 @@
-"""The prompt tasks: one YAML each in ulm_prompt/config/, and which of them have data in a
-workspace.
-"""
+"""The prompt tasks, one YAML file each in ulm_prompt/config/, and their data in a workspace."""
 
 from __future__ import annotations
 
@@ -19,13 +17,13 @@ from pipeline.unit_models import lm_folder
 from pipeline.workspace import REPOSITORY, Workspace
 
 CONFIG = REPOSITORY / "ulm_prompt" / "config"
-MAX_LABELS = 200  # as fairseq; the published script cuts at 1,500 symbols, the row among them
+MAX_LABELS = 200  # as in fairseq; the published script cuts at 1,500 symbols, row included
 PAPER_ORDER = ("KS", "IC", "ASR", "SF")  # the columns of the paper's tables; other tasks follow
 
 
 @dataclass
 class TaskConfig:
-    """One task's file in ulm_prompt/config/; every field is explained there."""
+    """The YAML file of a task. The comments in ulm_prompt/config/KS.yaml explain every field."""
 
     downstream: str = MISSING
     labels_per_utterance: int = MISSING
@@ -35,14 +33,14 @@ class TaskConfig:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether an utterance has any number of labels: a text, not a class."""
+        """Whether an utterance may have any number of labels: a text, not a class."""
         return self.labels_per_utterance == 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A task and a unit model that have data together. ``verbalizer``: the name under which
-    another map than verbal.json's is kept.
+    """A task and a unit model with common data. ``verbalizer``: the name of a second label map,
+    or empty for the map in verbal.json.
     """
 
     task: str
@@ -52,22 +50,22 @@ class Pair:
 
     @property
     def data_name(self) -> str:
-        """The name of its binaries' folder."""
+        """The name of the folder of the binaries."""
         return f"{self.task}-{self.verbalizer}" if self.verbalizer else self.task
 
 
 def label_limit(max_labels: int | None, longest: int) -> int:
-    """Where an answer is cut; ``longest``: the most labels that an utterance of train has."""
+    """Return the most labels in an answer. ``longest``: the most labels of any train utterance."""
     return max_labels or max(MAX_LABELS, longest + longest // 4)
 
 
 def task_names() -> list[str]:
-    """Every task with a config file, the paper's first."""
+    """Return the name of every task with a config file, the paper's tasks first."""
     return list(in_paper_order({path.stem: path for path in CONFIG.glob("*.yaml")}))
 
 
 def in_paper_order(by_task: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping with the paper's tasks first, then the others by name."""
+    """Return ``by_task`` with the paper's tasks first, then the other tasks by name."""
     order = sorted(by_task, key=lambda name: ((*PAPER_ORDER, name).index(name), name))
     return {name: by_task[name] for name in order}
 
@@ -81,45 +79,45 @@ def load_task(name: str) -> TaskConfig:
 
 
 def add_selection(parser: argparse.ArgumentParser, verbalizer: bool = False) -> None:
-    """Add the flags that narrow a stage's work; with ``verbalizer`` also that of a second map."""
+    """Add the flags that choose tasks, unit models and, with ``verbalizer``, the label map."""
     if verbalizer:
-        kept = "use the map and data kept under this name (default: verbal.json)"
-        parser.add_argument("--verbalizer", default="", metavar="NAME", help=kept)
-    parser.add_argument("--prompt_task", help="only this task, for example KS (default: all)")
-    parser.add_argument("--unit_model", help="only this unit model, for example hubert100")
+        name = "use the label map and data of this name (default: verbal.json)"
+        parser.add_argument("--verbalizer", default="", metavar="NAME", help=name)
+    parser.add_argument("--prompt_task", help="only this task, e.g. KS (default: all)")
+    parser.add_argument("--unit_model", help="only this unit model, e.g. hubert100 (default: all)")
     add_workspace(parser)
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:
     """Add the flag that every stage has."""
-    folder = "the folder of data and outputs"
+    folder = "folder of data and outputs (default: the repository)"
     parser.add_argument("--workspace", type=Path, default=REPOSITORY, help=folder)
 
 
 def add_dtype(add_argument: Callable[..., object]) -> None:
-    """Add the flag that says in which dtype a prompt answers."""
+    """Add the flag that sets the number format in which a prompt answers."""
     choices = ("auto", "float32", "bfloat16", "float16")
-    auto = "auto: bfloat16 where the machine computes it much faster, else float32"
+    auto = "auto: bfloat16 if the machine computes it much faster, else float32"
     add_argument("--dtype", default="auto", choices=choices, help=auto)
 
 
 def print_next(args: argparse.Namespace, *words: object, verbalizer: bool = True) -> None:
-    """Print the command of the next stage, with the data that ``args`` chose. ``verbalizer``:
-    whether that stage has the flag.
+    """Print the command of the next stage, with the flags in ``args`` that choose the data.
+    ``verbalizer``: whether the next stage has the flag --verbalizer.
     """
     flags: list[str] = []
-    for name in ("verbalizer", "prompt_task", "unit_model", "workspace")[not verbalizer :]:
+    for name in ("verbalizer", "prompt_task", "unit_model", "workspace"):
         value = getattr(args, name, None)
-        if value and value != REPOSITORY:
+        if value and value != REPOSITORY and (verbalizer or name != "verbalizer"):
             flags += [f"--{name}", str(value)]
     print(f"next: python {shlex.join([*map(str, words), *flags])}")
 
 
 def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
-    """The pairs of task and unit model with a train split in the workspace, narrowed by the flags.
+    """Return the pairs of task and unit model that have a train split and match the flags.
 
-    With ``needs_lm`` and no ``--unit_model``, unit models without an LM are left out, and named.
-    Raises ``UserError`` when a flag names something unknown, or there are no pairs.
+    With ``needs_lm`` and no ``--unit_model``, it skips and prints unit models without an LM, unless
+    all are. Raises ``UserError`` for an unknown name in a flag, and if no pair matches.
     """
     workspace, verbalizer = Workspace(args.workspace), getattr(args, "verbalizer", "")
     if args.prompt_task:
@@ -135,21 +133,21 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
         known = ", ".join(f"{p.task} {p.unit_model}" for p in _pairs(workspace, task_names()))
         raise UserError(
             f"{args.workspace / 'preprocess'}: no quantised data for {wanted}; make it with "
-            f"preprocess/runner.py{f'; there is {known}' if known else ''}"
+            f"preprocess/runner.py{f'; existing data: {known}' if known else ''}"
         )
     if args.unit_model or not needs_lm:
         return pairs
     with_lm = [pair for pair in pairs if lm_folder(workspace, pair.unit_model).is_dir()]
     for pair in pairs if with_lm else ():
         if pair not in with_lm:
-            print(f"{pair.task} {pair.unit_model}: passed over, it has no unit LM yet")
+            print(f"{pair.task} {pair.unit_model}: skipped, it has no unit LM yet")
     return with_lm or pairs
 
 
 def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
-    """The task and unit model of a sample file, by its name; None without rows in the workspace.
+    """Return the task and unit model in a sample file's name, or None if their rows are missing.
 
-    Raises ``UserError`` without them when the answers are texts: units alone cannot be scored.
+    Raises ``UserError`` if the rows of a text task are missing: units alone cannot be scored.
     """
     tasks = [task for task in task_names() if samples.stem.startswith(f"samples_{task}_")]
     pairs = [
@@ -160,7 +158,8 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
     for task in [] if pairs else tasks:
         if (config := load_task(task)).is_sequence:
             folder = workspace.downstream_data(config.downstream)
-            raise UserError(f"{samples}: the rows of {task} are not in {folder}; score it there")
+            remedy = "score it in the workspace that contains them"
+            raise UserError(f"{samples}: the rows of {task} are not in {folder}; {remedy}")
     return max(pairs, key=lambda pair: len(pair.unit_model), default=None)
 
 
@@ -171,8 +170,8 @@ def _pairs(workspace: Workspace, tasks: Iterable[str], verbalizer: str = "") -> 
     pairs = []
     for task in tasks:
         text = (CONFIG / f"{task}.yaml").read_text(encoding="utf-8", errors="replace")
-        if any(downstream in text for downstream in unit_models):  # to parse all takes 0.1 s
+        if any(downstream in text for downstream in unit_models):  # parsing every file takes 0.1 s
             config = load_task(task)
-            of_task = unit_models.get(config.downstream, ())
-            pairs += [Pair(task, unit_model, config, verbalizer) for unit_model in of_task]
+            names = unit_models.get(config.downstream, ())
+            pairs += [Pair(task, name, config, verbalizer) for name in names]
     return pairs

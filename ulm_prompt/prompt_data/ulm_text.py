@@ -1,4 +1,4 @@
-"""The text that a unit LM is trained on: a line an utterance."""
+"""The text that a unit LM is trained on, one utterance per line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pipeline.rows import are_units, read_rows
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.verbal import SEPARATOR
 
-MOST_DIGITS = 6  # of a unit
-WIDTH = 96  # dimensions that an utterance's n-gram weights are reduced to
-CLUSTERS = 100  # of each codebook; a topic's name is a unit
+MOST_DIGITS = 6  # of a unit's number
+WIDTH = 96  # dimensions of an utterance after the SVD of its n-gram weights
+CLUSTERS = 100  # per codebook; a topic's name is a unit
 
 
 def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
-    """The lines of unit text files. Raises ``UserError`` for anything but integers."""
+    """Stream the lines of unit text files. Raises ``UserError`` for a line that is not integers."""
     for path in files:
-        missing = "not found; expected a file with a line of units each"
+        missing = "not found; expected a text file with one line of units per utterance"
         for number, line in enumerate(text_lines(path, missing), start=1):
             line = " ".join(line.split())
             if not are_units(line):
@@ -32,22 +32,22 @@ def read_unit_text(files: Sequence[Path]) -> Iterator[str]:
 
 
 def task_units(workspace: Workspace, unit_model: str, split: str) -> dict[str, list[str]]:
-    """Downstream -> the distinct utterances of ``split`` (a class-balanced one repeats files) that
-    were quantised with ``unit_model``. Raises ``UserError`` where these had different k-means.
+    """Return downstream -> its distinct utterances of ``split``; a class-balanced split repeats
+    some. Raises ``UserError`` if the downstreams were quantised with different k-means.
     """
     units: dict[str, list[str]] = {}
-    folder_of: dict[str, Path] = {}  # of each k-means; that of units made elsewhere is not known
+    folder_by_kmeans: dict[str, Path] = {}  # the k-means of units made elsewhere is unknown
     for path in sorted((workspace.root / "preprocess").glob(f"*/data/{unit_model}/{split}")):
         units[path.parents[2].name] = list(dict.fromkeys(row.units for row in read_rows(path)))
         record = path.parent / "quantized" / "provenance.json"
         if record.is_file():
             plan = read_json(record, "preprocess/runner.py --action quantized").get("plan") or {}
             if kmeans := plan.get("kmeans"):
-                folder_of.setdefault(kmeans, path.parent)
-    if len(folder_of) > 1:
-        first, second, *_ = folder_of.values()
-        again = "run preprocess/runner.py --action quantized and postprocess on both again"
-        raise UserError(f"{first} and {second}: quantised with different k-means; {again}")
+                folder_by_kmeans.setdefault(kmeans, path.parent)
+    if len(folder_by_kmeans) > 1:
+        first, second, *_ = folder_by_kmeans.values()
+        remedy = "run preprocess/runner.py --action quantized and postprocess on both again"
+        raise UserError(f"{first} and {second}: quantised with different k-means; {remedy}")
     return units
 
 
@@ -55,23 +55,23 @@ def write_ulm_text(
     folder: Path, text: dict[str, Sequence[Path]], tasks: dict[str, dict[str, list[str]]],
     codebooks: int, max_valid: int, seed: int,
 ) -> dict[str, Path]:  # fmt: skip
-    """Write ``folder``/{train,valid}.txt: the given text files, then the tasks' units.
+    """Write ``folder``/{train,valid}.txt: the lines of the ``text`` files, then the tasks' units.
 
-    ``text`` and ``tasks`` by split. With ``codebooks`` each task utterance is followed by ``<s>``
-    and its topics. ``max_valid`` > 0 keeps so many valid lines of every source.
+    ``text`` and ``tasks`` are by split. With ``codebooks``, ``<s>`` and the topics follow each task
+    utterance. ``max_valid``: the most valid lines per source; 0: all lines.
     """
     lines = {split: {"text": read_unit_text(files)} for split, files in text.items()}
     for downstream, train in tasks["train"].items():
         if downstream not in tasks["valid"]:
             raise UserError(f"{downstream}: has train units but no valid split; quantise it too")
-        both = {"train": train, "valid": tasks["valid"][downstream][: max_valid or None]}
-        units = sorted({unit for line in chain(*both.values()) for unit in line.split()}, key=int)
-        codes = topics(*both.values(), codebooks, seed) if codebooks else ()
-        for split, of_split in zip(both, codes):
-            names = (" ".join(units[code % len(units)] for code in row) for row in of_split)
-            both[split] = [line + SEPARATOR + topic for line, topic in zip(both[split], names)]
-        for split, of_split in both.items():
-            lines[split][downstream] = of_split
+        task = {"train": train, "valid": tasks["valid"][downstream][: max_valid or None]}
+        units = sorted({unit for line in chain(*task.values()) for unit in line.split()}, key=int)
+        codes = topics(*task.values(), codebooks, seed) if codebooks else ()
+        for split, rows in zip(task, codes):
+            names = (" ".join(units[code % len(units)] for code in row) for row in rows)
+            task[split] = [line + SEPARATOR + topic for line, topic in zip(task[split], names)]
+        for split, utterances in task.items():
+            lines[split][downstream] = utterances
     written = {}
     for split, sources in lines.items():
         written[split] = folder / f"{split}.txt"
@@ -82,15 +82,15 @@ def write_ulm_text(
                     handle.write(line + "\n")
                     counts[name] += 1
         if not counts:
-            remedy = "quantise a task with preprocess/runner.py, or give --text and --valid_text"
+            remedy = "quantise a task with preprocess/runner.py, or add --text and --valid_text"
             raise UserError(f"no {split} units; {remedy}")
         print(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     return written
 
 
 def write_dict(path: Path, texts: dict[str, Path]) -> None:
-    """A dict.txt of all units up to the highest one of any split, with their counts in train.
-    Raises ``UserError`` for one beyond any k-means: every number up to it would become a symbol.
+    """Write a dict.txt of all units from 0 to the highest of any split, with their counts in train.
+    Raises ``UserError`` for a unit too high for a k-means: dict.txt lists every unit below it.
     """
     counts: Counter[str] = Counter()
     highest = 0
@@ -111,16 +111,16 @@ def write_dict(path: Path, texts: dict[str, Path]) -> None:
 def topics(
     train: Sequence[str], valid: Sequence[str], codebooks: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster utterances (lines of units) by the unit n-grams that they hold; returns (utterances,
-    codebooks) of integers below ``CLUSTERS`` for both splits.
+    """Cluster utterances (lines of units) by their unit n-grams. Returns (utterances, codebooks)
+    integers below ``CLUSTERS`` for each split.
 
-    A topic names, without labels, what an utterance is about. A small unit LM sees a few minutes
-    of text and hardly looks back; asked to continue ``units <s>`` with the topics, it learns to.
+    A topic says, without labels, what an utterance is about. A small unit LM reads little text and
+    makes little use of earlier units. Continuing ``units <s>`` with the topics teaches it to.
 
-    TF-IDF of uni- to trigrams, reduced by SVD to the unit sphere; each codebook is a k-means in a
-    random half of the dimensions, learned on ``train``.
+    TF-IDF weights uni- to trigrams. An SVD reduces them, and they are scaled to length 1. Each
+    codebook is a k-means in a random half of the dimensions, learned on ``train``.
     """
-    # not at the top: train_ulm.py checks its flags first
+    # imported here: train_ulm.py checks its flags first
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -136,11 +136,11 @@ def topics(
     points = [rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-9) for rows in reduced]
     generator = np.random.default_rng(seed)
     clusters = min(CLUSTERS, 2 + len(train) // 20, len(train))
-    codes = []  # of each codebook: both splits'
+    codes = []  # per codebook: the clusters of both splits
     for book in range(codebooks):
         directions = np.linalg.qr(generator.normal(size=(width, width)))[0][:, : (width + 1) // 2]
         kmeans = MiniBatchKMeans(
             clusters, random_state=seed + book, batch_size=2048, n_init=1, max_iter=15
         ).fit(points[0] @ directions)
         codes.append([kmeans.predict(rows @ directions) for rows in points])
-    return tuple(np.stack(of_split, axis=1) for of_split in zip(*codes))
+    return tuple(np.stack(split_codes, axis=1) for split_codes in zip(*codes))

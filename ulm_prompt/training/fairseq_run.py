@@ -1,22 +1,23 @@
-"""fairseq's own training loop, called in this process, with output that a person can read; and
-every change to fairseq's own functions while it trains here, with the reason.
+"""Call fairseq's own training loop in this process, with output that people can read. While it
+trains, these functions of fairseq and other libraries are changed:
 
 - ``checkpoint_utils.torch_persistent_save`` and ``PathManager.copy`` write a checkpoint in place.
-  Here they write beside it and rename.
-- ``progress_bar.SummaryWriter`` writes curves in a thread of its own. On a full disk the thread
-  dies and training waits for ever. Here the caller writes, and an error ends training.
-- ``progress_bar._tensorboard_writers`` stay open: the next run's curves would go into this run's.
-- ``Trainer._log_oom`` lets training continue without the batch that did not fit. Here it ends.
-- ``torch.load`` reads whatever the environment says. Here it reads tensors and settings alone.
-- ``np.compat.long`` is gone from numpy 2; two of fairseq's datasets still ask for it.
-- ``DictConfig`` looks for interpolations whenever a setting is read, 60 times an update. Here a
-  number is read as it is.
+  Ours write a temporary file and rename it.
+- ``progress_bar.SummaryWriter`` writes curves in its own thread. On a full disk the thread dies and
+  training waits for ever. Ours writes in the caller's thread, and an error ends training.
+- ``progress_bar._tensorboard_writers`` stay open, so they would also get the next run's curves.
+  Ours are closed after training.
+- ``Trainer._log_oom`` continues without the batch that did not fit. Ours ends training.
+- ``torch.load`` obeys environment variables. Here it always reads tensors and settings only.
+- ``np.compat.long`` was removed in numpy 2, but two of fairseq's datasets still use it.
+- ``DictConfig`` looks for interpolations at every access, 60 times per update. Ours returns a
+  number as it is.
 - ``torch.manual_seed``, called for each update, also queues the seed, with a traceback, for a GPU
-  that is not there. Here it is the CPU's own.
-- ``torch.optim.Optimizer`` imports torch's compiler, for a second, to be left out by it.
-- ``checkpoint_utils.save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run.
+  that does not exist. Without a GPU, ours seeds only the CPU.
+- ``torch.optim.Optimizer`` imports torch's compiler, for a second, only to be excluded by it.
+- ``save_checkpoint.best`` and ``should_stop_early``'s counters outlive a run. They are reset.
 
-More are in prompt_lm/task.py (the optimizer, the counters of early stopping) and in
+More changes are in prompt_lm/task.py (the optimizer, the counters of early stopping) and in
 pipeline/torch_files.py (what ``torch.load`` accepts, and a faster import of fairseq).
 """
 
@@ -44,7 +45,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import progress_bar
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY
-from fairseq.optim.lr_scheduler import (  # noqa: F401  (registered by being imported)
+from fairseq.optim.lr_scheduler import (  # noqa: F401  (the import registers them)
     cosine_lr_scheduler,
     fixed_schedule,
     inverse_square_root_schedule,
@@ -66,7 +67,7 @@ from pipeline.torch_files import load_torch, save_torch
 from ulm_prompt.prompt_data.prompt_record import LAST
 from ulm_prompt.training.recipe import Settings
 
-# what a person watching wants to see; everything goes to the log file
+# the loggers and messages that the console shows; the log file gets everything
 _LOGGERS = ("train_inner", "valid")
 _MESSAGES = ("num. shared model params", "early stop", "Loaded checkpoint", "done training",
              "few-shot", "too long")  # fmt: skip
@@ -76,15 +77,15 @@ _WEIGHTS_ONLY = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_O
 def train(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> None:
-    """Train by the recipe's ``knobs`` and by ``settings``, on the GPU if there is one; resume when
-    ``save_dir`` holds a last checkpoint. The log and curves go to ``log_dir``. Every rank calls
-    this, within ``pipeline.devices.process_group``; the main one writes.
+    """Train with the recipe's ``knobs`` and fairseq's ``settings``, on the GPU if there is one.
+    Resumes if ``save_dir`` contains a last checkpoint. Writes the log and curves to ``log_dir``.
+    All ranks call this within ``pipeline.devices.process_group``; only the main rank writes.
     """
     if here.main:
         if not (save_dir / LAST).exists():
-            (log_dir / "train.log").unlink(missing_ok=True)  # of a run that was removed
+            (log_dir / "train.log").unlink(missing_ok=True)  # the log of a removed run
         log_dir.mkdir(parents=True, exist_ok=True)
-    _show_the_essential(log_dir / "train.log" if here.main else None)
+    _set_up_logging(log_dir / "train.log" if here.main else None)
     config = fairseq_config(knobs, settings, save_dir, log_dir, here)
     if on_main(here, lambda: _is_finished(save_dir / LAST, config)):
         print(f"{save_dir}: this run has finished; nothing to train")
@@ -94,16 +95,16 @@ def train(
             distributed_utils.call_main(config, fairseq_cli.train.main)
     except FloatingPointError as error:
         if not here.main:
-            sys.exit(1)  # every rank has the same gradients: one of them tells
+            sys.exit(1)  # all ranks fail alike; the main rank reports it
         raise UserError(f"training diverged ({error}); lower the learning rate") from None
 
 
 def fairseq_config(
     knobs: Mapping[str, Any], settings: Settings, save_dir: Path, log_dir: Path, here: Ranks
 ) -> DictConfig:
-    """Each group takes the knobs that it has a field for, then the ``settings`` of that group."""
+    """Return fairseq's config. Each group takes the knobs that it knows, then its ``settings``."""
     gpu = choose_device()[0].type == "cuda"
-    # for this rank; fairseq would guess: one rank for each GPU, none without a GPU
+    # for this rank; fairseq itself would assume one rank per GPU, and none without a GPU
     distributed: dict[str, Any] = {"distributed_world_size": here.world}
     if here.world > 1:
         distributed |= {
@@ -112,7 +113,7 @@ def fairseq_config(
             "distributed_init_method": "env://",
             "distributed_no_spawn": True,
             "distributed_backend": "nccl" if gpu else "gloo",
-            "ddp_backend": "legacy_ddp",  # torch's own needs GPUs, and every vector's gradient
+            "ddp_backend": "legacy_ddp",  # torch's own needs GPUs and a gradient per vector
         }
     ours = {
         "common": {"cpu": not gpu, "tensorboard_logdir": str(log_dir)},
@@ -133,38 +134,38 @@ def fairseq_config(
 
 
 def _schema(group: str, name: str | None) -> type:
-    """The dataclass of a group's settings: of what is registered by ``name``, or fairseq's one."""
-    named = {other: registry["dataclass_registry"] for other, registry in REGISTRIES.items()}
-    named |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
-    if group in named:
-        return named[group][ARCH_MODEL_NAME_REGISTRY.get(name, name)]
+    """Return the dataclass of a group's settings: as registered by ``name``, or fairseq's own."""
+    registries = {kind: entry["dataclass_registry"] for kind, entry in REGISTRIES.items()}
+    registries |= {"task": TASK_DATACLASS_REGISTRY, "model": MODEL_DATACLASS_REGISTRY}
+    if group in registries:
+        return registries[group][ARCH_MODEL_NAME_REGISTRY.get(name, name)]
     return FairseqConfig.__dataclass_fields__[group].default
 
 
 def _is_finished(last: Path, config: DictConfig) -> bool:
-    """Whether the run has come to its end: fairseq itself looks only after one more update."""
+    """Return whether the run reached a limit. fairseq itself would first train one more update."""
     if not last.exists():
         return False
-    state = load_torch(last)  # also before fairseq reads it: it may be anything
+    state = load_torch(last)  # fairseq reads it later, unchecked: it may be any file
     try:
         updates = int(state["optimizer_history"][-1]["num_updates"])
         epochs = int(state["extra_state"]["train_iterator"]["epoch"]) - 1
-        without_gain = int(state["extra_state"].get("UnitPromptTask", {}).get("num_runs", 0))
+        stale_epochs = int(state["extra_state"].get("UnitPromptTask", {}).get("num_runs", 0))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{last}: not a run's last checkpoint; choose a new --date, or remove the folder"
         ) from None
-    reached = updates, epochs, without_gain
+    reached = updates, epochs, stale_epochs
     optimization = config.optimization
     limits = optimization.max_update, optimization.max_epoch, config.checkpoint.patience
     return any(count >= limit > 0 for count, limit in zip(reached, limits))
 
 
 class LogFile(logging.FileHandler):
-    """A log that learning curves are read from: a line that cannot be written is an error."""
+    """A log file with the learning curves, so that a line that cannot be written is an error."""
 
     def __init__(self, path: Path) -> None:
-        """Append to the log at ``path``, without a last line that was cut off."""
+        """Append to the log at ``path``, after removing a last line that was cut off."""
         self._path = path
         if path.exists():
             with naming(path), open(path, "r+b") as handle:
@@ -176,8 +177,8 @@ class LogFile(logging.FileHandler):
             raise
 
 
-def _show_the_essential(log: Path | None) -> None:
-    """Log everything to ``log``, the essential to the console; a rank without a log is silent."""
+def _set_up_logging(log: Path | None) -> None:
+    """Log everything to ``log`` and the essential to the console. Without ``log``, log nothing."""
     handlers: list[logging.Handler] = [logging.NullHandler()]
     if log is not None:
         console = logging.StreamHandler(sys.stdout)
@@ -187,8 +188,8 @@ def _show_the_essential(log: Path | None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s | %(name)s | %(message)s"))
         handlers = [console, file]
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-    for noise in (UserWarning, FutureWarning, DeprecationWarning):
-        warnings.simplefilter("ignore", noise)
+    for category in (UserWarning, FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def _is_essential(record: logging.LogRecord) -> bool:
@@ -198,10 +199,10 @@ def _is_essential(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def patched() -> Iterator[None]:
-    """Let fairseq train with the changes above while the block runs."""
+    """Apply the changes that the module's docstring lists, while the block runs."""
     vars(checkpoint_utils.save_checkpoint).clear()
     vars(fairseq_cli.train.should_stop_early).clear()
-    # ranks send each other a resumed state as a torch file, with this number for each tensor
+    # ranks exchange a resumed state as a torch file, with this placeholder for each tensor
     torch.serialization.add_safe_globals([distributed_utils._TensorPlaceholder])
     with (
         mock.patch.dict(os.environ, _WEIGHTS_ONLY),
@@ -227,7 +228,7 @@ def patched() -> Iterator[None]:
                 progress_bar._tensorboard_writers.popitem()[1].close()
 
 
-_any_setting = DictConfig.__getattr__
+_original_getattr = DictConfig.__getattr__
 
 
 def _setting(config: DictConfig, name: str) -> Any:
@@ -236,7 +237,7 @@ def _setting(config: DictConfig, name: str) -> Any:
     if type(node) is DictConfig:
         return node
     value = node._val if isinstance(node, ValueNode) else None
-    return value if isinstance(value, (int, float)) else _any_setting(config, name)
+    return value if isinstance(value, (int, float)) else _original_getattr(config, name)
 
 
 def _save_whole(value: Any, filename: str, async_write: bool = False) -> None:
@@ -252,7 +253,7 @@ class _WholeFiles(PathManager):
 
 
 class CurveWriter:
-    """What fairseq asks of a ``SummaryWriter``: scalars and a text in ``folder``."""
+    """The part of ``SummaryWriter`` that fairseq uses: scalars and texts, written to ``folder``."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -266,9 +267,9 @@ class CurveWriter:
     def add_text(self, name: str, text: str) -> None:
         self._write(summary.text(name, text), 0)
 
-    def _write(self, what: Any, step: int) -> None:
+    def _write(self, value: Any, step: int) -> None:
         with naming(self._folder):
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=what))
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))
 
     def flush(self) -> None:
         with naming(self._folder):
@@ -281,6 +282,6 @@ class CurveWriter:
 
 def _out_of_memory(_trainer: Trainer, error: RuntimeError) -> None:
     raise UserError(
-        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); take a "
-        "smaller batch_size or max_tokens, and update_freq as much larger, or dtype=bfloat16"
+        f"a batch does not fit into the GPU's memory ({str(error).splitlines()[0][:120]}); lower "
+        "batch_size or max_tokens and raise update_freq by the same factor, or set dtype=bfloat16"
     ) from None

@@ -1,4 +1,4 @@
-"""What a run of train.py will be: its record, and what fairseq is told."""
+"""Plan a run of train.py: its card (the record in prompt.json) and its settings for fairseq."""
 
 from __future__ import annotations
 
@@ -11,49 +11,50 @@ from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.label_names import named_labels
-from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, ended, read_record
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, finished, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import JOIN, check_data_bin, lm_hashes, load_verbal, verbal_path
 from ulm_prompt.training import recipe as recipes
 from ulm_prompt.training.recipe import Recipe, Settings
 
-OF_PROMPTS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")  # knobs
+PROMPT_KNOBS = ("space", "init", "init_scale", "prompt_dropout", "value_lr_scale")
 LENGTHS = ("prefix_prompt_length", "infix_prompt_length")
-NEVER = 10**9  # epochs
 
 
 def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
-    """The recipe's name, and its knobs with the changes of the task and the command line. Raises
-    ``UserError`` for flags and knobs that contradict each other.
+    """Return the recipe's name, and its knobs with the changes of the task and the command line.
+    Raises ``UserError`` for flags and knobs that contradict each other.
     """
     tuned, prefix, infix = args.fine_tune, args.prefix_prompt_length, args.infix_prompt_length
     name = args.recipe or ("fine_tune" if tuned else pair.config.recipe)
-    of_task = [f"{key}={value}" for key, value in pair.config.train.items()]
+    task_knobs = [f"{key}={value}" for key, value in pair.config.train.items()]
     dtype = [f"dtype={args.dtype}"] if args.dtype else []
-    recipe = recipes.load_recipe(name, [*of_task, *args.set, *dtype])
+    recipe = recipes.load_recipe(name, [*task_knobs, *args.set, *dtype])
     changed = [override.split("=", 1)[0] for override in args.set]
-    of_prompts = [f"--{name}" for name in LENGTHS if getattr(args, name)]
-    of_prompts += [f"--set {knob}" for knob in changed if knob in OF_PROMPTS]
+    prompt_flags = [f"--{name}" for name in LENGTHS if getattr(args, name)]
+    prompt_flags += [f"--set {knob}" for knob in changed if knob in PROMPT_KNOBS]
     learnable, text = recipe.verbalizer == "learnable", pair.config.is_sequence
-    frozen = f"lm_dropout={recipe.lm_dropout}: for --fine_tune; a prompt's LM is frozen"
-    recipes.refuse(
+    frozen = f"lm_dropout={recipe.lm_dropout}: only for --fine_tune; a prompt's LM is frozen"
+    recipes.raise_first(
         {
-            f"--recipe {name}: only --fine_tune has fine_tune": tuned != (name == "fine_tune"),
-            f"{', '.join(of_prompts)}: says how a prompt is trained": tuned and of_prompts,
+            f"--recipe {name}: use fine_tune with --fine_tune, and another recipe without it": (
+                tuned != (name == "fine_tune")
+            ),
+            f"{', '.join(prompt_flags)}: --fine_tune trains no prompt": tuned and prompt_flags,
             frozen: recipe.lm_dropout and not tuned,
-            "verbalizer=learnable: belongs to a prompt, --fine_tune has none": learnable and tuned,
+            "verbalizer=learnable: --fine_tune trains no prompt": learnable and tuned,
             f"verbalizer=learnable: {pair.task} has no fixed number of labels": learnable and text,
             f"--infix_prompt_length {infix}: expected 0 or more": infix < 0,
-            "--infix_prompt_length: with a prefix it is, as published, input vectors only; choose "
-            "one": prefix and infix,
+            # as published, an infix next to a prefix would be input vectors only
+            "--infix_prompt_length: excludes a prefix; choose one": prefix and infix,
         }
     )
     return name, recipe
 
 
 def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
-    """The card of the run that these flags ask for, without its LM. Raises ``UserError`` for flags,
-    text or binaries that cannot be trained on.
+    """Return the card of the run. The fields about its LM are still empty. Raises ``UserError`` for
+    invalid flags, and for stale text or binaries.
     """
     workspace = Workspace(args.workspace)
     recipe_name, recipe = choose_recipe(args, pair)
@@ -71,7 +72,7 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
         )
     data = check_data_bin(workspace, pair)
     earlier = read_record(save_dir)
-    if recipe.dtype == "auto" and earlier is not None:  # a run resumes in the dtype it began in
+    if recipe.dtype == "auto" and earlier is not None:  # a run keeps its first dtype
         recipe.dtype = earlier.training.get("dtype", "auto")
     return PromptRecord(
         task=pair.task,
@@ -94,13 +95,13 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
 def prepare(
     args: argparse.Namespace, pair: Pair, save_dir: Path
 ) -> tuple[PromptRecord, Settings | None]:
-    """Check all that can be checked without training, and write nothing. Returns the card of the
-    run, and what fairseq is told of it beside the recipe: None when the run has ended.
+    """Check everything that can be checked before training, and write nothing. Returns the card and
+    fairseq's settings (without the recipe's knobs), or None as settings if the run has finished.
     """
     workspace = Workspace(args.workspace)
     card = plan(args, pair, save_dir)
     lm = lm_folder(workspace, pair.unit_model)
-    if done := ended(save_dir, card, lm_hashes(lm)):
+    if done := finished(save_dir, card, lm_hashes(lm)):
         return done, None
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm
@@ -117,7 +118,7 @@ def prepare(
 
 
 def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
-    """What fairseq is told of a prompt's run beside the knobs that it knows by name."""
+    """Return fairseq's settings for a run, except the knobs that fairseq knows by name."""
     knobs = Recipe(**card.training)
     settings = {
         **recipes.schedule_and_dtype(knobs, card.fine_tune),
@@ -140,8 +141,8 @@ def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
     if knobs.verbalizer == "learnable":
         settings["model"]["label_units"] = " ".join(card.verbal.values())
         settings["model"]["labels_per_utterance"] = card.labels_per_utterance
-    if knobs.validate_every:  # and not after each epoch, of which a few shots make thousands
-        interval = knobs.max_epoch or NEVER
+    if knobs.validate_every:  # not after each epoch: with few shots there are thousands
+        interval = knobs.max_epoch or 10**9  # epochs: never
         settings["dataset"]["validate_interval"] = interval
         settings["checkpoint"] |= {
             "save_interval": interval,

@@ -1,8 +1,8 @@
-"""How a prompt or a unit LM is trained: a named file in ulm_prompt/config/recipes/ or config/ulm/.
+"""Recipes say how a prompt or a unit LM is trained: files in ulm_prompt/config/{recipes,ulm}/.
 
-published.yaml and gslm.yaml say every knob, its type and its meaning. The other files hold what
-differs from them. A new knob is a line there, and a field of that name in the fairseq dataclass of
-the code that uses it (task, model, loss, optimizer).
+published.yaml and gslm.yaml list every knob with its type and meaning. The other files list only
+what they change. To add a knob, add a line there, and a field of the same name in the fairseq
+dataclass of the code that uses it (task, model, loss, optimizer).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CHOICES = {
     "sample_break_mode": ("eos", "none"),
     "dtype": DTYPES,
 }
-AT_LEAST = {  # every other number: 0
-    "decoder_embed_dim": 4,  # for the sines of the positions
+AT_LEAST = {  # 0 for all other numbers
+    "decoder_embed_dim": 4,  # sinusoidal positions need 4
     **dict.fromkeys(("decoder_layers", "decoder_ffn_embed_dim", "decoder_attention_heads"), 1),
     **dict.fromkeys(("batch_size", "max_tokens", "tokens_per_sample", "update_freq"), 1),
 }
@@ -40,9 +40,9 @@ _BETAS = re.compile(r"\(0?\.\d+, ?0?\.\d+\)")
 
 
 def _schema(name: str, path: Path) -> type:
-    """The dataclass ``name`` of the knobs in ``path``; the values there are defaults and types."""
+    """Return a dataclass of the knobs in ``path``, with their values as defaults and types."""
     knobs = [(knob, type(value), value) for knob, value in load_yaml(path).items()]
-    # its module: where ranks that are sent a recipe look for the class
+    # ranks that receive a recipe look for its class in this module
     return make_dataclass(name, knobs, namespace={"__module__": __name__})
 
 
@@ -50,17 +50,17 @@ Recipe = _schema("Recipe", CONFIG / "recipes" / "published.yaml")
 UnitLMRecipe = _schema("UnitLMRecipe", CONFIG / "ulm" / "gslm.yaml")
 
 
-def refuse(problems: Mapping[str, object]) -> None:
-    """Raise ``UserError`` with the first of ``problems`` that is so."""
-    for problem, is_so in problems.items():
-        if is_so:
+def raise_first(problems: Mapping[str, object]) -> None:
+    """Raise ``UserError`` with the first text in ``problems`` whose condition is true."""
+    for problem, condition in problems.items():
+        if condition:
             raise UserError(problem)
 
 
 def load_recipe(name: str, overrides: Sequence[str], schema: type = Recipe) -> Any:
-    """Read a prompt's recipe, or a ``UnitLMRecipe``. ``overrides`` are the task's ``train:`` knobs
-    and ``--set`` flags; of two the later wins. Raises ``UserError`` for an unknown recipe, knob or
-    value, and for values that do not go together.
+    """Read a ``Recipe`` of prompts or a ``UnitLMRecipe``. ``overrides`` are the task's ``train:``
+    knobs, then the ``--set`` flags; the last value wins. Raises ``UserError`` for an unknown
+    recipe, knob or value, and for values that contradict each other.
     """
     folder = CONFIG / ("recipes" if schema is Recipe else "ulm")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -68,26 +68,27 @@ def load_recipe(name: str, overrides: Sequence[str], schema: type = Recipe) -> A
         raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
     recipe = load_config(schema, folder / f"{name}.yaml", overrides)
     for knob, value in vars(recipe).items():
-        is_right, expected = True, ""
+        is_valid, expected = True, ""
         if knob in CHOICES:
-            is_right, expected = value in CHOICES[knob], f"one of {', '.join(CHOICES[knob])}"
+            is_valid, expected = value in CHOICES[knob], f"one of {', '.join(CHOICES[knob])}"
         elif knob in BELOW_ONE:
-            is_right, expected = 0 <= value < 1, "0 or more, below 1"
-        elif isinstance(value, (int, float)):  # not nan; numpy's seeds end there
+            is_valid, expected = 0 <= value < 1, "0 or more, below 1"
+        elif isinstance(value, (int, float)):  # refuses nan; numpy's seeds are below 2**32
             least = AT_LEAST.get(knob, 0)
-            is_right, expected = least <= value < 2**32, f"at least {least}, below 2**32"
-        refuse({f"recipe, {knob}={value}: expected {expected}": not is_right})
-    knob = vars(recipe).get
+            is_valid, expected = least <= value < 2**32, f"at least {least}, below 2**32"
+        raise_first({f"recipe, {knob}={value}: expected {expected}": not is_valid})
     schedule, warmup, end = recipe.lr_schedule, recipe.warmup_updates, recipe.max_update
-    betas, topics = knob("adam_betas", "(0.9, 0.98)"), knob("topics")
-    width, heads = knob("decoder_embed_dim", 0), knob("decoder_attention_heads", 1)
-    ends = "the cosine schedule ends there, after more than warmup_updates"
+    knobs = vars(recipe)
+    betas, topics = knobs.get("adam_betas", "(0.9, 0.98)"), knobs.get("topics")
+    width, heads = knobs.get("decoder_embed_dim", 0), knobs.get("decoder_attention_heads", 1)
     problems = {
-        f"adam_betas={betas}: expected like (0.9, 0.98)": not _BETAS.fullmatch(betas),
+        f"adam_betas={betas}: expected a pair like (0.9, 0.98)": not _BETAS.fullmatch(betas),
         "warmup_updates=0: lr_schedule=inverse_sqrt needs at least 1": (
             schedule == "inverse_sqrt" and warmup < 1
         ),
-        f"max_update={end}: {ends}={warmup}": schedule == "cosine" and end <= warmup,
+        f"max_update={end}: lr_schedule=cosine needs more updates than warmup_updates={warmup}": (
+            schedule == "cosine" and end <= warmup
+        ),
         f"max_update={end}: expected at least 1": schema is UnitLMRecipe and end < 1,
         f"decoder_attention_heads={heads}: expected a divisor of decoder_embed_dim={width}": (
             width % heads
@@ -96,14 +97,14 @@ def load_recipe(name: str, overrides: Sequence[str], schema: type = Recipe) -> A
             topics and recipe.sample_break_mode != "eos"
         ),
     }
-    refuse({f"recipe, {problem}": is_so for problem, is_so in problems.items()})
+    raise_first({f"recipe, {problem}": condition for problem, condition in problems.items()})
     return recipe
 
 
 def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
-    """The dtype that a recipe's ``dtype`` stands for on this machine. Prints it and the device.
+    """Return the dtype that a recipe's ``dtype`` means on this machine. Prints it and the device.
 
-    Raises ``UserError`` for a dtype that fairseq cannot train the ``whole_lm`` in.
+    Raises ``UserError`` if fairseq cannot train the ``whole_lm`` in this dtype.
     """
     from ulm_prompt.prompt_lm.lm import choose_dtype
 
@@ -112,16 +113,14 @@ def dtype_to_train_in(name: str, whole_lm: bool, parameters: int) -> str:
     chosen = str(dtype).removeprefix("torch.")
     print(f"computes on {why}, in {chosen} ({reason})")
     if whole_lm and chosen == "float16" and device.type == "cpu":
-        raise UserError(
-            "dtype=float16: fairseq scales the whole LM's loss on a GPU alone; "
-            "take bfloat16 or float32"
-        )
+        problem = "fairseq trains a whole LM in float16 only on a GPU; use bfloat16 or float32"
+        raise UserError(f"dtype=float16: {problem}")
     return chosen
 
 
 def schedule_and_dtype(recipe: Recipe | UnitLMRecipe, whole_lm: bool) -> Settings:
-    """fairseq's settings of both. ``whole_lm``: it trains the LM itself in the dtype, with Adam in
-    float32.
+    """Return fairseq's settings of the schedule and the dtype. ``whole_lm``: the LM itself trains
+    in the dtype, with Adam in float32.
     """
     schedule: dict[str, Any] = {"_name": recipe.lr_schedule}
     if recipe.lr_schedule == "cosine":

@@ -1,4 +1,4 @@
-"""What a run of train_ulm.py begins from, what fairseq is told, what it records and leaves."""
+"""A run of train_ulm.py: its first LM, its settings for fairseq, its record and the new LM."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pipeline.runs import provenance
 from ulm_prompt.prompt_data.prompt_record import BEST, LAST
 from ulm_prompt.training.recipe import Settings, UnitLMRecipe, schedule_and_dtype
 
-RUN = "run.json"  # beside LAST
-OURS = "ulm.json"  # marks an LM that train_ulm.py made, and says how
+RUN = "run.json"  # the record of a run, next to LAST
+OURS = "ulm.json"  # marks an LM that train_ulm.py made, and records how
 NEW_RUN = "ulm_prompt/train_ulm.py with a new --date"
 
 
 def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | None) -> Settings:
-    """What fairseq is told beside the knobs that it knows by name: the stock model, with random
-    weights or those of the LM in ``begin_from``.
+    """Return fairseq's settings, except the knobs that fairseq knows by name. fairseq's own model
+    starts from the LM in ``begin_from``, or from random weights.
     """
     width = recipe.decoder_embed_dim
     return {
@@ -30,7 +30,7 @@ def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | No
             "decoder_input_dim": width,
             "decoder_output_dim": width,
             "attention_dropout": recipe.dropout,
-            "add_bos_token": False,  # fairseq's own language modelling task would say so
+            "add_bos_token": False,  # as fairseq's own language modelling task sets it
         },
         "criterion": {"_name": "unit_lm"},
         "optimizer": {"_name": "adam", "adam_betas": "(0.9, 0.98)"},
@@ -38,15 +38,15 @@ def unit_lm_settings(recipe: UnitLMRecipe, data_bin: Path, begin_from: Path | No
 
 
 def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
-    """Fingerprint of the LM in ``folder``. Raises ``UserError`` when its size is not the recipe's,
-    or when it computes something else with such weights.
+    """Return the fingerprint of the LM in ``folder``. Raises ``UserError`` if its size differs from
+    the recipe's, or if it computes something else with weights of this size.
     """
     from ulm_prompt.prompt_lm.lm import load_unit_lm
 
     lm = load_unit_lm(folder)
     decoder, layer = lm.untouched.decoder, lm.untouched.decoder.layers[0]
-    trained_here = {"share_decoder_input_output_embed": True, "no_scale_embedding": False}
-    trained_here |= {"activation_fn": "relu", **vars(recipe)}
+    expected = {"share_decoder_input_output_embed": True, "no_scale_embedding": False}
+    expected |= {"activation_fn": "relu", **vars(recipe)}
     for name, value in {
         "decoder_layers": len(decoder.layers),
         "decoder_embed_dim": decoder.embed_tokens.embedding_dim,
@@ -56,16 +56,16 @@ def check_begins_from(folder: Path, recipe: UnitLMRecipe) -> str:
         "no_scale_embedding": decoder.embed_scale == 1.0,
         "activation_fn": layer.activation_fn.__name__,
     }.items():
-        if value != trained_here[name]:
+        if value != expected[name]:
             raise UserError(
                 f"--begin_from {folder}: an LM with {name}={value}, but the config has "
-                f"{trained_here[name]}; choose its --config, or --set its sizes"
+                f"{expected[name]}; choose the LM's --config, or --set the LM's sizes"
             )
     return lm.fingerprint
 
 
-def begun_in(save_dir: Path) -> str | None:
-    """The dtype in which the unit LM's run in ``save_dir`` began; None without a run."""
+def first_dtype(save_dir: Path) -> str | None:
+    """Return the dtype in which the run in ``save_dir`` began, or None if it has not begun."""
     if not (save_dir / LAST).exists():
         return None
     recipe = read_json(save_dir / RUN, NEW_RUN).get("recipe")
@@ -73,10 +73,10 @@ def begun_in(save_dir: Path) -> str | None:
 
 
 def check_same_run(
-    save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path], begins_from: str | None = None
+    save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path], begins_from: str | None
 ) -> None:
-    """Record what the run trains on, and the fingerprint of the LM that it begins from. Raises
-    ``UserError`` when ``save_dir`` holds another run.
+    """Record the run's recipe, its text and the fingerprint of the LM that it ``begins_from``.
+    Raises ``UserError`` if ``save_dir`` contains another run.
     """
     record = {
         "recipe": vars(recipe),
@@ -94,8 +94,8 @@ def check_same_run(
 
 
 def is_of_another_run(folder: Path, save_dir: Path) -> bool:
-    """Whether ``folder`` holds an LM of train_ulm.py that was not made from the best checkpoint in
-    ``save_dir``, or by an earlier version, whose record does not say from which.
+    """Return whether ``folder`` contains an LM of train_ulm.py that was not made from the best
+    checkpoint in ``save_dir``. LMs of old versions do not record their checkpoint: True.
     """
     path, best = folder / OURS, save_dir / BEST
     recorded = read_json(path, NEW_RUN).get("checkpoint") if path.exists() else None
@@ -103,8 +103,8 @@ def is_of_another_run(folder: Path, save_dir: Path) -> bool:
 
 
 def publish(save_dir: Path, folder: Path) -> float:
-    """Write the best LM of ``save_dir`` into ``folder`` in the released layout, and by which
-    checkpoint it was made. Returns its valid loss in bits.
+    """Write the best LM of ``save_dir`` and the hash of its checkpoint into ``folder``, in the
+    released layout. Returns the LM's valid loss in bits.
     """
     from pipeline.torch_files import load_torch, save_torch
 
