@@ -1,4 +1,4 @@
-"""Tiny corpora in the real layouts, written by the tests themselves."""
+"""Write tiny corpora in the real layouts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from preprocess.speech_commands.preprocessor import (
     WORDS,
 )
 
-SPEAKERS = {"train": "024d32b9", "valid": "a6d586b7"}  # where the dataset's rule sends them
+SPEAKERS = {"train": "024d32b9", "valid": "a6d586b7"}  # the dataset's rule puts them there
 
 
 def tone(seconds: float, hertz: float, rate: int = 16_000) -> np.ndarray:
-    """(T,) a tone with harmonics and a little fixed noise."""
+    """Return (T,) samples of a tone with harmonics and a little fixed noise."""
     time = np.arange(int(seconds * rate)) / rate
     noise = 0.002 * np.random.default_rng(int(hertz)).standard_normal(len(time))
     return 0.1 * sum(np.sin(2 * np.pi * hertz * k * time) / k for k in range(1, 8)) + noise
 
 
 def write(path: Path, samples: np.ndarray, rate: int = 16_000) -> None:
-    """Write a 16-bit wav, making its folder."""
+    """Write a 16-bit wav; make its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate, subtype="PCM_16")
 
 
 def speech_commands(root: Path) -> Path:
-    """Two files a class and split; ``bed`` stands for the unknown words."""
+    """Write two files per class and split. The unknown word is ``bed``."""
     for number, name in enumerate(CLASSES[:-1]):
         word = "bed" if name == "_unknown_" else name
         for take in range(2):
@@ -48,7 +48,7 @@ def speech_commands(root: Path) -> Path:
 
 
 def speech_commands_v002(root: Path) -> Path:
-    """As it unpacks: of every word two files for train, one in each list."""
+    """Write the corpus as it unpacks. Per word: two files for train, one in each list."""
     for number, word in enumerate(WORDS):
         for take in range(4):
             write(root / word / f"a_nohash_{take}.wav", tone(0.2, 100 + 9 * number + take))
@@ -67,7 +67,7 @@ FLUENT = {
 
 
 def fluent_commands(root: Path, splits: dict[str, list[tuple[str, ...]]] = FLUENT) -> Path:
-    """One wav a line of the csv files."""
+    """Write the csv files, and one wav per row."""
     (root / "data").mkdir(parents=True)
     for split, rows in splits.items():
         with open(root / "data" / f"{split}_data.csv", "w", newline="") as handle:
@@ -89,14 +89,14 @@ LIBRISPEECH = {
 
 
 def librispeech(root: Path, splits: dict[str, list[str]] = LIBRISPEECH) -> Path:
-    """A reader a split; two utterances a chapter."""
+    """Write one reader per split, and two utterances per chapter."""
     for reader, (folder, texts) in enumerate(splits.items(), start=19):
         for number, text in enumerate(texts):
             chapter = f"{reader}-{198 + number // 2}"
-            place = root / folder / str(reader) / chapter.split("-")[1]
+            chapter_folder = root / folder / str(reader) / chapter.split("-")[1]
             name = f"{chapter}-{number % 2:04d}"
-            write(place / f"{name}.flac", tone(0.5 + 0.1 * number, 90 + 30 * number))
-            with open(place / f"{chapter}.trans.txt", "a", encoding="utf-8") as handle:
+            write(chapter_folder / f"{name}.flac", tone(0.5 + 0.1 * number, 90 + 30 * number))
+            with open(chapter_folder / f"{chapter}.trans.txt", "a", encoding="utf-8") as handle:
                 handle.write(f"{name} {text}\n")
     return root
 
@@ -112,7 +112,7 @@ AUDIO_SNIPS = (
 def audio_snips(
     root: Path, lines: tuple[tuple[str, str, str, str], ...] = AUDIO_SNIPS, more: str = ""
 ) -> Path:
-    """A wav for each line of (utterance, words, tags, intent), and ``more`` lines of text."""
+    """Write one wav per line of (utterance, words, tags, intent). ``more``: more lines of text."""
     root.mkdir(parents=True)
     text = ""
     for number, (name, words, tags, intent) in enumerate(lines):

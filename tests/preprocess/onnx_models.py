@@ -1,4 +1,4 @@
-"""A tiny ONNX model, written byte by byte: the package onnx is not needed for one convolution."""
+"""Write a tiny ONNX model byte by byte, so that the tests do not need the package onnx."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _FLOAT, _INT64 = 1, 7  # TensorProto.DataType
 
 
 def _varint(number: int) -> bytes:
-    head, rest = number & 127, number >> 7
-    return bytes([head | 128]) + _varint(rest) if rest else bytes([head])
+    low, rest = number & 127, number >> 7
+    return bytes([low | 128]) + _varint(rest) if rest else bytes([low])
 
 
 def _field(number: int, value: int | str | bytes) -> bytes:
-    """A field of a protobuf message."""
+    """Return a field of a protobuf message."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     value = value.encode() if isinstance(value, str) else value
@@ -43,8 +43,8 @@ def _ints(name: str, *values: int) -> bytes:
 
 
 def write_encoder(path: Path, dim: int = 4, mask: str = "attention_mask") -> np.ndarray:
-    """Write a model with Moonshine's inputs, output and frames: a convolution of 895 samples every
-    384. Return its weight (dim, 895).
+    """Write a model with Moonshine's inputs, output and frames: a convolution of 895 samples with
+    stride 384. Return the weight (dim, 895).
     """
     weight = np.random.default_rng(0).standard_normal((dim, 895)).astype(np.float32)
     nodes = [

@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and CPC checkpoints in their released formats, with random weights."""
+"""Write HuBERT, wav2vec 2.0 and CPC checkpoints in the released formats, with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from preprocess.speech2unit.cpc import KERNELS
 
-CPC_LEVELS = 4  # of its LSTM
+CPC_LEVELS = 4  # layers of the LSTM
 SHAPE = {
     "encoder_layers": 3,
     "encoder_embed_dim": 48,
@@ -27,8 +27,8 @@ LARGE = {"extractor_mode": "layer_norm", "conv_bias": True, "layer_norm_first": 
 def hubert(
     path: Path, normalize: bool = False, spread: bool = True, **settings: object
 ) -> torch.nn.Module:
-    """Write a checkpoint as hubert_base_ls960.pt is (``cfg``, pretraining heads, task state) and
-    return fairseq's own model, ready to be compared with.
+    """Write a checkpoint like hubert_base_ls960.pt (``cfg``, pretraining heads, task state). Return
+    fairseq's model, for comparison.
     """
     from fairseq.data import Dictionary
     from fairseq.models.hubert.hubert import HubertConfig, HubertModel
@@ -58,7 +58,7 @@ def hubert(
 
 
 def wav2vec2(path: Path, normalize: bool = True, **settings: object) -> torch.nn.Module:
-    """Write a checkpoint as wav2vec_vox_new.pt is (one Namespace, ``args``); return the model."""
+    """Write a checkpoint like wav2vec_vox_new.pt (one Namespace, ``args``); return the model."""
     from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 
     config = Wav2Vec2Config(**(SHAPE | LARGE | settings))
@@ -72,10 +72,10 @@ def wav2vec2(path: Path, normalize: bool = True, **settings: object) -> torch.nn
 
 
 def cpc(path: Path, channels: int = 32, hidden: int = 24, gain: float = 2) -> Path:
-    """Write a checkpoint as cpc_big_ll6kh_top_ctc.pt is, a training head beside what is read."""
+    """Write a checkpoint like cpc_big_ll6kh_top_ctc.pt, with a training head that is not read."""
     torch.manual_seed(0)
     lstm = torch.nn.LSTM(channels, hidden, CPC_LEVELS)
-    # gain: torch's start gives nearly constant features, whose units are rounding's choice
+    # gain: torch's initial weights give nearly constant features, whose units depend on rounding
     weights = {f"gAR.baseNet.{name}": gain * value for name, value in lstm.state_dict().items()}
     for index, kernel in enumerate(KERNELS):
         conv = torch.nn.Conv1d(channels if index else 1, channels, kernel)
@@ -90,15 +90,15 @@ def cpc(path: Path, channels: int = 32, hidden: int = 24, gain: float = 2) -> Pa
 
 
 def _plain(config: object) -> dict[str, object]:
-    kinds = (int, float, str, bool, type(None))
+    plain_types = (int, float, str, bool, type(None))
     return {
-        key: value if isinstance(value, kinds) else str(value)
+        key: value if isinstance(value, plain_types) else str(value)
         for key, value in vars(config).items()
     }
 
 
 def _spread(model: torch.nn.Module) -> torch.nn.Module:
-    """Norms and biases away from 1 and 0, so that leaving one out shows."""
+    """Move norms and biases away from 1 and 0, so that a missing one changes the result."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
@@ -108,8 +108,8 @@ def _spread(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-# transformers' names of fairseq's weights, as its own conversion scripts have them
-_THEIRS = {
+# from fairseq's names of weights to those in transformers, as in its conversion scripts
+_TRANSFORMERS_NAMES = {
     "post_extract_proj": "feature_projection.projection",
     "encoder.pos_conv.0": "encoder.pos_conv_embed.conv",
     "self_attn_layer_norm": "layer_norm",
@@ -120,8 +120,8 @@ _THEIRS = {
 
 
 def hugging_face(folder: Path, checkpoint: Path, new: bool = True, prefix: str = "") -> Path:
-    """Write what ``hubert`` or ``wav2vec2`` wrote as transformers does. ``new``: safetensors and
-    torch's newer names of a weight norm; else a pickle and the older names.
+    """Write a checkpoint of ``hubert`` or ``wav2vec2`` as transformers does. ``new``: safetensors
+    and torch's newer names of a weight norm; otherwise a pickle and the older names.
     """
     state = torch.load(checkpoint, weights_only=False)
     model = vars(state["args"]) if state["args"] else state["cfg"]["model"]
@@ -135,8 +135,8 @@ def hugging_face(folder: Path, checkpoint: Path, new: bool = True, prefix: str =
         elif name.startswith("feature_extractor."):
             part = "conv" if parts[3] == "0" else "layer_norm"
             name = ".".join([*parts[:3], part, parts[-1]])
-        for ours, theirs in _THEIRS.items():
-            name = name.replace(ours, theirs)
+        for fairseq_name, new_name in _TRANSFORMERS_NAMES.items():
+            name = name.replace(fairseq_name, new_name)
         if new:
             for number, part in enumerate(("weight_g", "weight_v")):
                 name = name.replace(part, f"parametrizations.weight.original{number}")

@@ -1,4 +1,4 @@
-"""The tasks as the runner builds them, in this process."""
+"""Build tasks as the runner does, in this process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from preprocess.preprocessor import Preprocessor, Utterance
 
 
 def runner_flags(*words: object) -> argparse.Namespace:
-    """What the runner makes of these words on its command line."""
+    """Return the runner's flags for this command line."""
     parser = argparse.ArgumentParser()
     add_flags(parser)
     return parser.parse_args(list(map(str, words)))
 
 
 def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preprocessor:
-    """The task with its own config.yaml, ``logmel100`` with 8 clusters, corpora under
+    """Return the task with its config.yaml, ``logmel100`` with 8 clusters, and corpora under
     ``<workspace>/corpora``.
     """
     small = ("taskrc.unit_model=logmel100", "fairseqrc.km_clusters=8", "fairseqrc.km_starts=2")
@@ -31,7 +31,7 @@ def preprocessor(downstream: str, workspace: Path, *overrides: str) -> Preproces
 def read_tables(
     workspace: Path, files: dict[str, str], *overrides: str
 ) -> tuple[Preprocessor, dict[str, list[Utterance]]]:
-    """The table task on these files, and its utterances by split."""
+    """Write ``files``; return the table task on them, and its utterances by split."""
     for name, content in files.items():
         path = workspace / "corpora" / "table" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A workspace from wav files to prompts over a tiny LM: KS in the published form, IC in ours."""
+"""A workspace from wav files to prompts of a tiny LM: KS in the published format, IC in ours."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ LENGTHS = {"KS": 5, "IC": 3}
 
 
 def melody(seed: int) -> np.ndarray:
-    """(T,) a few tones one after the other, half a second or more: units that change."""
+    """Return (T,) samples of tones in turn, at least half a second, so that the units change."""
     generator = np.random.default_rng(seed)
     hertz = generator.choice(np.arange(100, 500, 20), size=generator.integers(5, 12))
     return np.concatenate([corpora.tone(0.1, pitch) for pitch in hertz])
 
 
 def write_workspace(root: Path) -> Workspace:
-    """Everything up to trained prompts, which are random."""
+    """Write everything from corpora to prompts, which have random weights."""
     workspace = Workspace(root)
     corpora.speech_commands(root / "corpora" / "speech_commands")
     corpora.fluent_commands(root / "corpora" / "fluent_commands")
@@ -61,7 +61,7 @@ def write_workspace(root: Path) -> Workspace:
 
 
 def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
-    """A random prompt as training leaves it; KS as the published code left it, with its LM."""
+    """Save a random prompt as training does; KS as the published code did, with the LM."""
     torch.manual_seed(seed)
     state = Prompt(3, LENGTHS[task], 32).published_state()
     path = workspace.checkpoints(task, UNIT_MODEL, date) / "checkpoint_best.pt"
@@ -93,7 +93,7 @@ def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
 
 
 def of_run(task: str, date: str = "d") -> tuple[str, ...]:
-    """The flags that name a prompt."""
+    """Return the flags that select a prompt."""
     return "--prompt_task", task, "--model_date", date, "--unit_model", UNIT_MODEL
 
 
@@ -102,12 +102,12 @@ def export(workspace: Workspace, out: Path, *words: object, task: str = "IC") ->
 
 
 def clip(workspace: Workspace, *names: str) -> Path:
-    """A recording, of a folder of such names."""
+    """Return a recording in the folder ``names`` of the corpora."""
     return next((workspace.root / "corpora").joinpath(*names).rglob("*.wav"))
 
 
 def predict(workspace: Workspace, *words: object) -> int:
-    """Run predict.py in this process, where fairseq is imported already; returns its exit code."""
+    """Run predict.py in this process, which has imported fairseq already; return the exit code."""
     arguments = ["predict.py", "--workspace", workspace.root, *words]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(word) for word in arguments])
