@@ -1,4 +1,4 @@
-"""A headless Chromium that tests look at pages with and click in, over its DevTools pipe."""
+"""A headless Chromium in which tests open and click pages, controlled by its DevTools pipe."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ KEYS = {"Enter": (13, "\r"), "Tab": (9, "")}
 
 
 class Browser:
-    """One tab. ``events`` holds what the page did: requests, exceptions, the console."""
+    """One tab. ``events`` lists what the page did: requests, exceptions, console messages."""
 
     def __init__(self, commands: int, replies: int) -> None:
-        self._commands, self._replies, self._left, self._number = commands, replies, b"", 0
+        self._commands, self._replies, self._buffer, self._number = commands, replies, b"", 0
         self.events: list[dict[str, Any]] = []
         self._session: dict[str, str] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -39,7 +39,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and return its result; events that come meanwhile are kept."""
+        """Send a command and return its result. Keep the events that arrive meanwhile."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params, **self._session}
         os.write(self._commands, json.dumps(message).encode() + b"\0")
@@ -49,15 +49,15 @@ class Browser:
         return reply["result"]
 
     def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._left:
+        while b"\0" not in self._buffer:
             assert select.select([self._replies], [], [], 30)[0], "the browser does not answer"
-            self._left += (piece := os.read(self._replies, 1 << 16))
-            assert piece, "the browser has ended"
-        message, self._left = self._left.split(b"\0", 1)
+            self._buffer += (chunk := os.read(self._replies, 1 << 16))
+            assert chunk, "the browser has ended"
+        message, self._buffer = self._buffer.split(b"\0", 1)
         return json.loads(message)
 
     def js(self, expression: str) -> Any:
-        """The expression's value in the page, as after a user's click."""
+        """Evaluate the expression in the page, as after a user's click; return its value."""
         result = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True,
             userGesture=True,
@@ -66,7 +66,7 @@ class Browser:
         return result["result"].get("value")
 
     def wait(self, expression: str, seconds: float = 20) -> Any:
-        """The expression's value as soon as it is true."""
+        """Wait until the expression is true; return its value."""
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):
             assert time.monotonic() < end, f"{expression}\n{self.js('document.body.innerText')}"
@@ -78,7 +78,7 @@ class Browser:
         self.wait("location.href != 'about:blank' && document.readyState == 'complete'")
 
     def press(self, key: str, times: int = 1) -> None:
-        """Press a key where the focus is."""
+        """Press a key in the focused element."""
         code, text = KEYS[key]
         names = {"key": key, "code": key, "windowsVirtualKeyCode": code}
         for _ in range(times):
@@ -86,20 +86,18 @@ class Browser:
             self.call("Input.dispatchKeyEvent", type="keyUp", **names)
 
     def picture(self, path: Path) -> None:
-        """A screenshot of the whole page, for people."""
+        """Save a screenshot of the whole page, for a person to look at."""
         data = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
 
     def mistakes(self) -> list[dict[str, Any]]:
-        """The page's exceptions and console errors so far."""
-        kinds = [(event["method"], event["params"].get("type"), event) for event in self.events]
-        console = ("Runtime.consoleAPICalled", "error")
-        return [
-            e for method, kind, e in kinds if "exception" in method or (method, kind) == console
-        ]
+        """Return the page's exceptions and console errors so far."""
+        console_error = ("Runtime.consoleAPICalled", "error")
+        return [event for event in self.events if "exception" in event["method"]
+                or (event["method"], event["params"].get("type")) == console_error]  # fmt: skip
 
     def hosts(self) -> set[str]:
-        """The schemes and hosts that the page has asked for anything."""
+        """Return ``scheme://host`` of every address that the page requested."""
         urls = [
             event["params"]["request"]["url"]
             for event in self.events
@@ -112,20 +110,21 @@ class Browser:
 
 @contextmanager
 def chromium(folder: Path, *flags: str) -> Iterator[Browser]:
-    """Start a browser whose profile is in ``folder``; skip the test where there is none."""
+    """Start a browser with its profile in ``folder``; skip the test if no browser is installed."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"no browser to look at the page with: none of {', '.join(NAMES)} is installed")
-    from_us, commands = os.pipe()
-    replies, to_us = os.pipe()
-    words = [program, *FLAGS, f"--user-data-dir={folder}", *flags]
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    browser_reads, commands = os.pipe()
+    replies, browser_writes = os.pipe()
+    command = [program, *FLAGS, f"--user-data-dir={folder}", *flags]
     process = subprocess.Popen(
-        ["bash", "-c", f'exec "$@" 3<&{from_us} 4>&{to_us}', "bash", *words],
-        pass_fds=(from_us, to_us),
+        ["bash", "-c", f'exec "$@" 3<&{browser_reads} 4>&{browser_writes}', "bash", *command],
+        pass_fds=(browser_reads, browser_writes),
         stderr=subprocess.DEVNULL,
         env={**os.environ, "HOME": str(folder)},
     )
-    os.close(from_us), os.close(to_us)
+    os.close(browser_reads)
+    os.close(browser_writes)
     try:
         browser = Browser(commands, replies)
         yield browser
@@ -133,4 +132,5 @@ def chromium(folder: Path, *flags: str) -> Iterator[Browser]:
     finally:
         process.kill()
         process.wait()
-        os.close(commands), os.close(replies)
+        os.close(commands)
+        os.close(replies)

@@ -1,6 +1,4 @@
-"""Shared ground of the tests: the scripts as a user calls them, and the measured data where it is
-at hand.
-"""
+"""Helpers of all tests: run a script as a user does, find the published data."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The published units and golden files; tests that need them skip where they are absent."""
+    """Return the folder of published units and golden files; skip the test if it is missing."""
     if not DATA.is_dir():
-        pytest.skip(f"the published units are not at hand ({DATA})")
+        pytest.skip(f"the published units are missing ({DATA})")
     return DATA
 
 

@@ -1,4 +1,4 @@
-"""The repository itself: pins, documents, and what must not be in it."""
+"""The repository itself: pins, imports and the links of its documents."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\S+)")
 
 def pins(name: str) -> dict[str, str]:
     lines = (REPOSITORY / name).read_text().splitlines()
-    wanted = [line.split("#")[0].strip() for line in lines]
-    found = [PIN.fullmatch(line) for line in wanted if line]
-    assert all(found), f"{name}: every requirement is pinned"
-    return {match[1].lower().replace("_", "-"): match[2] for match in found}
+    requirements = [line.split("#")[0].strip() for line in lines]
+    matches = [PIN.fullmatch(requirement) for requirement in requirements if requirement]
+    assert all(matches), f"{name}: expected package==version in every line"
+    return {match[1].lower().replace("_", "-"): match[2] for match in matches}
 
 
 def test_conda_takes_the_pins_from_requirements() -> None:
-    """One list of pins: environment.yaml adds none of its own beside python's."""
+    """All pins are in one list: environment.yaml pins only Python."""
     environment = yaml.safe_load((REPOSITORY / "environment.yaml").read_text())
     *conda, pip = environment["dependencies"]
     assert pip == {"pip": ["-r requirements.txt"]}
     assert "python=3.12" in conda
-    own = {line.split("=")[0] for line in conda}
-    assert not own & pins("requirements.txt").keys(), "a package is pinned in one place"
+    conda_packages = {line.split("=")[0] for line in conda}
+    assert not conda_packages & pins("requirements.txt").keys(), "a package is pinned twice"
 
 
-def test_the_environment_that_runs_this_has_the_pinned_versions() -> None:
-    """Skips torch: a user's own build is kept."""
+def test_the_running_environment_has_the_pinned_versions() -> None:
+    """Skips torch, because set-up keeps a torch that the user already has."""
     from importlib.metadata import version
 
     for name in ("requirements.txt", "requirements-fairseq.txt"):
@@ -54,8 +54,8 @@ TRAINING = "ulm_prompt.training.prompt_run, ulm_prompt.prompt_lm.task"
     ("module", "heavy"),
     [*LIGHT.items(), ("ulm_prompt.using.predictor", OTHER_TASKS), (TRAINING, OTHER_TASKS)],
 )
-def test_start_up_imports_what_it_needs(module: str, heavy: tuple[str, ...]) -> None:
-    """torch takes a second to import, all of fairseq another."""
+def test_start_up_imports_only_what_it_needs(module: str, heavy: tuple[str, ...]) -> None:
+    """Importing torch takes a second, and all of fairseq another second."""
     code = (
         f"import sys; sys.argv = ['x']; import {module}; "
         f"print([name for name in {heavy} if name in sys.modules])"

@@ -1,1 +1,1 @@
-"""What is measured rather than tested; `make bench` runs each bench_*.py. pytest collects none."""
+"""Benchmarks. ``make bench`` runs every bench_*.py; pytest does not collect them."""

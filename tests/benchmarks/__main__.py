@@ -1,7 +1,7 @@
-"""Run each bench_*.py beside this file: ``python -m tests.benchmarks [--write_docs] [NAME ...]``.
+"""Run every bench_*.py of this folder: ``python -m tests.benchmarks [--write_docs] [NAME ...]``.
 
-The measurements go to logs/bench.json and logs/bench.md; ``--write_docs`` puts the table into
-docs/dev/speed.md too.
+The results go to logs/bench.json and logs/bench.md. ``--write_docs`` also writes the table into
+docs/dev/speed.md.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ MARKS = "<!-- table: make bench, or python -m tests.benchmarks --write_docs -->\
 
 def main() -> None:
     names = {path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py")}
-    words = [word for word in sys.argv[1:] if word != "--write_docs"]
-    wanted = words or sorted(names)
-    unknown = set(wanted) - names
-    if unknown:
-        sys.exit(f"error: no benchmark {unknown.pop()}; there are {', '.join(sorted(names))}")
-    for name in wanted:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--write_docs"]
+    selected = arguments or sorted(names)
+    if unknown := set(selected) - names:
+        sys.exit(f"error: {unknown.pop()}: expected one of {', '.join(sorted(names))}")
+    for name in selected:
         print(f"== {name}", flush=True)
         importlib.import_module(f"tests.benchmarks.bench_{name}").main()
-        write(docs="--write_docs" in sys.argv)  # after each: they take minutes
+        write(docs="--write_docs" in sys.argv)  # after every benchmark: each takes minutes
     print(f"wrote {LOGS / 'bench.json'} and bench.md")
 
 
 def write(docs: bool) -> None:
-    """Write what was measured so far."""
+    """Write the results so far; with ``docs`` also into docs/dev/speed.md."""
     table = f"{machine()}\n\n{markdown([HEAD, *(result.cells() for result in RESULTS)])}\n"
     results = [{**result._asdict(), "ratio": result.ratio} for result in RESULTS]
     write_json(LOGS / "bench.json", {"machine": machine(), "results": results})

@@ -1,4 +1,4 @@
-"""Decoding against the published way of it, side by side on the same weights and utterances.
+"""Compare our decoding with the published method, on the same weights and utterances.
 
 python -m tests.benchmarks.bench_decode [--every N] [--large N]
 """
@@ -18,7 +18,7 @@ from pipeline.rows import Row
 from pipeline.torch_files import save_torch
 from pipeline.workspace import Workspace
 from tests.benchmarks import measure
-from tests.benchmarks.measure import DEVICE, Result, report, rows_of, timed
+from tests.benchmarks.measure import DEVICE, Result, dtype_name, read_split, report, timed
 from tests.benchmarks.published import decode_as_published
 from tests.conftest import DATA, stage
 from tests.ulm_prompt import tiny
@@ -34,78 +34,79 @@ BLOCK = 64
 
 
 def blocks(rows: Sequence[Row], size: int) -> list[list[Row]]:
-    """The split in order of length, cut in blocks: what a batch of the whole split looks like."""
+    """Sort the rows by length and cut them into blocks, as decoding batches a whole split."""
     ordered = sorted(rows, key=lambda row: row.units.count(" "))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def compare(
-    name: str, shape: str, parts: list[list[Row]], dtype: torch.dtype = torch.float32
+    name: str, shape: str, row_blocks: list[list[Row]], dtype: torch.dtype = torch.float32
 ) -> tuple[float, float]:
-    """Report milliseconds an utterance both ways, and return them. The published way is float32.
+    """Report and return milliseconds per utterance: published (always float32), ours.
 
-    The two take turns, ours before and after the other, so that other work on the machine falls on
-    both. Random weights end no answer: both are cut where a trained prompt's ends, the labels and
-    one look for ``</s>``. Ours gives the answer within the label set too.
+    Ours runs before and after the published method, so that other work on the machine slows both.
+    Random weights never end an answer. So both stop where a trained prompt stops: after the labels
+    and one step for ``</s>``. Ours also computes the answer within the label set.
     """
-    theirs, mine = (measure.a_model(shape, 6).eval() for _ in range(2))
-    mine.prompt.load_state_dict(theirs.prompt.state_dict())
+    published_model, our_model = (measure.random_model(shape, 6).eval() for _ in range(2))
+    our_model.prompt.load_state_dict(published_model.prompt.state_dict())
     dictionary = tiny.dictionary()
 
     def indices(text: str) -> list[int]:
         return [dictionary.index(symbol) for symbol in text.split()]
 
-    labels = [indices(row.labels) for part in parts for row in part]
+    labels = [indices(row.labels) for block in row_blocks for row in block]
     count = len(labels[0])
     sets = LabelSets.build("slots", labels, len(dictionary), dictionary.eos())
     options = Options(max_labels=count + 1)
-    lm = CachedLM(mine, dictionary.pad(), dictionary.eos(), dtype)
-    rows = [[torch.tensor(indices(f"</s> {row.units} <s>")) for row in part] for part in parts]
+    lm = CachedLM(our_model, dictionary.pad(), dictionary.eos(), dtype)
+    token_blocks = [
+        [torch.tensor(indices(f"</s> {row.units} <s>")) for row in block] for block in row_blocks
+    ]
 
-    def published(part: list[torch.Tensor]) -> dict[int, list[int]]:
-        return dict(decode_as_published(theirs, part, count))
+    def published(block: list[torch.Tensor]) -> dict[int, list[int]]:
+        return dict(decode_as_published(published_model, block, count))
 
-    def cached(part: list[torch.Tensor]) -> dict[int, list[int]]:
-        batches = decode(lm, part, sets, options)
-        return {one.row: one.free.symbols[:count] for batch in batches for one in batch}
+    def cached(block: list[torch.Tensor]) -> dict[int, list[int]]:
+        batches = decode(lm, block, sets, options)
+        return {answer.row: answer.free.symbols[:count] for batch in batches for answer in batch}
 
-    cached(rows[0][:8])  # warm up
-    same, spent = 0, [0.0, 0.0]
-    for part in rows:
-        before, answers = timed(lambda part=part: cached(part))
-        first, expected = timed(lambda part=part: published(part))
-        after, _ = timed(lambda part=part: cached(part))
-        same += sum(expected[row] == answers[row] for row in expected)
-        spent = [spent[0] + first, spent[1] + (before + after) / 2]
-    total = sum(map(len, rows))
-    parameters = sum(parameter.numel() for parameter in mine.lm.parameters())
-    tokens = sum(len(row) + count for part in rows for row in part)
-    published_ms, ours_ms = (1e3 * seconds / total for seconds in spent)
-    shapes = measure.product_shapes(sum(map(len, rows[0])), mine.lm.decoder.embed_dim)
-    achieved = 2 * parameters * tokens / spent[1] / 1e9
-    note = f"random weights: {same} of {total} answers equal"
-    what = f"decode {name}, {total} utterances, {str(dtype).removeprefix('torch.')}"
+    cached(token_blocks[0][:8])  # warm up
+    equal, published_seconds, our_seconds = 0, 0.0, 0.0
+    for block in token_blocks:
+        before, answers = timed(lambda block=block: cached(block))
+        seconds, expected = timed(lambda block=block: published(block))
+        after, _ = timed(lambda block=block: cached(block))
+        equal += sum(expected[row] == answers[row] for row in expected)
+        published_seconds += seconds
+        our_seconds += (before + after) / 2
+    total = sum(map(len, token_blocks))
+    parameters = sum(parameter.numel() for parameter in our_model.lm.parameters())
+    tokens = sum(len(row) + count for block in token_blocks for row in block)
+    published_ms, our_ms = 1e3 * published_seconds / total, 1e3 * our_seconds / total
+    shapes = measure.product_shapes(sum(map(len, token_blocks[0])), our_model.lm.decoder.embed_dim)
+    achieved = 2 * parameters * tokens / our_seconds / 1e9
+    note = f"random weights: {equal} of {total} answers equal"
+    what = f"decode {name}, {total} utterances, {dtype_name(dtype)}"
     rate = measure.matrix_rate(dtype, *shapes)
-    report(Result(what, published_ms, ours_ms, "ms an utterance", achieved, rate, note))
-    return published_ms, ours_ms
+    report(Result(what, published_ms, our_ms, "ms per utterance", achieved, rate, note))
+    return published_ms, our_ms
 
 
 def equal_answers(dtype: str) -> None:
-    """Report how many answers of the repository's trained prompt are the same in ``dtype``."""
+    """Report how many answers of the repository's prompt are equal in ``dtype`` and float32."""
     clips = sorted((DATA / "audio/speech_commands/speech_commands_test_set_v0.01").rglob("*.wav"))
     if not clips:
-        print("no clips at hand: answers of trained weights are not compared")
+        print("no clips found: answers of trained weights are not compared")
         return
-    exact, rounded = (
-        [answers["KS"][0].names for answers in Predictor.load(dtype=name)(clips)]
-        for name in ("float32", dtype)
-    )
-    same = sum(one == other for one, other in zip(exact, rounded))
-    print(f"trained weights, {len(clips)} real clips: {same} answers in {dtype} as in float32")
+    exact, rounded = ([answers["KS"][0].names for answers in Predictor.load(dtype=name)(clips)]
+                      for name in ("float32", dtype))  # fmt: skip
+    equal = sum(names == rounded_names for names, rounded_names in zip(exact, rounded))
+    print(f"trained weights, {len(clips)} real clips: {equal} answers in {dtype} as in float32")
 
 
 def start_up() -> None:
-    """All of sample.py on a tiny LM and 29 utterances, beside the imports that it needs."""
+    """Report the time of sample.py on a tiny LM and 29 utterances, beyond ``import torch``."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         workspace = Workspace(root)
@@ -114,39 +115,41 @@ def start_up() -> None:
         target = workspace.checkpoints("KS", "tiny100", "d") / "checkpoint_best.pt"
         save_torch({"model": {**model.lm.state_dict(), **model.state_dict()}}, target)
         flags = ("--workspace", root, "--model_date", "d", "--sample_date")
-        works: tuple[Callable[[int], object], ...] = (
+        commands: tuple[Callable[[int], object], ...] = (
             lambda _: subprocess.run([sys.executable, "-c", "import torch"]),
             lambda _: subprocess.run([sys.executable, "-c", "import fairseq"]),
-            lambda turn: stage("ulm_prompt/sample.py", *flags, turn),  # a new output each
+            lambda turn: stage("ulm_prompt/sample.py", *flags, turn),  # a new output per turn
         )
-        times = [[timed(lambda: work(turn))[0] for work in works] for turn in range(3)]  # noqa: B023
-    torch_alone, all_of_fairseq, ours = (1e3 * min(seconds) for seconds in zip(*times))
-    beyond = "start-up of sample.py on a tiny LM, 29 utterances, beyond import torch"
-    note = f"import torch {torch_alone:.0f} ms; beside it all of fairseq's import"
-    report(Result(beyond, all_of_fairseq - torch_alone, ours - torch_alone, "ms", note=note))
+        times = [[timed(lambda: run(turn))[0] for run in commands] for turn in range(3)]  # noqa: B023
+    torch_ms, fairseq_ms, sample_ms = (1e3 * min(seconds) for seconds in zip(*times))
+    what = "start-up of sample.py on a tiny LM, 29 utterances, beyond import torch"
+    note = f"import torch {torch_ms:.0f} ms; published: import of all of fairseq"
+    report(Result(what, fairseq_ms - torch_ms, sample_ms - torch_ms, "ms", note=note))
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--every", type=int, default=12, help="one of so many blocks of 64, 3.2M LM")
-    flag("--large", type=int, default=16, help="utterances for the 151M LM; 0: none")
+    flag(
+        "--every", type=int, default=12, help="decode one of N blocks of 64, 3.2M LM (default: 12)"
+    )
+    flag("--large", type=int, default=16, help="utterances, 151M LM; 0 skips it (default: 16)")
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype("auto", DEVICE, 151_263_232)
     print(f"{measure.machine()}; auto: {dtype}, {reason}")
     start_up()
-    both = {task: rows_of(name, "test") for task, name in DOWNSTREAMS.items()}
-    whole = [0.0, 0.0]
-    for task, rows in both.items():
-        parts = blocks(rows, BLOCK)
-        parts = parts[args.every // 2 :: args.every] or parts
-        times = compare(f"{task} test, 3.2M LM", "3.2M", parts)
-        whole = [total + len(rows) * time for total, time in zip(whole, times)]
-    print(f"KS and IC test, both splits whole: {whole[0] / whole[1]:.1f}x")
+    tasks = {task: read_split(name, "test") for task, name in DOWNSTREAMS.items()}
+    published, ours = 0.0, 0.0  # milliseconds for whole splits
+    for task, rows in tasks.items():
+        row_blocks = blocks(rows, BLOCK)
+        row_blocks = row_blocks[args.every // 2 :: args.every] or row_blocks
+        published_ms, our_ms = compare(f"{task} test, 3.2M LM", "3.2M", row_blocks)
+        published, ours = published + len(rows) * published_ms, ours + len(rows) * our_ms
+    print(f"KS and IC test, whole splits: {published / ours:.1f}x")
     if args.large:
-        parts = blocks(both["IC"], args.large)
-        for of_lm in dict.fromkeys((torch.float32, dtype)):
-            compare("IC test, 151M LM", "151M", [parts[len(parts) // 2]], of_lm)
+        row_blocks = blocks(tasks["IC"], args.large)
+        for lm_dtype in dict.fromkeys((torch.float32, dtype)):
+            compare("IC test, 151M LM", "151M", [row_blocks[len(row_blocks) // 2]], lm_dtype)
     equal_answers("bfloat16")
 
 

@@ -1,11 +1,11 @@
-"""predict.py: seconds to an answer, and times real time, by the prompt of the repository.
+"""Measure the speed and accuracy of predict.py, by default with the repository's prompt.
 
 python -m tests.benchmarks predict, or
 python -m tests.benchmarks.bench_predict [--prompt P --workspace W] [--clips N] FOLDER
 
-Cold: a process for one clip. Warm: one clip a call from Python. Many: one process for N clips, less
-its loading. Long: the same clips as one recording, half a second apart, with --segments. Right:
-clips whose answer is their folder's name, alone, and as segments of recordings of 60 clips.
+Cold: one process per clip. Warm: one Python call per clip. Many: one process for N clips, without
+the time to load. Long: the same clips in one recording, half a second apart, with --segments.
+Right: clips answered with the name of their folder, alone and as segments of 60-clip recordings.
 """
 
 from __future__ import annotations
@@ -30,26 +30,27 @@ from ulm_prompt.using.predictor import Predictor
 CLIPS = DATA / "audio" / "speech_commands" / "speech_commands_test_set_v0.01"
 
 
-def process(args: argparse.Namespace, *words: object) -> tuple[float, str]:
-    """Seconds of a predict.py, and its line of the speed."""
-    command = [sys.executable, REPOSITORY / "ulm_prompt" / "predict.py", *words]
+def run_predict(args: argparse.Namespace, *inputs: object) -> tuple[float, str]:
+    """Run predict.py. Return its seconds and the line in which it prints its speed."""
+    command = [sys.executable, REPOSITORY / "ulm_prompt" / "predict.py", *inputs]
     command += ["--workspace", args.workspace, *(f"--prompt={name}" for name in args.prompt)]
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     seconds, result = timed(lambda: run(list(map(str, command))))
     return seconds, next(line for line in result.stderr.splitlines() if " a second, by " in line)
 
 
-def print_rate(name: str, audio: float, args: argparse.Namespace, *words: object) -> None:
-    wall, said = process(args, *words)
-    rate = audio / float(said.split(" in ")[1].split(" s,")[0])
-    print(f"{name}   {rate:6.1f} times real time: {said} ({wall:.1f} s with loading)")
+def print_rate(name: str, audio: float, args: argparse.Namespace, *inputs: object) -> None:
+    """Print how many times faster than real time ``audio`` seconds are answered."""
+    seconds, line = run_predict(args, *inputs)
+    rate = audio / float(line.split(" in ")[1].split(" s,")[0])
+    print(f"{name}   {rate:6.1f} times real time: {line} ({seconds:.1f} s with loading)")
 
 
 def print_right(predictor: Predictor, clips: Sequence[Path]) -> None:
-    """How many clips with words are answered right alone and in recordings, by the first task."""
+    """Print how many clips with a word the first task answers right, alone and in recordings."""
     task = next(iter(predictor.records))
     clips = [clip for clip in clips if clip.parent.name != "_silence_"]
-    clips = [clips[place] for place in np.random.default_rng(0).permutation(len(clips))]
+    clips = [clips[index] for index in np.random.default_rng(0).permutation(len(clips))]
     labels = [clip.parent.name for clip in clips]
     waves = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
     alone = [answers[task][0].names[0] for answers in predictor(waves)]
@@ -85,20 +86,20 @@ def main(words: Sequence[str] = ()) -> None:
     count = min(args.clips, len(clips))
     clips = [clips[number * len(clips) // count] for number in range(count)]
     audio = sum(soundfile.info(clip).duration for clip in clips)
-    cold = median(process(args, clips[0])[0] for _ in range(3))
+    cold = median(run_predict(args, clips[0])[0] for _ in range(3))
     print(f"cold   {cold:6.2f} s from the command to the answer to one clip (median of 3)")
     predictor = Predictor.load(args.prompt, args.workspace)
-    warm = [*clips[:5], *clips[:100]]  # the first five warm it up
-    seconds = [timed(lambda clip=clip: predictor([clip]))[0] for clip in warm][5:]
+    warm_clips = [*clips[:5], *clips[:100]]  # the first five only warm up
+    seconds = [timed(lambda clip=clip: predictor([clip]))[0] for clip in warm_clips][5:]
     low, middle, high = np.percentile(seconds, [5, 50, 95]) * 1000
     print(f"warm   {middle:6.1f} ms a clip (median of 100; 5 to 95 %: {low:.1f} to {high:.1f})")
-    with tempfile.TemporaryDirectory() as many, tempfile.TemporaryDirectory() as one:
+    with tempfile.TemporaryDirectory() as many, tempfile.TemporaryDirectory() as long:
         for number, clip in enumerate(clips):
             (Path(many) / f"{number}.wav").symlink_to(clip.resolve())
         parts = [part for clip in clips for part in (np.zeros(8000), soundfile.read(clip)[0])]
-        write(Path(one) / "long.wav", np.concatenate(parts))
+        write(Path(long) / "long.wav", np.concatenate(parts))
         print_rate("many", audio, args, many)
-        print_rate("long", audio + 0.5 * len(clips), args, "--segments", one)
+        print_rate("long", audio + 0.5 * len(clips), args, "--segments", long)
     print_right(predictor, clips)
 
 

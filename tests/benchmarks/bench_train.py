@@ -1,4 +1,4 @@
-"""A training step against the published way of it, side by side on the same weights and batches.
+"""Compare our training step with the published method, on the same weights and batches.
 
 python -m tests.benchmarks.bench_train [--steps N] [--dtype DTYPE]
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.benchmarks import measure
-from tests.benchmarks.measure import DEVICE, Result, a_model, report, rows_of, timed
+from tests.benchmarks.measure import DEVICE, Result, random_model, read_split, report, timed
 from tests.benchmarks.published import PAD, published_loss
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_lm.data import batches_by_length
@@ -28,21 +28,21 @@ Batch = list[dict]
 
 
 def batches(count: int) -> list[Batch]:
-    """KS's first batches of an epoch, 32 utterances each, of average length."""
+    """Return ``count`` batches of 32 utterances of KS, with lengths close to the average."""
     symbols = tiny.dictionary()
     rows = []
-    for row in rows_of("speech_commands", "train")[:5000]:
+    for row in read_split("speech_commands", "train")[:5000]:
         units_and_labels = f"{row.units} <s> {row.labels} </s>".split()
         tokens = np.array([symbols.index(symbol) for symbol in units_and_labels])
         rows.append({"id": 0, "tokens": tokens, "separator": len(row.units.split())})
     sizes = np.array([len(row["tokens"]) for row in rows])
-    found = list(batches_by_length(np.arange(len(rows)), sizes, 4096, 32))
-    found.sort(key=lambda batch: abs(sizes[batch].mean() - sizes.mean()))
-    return [[rows[index] for index in batch] for batch in found[:count]]
+    index_batches = list(batches_by_length(np.arange(len(rows)), sizes, 4096, 32))
+    index_batches.sort(key=lambda indices: abs(sizes[indices].mean() - sizes.mean()))
+    return [[rows[index] for index in indices] for indices in index_batches[:count]]
 
 
-def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
-    """A whole training step: batch, forward, backward, Adam. Returns the summed loss."""
+def stepper(method: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
+    """Return a training step: batch, forward, backward, Adam. The step returns the summed loss."""
     adam = torch.optim.Adam(model.prompt.parameters(), lr=5e-3)
     symbols = tiny.dictionary()
     criterion = tiny.criterion()
@@ -55,10 +55,10 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
         return published_loss(model, pad_sequence(rows, True, PAD).to(DEVICE))
 
     def step(batch: Batch) -> Tensor:
-        torch.manual_seed(0)  # the same dropout
-        torch.set_flush_denormal(name == "ours")
+        torch.manual_seed(0)  # both methods draw the same dropout
+        torch.set_flush_denormal(method == "ours")
         adam.zero_grad()
-        loss = {"ours": ours, "published": published}[name](batch)
+        loss = {"ours": ours, "published": published}[method](batch)
         (loss / sum(len(row["tokens"]) for row in batch)).backward()
         torch.nn.utils.clip_grad_norm_(model.prompt.parameters(), 1.0)
         adam.step()
@@ -68,8 +68,8 @@ def stepper(name: str, model: PromptLanguageModel) -> Callable[[Batch], Tensor]:
 
 
 def compare(shape: str, steps: int, dtype: torch.dtype) -> None:
-    """Report milliseconds a step both ways; the two take turns."""
-    models = {name: a_model(shape, 3, dropout=0.1) for name in ("published", "ours")}
+    """Report milliseconds per step of both methods, which take turns."""
+    models = {name: random_model(shape, 3, dropout=0.1) for name in ("published", "ours")}
     models["ours"].lm.to(dtype)
     models["ours"].prompt.load_state_dict(models["published"].prompt.state_dict())
     step = {name: stepper(name, model) for name, model in models.items()}
@@ -78,33 +78,33 @@ def compare(shape: str, steps: int, dtype: torch.dtype) -> None:
     for number, batch in enumerate(data):
         losses = {}
         for name in step:
-            taken, losses[name] = timed(lambda name=name, batch=batch: step[name](batch))
-            if number:  # the first warms up
-                spent[name].append(taken)
-        if not number:  # Adam makes much of rounding, later
-            apart = abs(losses["ours"] / losses["published"] - 1).item()
+            seconds, losses[name] = timed(lambda name=name, batch=batch: step[name](batch))
+            if number:  # the first step only warms up
+                spent[name].append(seconds)
+        if not number:  # in later steps Adam has amplified rounding differences
+            difference = abs(losses["ours"] / losses["published"] - 1).item()
     tokens = sum(len(row["tokens"]) for row in data[-1])
     parameters = sum(parameter.numel() for parameter in models["ours"].lm.parameters())
-    theirs, ours = (float(np.median(spent[name])) for name in ("published", "ours"))
+    published, ours = (float(np.median(spent[name])) for name in ("published", "ours"))
     width = models["ours"].lm.decoder.embed_dim
     report(
         Result(
-            f"training step, {shape} LM, {tokens} tokens, {short(dtype)}",
-            1e3 * theirs,
+            f"training step, {shape} LM, {tokens} tokens, {measure.dtype_name(dtype)}",
+            1e3 * published,
             1e3 * ours,
             "ms",
             4 * parameters * tokens / ours / 1e9,
             measure.matrix_rate(dtype, *measure.product_shapes(tokens, width)),
-            f"losses {apart:.0e} apart",
+            f"losses {difference:.0e} apart",
         )
     )
 
 
-def peak_memory(name: str, shape: str, dtype: torch.dtype) -> tuple[float, float]:
-    """What two steps need beyond the interpreter and the weights, and in all, in MB."""
-    model = a_model(shape, 3, dropout=0.1)
+def peak_memory(method: str, shape: str, dtype: torch.dtype) -> tuple[float, float]:
+    """Return the MB that two steps need beyond interpreter and weights, and the process's peak."""
+    model = random_model(shape, 3, dropout=0.1)
     model.lm.to(dtype)
-    step, data = stepper(name, model), batches(2)
+    step, data = stepper(method, model), batches(2)
     if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated() / 2**20
         torch.cuda.reset_peak_memory_stats()
@@ -121,38 +121,35 @@ def peak_memory(name: str, shape: str, dtype: torch.dtype) -> tuple[float, float
 
 
 def resident(field: str) -> float:
-    """MB of this process: VmRSS now, VmHWM at its peak."""
+    """Return the MB of this process: now (``VmRSS``) or at its peak (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
 
 
 def compare_memory(shape: str, dtype: torch.dtype) -> None:
-    """Report what a step needs both ways."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of processes from here on: freed is given back
-    theirs, their_peak = measure.alone(peak_memory, "published", shape, torch.float32)
-    ours, our_peak = measure.alone(peak_memory, "ours", shape, dtype)
-    note = f"{ours / theirs:.2f} of it; the processes' peaks {their_peak:.0f} and {our_peak:.0f} MB"
-    what = f"memory of a step beyond the weights, {shape} LM, {short(dtype)}"
-    report(Result(what, theirs, ours, "MB", note=note))
-
-
-def short(dtype: torch.dtype) -> str:
-    """``torch.float32`` -> ``float32``."""
-    return str(dtype).removeprefix("torch.")
+    """Report the memory of a step of both methods."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # new processes return freed memory
+    published, peak = measure.run_isolated(peak_memory, "published", shape, torch.float32)
+    ours, our_peak = measure.run_isolated(peak_memory, "ours", shape, dtype)
+    note = f"{ours / published:.2f} times as much; process peaks {peak:.0f} and {our_peak:.0f} MB"
+    what = f"memory of a step beyond the weights, {shape} LM, {measure.dtype_name(dtype)}"
+    report(Result(what, published, ours, "MB", note=note))
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag("--steps", type=int, default=5, help="steps of the 151M LM; ten times so many of the 3.2M")
-    flag("--dtype", default="auto", help="of ours, beside float32: auto, bfloat16, float16")
+    flag(
+        "--steps", type=int, default=5, help="steps at 151M; 10 times as many at 3.2M (default: 5)"
+    )
+    flag("--dtype", default="auto", help="second dtype: auto, bfloat16, float16 (default: auto)")
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype(args.dtype, DEVICE, parameters=151_263_232)
     print(f"{measure.machine()}; dtype {dtype}: {reason}")
     for shape, steps in (("3.2M", 10 * args.steps), ("151M", args.steps)):
-        for of_lm in dict.fromkeys((torch.float32, dtype)):
-            compare(shape, steps, of_lm)
-            compare_memory(shape, of_lm)
+        for lm_dtype in dict.fromkeys((torch.float32, dtype)):
+            compare(shape, steps, lm_dtype)
+            compare_memory(shape, lm_dtype)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Kills, full disks, read-only folders, vanishing files, two runs at once, at random moments: every
-stage says in a line what is wrong, keeps what exists, and the next run leaves what an undisturbed
-one leaves.
+"""Kill every stage, fill the disk, make folders read-only, remove files, or start a second run, all
+at random moments. The stage must print one error line and keep existing files. The next run must
+give the result of an undisturbed run.
 
 python -m tests.reliability.faults --count 20 --seed 1 [--stage train] [--fault kill disk_full]
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a pool of threads
+os.environ["OMP_NUM_THREADS"] = "1"  # a fork must not inherit a thread pool
 
 from tests.reliability.runs import Ended, Run, bow_to_modes
 from tests.reliability.stages import (
@@ -35,29 +35,29 @@ from tests.reliability.stages import (
 )
 
 
-class Wrong(Exception):
-    """What a stage did that it must not do."""
+class BrokenPromise(Exception):
+    """A stage did what it must not do."""
 
 
 def check_success(ended: Ended) -> None:
-    """A run that nothing befell must succeed."""
+    """Raise an error unless an undisturbed run succeeded."""
     if ended.code:
-        raise Wrong(f"exited with {ended.code}: {(ended.out + ended.errors)[-1500:]}")
+        raise BrokenPromise(f"exited with {ended.code}: {(ended.out + ended.errors)[-1500:]}")
 
 
 def check_error(ended: Ended, *words: str) -> None:
-    """A failure must be told in one line that holds one of ``words``."""
+    """Raise an error unless the run failed with one line that contains one of ``words``."""
     line = ended.errors
     if ended.code not in (1, 2) or not line.startswith("error: ") or line.count("\n") != 1:
-        raise Wrong(f"exited with {ended.code} and said: {line[-1500:]}")
+        raise BrokenPromise(f"exited with {ended.code} and printed: {line[-1500:]}")
     if not any(word in line for word in words):
-        raise Wrong(f"expected {' or '.join(words)} in: {line}")
+        raise BrokenPromise(f"expected {' or '.join(words)} in: {line}")
 
 
 @dataclass
 class Trial:
-    """One trial of a stage in the folder ``work``, and what is known of an uninterrupted run:
-    its ``seconds``, what ``work`` holds after it (``expected``), the bytes of what it ``made``.
+    """One trial of a stage in the folder ``work``. An undisturbed run takes ``seconds``, and then
+    ``work`` contains the files and digests ``expected``. ``made``: the sizes of the new files.
     """
 
     stage: Stage
@@ -72,32 +72,32 @@ class Trial:
         self.earlier = contents(self.work)
 
     def start(self, before: Callable[[], None] | None = None) -> Run:
-        """Begin the stage."""
+        """Start the stage; the fork calls ``before`` first."""
         return Run(self.stage.module, self.stage.command(self.work, self.mirror), before)
 
     def wait_a_while(self) -> None:
-        """Half of the time until somewhere in an uninterrupted run."""
+        """Wait until a random moment of the run; in half of the trials do not wait."""
         time.sleep(self.rng.choice((0, 1)) * self.rng.uniform(0, self.seconds))
 
     def check_kept(self) -> None:
-        """What existed is unchanged; what is new is whole."""
+        """Raise an error if an earlier file has changed, or if a new one cannot be read."""
         present = contents(self.work)
         changed = [name for name in self.earlier if present.get(name) != self.earlier[name]]
         if changed:
-            raise Wrong(f"took or changed {', '.join(changed)}")
+            raise BrokenPromise(f"removed or changed {', '.join(changed)}")
 
     def check_complete(self) -> None:
-        """What an uninterrupted run leaves, and nothing else."""
+        """Raise an error unless ``work`` contains exactly the files of an undisturbed run."""
         present = contents(self.work)
         names = [n for n in self.expected | present if self.expected.get(n) != present.get(n)]
         if names:
-            raise Wrong(f"{', '.join(names)} differ")
-        if left := temporaries(self.work):
-            raise Wrong(f"left {', '.join(path.name for path in left)}")
+            raise BrokenPromise(f"{', '.join(names)} differ")
+        if remaining := temporaries(self.work):
+            raise BrokenPromise(f"left {', '.join(path.name for path in remaining)}")
 
 
 def kill(trial: Trial) -> int:
-    """kill -9 a run, and in a third of the trials the run after it too."""
+    """Kill a run with ``kill -9``; in a third of the trials also kill the next run."""
     kills = 0
     for _ in range(trial.rng.choice((1, 1, 2))):
         if not trial.start().kill_after(trial.rng.uniform(0, trial.seconds)):
@@ -108,8 +108,8 @@ def kill(trial: Trial) -> int:
 
 
 def disk_full(trial: Trial) -> int:
-    """From a moment on no file may grow beyond a drawn length. It stands for a full disk and comes
-    as an error of the write (EFBIG), whoever writes, in the middle of a buffer too.
+    """Limit all files to a random length, from a random moment on. As on a full disk, any library's
+    write then fails (EFBIG), also in the middle of a buffer.
     """
     limit = int(max(trial.made.values()) ** trial.rng.random())
     run = trial.start()
@@ -119,8 +119,8 @@ def disk_full(trial: Trial) -> int:
 
 
 def read_only(trial: Trial) -> int:
-    """From a moment on a folder that the stage writes in is read-only."""
-    folder = trial.rng.choice(_written(trial))
+    """Make a folder that the stage writes to read-only, from a random moment on."""
+    folder = trial.rng.choice(_output_folders(trial))
     run = trial.start(bow_to_modes)
     trial.wait_a_while()
     modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
@@ -132,39 +132,39 @@ def read_only(trial: Trial) -> int:
         for path, mode in modes.items():
             if path.exists():  # a temporary of the run may have come and gone
                 path.chmod(mode)
-    return _failed(trial, ended, ("Permission denied", "is not writable"), leaves=True)
+    return _failed(trial, ended, ("Permission denied", "is not writable"), may_leave=True)
 
 
 def vanishing(trial: Trial) -> int:
-    """A file that the stage reads disappears, before it or at a moment; then it is put back."""
+    """Remove a file that the stage reads, before or during the run; then put it back."""
     files = [p for pattern in trial.stage.reads for p in sorted(trial.work.glob(pattern))]
     if not files:
         return 0
     path = trial.rng.choice([path for path in files if path.is_file()])
-    away = trial.work.with_name("away")
+    hidden = trial.work.with_name("hidden")
     if early := trial.rng.random() < 0.5:
-        path.rename(away)
+        path.rename(hidden)
     run = trial.start()
     if not early:
         trial.wait_a_while()
-        path.rename(away)
+        path.rename(hidden)
     ended = run.wait()
     path.parent.mkdir(parents=True, exist_ok=True)
-    away.rename(path)
+    hidden.rename(path)
     return _failed(trial, ended, (path.name, str(path.parent)))
 
 
 def two_runs(trial: Trial) -> int:
-    """While a run stands still at a file that it opens after it took its lock, another begins and
-    ends: it is refused, where the first holds the output.
+    """Stop a run when it opens a file after it took its lock, and start a second run. The second
+    must be refused while the first holds the output.
     """
-    file = trial.rng.randrange(4)
-    first = trial.start(lambda: _stop_at(file))
-    first.stands_still()
+    number = trial.rng.randrange(4)
+    first = trial.start(lambda: _stop_at_file(number))
+    first.wait_until_stopped()
     try:
         second = trial.start().wait()
     finally:
-        first.go_on()
+        first.resume()
         ended = first.wait()
     check_success(ended)
     trial.check_complete()
@@ -173,55 +173,55 @@ def two_runs(trial: Trial) -> int:
     return int(second.code == 2)
 
 
-def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], leaves: bool = False) -> int:
-    """Whether the run failed, which it must have done well. ``leaves``: it could not tidy up."""
+def _failed(trial: Trial, ended: Ended, words: tuple[str, ...], may_leave: bool = False) -> int:
+    """Return 1 if the run failed, else 0; check both. ``may_leave``: temporaries may remain."""
     if not ended.code:
         trial.check_complete()
         return 0
     check_error(ended, *words)
     trial.check_kept()
-    resumed = (".part", ".part.json", ".tgz")  # what the next run resumes from
-    left = [p.name for p in temporaries(trial.work) if not p.name.endswith(resumed)]
-    if left and not leaves:
-        raise Wrong(f"left {', '.join(left)}")
+    resumable = (".part", ".part.json", ".tgz")  # the next run resumes from these
+    remaining = [p.name for p in temporaries(trial.work) if not p.name.endswith(resumable)]
+    if remaining and not may_leave:
+        raise BrokenPromise(f"left {', '.join(remaining)}")
     return 1
 
 
-def _written(trial: Trial) -> list[Path]:
-    """The folders in which the stage makes something, or the nearest existing ones above."""
+def _output_folders(trial: Trial) -> list[Path]:
+    """Return the folders in which the stage makes files, or their nearest existing parents."""
     folders = (trial.work.joinpath(name).parent for name in trial.made)
     existing = (next(path for path in (f, *f.parents) if path.exists()) for f in folders)
     return sorted(set(existing))
 
 
-def _stop_at(number: int) -> None:
-    """Stop this process at so many files that it opens after it asked for a lock."""
-    left: list[int] = []
+def _stop_at_file(number: int) -> None:
+    """Stop this process when it opens file ``number``, counted from 0 after it requests a lock."""
+    remaining: list[int] = []
 
     def hook(event: str, _: object) -> None:
-        if event == "fcntl.flock" and not left:
-            left.append(number)
-        elif event == "open" and left and left[0] >= 0:
-            left[0] -= 1
-            if left[0] < 0:
+        if event == "fcntl.flock" and not remaining:
+            remaining.append(number)
+        elif event == "open" and remaining and remaining[0] >= 0:
+            remaining[0] -= 1
+            if remaining[0] < 0:
                 os.kill(os.getpid(), signal.SIGSTOP)
 
     sys.addaudithook(hook)
 
 
-STRIKES = {strike.__name__: strike for strike in (kill, disk_full, read_only, vanishing, two_runs)}
+FAULTS = {fault.__name__: fault for fault in (kill, disk_full, read_only, vanishing, two_runs)}
 
 
 def trials(
-    faults: Sequence[str], count: int, seed: int, only: Sequence[str]
+    faults: Sequence[str], count: int, seed: int, selected: Sequence[str]
 ) -> Iterator[tuple[str, str, int, list[str], float]]:
-    """Let every fault strike every stage ``count`` times, stage by stage: the stage, the fault, how
-    often it struck (a run may end before its moment), what went wrong, an undisturbed run's time.
+    """Inject every fault into every stage ``count`` times. Yield the stage, the fault, how often it
+    struck (a run may end before), the error messages, and the seconds of an undisturbed run.
 
-    Two trials of three begin where the stages before have ended, the third where this one has.
+    Two trials of three start without the stage's output, the third with it.
     """
     names = [stage.name for stage in STAGES]
-    stages = STAGES[: max((names.index(name) + 1 for name in only), default=None)]
+    stages = STAGES[: max((names.index(name) + 1 for name in selected), default=None)]
     warm_up(stages)
     mirror = Mirror()
     with tempfile.TemporaryDirectory() as folder:
@@ -230,25 +230,25 @@ def trials(
         for stage in stages:
             _copy(work, before)
             earlier = contents(work)
-            begun = time.monotonic()
+            start = time.monotonic()
             check_success(Run(stage.module, stage.command(work, mirror.url)).wait())
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - start
             expected = contents(work)
             made = {n: (work / n).stat().st_size for n in expected if n not in earlier}
             _copy(work, after)
-            for fault in faults if not only or stage.name in only else ():
+            for fault in faults if not selected or stage.name in selected else ():
                 rng = random.Random(f"{seed} {stage.name} {fault}")
-                struck, wrong = 0, []
+                struck, errors = 0, []
                 for number in range(count):
                     _copy(rng.choice((before, before, after)), work)
                     trial = Trial(stage, work, mirror.url, rng, seconds, expected, made)
                     try:
-                        struck += STRIKES[fault](trial)
+                        struck += FAULTS[fault](trial)
                         check_success(trial.start().wait())
                         trial.check_complete()
                     except Exception as error:
-                        wrong.append(f"trial {number}: {type(error).__name__}: {error}")
-                yield stage.name, fault, struck, wrong, seconds
+                        errors.append(f"trial {number}: {type(error).__name__}: {error}")
+                yield stage.name, fault, struck, errors, seconds
             _copy(after, work)
     mirror.stop()
 
@@ -259,25 +259,25 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Print a table, a line a stage and fault. Exit code 1 where a trial went wrong."""
+    """Print one table row per stage and fault. Exit with 1 if a trial went wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--count", type=int, default=100, help="trials of every stage and fault")
-    parser.add_argument("--seed", type=int, default=1, help="draws the moments")
+    parser.add_argument("--count", type=int, default=100, help="trials per row (default: 100)")
+    parser.add_argument("--seed", type=int, default=1, help="for the random moments (default: 1)")
     parser.add_argument("--stage", nargs="+", default=[], choices=[s.name for s in STAGES])
-    parser.add_argument("--fault", nargs="+", default=list(STRIKES), choices=list(STRIKES))
+    parser.add_argument("--fault", nargs="+", default=list(FAULTS), choices=list(FAULTS))
     args = parser.parse_args()
     print(f"| stage | fault | trials | struck | wrong | a run, s |\n{'|---' * 6}|", flush=True)
     failed = False
-    for stage, fault, struck, wrong, seconds in trials(
+    for stage, fault, struck, errors, seconds in trials(
         args.fault, args.count, args.seed, args.stage
     ):
-        cells = (stage, fault, args.count, struck, len(wrong), f"{seconds:.2f}")
+        cells = (stage, fault, args.count, struck, len(errors), f"{seconds:.2f}")
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
-        for message in wrong[:5]:
+        for message in errors[:5]:
             print(f"  {message}", flush=True)
-        failed |= bool(wrong)
+        failed |= bool(errors)
     sys.exit(failed)
 
 

@@ -1,4 +1,4 @@
-"""What strangers, editors and disks may make of a file: code, odd bytes, something else."""
+"""Bad file contents: pickles that run code, damaged bytes, texts saved by a Windows editor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 
 class Runs:
-    """Loading its pickle makes a file."""
+    """An object whose pickle creates the file ``canary`` when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -23,7 +23,7 @@ class Runs:
 
 
 def refused(load: Callable[[], object]) -> str:
-    """The one line with which ``load`` refuses its file."""
+    """Return the one-line error with which ``load`` refuses a file."""
     with pytest.raises(UserError) as error:
         load()
     message = str(error.value)
@@ -42,19 +42,19 @@ _VALUE = re.compile(rb'"[^"]*"|-?[\d.]+|null|true|false|\[\]|\{\}')
 
 
 def damaged(good: bytes, is_json: bool = False) -> Iterator[bytes]:
-    """``good`` with a stretch replaced by odd bytes, 40 times, the same ones everywhere; of a JSON
-    also with each of its keys and values replaced.
+    """Yield ``good`` 40 times with a random part replaced by odd bytes, equal in every run. If
+    ``is_json``, also replace each key and value.
     """
-    draw = random.Random(good)
+    rng = random.Random(good)
     for _ in range(40):
-        start = draw.randrange(len(good) + 1)
-        end = start + draw.choice((0, 0, 1, 2, 10, len(good)))
-        yield good[:start] + draw.choice(_ODD) + good[end:]
+        start = rng.randrange(len(good) + 1)
+        end = start + rng.choice((0, 0, 1, 2, 10, len(good)))
+        yield good[:start] + rng.choice(_ODD) + good[end:]
     for value in _VALUE.finditer(good) if is_json else ():
-        yield good[: value.start()] + draw.choice(_ODD_JSON) + good[value.end() :]
+        yield good[: value.start()] + rng.choice(_ODD_JSON) + good[value.end() :]
 
 
 def windows(path: Path) -> None:
-    """Save a text as an editor on Windows may: a byte order mark, CRLF, no last line end."""
+    """Save a text as a Windows editor may: with a byte order mark, CRLF and no last line end."""
     lines = path.read_bytes().replace(b"\r\n", b"\n").removesuffix(b"\n")
     path.write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))

@@ -1,9 +1,9 @@
-"""The published files at full size, from download to answers, on files of random numbers.
+"""Run the pipeline from download to answers on random files of the published size and format.
 
 python -m tests.reliability.rehearsal --workspace DIR [--layers 12 --width 1024]
 
-Writes an LM archive and a HuBERT checkpoint as fairseq wrote them in 2021, with what they hold
-beside the weights. A local server offers the archive; the stages are called as a user types them.
+It writes an LM archive and a HuBERT checkpoint as fairseq wrote them in 2021, with more in them
+than the weights. A local server offers the archive. The stages run as a user runs them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ARCHIVE = "textless_nlp/gslm/hubert/lm_km100/hubert100_lm.tgz"
 
 
 def checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, object]) -> dict[str, object]:
-    """A trainer's file: Adam's two moments beside every weight, above all."""
+    """Return a checkpoint as a trainer saves it, with Adam's two moments of every weight."""
     moments = {
         number: {"step": 9, **{key: torch.rand(weight.shape) for key in ("exp_avg", "exp_avg_sq")}}
         for number, weight in enumerate(weights.values())
@@ -52,7 +52,7 @@ def checkpoint(weights: dict[str, torch.Tensor], cfg: dict[str, object]) -> dict
 
 
 def write_lm_archive(server: Path, layers: int, width: int) -> None:
-    """hubert100_lm.tgz with ``hubert100_lm/{checkpoint_best.pt,dict.txt}`` in it."""
+    """Write hubert100_lm.tgz, which contains ``hubert100_lm/{checkpoint_best.pt,dict.txt}``."""
     shape = {"layers": layers, "width": width, "heads": width // 64}
     weights = {
         **tiny.lm(**shape).state_dict(),
@@ -74,7 +74,7 @@ def write_lm_archive(server: Path, layers: int, width: int) -> None:
 
 
 def write_hubert(path: Path, layers: int, width: int, channels: int) -> None:
-    """A HuBERT Base file, and a k-means for its features beside it."""
+    """Write a HuBERT Base checkpoint, and next to it a k-means of its features."""
     convolutions = f"[({channels},10,5)] + [({channels},3,2)] * 4 + [({channels},2,2)] * 2"
     ssl_checkpoints.hubert(
         path,
@@ -92,47 +92,47 @@ def write_hubert(path: Path, layers: int, width: int, channels: int) -> None:
 
 
 def serve(folder: Path) -> str:
-    """Offer ``folder`` on localhost; returns its address."""
+    """Serve ``folder`` on localhost; return the address."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
-            """Nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}"
 
 
-def apart(name: str, function: Callable[..., object], *args: object) -> None:
-    """Call it in a process of its own: a stage's peak memory would begin with this one's."""
+def run_isolated(name: str, function: Callable[..., object], *args: object) -> None:
+    """Call ``function`` in a new process, because the stages inherit this process's peak memory."""
     process = multiprocessing.get_context("spawn").Process(target=function, args=args)
     process.start()
-    _say_cost(name, process.pid)
+    _print_cost(name, process.pid)
 
 
 def step(script: str, workspace: Path, *flags: object) -> None:
     """Run a stage script as a user does."""
     command = map(str, [sys.executable, REPOSITORY / script, *flags, "--workspace", workspace])
     process = subprocess.Popen(list(command), stdout=subprocess.DEVNULL)
-    process.returncode = _say_cost(f"`{Path(script).name} {flags[0]}`", process.pid)
+    process.returncode = _print_cost(f"`{Path(script).name} {flags[0]}`", process.pid)
 
 
-def _say_cost(name: str, process: int) -> int:
-    """Wait for the process, which has just begun; print its time and peak memory."""
-    begin = time.perf_counter()
-    _, status, usage = os.wait4(process, 0)
+def _print_cost(name: str, pid: int) -> int:
+    """Wait for a process that has just started; print its time and peak memory."""
+    start = time.perf_counter()
+    _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"{name} failed")
-    seconds, gib = time.perf_counter() - begin, usage.ru_maxrss / 2**20
+    seconds, gib = time.perf_counter() - start, usage.ru_maxrss / 2**20
     print(f"| {name} | {seconds:.0f} | {gib:.2f} |", flush=True)
     return status
 
 
 def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int) -> None:
-    """Everything, in a new ``workspace``."""
+    """Run every step in a new ``workspace``."""
     server = workspace / "server"
     print("| | s | GiB |\n|---|---|---|")
-    apart("LM archive", write_lm_archive, server, layers, width)
+    run_isolated("LM archive", write_lm_archive, server, layers, width)
     example = REPOSITORY / "preprocess" / "speech_commands" / "data" / "example100"
     shutil.copytree(example, workspace / "preprocess/speech_commands/data/hubert100")
     lm = ("hubert100", "--only", "lm", "--base_url", serve(server))
@@ -141,10 +141,11 @@ def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int
         step(f"ulm_prompt/{name}.py", workspace, "--prompt_task", "KS")
     run = ("--prompt_task", "KS", "--unit_model", "hubert100")
     step("ulm_prompt/train.py", workspace, "--date", "d", *run, "--set", "max_update=2")
-    sampled = ("--model_date", "d", "--sample_date", "d", "--max_labels", 3)  # none would end
-    step("ulm_prompt/sample.py", workspace, *sampled, *run)
+    # --max_labels: with random weights no answer ends
+    sampling = ("--model_date", "d", "--sample_date", "d", "--max_labels", 3)
+    step("ulm_prompt/sample.py", workspace, *sampling, *run)
     base = workspace / "pretrained_models" / "base.pt"
-    apart("HuBERT", write_hubert, base, layers, width * 3 // 4, channels)
+    run_isolated("HuBERT", write_hubert, base, layers, width * 3 // 4, channels)
     (workspace / "pretrained_models" / "my_unit_models.yaml").write_text(
         "checkpoints: {base: {path: pretrained_models/base.pt}}\n"
         "unit_models: {base100: {feature_type: hubert, checkpoint: base, layer: 2, clusters: 100}}"
@@ -157,16 +158,16 @@ def rehearse(workspace: Path, layers: int, width: int, channels: int, clips: int
         soundfile.write(table / f"{number}.wav", 0.1 * rng.standard_normal(16_000), 16_000)
         lines.append(f"{number}.wav,word,{('train', 'valid', 'test')[number % 3]}")
     (table / "table.csv").write_text("\n".join(lines) + "\n")
-    units = ("--downstream", "table", "--unit_model", "base100")
-    step("preprocess/runner.py", workspace, "--action=generate_manifest", *units)
-    step("preprocess/runner.py", workspace, "--action=quantized", *units)
+    task = ("--downstream", "table", "--unit_model", "base100")
+    step("preprocess/runner.py", workspace, "--action=generate_manifest", *task)
+    step("preprocess/runner.py", workspace, "--action=quantized", *task)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, required=True, help="a new folder")
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=1024, help="of the LM; HuBERT: 3/4 of it")
+    parser.add_argument("--layers", type=int, default=12, help="layers of both (default: 12)")
+    parser.add_argument("--width", type=int, default=1024, help="of the LM; HuBERT 3/4 (1024)")
     args = parser.parse_args()
     rehearse(args.workspace.resolve(), args.layers, args.width, channels=512, clips=60)
 

@@ -1,4 +1,4 @@
-"""Every stage that writes, on a tiny workspace: what it reads, and what the workspace holds."""
+"""All stages that write files: their arguments and inputs on a tiny workspace, and its contents."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ LM = ("decoder_layers=2", "decoder_embed_dim=16", "decoder_ffn_embed_dim=32", "m
 PROMPT = ("max_epoch=5", "patience=0", "batch_size=16", "max_update=9", "validate_every=2")
 SMALL = ("fairseqrc.batch_seconds=0.5", "fairseqrc.km_clusters=20", "fairseqrc.km_starts=1",
          "taskrc.seed=1")  # fmt: skip
-# how and when it was made, not what: the command line, TensorBoard's file names, seconds spent
-_APART = ("provenance.json",)
-_HOW = ("made_by", "command", "git_revision", "versions", "files", "checkpoint")
-
+# these say how and when a file was made (command line, seconds), so they differ between runs
+_IGNORED_FILES = ("provenance.json",)
+_IGNORED_KEYS = ("made_by", "command", "git_revision", "versions", "files", "checkpoint")
 
 MANIFEST = "preprocess/fluent_commands/data/manifest/"
 ROWS = f"preprocess/fluent_commands/data/{UNIT_MODEL}/"
@@ -46,9 +45,8 @@ DOWNLOADED = "logmel50"  # a released unit model that needs no speech checkpoint
 
 
 class Stage(NamedTuple):
-    """A stage script as ``module`` and its words, less --workspace; ``{workspace}`` and
-    ``{mirror}`` in them stand for where these are. ``reads``: what of the workspace it needs, as
-    patterns.
+    """A stage script: its ``module``, its arguments (``words``) without --workspace, in which
+    ``{workspace}`` and ``{mirror}`` are replaced, and patterns of the files that it ``reads``.
     """
 
     name: str
@@ -57,7 +55,7 @@ class Stage(NamedTuple):
     reads: tuple[str, ...] = ()
 
     def command(self, workspace: Path, mirror: str) -> list[str]:
-        """Its words, --workspace among them."""
+        """Return the arguments, including --workspace."""
         words = [word.format(workspace=workspace, mirror=mirror) for word in self.words]
         return [*words, "--workspace", str(workspace)]
 
@@ -73,7 +71,7 @@ def _prompt(name: str, words: tuple[str, ...] = (), reads: tuple[str, ...] = ())
     return Stage(name, f"ulm_prompt.{name}", (*selection, *words), reads)
 
 
-STAGES = [  # in the order of the pipeline: a stage finds what the earlier ones left
+STAGES = [  # in the order of the pipeline: a stage reads what earlier stages wrote
     Stage(
         "download",
         "pretrained_models.download",
@@ -113,7 +111,7 @@ STAGES = [  # in the order of the pipeline: a stage finds what the earlier ones 
 
 
 def write_corpus(workspace: Path) -> None:
-    """Ragged tones with intents, in the layout of Fluent Speech Commands."""
+    """Write tones of random length with intents, in the layout of Fluent Speech Commands."""
     rng = random.Random(0)
     labels = [("start", "lamp", "none"), ("stop", "heat", "kitchen"), ("stop", "lamp", "none")]
     splits = {split: [rng.choice(labels) for _ in range(n)] for split, n in COUNTS.items()}
@@ -124,52 +122,51 @@ def write_corpus(workspace: Path) -> None:
 
 
 def contents(workspace: Path) -> dict[str, str]:
-    """What a workspace holds, by file, in a form in which two runs of the same work are equal;
-    temporaries and locks apart. Raises for a file that cannot be read whole:
-    half-written.
+    """Return a digest of each file in the workspace, except temporaries and locks. The digests of
+    two equal runs are equal. Raises an error if a file is only half-written.
     """
-    found = {}
+    digests = {}
     for path in sorted(workspace.rglob("*")):
         name = str(path.relative_to(workspace))
-        skipped = path.name in _APART or "tfevents" in name or name.startswith("corpora")
-        passing = any(map(_passing, path.relative_to(workspace).parts))
-        if path.is_file() and not skipped and not passing:
-            found[name] = _digest(path)
-    return found
+        ignored = path.name in _IGNORED_FILES or "tfevents" in name or name.startswith("corpora")
+        temporary = any(map(_is_temporary, path.relative_to(workspace).parts))
+        if path.is_file() and not ignored and not temporary:
+            digests[name] = _digest(path)
+    return digests
 
 
 def temporaries(workspace: Path) -> list[Path]:
-    """What a finished run must not leave. A lock that a killed one left holds nobody."""
-    found = (path for path in workspace.rglob("*") if _passing(path.name))
-    return [path for path in found if path.suffix != ".lock"]
+    """Return the temporaries that a finished run must remove. A killed run's lock may remain."""
+    paths = (path for path in workspace.rglob("*") if _is_temporary(path.name))
+    return [path for path in paths if path.suffix != ".lock"]
 
 
-def _passing(name: str) -> bool:
-    """Whether it is the name of a lock, of what is not yet whole or no longer needed."""
+def _is_temporary(name: str) -> bool:
+    """Return whether the file is a lock, half-written, or replaced."""
     return name.startswith(".") or name.endswith((".tmp", ".old", ".part"))
 
 
 def _digest(path: Path) -> str:
     if path.suffix == ".pt":
         allow_fairseq()
-        return _of_tensors(load_torch(path))
+        return _tensor_digest(load_torch(path))
     if path.name == "train.log":
         scores = {
-            update: {name: value for name, value in each.items() if name not in ("wps", "wall")}
-            for update, each in valid_curve(path).items()
+            update: {name: value for name, value in values.items() if name not in ("wps", "wall")}
+            for update, values in valid_curve(path).items()
         }
         return str(scores)
     if path.suffix == ".json":
-        return str(json.loads(path.read_text(), object_pairs_hook=_without_how))
+        return str(json.loads(path.read_text(), object_pairs_hook=_without_ignored_keys))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _without_how(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in pairs if key not in _HOW}
+def _without_ignored_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if key not in _IGNORED_KEYS}
 
 
-def _of_tensors(state: Any) -> str:
-    """Of the weights and the optimizer's moments; not of the seconds that a checkpoint counts."""
+def _tensor_digest(state: Any) -> str:
+    """Hash the weights and the optimizer's moments, but not the seconds in a checkpoint."""
     digest = hashlib.sha256()
 
     def walk(name: str, value: Any) -> None:
@@ -186,7 +183,7 @@ def _of_tensors(state: Any) -> str:
 
 
 class Mirror(Remote):
-    """Serves what ``download`` asks for, and does not mind that clients are killed."""
+    """A server of the files that ``download`` requests. It ignores errors of killed clients."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,18 +198,18 @@ class Mirror(Remote):
         }
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 def warm_up(stages: Sequence[Stage]) -> None:
-    """Import what they import, so that a fork begins at their first line of work."""
+    """Import what the stages import, so that a fork starts with the work of its stage."""
     os.environ["no_proxy"] = "127.0.0.1"
     for module in {stage.module for stage in stages}:
         importlib.import_module(module)
     importlib.import_module("sklearn.cluster")
-    if any(stage.name == "train_ulm" for stage in stages):  # the first that needs fairseq
+    if any(stage.name == "train_ulm" for stage in stages):  # the first stage that needs fairseq
         _warm_up_fairseq()
-    gc.freeze()  # what exists now is never collected, in no fork
+    gc.freeze()  # no fork collects objects that exist now
 
 
 def _warm_up_fairseq() -> None:
@@ -221,7 +218,7 @@ def _warm_up_fairseq() -> None:
     for module in ("training.fairseq_run", "using.share", "scoring.class_report"):
         importlib.import_module(f"ulm_prompt.{module}")
     importlib.import_module("fairseq_cli.train")
-    logging.root.setLevel(logging.WARNING)  # that has made it DEBUG, for all stages
+    logging.root.setLevel(logging.WARNING)  # fairseq_cli.train has set DEBUG for all stages
     importlib.import_module("matplotlib.pyplot")
-    for module in ("_dynamo", "distributed.fsdp"):  # what the first optimizer imports
+    for module in ("_dynamo", "distributed.fsdp"):  # the first optimizer imports these
         importlib.import_module(f"torch.{module}")

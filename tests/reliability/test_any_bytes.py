@@ -1,4 +1,4 @@
-"""Every reader, on any bytes: a result, or one line that names the file."""
+"""Given any bytes, every reader returns a result, or raises a one-line error with the file name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SAMPLES = {
 
 
 class Reader(NamedTuple):
-    """``good``: a file that ``read`` takes."""
+    """``good``: the bytes of a file that ``read`` accepts."""
 
     name: str
     good: bytes
@@ -73,30 +73,30 @@ JSONS = [
 ]  # fmt: skip
 
 
-def check(reader: Callable[[Path], object], path: Path, content: bytes) -> None:
+def check(read: Callable[[Path], object], path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:
-        reader(path)
+        read(path)
     except UserError as error:
         assert str(path) in str(error) and len(str(error).splitlines()) == 1, error
         assert str(error).isprintable(), error
 
 
 @pytest.mark.parametrize("reader", [*TEXTS, *JSONS], ids=lambda reader: reader.name)
-def test_a_file(tmp_path: Path, reader: Reader) -> None:
+def test_damaged_files(tmp_path: Path, reader: Reader) -> None:
     for content in damaged(reader.good, is_json=reader in JSONS):
         check(reader.read, tmp_path / reader.name, content)
 
 
 @pytest.mark.parametrize("reader", TEXTS, ids=lambda reader: reader.name)
-def test_what_windows_writes(tmp_path: Path, reader: Reader) -> None:
-    """CRLF, a byte order mark, no last line end: the same is read."""
+def test_files_saved_on_windows(tmp_path: Path, reader: Reader) -> None:
+    """CRLF, a byte order mark and a missing last line end do not change the result."""
     path = tmp_path / reader.name
 
     def read(content: bytes) -> object:
         path.write_bytes(content)
-        found = reader.read(path)
-        return getattr(found, "symbols", found)
+        result = reader.read(path)
+        return getattr(result, "symbols", result)
 
     expected = read(reader.good)
     windows = reader.good.replace(b"\n", b"\r\n")
@@ -106,7 +106,7 @@ def test_what_windows_writes(tmp_path: Path, reader: Reader) -> None:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """KS up to its verbalizer, with names of its labels."""
+    """Make the files of KS up to the verbalizer, with label names."""
     root = tmp_path_factory.mktemp("workspace")
     tiny.write_corpus(root)
     for name in ("make_data", "gen_labelspace", "verbalizer"):
@@ -137,7 +137,7 @@ def test_records(workspace: Workspace, name: str) -> None:
     def read(_: Path) -> None:
         try:
             RECORDS[name](workspace, PAIR)
-        except UserError as error:  # where two files do not fit, either may be named
+        except UserError as error:  # if two files do not match, it may name either
             raise UserError(f"{path}: {error}") from None
 
     for content in damaged(good, is_json=True):

@@ -1,4 +1,4 @@
-"""Checkpoints, k-means, configs and data that would run code on load: nothing in them runs."""
+"""No code in a checkpoint, a k-means file or a config runs when the file is loaded."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ CPU = torch.device("cpu")
 
 
 def holding(holder: Any, runs: Runs) -> Any:
-    """``holder`` with it as an attribute, as a state dict's ``_metadata`` is."""
+    """Return ``holder`` with ``runs`` as an attribute, like the ``_metadata`` of a state dict."""
     holder._metadata = runs
     return holder
 
 
 def in_a_config(runs: Runs) -> Any:
-    found = OmegaConf.create({"model": {"arch": "transformer_lm"}}, flags={"allow_objects": True})
-    found.model.dropout = None
-    vars(found.model._content["dropout"])["_val"] = runs
-    return found
+    config = OmegaConf.create({"model": {"arch": "transformer_lm"}}, flags={"allow_objects": True})
+    config.model.dropout = None
+    vars(config.model._content["dropout"])["_val"] = runs
+    return config
 
 
-PLACES: dict[str, Callable[[Runs], Any]] = {
+POSITIONS: dict[str, Callable[[Runs], Any]] = {
     "top": lambda runs: runs,
     "model": lambda runs: {"model": runs},
     "a weight": lambda runs: {"model": {"decoder.embed_tokens.weight": runs}},
@@ -79,43 +79,43 @@ LOADERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old format"])
-@pytest.mark.parametrize("place", PLACES)
-def test_no_loader_runs_what_a_checkpoint_says(tmp_path: Path, place: str, is_zip: bool) -> None:
+@pytest.mark.parametrize("position", POSITIONS)
+def test_no_loader_runs_code_in_a_checkpoint(tmp_path: Path, position: str, is_zip: bool) -> None:
     canary, path = tmp_path / "it-ran", tmp_path / "checkpoint_best.pt"
-    torch.save(PLACES[place](Runs(canary)), path, _use_new_zipfile_serialization=is_zip)
+    torch.save(POSITIONS[position](Runs(canary)), path, _use_new_zipfile_serialization=is_zip)
     (tmp_path / "dict.txt").write_text("0 1\n")
     for load in LOADERS.values():
         refused(lambda load=load: load(path))
     assert not canary.exists()
-    torch.load(path, weights_only=False)  # it is as hostile as it should be
+    torch.load(path, weights_only=False)  # a careless reader does run it
     assert canary.exists()
 
 
-@pytest.mark.parametrize("keeps", ["args", "cfg"])
+@pytest.mark.parametrize("key", ["args", "cfg"])
 @pytest.mark.parametrize(
-    "lies",
+    "hostile",
     [
         {"decoder_xformers_att_config": "CODE"},
         {"adaptive_input": True, "adaptive_input_cutoff": "CODE"},
         {"adaptive_softmax_cutoff": "CODE"},
         {"decoder": {"xformers_att_config": "CODE"}},
     ],
-    ids=lambda lies: " ".join(lies),
+    ids=lambda hostile: " ".join(hostile),
 )
-def test_settings_are_never_evaluated(tmp_path: Path, lies: dict, keeps: str) -> None:
-    """fairseq's own builder evaluates these as Python. The LM is taken without them, or refused."""
+def test_settings_are_never_evaluated(tmp_path: Path, hostile: dict, key: str) -> None:
+    """fairseq's builder evaluates these as Python. Our loader ignores them or refuses the LM."""
     tiny.write_lm(tmp_path)
     canary, path = tmp_path / "it-ran", tmp_path / "checkpoint_best.pt"
     code = f"open({str(canary)!r}, 'w').close()"
     state = torch.load(path, weights_only=False)
-    settings = {**vars(state.pop("args")), **lies}
-    settings = {k: code if v == "CODE" else v for k, v in settings.items()}
-    if "decoder" in lies:
+    settings = {**vars(state.pop("args")), **hostile}
+    settings = {name: code if value == "CODE" else value for name, value in settings.items()}
+    if "decoder" in hostile:
         settings["decoder"] = {"xformers_att_config": code}
     state |= {
         "args": {"args": argparse.Namespace(**settings)},
         "cfg": {"cfg": {"model": settings}},
-    }[keeps]
+    }[key]
     torch.save(state, path)
     with contextlib.suppress(UserError):
         load_unit_lm(tmp_path)
@@ -124,7 +124,7 @@ def test_settings_are_never_evaluated(tmp_path: Path, lies: dict, keeps: str) ->
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with a short run of each training script."""
+    """Make a workspace with a short run of each training script."""
     root = tmp_path_factory.mktemp("trained")
     tiny.write_corpus(root)
     ulm = ("--unit_model", "tiny100", "--date", "a", "--config", "tiny")
@@ -138,7 +138,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("script", ["train", "train_ulm"])
 def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Not even where the environment tells torch to read as it did before 2.6."""
+    """Not even if the environment makes torch read pickles, as before version 2.6."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     task = "KS" if script == "train" else "ulm"
     last = Workspace(trained).checkpoints(task, "tiny100", "a") / "checkpoint_last.pt"
@@ -148,11 +148,11 @@ def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, s
     knobs = ["max_update=2", *(["decoder_layers=1", "warmup_updates=1"] if flags else [])]
     command = (f"ulm_prompt/{script}.py", "--workspace", trained, "--date", "a", *flags)
     try:
-        for lie in (
+        for hostile_state in (
             {**state, "extra_state": {**state["extra_state"], "note": Runs(canary)}},
             {**state, "optimizer_history": []},
         ):
-            torch.save(lie, last)
+            torch.save(hostile_state, last)
             message = stage(*command, "--set", *knobs, code=2)
             assert str(last) in message
     finally:
@@ -170,7 +170,7 @@ def test_resuming_runs_nothing(trained: Path, monkeypatch: pytest.MonkeyPatch, s
         "a: http://x/${oc.env:TOKEN}",
     ],
 )
-def test_a_config_holds_plain_values(
+def test_a_config_contains_only_plain_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

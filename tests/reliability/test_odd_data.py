@@ -1,5 +1,5 @@
-"""Splits that are empty, of one class, with labels that train never has, with rows that are longer
-than any LM reads: every stage says what it met and how often, and nothing is lost from the counts.
+"""Splits with one class, with labels that train lacks, or with rows longer than any LM reads. Every
+stage prints what it found and how often, and every row stays in the counts.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ LONG = " ".join(str(12 + n % 80) for n in range(100_000))
 KNOBS = ("max_update=2", "warmup_updates=0", "batch_size=8", "max_tokens=512")
 
 
-def write(root: Path, one: tuple[str, ...] = (), **changes: list[Row]) -> Workspace:
-    """A KS workspace whose splits hold ``changes`` before the usual rows, of the classes 0 and 1 or
-    (``one``) of class 0 alone.
+def write(root: Path, one_class: tuple[str, ...] = (), **first: list[Row]) -> Workspace:
+    """Write a KS workspace. Each split has its ``first`` rows, then 12 usual rows of the classes 0
+    and 1, or of class 0 only if the split is in ``one_class``.
     """
     workspace = Workspace(root)
     for seed, split in enumerate(("train", "valid", "test")):
-        labels = ("0",) if split in one else ("0", "1")
+        labels = ("0",) if split in one_class else ("0", "1")
         usual = [
             Row(f"{split}/{n}.wav", row.units, labels[n % len(labels)])
             for n, row in enumerate(tiny.rows("speech_commands", 12, seed))
         ]
         rows = workspace.rows("speech_commands", UNIT_MODEL, split)
-        write_rows(rows, changes.get(split, []) + usual)
+        write_rows(rows, first.get(split, []) + usual)
     tiny.write_lm(workspace.lm(UNIT_MODEL))
     return workspace
 
@@ -46,7 +46,7 @@ def train(root: Path, *knobs: str) -> str:
 
 
 def sampled(root: Path, *flags: object) -> tuple[str, list[dict], dict[str, object]]:
-    """What sample.py prints, its answers within the label set, and the scores with their report."""
+    """Return the output of sample.py, the answers within the label set, and the scores."""
     printed = call("sample", root, "--model_date", "d", "--sample_date", "d", *flags)
     path = Workspace(root).samples("KS", UNIT_MODEL, "d", "d")
     within = json.loads(path.with_stem(path.stem + "_within_labels").read_text())
@@ -57,18 +57,18 @@ def sampled(root: Path, *flags: object) -> tuple[str, list[dict], dict[str, obje
 
 
 def test_rows_beyond_the_positions_of_the_lm(tmp_path: Path) -> None:
-    """They are trained on; the reader is told, with the knob of the LM that decides."""
+    """Training uses them, and prints their number and the LM's setting."""
     write(tmp_path, ("train",), train=[Row("long.wav", " ".join(LONG.split()[:600]), "0")])
     data_stages(tmp_path)
-    said = train(tmp_path, "max_tokens=1024")
+    printed = train(tmp_path, "max_tokens=1024")
     assert (
         "too long: train: 1 of 13 rows are longer than the LM's tokens_per_sample=512 "
         "(row 1 is the longest, 603 tokens); they are used, but"
-    ) in said
-    assert "too long: valid" not in said
+    ) in printed
+    assert "too long: valid" not in printed
 
 
-def test_a_log_with_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_a_log_with_bytes_that_are_not_text(tmp_path: Path) -> None:
     line = b"a | valid on 'valid' subset | loss 2.5 | num_updates 7\n"
     damaged = line.replace(b"loss", b"\xff\xfe") + line.replace(b"num_up", b"num\xff")
     (tmp_path / "train.log").write_bytes(damaged + line.replace(b"7", b"9"))
@@ -77,8 +77,8 @@ def test_a_log_with_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_rows_of_100_000_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Training says how many there are and stops, or leaves them out; sampling leaves them without
-    an answer, which is wrong and invalid in every score. The only class there is stays right.
+    """Training prints their number and stops, or skips them. sample.py gives them no answer, which
+    counts as wrong and invalid in every score. The usual rows, all of one class, are right.
     """
     long = [Row("long.wav", LONG, "0")]
     test = [*long, Row("2.wav", LONG, "0")]
@@ -89,27 +89,27 @@ def test_rows_of_100_000_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         train(tmp_path)
     printed = train(tmp_path, "skip_long=true")
     assert "too long: train: 1 of 13 rows" in printed and "too long: valid: 1 of 13" in printed
-    longest = []
+    lengths = []
     embed = PromptLanguageModel.embed
 
-    def noted(self: PromptLanguageModel, tokens: torch.Tensor, *others: object) -> torch.Tensor:
-        longest.append(tokens.shape[1])
+    def spy(self: PromptLanguageModel, tokens: torch.Tensor, *others: object) -> torch.Tensor:
+        lengths.append(tokens.shape[1])
         return embed(self, tokens, *others)
 
-    monkeypatch.setattr(PromptLanguageModel, "embed", noted)
+    monkeypatch.setattr(PromptLanguageModel, "embed", spy)
     printed, within, scores = sampled(tmp_path, "--max_units", 400)
-    assert max(longest) < 20
+    assert max(lengths) < 20
     assert "2 rows have more than 400 units (100,000 at most)" in printed
     assert [answer["predict"] == "" for answer in within] == [True] * 2 + [False] * 12
     assert scores["utterances"] == 14 and scores["too long to answer"] == 2
     assert len({answer["label"] for answer in within}) == 1
     assert scores["accuracy within labels"] == pytest.approx(100 * 12 / 14)
     assert scores["invalid answers"] == pytest.approx(100 - scores["accuracy"])
-    unanswered = [one["probability"] for one in scores["mistakes"] if not one["predict"]]
-    assert unanswered == [0.0, 0.0]
+    unanswered = [row for row in scores["mistakes"] if not row["predict"]]
+    assert [row["probability"] for row in unanswered] == [0.0, 0.0]
 
 
-def test_labels_that_train_never_has(tmp_path: Path) -> None:
+def test_labels_that_train_lacks(tmp_path: Path) -> None:
     workspace = write(tmp_path, ("train",), test=[Row("new.wav", "12 13", "7")])
     call("make_data", tmp_path)
     call("gen_labelspace", tmp_path)

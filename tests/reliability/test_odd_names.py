@@ -1,5 +1,5 @@
-"""Names with anything in them that a name may hold, from the wav files to the scores; and what an
-editor on Windows makes of the files that people edit.
+"""Odd file names stay unchanged from the wav files to the scores, also after a Windows editor has
+saved the files that people edit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LABELS = (("start", "lamp", "none"), ("stop", "heat", "kitchen"))
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fluent Speech Commands under odd names, up to rows; its tables as spreadsheets save them."""
+    """Write Fluent Speech Commands with odd names and a spreadsheet's tables; run stage 1."""
     root = tmp_path_factory.mktemp("wörk space|1")
     corpus = root / "corpora" / "fluent_commands"
     (corpus / "data").mkdir(parents=True)
@@ -84,11 +84,11 @@ def test_names_survive_to_the_scores(root: Path) -> None:
 
 
 def test_a_dict_has_every_number_up_to_the_highest_unit(tmp_path: Path) -> None:
-    """A slip must not fill the disk."""
+    """A mistyped unit is refused, because every number up to it would become a symbol."""
     (tmp_path / "train.txt").write_text("3 1 3\n0\n")
     write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
-    found = load_dictionary(tmp_path)
-    assert (found.symbols[4:], found.count[4:]) == (["0", "1", "2", "3"], [1, 1, 0, 2])
+    symbols = load_dictionary(tmp_path)
+    assert (symbols.symbols[4:], symbols.count[4:]) == (["0", "1", "2", "3"], [1, 1, 0, 2])
     (tmp_path / "train.txt").write_text("1 2\n3 999999999\n")
     with pytest.raises(UserError, match="unit 999999999; expected a k-means cluster"):
         write_dict(tmp_path / "dict.txt", {"train": tmp_path / "train.txt"})
@@ -103,7 +103,7 @@ def test_a_dict_has_every_number_up_to_the_highest_unit(tmp_path: Path) -> None:
         ("a\udcff", "not UTF-8"),
     ],
 )
-def test_names_that_no_row_can_hold(tmp_path: Path, name: str, reason: str) -> None:
+def test_names_that_no_row_can_contain(tmp_path: Path, name: str, reason: str) -> None:
     for write in (
         lambda: write_rows(tmp_path / "t", [Row(name, "1", "2")]),
         lambda: write_manifest(tmp_path / "t", Path("/"), [Entry(name, 1, 0, "b", "1")]),
@@ -112,18 +112,18 @@ def test_names_that_no_row_can_hold(tmp_path: Path, name: str, reason: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["test", "train"])
-def test_a_name_that_is_no_utf8_is_refused_at_the_manifest(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_the_manifest_refuses_a_name_that_is_not_utf8(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
 ) -> None:
     root = corpora.speech_commands(tmp_path / "corpora" / "speech_commands")
-    folder = next(root.glob("*test_set*")) if place == "test" else root / "speech_commands_v0.01"
+    folder = next(root.glob("*test_set*")) if split == "test" else root / "speech_commands_v0.01"
     clip = next((folder / "yes").glob("*.wav"))
     clip.rename(clip.parent / "caf\udce9.wav")
     task = preprocessor("speech_commands", tmp_path)
-    with pytest.raises(SystemExit) as leaving:
+    with pytest.raises(SystemExit) as end:
         run(task.generate_manifest)
-    said = capsys.readouterr().err
-    assert leaving.value.code == 2 and said.count("\n") == 1
-    assert "caf\\udce9.wav: a name that is not UTF-8 text; rename it" in said
+    printed = capsys.readouterr().err
+    assert end.value.code == 2 and printed.count("\n") == 1
+    assert "caf\\udce9.wav: a name that is not UTF-8 text; rename it" in printed
     assert not (tmp_path / "preprocess").exists()

@@ -1,6 +1,4 @@
-"""Manifests and configs that lead out of their place, and records that lie about what lies beside
-them.
-"""
+"""Manifests and configs that name files outside their folder, and files with false contents."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ LINES = [
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_a_manifest_holds_whole_fields_and_stays_in_its_corpus(tmp_path: Path, line: str) -> None:
+def test_a_manifest_has_whole_fields_and_stays_in_its_corpus(tmp_path: Path, line: str) -> None:
     manifest = tmp_path / "train.tsv"
     manifest.write_text(f"{tmp_path}\na.wav\t9\t0\ta.wav\t1\n{line}\n")
     assert "line 3" in refused(lambda: read_manifest(manifest))
@@ -66,12 +64,12 @@ def test_a_unit_model_is_a_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["fairseqrc: {layer: many}", "fairseqrc: {other: 1}", "["])
-def test_the_config_beside_units(tmp_path: Path, text: str) -> None:
+def test_the_config_next_to_units(tmp_path: Path, text: str) -> None:
     folder = Workspace(tmp_path).downstream_data("speech_commands") / "logmel100"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(text)
-    known = find_unit_model("logmel100", Workspace(tmp_path))
-    assert "config.yaml" in refused(lambda: UnitFiles(known, "speech_commands"))
+    unit_model = find_unit_model("logmel100", Workspace(tmp_path))
+    assert "config.yaml" in refused(lambda: UnitFiles(unit_model, "speech_commands"))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_a_dict(tmp_path: Path, text: str) -> None:
     assert "dict.txt" in refused(lambda: load_dictionary(tmp_path))
 
 
-def test_layer_means_that_are_something_else(tmp_path: Path) -> None:
+def test_layer_means_of_another_format(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     folder = means_folder(workspace, "corpus", "tiny100")
     folder.mkdir(parents=True)
@@ -110,7 +108,7 @@ def test_layer_means_that_are_something_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old format"])
 def test_a_checkpoint(tmp_path: Path, is_zip: bool, mapped: bool) -> None:
-    """Tied weights, an old Namespace and an empty tensor are read; half of the file is not."""
+    """Tied weights, an old Namespace and an empty tensor are read; half a file is refused."""
     tied = torch.zeros(50, 8)
     model = {"a": tied, "b": tied, "c": torch.empty(0, 8)}
     state = {"args": argparse.Namespace(a=1), "model": model}
@@ -137,8 +135,8 @@ def test_safetensors(tmp_path: Path) -> None:
 
 
 def index_file(count: int, sizes: list[int], offsets: list[int], code: int = 8) -> bytes:
-    head = b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, code, count)
-    return head + np.array(sizes, np.int32).tobytes() + np.array(offsets, np.int64).tobytes()
+    header = b"MMIDIDX\x00\x00" + struct.pack("<QBQ", 1, code, count)
+    return header + np.array(sizes, np.int32).tobytes() + np.array(offsets, np.int64).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Small counts of what ``python -m tests.reliability.faults`` and the rehearsal do."""
+"""A few trials of ``python -m tests.reliability.faults``, and a small rehearsal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reliability.stages import STAGES
 
 
 def trials(*words: str) -> list[list[str]]:
-    """The cells of the table. In a process of its own, since trials fork."""
+    """Run trials in a new process, because they fork. Return the cells of the table."""
     command = [sys.executable, "-m", "tests.reliability.faults", *words]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -27,11 +27,9 @@ def test_every_stage_survives_a_kill() -> None:
     assert [row[0] for row in rows] == [stage.name for stage in STAGES]
 
 
-def test_stages_bear_every_fault() -> None:
-    stages, faults = (
-        ["quantized", "verbalizer"],
-        ["disk_full", "read_only", "vanishing", "two_runs"],
-    )
+def test_stages_survive_every_fault() -> None:
+    stages = ["quantized", "verbalizer"]
+    faults = ["disk_full", "read_only", "vanishing", "two_runs"]
     rows = trials("--fault", *faults, "--count", "2", "--seed", "1", "--stage", *stages)
     assert [row[:2] for row in rows] == [[stage, fault] for stage in stages for fault in faults]
     assert sum(int(row[3]) for row in rows) >= 4, f"too few faults struck: {rows}"

@@ -1,4 +1,4 @@
-"""Stage scripts called in this process, where fairseq is imported already, or in a fork of it."""
+"""Run stage scripts in this process, which has imported fairseq already, or in a fork of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from unittest import mock
 
 from pipeline.workspace import Workspace
-from tests.reliability.runs import live
+from tests.reliability.runs import run_and_exit
 from tests.ulm_prompt import tiny
 
 
 def call(name: str, workspace: Path, *flags: object) -> str:
-    """Run ulm_prompt/``name``.py with ``flags``; returns what it printed."""
+    """Run ulm_prompt/``name``.py with ``flags``; return what it printed."""
     module = importlib.import_module(f"ulm_prompt.{name}")
     arguments = [name, "--workspace", workspace, *flags]
-    handlers = list(logging.root.handlers)  # training sets its own
+    handlers = list(logging.root.handlers)  # training replaces them
     printed = io.StringIO()
     try:
         with (
@@ -36,7 +36,7 @@ def call(name: str, workspace: Path, *flags: object) -> str:
 
 
 def prepare(root: Path, *downstreams: str) -> None:
-    """A tiny LM and the corpora, after the data stages."""
+    """Write a tiny LM and corpora, then run the data stages."""
     for downstream in downstreams:
         tiny.write_corpus(root, downstream=downstream)
     tiny.write_lm(Workspace(root).lm("tiny100"))
@@ -49,8 +49,8 @@ def data_stages(root: Path) -> None:
 
 
 def stage(script: str, *args: object, code: int = 0) -> str:
-    """As ``tests.conftest.stage``, for a script of ulm_prompt/: a process of its own, as a user's
-    call is. Checks its exit code, returns what it printed.
+    """Run a script in a fork, which is faster than the new process of ``tests.conftest.stage``.
+    Check the exit code and return what the script printed.
     """
     import fairseq_cli.train  # noqa: F401
 
@@ -61,14 +61,14 @@ def stage(script: str, *args: object, code: int = 0) -> str:
         process = os.fork()
         if not process:
             signal.alarm(300)  # a fork that hangs is killed
-            live(module, list(map(str, args)), [out.fileno(), errors.fileno()])
-        found = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        said = []
+            run_and_exit(module, list(map(str, args)), [out.fileno(), errors.fileno()])
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        texts = []
         for stream in (out, errors):
             stream.seek(0)
-            said.append(stream.read().decode())
-    printed = "".join(said)
-    assert found == code, f"{script} exited with {found}:\n{printed}"
+            texts.append(stream.read().decode())
+    printed = "".join(texts)
+    assert exit_code == code, f"{script} exited with {exit_code}:\n{printed}"
     if code == 2:
-        assert said[1].count("\n") == 1 and "Traceback" not in printed, printed
+        assert texts[1].count("\n") == 1 and "Traceback" not in printed, printed
     return printed

@@ -1,7 +1,7 @@
-"""Stage scripts one after another in one process, for torchrun: fairseq takes seconds to import.
+"""Run scripts one after another in one process, for torchrun: importing fairseq takes seconds.
 
-python -m tests.ulm_prompt.stages_in_a_row '[["train", "--date", ...], ...]' [killed after so many
-updates of the last]
+python -m tests.ulm_prompt.stages_in_a_row '[["train", "--date", ...], ...]' [UPDATES]
+UPDATES: kill the last rank after this number of updates of the last script.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pipeline.devices import Ranks, process_group, ranks
 
 
 def kill_after(updates: int, here: Ranks) -> None:
-    """Let the last rank be killed when it begins the update after so many."""
+    """Make the last rank kill itself when it begins the update after ``updates``."""
     from fairseq.trainer import Trainer
 
     step = Trainer.train_step
 
-    def counted(trainer: Trainer, *args: object, **others: object) -> object:
+    def step_or_kill(trainer: Trainer, *args: object, **kwargs: object) -> object:
         if trainer.get_num_updates() == updates and here.rank == here.world - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(trainer, *args, **others)
+        return step(trainer, *args, **kwargs)
 
-    Trainer.train_step = counted
+    Trainer.train_step = step_or_kill
 
 
 def main() -> None:
@@ -39,7 +39,9 @@ def main() -> None:
             if updates and number == len(commands):
                 kill_after(updates[0], here)
             stage = importlib.import_module(f"ulm_prompt.{name}")
-            stage.process_group = lambda here: contextlib.nullcontext()  # one for all of them
+            stage.process_group = lambda here: (
+                contextlib.nullcontext()
+            )  # all scripts share this one
             sys.argv = [name, *arguments]
             stage.main()
 

@@ -1,4 +1,4 @@
-"""Tiny unit LMs, prompts and corpora that tests make themselves."""
+"""Tiny unit LMs, prompts and corpora for the tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ulm_prompt.prompt_lm.prompt import LabelMap, Prompt
 
 PAD, EOS, SYMBOLS = 1, 2, 104
 UNITS = 100
-MAPPED = [9, 4, 11, 6, 5, 10, 7, 8]  # symbols: all that ``sample`` has as labels
+MAPPED = [9, 4, 11, 6, 5, 10, 7, 8]  # the symbols that ``sample`` uses as labels
 LABELS = {"speech_commands": 1, "fluent_commands": 3}
 
 
@@ -31,7 +31,7 @@ def dictionary() -> Dictionary:
     return symbols
 
 
-def settings(layers: int, width: int, heads: int, **others: object) -> argparse.Namespace:
+def settings(layers: int, width: int, heads: int, **more: object) -> argparse.Namespace:
     values = argparse.Namespace(
         arch="transformer_lm",
         decoder_layers=layers,
@@ -41,14 +41,14 @@ def settings(layers: int, width: int, heads: int, **others: object) -> argparse.
         share_decoder_input_output_embed=True,
         dropout=0.0,
         tokens_per_sample=512,
-        **others,
+        **more,
     )
     base_lm_architecture(values)
     return values
 
 
 def lm(layers: int = 3, width: int = 32, heads: int = 4, seed: int = 0) -> TransformerLanguageModel:
-    """A stock LM with random weights, biases and norms included."""
+    """Return fairseq's LM with random weights, biases and norms."""
     torch.manual_seed(seed)
     symbols = dictionary()
     source = argparse.Namespace(source_dictionary=symbols, target_dictionary=symbols)
@@ -67,7 +67,7 @@ def prompted(length: int = 5, seed: int = 0, infix: bool = False) -> PromptLangu
 
 
 def mapped(noise: float = 0.3) -> PromptLanguageModel:
-    """With a learnable verbalizer, of three labels an utterance."""
+    """Return ``prompted()`` with a learnable verbalizer and three labels per utterance."""
     model = prompted()
     label_map = LabelMap([dictionary()[unit] for unit in MAPPED], dictionary(), 3)
     torch.manual_seed(8)
@@ -76,14 +76,14 @@ def mapped(noise: float = 0.3) -> PromptLanguageModel:
 
 
 def collate(rows: list[dict]) -> dict:
-    """A batch of rows as RowDataset makes it."""
+    """Return a batch of rows as RowDataset makes it."""
     dataset = RowDataset.__new__(RowDataset)
     dataset.pad, dataset.eos, dataset.rank, dataset.world = PAD, EOS, 0, 1
     return dataset.collater(rows)
 
 
 def sample(count: int = 8, seed: int = 0) -> dict:
-    """A batch of rows whose three labels are their first units."""
+    """Return a batch of rows whose three labels are their first three units."""
     generator = np.random.default_rng(seed)
     units = [generator.integers(4, 12, generator.integers(4, 20)).tolist() for _ in range(count)]
     return collate(
@@ -95,8 +95,8 @@ def sample(count: int = 8, seed: int = 0) -> dict:
 
 
 def on(device: str | torch.device, sample: dict) -> dict:
-    """The batch, there."""
-    sample["net_input"] = {name: each.to(device) for name, each in sample["net_input"].items()}
+    """Return the batch on ``device``."""
+    sample["net_input"] = {name: value.to(device) for name, value in sample["net_input"].items()}
     return sample | {name: sample[name].to(device) for name in ("target", "is_label")}
 
 
@@ -105,35 +105,34 @@ def criterion(loss_on: str = "published") -> LabelCrossEntropy:
 
 
 def write_lm(folder: Path, model: TransformerLanguageModel | None = None, **shape: int) -> None:
-    """Save an LM in the released layout, with the old ``args`` that the released ones have."""
+    """Save an LM in the layout of the released LMs, with their old ``args``."""
     model = model or lm(**shape)
     folder.mkdir(parents=True, exist_ok=True)
     shape = {"layers": 3, "width": 32, "heads": 4, **shape}
-    torch.save(
-        {"args": settings(**shape), "model": model.state_dict()}, folder / "checkpoint_best.pt"
-    )
+    state = {"args": settings(**shape), "model": model.state_dict()}
+    torch.save(state, folder / "checkpoint_best.pt")
     lines = [f"{unit} 1\n" for unit in range(UNITS)]
     (folder / "dict.txt").write_text("".join(lines))
 
 
 def rows(downstream: str, count: int, seed: int) -> list[Row]:
-    """Random units of random length; the last ones tell the labels, so that a random LM can be
-    prompted.
+    """Return rows of random units and length. The last units equal the labels, so that a prompt of
+    a random LM can learn them.
     """
     generator = random.Random(seed)
-    made = []
+    result = []
     for number in range(count):
         units = [generator.randrange(12, UNITS) for _ in range(generator.randint(4, 12))]
         labels = [4 * slot + generator.randrange(4) for slot in range(LABELS[downstream])]
         columns = [" ".join(map(str, values)) for values in (units + labels, labels)]
-        made.append(Row(f"{seed}/{number}.wav", *columns))
-    return made
+        result.append(Row(f"{seed}/{number}.wav", *columns))
+    return result
 
 
 def write_corpus(
     root: Path, unit_model: str = "tiny100", downstream: str = "speech_commands"
 ) -> None:
-    """Quantised splits whose sizes are no multiple of 8."""
+    """Write quantised splits whose sizes are not multiples of 8."""
     workspace = Workspace(root)
     for seed, (split, count) in enumerate({"train": 203, "valid": 37, "test": 29}.items()):
         write_rows(workspace.rows(downstream, unit_model, split), rows(downstream, count, seed))
