@@ -36,12 +36,12 @@ def parse() -> argparse.Namespace:
     prompt += "hf:USER/NAME on the Hugging Face Hub; repeatable (default: the repository's prompt)"
     flag("--prompt", action="append", default=[], help=prompt)
     flag("--unit_model", type=name_part, help="choose among the prompts of a task")
-    flag("--model_date", type=name_part, help="choose among them by the --date of training")
+    flag("--model_date", type=name_part, help="choose among prompts by the --date of training")
     flag("--segments", action="store_true", help="cut recordings at pauses, answer every segment")
     longest = "longest segment; longer sound becomes windows (default: 2, for single words)"
     flag("--longest", type=float, metavar="SECONDS", help=longest)
     flag("--top", type=int, default=1, metavar="K", help="the K likeliest answers (default: 1)")
-    flag("--format", choices=list(FORMATS), help="(default: table on a terminal, else jsonl)")
+    flag("--format", choices=list(FORMATS), help="default: table on a terminal, else jsonl")
     flag("--serve", action="store_true", help="open a page to record or drop a file; needs gradio")
     add_dtype(flag)
     add_device(parser)
