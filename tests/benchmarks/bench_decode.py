@@ -130,10 +130,8 @@ def start_up() -> None:
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     flag = parser.add_argument
-    flag(
-        "--every", type=int, default=12, help="decode one of N blocks of 64, 3.2M LM (default: 12)"
-    )
-    flag("--large", type=int, default=16, help="utterances, 151M LM; 0 skips it (default: 16)")
+    flag("--every", type=int, default=12, help="3.2M LM: one of N blocks of 64 (default: 12)")
+    flag("--large", type=int, default=16, help="151M LM: utterances; 0 skips it (default: 16)")
     args = parser.parse_args(arguments)
     dtype, reason = choose_dtype("auto", DEVICE, 151_263_232)
     print(f"{measure.machine()}; auto: {dtype}, {reason}")

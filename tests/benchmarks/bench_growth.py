@@ -31,10 +31,10 @@ TITLES = {"length": "units an utterance", "batch": "utterances a batch", "prompt
 LABELS = 3
 
 
-def main(words: Sequence[str] = ()) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, help="write the plot to this PNG file")
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     print(f"3.2M LM on {DEVICE}, {torch.get_num_threads()} threads; defaults: {DEFAULTS}")
     times = {}
     for knob, values in VALUES.items():

@@ -73,13 +73,13 @@ def print_right(predictor: Predictor, clips: Sequence[Path]) -> None:
     print(f"right of {len(waves)} clips with a word: {'; '.join(shares)}")
 
 
-def main(words: Sequence[str] = ()) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=CLIPS)
     parser.add_argument("--prompt", action="append", default=[])
     parser.add_argument("--workspace", type=Path, default=REPOSITORY)
     parser.add_argument("--clips", type=int, default=500)
-    args = parser.parse_args(words)
+    args = parser.parse_args(arguments)
     clips = sorted(args.folder.rglob("*.wav"))
     if not clips:
         sys.exit(f"error: no wav files in {args.folder}; name a folder")
@@ -92,7 +92,7 @@ def main(words: Sequence[str] = ()) -> None:
     warm_clips = [*clips[:5], *clips[:100]]  # the first five only warm up
     seconds = [timed(lambda clip=clip: predictor([clip]))[0] for clip in warm_clips][5:]
     low, middle, high = np.percentile(seconds, [5, 50, 95]) * 1000
-    print(f"warm   {middle:6.1f} ms a clip (median of 100; 5 to 95 %: {low:.1f} to {high:.1f})")
+    print(f"warm   {middle:6.1f} ms per clip (median of 100; 5 to 95 %: {low:.1f} to {high:.1f})")
     with tempfile.TemporaryDirectory() as many, tempfile.TemporaryDirectory() as long:
         for number, clip in enumerate(clips):
             (Path(many) / f"{number}.wav").symlink_to(clip.resolve())

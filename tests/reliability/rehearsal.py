@@ -167,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workspace", type=Path, required=True, help="a new folder")
     parser.add_argument("--layers", type=int, default=12, help="layers of both (default: 12)")
-    parser.add_argument("--width", type=int, default=1024, help="of the LM; HuBERT 3/4 (1024)")
+    parser.add_argument("--width", type=int, default=1024, help="LM; HuBERT: 3/4 (default: 1024)")
     args = parser.parse_args()
     rehearse(args.workspace.resolve(), args.layers, args.width, channels=512, clips=60)
 
