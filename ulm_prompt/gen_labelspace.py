@@ -8,7 +8,13 @@ from pipeline.errors import run
 from pipeline.files import holding
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import add_selection, find_pairs, print_next
-from ulm_prompt.prompt_data.verbal import TEXT_MADE_BY, prompt_texts, read_prompt_text, write_entry
+from ulm_prompt.prompt_data.verbal import (
+    LABELS_MADE_BY,
+    TEXT_MADE_BY,
+    prompt_texts,
+    read_prompt_text,
+    write_entry,
+)
 
 
 def main() -> None:
@@ -23,7 +29,7 @@ def main() -> None:
             for text in prompt_texts(workspace, pair).values():
                 for _, row_labels in read_prompt_text(text, TEXT_MADE_BY):
                     labels.update(row_labels.split())
-            write_entry(path, pair.task, sorted(labels, key=int), "gen_labelspace.py")
+            write_entry(path, pair.task, sorted(labels, key=int), LABELS_MADE_BY)
         print(f"{pair.task} {pair.unit_model}: {len(labels)} labels -> {path}")
     print_next(args, "ulm_prompt/verbalizer.py")
 

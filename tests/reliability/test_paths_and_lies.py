@@ -146,7 +146,7 @@ def index_file(count: int, sizes: list[int], offsets: list[int], code: int = 8) 
         (b"TNTIDX\x00\x00" + bytes(40), [4, 2, 5, 2], "train.idx"),
         (index_file(2, [2, 2], [0, 4])[:-9], [4, 2, 5, 2], "train.idx"),
         (index_file(0, [], []), [4, 2, 5, 2], "train.idx"),
-        (index_file(1, [2], [0]), [104, 2], "none of the 104 symbols"),
+        (index_file(1, [2], [0]), [104, 2], "a token outside the 104 symbols"),
     ],
     ids=["empty", "another format", "cut short", "no rows", "no symbol"],
 )

@@ -155,7 +155,7 @@ def test_pictures_need_no_window_and_missing_inputs_are_reported(workspace: Work
     tiny.write_corpus(root, "other")  # without an LM
     try:
         printed = call("plot", root, *attention)
-        with pytest.raises(UserError, match="there is KS other, KS tiny100, IC tiny100"):
+        with pytest.raises(UserError, match="existing data: KS other, KS tiny100, IC tiny100"):
             call("plot", root, *attention, "--unit_model", "hubert")
     finally:
         shutil.rmtree(workspace.downstream_data("speech_commands") / "other")
