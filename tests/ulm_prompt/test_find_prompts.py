@@ -59,8 +59,8 @@ def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: 
     folder = shutil.copytree(source, tmp_path / "other")
     card = read_json(folder / "prompt.json", "")
     for change, prompts, expected in (
-        ({"lm_fingerprint": "0" * 16}, ["IC", folder], "was trained on 0000000000000000; use that LM"),
-        ({"lm_fingerprint": "0" * 16}, [folder], "was trained on 0000000000000000; use that LM LM"),
+        ({"lm_fingerprint": "0" * 16}, ["IC", folder], "trained on 0000000000000000; use that LM"),
+        ({"lm_fingerprint": "0" * 16}, [folder], "trained on 0000000000000000; use that LM"),
         ({"fine_tune": True}, [folder], "found a fine-tuned LM"),
     ):
         write_json(folder / "prompt.json", {**card, **change})
