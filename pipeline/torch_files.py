@@ -93,8 +93,11 @@ def _stand_ins() -> Iterator[None]:
 
 def save_torch(value: Any, path: Path) -> None:
     """Write a torch file atomically. Raises ``OSError`` if the disk is full."""
-    with writing(path, "wb") as handle:  # on a full disk torch.save(path) raises RuntimeError
-        torch.save(value, handle)
+    with writing(path, "wb") as handle:  # torch.save(path) would always raise RuntimeError
+        try:
+            torch.save(value, handle)
+        except RuntimeError as error:  # closing the zip archive fails too, and hides the first error
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:

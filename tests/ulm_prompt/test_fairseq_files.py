@@ -37,7 +37,7 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("way", ["save", "copy"])
+@pytest.mark.parametrize("way", ["save", "save more than a buffer", "copy"])
 def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, request, way: str) -> None:
     best, last = tmp_path / "checkpoint_best.pt", tmp_path / "checkpoint_last.pt"
     with patched():
@@ -46,10 +46,10 @@ def test_a_failed_write_keeps_the_old_checkpoint(tmp_path: Path, request, way: s
         checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(best))
         request.getfixturevalue("full_disk")
         with pytest.raises(OSError) as error:
-            if way == "save":
-                checkpoint_utils.torch_persistent_save({"model": torch.ones(1000)}, str(last))
-            else:
+            if way == "copy":
                 checkpoint_utils.PathManager.copy(str(best), str(last), overwrite=True)
+            value = torch.ones(1000 if way == "save" else 100_000)
+            checkpoint_utils.torch_persistent_save({"model": value}, str(last))
     assert error.value.filename == str(last)
     assert load_torch(last)["model"].sum() == 0 and sorted(tmp_path.iterdir()) == [best, last]
 
