@@ -69,7 +69,8 @@ class Run:
         os.waitid(os.P_PID, self.process, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        os.killpg(self.process, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it ended before it could stop itself
+            os.killpg(self.process, signal.SIGCONT)
 
     def wait(self) -> Ended:
         """Wait for the end of the run. Raises ``RuntimeError`` if the run hangs."""

@@ -114,7 +114,8 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
         raise _rerun_error(path, f"expected label -> unit for {pair.task}", MADE_BY)
     for name, value in _sources(workspace, pair, names, method).items():
         if recorded.get(name, value if name in _UNRECORDED else None) != value:
-            source = f"{pair.task}'s {'renamed text' if name == 'renamed' else name}"
+            renamed = prompt_texts(workspace, pair, renamed_kind(pair, method))["train"].parent
+            source = f"the text in {renamed}" if name == "renamed" else f"{pair.task}'s {name}"
             raise _rerun_error(path, f"stale, {source} has changed since it was made", MADE_BY)
     return method, names
 
