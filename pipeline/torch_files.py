@@ -96,7 +96,9 @@ def save_torch(value: Any, path: Path) -> None:
     with writing(path, "wb") as handle:  # torch.save(path) would always raise RuntimeError
         try:
             torch.save(value, handle)
-        except RuntimeError as error:  # closing the zip archive fails too, and hides the first error
+        except (
+            RuntimeError
+        ) as error:  # closing the zip archive fails too, and hides the first error
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
