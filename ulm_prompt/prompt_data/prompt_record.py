@@ -63,7 +63,7 @@ class PromptRecord:
     task: str
     unit_model: str
     prefix_prompt_length: int
-    verbalizer: str
+    verbalizer: str  # the method that made ``verbal``: freq, kmeans or random
     verbal: dict[str, str]  # label -> unit
     lm_fingerprint: str  # "": unknown until the LM is loaded
     lm_parameters: int = 0

@@ -79,8 +79,8 @@ class UnitPromptTask(_Task):
         model = super().build_model(cfg, from_checkpoint)
         if model.prompt is not None:
             self.load_dataset("train")
-            task, rows = self.cfg, self.datasets["train"]
-            initialise(model, str(task.init), task.init_scale, rows, task.seed)
+            task_cfg, rows = self.cfg, self.datasets["train"]
+            initialise(model, str(task_cfg.init), task_cfg.init_scale, rows, task_cfg.seed)
             model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # last: projections need float32
         return model
 
