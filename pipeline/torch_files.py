@@ -96,10 +96,10 @@ def save_torch(value: Any, path: Path) -> None:
     with writing(path, "wb") as handle:  # torch.save(path) would always raise RuntimeError
         try:
             torch.save(value, handle)
-        except (
-            RuntimeError
-        ) as error:  # closing the zip archive fails too, and hides the first error
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+        except RuntimeError as error:  # closing the zip file fails too, and hides the first error
+            if not isinstance(error.__context__, OSError):
+                raise
+            raise error.__context__ from None
 
 
 def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
