@@ -52,11 +52,13 @@ class Workspace:
 
     @property
     def pretrained(self) -> Path:
-        """The folder of speech models, k-means and unit LMs."""
+        """The folder of speech encoders, k-means and unit LMs."""
         return self.root / "pretrained_models"
 
     def lm(self, unit_model: str) -> Path:
-        """The folder of checkpoint_best.pt and dict.txt, as in the released archives."""
+        """The folder of an LM that was downloaded or trained here: checkpoint_best.pt, dict.txt.
+        Stages read ``UnitModel.lm_folder``, which may be another folder.
+        """
         return self.pretrained / f"{unit_model}_lm"
 
     def checkpoints(self, task: str, unit_model: str, date: str) -> Path:

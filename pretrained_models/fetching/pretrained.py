@@ -48,8 +48,10 @@ class PretrainedModels:
         """
         if not (file.url or file.wheel):
             if self.state(file) == "missing":
-                remedy = "restore it from git" if file.ships else f"{USER_TABLE} lists it"
-                raise UserError(f"{file.path}: not found; {remedy}")
+                own = f"correct its path: in {USER_TABLE}, or put the file there"
+                raise UserError(
+                    f"{file.path}: not found; {'restore it from git' if file.ships else own}"
+                )
             return "exists, ships with the repository" if file.ships else "exists, your own"
         # with a dot: an archive without a dot is the user's, and is kept
         hidden_archive = file.download.with_name(f".{file.download.name}")

@@ -1,4 +1,4 @@
-"""The downstream in docs/own_task.md, run exactly as the page prints it."""
+"""The downstream in docs/own_task.md, run exactly as the page prints it, and pieces of files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
+from preprocess.actions.manifest import read_manifest
+from preprocess.preprocessor import Utterance
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
+from tests.preprocess.tasks import preprocessor
 
 PAGE = (REPOSITORY / "docs" / "own_task.md").read_text()
 PAGE = PAGE.split("## With a preprocessor of your own")[1]
@@ -49,3 +53,18 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
     speakers = [{Path(row.file).name[0] for row in split} for split in rows.values()]
     assert speakers == [set("abcfgh"), set("di"), set("ej")]
     assert {row.labels for row in rows["test"]} == {"0", "1"}
+
+
+def test_a_piece_from_its_start_to_the_end_of_the_file(tmp_path, monkeypatch):
+    """Samples count at the file's own rate, also without a number of samples."""
+    task = preprocessor("table", tmp_path)
+    write(task.root / "a.wav", tone(1.0, 100, 8_000), 8_000)
+    pieces = [Utterance("a.wav", ("x",), 6_000, None, "end"), Utterance("a.wav", ("x",), 8_000)]
+    monkeypatch.setattr(type(task), "slots", ("label",))
+    monkeypatch.setattr(task, "utterances", lambda split: pieces[:1])
+    task.generate_manifest()
+    _, (entry,) = read_manifest(task.manifest / "test.tsv")
+    assert entry == ("a.wav", 2_000, 6_000, "end", "0")
+    monkeypatch.setattr(task, "utterances", lambda split: pieces[1:])
+    with pytest.raises(UserError, match=r"a\.wav: start 8000 and 0 samples, of a file of 8000"):
+        task.generate_manifest()
