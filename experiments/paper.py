@@ -157,17 +157,13 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
 
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    """Return a line ``missing path: how to get it`` for each missing file, and which rows could
-    replace files; empty if the cell can run.
-    """
+    """Return a line ``missing path: how to get it`` per missing file; empty if the cell can run."""
     is_sequence, on_features = cell.pair.config.is_sequence, cell.method == "FT-DM"
     if on_features and is_sequence:
-        reason = "SUPERB's downstream model (43M parameters) is not implemented"
-        return [f"missing {cell.task}: {reason}"]
+        return [f"missing {cell.task}: SUPERB's downstream model (43M) is not implemented"]
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
-    downstream = cell.pair.config.downstream
-    data = workspace.downstream_data(downstream) / cell.unit_model
+    data = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
     corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
     is_demo = cell.method != TASK and (root / "demo.json").is_file()  # the paper did not score it
     rows_are_demo = is_demo and (data / "quantized").is_dir()
@@ -185,12 +181,10 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
             if not part.exists():
                 needed[part] = f"{download} checkpoint"
         if model.feature_type and not on_features and not model.km_path.is_file():
-            learn = "python preprocess/runner.py --action learn_kmeans"
-            learn += f" --downstream {downstream} --unit_model {flags}"
+            learn = f"python preprocess/runner.py --action learn_kmeans --unit_model {flags}"
             needed[model.km_path] = f"{download} kmeans" if model.kmeans else learn
         if needed and not on_features and cell.method != TASK:
-            files = "instead of the corpus, checkpoint and k-means"
-            instead = [f"{files}: rows, if you have them, in {data}"]
+            instead = [f"instead of corpus, checkpoint, k-means: rows, if you have them, in {data}"]
     elif is_sequence and not (data / "labels.json").is_file():
         needed[data / "labels.json"] = "what each label number of these rows means"
     lm = lm_folder(workspace, cell.unit_model)

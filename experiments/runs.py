@@ -119,9 +119,7 @@ def make(
 
 
 def _data_commands(run: Run, workspace: Workspace) -> Iterator[Command]:
-    """Yield the commands of stages 1 to 3 that create the run's missing inputs, except k-means and
-    unit LM.
-    """
+    """Yield the commands of stages 1 to 3 for missing inputs, except learn_kmeans and train_ulm."""
     pair, flags = run.pair, _selection(run.pair, workspace)
     names = ["--downstream", pair.config.downstream, "--unit_model", pair.unit_model]
     stage_1 = [*names, "--workspace", str(workspace.root)]

@@ -56,9 +56,7 @@ class Workspace:
         return self.root / "pretrained_models"
 
     def lm(self, unit_model: str) -> Path:
-        """The folder of an LM that was downloaded or trained here: checkpoint_best.pt, dict.txt.
-        Stages read ``UnitModel.lm_folder``, which may be another folder.
-        """
+        """The folder of a downloaded or trained LM. Stages read ``UnitModel.lm_folder`` instead."""
         return self.pretrained / f"{unit_model}_lm"
 
     def checkpoints(self, task: str, unit_model: str, date: str) -> Path:

@@ -156,18 +156,17 @@ class Preprocessor(Generic[ConfigType]):
     def _entry(
         self, utterance: Utterance, lengths: dict[str, int], numbers: dict[tuple[int, str], str]
     ) -> Entry:
-        path, _, start, samples, row_name = utterance
-        pairs = list(self.named_labels(utterance))
+        path, start, pairs = utterance.path, utterance.start, list(self.named_labels(utterance))
         for slot, name in pairs:
             if (slot, name) not in numbers:
                 what = f"{path}: {self.slots[slot]} {name!r} never occurs in the train split"
                 raise UserError(f"{what}; add such a row to train (or try another taskrc.seed)")
-        samples = lengths[path] - start if samples is None else samples
-        if start < 0 or samples < 1:
-            piece = f"start {start} and {samples} samples, of a file of {lengths[path]} samples"
-            raise UserError(f"{path}: {piece}; expected a piece inside the file")
+        count = lengths[path] - start if utterance.samples is None else utterance.samples
+        if start < 0 or count < 1:
+            piece = f"start {start}, {count} samples: expected a piece of the file"
+            raise UserError(f"{path}: {piece}, which has {lengths[path]} samples")
         labels = " ".join(numbers[pair] for pair in pairs)
-        return Entry(path, samples, start, row_name or path, labels)
+        return Entry(path, count, start, utterance.name or path, labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
         """Return the configured reader and its device, and print why this device was chosen.
@@ -176,40 +175,39 @@ class Preprocessor(Generic[ConfigType]):
         settings = self.config.fairseqrc
         device, why = choose_device(self.device)
         features.check_dtype(settings.dtype, device)
-        self._check_exists(self.ckpt_path, "the speech encoder's checkpoint")
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
-        source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
+        source = Source(self._existing(self.ckpt_path), *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
         self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{reader.note}")
         return reader, device
 
     def speech_encoder_record(self) -> dict[str, object]:
         """Return everything that the features of all layers depend on, except the audio."""
-        settings = self.config.fairseqrc
-        self._check_exists(self.ckpt_path, "the speech encoder's checkpoint")
-        checkpoint = fingerprint(self.ckpt_path) if self.ckpt_path else None
+        settings, path = self.config.fairseqrc, self._existing(self.ckpt_path)
+        checkpoint = fingerprint(path) if path else None
         dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}  # like old records
         return {"feature_type": settings.feature_type, "checkpoint": checkpoint, **dtype}
 
     def unit_model_record(self) -> dict[str, object]:
         """Return everything that the units depend on, except the audio."""
-        record, settings = self.speech_encoder_record(), self.config.fairseqrc
-        self._check_exists(self.km_path, "k-means file")
-        kmeans = sha256(self.km_path)
-        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": kmeans}
+        record = self.speech_encoder_record()
+        settings, kmeans = self.config.fairseqrc, self._existing(self.km_path)
+        digest = sha256(kmeans) if kmeans else None
+        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": digest}
 
-    def _check_exists(self, path: Path | None, what: str) -> None:
-        """Check that the checkpoint or k-means exists, if it is needed. Raises ``UserError``."""
+    def _existing(self, path: Path | None) -> Path | None:
+        """Return ``path``, of the checkpoint or k-means. Raises ``UserError`` if it is missing."""
         is_kmeans = path == self.km_path
         if path is None or path.is_file() or (path.is_dir() and not is_kmeans):
-            return  # a checkpoint may be a folder
+            return path  # a checkpoint may be a folder
         missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
         learn, key = ("--action learn_kmeans, or ", "km") if is_kmeans else ("", "ckpt")
+        what = "k-means file" if is_kmeans else "the speech encoder's checkpoint"
         listed = self._unit_model.kmeans if is_kmeans else self._unit_model.checkpoint
-        get = f"run python pretrained_models/download.py {self.config.taskrc.unit_model}, or "
+        get = f"run python pretrained_models/download.py {self.config.taskrc.unit_model}"
         if listed and not listed.is_released and path == listed.path:
-            get = f"correct its path: in {USER_TABLE}, put the file there, or "
-        raise UserError(f"{path}: {what} {missing}; {get}{learn}set fairseqrc.{key}_path")
+            get = f"correct its path: in {USER_TABLE}, put the file there"
+        raise UserError(f"{path}: {what} {missing}; {get}, or {learn}set fairseqrc.{key}_path")
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``, one row ``file|units|labels`` per entry."""

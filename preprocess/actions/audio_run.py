@@ -20,14 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import (
-    AudioStream,
-    Block,
-    Encoded,
-    cut_blocks,
-    file_rates,
-    with_progress,
-)
+from preprocess.actions.stream import AudioStream, Block, Encoded, cut_blocks, file_rates, with_bar
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally
 
@@ -209,7 +202,7 @@ class AudioRun:
         if blocks:
             files = sum(len(block.entries) for block in blocks)
             encoded, name = self.stream()(blocks), self.preprocessor.downstream
-            for block in with_progress(encoded, name, files, self._say):
+            for block in with_bar(encoded, name, files, self._say):
                 self._store(block)
 
     def _store(self, encoded: Encoded[str]) -> None:

@@ -32,9 +32,7 @@ class DataConfig:
 
 @dataclass
 class FairseqConfig:
-    """How audio becomes units; the published name, though no setting is fairseq's. None: the value
-    in the unit model's entry in registry.yaml or my_unit_models.yaml.
-    """
+    """How audio becomes units. None: the unit model's value. The name is the published one."""
 
     feature_type: str | None = None
     ckpt_path: str | None = None

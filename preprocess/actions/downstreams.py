@@ -43,9 +43,8 @@ def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> lis
     ready = [p for p in preprocessors if (p.manifest if after_manifest else p.root).is_dir()]
     missing = ", ".join(p.downstream for p in preprocessors if p not in ready)
     if not ready:
-        get = "get one (docs/tasks.md), or give one --downstream and --set datarc.root_path=FOLDER"
-        remedy = "run preprocess/runner.py --action generate_manifest" if after_manifest else get
-        raise UserError(f"{arguments.workspace}: no {what} of {missing}; {remedy}")
+        get = "run --action generate_manifest" if after_manifest else "get one (docs/tasks.md)"
+        raise UserError(f"{arguments.workspace}: no {what} of {missing}; {get}")
     if missing:
         print(f"left out, without a {what}: {missing}")
     return ready

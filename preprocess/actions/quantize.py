@@ -16,7 +16,7 @@ from pipeline.files import write_json, writing
 from pipeline.runs import provenance
 from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import AudioStream, cut_blocks, file_rates, with_progress
+from preprocess.actions.stream import AudioStream, cut_blocks, file_rates, with_bar
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally
 from preprocess.speech2unit.features import units_as_text
@@ -24,11 +24,10 @@ from preprocess.speech2unit.kmeans import KMeans, fit_kmeans, load_kmeans, save_
 
 
 def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
-    """Fit k-means to frames of the train manifests, and write it to the ``learned_km_path`` of the
-    first preprocessor. An existing k-means is kept, because units and LM depend on it, except a
-    shipped one, which fits this corpus less. Raises ``UserError`` if preprocessors differ in unit
-    model or features, or if the unit model has a checkpoint and a released k-means that is not
-    downloaded.
+    """Fit k-means to frames of the train manifests and write it to the first preprocessor's
+    ``learned_km_path``. An existing k-means is kept, because units and LM depend on it, except a
+    shipped one, which fits this corpus less. Raises ``UserError`` if unit models or features differ
+    or if the unit model has a checkpoint and a released k-means that is not downloaded.
     """
     first = preprocessors[0]
     settings, unit_model = first.config.fairseqrc, first.config.taskrc.unit_model
@@ -53,8 +52,7 @@ def learn_kmeans(preprocessors: Sequence[Preprocessor]) -> None:
     if km_path.suffix != ".npz":
         raise UserError(f"fairseqrc.km_path={km_path}: learn_kmeans writes an .npz file; name one")
     frames, tally = _sample(preprocessors)
-    seed = first.config.taskrc.seed
-    shape = settings.km_clusters, settings.km_starts, seed, settings.km_reassign
+    shape = settings.km_clusters, settings.km_starts, first.config.taskrc.seed, settings.km_reassign
     centres = fit_kmeans(frames, *shape)
     save_config(first.config, km_path.with_suffix(".yaml"))
     write_json(km_path.with_suffix(".json"), provenance() | {"audio": tally.record()})
@@ -81,12 +79,10 @@ def _sample(preprocessors: Sequence[Preprocessor]) -> tuple[np.ndarray, Tally]:
         entries = [entry for corpus, entry, _ in drawn if corpus == number]
         print(f"{preprocessor.downstream}: {len(entries)} files of its train manifest")
         blocks += cut_blocks(preprocessor.downstream, root, entries, seconds, rates)
-    stream = AudioStream(
-        reader, lambda frames: frames.cpu().numpy(), device, seconds, np.concatenate
-    )
+    stream = AudioStream(reader, lambda x: x.cpu().numpy(), device, seconds, np.concatenate)
     sample = np.empty((settings.km_frames, reader.dim), np.float32)  # (N, D)
     filled, tally = 0, Tally()
-    for encoded in with_progress(stream(blocks), "features", len(drawn), print):
+    for encoded in with_bar(stream(blocks), "features", len(drawn), print):
         for entry, result, notes in zip(encoded.block.entries, encoded.results, encoded.notes):
             is_bad = isinstance(result, BadAudio)
             tally.add(result if is_bad else notes, encoded.block.root / entry.path)
@@ -107,9 +103,7 @@ class Quantizing(AudioRun):
         super().__init__(preprocessor, preprocessor.quantized, record, command)
 
     def stream(self) -> AudioStream[str]:
-        """Return the stream from audio to units. Raises ``UserError`` if the sizes of features and
-        centres differ.
-        """
+        """Return the stream from audio to units. Raises ``UserError`` for centres of other size."""
         preprocessor = self.preprocessor
         reader, device = preprocessor.feature_reader()
         path, seconds = preprocessor.km_path, preprocessor.config.fairseqrc.batch_seconds
@@ -117,9 +111,7 @@ class Quantizing(AudioRun):
         hint = ", which was learned from a few commands; learn_kmeans makes a better one"
         preprocessor.say(f"{len(centres)} clusters of {path}{hint * preprocessor.km_ships}")
         kmeans = KMeans(centres, device)
-        return AudioStream(
-            reader, lambda frames: units_as_text(kmeans(frames)), device, seconds, " ".join
-        )
+        return AudioStream(reader, lambda x: units_as_text(kmeans(x)), device, seconds, " ".join)
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         """Write one line ``file|units`` per good piece of audio."""

@@ -175,7 +175,7 @@ class AudioStream(Generic[Result]):
         return self._join([self._finish(self._reader([piece])[0]) for piece in pieces])
 
 
-def with_progress(
+def with_bar(
     blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
 ) -> Iterator[Encoded[Result]]:
     """Yield the blocks with a progress bar; then say ``0.42 h of audio, 35x real time``."""

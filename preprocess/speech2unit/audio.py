@@ -30,9 +30,8 @@ CLIPPED = 0.1  # a recording with a larger share of samples at full scale is not
 
 
 def measured(path: Path, is_one_utterance: bool = True) -> tuple[int, int, tuple[str, ...]]:
-    """Return the number of samples per channel, the sample rate and notes, usually without
-    decoding. Raises ``BadAudio`` if the file cannot be used, or if it ``is_one_utterance`` and is
-    too long for every reader. (A reader without ``pieces`` later refuses more than an hour.)
+    """Return the number of samples per channel, the rate and notes, usually without decoding.
+    Raises ``BadAudio`` if the file cannot be used, or ``is_one_utterance`` of over nine hours.
     """
     with opened(path) as recording:
         file, frames = recording.file, recording.length()

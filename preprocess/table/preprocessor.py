@@ -91,9 +91,8 @@ class Table(Preprocessor[TableConfig]):
             split = datarc.splits.get(word, word)
             if split not in (None, *SPLITS):
                 known = ", ".join(dict.fromkeys((*datarc.splits, *SPLITS)))
-                empty = f"the field {datarc.split!r} is empty; fill it with one of {known}"
-                other = f"split {split!r}; expected {known}"
-                raise UserError(f"{line.where}: {other if split else empty}")
+                what = f"split {split!r}" if split else f"the field {datarc.split!r} is empty"
+                raise UserError(f"{line.where}: {what}; expected {known}")
             lines.append(line)
             utterances.append(utterance)
             given.append(split)
@@ -124,11 +123,9 @@ class Table(Preprocessor[TableConfig]):
         if not (valid > 0 and test > 0 and valid + test < 1):  # refuses nan, too
             shares = f"datarc.valid={valid}, datarc.test={test}"
             raise UserError(f"{shares}: expected shares above 0, whose sum is below 1")
-        if datarc.text and datarc.labels:
-            both = "datarc.labels and datarc.text: both are set"
-            raise UserError(f"{both}; empty one, for example datarc.labels=[]")
-        if not (datarc.text or datarc.labels):
-            raise UserError("datarc: set labels (the columns of the labels) or text (a column)")
+        if bool(datarc.text) == bool(datarc.labels):
+            both = "both are set; empty one, for example datarc.labels=[]"
+            raise UserError(f"datarc.labels, datarc.text: {both if datarc.text else 'set one'}")
         if bool(datarc.table) == bool(datarc.files):
             raise UserError("datarc: set either table or files (a pattern of file names)")
         if isinstance(datarc.table, dict):
@@ -181,19 +178,18 @@ class Table(Preprocessor[TableConfig]):
         times = ["" if name in not_times else line.values.get(name, "") for name in columns]
         return Utterance(line.path, labels, *(self._piece(line, *times) if any(times) else ()))
 
-    def _piece(
-        self, line: TableLine, start: str, end: str, length: str
-    ) -> tuple[int, int | None, str]:
+    def _piece(self, line: TableLine, *times: str) -> tuple[int, int | None, str]:
         """Return first sample, number of samples (at the file's own rate) and name of a piece, from
-        ``start`` to ``end`` seconds (empty: of the file). ``end`` may be 5 ms too large (rounding).
+        start to end (seconds; empty: of the file). The end may be 5 ms too large (rounding).
+        ``times``: start, end and length, as the table writes them.
         """
+        (start, end, length), path = times, line.path
         try:
             first, last = float(start or 0), float(end) if end else None
             last = first + float(length) if length else last
         except ValueError:
             form = "expected seconds such as 1.25 in the columns datarc.start and datarc.end"
             raise UserError(f"{line.where}: start {start!r}, end {end!r}; {form}") from None
-        path = line.path
         name = f"{path}:{_written(first)}-{'end' if last is None else _written(last)}"
         try:
             if path not in self._lengths:

@@ -49,9 +49,8 @@ class PretrainedModels:
         if not (file.url or file.wheel):
             if self.state(file) == "missing":
                 own = f"correct its path: in {USER_TABLE}, or put the file there"
-                raise UserError(
-                    f"{file.path}: not found; {'restore it from git' if file.ships else own}"
-                )
+                remedy = "restore it from git" if file.ships else own
+                raise UserError(f"{file.path}: not found; {remedy}")
             return "exists, ships with the repository" if file.ships else "exists, your own"
         # with a dot: an archive without a dot is the user's, and is kept
         hidden_archive = file.download.with_name(f".{file.download.name}")

@@ -123,7 +123,7 @@ def test_an_empty_workspace_is_told_of_every_file(paper: Paper, tmp_path: Path) 
         if wanted.method == "FT-DM" and wanted.task in ("ASR", "SF"):
             assert "is not implemented" in lines[0]
             continue
-        if lines[-1].startswith("instead of the corpus, checkpoint and k-means: rows, if you have"):
+        if lines[-1].startswith("instead of corpus, checkpoint, k-means: rows"):
             assert str(tmp_path / "preprocess") in lines.pop()
         paths = [Path(line.removeprefix("missing ").split(": ", 1)[0]) for line in lines]
         assert paths and len(set(paths)) == len(paths)
@@ -136,7 +136,7 @@ def test_what_no_table_lists_is_learned_not_downloaded(tmp_path: Path) -> None:
     paper = Paper(tasks={"TABLE": TaskEntry("accuracy", "your recordings")})
     kmeans, lm = missing(wanted, paper, Workspace(tmp_path))[-2:]
     flags = f"--unit_model mfcc100 --workspace {tmp_path}"
-    learn = "python preprocess/runner.py --action learn_kmeans --downstream table"
+    learn = "python preprocess/runner.py --action learn_kmeans"
     assert kmeans.endswith(f"mfcc100_km.npz: {learn} {flags}")
     assert lm.endswith(
         f"mfcc100_lm: python ulm_prompt/train_ulm.py --date tables --config medium {flags}"

@@ -66,5 +66,5 @@ def test_a_piece_from_its_start_to_the_end_of_the_file(tmp_path, monkeypatch):
     _, (entry,) = read_manifest(task.manifest / "test.tsv")
     assert entry == ("a.wav", 2_000, 6_000, "end", "0")
     monkeypatch.setattr(task, "utterances", lambda split: pieces[1:])
-    with pytest.raises(UserError, match=r"a\.wav: start 8000 and 0 samples, of a file of 8000"):
+    with pytest.raises(UserError, match=r"a\.wav: start 8000, 0 samples: .* 8000 samples"):
         task.generate_manifest()
