@@ -179,9 +179,8 @@ class Table(Preprocessor[TableConfig]):
         return Utterance(line.path, labels, *(self._piece(line, *times) if any(times) else ()))
 
     def _piece(self, line: TableLine, *times: str) -> tuple[int, int | None, str]:
-        """Return first sample, number of samples (at the file's own rate) and name of a piece, from
-        start to end (seconds; empty: of the file). The end may be 5 ms too large (rounding).
-        ``times``: start, end and length, as the table writes them.
+        """Return first sample, number of samples (at the file's own rate) and name of a piece.
+        ``times``: start, end, length in seconds, or "". The end may be 5 ms too large (rounding).
         """
         (start, end, length), path = times, line.path
         try:
