@@ -161,10 +161,10 @@ def audio_record(path: Path, command: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
-    """Return the SHA-256 of each manifest, and of all audio in them; {} if one is missing."""
+    """Return the SHA-256 of each manifest, and of the list of audio in them, which is not read.
+    Raises ``UserError`` if a manifest is missing or broken.
+    """
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
-    if not all(path.exists() for path in paths.values()):
-        return {}
     tables = map(read_manifest, paths.values())
     heard = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
     return {
