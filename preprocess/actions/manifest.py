@@ -161,15 +161,15 @@ def audio_record(path: Path, command: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
-    """Return the SHA-256 of each manifest, and of its list of pieces; {} if a file is missing."""
+    """Return the SHA-256 of each manifest, and of the list of audio pieces in them (audio is not
+    read). Raises ``UserError`` if a manifest is missing or broken.
+    """
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
-    if not all(path.exists() for path in paths.values()):
-        return {}
     tables = map(read_manifest, paths.values())
     pieces = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
     return {
         "manifest": {split: sha256(path) for split, path in paths.items()},
-        "heard": hashlib.sha256(pieces.encode()).hexdigest(),  # audio is not read
+        "heard": hashlib.sha256(pieces.encode()).hexdigest(),
     }
 
 

@@ -137,11 +137,11 @@ def _attempt(partial: _Partial, expected: Expected, timeout: float) -> str | Non
         if partial.length:
             return reason
         raise partial.error(f"{reason}; check the network, or {by_hand}") from None
-    except DownloadError:
-        raise
     except ValueError as error:  # a bad IP address in brackets
         raise partial.error(f"not a valid address ({error})") from None
     except (OSError, HTTPException) as error:
+        if isinstance(error, DownloadError) or getattr(error, "filename", None):  # a local file's
+            raise
         reason = str(error) or type(error).__name__
         return f"cut after {partial.length:,} bytes ({reason})"
 
