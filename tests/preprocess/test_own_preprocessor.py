@@ -1,4 +1,6 @@
-"""The downstream in docs/own_task.md, run exactly as the page prints it, and pieces of files."""
+"""The downstream in docs/own_task.md and the reader in docs/unit_models.md, as the pages print
+them; and pieces of files.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
 from preprocess.actions.manifest import read_manifest
 from preprocess.preprocessor import Utterance
+from preprocess.speech2unit.features import Source
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
 from tests.preprocess.tasks import preprocessor
@@ -68,3 +72,11 @@ def test_a_piece_from_its_start_to_the_end_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(task, "utterances", lambda split: pieces[1:])
     with pytest.raises(UserError, match=r"a\.wav: start 8000, 0 samples: .* 8000 samples"):
         task.generate_manifest()
+
+
+def test_the_page_on_unit_models_makes_a_reader():
+    page, names = (REPOSITORY / "docs" / "unit_models.md").read_text(), {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    samples = torch.from_numpy(tone(1.0, 100)).float()
+    long, short = names["Loudness"](Source())([samples, samples[:320]])
+    assert long.shape == (50, 1) and long.dtype == torch.float32 and torch.equal(short, long[:1])
