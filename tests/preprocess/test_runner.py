@@ -187,8 +187,10 @@ def test_a_missing_default_unit_model_is_replaced(tmp_path, monkeypatch, capsys)
     assert name == "mfcc100" and "download.py moonshine100" in printed
     assert loaded("--unit_model", "moonshine100") == ("moonshine100", "")
     assert loaded("--set", "taskrc.unit_model=moonshine50") == ("moonshine50", "")
-    (tmp_path / "mine.yaml").write_text("taskrc: {unit_model: moonshine200}\n")
-    assert loaded("--config", str(tmp_path / "mine.yaml")) == ("moonshine200", "")
+    (tmp_path / "mine.yaml").write_text(
+        "taskrc: {unit_model: moonshine100}\ndatarc: {root_path: x}\n"
+    )
+    assert loaded("--config", str(tmp_path / "mine.yaml")) == ("moonshine100", "")
     (tmp_path / "pretrained_models").mkdir()
     (tmp_path / "pretrained_models" / "moonshine_tiny_en.ort").touch()
     assert loaded() == ("moonshine100", "")
