@@ -27,7 +27,7 @@ def parse() -> argparse.Namespace:
     flag("--all", action="store_true", help="every task that has data, by the task's config")
     knobs = "with --all: knobs of train.py, for every run"
     flag("--set", nargs="+", default=[], metavar="KEY=VALUE", help=knobs)
-    flag("--list", action="store_true", help="run nothing, only print the table")
+    flag("--list", action="store_true", help="only print and write the table of finished runs")
     flag("--method", choices=paper.METHODS, help="only this row")
     flag("--seeds", type=int, default=1, help="number of runs per cell (default: 1)")
     jobs = "runs at the same time, one core per run (default: 1, on all cores)"
@@ -62,7 +62,7 @@ def main() -> None:
         print(f"{name}: left out: {reason}")
     for line in dict.fromkeys(line for lines in missing.values() for line in lines):
         needed_by = (name for name, lines in missing.items() if line in lines)
-        print(f"missing {line}\n    for {', '.join(needed_by)}")
+        print(f"{line}\n    for {', '.join(needed_by)}")
     print(f"\nwrote {folder}/results.csv and results.md")
     if args.write_docs:
         figures = tables.with_earlier(table_cells, figures, tables.read_figures(tables.FIGURES))
@@ -94,7 +94,10 @@ def select_cells(table_cells: paper.Paper, args: argparse.Namespace) -> dict[str
     given = {name: value for name, value in flags.items() if value}
     cells = [c for c in table_cells.cells if all(getattr(c, k) == v for k, v in given.items())]
     if not cells:
-        raise UserError(f"the paper's tables have no cell with {' '.join(given.values())}")
+        known = dict.fromkeys(" ".join(getattr(c, k) for k in given) for c in table_cells.cells)
+        expected = f"expected one of {', '.join(known)}"
+        expected += "" if args.all else "; for other tasks use --all"
+        raise UserError(f"no cell with {' '.join(given.values())}: {expected}")
     if args.seeds < 1 or args.jobs < 1:
         raise UserError(f"--seeds {args.seeds} --jobs {args.jobs}: expected at least 1")
     return {str(cell): cell for cell in cells}

@@ -1,4 +1,4 @@
-"""Baselines for the prompt: a downstream model on the speech model's features (SUPERB), and a
+"""Baselines for the prompt: a downstream model on the speech encoder's features (SUPERB), and a
 linear classifier on unit n-grams.
 """
 

@@ -1,4 +1,4 @@
-"""Audio -> the mean over time of every layer of the speech model, for train_downstream.py.
+"""Audio -> the mean over time of every layer of the speech encoder, for train_downstream.py.
 
 The script reads the audio of the manifests once, without a k-means. A killed run resumes. torchrun
 shares the work between processes. --num_shards and --shard share it between jobs; --merge_shards
@@ -30,8 +30,8 @@ def main() -> None:
     if args.merge_shards and (shard or process_ranks.world > 1):
         raise UserError("--merge_shards: run it without --shard and torchrun, after the last shard")
     with process_group(process_ranks):
-        for task in load_downstreams(args, after_manifest=True):
-            means = LayerMeans(task)
+        for preprocessor in load_downstreams(args, after_manifest=True):
+            means = LayerMeans(preprocessor)
             if args.merge_shards:
                 means.merge_shards(args.skip_bad)
             elif shard:

@@ -28,7 +28,7 @@ EACH_ONCE = "--set datarc.train=each_once datarc.valid=each_once"
 ROWS = {
     "unit model": "unit_model",
     "test utterances": "utterances",
-    "trainable parameters": "trainable_parameters",
+    "trained parameters": "trainable_parameters",
     "frozen parameters": "frozen_parameters",
     "accuracy, %": "accuracy",
     "accuracy within labels, %": "accuracy_within_labels",
@@ -87,7 +87,7 @@ def run_stages(
             raise SystemExit(code)
         unit_model = OFFLINE_UNIT_MODEL
         print(
-            f"the demo uses {unit_model}, which needs no download and understands far less: "
+            f"the demo uses {unit_model}, which needs no download and gives a much lower accuracy: "
             f"{UNIT_MODEL} could not be downloaded (see above)",
             flush=True,
         )

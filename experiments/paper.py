@@ -126,7 +126,7 @@ def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Fig
     """Return the run's figure. Raises ``UserError`` if the test scores have no ``metric``."""
     if (value := result.test[metric]) is None:
         raise UserError(f"the test scores contain no {metric}")
-    lm = "own" if _trained_here(workspace, run.pair.unit_model) else "released"
+    lm = "own" if _is_from_train_ulm(workspace, run.pair.unit_model) else "released"
     facts = ("trained_parameters", "lm_parameters", "lm_fingerprint", "updates")
     return Figure(
         *(run.row, run.pair.task, run.pair.unit_model, run.seed, round(value, 4)),
@@ -142,7 +142,7 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
     pair = cell.pair
     if baseline := BASELINES.get(cell.method):
         return Run(cell.method, pair, seed, date, date, baseline, knobs=(seed_knob,))
-    has_own_lm = _trained_here(workspace, cell.unit_model)
+    has_own_lm = _is_from_train_ulm(workspace, cell.unit_model)
     recipe = {"v2": "v2", TASK: pair.config.recipe}.get(cell.method, "published")
     learnable = ["verbalizer=learnable"] if cell.method == "PT-v2" or recipe == "v2" else []
     is_prompt = cell.method != "FT-LM"
@@ -157,40 +157,42 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
 
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
-    """Return a line ``path: how to get it`` for each missing file; empty if the cell can run."""
+    """Return a line ``missing path: how to get it`` per missing file; empty if the cell can run."""
     is_text, on_features = cell.pair.config.is_text, cell.method == "FT-DM"
     if on_features and is_text:
-        return [f"{cell.task}: SUPERB's downstream model (43M parameters) is not implemented"]
+        return [f"missing {cell.task}: SUPERB's downstream model (43M) is not implemented"]
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
     data = workspace.downstream_data(cell.pair.config.downstream) / cell.unit_model
     corpus, root = paper.tasks[cell.task].corpus, _corpus_folder(cell, workspace)
     is_demo = cell.method != TASK and (root / "demo.json").is_file()  # the paper did not score it
     rows_are_demo = is_demo and (data / "quantized").is_dir()
+    model = find_unit_model(cell.unit_model, workspace)
     needed: dict[Path | str, str] = {}
+    instead = []
     if on_features or rows_are_demo or not has_rows(cell.pair, workspace):
         if not root.is_dir():
             needed[root] = corpus
         elif is_demo:
             needed[root] = f"contains the demo's corpus; choose another --workspace for {corpus}"
-        model = find_unit_model(cell.unit_model, workspace)
         if not model.feature_type:
             needed[cell.unit_model] = "describe it in pretrained_models/my_unit_models.yaml"
         for part in model.checkpoint.parts if model.feature_type and model.checkpoint else ():
             if not part.exists():
                 needed[part] = f"{download} checkpoint"
         if model.feature_type and not on_features and not model.km_path.is_file():
-            needed[model.km_path] = f"{download} kmeans"
+            learn = f"python preprocess/runner.py --action learn_kmeans --unit_model {flags}"
+            needed[model.km_path] = f"{download} kmeans" if model.kmeans else learn
         if needed and not on_features and cell.method != TASK:
-            needed[data] = "or rows quantised elsewhere, instead of corpus, checkpoint and k-means"
+            instead = [f"instead of corpus, checkpoint, k-means: rows, if you have them, in {data}"]
     elif is_text and not (data / "labels.json").is_file():
         needed[data / "labels.json"] = "what each label number of these rows means"
     lm = lm_folder(workspace, cell.unit_model)
     has_lm = (lm / "checkpoint_best.pt").is_file() and (lm / "dict.txt").is_file()
     if cell.method not in BASELINES and not has_lm:
         train = f"python ulm_prompt/train_ulm.py --date tables --config medium --unit_model {flags}"
-        needed[lm] = f"{download} lm, or {train}"
-    return [f"{path}: {how}" for path, how in needed.items()]
+        needed[lm] = f"{download} lm, or {train}" if model.lm else train
+    return [*(f"missing {path}: {how}" for path, how in needed.items()), *instead]
 
 
 def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
@@ -198,6 +200,6 @@ def _corpus_folder(cell: Cell, workspace: Workspace) -> Path:
     return workspace.root / Path(config["datarc"]["root_path"]).expanduser()
 
 
-def _trained_here(workspace: Workspace, unit_model: str) -> bool:
-    """Check whether train_ulm.py trained the unit LM (False: a released LM, or none)."""
+def _is_from_train_ulm(workspace: Workspace, unit_model: str) -> bool:
+    """Check whether train_ulm.py trained the unit LM: also true of the LM that ships."""
     return (lm_folder(workspace, unit_model) / OURS).exists()

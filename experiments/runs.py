@@ -119,7 +119,7 @@ def make(
 
 
 def _data_commands(run: Run, workspace: Workspace) -> Iterator[Command]:
-    """Yield the commands of stages 1 to 3 that create the run's missing inputs."""
+    """Yield the commands of stages 1 to 3 for missing inputs, except learn_kmeans and train_ulm."""
     pair, flags = run.pair, _selection(run.pair, workspace)
     names = ["--downstream", pair.config.downstream, "--unit_model", pair.unit_model]
     stage_1 = [*names, "--workspace", str(workspace.root)]
@@ -174,14 +174,15 @@ def has_rows(pair: Pair, workspace: Workspace) -> bool:
     return all(workspace.rows(*names, split).is_file() for split in SPLITS)
 
 
-def trained_numbers(length: int, width: int, layers: int) -> int:
-    """Count a prompt's numbers: P D (1 + 2 L) + D for input, key and value vectors and ``<s>``."""
+def trained_parameters(length: int, width: int, layers: int) -> int:
+    """Count a prompt's parameters: P D (1 + 2 L) + D for inputs, keys and values, and ``<s>``."""
     return length * width * (1 + 2 * layers) + width
 
 
 def _prompt_length(run: Run, workspace: Workspace) -> int | None:
-    """Return the run's prompt length. With ``published_length``, choose P so that the prompt and a
-    learnable verbalizer have at most as many numbers as a prompt of that length on the released LM.
+    """Return the run's prompt length. With ``published_length``, choose P so that the prompt has at
+    most as many parameters as a prompt of that length on the released LM. For PT-v2, which is not
+    in a paper, the learnable verbalizer counts too; for v2 and ``task`` it does not, as published.
     """
     if not run.published_length:
         return run.prefix_prompt_length
@@ -190,7 +191,7 @@ def _prompt_length(run: Run, workspace: Workspace) -> int | None:
 
     lm = load_unit_lm(lm_folder(workspace, run.pair.unit_model))
     width, layers = lm.untouched.decoder.embed_dim, len(lm.untouched.decoder.layers)
-    budget = trained_numbers(run.published_length, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
+    budget = trained_parameters(run.published_length, PUBLISHED_WIDTH, PUBLISHED_LAYERS)
     if run.row == "PT-v2":
         budget -= len(load_verbal(workspace, run.pair)[1]) * len(lm.dictionary)
     return max(1, (budget - width) // (width * (1 + 2 * layers)))
@@ -250,8 +251,8 @@ def _record(run: Run, workspace: Workspace) -> PromptRecord | None:
     if settings is None:  # the run has ended, so train.py would not train
         return expected
     record = read_record(folder)
-    if changed := differences(record, expected) if record else ["origin"]:
-        raise _other_run(folder, changed[0])
+    if record is None or (changed := differences(record, expected)):
+        raise _other_run(folder, f"with another {changed[0]}" if record else "without a record")
     same_limits = all(record.training.get(knob) == expected.training[knob] for knob in EXTENSIBLE)
     return record if same_limits and record.trained_parameters else None  # from an earlier version
 
@@ -286,11 +287,10 @@ def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Out
         return Outcome(record, record["test"], {})
     if rows:
         return None
-    raise _other_run(path.parent, "data" if record["config"] == config else "config")
+    changed = "data" if record["config"] == config else "config"
+    raise _other_run(path.parent, f"with another {changed}")
 
 
-def _other_run(folder: Path, changed: str) -> UserError:
-    return UserError(
-        f"{folder}: holds a run with another {changed}; remove the folder, or choose another "
-        "--workspace or --date"
-    )
+def _other_run(folder: Path, difference: str) -> UserError:
+    remedy = "remove the folder, or choose another --workspace (study.py: or another --date)"
+    return UserError(f"{folder}: holds a run {difference}; {remedy}")

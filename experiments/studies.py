@@ -60,7 +60,7 @@ class Study:
     recipe: str | None = None
     seeds: int = 2  # per variant
     common: list[str] = field(default_factory=list)  # knobs of all variants
-    runs: dict[str, Variant] = field(default_factory=dict)
+    runs: dict[str, Variant] = field(default_factory=dict)  # name -> variant; one run per seed
 
 
 def study_names() -> list[str]:

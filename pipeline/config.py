@@ -27,9 +27,7 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     """
     for override in overrides:
         if "=" not in override:
-            raise UserError(
-                f"--set {override}: expected key=value, for example --set datarc.root_path=/data"
-            )
+            raise UserError(f"--set {override}: expected KEY=VALUE")
     config = load_yaml(path)
     try:
         layers = _structured(schema), config, OmegaConf.from_dotlist(list(overrides))

@@ -25,7 +25,7 @@ are_labels = re.compile(_LABELS).fullmatch
 class Row(NamedTuple):
     """One utterance. ``units`` and ``labels`` are the text of the row, not numbers."""
 
-    file: str
+    file: str  # the row's name: a path, or for example 1.wav:0.500-1.250
     units: str
     labels: str
 

@@ -96,10 +96,10 @@ def save_torch(value: Any, path: Path) -> None:
     with writing(path, "wb") as handle:  # torch.save(path) would always raise RuntimeError
         try:
             torch.save(value, handle)
-        except (
-            RuntimeError
-        ) as error:  # closing the zip archive fails too, and hides the first error
-            raise error.__context__ if isinstance(error.__context__, OSError) else error
+        except RuntimeError as error:  # closing the zip file fails too, and hides the first error
+            if not isinstance(error.__context__, OSError):
+                raise
+            raise error.__context__ from None
 
 
 def load_torch(path: Path, mapped: bool = False) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def load_torch_values(path: Path, mapped: bool = False) -> Any:
     if path.is_dir():
         raise UserError(f"{path}: this is {kind_of_file(path)}; expected a fairseq checkpoint file")
     if not path.is_file():
-        raise UserError(f"{path}: checkpoint not found")
+        raise UserError(f"{path}: checkpoint not found; correct the path, or put the file there")
     try:
         mapped = mapped and zipfile.is_zipfile(path)  # torch before 1.6 wrote another format
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -147,7 +147,7 @@ _FOREIGN = {  # a pattern for a key of the checkpoint -> what the checkpoint is
     r"(transformer\.)?(h\.0\..*|wte\.weight)|model\.(decoder\.)?(layers\.0\..*|embed_tokens\.weight)"
     r"|gpt_neox\.layers\.0\..*|lm_head\.weight": f"a Hugging Face language model; {_LM}",
     "Featurizer|Downstream|Upstream": f"a downstream model of s3prl; {_SPEECH}",
-    "task_cfg|model_cfg|model_weight": f"a speech model in s3prl's format; {_SPEECH}",
+    "task_cfg|model_cfg|model_weight": f"a speech encoder in s3prl's format; {_SPEECH}",
 }
 
 

@@ -1,4 +1,4 @@
-"""The tables of unit models: which speech checkpoint, layer, k-means and unit LM belong together,
+"""The tables of unit models: which speech encoder, layer, k-means and unit LM belong together,
 and the path of each file. pretrained_models/registry.yaml lists the released unit models. Users
 list other ones in <workspace>/pretrained_models/my_unit_models.yaml, in the same format.
 """
@@ -116,7 +116,7 @@ class UnitModel:
 
     @property
     def ckpt_path(self) -> Path | None:
-        """The path of the speech model's checkpoint; None if the features need no checkpoint."""
+        """The path of the speech encoder's checkpoint; None if the features need no checkpoint."""
         return self.checkpoint.path if self.checkpoint else None
 
     @property
@@ -135,8 +135,8 @@ class UnitModel:
 
     @property
     def lm_folder(self) -> Path:
-        """The folder of the unit LM. An LM that ships is used until the workspace contains another
-        LM or another k-means.
+        """The folder of the unit LM that stages read. An LM that ships is used until the workspace
+        contains another LM (``Workspace.lm``) or another k-means.
         """
         trained = self.workspace.lm(self.name)
         if self.lm is None:
@@ -158,7 +158,7 @@ def find_unit_model(name: str, workspace: Workspace) -> UnitModel:
     return unit_models(workspace).get(name) or UnitModel(name, workspace)
 
 
-def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> UnitModel:
+def listed_unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> UnitModel:
     """Return the unit model called ``name``. Raises ``UserError`` if no table describes it."""
     models = unit_models(workspace, base_url)
     if name not in models:
@@ -170,7 +170,7 @@ def unit_model(name: str, workspace: Workspace, base_url: str | None = None) -> 
 
 
 def lm_folder(workspace: Workspace, name: str) -> Path:
-    """Return the LM folder of the unit model called ``name``, even if no table describes it."""
+    """Return the ``UnitModel.lm_folder`` of the unit model called ``name``."""
     return find_unit_model(name, workspace).lm_folder
 
 

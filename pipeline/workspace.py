@@ -52,11 +52,11 @@ class Workspace:
 
     @property
     def pretrained(self) -> Path:
-        """The folder of speech models, k-means and unit LMs."""
+        """The folder of speech encoders, k-means and unit LMs."""
         return self.root / "pretrained_models"
 
     def lm(self, unit_model: str) -> Path:
-        """The folder of checkpoint_best.pt and dict.txt, as in the released archives."""
+        """The folder of a downloaded or trained LM. Stages read ``UnitModel.lm_folder`` instead."""
         return self.pretrained / f"{unit_model}_lm"
 
     def checkpoints(self, task: str, unit_model: str, date: str) -> Path:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import kind_of_file, read_json, sha256, write_json
 from pipeline.rows import SPLITS, write_rows
 from pipeline.runs import progress_bar, provenance
-from pipeline.unit_models import find_unit_model
+from pipeline.unit_models import USER_TABLE, find_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.config import Config, check_numbers, fill_in, in_workspace
 from preprocess.actions.corpus import Listing, located
@@ -38,14 +38,14 @@ from preprocess.speech2unit.hf_checkpoint import fingerprint
 
 
 class Utterance(NamedTuple):
-    """One future row. ``labels``: one name per slot of the task, or a text whose characters are
-    the labels, or anything that ``named_labels`` reads. ``frames`` None: the whole file.
+    """One future row. ``labels``: one name per slot of the preprocessor, or a text whose characters
+    are the labels, or anything that ``named_labels`` reads.
     """
 
     path: str  # relative to the corpus folder
     labels: Sequence[str]
-    start: int = 0
-    frames: int | None = None
+    start: int = 0  # the first sample, counted at the file's own rate
+    samples: int | None = None  # counted like start; None: from start to the end of the file
     name: str | None = None  # the row's name; None: its path (a crop needs another name)
 
 
@@ -123,9 +123,9 @@ class Preprocessor(Generic[ConfigType]):
         warnings = warnings_of(dict(zip(self.slots, names)), splits, self.config.datarc.expected)
         for line in (*self.listing.notes(), *warnings):
             self.say(line)
-        frames, record = self._measure([u for listed in splits.values() for u in listed])
+        lengths, record = self._measure([u for listed in splits.values() for u in listed])
         entries = {
-            split: [self._entry(u, frames, numbers) for u in listed if u.path in frames]
+            split: [self._entry(u, lengths, numbers) for u in listed if u.path in lengths]
             for split, listed in splits.items()
         }
         for split in SPLITS:
@@ -137,33 +137,36 @@ class Preprocessor(Generic[ConfigType]):
         self.save_run(self.manifest, **record)
 
     def _measure(self, utterances: Sequence[Utterance]) -> tuple[dict[str, int], dict[str, object]]:
-        """Return the samples of each good file, and a record of the audio's counts and rates."""
-        whole = {u.path for u in utterances if u.frames is None}
-        frames: dict[str, int] = {}
+        """Return the number of samples of each good file, and a record of counts and rates."""
+        whole = {u.path for u in utterances if u.samples is None and not u.start}
+        lengths: dict[str, int] = {}
         rates: dict[str, int] = {}
         tally = Tally()
         tally.bad.update(self.bad_audio)
         paths = sorted({u.path for u in utterances})
         for path in progress_bar(paths, desc=f"{self.downstream} headers", unit="file"):
             try:
-                frames[path], rates[path], notes = measured(self.root / path, path in whole)
+                lengths[path], rates[path], notes = measured(self.root / path, path in whole)
                 tally.add(notes)
             except BadAudio as error:
                 tally.add(error, self.root / path)
         tally.report(self.manifest / "bad_audio.txt", self.skip_bad, self.say)
-        return frames, {"audio": tally.record(), "rates": rates_record(rates)}
+        return lengths, {"audio": tally.record(), "rates": rates_record(rates)}
 
     def _entry(
-        self, row: Utterance, frames: dict[str, int], numbers: dict[tuple[int, str], str]
+        self, utterance: Utterance, lengths: dict[str, int], numbers: dict[tuple[int, str], str]
     ) -> Entry:
-        pairs = list(self.named_labels(row))
+        path, start, pairs = utterance.path, utterance.start, list(self.named_labels(utterance))
         for slot, name in pairs:
             if (slot, name) not in numbers:
-                what = f"{row.path}: {self.slots[slot]} {name!r} never occurs in the train split"
+                what = f"{path}: {self.slots[slot]} {name!r} never occurs in the train split"
                 raise UserError(f"{what}; add such a row to train (or try another taskrc.seed)")
-        length = frames[row.path] if row.frames is None else row.frames
+        count = lengths[path] - start if utterance.samples is None else utterance.samples
+        if start < 0 or count < 1:
+            piece = f"start {start}, {count} samples: expected a piece of the file"
+            raise UserError(f"{path}: {piece}, which has {lengths[path]} samples")
         labels = " ".join(numbers[pair] for pair in pairs)
-        return Entry(row.path, length, row.start, row.name or row.path, labels)
+        return Entry(path, count, start, utterance.name or path, labels)
 
     def feature_reader(self, all_layers: bool = False) -> tuple[FeatureReader, torch.device]:
         """Return the configured reader and its device, and print why this device was chosen.
@@ -173,35 +176,38 @@ class Preprocessor(Generic[ConfigType]):
         device, why = choose_device(self.device)
         features.check_dtype(settings.dtype, device)
         layer = (None, None) if all_layers else (settings.layer, settings.normalize)
-        source = Source(self.ckpt_path, *layer, device, all_layers, settings.dtype)
+        source = Source(self._existing(self.ckpt_path), *layer, device, all_layers, settings.dtype)
         reader = feature_reader(settings.feature_type, source)
         self.say(f"{settings.feature_type} features in {settings.dtype} on {why}{reader.note}")
         return reader, device
 
-    def speech_model_record(self) -> dict[str, object]:
+    def speech_encoder_record(self) -> dict[str, object]:
         """Return everything that the features of all layers depend on, except the audio."""
-        settings = self.config.fairseqrc
-        checkpoint = self._digest(self.ckpt_path, "the speech model's checkpoint")
+        settings, path = self.config.fairseqrc, self._existing(self.ckpt_path)
+        checkpoint = fingerprint(path) if path else None
         dtype = {} if settings.dtype == "float32" else {"dtype": settings.dtype}  # like old records
         return {"feature_type": settings.feature_type, "checkpoint": checkpoint, **dtype}
 
     def unit_model_record(self) -> dict[str, object]:
         """Return everything that the units depend on, except the audio."""
-        record = self.speech_model_record()
-        settings, kmeans = self.config.fairseqrc, self._digest(self.km_path, "k-means file")
-        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": kmeans}
+        record = self.speech_encoder_record()
+        settings, kmeans = self.config.fairseqrc, self._existing(self.km_path)
+        digest = sha256(kmeans) if kmeans else None
+        return record | {"layer": settings.layer, "normalize": settings.normalize, "kmeans": digest}
 
-    def _digest(self, path: Path | None, what: str) -> str | None:
-        if path is None:
-            return None
+    def _existing(self, path: Path | None) -> Path | None:
+        """Return ``path``, of the checkpoint or k-means. Raises ``UserError`` if it is missing."""
         is_kmeans = path == self.km_path
-        if not path.is_file() and (is_kmeans or not path.is_dir()):  # a model may be a folder
-            missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
-            get = f"python pretrained_models/download.py {self.config.taskrc.unit_model}"
-            learn, key = ("--action learn_kmeans, or ", "km") if is_kmeans else ("", "ckpt")
-            remedy = f"run {get}, or {learn}set fairseqrc.{key}_path"
-            raise UserError(f"{path}: {what} {missing}; {remedy}")
-        return sha256(path) if is_kmeans else fingerprint(path)
+        if path is None or path.is_file() or (path.is_dir() and not is_kmeans):
+            return path  # a checkpoint may be a folder
+        missing = f"is {kind_of_file(path)}" if path.is_dir() else "not found"
+        learn, key = ("--action learn_kmeans, or ", "km") if is_kmeans else ("", "ckpt")
+        what = "k-means file" if is_kmeans else "the speech encoder's checkpoint"
+        listed = self._unit_model.kmeans if is_kmeans else self._unit_model.checkpoint
+        get = f"run python pretrained_models/download.py {self.config.taskrc.unit_model}"
+        if listed and not listed.is_released and path == listed.path:
+            get = f"correct its path: in {USER_TABLE}, put the file there"
+        raise UserError(f"{path}: {what} {missing}; {get}, or {learn}set fairseqrc.{key}_path")
 
     def postprocess(self) -> None:
         """Write ``<unit_model>/{train,valid,test}``, one row ``file|units|labels`` per entry."""
@@ -214,8 +220,8 @@ class Preprocessor(Generic[ConfigType]):
             more = f"; {bad} rows left out, their audio is bad" if bad else ""
             self.say(f"{split}: {count} rows, {mean:.1f} units per row{more}")
         write_json(self.units / "labels.json", labels)
-        runs = "runs merged" if merge else "runs kept"
-        self.say(f"read {self.quantized}, wrote {self.units} ({runs})")
+        repeated = f"repeated units {'merged' if merge else 'kept'}"
+        self.say(f"read {self.quantized}, wrote {self.units} ({repeated})")
         self.save_run(self.units)
 
     def save_run(self, folder: Path, **more: object) -> None:

@@ -1,9 +1,9 @@
 """Stage 1: audio -> units -> ``file|units|labels``, one action at a time.
 
-generate_manifest: list the audio and labels of each split. learn_kmeans: fit a k-means (log-mel has
-no released one). quantized: map audio to units; a killed run resumes; torchrun shares work among
-processes, --num_shards and --shard among jobs. merge_shards: join the results of the jobs.
-postprocess: merge runs of a unit, join units with labels. docs/own_task.md: add a downstream.
+generate_manifest: list the audio and labels of each split. learn_kmeans: fit a k-means if none is
+released, or for logmel. quantized: map audio to units; a killed run resumes; torchrun shares work
+among processes, --num_shards and --shard among jobs. merge_shards: join the results of the jobs.
+postprocess: merge repeated units, join units with labels. docs/own_task.md: add a downstream.
 """
 
 from __future__ import annotations

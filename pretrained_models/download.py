@@ -1,7 +1,7 @@
-"""Download released unit models: speech checkpoint, k-means and unit LM of each name.
+"""Download released unit models: speech encoder, k-means and unit LM of each name.
 
-An existing file is kept. A transfer that was cut resumes where it stopped. Each file is checked
-before it gets its name: see pretrained_models/registry.yaml.
+An existing file is kept. A transfer that was cut resumes where it stopped. Each file is downloaded
+under a temporary name, checked (see pretrained_models/registry.yaml), then renamed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError, run
 from pipeline.runs import add_quiet
-from pipeline.unit_models import UnitModel, unit_model, unit_models
+from pipeline.unit_models import UnitModel, listed_unit_model, unit_models
 from pipeline.workspace import REPOSITORY, Workspace
 from pretrained_models.fetching.pretrained import PretrainedModels
 
@@ -23,7 +23,7 @@ def main() -> None:
     args = parse_arguments()
     workspace = Workspace(args.workspace.resolve())
     known = unit_models(workspace, args.base_url)
-    models = [unit_model(name, workspace, args.base_url) for name in args.unit_model]
+    models = [listed_unit_model(name, workspace, args.base_url) for name in args.unit_model]
     pretrained = PretrainedModels(workspace)
     if not 0 < args.timeout <= 86_400:
         raise UserError(f"--timeout {args.timeout}: expected more than 0 seconds, at most a day")
@@ -73,6 +73,7 @@ def print_table(models: list[UnitModel], pretrained: PretrainedModels) -> None:
                 state[kind] = "own" if path.exists() else "to learn"
         checkpoint = f"{state['checkpoint']:8}{model.ckpt_path.name}" if model.ckpt_path else "none"
         print(f"{model.name:12} {checkpoint:32} {state['kmeans']:10} {state['lm']}")
+    print("\nhere: downloaded or shipped; own: your file; to learn: by learn_kmeans, train_ulm.py")
 
 
 def explain(model: UnitModel) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from pipeline.errors import run
 from pipeline.files import read_json, replacing_folder, write_json
 from pipeline.runs import run_script
-from pipeline.unit_models import unit_model
+from pipeline.unit_models import listed_unit_model
 from pipeline.workspace import Workspace
 from ulm_prompt.training.ulm_run import OURS
 
@@ -53,7 +53,7 @@ STAGES = (
 
 def make(corpus: Path, workspace: Workspace) -> None:
     """Run all stages in ``workspace``, a new folder, and copy the models to SHIPPED."""
-    kmeans = unit_model(UNIT_MODEL, workspace).learned_kmeans
+    kmeans = listed_unit_model(UNIT_MODEL, workspace).learned_kmeans
     prompt = workspace.root / PROMPT
     for stage in STAGES:
         command = [word.format(corpus=corpus, prompt=prompt) for word in stage.split()]

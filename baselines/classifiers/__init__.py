@@ -1,1 +1,1 @@
-"""The linear classifiers of the baselines."""
+"""The downstream model, the features that it reads, and code that both baselines share."""

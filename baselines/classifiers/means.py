@@ -1,8 +1,8 @@
-"""The mean over time of every layer of a speech model, for each utterance.
+"""The mean over time of every layer of a speech encoder, for each utterance.
 
 SUPERB's weighted sum of layers, projector and mean pooling are linear, and all frames share the
 layers' weights. So these steps commute: a downstream model computes the same from the means as from
-all frames. The means take a fiftieth of the storage, and the speech model does not run again.
+all frames. The means take a fiftieth of the storage, and the speech encoder does not run again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.files import read_json, replacing, sha256
 from pipeline.workspace import Workspace
 from preprocess.actions.audio_run import AudioRun, Line
 from preprocess.actions.manifest import Entry, audio_record, distinct, read_manifest
-from preprocess.actions.stream import Encoder
+from preprocess.actions.stream import AudioStream
 from preprocess.preprocessor import Preprocessor
 
 COMMAND = "baselines/layer_means.py --downstream {} --unit_model {}"
@@ -29,20 +29,21 @@ COMMAND = "baselines/layer_means.py --downstream {} --unit_model {}"
 
 class LayerMeans(AudioRun):
     """Manifests -> ``layer_means/{train,valid,test}.npy``, float32 (files, L, D), with one row per
-    distinct file of the manifest whose audio is valid.
+    distinct piece of audio in the manifest that can be used.
     """
 
     suffix = ".npy"
 
-    def __init__(self, task: Preprocessor) -> None:
-        unit_model = task.config.taskrc.unit_model
-        folder = means_folder(task.workspace, task.downstream, unit_model)
-        command = COMMAND.format(task.downstream, unit_model)
-        super().__init__(task, folder, task.speech_model_record(), command)
+    def __init__(self, preprocessor: Preprocessor) -> None:
+        downstream, unit_model = preprocessor.downstream, preprocessor.config.taskrc.unit_model
+        folder = means_folder(preprocessor.workspace, downstream, unit_model)
+        command = COMMAND.format(downstream, unit_model)
+        super().__init__(preprocessor, folder, preprocessor.speech_encoder_record(), command)
 
-    def encoder(self) -> Encoder[str]:
-        reader, device = self.task.feature_reader(all_layers=True)
-        return Encoder(reader, _mean_as_text, device, self.task.config.fairseqrc.batch_seconds)
+    def stream(self) -> AudioStream[str]:
+        reader, device = self.preprocessor.feature_reader(all_layers=True)
+        seconds = self.preprocessor.config.fairseqrc.batch_seconds
+        return AudioStream(reader, _mean_as_text, device, seconds)
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
         if count == 0:

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.files import holding, read_json, sha256, write_json, writing
 from pipeline.rows import SPLITS
 from preprocess.actions.manifest import distinct, read_manifest
-from preprocess.actions.stream import Block, Encoded, Encoder, cut_blocks, file_rates, with_progress
+from preprocess.actions.stream import AudioStream, Block, Encoded, cut_blocks, file_rates, with_bar
 from preprocess.preprocessor import Preprocessor
 from preprocess.speech2unit.audio import BadAudio, Tally
 
@@ -33,10 +33,10 @@ class Shard(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One distinct file of a manifest, with its result as text, or the reason why it is bad."""
+    """One distinct piece of audio, with the result as text, or the reason why it is bad."""
 
-    file: str
-    path: str
+    file: str  # the row's name in the manifest
+    path: str  # of the audio file
     result: str | None
     bad: str | None
     notes: Sequence[str] = ()
@@ -49,23 +49,24 @@ class Line(NamedTuple):
 
 
 class AudioRun:
-    """Maps the audio in one task's manifests to results in ``folder``. A subclass computes the
-    results and writes the splits. ``made_from``: everything that the results depend on, except the
-    audio. ``command``: what a user types to start the run.
+    """Maps the audio in a preprocessor's manifests to results in ``folder``. A subclass computes
+    the results and writes the splits. ``made_from``: everything that the results depend on, except
+    the audio. ``command``: what a user types to start the run.
     """
 
     suffix = ""
 
     def __init__(
-        self, task: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
+        self, preprocessor: Preprocessor, folder: Path, made_from: dict[str, Any], command: str
     ) -> None:
-        self.task, self.folder, self._command = task, folder, command
+        self.preprocessor, self.folder, self._command = preprocessor, folder, command
+        self._say = preprocessor.say
         self._stored = folder / "blocks"
         self._splits: dict[str, list[Block]] = {}
         self._rows: dict[str, int] = {}
-        seconds = task.config.fairseqrc.batch_seconds
-        rates = file_rates(task.manifest)
-        manifests = {split: task.manifest / f"{split}.tsv" for split in SPLITS}
+        seconds = preprocessor.config.fairseqrc.batch_seconds
+        rates = file_rates(preprocessor.manifest)
+        manifests = {split: preprocessor.manifest / f"{split}.tsv" for split in SPLITS}
         for split, path in manifests.items():
             root, entries = read_manifest(path)
             self._splits[split] = cut_blocks(split, root, distinct(entries), seconds, rates)
@@ -78,8 +79,8 @@ class AudioRun:
         stamps = json.dumps(self._stamps, sort_keys=True).encode()
         self._audio_files = hashlib.sha256(stamps).hexdigest()
 
-    def encoder(self) -> Encoder[str]:
-        """Return the encoder from audio to result. It loads models, so call it only when needed."""
+    def stream(self) -> AudioStream[str]:
+        """Return the stream from audio to result. It loads models, so call it only when needed."""
         raise NotImplementedError
 
     def write_split(self, path: Path, lines: Iterable[Line], count: int) -> None:
@@ -112,9 +113,9 @@ class AudioRun:
             tally = Tally()
             for line in self._lines(blocks):
                 tally.add(line.outcome)
-            self.task.say(str(tally))
+            self._say(str(tally))
             done = "is done" if unfinished else "is done already"
-            self.task.say(f"shard {shard.index} of {shard.count} {done}")
+            self._say(f"shard {shard.index} of {shard.count} {done}")
 
     def merge_shards(self, skip_bad: bool) -> None:
         """Write the splits from all shards. Raises ``UserError`` if a shard has not finished."""
@@ -151,10 +152,10 @@ class AudioRun:
         elif "audio_files" not in record:
             note = "; remove it if audio files have changed"
         elif record["audio_files"] != self._audio_files:
-            self.task.say(f"{self.folder}: audio files have changed; it is made again")
+            self._say(f"{self.folder}: audio files have changed; it is made again")
             return False
         shutil.rmtree(self._stored, ignore_errors=True)  # if a run was killed before removing it
-        self.task.say(f"{self.folder} already exists, made from these manifests and models{note}")
+        self._say(f"{self.folder} already exists, made from these manifests and models{note}")
         return True
 
     def _open(self, discard: bool) -> None:
@@ -175,7 +176,7 @@ class AudioRun:
         is_first = next(self._stored.glob("*.jsonl"), None) is None
         todo, total = self._unfinished(self._blocks), len(self._blocks)
         if not is_first:
-            self.task.say(f"resumes an earlier run: {total - len(todo)} of {total} blocks done")
+            self._say(f"resumes an earlier run: {total - len(todo)} of {total} blocks done")
         return todo
 
     def _unfinished(self, blocks: Sequence[Block]) -> list[int]:
@@ -189,7 +190,7 @@ class AudioRun:
                 unfinished.append(index)
         if changed:
             what = f"{sum(changed)} audio files have changed since they were read"
-            self.task.say(f"{what}: their {len(changed)} blocks are computed again")
+            self._say(f"{what}: their {len(changed)} blocks are computed again")
         return unfinished
 
     def _has_changed(self, line: Line) -> bool:
@@ -200,8 +201,8 @@ class AudioRun:
         """Compute and store ``blocks``. If there are none, load no model."""
         if blocks:
             files = sum(len(block.entries) for block in blocks)
-            encoded = self.encoder()(blocks)
-            for block in with_progress(encoded, self.task.downstream, files, self.task.say):
+            encoded, name = self.stream()(blocks), self.preprocessor.downstream
+            for block in with_bar(encoded, name, files, self._say):
                 self._store(block)
 
     def _store(self, encoded: Encoded[str]) -> None:
@@ -248,14 +249,14 @@ class AudioRun:
         if changed:
             what = f"{self._stored}: {changed} audio files have changed since they were read"
             raise UserError(f"{what}; run {self._command} again, or all its shards")
-        tally.report(self.folder / "bad_audio.txt", skip_bad, self.task.say)
+        tally.report(self.folder / "bad_audio.txt", skip_bad, self._say)
         for split, blocks in self._splits.items():
             lines = (line for line in self._lines(blocks) if not line.bad)
             self.write_split(self._output(split), lines, good[split])
-            self.task.say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
-        self.task.say(f"read {self.task.manifest}, wrote {self.folder}")
+            self._say(f"{split}: {good[split]} files of {self._rows[split]} utterances")
+        self._say(f"read {self.preprocessor.manifest}, wrote {self.folder}")
         more = {"audio": tally.record(), "audio_files": self._audio_files}
-        self.task.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
+        self.preprocessor.save_run(self.folder, plan=self._plan, left_out=left_out, **more)
         if not left_out:
             shutil.rmtree(self._stored)
 

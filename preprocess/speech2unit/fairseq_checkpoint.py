@@ -57,8 +57,8 @@ class Settings(NamedTuple):
 
 
 class Weights:
-    """A checkpoint's tensors by fairseq's names. Tensors that are not requested, such as a training
-    criterion's, stay in the file. ``dtype``: of returned tensors, except ``exact`` ones (float32).
+    """A checkpoint's tensors by the names that the reader uses. Unrequested tensors, such as those
+    of a training criterion, stay in the file. ``dtype``: of returned tensors; ``exact``: float32.
     """
 
     def __init__(self, tensors: Mapping[Any, Any], path: Path, device: torch.device) -> None:

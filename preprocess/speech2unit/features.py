@@ -50,9 +50,9 @@ class FeatureReader:
     dim: int  # D, numbers per frame
     frame_rate: float  # frames per second
     min_samples: int  # at 16 kHz; a shorter waveform has no frame
-    takes: tuple[str, ...] = ()  # settings: ``layer``, ``normalize``, ``ckpt_path`` (then required)
+    takes: tuple[str, ...] = ()  # layer, normalize; ckpt_path: the reader needs a checkpoint
     dtypes: tuple[str, ...] = ("float32",)  # valid values of ``Source.dtype``
-    note = ""  # printed after the name of the reader
+    note = ""  # the end of the printed line of features and device; begins with "; "
     # Set only if a long waveform can be cut without changing features: (samples per piece, samples
     # of the next piece that a piece also reads)
     pieces: tuple[int, int]
@@ -76,7 +76,7 @@ class FeatureReader:
         return [frames.to(self._device).view(shape) for frames in features]
 
     def features(self, samples: np.ndarray) -> np.ndarray:
-        """Map (T,) to (frames, D)."""
+        """Map (T,) to (frames, D), float32 and contiguous."""
         raise NotImplementedError
 
 
@@ -95,16 +95,16 @@ def feature_reader(feature_type: str, source: Source) -> FeatureReader:
 
 def check_dtype(dtype: str, device: torch.device) -> None:
     """Check that ``device`` multiplies fast in ``dtype``. Raises ``UserError``."""
-    is_card = device.type == "cuda"
-    unsupported = {"tf32": not is_card, "bfloat16": not multiplies_bfloat16(device)[0]}
+    is_gpu = device.type == "cuda"
+    unsupported = {"tf32": not is_gpu, "bfloat16": not multiplies_bfloat16(device)[0]}
     if unsupported.get(dtype):
-        machine = "this card" if is_card else "this processor"
+        machine = "this GPU" if is_gpu else "this processor"
         raise UserError(f"fairseqrc.dtype={dtype}: {machine} has no {dtype} products; use float32")
 
 
 @contextlib.contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 for a CUDA card's float32 products. TF32 keeps 10 of 23 bits, so its
+    """Allow or forbid TF32 for a CUDA GPU's float32 products. TF32 keeps 10 of 23 bits, so its
     units differ from a CPU's. cuDNN allows it by default.
     """
     if not torch.cuda.is_available():
@@ -133,11 +133,11 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int], most: int) -> It
         yield group
 
 
-def written(units: torch.Tensor) -> str:
+def units_as_text(units: torch.Tensor) -> str:
     """Map (T,) units to ``"71 71 12"``."""
     return " ".join(map(str, units.tolist()))
 
 
 def merge_runs(units: str) -> str:
-    """Collapse runs of one unit: ``"71 71 12 12 71"`` becomes ``"71 12 71"`` (``taskrc.merge``)."""
+    """Merge repeated units: ``"71 71 12 12 71"`` becomes ``"71 12 71"`` (``taskrc.merge``)."""
     return " ".join(unit for unit, _ in groupby(units.split(" ")))

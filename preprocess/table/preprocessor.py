@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.rows import SPLITS
 from preprocess.actions.config import Config, DataConfig, names_in
-from preprocess.actions.corpus import Row, located, read_files, read_table
+from preprocess.actions.corpus import TableLine, located, read_files, read_table
 from preprocess.actions.manifest import first_few
 from preprocess.librispeech.preprocessor import left_out, normalised
 from preprocess.preprocessor import Preprocessor, Utterance
@@ -56,7 +56,7 @@ class Table(Preprocessor[TableConfig]):
     """Labels are numbered column by column, in the order of their first appearance in train."""
 
     config_class = TableConfig
-    added_columns: tuple[str, ...] = ()  # columns that a subclass adds in rows_of
+    added_columns: tuple[str, ...] = ()  # columns that a subclass adds in lines_of
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -76,23 +76,24 @@ class Table(Preprocessor[TableConfig]):
         self._dropped: Counter[str] = Counter()  # characters
         unnamed: Counter[str] = Counter()  # labels
         seen: dict[str, str] = {}  # name -> file and line
-        rows, utterances, given = [], [], []
-        listed = ((row, split) for table, split in tables.items() for row in self.rows_of(table))
-        for row, table_split in listed:
-            answers = [row.values[name] for name in datarc.labels] if datarc.names else []
+        lines, utterances, given = [], [], []
+        listed = ((line, split) for table, split in tables.items() for line in self.lines_of(table))
+        for line, table_split in listed:
+            answers = [line.values[name] for name in datarc.labels] if datarc.names else []
             if unknown := [answer for answer in answers if answer not in datarc.names]:
                 unnamed[unknown[0]] += 1
                 continue
-            utterance = self._utterance(row)
+            utterance = self._utterance(line)
             name = utterance.name or utterance.path
-            if seen.setdefault(name, row.where) != row.where:
-                raise UserError(f"{row.where}: {name} is already in {seen[name]}")
-            word = table_split or row.values.get(datarc.split)
+            if seen.setdefault(name, line.where) != line.where:
+                raise UserError(f"{line.where}: {name} is already in {seen[name]}")
+            word = table_split or line.values.get(datarc.split)
             split = datarc.splits.get(word, word)
             if split not in (None, *SPLITS):
                 known = ", ".join(dict.fromkeys((*datarc.splits, *SPLITS)))
-                raise UserError(f"{row.where}: split {split!r}; expected {known}")
-            rows.append(row)
+                what = f"split {split!r}" if split else f"the field {datarc.split!r} is empty"
+                raise UserError(f"{line.where}: {what}; expected {known}")
+            lines.append(line)
             utterances.append(utterance)
             given.append(split)
         if self._dropped:
@@ -103,12 +104,12 @@ class Table(Preprocessor[TableConfig]):
         if None not in given:
             splits, how = given, "as given"
         elif datarc.rows or any(given):
-            groups = [tuple(row.values[n] for n in datarc.per or datarc.labels) for row in rows]
+            groups = [tuple(line.values[n] for n in datarc.per or datarc.labels) for line in lines]
             splits, how = share_out(given, groups, datarc.rows, None if datarc.in_order else seed)
         else:
-            speakers = [row.values.get(datarc.speaker) for row in rows]
+            speakers = [line.values.get(datarc.speaker) for line in lines]
             splits, how = draw_splits(utterances, speakers, datarc.valid, datarc.test, seed)
-        self.say(f"{', '.join(tables)}: {len(rows)} rows, splits {how}")
+        self.say(f"{', '.join(tables)}: {len(lines)} rows, splits {how}")
         classes = Counter(pair for utterance in utterances for pair in self.named_labels(utterance))
         if classes and not datarc.text:
             (slot, name), count = classes.most_common()[-1]
@@ -123,7 +124,8 @@ class Table(Preprocessor[TableConfig]):
             shares = f"datarc.valid={valid}, datarc.test={test}"
             raise UserError(f"{shares}: expected shares above 0, whose sum is below 1")
         if bool(datarc.text) == bool(datarc.labels):
-            raise UserError("datarc: set either labels (the columns of the labels) or text")
+            both = "both are set; empty one, for example datarc.labels=[]"
+            raise UserError(f"datarc.labels, datarc.text: {both if datarc.text else 'set one'}")
         if bool(datarc.table) == bool(datarc.files):
             raise UserError("datarc: set either table or files (a pattern of file names)")
         if isinstance(datarc.table, dict):
@@ -134,69 +136,70 @@ class Table(Preprocessor[TableConfig]):
             raise UserError(f"datarc.table={listed}: expected one, or train's, valid's, test's")
         return dict(zip(tables, SPLITS if len(tables) > 1 else (None,)))
 
-    def rows_of(self, table: str) -> list[Row]:
-        """Return the rows of a table or of a pattern of files, with paths in the corpus folder."""
+    def lines_of(self, table: str) -> list[TableLine]:
+        """Return the lines of a table or of a pattern of files, with paths in the corpus folder."""
         datarc = self.config.datarc
         labels = [datarc.text] if datarc.text else datarc.labels
         needed = [name for name in (*labels, *datarc.per) if name not in self.added_columns]
         if datarc.files:
-            rows = read_files(self.listing, self.root, table)
-            if missing := [name for name in needed if name not in rows[0].values]:
+            lines = read_files(self.listing, self.root, table)
+            if missing := [name for name in needed if name not in lines[0].values]:
                 raise UserError(f"datarc.files={table}: no {{{missing[0]}}} in it; add it")
-            return rows
+            return lines
         form = datarc.separator, datarc.columns or (), datarc.line_breaks
         filled = {datarc.path, datarc.speaker, *datarc.per}
         filled |= set() if datarc.names else set(labels)
-        rows, templates = [], names_in("datarc.audio", datarc.audio)
-        for row in read_table(self.root / table, [datarc.path, *needed], self.say, *form):
-            if empty := [name for name in row.values if name in filled and not row.values[name]]:
-                raise UserError(f"{row.where}: nothing in the column {empty[0]!r}")
-            columns = {**row.values, "path": row.path.removeprefix(datarc.prefix)}
+        lines, templates = [], names_in("datarc.audio", datarc.audio)
+        for line in read_table(self.root / table, [datarc.path, *needed], self.say, *form):
+            if empty := [name for name in line.values if name in filled and not line.values[name]]:
+                raise UserError(f"{line.where}: nothing in the column {empty[0]!r}")
+            columns = {**line.values, "path": line.path.removeprefix(datarc.prefix)}
             try:
                 paths = [template.format_map(columns) for template in templates]
             except (LookupError, ValueError, AttributeError) as error:
-                raise UserError(f"{row.where}: datarc.audio: no column {error}") from None
+                raise UserError(f"{line.where}: datarc.audio: no column {error}") from None
             path = next((path for path in paths[:-1] if (self.root / path).exists()), paths[-1])
-            rows.append(row._replace(path=located(path, self.root, row.where)))
-        return rows
+            lines.append(line._replace(path=located(path, self.root, line.where)))
+        return lines
 
-    def _utterance(self, row: Row) -> Utterance:
-        """Return the labels or the text of a row, and the piece of the file."""
+    def _utterance(self, line: TableLine) -> Utterance:
+        """Return the labels or the text of a line, and the piece of the file."""
         datarc = self.config.datarc
-        answers = [row.values[name] for name in datarc.labels]
+        answers = [line.values[name] for name in datarc.labels]
         labels: Sequence[str] = tuple(datarc.names.get(answer, answer) for answer in answers)
         if datarc.text:
-            text = row.values[datarc.text]
+            text = line.values[datarc.text]
             words = [normalised(word, self._dropped) for word in text.split()]
             labels = " ".join(filter(None, words))
             if not labels:
-                raise UserError(f"{row.where}: no letter in the text {text[:60]!r}")
+                raise UserError(f"{line.where}: no letter in the text {text[:60]!r}")
         not_times = (datarc.path, datarc.text, *datarc.labels)
         columns = (datarc.start, datarc.end, datarc.duration)
-        times = ["" if name in not_times else row.values.get(name, "") for name in columns]
-        return Utterance(row.path, labels, *(self._piece(row, *times) if any(times) else ()))
+        times = ["" if name in not_times else line.values.get(name, "") for name in columns]
+        return Utterance(line.path, labels, *(self._piece(line, *times) if any(times) else ()))
 
-    def _piece(self, row: Row, start: str, end: str, length: str) -> tuple[int, int | None, str]:
-        """Return first sample, number of samples (at the file's own rate) and name of a piece, from
-        ``start`` to ``end`` seconds (empty: of the file). ``end`` may be 5 ms too large (rounding).
+    def _piece(self, line: TableLine, *times: str) -> tuple[int, int | None, str]:
+        """Return first sample, number of samples (at the file's own rate) and name of a piece.
+        ``times``: start, end, length in seconds, or "". The end may be 5 ms too large (rounding).
         """
+        (start, end, length), path = times, line.path
         try:
             first, last = float(start or 0), float(end) if end else None
             last = first + float(length) if length else last
         except ValueError:
             form = "expected seconds such as 1.25 in the columns datarc.start and datarc.end"
-            raise UserError(f"{row.where}: start {start!r}, end {end!r}; {form}") from None
-        name = f"{row.path}:{_written(first)}-{'end' if last is None else _written(last)}"
+            raise UserError(f"{line.where}: start {start!r}, end {end!r}; {form}") from None
+        name = f"{path}:{_written(first)}-{'end' if last is None else _written(last)}"
         try:
-            if row.path not in self._lengths:
-                self._lengths[row.path] = length_and_rate(self.root / row.path)
+            if path not in self._lengths:
+                self._lengths[path] = length_and_rate(self.root / path)
         except BadAudio:
             return 0, None, name  # generate_manifest reports all bad audio together
-        frames, rate = self._lengths[row.path]
+        frames, rate = self._lengths[path]
         last = frames / rate if last is None else last
         if not 0 <= first < last <= frames / rate + 0.005:  # refuses nan, too
-            piece = f"{row.where}: {first:g} to {last:g} s"
-            raise UserError(f"{piece}; {row.path} lasts {frames / rate:.3f} s")
+            piece = f"{line.where}: {first:g} to {last:g} s"
+            raise UserError(f"{piece}; {path} lasts {frames / rate:.3f} s")
         begin = round(first * rate)
         return begin, max(1, min(round(last * rate), frames) - begin), name
 

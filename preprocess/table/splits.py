@@ -55,10 +55,10 @@ def draw_splits(
     test: float,
     seed: int,
 ) -> tuple[list[str], str]:
-    """Return the split of each row, and a text that says how it was chosen. Draws speakers if all
-    rows have one, or recordings if one has several rows. Otherwise divides each class; all texts
-    are one class. If rows have several labels, or classes are too small, divides all rows together,
-    so that train has every label. Raises ``UserError`` for fewer than three speakers or recordings.
+    """Return the split of each row, and a text that says how it was chosen. Draws speakers if every
+    row has a speaker, or recordings if a recording has several rows. Otherwise divides each class;
+    all texts are one class. If rows have several labels, or classes are too small, divides all rows
+    together: train has every label. Raises ``UserError`` for fewer than 3 speakers or recordings.
     """
     rng = random.Random(seed)
     kind, groups = "speaker", list(speakers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import UserError
-from preprocess.actions.corpus import Row, read_table
+from preprocess.actions.corpus import TableLine, read_table
 from preprocess.table.preprocessor import Table
 
 META = "vox1_meta.csv"
@@ -15,16 +15,16 @@ class VoxCeleb1(Table):
 
     added_columns = ("speaker", "gender")
 
-    def rows_of(self, table: str) -> list[Row]:
+    def lines_of(self, table: str) -> list[TableLine]:
         """Return the lines of the list, with these columns."""
-        rows = super().rows_of(table)
-        for row in rows:
-            row.values["speaker"] = row.values["path"].partition("/")[0]
+        lines = super().lines_of(table)
+        for line in lines:
+            line.values["speaker"] = line.values["path"].partition("/")[0]
         if "gender" in self.slots:
             meta = read_table(self.root / META, (ID, GENDER), self.say, "\t")
-            genders = {row.values[ID]: row.values[GENDER] for row in meta}
-            for row in rows:
-                if (speaker := row.values["speaker"]) not in genders:
-                    raise UserError(f"{row.where}: {self.root / META} has no speaker {speaker}")
-                row.values["gender"] = genders[speaker]
-        return rows
+            genders = {line.values[ID]: line.values[GENDER] for line in meta}
+            for line in lines:
+                if (speaker := line.values["speaker"]) not in genders:
+                    raise UserError(f"{line.where}: {self.root / META} has no speaker {speaker}")
+                line.values["gender"] = genders[speaker]
+        return lines

@@ -1,4 +1,4 @@
-"""Download one URL to one file: resume after a cut, check the file before it gets its name."""
+"""Download one URL to one file: under a temporary name, then check and rename it. Resume a cut."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fetch(
 ) -> str:
     """Download ``url`` to ``path`` and return the SHA-256. The caller holds the lock of ``path``.
 
-    If no hash is known, ``check`` reads the file before it gets its name, and raises ``UserError``
+    If no hash is known, ``check`` reads the file before it is renamed, and raises ``UserError``
     for another kind of file. A transfer that is cut, or stalls for ``timeout`` seconds, resumes in
     this call or a later one. It starts from the beginning if the server cannot resume or has
     another version. Raises ``DownloadError`` if the server cannot be reached, all attempts fail,
@@ -137,11 +137,11 @@ def _attempt(partial: _Partial, expected: Expected, timeout: float) -> str | Non
         if partial.length:
             return reason
         raise partial.error(f"{reason}; check the network, or {by_hand}") from None
-    except DownloadError:
-        raise
     except ValueError as error:  # a bad IP address in brackets
         raise partial.error(f"not a valid address ({error})") from None
     except (OSError, HTTPException) as error:
+        if isinstance(error, DownloadError) or getattr(error, "filename", None):  # a local file's
+            raise
         reason = str(error) or type(error).__name__
         return f"cut after {partial.length:,} bytes ({reason})"
 

@@ -48,7 +48,8 @@ class PretrainedModels:
         """
         if not (file.url or file.wheel):
             if self.state(file) == "missing":
-                remedy = "restore it from git" if file.ships else f"{USER_TABLE} lists it"
+                own = f"correct its path: in {USER_TABLE}, or put the file there"
+                remedy = "restore it from git" if file.ships else own
                 raise UserError(f"{file.path}: not found; {remedy}")
             return "exists, ships with the repository" if file.ships else "exists, your own"
         # with a dot: an archive without a dot is the user's, and is kept

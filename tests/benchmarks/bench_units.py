@@ -29,8 +29,8 @@ from sklearn.cluster import MiniBatchKMeans
 
 from pipeline.devices import choose_device, multiplies_bfloat16
 from preprocess.actions.manifest import Entry
-from preprocess.actions.stream import Encoder, cut_blocks
-from preprocess.speech2unit.features import Source, feature_reader, written
+from preprocess.actions.stream import AudioStream, cut_blocks
+from preprocess.speech2unit.features import Source, feature_reader, units_as_text
 from preprocess.speech2unit.kmeans import KMeans
 from tests.benchmarks.measure import Result, dtype_name, machine, matrix_rate, report, run_isolated
 from tests.conftest import DATA
@@ -122,14 +122,14 @@ def ours(features: str, folder: Path, centres: np.ndarray, dtype: str):
     device = choose_device()[0]
     kmeans = KMeans(centres, device)
     reader = our_reader(features, folder, dtype)
-    encoder = Encoder(reader, lambda frames: written(kmeans(frames)), device, BATCH_SECONDS)
+    stream = AudioStream(reader, lambda x: units_as_text(kmeans(x)), device, BATCH_SECONDS)
 
     def work(clips: list[Path]) -> list[str]:
         entries = [
             Entry(str(clip), soundfile.info(clip).frames, 0, str(clip), "") for clip in clips
         ]
         blocks = cut_blocks("all", Path("/"), entries, BATCH_SECONDS / 4)
-        return [units for encoded in encoder(blocks) for units in encoded.results]
+        return [units for encoded in stream(blocks) for units in encoded.results]
 
     return work
 

@@ -18,7 +18,7 @@ import pytest
 from baselines.classifiers.answers import load_settings
 from baselines.classifiers.downstream import CONFIG, Settings
 from experiments.paper import FIRST_SEED, load_paper, survey
-from experiments.runs import trained_numbers
+from experiments.runs import trained_parameters
 from experiments.tables import Figure, read_figures
 from pipeline.files import sha256, write_json
 from pipeline.rows import SPLITS, read_rows, write_rows
@@ -76,8 +76,8 @@ def test_a_failure_does_not_stop_the_rest(made: tuple[Path, str]) -> None:
     prompt, counts = read_figures(root / "samples" / "tables" / "results.csv")
     assert list(shown(root)) == [PROMPT, COUNTS]
     assert prompt.lm == "own" and len(prompt.lm_fingerprint) == 16 and 0 < prompt.updates <= 60
-    published = trained_numbers(1, 1024, 12)
-    assert published - trained_numbers(1, 32, 3) < prompt.trained_parameters <= published
+    published = trained_parameters(1, 1024, 12)
+    assert published - trained_parameters(1, 32, 3) < prompt.trained_parameters <= published
     for figure, date in ((prompt, "tables"), (counts, f"n-grams-seed{FIRST_SEED}")):
         scores = stage("ulm_prompt/cal_acc.py", "--workspace", root, "--sample_date", date)
         assert re.search(r" accuracy +([\d.]+)", scores)[1] == f"{figure.value:.2f}"
@@ -111,6 +111,7 @@ OTHERS: dict[str, Callable[[Path], object]] = {
         root / "tables.yaml", "prompt: 1", "prompt: 2"
     ),
     "another data": lambda root: edit(root / RECORD, '"train": "', '"train": "0'),
+    "holds a run without a record": lambda root: (root / RECORD).unlink(),
     "checkpoint_best.pt": lambda root: (
         Workspace(root).lm("tiny100") / "checkpoint_best.pt"
     ).write_text("not a checkpoint"),

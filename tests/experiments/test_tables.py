@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from experiments import runs
-from experiments.paper import PAPERS, Cell, Paper, load_paper, missing, run_of
-from experiments.runs import trained_numbers
+from experiments.paper import PAPERS, Cell, Paper, TaskEntry, load_paper, missing, run_of
+from experiments.runs import trained_parameters
 from experiments.tables import (
     DOCUMENT,
     FIGURES,
@@ -46,7 +46,7 @@ def test_the_published_prompt_lengths_give_the_published_counts() -> None:
     prompts = [cell for cell in V1.cells if cell.method == "PT"]
     assert {cell.prompt for cell in prompts} == set(counts)
     for prompt in prompts:
-        count = trained_numbers(prompt.prompt, 1024, 12)
+        count = trained_parameters(prompt.prompt, 1024, 12)
         assert count == counts[prompt.prompt] and millions(count) == prompt.parameters
 
 
@@ -57,7 +57,7 @@ def test_recipe_v2_trains_the_published_numbers_but_the_special_symbols_rows(cla
     assert knobs == ("learnable", 5e-3, 1, 32)
     prompt, units = Prompt(12, 5, 1024), [str(unit) for unit in range(100)]
     label_map = LabelMap(unit_names(units, classes), tiny.dictionary(), 1)
-    assert sum(p.numel() for p in prompt.parameters()) == trained_numbers(5, 1024, 12) == 129_024
+    assert sum(p.numel() for p in prompt.parameters()) == trained_parameters(5, 1024, 12) == 129_024
     trained = sum(p.numel() for part in (prompt, label_map) for p in part.parameters())
     assert trained == 129_024 + 104 * (classes + 4) - 4 * 104
 
@@ -123,10 +123,24 @@ def test_an_empty_workspace_is_told_of_every_file(paper: Paper, tmp_path: Path) 
         if wanted.method == "FT-DM" and wanted.task in ("ASR", "SF"):
             assert "is not implemented" in lines[0]
             continue
-        paths = [Path(line.split(": ", 1)[0]) for line in lines]
+        if lines[-1].startswith("instead of corpus, checkpoint, k-means: rows"):
+            assert str(tmp_path / "preprocess") in lines.pop()
+        paths = [Path(line.removeprefix("missing ").split(": ", 1)[0]) for line in lines]
         assert paths and len(set(paths)) == len(paths)
         assert all(tmp_path in path.parents and not path.exists() for path in paths), wanted
         assert all(f"--workspace {tmp_path}" in line for line in lines if "python " in line)
+
+
+def test_what_no_table_lists_is_learned_not_downloaded(tmp_path: Path) -> None:
+    wanted = Cell("task", "TABLE", "mfcc100", prompt=5)
+    paper = Paper(tasks={"TABLE": TaskEntry("accuracy", "your recordings")})
+    kmeans, lm = missing(wanted, paper, Workspace(tmp_path))[-2:]
+    flags = f"--unit_model mfcc100 --workspace {tmp_path}"
+    learn = "python preprocess/runner.py --action learn_kmeans"
+    assert kmeans.endswith(f"mfcc100_km.npz: {learn} {flags}")
+    assert lm.endswith(
+        f"mfcc100_lm: python ulm_prompt/train_ulm.py --date tables --config medium {flags}"
+    )
 
 
 def test_on_a_released_lm_the_recipe_is_the_paper_s(tmp_path: Path) -> None:
@@ -212,7 +226,11 @@ def test_one_failing_task_of_three_does_not_stop_the_others(
         ("--all", "give --unit_model"),
         ("--set lr=1", "only with --all"),
         ("--paper v2 --write_docs", "only the tables of --paper v1"),
-        ("--method PT --unit_model logmel100", "no cell with PT logmel100"),
+        ("--method PT --unit_model logmel100", "no cell with PT logmel100: expected one of PT hub"),
+        (
+            "--prompt_task TABLE",
+            "TABLE: expected one of KS, IC, ASR, SF; for other tasks use --all",
+        ),
         ("--seeds 0", "--seeds 0 --jobs 1: expected at least 1"),
     ],
 )

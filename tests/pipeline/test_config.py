@@ -48,7 +48,7 @@ def test_the_types_of_yaml_values(tmp_path: Path) -> None:
         ("seed: [", [], ""),
         ("seed: 1\nseed: 2", [], "duplicate key"),
         ("seed: 2", ["datarc.rot_path=/data"], "with --set: datarc.rot_path"),
-        ("seed: 2", ["seed"], "expected key=value"),
+        ("seed: 2", ["seed"], "--set seed: expected KEY=VALUE"),
         ("datarc: 3", [], "datarc"),
         ("!!python/object/apply:os.getcwd []", [], ""),
         ("- 1", [], "found a list"),

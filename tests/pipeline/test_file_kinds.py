@@ -81,7 +81,10 @@ def test_folders_onnx_models_and_unknown_files(tmp_path: Path) -> None:
         ({"transformer.h.0.attn.c_attn.weight": A}, "a Hugging Face language model"),
         ({"model.embed_tokens.weight": A}, "a Hugging Face language model"),
         ({"Featurizer": {}, "Downstream": {}, "Optimizer": {}, "Args": 1}, "a downstream model of"),
-        ({"task_cfg": {}, "model_cfg": {}, "model_weight": {}}, "a speech model in s3prl's format"),
+        (
+            {"task_cfg": {}, "model_cfg": {}, "model_weight": {}},
+            "a speech encoder in s3prl's",
+        ),
         ({"cfg": {"extractor_mode": "default"}, "model": {}}, "a WavLM"),
     ],
 )

@@ -15,7 +15,7 @@ from pipeline.unit_models import (
     USER_TABLE,
     Registry,
     find_unit_model,
-    unit_model,
+    listed_unit_model,
     unit_models,
 )
 from pipeline.workspace import Workspace
@@ -90,7 +90,7 @@ def test_the_files_and_layer_of_each_unit_model(workspace: Workspace, folder: Pa
         assert model.lm_folder == home / f"{name}_lm"
         assert name == "mfcc100" or model.ckpt_path.name == "moonshine_tiny_en.ort"
     (folder / "moonshine_tiny_en.ort").touch()  # is used instead of the repository's copy
-    assert unit_model("moonshine50", workspace).ckpt_path == folder / "moonshine_tiny_en.ort"
+    assert listed_unit_model("moonshine50", workspace).ckpt_path == folder / "moonshine_tiny_en.ort"
 
 
 @pytest.mark.parametrize("made", ["moonshine100_lm", "moonshine100_km.npz"])
@@ -98,7 +98,7 @@ def test_shipped_files_are_used_until_others_are_made(
     workspace: Workspace, folder: Path, made: str
 ) -> None:
     """The LM that ships belongs to the k-means that ships."""
-    model = unit_model("moonshine100", workspace)
+    model = listed_unit_model("moonshine100", workspace)
     assert (model.lm_folder, model.km_path.parent) == (SHIPPED / "moonshine100_lm", SHIPPED)
     (folder / made).mkdir()
     assert model.lm_folder == workspace.lm("moonshine100")
@@ -121,18 +121,18 @@ unit_models:
     clusters: 100
     kmeans: {url: "https://example.org/new.bin"}
 """)
-    mine = unit_model("mine500", workspace)
+    mine = listed_unit_model("mine500", workspace)
     assert mine.ckpt_path == workspace.root / "models" / "mine.pt"
     assert mine.lm_folder == Path.home() / "lm500"
     assert mine.km_path == folder / "mine500_km.npz", "to be learned"
-    new = unit_model("hubert_new", workspace)
-    assert new.ckpt_path == unit_model("hubert100", workspace).ckpt_path
+    new = listed_unit_model("hubert_new", workspace)
+    assert new.ckpt_path == listed_unit_model("hubert100", workspace).ckpt_path
     assert new.lm_folder == workspace.lm("hubert_new")
     elsewhere = find_unit_model("made_elsewhere", workspace)
     assert elsewhere.feature_type is None and not elsewhere.files
     assert elsewhere.lm_folder == workspace.lm("made_elsewhere")
     with pytest.raises(UserError, match=r"hubert_100: unknown \(did .*expected one of hubert50"):
-        unit_model("hubert_100", workspace)
+        listed_unit_model("hubert_100", workspace)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from sklearn.cluster import MiniBatchKMeans
 
 from pipeline.devices import Ranks
 from pipeline.rows import SPLITS
-from pipeline.unit_models import unit_model
+from pipeline.unit_models import listed_unit_model
 from pipeline.workspace import Workspace
 from preprocess.actions.quantize import Quantizing
 from preprocess.speech2unit.features import Source
@@ -180,7 +180,7 @@ def test_a_thousand_clusters_of_a_folder_make_units(
         assert "features in float32 on" in printed and "1000 clusters of" in printed
     assert units["models/hf"] == units["model.pt"]
     assert max(int(unit) for unit in units["model.pt"][0].split(b"|")[1].split()[:-1]) > 200
-    checkpoint = unit_model("mhubert1000", Workspace(tmp_path)).checkpoint
+    checkpoint = listed_unit_model("mhubert1000", Workspace(tmp_path)).checkpoint
     assert PretrainedModels(Workspace(tmp_path)).get(checkpoint, 1) == "exists, your own"
 
 

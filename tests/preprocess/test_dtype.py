@@ -72,7 +72,7 @@ def test_machines_without_such_products(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.cpu, name, lambda: False)
     for dtype, device in (("tf32", CPU), ("bfloat16", CPU), ("bfloat16", CARD)):
         message = refused(lambda dtype=dtype, device=device: check_dtype(dtype, device))
-        machine = "this card" if device is CARD else "this processor"
+        machine = "this GPU" if device is CARD else "this processor"
         assert message == f"fairseqrc.dtype={dtype}: {machine} has no {dtype} products; use float32"
 
 

@@ -261,7 +261,7 @@ def test_each_task_reads_a_downstream_of_its_own():
 
 def test_pieces_sessions_and_what_is_left_out(workspace):
     piece = reader_of("VOICE_ACTIVITY", workspace).utterances("test")[0]
-    assert (piece.path, piece.start, piece.frames) == ("speech/long.wav", 28_800, 10_080)
+    assert (piece.path, piece.start, piece.samples) == ("speech/long.wav", 28_800, 10_080)
     for session in (5, 2):
         splits = "{Session1: , Session2: , Session5: }"
         splits = splits.replace(f"Session{session}: ", f"Session{session}: test")

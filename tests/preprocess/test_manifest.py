@@ -115,3 +115,6 @@ def test_units_of_an_earlier_manifest(tmp_path, capsys):
     Quantizing(again).run(Ranks(), skip_bad=False)
     again.postprocess()
     assert len(list(read_rows(again.units / "valid"))) == 1
+    manifest.unlink()
+    with pytest.raises(UserError, match=r"valid\.tsv: manifest not found; run"):
+        again.postprocess()

@@ -1,4 +1,6 @@
-"""The downstream in docs/own_task.md, run exactly as the page prints it."""
+"""The downstream in docs/own_task.md and the reader in docs/unit_models.md, as the pages print
+them; and pieces of files.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from pipeline.errors import UserError
 from pipeline.rows import read_rows
 from pipeline.workspace import REPOSITORY
+from preprocess.actions.manifest import read_manifest
+from preprocess.preprocessor import Utterance
+from preprocess.speech2unit.features import Source
 from tests.conftest import stage
 from tests.preprocess.corpora import tone, write
+from tests.preprocess.tasks import preprocessor
 
 PAGE = (REPOSITORY / "docs" / "own_task.md").read_text()
 PAGE = PAGE.split("## With a preprocessor of your own")[1]
@@ -49,3 +57,26 @@ def test_the_page_makes_a_downstream(tmp_path: Path, monkeypatch: pytest.MonkeyP
     speakers = [{Path(row.file).name[0] for row in split} for split in rows.values()]
     assert speakers == [set("abcfgh"), set("di"), set("ej")]
     assert {row.labels for row in rows["test"]} == {"0", "1"}
+
+
+def test_a_piece_from_its_start_to_the_end_of_the_file(tmp_path, monkeypatch):
+    """Samples count at the file's own rate, also without a number of samples."""
+    task = preprocessor("table", tmp_path)
+    write(task.root / "a.wav", tone(1.0, 100, 8_000), 8_000)
+    pieces = [Utterance("a.wav", ("x",), 6_000, None, "end"), Utterance("a.wav", ("x",), 8_000)]
+    monkeypatch.setattr(type(task), "slots", ("label",))
+    monkeypatch.setattr(task, "utterances", lambda split: pieces[:1])
+    task.generate_manifest()
+    _, (entry,) = read_manifest(task.manifest / "test.tsv")
+    assert entry == ("a.wav", 2_000, 6_000, "end", "0")
+    monkeypatch.setattr(task, "utterances", lambda split: pieces[1:])
+    with pytest.raises(UserError, match=r"a\.wav: start 8000, 0 samples: .* 8000 samples"):
+        task.generate_manifest()
+
+
+def test_the_page_on_unit_models_makes_a_reader():
+    page, names = (REPOSITORY / "docs" / "unit_models.md").read_text(), {}
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
+    samples = torch.from_numpy(tone(1.0, 100)).float()
+    long, short = names["Loudness"](Source())([samples, samples[:320]])
+    assert long.shape == (50, 1) and long.dtype == torch.float32 and torch.equal(short, long[:1])

@@ -99,7 +99,7 @@ def test_the_command_line(intents):
         (["--num_shards", 3, "--shard", 3], "expected 0 to 2"),
         (["--shard", 1], "give both"),
         (["--num_shards", 3], "give both"),
-        (["--downstream", "whale_song"], "unknown; expected one of "),
+        (["--downstream", "whale_song"], "unknown; .*, or add preprocess/whale_song/config.yaml"),
         (["--set", "datarc.root_path=nowhere"], "root_path=nowhere: the folder of one corpus"),
         (["--set", "taskrc.merg=true"], "expected one of unit_model, merge, seed"),
         (["--set", "fairseqrc.km_clusters=many"], "fairseqrc.km_clusters"),
@@ -127,12 +127,15 @@ def test_without_a_name_the_runner_does_every_existing_corpus(tmp_path, monkeypa
         flags = runner_flags("--workspace", tmp_path, "--unit_model", "logmel100")
         return [task.downstream for task in load_downstreams(flags, after_manifest)]
 
-    assert loaded(False) == everything, "so that errors say what is missing"
+    names = ", ".join(everything)
+    with pytest.raises(UserError, match=f"no corpus of {names}; get one "):
+        loaded(False)
     corpora.librispeech(tmp_path / "corpora" / "librispeech")
     assert loaded(False) == ["librispeech"]
     left_out = "left out, without a corpus: audio_snips, table, voxforge\n"
     assert capsys.readouterr().out == left_out
-    assert loaded(True) == everything
+    with pytest.raises(UserError, match=f"no manifest of {names}; run --action gen"):
+        loaded(True)
     preprocessor("librispeech", tmp_path).generate_manifest()
     assert loaded(True) == ["librispeech"]
 
@@ -161,12 +164,17 @@ def test_a_unit_model_of_the_user(intents):
         preprocessor("fluent_commands", intents, "taskrc.unit_model=x")
     (folder / "mine.pt").unlink()
     shutil.rmtree(task.quantized)
-    with pytest.raises(UserError, match=r"mine\.pt: the speech model's checkpoint not found"):
-        Quantizing(task).run(Ranks(), skip_bad=False)
+    (folder / "mine8_km.npz").unlink()
+    remedy = "correct its path: in my_unit_models.yaml, put the file there, or set fairseqrc.ckpt"
+    for action in (lambda: learn_kmeans([task]), lambda: Quantizing(task)):
+        with pytest.raises(UserError, match=rf"mine\.pt: .* not found; {remedy}"):
+            action()
 
 
 def test_a_missing_default_unit_model_is_replaced(tmp_path, monkeypatch, capsys):
-    """The runner prints it. Only the default is replaced, never a requested unit model."""
+    """The runner prints it. Only the default is replaced, never a unit model that a flag or the
+    config names.
+    """
     monkeypatch.setattr("pipeline.unit_models.REPOSITORY", tmp_path / "nothing")
     words = ["--action", "quantized", "--downstream", "table", "--workspace", str(tmp_path)]
 
@@ -179,6 +187,10 @@ def test_a_missing_default_unit_model_is_replaced(tmp_path, monkeypatch, capsys)
     assert name == "mfcc100" and "download.py moonshine100" in printed
     assert loaded("--unit_model", "moonshine100") == ("moonshine100", "")
     assert loaded("--set", "taskrc.unit_model=moonshine50") == ("moonshine50", "")
+    (tmp_path / "mine.yaml").write_text(
+        "taskrc: {unit_model: moonshine100}\ndatarc: {root_path: x}\n"
+    )
+    assert loaded("--config", str(tmp_path / "mine.yaml")) == ("moonshine100", "")
     (tmp_path / "pretrained_models").mkdir()
     (tmp_path / "pretrained_models" / "moonshine_tiny_en.ort").touch()
     assert loaded() == ("moonshine100", "")

@@ -10,7 +10,7 @@ import torch
 
 from preprocess.actions import stream
 from preprocess.actions.manifest import Entry
-from preprocess.actions.stream import Block, Encoder, cut_blocks
+from preprocess.actions.stream import AudioStream, Block, cut_blocks
 from preprocess.speech2unit.audio import read_audio
 from preprocess.speech2unit.features import Source
 from preprocess.speech2unit.spectral import LogMel
@@ -39,9 +39,9 @@ def threads():
 
 
 def encode(reader, root, entries: Sequence[Entry], batch_seconds: float) -> list:
-    encoder = Encoder(reader, lambda features: features, CPU, batch_seconds)
+    audio_stream = AudioStream(reader, lambda features: features, CPU, batch_seconds)
     blocks = cut_blocks("all", root, entries, batch_seconds)
-    return [result for encoded in encoder(blocks) for result in encoded.results]
+    return [result for encoded in audio_stream(blocks) for result in encoded.results]
 
 
 @pytest.mark.parametrize("batch_seconds", [0.01, 1.0, 100.0])
@@ -56,7 +56,7 @@ def test_every_entry_gets_its_own_features_in_order(corpus, threads, batch_secon
         torch.testing.assert_close(features, alone, atol=1e-4, rtol=0)
 
 
-def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
+def test_every_stream_of_a_process_has_all_threads(corpus, threads):
     """It computes in several threads. Afterwards torch has as many threads as before."""
     threads(3)
     for _ in range(2):
@@ -67,7 +67,7 @@ def test_every_encoder_of_a_process_has_all_threads(corpus, threads):
             time.sleep(0.01)
             assert torch.get_num_threads() == 1
 
-        list(Encoder(LogMel(Source()), finish, CPU, 0.05)(cut_blocks("all", *corpus, 0.05)))
+        list(AudioStream(LogMel(Source()), finish, CPU, 0.05)(cut_blocks("all", *corpus, 0.05)))
         assert len(workers) == 3 == torch.get_num_threads()
 
 
@@ -85,7 +85,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, threads, seconds, ahead)
     write(tmp_path / "a.wav", tone(0.5, 100))
     entries = Entries([Entry("a.wav", 8_000, 0, "a.wav", "0")])
     blocks = [Block(f"all-{number}", tmp_path, entries, seconds) for number in range(50)]
-    for taken, _ in enumerate(Encoder(LogMel(Source()), len, CPU, 1.0)(blocks), start=1):
+    for taken, _ in enumerate(AudioStream(LogMel(Source()), len, CPU, 1.0)(blocks), start=1):
         assert len(submitted) <= taken + ahead
     assert len(submitted) == 50
 
@@ -106,9 +106,9 @@ def test_a_long_recording_is_computed_in_pieces(tmp_path, monkeypatch):
             lengths.append(len(features))
             return features
 
-        encoder = Encoder(reader, finish, CPU, 1.0, torch.cat)
-        ((_, (features,), *_),) = encoder(cut_blocks("all", tmp_path, [entry], 1.0))
+        audio_stream = AudioStream(reader, finish, CPU, 1.0, torch.cat)
+        ((_, (features,), *_),) = audio_stream(cut_blocks("all", tmp_path, [entry], 1.0))
         torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
         assert max(lengths) <= size // 160
-    ((_, (bad,), *_),) = Encoder(reader, len, CPU, 1.0)(cut_blocks("a", tmp_path, [entry], 1.0))
+    ((_, (bad,), *_),) = AudioStream(reader, len, CPU, 1.0)(cut_blocks("a", tmp_path, [entry], 1.0))
     assert "too long for one utterance: 0.00 h" in str(bad)

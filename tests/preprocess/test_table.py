@@ -51,7 +51,10 @@ def test_a_table_from_a_spreadsheet(tmp_path):
         ('path,label\na,x\nb,"y\nc,z"\n', "line 3: a quotation mark closes in another line"),
         ('path,label\na,x\nb,"y\n', "line 3: unexpected end"),
         ("path,label,split\na,x,dev\n", "split 'dev'; expected train, valid, test"),
-        ("path,label,split\na,x,test\nb,y,\n", "line 3: split ''; expected train"),
+        (
+            "path,label,split\na,x,test\nb,y,\n",
+            "line 3: the field 'split' is empty; exp",
+        ),
         ("path,speaker,label\na,ann,x\nb, ,y\n", "line 3: nothing in the column 'speaker'"),
         ("path,speaker,label\na,ann,x\nb,bob,y\n", "2 speakers, too few to draw train"),
         ("path,label,start\na,x,1:30\n", r"line 2: start '1:30', end ''; expected seconds"),
@@ -68,6 +71,15 @@ def test_mistakes_are_named(tmp_path, text, message):
 def test_invalid_settings(tmp_path, override):
     with pytest.raises(UserError, match=r"datarc"):
         read(tmp_path, "path,label\na,x\n", override)
+
+
+def test_a_table_has_labels_or_a_text(tmp_path):
+    for override, message in (
+        ("text=label", r"both are set; empty one, for example datarc\.labels=\[\]"),
+        ("labels=[]", r"datarc\.labels, datarc\.text: set one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, "path,label\na,x\n", override)
 
 
 def test_quotation_marks_swallow_no_row(tmp_path, capsys):

@@ -78,7 +78,8 @@ def write_user_table(workspace: Path, checkpoint: str) -> None:
 
 def test_a_unit_model_is_downloaded_completely_and_once(mirror: Remote, tmp_path: Path) -> None:
     row = "logmel50     none                             {0:10} {0}"
-    assert row.format("missing") in download(mirror, tmp_path, "--list")
+    printed = download(mirror, tmp_path, "--list")
+    assert row.format("missing") in printed and "own: your file; to learn: by" in printed
     assert "next: python preprocess/runner.py" in download(mirror, tmp_path, "logmel50")
     assert files_in(tmp_path) == WHOLE
     assert download(mirror, tmp_path, "logmel50", "logmel50").count("already exists") == 2
@@ -164,7 +165,8 @@ def test_a_killed_download_resumes(mirror: Remote, tmp_path: Path, folder: Path)
 
 def test_a_users_path_is_not_downloaded(mirror: Remote, tmp_path: Path, folder: Path) -> None:
     write_user_table(tmp_path, "path: elsewhere/mine.pt")
-    assert "elsewhere/mine.pt: not found" in download(mirror, tmp_path, "one", code=2)
+    printed = download(mirror, tmp_path, "one", code=2)
+    assert "elsewhere/mine.pt: not found; correct its path: in my_unit_models.yaml, or" in printed
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.pt").touch()
     assert "mine.pt: exists, your own" in download(mirror, tmp_path, "one")

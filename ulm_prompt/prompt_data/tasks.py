@@ -131,8 +131,9 @@ def find_pairs(args: argparse.Namespace, needs_lm: bool = False) -> list[Pair]:
     if not pairs:
         wanted = f"{args.prompt_task or 'any task'} with {args.unit_model or 'any unit model'}"
         known = ", ".join(f"{p.task} {p.unit_model}" for p in _pairs(workspace, task_names()))
+        rows = workspace.rows("*", args.unit_model or "*", "train")
         raise UserError(
-            f"{args.workspace / 'preprocess'}: no quantised data for {wanted}; make it with "
+            f"{rows}: no quantised data for {wanted}; make it with "
             f"preprocess/runner.py{f'; existing data: {known}' if known else ''}"
         )
     if args.unit_model or not needs_lm:

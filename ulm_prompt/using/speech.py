@@ -30,7 +30,13 @@ from preprocess.speech2unit.audio import (
     mono_blocks,
     read_audio,
 )
-from preprocess.speech2unit.features import SAMPLE_RATE, Source, feature_reader, merge_runs, written
+from preprocess.speech2unit.features import (
+    SAMPLE_RATE,
+    Source,
+    feature_reader,
+    merge_runs,
+    units_as_text,
+)
 from preprocess.speech2unit.kmeans import KMeans, load_kmeans
 from ulm_prompt.prompt_data.prompt_record import UnitSettings
 from ulm_prompt.prompt_lm.data import batches_by_length
@@ -225,5 +231,5 @@ class SpeechToUnits:
         for batch in batches_by_length(range(len(sizes)), sizes, most_samples, max(1, len(sizes))):
             frames = self.reader([waveforms[number] for number in batch])  # (F_i, D) each
             for number, features in zip(batch, frames):
-                units[number] = self._finish(written(self._kmeans(features)))
+                units[number] = self._finish(units_as_text(self._kmeans(features)))
         return units
