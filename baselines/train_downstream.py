@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from baselines.classifiers.answers import Slots, card_path, finish, parse_flags
+from baselines.classifiers.answers import Slots, finish, parse_flags, record_path
 from baselines.classifiers.downstream import CONFIG, Settings, Split, train
 from baselines.classifiers.means import COMMAND, read_means, read_plan
 from pipeline.devices import choose_device
@@ -28,7 +28,7 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
         config = load_task(task)
         folder = Workspace(args.workspace).downstream_data(config.downstream)
         records = sorted(folder.glob(f"{args.unit_model or '*'}/layer_means/provenance.json"))
-        if not config.is_sequence:  # a classifier cannot answer with a text
+        if not config.is_text:  # a classifier cannot answer with a text
             pairs += [Pair(task, record.parents[1].name, config) for record in records]
     if not pairs:
         example = COMMAND.format("speech_commands", args.unit_model or "hubert100")
@@ -41,22 +41,22 @@ def find_pairs(args: argparse.Namespace) -> list[Pair]:
 
 def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) -> None:
     data, name = (pair.config.downstream, pair.unit_model), f"{pair.task} {pair.unit_model}"
-    card_file = card_path(workspace, pair.task, pair.unit_model, "downstream", date)
-    card = {
+    record_file = record_path(workspace, pair.task, pair.unit_model, "downstream", date)
+    record = {
         "task": pair.task,
         "unit_model": pair.unit_model,
         "config": dataclasses.asdict(settings),
         "data": read_plan(workspace, *data),
     }
-    with holding(card_file.parent):
-        if card_file.exists():
-            earlier = read_json(card_file, "baselines/train_downstream.py")
-            if changed := [key for key, value in card.items() if earlier.get(key) != value]:
+    with holding(record_file.parent):
+        if record_file.exists():
+            earlier = read_json(record_file, "baselines/train_downstream.py")
+            if changed := [key for key, value in record.items() if earlier.get(key) != value]:
                 raise UserError(
-                    f"{card_file.parent}: holds a run with other {', '.join(changed)}; "
+                    f"{record_file.parent}: holds a run with other {', '.join(changed)}; "
                     "choose a new --date"
                 )
-            print(f"{name}: {card_file.parent} already exists")
+            print(f"{name}: {record_file.parent} already exists")
             return
         slots = Slots(workspace.downstream_data(data[0]) / "manifest/labels.json")
         device, why = choose_device()
@@ -68,9 +68,9 @@ def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) 
         print(f"{name}: training on {why}")
         model, curve = train(splits["train"], splits["valid"], slots.sizes, settings)
         weights = {name: value.cpu() for name, value in model.state_dict().items()}
-        save_torch(weights, card_file.parent / "checkpoint_best.pt")
+        save_torch(weights, record_file.parent / "checkpoint_best.pt")
         update = max(curve, key=curve.get)  # the first if several are equal
-        card |= {
+        record |= {
             "trained_parameters": model.trained_parameters,
             "layer_weights": model.layer_weights.softmax(dim=0).tolist(),
             "updates": update,
@@ -79,7 +79,7 @@ def train_pair(workspace: Workspace, pair: Pair, date: str, settings: Settings) 
         }
         print(f"{name}: {model.trained_parameters:,} trained parameters, best at update {update:,}")
         answers = slots.decode(model.predict(splits["test"].means)[splits["test"].index])
-        finish(workspace, pair, card_file, date, entries, answers, card)  # entries of test
+        finish(workspace, pair, record_file, date, entries, answers, record)  # entries of test
 
 
 def main() -> None:

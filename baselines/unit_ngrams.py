@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.svm import LinearSVC
 
-from baselines.classifiers.answers import card_path, finish, parse_flags
+from baselines.classifiers.answers import finish, parse_flags, record_path
 from pipeline.errors import UserError, run
 from pipeline.files import sha256
 from pipeline.rows import SPLITS, Row, read_rows
@@ -73,7 +73,7 @@ def classify(workspace: Workspace, pair: Pair, date: str, settings: Settings) ->
         print(f"  C {cost:g}: {accuracy:.2f} % right on valid", flush=True)
         if accuracy > best:
             best, best_classifier, best_cost = accuracy, classifier, cost
-    card = {
+    record = {
         "task": pair.task,
         "unit_model": pair.unit_model,
         "config": asdict(settings),
@@ -82,8 +82,8 @@ def classify(workspace: Workspace, pair: Pair, date: str, settings: Settings) ->
         "valid": {"accuracy": best},
     }
     answers = best_classifier.predict([row.units for row in test]).tolist()
-    card_file = card_path(workspace, pair.task, pair.unit_model, "ngrams", date)
-    finish(workspace, pair, card_file, date, test, answers, card)
+    record_file = record_path(workspace, pair.task, pair.unit_model, "ngrams", date)
+    finish(workspace, pair, record_file, date, test, answers, record)
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     if args.settings.counts not in ("log", "raw"):
         raise UserError(f"--set counts={args.settings.counts}: expected log or raw")
     for pair in find_pairs(args):
-        if not pair.config.is_sequence:  # a classifier cannot answer with a text
+        if not pair.config.is_text:  # a classifier cannot answer with a text
             classify(Workspace(args.workspace), pair, args.date, args.settings)
     print(f"next: python ulm_prompt/cal_acc.py --sample_date {args.date}")
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 
-from baselines.classifiers.answers import card_path
+from baselines.classifiers.answers import record_path
 from experiments.pictures import draw_demo
 from experiments.runs import run_all, stop_after
 from pipeline.errors import run
@@ -109,7 +109,7 @@ def summarise(task: str, unit_model: str, seconds: dict[str, float]) -> dict[str
     """Return the task's figures, from the files that the stages wrote."""
     names = task, unit_model
     prompt = read_json(WORKSPACE.checkpoints(*names, DATE) / "prompt.json", "ulm_prompt/train.py")
-    ngrams = read_json(card_path(WORKSPACE, *names, "ngrams", DATE), "baselines/unit_ngrams.py")
+    ngrams = read_json(record_path(WORKSPACE, *names, "ngrams", DATE), "baselines/unit_ngrams.py")
     result = score(WORKSPACE.samples(*names, DATE, DATE))
     scores = ("accuracy", "accuracy_within_labels", "invalid")
     return {

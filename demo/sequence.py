@@ -17,7 +17,7 @@ from pipeline.files import read_json, write_json
 from pipeline.workspace import REPOSITORY, Workspace
 from ulm_prompt.prompt_data.tasks import Pair, load_task
 from ulm_prompt.prompt_data.verbal import read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sequence_scores import score_sequences
+from ulm_prompt.scoring.sequence_scores import score_text_file
 
 WORKSPACE = Workspace(REPOSITORY / "demo" / "sequence_workspace")
 PROMPT = "--prefix_prompt_length 60 --set best_by=loss validate_every=250"
@@ -28,12 +28,12 @@ NAMES = ("WER", "CER", "slot type F1", "slot value CER")
 def constant_answer(path: Path, pair: Pair) -> dict[str, float]:
     """Score ``path`` as if train's most frequent labels were the answer to every utterance."""
     train = renamed_texts(WORKSPACE, pair)["train"]
-    labels = Counter(labels for _, labels in read_prompt_text(train, "ulm_prompt/verbalizer.py"))
+    labels = Counter(labels for _, labels in read_prompt_text(train))
     answer = {"predict": labels.most_common(1)[0][0]}
     samples = read_json(path, "ulm_prompt/sample.py")
     constant = path.with_name(f".constant_{path.name}")
     write_json(constant, {row: entry | answer for row, entry in samples.items()})
-    scores = score_sequences(constant, WORKSPACE, pair)
+    scores = score_text_file(constant, WORKSPACE, pair)
     constant.unlink()
     return scores
 
@@ -56,9 +56,9 @@ def main() -> None:
     for task, times in seconds.items():
         pair = Pair(task, unit_model, load_task(task))
         path = WORKSPACE.samples(task, unit_model, DATE, DATE)
-        card = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
+        record = WORKSPACE.checkpoints(task, unit_model, DATE) / "prompt.json"
         scores_by_method = {
-            "prompt": score_sequences(path, WORKSPACE, pair),
+            "prompt": score_text_file(path, WORKSPACE, pair),
             CONSTANT: constant_answer(path, pair),
         }
         for method, scores in scores_by_method.items():
@@ -67,7 +67,7 @@ def main() -> None:
             print(f"{f'{task}, {method}':34}{cells}")
         summary[task] = {
             "unit_model": unit_model,
-            "trained_parameters": read_json(card, "ulm_prompt/train.py")["trained_parameters"],
+            "trained_parameters": read_json(record, "ulm_prompt/train.py")["trained_parameters"],
             **scores_by_method,
             "seconds": times,
         }

@@ -88,7 +88,7 @@ def all_tasks(unit_model: str, knobs: list[str], workspace: Workspace) -> Paper:
         config = load_task(name)
         cell = Cell(TASK, name, unit_model, prompt=config.prefix_prompt_length, set=knobs)
         if has_rows(cell.pair, workspace) or _corpus_folder(cell, workspace).is_dir():
-            metric = "WER" if config.is_sequence else "accuracy"
+            metric = "WER" if config.is_text else "accuracy"
             paper.tasks[name] = TaskEntry(metric, f"{config.downstream}'s corpus (docs/tasks.md)")
             paper.cells.append(cell)
     if skipped := [name for name in task_names() if name not in paper.tasks]:
@@ -131,8 +131,8 @@ def _figure(run: Run, result: Outcome, metric: str, workspace: Workspace) -> Fig
     return Figure(
         *(run.row, run.pair.task, run.pair.unit_model, run.seed, round(value, 4)),
         lm="" if run.baseline else lm,
-        git_revision=result.card["made_by"]["git_revision"],
-        **{name: result.card[name] for name in facts if name in result.card},
+        git_revision=result.record["made_by"]["git_revision"],
+        **{name: result.record[name] for name in facts if name in result.record},
     )
 
 
@@ -158,8 +158,8 @@ def run_of(cell: Cell, seed: int, workspace: Workspace) -> Run:
 
 def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
     """Return a line ``missing path: how to get it`` per missing file; empty if the cell can run."""
-    is_sequence, on_features = cell.pair.config.is_sequence, cell.method == "FT-DM"
-    if on_features and is_sequence:
+    is_text, on_features = cell.pair.config.is_text, cell.method == "FT-DM"
+    if on_features and is_text:
         return [f"missing {cell.task}: SUPERB's downstream model (43M) is not implemented"]
     flags = cell.unit_model + f" --workspace {workspace.root}" * (workspace.root != REPOSITORY)
     download = f"python pretrained_models/download.py {flags} --only"
@@ -185,7 +185,7 @@ def missing(cell: Cell, paper: Paper, workspace: Workspace) -> list[str]:
             needed[model.km_path] = f"{download} kmeans" if model.kmeans else learn
         if needed and not on_features and cell.method != TASK:
             instead = [f"instead of corpus, checkpoint, k-means: rows, if you have them, in {data}"]
-    elif is_sequence and not (data / "labels.json").is_file():
+    elif is_text and not (data / "labels.json").is_file():
         needed[data / "labels.json"] = "what each label number of these rows means"
     lm = lm_folder(workspace, cell.unit_model)
     has_lm = (lm / "checkpoint_best.pt").is_file() and (lm / "dict.txt").is_file()

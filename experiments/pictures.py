@@ -69,17 +69,19 @@ def _accuracies(axis: Axes, x: str, rows: Mapping[str, list[Outcome]]) -> None:
     """
     positions, labels = dict(zip(rows, range(len(rows)))), list(rows)
     if x in LABELS:
-        cards = [outcomes[0].card for outcomes in rows.values()]
-        numbers = [card["training"].get(x, 0) if x == "shots" else card[x] for card in cards]
+        records = [outcomes[0].record for outcomes in rows.values()]
+        numbers = [
+            record["training"].get(x, 0) if x == "shots" else record[x] for record in records
+        ]
         right_end = 3 * max(numbers) or 1
         positions = {name: number or right_end for name, number in zip(rows, numbers)}
         labels = [str(number or "all") for number in numbers]
         if x != "shots":
-            trained = [card["trained_parameters"] for card in cards]
+            trained = [record["trained_parameters"] for record in records]
             short = (f"{n / 1e6:.2f}M" if n >= 1e6 else f"{n / 1e3:.0f}k" for n in trained)
             labels = [f"{label}\n({count})" for label, count in zip(labels, short)]
         axis.set_xscale("log")
-    splits = {"valid": {name: [o.card["valid"]["accuracy"] for o in rows[name]] for name in rows}}
+    splits = {"valid": {name: [o.record["valid"]["accuracy"] for o in rows[name]] for name in rows}}
     if all("accuracy" in outcome.test for outcomes in rows.values() for outcome in outcomes):
         splits["test"] = {name: [o.test["accuracy"] for o in rows[name]] for name in rows}
     order = sorted(positions, key=positions.get)

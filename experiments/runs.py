@@ -1,7 +1,7 @@
 """One training run of a table or a study: the commands that make it, and its results.
 
 A run is finished if its outputs exist and their inputs have not changed. To find out, the run's
-card is compared with the card that train.py would write now.
+record is compared with the record that train.py would write now.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from baselines.classifiers.answers import CONFIG, card_path
+from baselines.classifiers.answers import CONFIG, record_path
 from pipeline.config import load_yaml
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
@@ -34,7 +34,7 @@ from ulm_prompt.prompt_data.prompt_record import (
 )
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import has_data_bin, hashes, load_verbal
-from ulm_prompt.scoring.sample_file import made_from
+from ulm_prompt.scoring.sample_file import origin_of
 from ulm_prompt.scoring.scores import score, scores_of, valid_curve
 from ulm_prompt.training.prompt_run import prepare
 
@@ -81,7 +81,7 @@ class Run:
 class Outcome(NamedTuple):
     """The results of a finished run. Scores are in %."""
 
-    card: dict[str, Any]  # the contents of the run's JSON file
+    record: dict[str, Any]  # the contents of the run's JSON file
     test: dict[str, Any]  # scores; empty if test was not decoded
     curve: dict[int, dict[str, float]]  # update -> scores on valid; empty for a baseline
 
@@ -95,14 +95,14 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     if run.baseline:
         return _baseline_outcome(run, run.baseline, workspace)
     samples = _samples(run, workspace)
-    if (test and samples is None) or not (card := _card(run, workspace)):
+    if (test and samples is None) or not (record := _record(run, workspace)):
         return None
     scores = {}
     if test:
-        is_text = run.pair.config.is_sequence
+        is_text = run.pair.config.is_text
         scores = scores_of(samples, workspace, run.pair.verbalizer) if is_text else score(samples)
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
-    facts = dataclasses.asdict(card)
+    facts = dataclasses.asdict(record)
     facts |= facts.pop("run")
     return Outcome(facts, scores, valid_curve(log) if log.is_file() else {})
 
@@ -150,7 +150,7 @@ def _training_commands(run: Run, workspace: Workspace, test: bool) -> Iterator[C
         if not outcome(run, workspace):
             yield [f"baselines/{run.baseline.script}", *flags]
         return
-    if must_train := _card(run, workspace) is None:
+    if must_train := _record(run, workspace) is None:
         recipe = ["--recipe", run.recipe] if run.recipe else []
         recipe += ["--fine_tune"] if run.fine_tune else []
         if length := _prompt_length(run, workspace):
@@ -236,8 +236,8 @@ def stop_after(failed: Iterable[str]) -> None:
         sys.exit(1)
 
 
-def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
-    """Return the card of the finished training; None if training must start or resume."""
+def _record(run: Run, workspace: Workspace) -> PromptRecord | None:
+    """Return the record of the finished training; None if training must start or resume."""
     pair = run.pair
     folder = workspace.checkpoints(pair.task, pair.unit_model, run.date)
     if not (folder / BEST).is_file():
@@ -250,18 +250,18 @@ def _card(run: Run, workspace: Workspace) -> PromptRecord | None:
     expected, settings = prepare(args, pair, folder)
     if settings is None:  # the run has ended, so train.py would not train
         return expected
-    card = read_record(folder)
-    if card is None or (changed := differences(card, expected)):
-        raise _other_run(folder, f"with another {changed[0]}" if card else "without a record")
-    same_limits = all(card.training.get(knob) == expected.training[knob] for knob in EXTENSIBLE)
-    return card if same_limits and card.trained_parameters else None  # from an earlier version
+    record = read_record(folder)
+    if record is None or (changed := differences(record, expected)):
+        raise _other_run(folder, f"with another {changed[0]}" if record else "without a record")
+    same_limits = all(record.training.get(knob) == expected.training[knob] for knob in EXTENSIBLE)
+    return record if same_limits and record.trained_parameters else None  # from an earlier version
 
 
 def result_path(run: Run, workspace: Workspace) -> Path:
     """Return the path of the last file that the run writes."""
     names = run.pair.task, run.pair.unit_model
     if run.baseline:
-        return card_path(workspace, *names, run.baseline.name, run.date)
+        return record_path(workspace, *names, run.baseline.name, run.date)
     return workspace.samples(*names, run.date, run.sample_date)
 
 
@@ -270,24 +270,24 @@ def _samples(run: Run, workspace: Workspace) -> Path | None:
     prompt = workspace.checkpoints(run.pair.task, run.pair.unit_model, run.date) / BEST
     samples = result_path(run, workspace)
     both_exist = samples.is_file() and prompt.is_file()
-    return samples if both_exist and made_from(samples).get("prompt") == sha256(prompt) else None
+    return samples if both_exist and origin_of(samples).get("prompt") == sha256(prompt) else None
 
 
 def _baseline_outcome(run: Run, baseline: Baseline, workspace: Workspace) -> Outcome | None:
-    """Return the baseline's results if the config and data hashes in the run's card are current."""
+    """Return the baseline's results if the config and data hashes in the record are current."""
     path = result_path(run, workspace)
     if not path.is_file():
         return None
-    card = read_json(path, f"baselines/{baseline.script}")
+    record = read_json(path, f"baselines/{baseline.script}")
     config = load_yaml(CONFIG / baseline.config) | {"seed": run.seed}
     folder, name = workspace.downstream_data(run.pair.config.downstream), run.pair.unit_model
     data = hashes({split: folder / baseline.inputs.format(name, split) for split in SPLITS})
-    rows = card.get("rows")  # n-grams only: stale ones run again, which takes two minutes
-    if card["config"] == config and data == (rows or card["data"]["manifest"]):
-        return Outcome(card, card["test"], {})
+    rows = record.get("rows")  # n-grams only: stale ones run again, which takes two minutes
+    if record["config"] == config and data == (rows or record["data"]["manifest"]):
+        return Outcome(record, record["test"], {})
     if rows:
         return None
-    changed = "data" if card["config"] == config else "config"
+    changed = "data" if record["config"] == config else "config"
     raise _other_run(path.parent, f"with another {changed}")
 
 

@@ -140,19 +140,19 @@ def report(
 def _runs(outcomes: Mapping[Run, Outcome]) -> list[dict[str, Any]]:
     """Return one CSV line per run: its settings, and the scores of its best checkpoint."""
     lines = []
-    for run, (card, test, _) in outcomes.items():
-        verbalizer = card["training"].get("verbalizer", "fixed")
+    for run, (record, test, _) in outcomes.items():
+        verbalizer = record["training"].get("verbalizer", "fixed")
         if verbalizer != LEARNABLE and run.pair.verbalizer:
             verbalizer = run.pair.verbalizer.partition("_")[0]  # the method of verbalizer.py
         line = {
             "run": run.row,
             "seed": run.seed,
             "prefix_prompt_length": run.prefix_prompt_length,
-            "shots": card["training"].get("shots", 0),
+            "shots": record["training"].get("shots", 0),
             "verbalizer": verbalizer,
-            "trained_parameters": card["trained_parameters"],
-            "updates": card["updates"],
-            **{f"valid_{name}": card["valid"][name] for name in SCORES},
+            "trained_parameters": record["trained_parameters"],
+            "updates": record["updates"],
+            **{f"valid_{name}": record["valid"][name] for name in SCORES},
             **{f"test_{name}": value for name, value in test.items()},
         }
         lines.append(line)
@@ -174,7 +174,7 @@ def _table(outcomes: Mapping[Run, Outcome], title: str, curves: bool) -> list[li
     """
 
     def best(seeds: list[Outcome]) -> str:
-        return spread([outcome.card["valid"]["accuracy"] for outcome in seeds])
+        return spread([outcome.record["valid"]["accuracy"] for outcome in seeds])
 
     columns: dict[str, Callable[[list[Outcome]], str]] = {}
     if curves:
@@ -184,11 +184,11 @@ def _table(outcomes: Mapping[Run, Outcome], title: str, curves: bool) -> list[li
                 [outcome.curve[update]["accuracy"] for outcome in seeds if update in outcome.curve]
             )
         columns["best checkpoint"] = lambda seeds: (
-            f"{best(seeds)} (by {max(outcome.card['updates'] for outcome in seeds):,})"
+            f"{best(seeds)} (by {max(outcome.record['updates'] for outcome in seeds):,})"
         )
     else:
         score_title = "accuracy, %"
-        columns["trained"] = lambda seeds: f"{seeds[0].card['trained_parameters']:,}"
+        columns["trained"] = lambda seeds: f"{seeds[0].record['trained_parameters']:,}"
         columns["valid"] = best
         for key, name in TESTS.items():
             if all(outcome.test.get(key) is not None for outcome in outcomes.values()):

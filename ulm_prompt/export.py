@@ -30,8 +30,8 @@ def main() -> None:
     add_workspace(parser)
     args = parser.parse_args()
     workspace = Workspace(args.workspace)
-    pair, date = (args.prompt_task, args.unit_model), args.model_date
-    checkpoint = workspace.checkpoints(*pair, date) / args.checkpoint
+    run_name = args.prompt_task, args.unit_model, args.model_date
+    checkpoint = workspace.checkpoints(*run_name) / args.checkpoint
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint}: not found; train it, or correct --model_date")
     out = args.out.resolve()
@@ -47,7 +47,7 @@ def main() -> None:
 
     prompt_name = name if args.push else out.name
     with holding(out):
-        record = write_shared(checkpoint, pair, date, workspace, args.license, out, prompt_name)
+        record = write_shared(checkpoint, *run_name, workspace, args.license, out, prompt_name)
         commit = push(out, args.push) if args.push else None
     print(
         f"{record.task} {record.unit_model}: {len(record.labels)} labels, "

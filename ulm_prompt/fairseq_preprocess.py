@@ -1,4 +1,4 @@
-"""Stage 2d: renamed prompt text -> fairseq binaries."""
+"""Stage 3: renamed prompt text -> fairseq binaries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> None:
     pairs = find_pairs(args, needs_lm=True)
     for pair in pairs:
         target = workspace.data_bin(pair.unit_model, pair.data_name)
-        lm = lm_folder(workspace, pair.unit_model)
+        lm_dir = lm_folder(workspace, pair.unit_model)
         if has_data_bin(workspace, pair):
             print(f"{pair.task} {pair.unit_model}: {target} was made from this text and dict: kept")
             continue
@@ -30,7 +30,7 @@ def main() -> None:
         with holding(target):
             texts = renamed_texts(workspace, pair)
             names = load_verbal(workspace, pair)[1].values()
-            counts = binarize(texts, load_dictionary(lm), lm / "dict.txt", target, names)
+            counts = binarize(texts, load_dictionary(lm_dir), lm_dir / "dict.txt", target, names)
         rows = ", ".join(f"{split} {count:,}" for split, count in counts.items())
         print(f"{pair.task} {pair.unit_model}: {rows} rows -> {target}")
     print_next(args, "ulm_prompt/train.py", "--date", "DATE")

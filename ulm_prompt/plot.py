@@ -40,13 +40,13 @@ def plot_curves(args: argparse.Namespace, workspace: Workspace, pair: Pair, path
 
 def plot_verbalizer(args: argparse.Namespace, workspace: Workspace, pair: Pair, path: Path) -> None:
     """Draw the embeddings of all units, with the labels."""
-    names, lm = label_names(workspace, pair), lm_folder(workspace, pair.unit_model)
+    names, lm_dir = label_names(workspace, pair), lm_folder(workspace, pair.unit_model)
 
     from ulm_prompt.prompt_lm.lm import load_dictionary, unit_embeddings
 
-    dictionary = load_dictionary(lm)
+    dictionary = load_dictionary(lm_dir)
     units = dictionary.symbols[dictionary.nspecial :]
-    embeddings = dict(zip(units, unit_embeddings(lm, units)))
+    embeddings = dict(zip(units, unit_embeddings(lm_dir, units)))
     title = f"{pair.task}: labels on {pair.unit_model}'s units"
     pictures.draw_verbalizer(embeddings, names, title, path)
 
@@ -65,11 +65,11 @@ def plot_attention(args: argparse.Namespace, workspace: Workspace, pair: Pair, p
     from ulm_prompt.prompt_lm import checkpoint
     from ulm_prompt.prompt_lm.model import attention_on_prompt
 
-    model, lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
+    model, unit_lm = checkpoint.load(checkpoints, lm_folder(workspace, pair.unit_model))
     if model.prompt is None:
         raise UserError(f"{checkpoints}: expected a prompt, found a fine-tuned LM")
     texts = [f"</s> {units} <s>".split() for units, _ in rows][: args.utterances]
-    tokens = [torch.tensor([lm.dictionary.index(word) for word in text]) for text in texts]
+    tokens = [torch.tensor([unit_lm.dictionary.index(word) for word in text]) for text in texts]
     title = f"{pair.task}, {pair.unit_model}: {len(tokens)} test utterances"
     pictures.draw_attention(attention_on_prompt(model, tokens).numpy(), title, path)
 

@@ -28,7 +28,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
     if not prompt.is_file():
         remedy = f"train it with ulm_prompt/train.py --date {args.model_date}"
         raise UserError(f"{prompt}: not found; {remedy}, or correct --model_date")
-    texts, lm = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
+    texts, lm_dir = verbal.renamed_texts(workspace, pair), lm_folder(workspace, pair.unit_model)
     test = workspace.rows(pair.config.downstream, pair.unit_model, "test")
     read, bos = verbal.read_prompt_text, sample_file.BOS
     sources = [
@@ -36,19 +36,20 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
         for row, (units, label) in zip(read_rows(test), read(texts["test"]), strict=True)
     ]
     train_labels = list(dict.fromkeys(labels for _, labels in read(texts["train"])))
-    card = read_record(prompt.parent)
-    if card is not None and card.verbal != verbal.load_verbal(workspace, pair)[1]:
+    record = read_record(prompt.parent)
+    if record is not None and record.verbal != verbal.load_verbal(workspace, pair)[1]:
         raise UserError(f"{prompt}: made with another verbal.json; restore it or add --verbalizer")
-    if card is not None and not card.trained_parameters:
+    if record is not None and not record.trained_parameters:
         print(f"{prompt}: its training has not finished; decoding with this checkpoint")
     longest = max(len(labels.split()) for labels in train_labels)
-    options = sample_file.search_options(args, pair.config.is_sequence, longest)
-    if (limit := options["max_labels"]) < longest and not pair.config.is_sequence:
-        raise UserError(f"--max_labels {limit}: an answer to {pair.task} has {longest} labels")
+    options = sample_file.search_options(args, pair.config.is_text, longest)
+    if (limit := options["max_labels"]) < longest and not pair.config.is_text:
+        problem = f"an answer to {pair.task} has {longest} labels"
+        raise UserError(f"--max_labels {limit}: {problem}; choose at least {longest}")
     made_from = {
         "format": sample_file.FORMAT,
         "prompt": sha256(prompt),
-        "lm_files": verbal.lm_hashes(lm),
+        "lm_files": verbal.lm_hashes(lm_dir),
         "data": {split: sha256(texts[split]) for split in ("train", "test")},
         "rows": sha256(test),
         "options": options,
@@ -68,24 +69,24 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
 
     part = target.with_name(target.name + ".part")
     device, why = choose_device(args.device)
-    model, unit_lm = checkpoint.load(prompt.parent, lm, prompt.name)
+    model, unit_lm = checkpoint.load(prompt.parent, lm_dir, prompt.name)
     part_dtype = sample_file.begun_in(part) if args.dtype == "auto" else None
     dtype, reason = choose_dtype(part_dtype or args.dtype, device, unit_lm.parameters)
     reason = f"as in {part.name}" if part_dtype else reason
     print(f"{pair.task} {pair.unit_model}: computes on {why}, in {dtype} ({reason})", flush=True)
     symbols = unit_lm.dictionary
     if model.label_map is not None:
-        symbols = label_names.with_joint_names(symbols, card.verbal.values())
+        symbols = label_names.with_joint_names(symbols, record.verbal.values())
 
     def encoded(text: str, where: object) -> list[int]:
-        return label_names.encode(text, symbols.indices, str(where), lm / "dict.txt")
+        return label_names.encode(text, symbols.indices, str(where), lm_dir / "dict.txt")
 
     rows = [
         torch.tensor(encoded(f"</s> {source['src']}", f"{texts['test']}, line {line}"))
         for line, source in enumerate(sources, start=1)
     ]
     sequences = [encoded(labels, texts["train"]) for labels in train_labels]
-    labels = LabelSets.build(options["within_labels"], sequences, len(symbols), symbols.eos())
+    label_sets = LabelSets.build(options["within_labels"], sequences, len(symbols), symbols.eos())
     search = Options(**{name: options[name] for name in Options.__dataclass_fields__})
     made_from["lm"] = unit_lm.fingerprint
     made_from["machine"] = [str(dtype), device.type, torch.__version__]
@@ -95,7 +96,7 @@ def sample_pair(args: argparse.Namespace, pair: Pair) -> None:
             print(f"{part}: resumes after {len(answers):,} of {len(rows):,} utterances")
         cached = CachedLM(model.to(device), symbols.pad(), symbols.eos(), dtype)
         with progress_bar(total=len(rows), initial=len(answers), desc=pair.task) as bar:
-            for batch in decode(cached, rows, labels, search, frozenset(answers)):
+            for batch in decode(cached, rows, label_sets, search, frozenset(answers)):
                 answers.add({done.row: sample_file.entry(done, symbols) for done in batch})
                 bar.update(len(batch))
         answers.add({row: sample_file.NO_ANSWER for row in range(len(rows)) if row not in answers})

@@ -21,7 +21,7 @@ from ulm_prompt.scoring.scores import valid_curve
 from ulm_prompt.training.prompt_run import prepare
 from ulm_prompt.training.recipe import DTYPES
 
-UNITS = "loss in bits, label_loss in nats per label, accuracy in %"
+SCORE_UNITS = "loss in bits, label_loss in nats per label, accuracy in %"
 
 
 def parse() -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     flag = parser.add_argument
     flag("--date", type=name_part, required=True, help="names the run, e.g. 20221122")
     flag("--prefix_prompt_length", type=int, help="P, in vectors (default: the task's config)")
-    infix = "number of vectors in the place of <s>, instead of the prefix (default: 0)"
+    infix = "vectors that only <s> and later tokens see, instead of the prefix (default: 0)"
     flag("--infix_prompt_length", type=int, default=0, help=infix)
     flag("--fine_tune", action="store_true", help="train the whole LM, no prompt")
     flag("--recipe", help="a file in config/recipes/ (default: the task's config)")
@@ -41,37 +41,37 @@ def parse() -> argparse.Namespace:
 
 
 def train_pair(args: argparse.Namespace, pair: Pair, here: Ranks) -> None:
-    """Train one task on one unit model, and complete the card of the run."""
+    """Train one task on one unit model, and complete the record of the run."""
     workspace = Workspace(args.workspace)
     save_dir = workspace.checkpoints(pair.task, pair.unit_model, args.date)
     logs = workspace.logs(pair.task, pair.unit_model, args.date)
-    lm = lm_folder(workspace, pair.unit_model)
-    card, settings = on_main(here, lambda: prepare(args, pair, save_dir))
+    lm_dir = lm_folder(workspace, pair.unit_model)
+    record, settings = on_main(here, lambda: prepare(args, pair, save_dir))
     with contextlib.ExitStack() as stack:
         on_main(here, lambda: stack.enter_context(holding(save_dir)))
         if settings is None:
             print(f"{save_dir}: this run has finished; nothing to train")
-            report(card)
+            report(record)
             return
 
         from ulm_prompt.prompt_lm import checkpoint
         from ulm_prompt.training.fairseq_run import train
 
-        card = on_main(here, lambda: checkpoint.begin(save_dir, card))
-        print(f"{pair.task} {pair.unit_model}: recipe {card.recipe} -> {save_dir}; {UNITS}")
-        train(card.training, settings, save_dir, logs, here)
+        record = on_main(here, lambda: checkpoint.begin(save_dir, record))
+        print(f"{pair.task} {pair.unit_model}: recipe {record.recipe} -> {save_dir}; {SCORE_UNITS}")
+        train(record.training, settings, save_dir, logs, here)
         log = logs / "train.log"
-        done = on_main(here, lambda: checkpoint.finish(save_dir, card, valid_curve(log), lm))
+        done = on_main(here, lambda: checkpoint.finish(save_dir, record, valid_curve(log), lm_dir))
     report(done)
 
 
-def report(card: PromptRecord) -> None:
+def report(record: PromptRecord) -> None:
     """Print the update of the best checkpoint, and its scores on valid."""
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in card.valid.items())
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in record.valid.items())
     print(
-        f"{card.task} {card.unit_model}: best at update {card.run.updates:,} of "
-        f"{card.run.total_updates:,}; on valid, with the true earlier labels given: "
-        f"{scores or 'unknown, train.log was removed'} ({UNITS})"
+        f"{record.task} {record.unit_model}: best at update {record.run.updates:,} of "
+        f"{record.run.total_updates:,}; on valid, with the true earlier labels given: "
+        f"{scores or 'unknown, train.log was removed'} ({SCORE_UNITS})"
     )
 
 

@@ -88,7 +88,7 @@ def prepare(
         {split: task_units(workspace, args.unit_model, split) for split in ("train", "valid")},
         *(recipe.topics, recipe.max_valid_utterances, recipe.seed),
     )
-    ulm_run.check_same_run(save_dir, recipe, texts, fingerprint)
+    ulm_run.record_run(save_dir, recipe, texts, fingerprint)
     dictionary, folder = save_dir / "dict.txt", workspace.lm(args.unit_model)
     existing = (begin_from or folder) / "dict.txt"
     if begin_from or has_no_lm(folder) and existing.is_file():

@@ -28,7 +28,7 @@ def read_labelspace(path: Path, task: str) -> list[str]:
     return labels
 
 
-def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
+def spread_units(lm_dir: Path, units: list[str], number: int) -> list[str]:
     """Return ``number`` units that are far apart in the LM's embedding space, most frequent first:
     from each cluster of a k-means the unit nearest to the centre.
     """
@@ -37,7 +37,7 @@ def spread_units(lm: Path, units: list[str], number: int) -> list[str]:
 
     from ulm_prompt.prompt_lm.lm import unit_embeddings
 
-    embeddings = unit_embeddings(lm, units)  # (U, D)
+    embeddings = unit_embeddings(lm_dir, units)  # (U, D)
     clusters = KMeans(number, n_init=10, random_state=0).fit(embeddings)
     distances = clusters.transform(embeddings)  # (U, number)
     distances[clusters.labels_[:, None] != np.arange(number)] = np.inf  # only units of the cluster
@@ -60,7 +60,7 @@ def verbal_map(
         units = spread_units(lm_folder(Workspace(args.workspace), pair.unit_model), units, used)
     if args.method == "random":
         units = random.Random(args.seed).sample(units, used)
-    names = units[:used] if pair.config.is_sequence else label_names.unit_names(units, len(ranked))
+    names = units[:used] if pair.config.is_text else label_names.unit_names(units, len(ranked))
     if len(names) < len(ranked):
         problem = f"{len(ranked)} labels but only {len(units)} distinct units to name them by"
         raise UserError(f"{train}: {problem}; use a unit model with more clusters")
@@ -76,7 +76,7 @@ def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
     with holding(folder):
         labels = read_labelspace(folder / "labelspace.json", pair.task)
         counts: list[Counter[str]] = [Counter(), Counter()]  # in order of first appearance
-        for row in verbal.read_prompt_text(sources["train"], verbal.TEXT_MADE_BY):
+        for row in verbal.read_prompt_text(sources["train"], renamed=False):
             for count, text in zip(counts, row):
                 count.update(text.split())
         names = verbal_map(args, pair, labels, sources["train"], counts)
@@ -101,7 +101,7 @@ def make_verbalizer(args: argparse.Namespace, pair: Pair) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     methods = "freq (default): the most frequent units; kmeans: far apart in the LM's space; random"
-    parser.add_argument("--method", choices=verbal.METHODS, default="freq", help=methods)
+    parser.add_argument("--method", choices=verbal.VERBAL_METHODS, default="freq", help=methods)
     parser.add_argument("--seed", type=int, default=1, help="seed of random (default: 1)")
     add_selection(parser, verbalizer=True)
     args = parser.parse_args()

@@ -106,24 +106,24 @@ def write_answers(
     return 100 * correct / len(sources)
 
 
-def card_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
-    """Return the path of a run's card, a JSON file with the inputs and the scores."""
+def record_path(workspace: Workspace, task: str, unit_model: str, baseline: str, date: str) -> Path:
+    """Return the path of a run's record, a JSON file with the inputs and the scores."""
     folder = workspace.root / "checkpoints" / f"{task}_{unit_model}_{baseline}_{date}"
     return folder / f"{baseline}.json"
 
 
 def finish(
-    workspace: Workspace, pair: Pair, card_file: Path, date: str, test: Sequence[Row | Entry],
-    answers: Sequence[str], card: dict[str, Any],
+    workspace: Workspace, pair: Pair, record_file: Path, date: str, test: Sequence[Row | Entry],
+    answers: Sequence[str], record: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Write the ``answers`` to ``test`` into the samples folder of ``date``, then write the card.
+    """Write the ``answers`` to ``test`` into the samples folder of ``date``, then write the record.
 
-    ``card``: the inputs of the run, and the accuracy on valid.
+    ``record``: the inputs of the run, and the accuracy on valid.
     """
-    path = workspace.samples(pair.task, pair.unit_model, f"{card_file.stem}_{date}", date)
+    path = workspace.samples(pair.task, pair.unit_model, f"{record_file.stem}_{date}", date)
     accuracy = write_answers(path, *zip(*((row.file, row.labels) for row in test)), answers)
-    write_json(card_file, card | {"test": {"accuracy": accuracy}, "made_by": provenance()})
+    write_json(record_file, record | {"test": {"accuracy": accuracy}, "made_by": provenance()})
     print(
-        f"{pair.task} {pair.unit_model}: {card['valid']['accuracy']:.2f} % right on valid, "
+        f"{pair.task} {pair.unit_model}: {record['valid']['accuracy']:.2f} % right on valid, "
         f"{accuracy:.2f} % right on test -> {path}"
     )

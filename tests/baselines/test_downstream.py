@@ -128,21 +128,23 @@ def test_scripts_from_audio_to_accuracy(workspace, monkeypatch, capsys):
     flags = ("--date", "d", "--set", "max_update=60", "validate_every=20", "lr=1e-2")
     run_script(train_downstream, monkeypatch, workspace, *flags)
     folder = workspace / "checkpoints" / "IC_logmel100_downstream_d"
-    card = read_json(folder / "downstream.json", "")
-    assert card["trained_parameters"] == 80 * 256 + 256 + 256 * 6 + 6
-    assert card["config"]["seed"] == 100501 and card["made_by"]["versions"]
-    assert card["valid"]["accuracy"] == max(card["valid_curve"].values()) == 100
-    assert card["valid_curve"][str(card["updates"])] == 100
+    record = read_json(folder / "downstream.json", "")
+    assert record["trained_parameters"] == 80 * 256 + 256 + 256 * 6 + 6
+    assert record["config"]["seed"] == 100501 and record["made_by"]["versions"]
+    assert record["valid"]["accuracy"] == max(record["valid_curve"].values()) == 100
+    assert record["valid_curve"][str(record["updates"])] == 100
     path = Workspace(workspace).samples("IC", "logmel100", "downstream_d", "d")
     result = score(path)
-    assert result["accuracy"] == result["accuracy_within_labels"] == card["test"]["accuracy"] == 100
+    assert (
+        result["accuracy"] == result["accuracy_within_labels"] == record["test"]["accuracy"] == 100
+    )
     assert (result["utterances"], result["invalid"]) == (7, 0)
     assert read_json(path, "")["1"] == {
         "file_name": "wavs/speakers/test/1.wav", "src": "", "label": "1 3 5", "predict": "1 3 5",
     }  # fmt: skip
 
     state = load_torch(folder / "checkpoint_best.pt")
-    assert sum(value.numel() for value in state.values()) == card["trained_parameters"] + 1
+    assert sum(value.numel() for value in state.values()) == record["trained_parameters"] + 1
     before = path.read_bytes(), state
     run_script(train_downstream, monkeypatch, workspace, *flags)
     assert "already" in capsys.readouterr().out

@@ -101,7 +101,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-CARD = f"checkpoints/KS_tiny100_checkpoints_PT-seed{FIRST_SEED}/prompt.json"
+RECORD = f"checkpoints/KS_tiny100_checkpoints_PT-seed{FIRST_SEED}/prompt.json"
 OTHERS: dict[str, Callable[[Path], object]] = {
     "another lm_fingerprint": lambda root: tiny.write_lm(
         Workspace(root).lm("tiny100"), tiny.lm(seed=7)
@@ -110,8 +110,8 @@ OTHERS: dict[str, Callable[[Path], object]] = {
     "another prefix_prompt_length": lambda root: edit(
         root / "tables.yaml", "prompt: 1", "prompt: 2"
     ),
-    "another data": lambda root: edit(root / CARD, '"train": "', '"train": "0'),
-    "holds a run without a record": lambda root: (root / CARD).unlink(),
+    "another data": lambda root: edit(root / RECORD, '"train": "', '"train": "0'),
+    "holds a run without a record": lambda root: (root / RECORD).unlink(),
     "checkpoint_best.pt": lambda root: (
         Workspace(root).lm("tiny100") / "checkpoint_best.pt"
     ).write_text("not a checkpoint"),
@@ -138,7 +138,7 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     for split in SPLITS:
         (manifest / f"{split}.tsv").write_text(split)
     config = load_settings(Settings, CONFIG, [f"seed={FIRST_SEED}"])
-    card = {
+    record = {
         "config": dataclasses.asdict(config),
         "data": {"manifest": {split: sha256(manifest / f"{split}.tsv") for split in SPLITS}},
         "test": {"accuracy": 12.5}, "trained_parameters": 3, "updates": 4,
@@ -146,11 +146,11 @@ def test_a_baseline_on_another_manifest_is_left_out(root: Path) -> None:
     }  # fmt: skip
     name = f"FT-DM KS tiny100 seed {FIRST_SEED}"
     path = root / f"checkpoints/KS_tiny100_downstream_FT-DM-seed{FIRST_SEED}/downstream.json"
-    write_json(path, card)
+    write_json(path, record)
     assert shown(root)[name] == 12.5
     (manifest / "test.tsv").write_text("others")
     assert "another data" in look(root)[1][name]
-    write_json(path, {**card, "config": {}})
+    write_json(path, {**record, "config": {}})
     assert "another config" in look(root)[1][name]
 
 
@@ -160,8 +160,8 @@ def test_every_finished_seed_is_shown_whatever_is_asked_for(root: Path) -> None:
         for path in (*root.glob("checkpoints/*PT-seed*501"), *root.glob("samples/*/*PT-seed*501*")):
             copy = path.with_name(path.name.replace("100501", str(FIRST_SEED + seed)))
             (shutil.copytree if path.is_dir() else shutil.copy2)(path, copy)
-        card = root / CARD.replace("100501", str(FIRST_SEED + seed))
-        edit(card, '"seed": 100501', f'"seed": {FIRST_SEED + seed}')
+        record = root / RECORD.replace("100501", str(FIRST_SEED + seed))
+        edit(record, '"seed": 100501', f'"seed": {FIRST_SEED + seed}')
     for count, seeds in {1: [0, 1, 2], 4: [0, 1, 2, 4]}.items():
         shown_seeds = [f.seed - FIRST_SEED for f in look(root, count)[0] if f.lm == "own"]
         assert shown_seeds == seeds

@@ -43,12 +43,12 @@ def outcome(accuracies: list[float], trained: int = 100, test: float | None = No
         for number, accuracy in enumerate(accuracies, start=1)
     }
     best = max(curve, key=lambda update: curve[update]["accuracy"])
-    card = {
+    record = {
         "training": {"shots": 0, "verbalizer": "fixed"}, "trained_parameters": trained,
         "updates": best, "valid": curve[best], "prefix_prompt_length": 3,
     }  # fmt: skip
     score = {"utterances": 9, "accuracy": test, "accuracy_within_labels": test, "invalid": 0.0}
-    return Outcome(card, score if test else {}, curve)
+    return Outcome(record, score if test else {}, curve)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,8 +189,8 @@ def test_verbalizers_leave_the_workspace_s_own_alone(root: Path, stages: list[st
         names = json.loads((folder / "verbal.json").read_text())
         maps[name] = tuple(names["KS"].values())
         date = f"verbalizer_{name.split('_')[0]}_seed1"
-        card = read_json(Workspace(root).checkpoints("KS", "tiny100", date) / "prompt.json", "")
-        assert sha256(folder / "train.txt") in json.dumps(card), "trained on another text"
+        record = read_json(Workspace(root).checkpoints("KS", "tiny100", date) / "prompt.json", "")
+        assert sha256(folder / "train.txt") in json.dumps(record), "trained on another text"
     assert len(set(maps.values())) == 3 and all(len(set(units)) == 4 for units in maps.values())
     default = json.loads((datasets / "verbal.json").read_text())
     assert tuple(default["KS"].values()) == maps["freq"]

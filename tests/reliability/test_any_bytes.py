@@ -51,7 +51,7 @@ class Reader(NamedTuple):
 TEXTS = [
     Reader("rows", b"a.wav|1 2|3\nb|c.wav|4|5 6\n", lambda path: list(read_rows(path))),
     Reader("manifest", b'/data\na.wav\t160\t0\ta.wav\t1 2\n"b\t.wav"\t9\t7\tb\t3\n', read_manifest),
-    Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path, "x"))),
+    Reader("prompt", b"1 2 <s> 3\n4 5 6 <s> 7 8\n", lambda path: list(read_prompt_text(path))),
     Reader("units", b"1 2 3\n4 5\n", lambda path: list(read_unit_text([path]))),
     Reader("table.csv", b'path,label\na.wav,x\n"b,c.wav",y\n',
            lambda path: list(read_table(path, ["path", "label"], str))),

@@ -60,7 +60,9 @@ def write_workspace(root: Path) -> Workspace:
     return workspace
 
 
-def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
+def write_prompt(
+    workspace: Workspace, task: str, date: str, seed: int, verbalizer: str = ""
+) -> Path:
     """Write a random prompt in the form of train.py; KS in the published form, with the LM."""
     torch.manual_seed(seed)
     state = Prompt(3, LENGTHS[task], 32).published_state()
@@ -70,7 +72,7 @@ def write_prompt(workspace: Workspace, task: str, date: str, seed: int) -> Path:
         save_torch({"args": tiny.settings(3, 32, 4), "model": state}, path)
         return path
     save_torch({"model": state, "updates": 7, "rounding": 0.0}, path)
-    pair = Pair(task, UNIT_MODEL, load_task(task))
+    pair = Pair(task, UNIT_MODEL, load_task(task), verbalizer)
     method, verbal = load_verbal(workspace, pair)
     record = PromptRecord(
         task=task,

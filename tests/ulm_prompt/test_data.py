@@ -43,7 +43,8 @@ def test_every_row_is_in_one_batch(
 
 
 def test_a_row_that_fits_no_batch_is_an_error() -> None:
-    with pytest.raises(UserError, match="row 1 has 50 tokens"):
+    expected = "max_tokens=40: row 2 has 50 tokens; use --set max_tokens=50 or, for an LM, a lower"
+    with pytest.raises(UserError, match=expected):
         list(batches_by_length([0, 1], np.array([5, 50]), 40, 8))
 
 
@@ -127,6 +128,15 @@ def test_only_train_rows_get_noise_and_every_epoch_gets_new_noise(prepared: Path
             labels = clean[index]["tokens"][clean[index]["separator"] :].tolist()
             targets = [unit for unit in batch["target"][index].tolist() if unit != clean.pad]
             assert targets == labels
+
+
+def test_skip_long_is_no_remedy_if_no_row_fits(prepared: Path) -> None:
+    workspace = Workspace(prepared)
+    folders = {"data": str(workspace.data_bin("tiny100", "KS")), "lm": str(workspace.lm("tiny100"))}
+    for skip_long in (False, True):
+        config = UnitPromptConfig(**folders, skip_long=skip_long, max_tokens=1, seed=1)
+        with pytest.raises(UserError, match=r"longer than max_tokens=1 \(.*\); raise max_tokens"):
+            UnitPromptTask.setup_task(config).load_dataset("train")
 
 
 def spoken(count: int, seed: int) -> tuple[list[str], list[int]]:

@@ -146,7 +146,7 @@ def test_beam_equals_fairseq(beam: int, options: dict[str, float], infix: bool) 
     """Compare every finished hypothesis: symbols, normalised score and symbol scores."""
     model, rows = a_model(infix), some_rows(9, longest=12)
     penalty, temperature = options.get("len_penalty", 1.0), options.get("temperature", 1.0)
-    state = cached(model).prefill(rows, score_rows=temperature)
+    state = cached(model).prefill(rows, row_temperature=temperature)
     beams = beam_search(cached(model), state, beam, LIMIT, None, penalty, temperature)
     for row, answers in zip(rows, beams):
         expected = hypotheses(model, [row], LIMIT, beam_size=beam, **options)[0]

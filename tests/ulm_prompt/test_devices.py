@@ -79,7 +79,7 @@ def test_answers() -> None:
             assert len(step_search(lm, lm.prefill(ROWS), [0, 1, 2], 3, choose, labels)) == len(ROWS)
     lm, labels = on_meta("trie")
     with OneDevice():
-        beam_search(lm, lm.prefill(ROWS, score_rows=1.0), 2, 3, labels)
+        beam_search(lm, lm.prefill(ROWS, row_temperature=1.0), 2, 3, labels)
         totals, _ = score_sequences(lm, lm.prefill(ROWS), [(4, 5), (6,)], 2)
     assert totals.device == META and totals.shape == (3, 2)
 

@@ -148,8 +148,8 @@ def test_half_precision_learns_like_float32(trained: Path, run: str) -> None:
     ]
     assert all(is_half) if first == "tuned" or task == "ulm" else not any(is_half)
     if task == "KS":
-        card = read_record(Workspace(trained).checkpoints(task, UNIT_MODEL, second))
-        assert card.training["dtype"] in second
+        record = read_record(Workspace(trained).checkpoints(task, UNIT_MODEL, second))
+        assert record.training["dtype"] in second
 
 
 def test_one_run_at_a_time_on_one_output(trained: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,17 +15,19 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256, write_json
+from pipeline.rows import read_rows
 from pipeline.torch_files import load_safetensors, save_safetensors
 from pipeline.workspace import Workspace
 from preprocess.speech2unit.kmeans import load_kmeans, save_kmeans
 from tests.ulm_prompt import spoken, tiny
 from tests.ulm_prompt.in_process import call
 from tests.ulm_prompt.spoken import export
-from ulm_prompt.prompt_data.prompt_record import RECORD, TENSORS, read_record
+from ulm_prompt.prompt_data.prompt_record import BEST, RECORD, TENSORS, read_record, write_record
 from ulm_prompt.prompt_lm.checkpoint import load
 from ulm_prompt.prompt_lm.prompt import Prompt
 from ulm_prompt.scoring.sample_file import origin_path
 from ulm_prompt.using.predictor import Predictor
+from ulm_prompt.using.share import record_of
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +117,35 @@ def test_test_accuracy_is_of_this_checkpoint_decoded_greedily(
 
 def test_labels_keep_their_names_of_training(spoken_workspace: Workspace, tmp_path: Path) -> None:
     """Rows that were made again may use other label numbers."""
-    card = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "prompt.json"
-    before = read_json(card, "")
+    path = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d") / "prompt.json"
+    before = read_json(path, "")
     labels = {number: {"slot": "s", "name": f"n{number}"} for number in before["verbal"]}
-    write_json(card, {**before, "labels": labels})
+    write_json(path, {**before, "labels": labels})
     export(spoken_workspace, tmp_path / "out")
-    write_json(card, before)
+    write_json(path, before)
     assert read_record(tmp_path / "out").labels == labels
+
+
+def test_a_prompt_of_another_verbal_map(spoken_workspace: Workspace, tmp_path: Path) -> None:
+    """Its export has the label sequences of its own text, and its report has its own names."""
+    workspace = Workspace(tmp_path / "copy")
+    ignore = shutil.ignore_patterns("corpora", "samples")
+    shutil.copytree(spoken_workspace.root, workspace.root, ignore=ignore)
+    flags = ("--prompt_task", "IC", "--verbalizer", "v", "--method", "random", "--seed", 3)
+    call("verbalizer", workspace.root, *flags)
+    folder = spoken.write_prompt(workspace, "IC", "v", 1, verbalizer="v").parent
+    paths = [folder / "checkpoint_best.pt", folder.with_name(folder.name[:-1] + "d") / BEST]
+    named, default = (record_of(path, "IC", spoken.UNIT_MODEL, workspace) for path in paths)
+    assert named.verbal != default.verbal
+    assert named.label_sequences == default.label_sequences is not None
+    write_record(folder, dataclasses.replace(read_record(folder), labels=named.labels))
+    decode = ("--sample_date", "v", "--verbalizer", "v")
+    call("sample", workspace.root, *spoken.of_run("IC", "v"), *decode)
+    printed = call("cal_acc", workspace.root, "--sample_date", "v", "--report", "--json")
+    (report,) = json.loads(printed).values()
+    rows = read_rows(workspace.rows("fluent_commands", spoken.UNIT_MODEL, "test"))
+    expected = {", ".join(named.labels[n]["name"] for n in row.labels.split()) for row in rows}
+    assert {score["name"] for score in report["classes"]} == expected
 
 
 def test_sample_py_decodes_with_an_export(

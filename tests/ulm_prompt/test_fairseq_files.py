@@ -118,7 +118,7 @@ def curve(root: Path, date: str) -> dict[int, dict[str, float]]:
 
 def test_an_epoch_of_one_update(prepared: Path) -> None:
     """Validation runs after every ``validate_every`` updates, not after each epoch. The best
-    checkpoint is kept, and the card contains the shots.
+    checkpoint is kept, and the record contains the shots.
     """
     knobs = ("shots=3", "max_update=45", "validate_every=10", "warmup_updates=5")
     printed = train(prepared, "update", *knobs)
@@ -126,10 +126,10 @@ def test_an_epoch_of_one_update(prepared: Path) -> None:
     scores = curve(prepared, "update")
     assert list(scores) == [10, 20, 30, 40, 45]
     folder = Workspace(prepared).checkpoints("KS", "tiny100", "few_update")
-    card = read_record(folder)
-    assert card.training["shots"] == 3
+    record = read_record(folder)
+    assert record.training["shots"] == 3
     best = max(score["accuracy"] for score in scores.values())
-    assert card.valid["accuracy"] == best == scores[card.run.updates]["accuracy"]
+    assert record.valid["accuracy"] == best == scores[record.run.updates]["accuracy"]
     kept = {path.name for path in folder.glob("*.pt")}
     assert kept == {"checkpoint_best.pt", "checkpoint_last.pt"}
     with pytest.raises(UserError, match="another shots"):

@@ -36,8 +36,8 @@ def test_which_prompt_a_word_means(spoken_workspace: Workspace, tmp_path: Path) 
         shutil.copytree(source, workspace.checkpoints("IC", spoken.UNIT_MODEL, date))
         for date in ("a", "b", "c")
     )
-    card = read_json(running / "prompt.json", "")
-    write_json(running / "prompt.json", {**card, "trained_parameters": 0})
+    record = read_json(running / "prompt.json", "")
+    write_json(running / "prompt.json", {**record, "trained_parameters": 0})
     with pytest.raises(UserError, match="2 prompts: .*_a, .*_b; choose one") as error:
         find_prompt("IC", workspace)
     assert "checkpoints_c" not in str(error.value).split("choose")[0]
@@ -57,13 +57,13 @@ def test_which_prompt_a_word_means(spoken_workspace: Workspace, tmp_path: Path) 
 def test_prompts_that_do_not_go_together(spoken_workspace: Workspace, tmp_path: Path) -> None:
     source = spoken_workspace.checkpoints("IC", spoken.UNIT_MODEL, "d")
     folder = shutil.copytree(source, tmp_path / "other")
-    card = read_json(folder / "prompt.json", "")
+    record = read_json(folder / "prompt.json", "")
     for change, prompts, expected in (
         ({"lm_fingerprint": "0" * 16}, ["IC", folder], "trained on 0000000000000000; use that LM"),
         ({"lm_fingerprint": "0" * 16}, [folder], "trained on 0000000000000000; use that LM"),
         ({"fine_tune": True}, [folder], "found a fine-tuned LM"),
     ):
-        write_json(folder / "prompt.json", {**card, **change})
+        write_json(folder / "prompt.json", {**record, **change})
         with pytest.raises(UserError, match=expected):
             Predictor.load(prompts, spoken_workspace.root)
 

@@ -80,14 +80,14 @@ def test_it_trains_resumes_and_answers_with_labels_alone(prepared: Path) -> None
     assert whole["label_map.weight"].shape == (12, SYMBOLS)
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
-    card = read_record(folder)
-    assert card.training["verbalizer"] == "learnable" and card.labels_per_utterance == 3
-    assert card.trained_parameters == sum(tensor.numel() for tensor in whole.values())
+    record = read_record(folder)
+    assert record.training["verbalizer"] == "learnable" and record.labels_per_utterance == 3
+    assert record.trained_parameters == sum(tensor.numel() for tensor in whole.values())
     entries, right = answered(workspace, "IC", "map_whole")
     assert len(entries) == 29 and right / (3 * 29) > 0.5, "chance is a quarter"
     for entry in entries:
         answer = entry["predict"].split()
-        assert len(answer) == 3 and set(answer) <= set(card.verbal.values())
+        assert len(answer) == 3 and set(answer) <= set(record.verbal.values())
 
 
 def answered(workspace: Workspace, task: str, date: str) -> tuple[list[dict], int]:

@@ -15,7 +15,7 @@ from pipeline.rows import SPLITS
 from pipeline.workspace import Workspace
 from tests.ulm_prompt.in_process import call
 from ulm_prompt.prompt_data.prompt_record import read_record
-from ulm_prompt.scoring.sample_file import made_from
+from ulm_prompt.scoring.sample_file import origin_of
 
 UNIT_MODEL = "tiny100"
 KS = ("--prompt_task", "KS")
@@ -112,12 +112,12 @@ def test_a_finished_runs_record_loses_nothing(root: Path) -> None:
     """
     shutil.rmtree(root / "logs")
     folder = run_folder(root)
-    before, card = read_record(folder), read_json(folder / "prompt.json", "")
+    before, record = read_record(folder), read_json(folder / "prompt.json", "")
     assert before.valid.keys() == {"loss", "label_loss", "accuracy"}
     printed = call("train", root, *TRAIN)
     assert "this run has finished" in printed and "label_loss in nats per label, acc" in printed
     assert read_record(folder) == before
-    write_json(folder / "prompt.json", card | {"files": {}, "dict_fingerprint": ""})
+    write_json(folder / "prompt.json", record | {"files": {}, "dict_fingerprint": ""})
     call("train", root, *TRAIN)
     after = read_record(folder)
     assert (after.valid, after.files, after.run) == (before.valid, before.files, before.run)
@@ -154,7 +154,7 @@ def test_answers_are_kept_while_they_are_of_these_inputs(root: Path) -> None:
     assert KEPT not in call("sample", root, *SAMPLE, "--max_units", 10)
     assert KEPT not in call("sample", root, *SAMPLE) and path.read_bytes() == before
     replace(path, before.replace(b'"predict": "', b'"predict": "1 ', 1))
-    assert made_from(path) == {}, "the answers were changed"
+    assert origin_of(path) == {}, "the answers were changed"
     assert KEPT not in call("sample", root, *SAMPLE) and path.read_bytes() == before
     rows = Workspace(root).rows("speech_commands", UNIT_MODEL, "test")
     replace(rows, rows.read_bytes().replace(b"2/0.wav", b"2/x.wav"))
@@ -168,6 +168,12 @@ def test_the_next_command_has_the_flags_and_the_lm(root: Path) -> None:
     printed = call("verbalizer", root, *KS, "--verbalizer", "v")
     flags = f"--verbalizer v --prompt_task KS --workspace {root}"
     assert printed.endswith(f"next: python ulm_prompt/fairseq_preprocess.py {flags}\n")
+    folder = Workspace(root).datasets(UNIT_MODEL) / "speech_commands" / "verbalizers" / "v"
+    for method, again in {"freq": "v again", "kmeans": "v --method kmeans again"}.items():
+        call("verbalizer", root, *KS, "--verbalizer", "v", "--method", method)
+        replace(folder / "valid.txt", b"")
+        with pytest.raises(UserError, match=rf"run ulm_prompt/verbalizer.py --verbalizer {again}$"):
+            call("fairseq_preprocess", root, *KS, "--verbalizer", "v")
     shutil.rmtree(Workspace(root).lm(UNIT_MODEL))
     printed = call("verbalizer", root, *KS)
     assert f"{UNIT_MODEL}: no unit LM yet; run ulm_prompt/train_ulm.py, or" in printed

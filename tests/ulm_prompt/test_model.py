@@ -10,6 +10,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.errors import UserError
 from tests.benchmarks.published import logits_of, published_logits
 from tests.ulm_prompt import tiny
 from ulm_prompt.prompt_data.tasks import load_task
@@ -17,7 +18,7 @@ from ulm_prompt.prompt_lm.cache import CachedLM
 from ulm_prompt.prompt_lm.lm import choose_dtype
 from ulm_prompt.prompt_lm.losses import LabelCrossEntropy
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.prompt_lm.prompt import Prompt, project
+from ulm_prompt.prompt_lm.prompt import KEYS, VALUES, Prompt, project
 
 KINDS = {"prefix": tiny.prompted, "infix": lambda: tiny.prompted(infix=True), "map": tiny.mapped}
 
@@ -82,8 +83,18 @@ def test_projected_prompt_is_the_same_prompt(infix: bool) -> None:
     assert saved.infix == infix
     logits = PromptLanguageModel(lm, saved)(tokens, read_at)
     torch.testing.assert_close(logits, model(tokens, read_at), rtol=0, atol=2e-3)
-    for projected, trained in zip(project(saved, lm.decoder.layers), (prompt.keys, prompt.values)):
-        assert (projected - trained).norm() < 1e-3 * trained.norm()
+    projected = map(torch.stack, project(saved.keys, saved.values, lm.decoder.layers))
+    for tensor, trained in zip(projected, (prompt.keys, prompt.values)):
+        assert (tensor - trained).norm() < 1e-3 * trained.norm()
+
+
+@pytest.mark.parametrize("name", [KEYS, VALUES])
+def test_a_state_without_the_trained_tensors_is_refused(name: str) -> None:
+    model = PromptLanguageModel(tiny.lm(), Prompt(3, 5, 32, projected=True))
+    state = model.state_dict()
+    del state[name]
+    with pytest.raises(UserError, match=f"expected {name} of shape .3, 5, 32., found none"):
+        model.load_state_dict(state)
 
 
 def slow_loss(model: PromptLanguageModel, sample: dict, loss_on: str) -> torch.Tensor:

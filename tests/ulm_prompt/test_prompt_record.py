@@ -89,7 +89,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ({"prefix_prompt_length": True}, "prefix_prompt_length: expected int"),
         ({"verbal": {"0": 17}}, "verbal: expected str, found 17"),
         ({"units": 3}, "units: expected UnitSettings, found 3"),
-        ({"format": 3}, "format 3; this version reads up to 2"),
+        ({"format": 3}, "format 3; this version reads up to 2; update this repository"),
         ({"ckpt_path": "/etc/passwd"}, "the record got an unexpected .* 'ckpt_path'"),
         (None, "not valid JSON"),
     ],

@@ -86,7 +86,7 @@ def test_attention_on_the_prompt_equals_a_full_computation() -> None:
     expected = torch.zeros(3, 4, 4)
     with torch.no_grad():
         for row in rows:
-            x = model.embed(row[None], model.positions(len(row)))
+            x = model.embed(row[None], model.position_vectors(len(row)))
             for index, layer in enumerate(model.lm.decoder.layers):
                 normed = layer.self_attn_layer_norm(x)[0]
                 inputs = torch.cat([model.prompt.keys[index], normed])
@@ -96,7 +96,7 @@ def test_attention_on_the_prompt_equals_a_full_computation() -> None:
                     weights = torch.softmax(keys[:, head] @ query[head] / 8**0.5, 0)
                     expected[index, head] += weights[:4] / len(rows)
                 mask = model.causal_mask(len(row))
-                x = model.block(layer, x, model.prefixes()[index], mask)
+                x = model.block(layer, x, model.layer_prompts()[index], mask)
     shares = attention_on_prompt(model, rows)
     torch.testing.assert_close(shares, expected, rtol=0, atol=1e-6)
     assert 0.01 < shares.sum(2).mean() < 0.99

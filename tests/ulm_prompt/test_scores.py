@@ -181,10 +181,10 @@ def test_accuracies_without_a_prompt(two_classes: Workspace) -> None:
     """The most frequent label is of train. Only n-grams of the current rows are printed."""
     paths = {s: two_classes.rows("speech_commands", "tiny100", s) for s in SPLITS}
     zeros = sum(line.endswith("|0") for line in paths["test"].read_text().splitlines())
-    card = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
+    record = two_classes.root / "checkpoints" / "KS_tiny100_ngrams_x" / "ngrams.json"
     hashes = {split: sha256(path) for split, path in paths.items()}
     for rows, is_printed in ((hashes, True), ({**hashes, "train": "other rows"}, False)):
-        write_json(card, {"rows": rows, "test": {"accuracy": 71.5}})
+        write_json(record, {"rows": rows, "test": {"accuracy": 71.5}})
         printed = call("cal_acc", two_classes.root, "--sample_date", "s")
         assert f"without a prompt: train's most frequent label, {100 * zeros / 30:.2f} %" in printed
         assert ("  without a prompt: unit n-grams, linear, 71.50 %\n" in printed) == is_printed
@@ -199,10 +199,10 @@ def test_train_and_valid_of_the_run_that_was_decoded(
     call("sample", prepared, *task, "--model_date", "beside", *date)
     workspace, run = Workspace(prepared), ("IC", "tiny100", "beside")
     curve = train_curve(workspace.logs(*run) / "train.log")
-    card = read_json(workspace.checkpoints(*run) / "prompt.json", "")
+    record = read_json(workspace.checkpoints(*run) / "prompt.json", "")
     compared = comparison(workspace.samples(*run, "beside"), workspace)
-    accuracy = curve[card["run"]["updates"]]["accuracy"]
-    assert compared["run"] == {"train": accuracy, "valid": card["valid"]["accuracy"]}
+    accuracy = curve[record["run"]["updates"]]["accuracy"]
+    assert compared["run"] == {"train": accuracy, "valid": record["valid"]["accuracy"]}
     assert len(curve) == 3 and f"{accuracy:.2f} % on train" in call("cal_acc", prepared, *date)
     assert len(compared["slots"]) == 3
     assert all(0 < share < 100 for share in compared["most_frequent"].values())

@@ -18,7 +18,7 @@ from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import Pair, load_task, pair_of
 from ulm_prompt.prompt_lm.search import Options
 from ulm_prompt.scoring.sample_file import report_long, within_path
-from ulm_prompt.scoring.sequence_scores import score_sequences
+from ulm_prompt.scoring.sequence_scores import score_text_file
 
 UNIT_MODEL = "tiny100"
 WORDS = ("AB", "BAB", "A", "AAB")
@@ -72,7 +72,7 @@ def right_answers(root: Path, task: str, path: Path) -> dict[str, dict[str, str]
 
 
 def score(root: Path, task: str, path: Path) -> dict[str, float]:
-    return score_sequences(path, Workspace(root), Pair(task, UNIT_MODEL, load_task(task)))
+    return score_text_file(path, Workspace(root), Pair(task, UNIT_MODEL, load_task(task)))
 
 
 def test_scores_of_every_task(root: Path) -> None:
@@ -112,7 +112,8 @@ def test_right_answers_and_stale_ones(root: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     entries["3"]["label"] += " 10"
     write_json(path, entries)
-    with pytest.raises(UserError, match=r"stale, the labels differ from .*test\.txt"):
+    remedy = r"run sample\.py again; for a prompt of --verbalizer NAME, first run verbalizer\.py"
+    with pytest.raises(UserError, match=rf"stale, the labels differ from .*test\.txt; {remedy}"):
         score(root, "SF", path)
 
 
@@ -147,10 +148,10 @@ def test_too_long_answers_are_counted(capsys: pytest.CaptureFixture[str]) -> Non
     """Answers may be cut at the limit, or longer with their row than the LM's positions."""
     rows = [range(10), range(10), range(4)]
     answers = {row: {"symbols": count} for row, count in enumerate((5, 3, 5))}
-    report_long(rows, answers, Options(max_labels=5, max_units=99), positions=12)
+    report_long(rows, answers, Options(max_labels=5, max_units=99), max_positions=12)
     printed = capsys.readouterr().out
     assert "2 free answers were cut after 5 labels" in printed
     assert "2 rows with their answers exceed the 12 positions" in printed
     assert "(15 at most)" in printed
-    report_long(rows, answers, Options(max_labels=6, max_units=99), positions=15)
+    report_long(rows, answers, Options(max_labels=6, max_units=99), max_positions=15)
     assert capsys.readouterr().out == ""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.devices import Ranks
 from pipeline.errors import UserError
 from pipeline.files import read_json, sha256
 from pipeline.workspace import Workspace
 from tests.ulm_prompt import tiny
 from tests.ulm_prompt.in_process import call, data_stages, stage
+from ulm_prompt.prompt_data.prompt_record import PromptRecord
 from ulm_prompt.training import recipe
+from ulm_prompt.training.fairseq_run import fairseq_config
+from ulm_prompt.training.prompt_run import _prompt_settings
+from ulm_prompt.training.ulm_run import unit_lm_settings
 from ulm_prompt.verbalizer import spread_units
 
 UNIT_MODEL = "tiny100"
@@ -56,6 +62,28 @@ def test_a_recipe_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         recipe.load_recipe("short", [])
 
 
+def test_every_knob_is_read(tmp_path: Path) -> None:
+    """fairseq's config takes a knob if a dataclass of it has a field of this name. Our code must
+    read the others: such a knob is named here, or it would change nothing, without an error.
+    """
+    prompt = PromptRecord("KS", "u", 5, "freq", {}, "", training=vars(recipe.Recipe()))
+    lm = recipe.UnitLMRecipe()
+    for knobs, settings, ours in (
+        (prompt.training, _prompt_settings(prompt, tmp_path, tmp_path),
+         {"space", "dtype", "best_by", "lr_schedule", "validate_every", "verbalizer"}),
+        (vars(lm), unit_lm_settings(lm, tmp_path, None),
+         {"dtype", "lr_schedule", "topics", "max_valid_utterances"}),
+    ):  # fmt: skip
+        config = fairseq_config(knobs, settings, tmp_path, tmp_path, Ranks())
+        groups = [group for group in config.values() if isinstance(group, Mapping)]
+        unread = {
+            name
+            for name, value in knobs.items()
+            if not any(group.get(name) in (value, [value]) for group in groups if name in group)
+        }
+        assert unread == ours
+
+
 def test_data_stages_reproduce_the_published_files(data: Path, tmp_path: Path) -> None:
     """Text, maps and binaries equal the known published files byte for byte."""
     space, golden = Workspace(tmp_path), data / "golden"
@@ -91,8 +119,8 @@ def test_from_rows_to_accuracy(prepared: Path) -> None:
         assert f"(num. trained: {trained:,})" in printed
         run = folder(prepared, "e2e", task)
         assert weights(run).keys() == {f"decoder.{name}.weight" for name in names}
-        card = read_json(run / "prompt.json", "")
-        assert card["trained_parameters"] == trained and card["valid"]["loss"] > 0
+        record = read_json(run / "prompt.json", "")
+        assert record["trained_parameters"] == trained and record["valid"]["loss"] > 0
         logs = Workspace(prepared).logs(task, UNIT_MODEL, "e2e")
         assert list(logs.glob("*/events.out.tfevents.*")), "curves of its own"
         samples = read_json(Workspace(prepared).samples(task, UNIT_MODEL, "e2e", "e2e"), "")

@@ -63,11 +63,11 @@ class PromptRecord:
     task: str
     unit_model: str
     prefix_prompt_length: int
-    verbalizer: str
+    verbalizer: str  # the method that made ``verbal``: freq, kmeans or random
     verbal: dict[str, str]  # label -> unit
     lm_fingerprint: str  # "": unknown until the LM is loaded
     lm_parameters: int = 0
-    infix_prompt_length: int = 0  # vectors in the place of <s>, instead of a prefix
+    infix_prompt_length: int = 0  # vectors that only <s> and later tokens see, instead of a prefix
     fine_tune: bool = False  # the whole LM was trained, without a prompt
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # label -> slot and name
     labels_per_utterance: int = 0  # 0: any number, a text
@@ -115,7 +115,8 @@ def read_record(folder: Path) -> PromptRecord | None:
     values = read_json(path, f"ulm_prompt/{'export' if is_shared else 'train'}.py")
     version = values.pop("format", None)
     if version not in (None, 1, FORMAT):
-        raise UserError(f"{path}: format {_short(version)}; this version reads up to {FORMAT}")
+        problem = f"format {_short(version)}; this version reads up to {FORMAT}"
+        raise UserError(f"{path}: {problem}; update this repository")
     if version is None:  # old records have the fields of ``run`` at the top
         names = [entry.name for entry in fields(TrainingRun)]
         values["run"] = {name: values.pop(name) for name in names if name in values}
@@ -151,26 +152,29 @@ def check_file(path: Path, record: PromptRecord) -> None:
         )
 
 
-def has_ended(folder: Path, record: PromptRecord) -> bool:
-    """Return whether the run has finished. Raises ``UserError`` if a checkpoint was replaced."""
+def check_files(folder: Path, record: PromptRecord) -> None:
+    """Raise ``UserError`` if a file that ``record`` names was replaced. It may be missing."""
     for name in record.files:
         if (folder / name).exists():
             check_file(folder / name, record)
-    return BEST in record.files and (folder / BEST).exists()
 
 
-def finished(folder: Path, card: PromptRecord, lm: dict[str, str]) -> PromptRecord | None:
-    """Return the record in ``folder`` if the run that ``card`` plans has finished, else None.
-    ``lm``: the hashes of the LM's files. Raises ``UserError`` as ``has_ended`` does.
+def finished_record(
+    folder: Path, planned: PromptRecord, lm_hashes: dict[str, str]
+) -> PromptRecord | None:
+    """Return the complete record in ``folder`` if the run that ``planned`` describes has finished
+    on the LM with ``lm_hashes``, else None. Raises ``UserError`` as ``check_files``.
     """
     record = read_record(folder)
-    if record is None or record.run is None or not has_ended(folder, record):
+    if record is None or record.run is None:
         return None
-    names = ("lm_fingerprint", "dict_fingerprint")  # unknown to the card: no LM is loaded yet
-    card = dataclasses.replace(card, **{name: getattr(record, name) for name in names})
-    lasts_as_long = all(record.training.get(knob) == card.training[knob] for knob in EXTENSIBLE)
-    is_same = lasts_as_long and record.run.lm == lm and not differences(record, card)
-    return record if is_same else None
+    check_files(folder, record)
+    names = ("lm_fingerprint", "dict_fingerprint")  # unknown to the plan: no LM is loaded yet
+    planned = dataclasses.replace(planned, **{name: getattr(record, name) for name in names})
+    has_ended = BEST in record.files and (folder / BEST).exists()
+    lasts_as_long = all(record.training.get(knob) == planned.training[knob] for knob in EXTENSIBLE)
+    is_same = lasts_as_long and record.run.lm == lm_hashes and not differences(record, planned)
+    return record if has_ended and is_same else None
 
 
 def _typed(kind: Any, value: Any, name: str, path: Path) -> Any:
@@ -200,21 +204,22 @@ def _check(record: PromptRecord, path: Path) -> None:
     """Raise ``UserError`` for values that contradict each other or that cannot be printed."""
     labels, units, sequences = record.labels, record.verbal, record.label_sequences
     name_rule = "a name of letters, digits, and _ . -"
+    are_named = all(entry.keys() == {"slot", "name"} for entry in labels.values())
     rules: list[tuple[str, object, str]] = [
         *((key, _NAME.fullmatch(getattr(record, key)), name_rule) for key in _NAMES),
+        ("labels", are_named, "a slot and name for every label"),
         ("files", record.files.keys() <= {BEST, LAST, TENSORS}, f"{BEST}, {LAST} or {TENSORS}"),
     ]
     if record.units is not None:  # a shared prompt's record
         texts = [*units.values(), *(text for entry in labels.values() for text in entry.values())]
-        are_named = labels and all(entry.keys() == {"slot", "name"} for entry in labels.values())
-        are_printable = all(text and text.isprintable() for text in texts)
+        are_printable = labels and all(text and text.isprintable() for text in texts)
         have_units = units.keys() == labels.keys() and len(set(units.values())) == len(units)
         are_known = sequences != [] and all(
             0 < len(sequence) <= record.most_labels and set(sequence) <= labels.keys()
             for sequence in sequences or ()
         )
         rules += [
-            ("labels", are_named and are_printable, "a printable slot and name for every label"),
+            ("labels", are_printable, "a printable slot and name for every label"),
             ("verbal", have_units, "a different unit for every label"),
             ("label_sequences", are_known, "sequences of 1 to most_labels known labels"),
             ("license", (record.license or "").isprintable(), "one line"),

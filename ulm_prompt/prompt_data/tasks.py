@@ -32,14 +32,14 @@ class TaskConfig:
     train: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def is_sequence(self) -> bool:
+    def is_text(self) -> bool:
         """Whether an utterance may have any number of labels: a text, not a class."""
         return self.labels_per_utterance == 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A task and a unit model with common data. ``verbalizer``: the name of a second label map,
+    """A task and a unit model with common data. ``verbalizer``: the name of a second verbal map,
     or empty for the map in verbal.json.
     """
 
@@ -79,9 +79,9 @@ def load_task(name: str) -> TaskConfig:
 
 
 def add_selection(parser: argparse.ArgumentParser, verbalizer: bool = False) -> None:
-    """Add the flags that choose tasks, unit models and, with ``verbalizer``, the label map."""
+    """Add the flags that choose tasks, unit models and, with ``verbalizer``, the verbal map."""
     if verbalizer:
-        name = "use the label map and data of this name (default: verbal.json)"
+        name = "use the verbal map and data of this name (default: verbal.json)"
         parser.add_argument("--verbalizer", default="", metavar="NAME", help=name)
     parser.add_argument("--prompt_task", help="only this task, e.g. KS (default: all)")
     parser.add_argument("--unit_model", help="only this unit model, e.g. hubert100 (default: all)")
@@ -157,7 +157,7 @@ def pair_of(workspace: Workspace, samples: Path) -> Pair | None:
         if samples.stem.startswith(f"samples_{pair.task}_{pair.unit_model}_")
     ]
     for task in [] if pairs else tasks:
-        if (config := load_task(task)).is_sequence:
+        if (config := load_task(task)).is_text:
             folder = workspace.downstream_data(config.downstream)
             remedy = "score it in the workspace that contains them"
             raise UserError(f"{samples}: the rows of {task} are not in {folder}; {remedy}")

@@ -57,8 +57,8 @@ def write_ulm_text(
 ) -> dict[str, Path]:  # fmt: skip
     """Write ``folder``/{train,valid}.txt: the lines of the ``text`` files, then the tasks' units.
 
-    ``text`` and ``tasks`` are by split. With ``codebooks``, ``<s>`` and the topics follow each task
-    utterance. ``max_valid``: the most valid lines per source; 0: all lines.
+    ``text`` and ``tasks`` are by split. ``codebooks``: the number of topics that follow each task
+    utterance, after ``<s>``. ``max_valid``: the most valid lines per source; 0: all lines.
     """
     lines = {split: {"text": read_unit_text(files)} for split, files in text.items()}
     for downstream, train in tasks["train"].items():

@@ -1,7 +1,7 @@
 """Prompt text, the verbalizer's map and binaries, and the checks that they fit their sources.
 
-Every output stores the hashes of its sources, so that stale files are refused:
-rows -> data_prompt/ -> verbal.json and the renamed text -> binaries.
+Every output except labelspace.json stores the hashes of its sources, so that stale files are
+refused: rows -> data_prompt/ -> verbal.json and the renamed text -> binaries.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ if TYPE_CHECKING:
     from fairseq.data import Dictionary
 
 SOURCES = "sources.json"  # the hashes of the files that a folder was made from
-VERBAL_SOURCES = "verbal_sources.json"  # the hashes of the sources of verbal.json
-METHODS = ("freq", "kmeans", "random")
+VERBAL_SOURCES = "verbal_sources.json"  # the hashes of a map, its sources and the renamed text
+VERBAL_METHODS = ("freq", "kmeans", "random")
 SEPARATOR = " <s> "
 TEXT_MADE_BY = "ulm_prompt/make_data.py"
 LABELS_MADE_BY = "ulm_prompt/gen_labelspace.py"
-MADE_BY = "ulm_prompt/verbalizer.py"
+VERBAL_MADE_BY = "ulm_prompt/verbalizer.py"
 _WRITTEN = (*(f"{split}.{kind}" for split in SPLITS for kind in ("bin", "idx")), "dict.txt")
 _UNRECORDED = ("LM's dict", "renamed")  # hashes that old records do not contain
 
 
-def read_prompt_text(path: Path, made_by: str = MADE_BY) -> Iterator[tuple[str, str]]:
-    """Stream (units, labels) of the lines ``units <s> labels`` that the command ``made_by`` wrote.
-    The verbalizer may name a label by several units, ``12+47``. Raises ``UserError`` if the file is
-    missing or a line has another form.
+def read_prompt_text(path: Path, renamed: bool = True) -> Iterator[tuple[str, str]]:
+    """Stream (units, labels) of the lines ``units <s> labels``. ``renamed``: whether verbalizer.py
+    has renamed the labels; then several units may name a label, ``12+47``. Raises ``UserError`` if
+    the file is missing or a line has another form.
     """
+    made_by = VERBAL_MADE_BY if renamed else TEXT_MADE_BY
     for number, line in enumerate(text_lines(path, f"not found; run {made_by} first"), start=1):
         units, separator, labels = line.partition(SEPARATOR)
-        numbers = labels.replace(JOIN, " ") if made_by == MADE_BY else labels
+        numbers = labels.replace(JOIN, " ") if renamed else labels
         if not (units and separator and are_labels(numbers)):
             problem = f"expected 'units <s> labels', found {line[:60]!r}"
             raise _rerun_error(f"{path}, line {number}", problem, made_by)
@@ -57,7 +58,7 @@ def rename_labels(
     """
     count = unseen = 0
     with writing(target) as handle:
-        rows = read_prompt_text(source, TEXT_MADE_BY)
+        rows = read_prompt_text(source, renamed=False)
         for count, (units, text) in enumerate(rows, start=1):
             labels = text.split()
             if unknown := [label for label in labels if label not in names]:
@@ -88,7 +89,7 @@ def verbal_path(workspace: Workspace, pair: Pair) -> Path:
     return folder / "verbal.json"
 
 
-def write_entry(path: Path, task: str, entry: object, made_by: str = MADE_BY) -> None:
+def write_entry(path: Path, task: str, entry: object, made_by: str = VERBAL_MADE_BY) -> None:
     """Replace one task's entry in a JSON file that the command ``made_by`` writes."""
     by_task = read_json(path, made_by) if path.exists() else {}
     write_json(path, in_paper_order({**by_task, task: entry}))
@@ -107,16 +108,18 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     ``UserError`` if the map, its sources or the renamed text is missing or has changed.
     """
     path = verbal_path(workspace, pair)
+    command = VERBAL_MADE_BY + f" --verbalizer {pair.verbalizer}" * bool(pair.verbalizer)
     files = path, path.with_name(VERBAL_SOURCES)
-    names, recorded = (read_json(file, MADE_BY).get(pair.task) for file in files)
+    names, recorded = (read_json(file, command).get(pair.task) for file in files)
     method = recorded.get("method") if isinstance(recorded, dict) else None
     if not (isinstance(names, dict) and str(method).isidentifier()):
-        raise _rerun_error(path, f"expected label -> unit for {pair.task}", MADE_BY)
+        raise _rerun_error(path, f"expected label -> unit for {pair.task}", command)
+    command += f" --method {method}" * (method != "freq")
     for name, value in _sources(workspace, pair, names, method).items():
         if recorded.get(name, value if name in _UNRECORDED else None) != value:
             renamed = prompt_texts(workspace, pair, renamed_kind(pair, method))["train"].parent
             source = f"the text in {renamed}" if name == "renamed" else f"{pair.task}'s {name}"
-            raise _rerun_error(path, f"stale, {source} has changed since it was made", MADE_BY)
+            raise _rerun_error(path, f"stale, {source} has changed since it was made", command)
     return method, names
 
 
@@ -210,7 +213,7 @@ def _rerun_error(path: str | Path, problem: str, command: str) -> UserError:
 def _sources(
     workspace: Workspace, pair: Pair, names: dict[str, str], method: str
 ) -> dict[str, object]:
-    """Return the hashes of a verbalizer's files. Raises ``UserError`` if data_prompt/ is stale."""
+    """Return the hashes of a map, its sources and its text. Raises if data_prompt/ is stale."""
     texts = prompt_texts(workspace, pair)
     folder = texts["train"].parent
     if read_json(folder / SOURCES, TEXT_MADE_BY) != row_hashes(workspace, pair):

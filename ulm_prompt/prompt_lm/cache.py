@@ -69,9 +69,9 @@ class CachedLM:
         self.model, self.pad, self.eos = model, pad, eos
         self.layers = model.lm.decoder.layers
         self.device = model.lm.decoder.embed_tokens.weight.device
-        self.prefix_length = 0 if model.prompt is None else model.prompt.length  # P
+        self.prompt_length = 0 if model.prompt is None else model.prompt.length  # P
         with torch.inference_mode():
-            self.prefixes = model.prefixes()
+            self.layer_prompts = model.layer_prompts()
         if dtype is not None:
             self.to(dtype)
 
@@ -81,27 +81,27 @@ class CachedLM:
         before a projection becomes a very different vector.
         """
         self.model.lm.to(dtype)
-        for index, prefix in enumerate(self.prefixes):
-            if prefix is not None:
-                self.prefixes[index] = KeysValues(prefix.keys.to(dtype), prefix.values.to(dtype))
+        for index, layer_prompt in enumerate(self.layer_prompts):
+            if layer_prompt is not None:
+                self.layer_prompts[index] = KeysValues(*(part.to(dtype) for part in layer_prompt))
 
     @torch.inference_mode()
-    def prefill(self, rows: Sequence[Tensor], score_rows: float | None = None) -> State:
+    def prefill(self, rows: Sequence[Tensor], row_temperature: float | None = None) -> State:
         """Read rows ``</s> units <s>``, padded on the right, where no real symbol attends. Return a
-        state with one hypothesis per row. ``score_rows``: a temperature, at which to score the
-        rows' symbols. Without it, the last layer and the logits are computed at row ends only.
+        state with one hypothesis per row. With ``row_temperature``, also score the symbols of the
+        rows at this temperature; else compute the last layer and the logits at row ends only.
         """
         model, device = self.model, self.device
         tokens = pad_sequence(list(rows), True, self.pad).to(device)  # (B, T)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         length = tokens.shape[1]
-        x = model.embed(tokens, model.positions(length))  # (B, T, D)
+        x = model.embed(tokens, model.position_vectors(length))  # (B, T, D)
         mask = model.mask(tokens)  # (1 or B, T, P + T)
-        buffers = [self._buffer(x, prefix) for prefix in self.prefixes]
+        buffers = [self._buffer(x, layer_prompt) for layer_prompt in self.layer_prompts]
         for layer, buffer in zip(self.layers[:-1], buffers):
             x = model.block(layer, x, buffer, mask.unsqueeze(1))
         ends = lengths[:, None] - 1  # (B, 1)
-        if score_rows is None:
+        if row_temperature is None:
             x = model.block(self.layers[-1], x, buffers[-1], mask_at(mask, ends), ends)
             logits = model.logits(x)  # (B, 1, V)
             row_scores = logits.new_zeros(len(rows))
@@ -109,12 +109,12 @@ class CachedLM:
             x = model.block(self.layers[-1], x, buffers[-1], mask.unsqueeze(1))
             logits = model.logits(x)  # (B, T, V)
             next_symbols = tokens[:, 1:]  # (B, T - 1)
-            scores = F.log_softmax((logits / score_rows)[:, :-1], dim=-1)  # (B, T - 1, V)
+            scores = F.log_softmax((logits / row_temperature)[:, :-1], dim=-1)  # (B, T - 1, V)
             scores = scores.gather(2, next_symbols.unsqueeze(2)).squeeze(2)  # (B, T - 1)
             row_scores = scores.masked_fill(next_symbols == self.pad, 0.0).sum(1)
             logits = logits[torch.arange(len(rows), device=device)[:, None], ends]  # (B, 1, V)
         is_real = torch.arange(length, device=device) < lengths[:, None]  # (B, T)
-        visible = F.pad(is_real, (self.prefix_length, 0), value=True).unsqueeze(1)  # (B, 1, P + T)
+        visible = F.pad(is_real, (self.prompt_length, 0), value=True).unsqueeze(1)  # (B, 1, P + T)
         cache = [(buffer.keys, buffer.values) for buffer in buffers]
         logits = model.apply_label_map(logits, torch.ones_like(ends[0]))  # 1: the first label
         return State(logits, cache, visible, lengths, row_scores)
@@ -125,7 +125,7 @@ class CachedLM:
         (B, Q), the hypotheses that the symbols continue (default: hypothesis q for symbol q).
         """
         batch, count = symbols.shape
-        position_vectors = self.model.positions(int(state.lengths.max()) + 1)[state.lengths]
+        position_vectors = self.model.position_vectors(int(state.lengths.max()) + 1)[state.lengths]
         x = self.model.embed(symbols, position_vectors.unsqueeze(1))  # (B, Q, D)
         seen = state.visible
         if parents is not None:
@@ -144,15 +144,15 @@ class CachedLM:
         logits = self.model.apply_label_map(self.model.logits(x), positions)
         return State(logits, cache, visible, state.lengths + 1, state.row_scores, position)
 
-    def _buffer(self, x: Tensor, prefix: KeysValues | None) -> Buffer:
-        """Return one layer's buffer for a prefill over ``x``, (B, T, D), with the ``prefix``."""
+    def _buffer(self, x: Tensor, layer_prompt: KeysValues | None) -> Buffer:
+        """Return a layer's buffer for a prefill over ``x``, (B, T, D), with the layer's prompt."""
         batch, length, width = x.shape
         heads = self.layers[0].nh
-        keys = x.new_empty(batch, heads, self.prefix_length + length + SLACK, width // heads)
+        keys = x.new_empty(batch, heads, self.prompt_length + length + SLACK, width // heads)
         values = torch.empty_like(keys)
-        if prefix is not None:
-            Buffer(keys, values, 0).join(*prefix)
-        return Buffer(keys, values, self.prefix_length)
+        if layer_prompt is not None:
+            Buffer(keys, values, 0).join(*layer_prompt)
+        return Buffer(keys, values, self.prompt_length)
 
 
 def _with_room(tensor: Tensor, used: int, needed: int) -> Tensor:

@@ -36,7 +36,7 @@ def begin(folder: Path, record: PromptRecord) -> PromptRecord:
                 f"{folder}: holds a run with another {changed[0]}; choose a new --date, "
                 "or remove the folder"
             )
-        prompt_record.has_ended(folder, earlier)
+        prompt_record.check_files(folder, earlier)
         run = dataclasses.replace(earlier.run, lm=record.run.lm)
         record = dataclasses.replace(record, valid=earlier.valid, run=run)
     prompt_record.write_record(folder, record)
@@ -44,15 +44,15 @@ def begin(folder: Path, record: PromptRecord) -> PromptRecord:
 
 
 def finish(
-    folder: Path, record: PromptRecord, curve: dict[int, dict[str, float]], lm: Path
+    folder: Path, record: PromptRecord, curve: dict[int, dict[str, float]], lm_folder: Path
 ) -> PromptRecord:
     """Reduce the best checkpoint to the trained weights, and complete the ``record`` of ``begin``.
-    ``curve``: the scores on valid after each number of updates. ``lm``: the folder of the LM.
+    ``curve``: the scores on valid after each number of updates.
     """
     best, last = load_torch(folder / BEST), load_torch(folder / LAST)
     if "optimizer_history" in best:
         updates = best["optimizer_history"][-1]["num_updates"]
-        best = {**_trained_weights(best["model"], lm), "updates": updates}
+        best = {**_trained_weights(best["model"], lm_folder), "updates": updates}
         save_torch(best, folder / BEST)
     for extra in folder.glob("checkpoint_*_*.pt"):  # of the last validation, by fairseq
         extra.unlink()
@@ -76,7 +76,8 @@ def finish(
     return record
 
 
-def _trained_weights(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
+@torch.no_grad()
+def _trained_weights(state: dict[str, Tensor], lm_folder: Path) -> dict[str, Any]:
     """Return the weights of a training state under the published names, and ``rounding``.
 
     A prompt trained ``projected`` is solved for again, because the LM of the run may have been in
@@ -85,11 +86,12 @@ def _trained_weights(state: dict[str, Tensor], lm: Path) -> dict[str, Any]:
     """
     if KEYS not in state:
         return {"model": state, "rounding": 0.0}
-    layers = load_unit_lm(lm).model.decoder.layers
+    layers = load_unit_lm(lm_folder).model.decoder.layers
     trained = Prompt.from_published_state(state, len(layers), BEST)
     trained.keys.data, trained.values.data = state[KEYS], state[VALUES]
     solved = prompts.in_input_space(trained, layers)
-    pairs = zip(prompts.project(solved, layers), (state[KEYS], state[VALUES]))
+    saved_tensors = map(torch.stack, prompts.project(solved.keys, solved.values, layers))
+    pairs = zip(saved_tensors, (state[KEYS], state[VALUES]))
     errors = [(saved - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2)) for saved, exact in pairs]
     weights = solved.published_state()
     if MAP in state:
@@ -122,7 +124,7 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
     """
     state = read_weights(path)
     record = read_record(path.parent)
-    if record is None:  # a published checkpoint also contains its LM
+    if record is None:  # a published checkpoint may also contain its LM
         if prompts.is_fine_tuned(state):
             load_weights(unit_lm.model, prompts.without_prompt(state), path)
         else:
@@ -144,7 +146,7 @@ def prompted(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageMode
     if record.training.get("verbalizer") == "learnable":
         names = list(record.verbal.values())
         label_map = LabelMap(names, unit_lm.dictionary, record.labels_per_utterance)
-        label_map.load(state, str(path))
+        prompts.copy_tensors({MAP: label_map.weight}, state, str(path))
     prompt_record.check_file(path, record)  # last: the checks above give clearer reasons
     return PromptLanguageModel(unit_lm.model, prompt, label_map).eval()
 

@@ -60,10 +60,10 @@ def batches_by_length(
     for start in range(0, len(indices), window):
         chunk = np.asarray(indices[start : start + window])
         chunk = chunk[np.argsort(sizes[chunk], kind="mergesort")[::-1]]
-        if sizes[chunk[0]] > max_tokens:
+        if (size := sizes[chunk[0]]) > max_tokens:
             raise UserError(
-                f"--max-tokens {max_tokens}: row {chunk[0]} has {sizes[chunk[0]]} tokens; "
-                "raise the limit or cut the utterance"
+                f"max_tokens={max_tokens}: row {chunk[0] + 1} has {size} tokens; use "
+                f"--set max_tokens={size} or, for an LM, a lower tokens_per_sample"
             )
         while len(chunk):
             count = min(max_sentences, max_tokens // int(sizes[chunk[0]]))
@@ -117,7 +117,7 @@ class RowDataset(LosslessDataset):
             positions = np.flatnonzero(self.rows[index].numpy() == SEP)
             if len(positions) != 1 or not 0 < positions[0] < size - 2:
                 raise UserError(
-                    f"{split}.bin, row {index}: expected units, one <s>, labels; "
+                    f"{split}.bin, row {index + 1}: expected units, one <s>, labels; "
                     "run ulm_prompt/fairseq_preprocess.py again"
                 )
             self.separators[index] = positions[0]
@@ -153,7 +153,7 @@ class RowDataset(LosslessDataset):
         ``tokens``: (B, T), the input. ``read_at``: (B, Q), the positions from the last unit to the
         last label, padded with the last label. ``target``: (B, Q), the symbols after these
         positions: ``<s>``, labels, ``</s>``. ``is_label``: (B, Q), True where the target is a
-        label. ``nanswers``: the number of labels and ``</s>``.
+        label. ``answer_symbols``: the number of labels and ``</s>``.
 
         A rank without a share gets one row with zero weight. fairseq would multiply the gradient of
         another batch by zero, which loses the counts of the batches accumulated before.
@@ -180,7 +180,7 @@ class RowDataset(LosslessDataset):
             "id": torch.tensor([sample["id"] for sample in samples]),
             "nsentences": len(share),
             "ntokens": int(lengths.sum()),
-            "nanswers": int(reads.sum()) - len(share),
+            "answer_symbols": int(reads.sum()) - len(share),
             "net_input": {name: torch.from_numpy(array) for name, array in inputs.items()},
             "target": torch.from_numpy(target),
             "is_label": torch.from_numpy(is_label),
@@ -227,7 +227,7 @@ def draw_shots(rows: Iterable[Row], shots: int, seed: int) -> np.ndarray:
 
 
 class BlockDataset(LosslessDataset):
-    """The whole text, with ``</s>`` after every utterance, cut into samples of at most ``length``
+    """The whole text, with ``</s>`` after every utterance, cut into blocks of at most ``length``
     tokens. ``by_utterance``: also cut after every utterance.
     """
 

@@ -19,7 +19,7 @@ from ulm_prompt.prompt_lm.cache import CachedLM, State
 from ulm_prompt.prompt_lm.search import beam_search, log_probabilities
 
 MOST_ARCS = 100_000_000  # states times symbols of an automaton; each takes nine bytes
-MOST_SCORED = 3_000  # labels in all candidates; with more, a beam search replaces scoring them all
+MOST_SCORED = 3_000  # labels of all candidates together; with more, a beam search finds the best
 
 
 class LabelSets:
@@ -93,8 +93,8 @@ class LabelAnswers:
 
     The candidates are the label sequences of train or, if these are unknown, all combinations of
     the slots' labels. All candidates are scored exactly. There are two exceptions: texts, and
-    several labels per answer with more than ``MOST_SCORED`` labels in all. Then a beam search finds
-    the answers. The beam is as wide as the number of requested answers.
+    several labels per answer if all candidates together have more than ``MOST_SCORED`` labels. Then
+    a beam search finds the answers. The beam is as wide as the number of requested answers.
     """
 
     def __init__(self, record: PromptRecord, dictionary: Dictionary) -> None:

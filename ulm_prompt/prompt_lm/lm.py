@@ -114,8 +114,8 @@ def load_dictionary(folder: Path) -> Dictionary:
 
 
 def load_unit_lm(folder: Path, dropout: float = 0.0) -> UnitLM:
-    """Load checkpoint_best.pt and dict.txt of ``folder`` into the stock model. A process reads and
-    hashes unchanged files only once. ``dropout``: of the LM, 0 while the LM is frozen.
+    """Load checkpoint_best.pt and dict.txt of ``folder`` into the stock model. A process keeps the
+    last LM, so it reads unchanged files once. ``dropout``: of the LM, 0 while the LM is frozen.
 
     Raises ``UserError`` if a file is missing, if the dict has another size, if the architecture is
     not supported, or if weights are missing, unexpected or misshapen.
@@ -212,8 +212,8 @@ def _settings(state: dict[str, Any], path: Path) -> argparse.Namespace:
 def load_weights(
     model: TransformerLanguageModel, weights: dict[str, torch.Tensor], path: Path
 ) -> None:
-    """Copy the ``weights`` of any fairseq version, read from ``path``, into ``model``. Raises
-    ``UserError`` if their names or shapes differ from the weights of ``model``.
+    """Copy the ``weights``, read from ``path``, into ``model``. fairseq's decoder version must be 3
+    or later. Raises ``UserError`` if names or shapes differ from the weights of ``model``.
     """
     if _FINAL_NORM not in weights:  # new in version 3; fairseq computes older LMs without it
         raise UserError(f"{path}: is missing {_FINAL_NORM}; {HOW_TO_GET}")

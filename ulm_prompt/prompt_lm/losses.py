@@ -55,7 +55,7 @@ class LabelCrossEntropy(_Criterion):
         losses = self.losses(logits, target)
         is_answer = target != self.padding_idx
         is_answer[:, 0] = False  # <s>
-        loss, size = (losses * is_answer).sum(), sample["nanswers"]
+        loss, size = (losses * is_answer).sum(), sample["answer_symbols"]
         if self.loss_on == "published":
             loss, size = losses.sum(), sample["ntokens"]
         wrong = (logits.detach().argmax(-1) != target) & is_answer
@@ -63,7 +63,7 @@ class LabelCrossEntropy(_Criterion):
         logged = {
             "loss": loss.detach(),
             "label_loss": (losses * is_label).sum().detach(),
-            "labels": sample["nanswers"] - sample["nsentences"],  # without </s>
+            "labels": sample["answer_symbols"] - sample["nsentences"],  # without </s>
             "correct": sample["nsentences"] - wrong.any(1).sum(),
             "sample_size": size,
         }

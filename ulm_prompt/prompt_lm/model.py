@@ -3,6 +3,12 @@
 The published code inserts P positions before the tokens (a prefix) or before ``<s>`` (an infix). In
 every layer, it replaces the keys and values of these positions. Here only these keys and values
 exist. The results are equal, and nothing is computed for the prompt's positions.
+
+These functions use the prompt's keys and values. ``layer_prompts``, the masks, and for pictures
+``attention_on_prompt`` are here. task.py: ``initialise``. prompt.py: ``project``, and ``_solve``
+when a ``projected`` prompt is saved. Training on a CPU joins the keys of prompt and tokens in
+layer_halves.py (``_joined``, ``_split``), if there are at most ``SHORT`` keys and no dropout in the
+LM. Other training and valid use ``KeysValues.join``; decoding uses ``Buffer.join`` in cache.py.
 """
 
 from collections.abc import Sequence
@@ -16,8 +22,9 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import SinusoidalPositionalEmbedding, TransformerDecoderLayer
 from torch import Tensor
 
-from ulm_prompt.prompt_lm.halves import attend, feed_forward
-from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt, in_input_space
+from ulm_prompt.prompt_lm import prompt as prompts
+from ulm_prompt.prompt_lm.layer_halves import attend, feed_forward
+from ulm_prompt.prompt_lm.prompt import KEYS, MAP, VALUES, LabelMap, Prompt
 
 # no postponed annotations here: fairseq reads the types of dataclass fields
 
@@ -93,8 +100,8 @@ class PromptLanguageModel(BaseFairseqModel):
         ``tokens``: (B, T), rows ``</s> units <s> labels``, padded on the right. The last layer
         computes only these positions.
         """
-        x = self.embed(tokens, self.positions(tokens.shape[1]))  # (B, T, D)
-        prefixes = self.prefixes()
+        x = self.embed(tokens, self.position_vectors(tokens.shape[1]))  # (B, T, D)
+        layer_prompts = self.layer_prompts()
         mask = self.mask(tokens)  # (1 or B, T, P + T)
         body_mask = mask.unsqueeze(1)
         if tokens.is_cuda and len(mask) == 1:  # fused GPU kernels need the mask as this type
@@ -102,9 +109,9 @@ class PromptLanguageModel(BaseFairseqModel):
 
             body_mask = causal_lower_right(*mask.shape[1:])
         *body, last = self.lm.decoder.layers
-        for layer, prefix in zip(body, prefixes):
-            x = self.block(layer, x, prefix, body_mask)
-        x = self.block(last, x, prefixes[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
+        for layer, layer_prompt in zip(body, layer_prompts):
+            x = self.block(layer, x, layer_prompt, body_mask)
+        x = self.block(last, x, layer_prompts[-1], mask_at(mask, read_at), read_at)  # (B, Q, D)
         logits = scale_gradient(self.logits(x), self.gradient_scale)
         return self.apply_label_map(logits, torch.arange(read_at.shape[1], device=logits.device))
 
@@ -123,18 +130,18 @@ class PromptLanguageModel(BaseFairseqModel):
         unscaled = scale_gradient(vectors, 1 / self.gradient_scale)
         return unscaled.to(self.lm.decoder.embed_tokens.weight.dtype)
 
-    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Embed tokens, with the prompt's ``<s>``; scale them, add ``positions``: (B, T, D)."""
+    def embed(self, tokens: Tensor, position_vectors: Tensor) -> Tensor:
+        """Embed tokens, with the prompt's ``<s>``; scale, add ``position_vectors``: (B, T, D)."""
         decoder = self.lm.decoder
         table = decoder.embed_tokens
         x = table(tokens) if self.label_map is None else self.label_map.embed(tokens, table)
         if self.prompt is not None:
             sep = self.in_lm_dtype(self.prompt.sep)
             x = torch.where((tokens == SEP).unsqueeze(-1), sep, x)
-        return decoder.dropout_module(decoder.embed_scale * x + positions)
+        return decoder.dropout_module(decoder.embed_scale * x + position_vectors)
 
-    def positions(self, length: int) -> Tensor:
-        """Return the sinusoidal vectors, (length, D), of positions 0..length-1 without a prompt."""
+    def position_vectors(self, length: int) -> Tensor:
+        """Return the sinusoidal vectors, (length, D). The prompt takes no positions."""
         table = self.lm.decoder.embed_positions
         first = table.padding_idx + 1
         if first + length > table.weights.shape[0]:
@@ -143,26 +150,25 @@ class PromptLanguageModel(BaseFairseqModel):
             ).to(table.weights)
         return table.weights[first : first + length]
 
-    def prefixes(self) -> list[KeysValues | None]:
-        """Return the prompt's keys and values per layer, projected once for the whole batch."""
+    def layer_prompts(self) -> list[KeysValues | None]:
+        """Return the prompt's keys and values per layer, projected in the LM's present dtype."""
         layers, prompt = self.lm.decoder.layers, self.prompt
         if prompt is None:
             return [None] * len(layers)
         keys = self.in_lm_dtype(prompt.dropout(prompt.keys)).unsqueeze(1)  # (L, 1, P, D)
         values = self.in_lm_dtype(prompt.dropout(prompt.values)).unsqueeze(1)
         if not prompt.projected:
-            keys = [layer.self_attn.k_proj(key) for layer, key in zip(layers, keys)]
-            values = [layer.self_attn.v_proj(value) for layer, value in zip(layers, values)]
+            keys, values = prompts.project(keys, values, layers)
         return [
             KeysValues(heads_of(layer, key), heads_of(layer, value))
             for layer, key, value in zip(layers, keys, values)
         ]
 
     def causal_mask(self, length: int) -> Tensor:
-        """Return the mask, (T, P + T): a token attends to the prefix, earlier tokens and itself."""
-        prefix = 0 if self.prompt is None else self.prompt.length
-        ones = self.lm.decoder.embed_tokens.weight.new_ones(length, prefix + length)
-        return ones.bool().tril(diagonal=prefix)
+        """Return the mask, (T, P + T): a token attends to the prompt, earlier tokens and itself."""
+        prompt_length = 0 if self.prompt is None else self.prompt.length
+        ones = self.lm.decoder.embed_tokens.weight.new_ones(length, prompt_length + length)
+        return ones.bool().tril(diagonal=prompt_length)
 
     def mask(self, tokens: Tensor) -> Tensor:
         """Return the mask of ``tokens``, (B, T), True where they attend: (1, T, P + T). With an
@@ -207,23 +213,22 @@ class PromptLanguageModel(BaseFairseqModel):
         prompt = self.prompt
         state = prompt.published_state()
         if prompt.projected:  # also the trained tensors, from which a run resumes
-            state = in_input_space(prompt, self.lm.decoder.layers).published_state()
+            state = prompts.in_input_space(prompt, self.lm.decoder.layers).published_state()
             state |= {KEYS: prompt.keys.detach().clone(), VALUES: prompt.values.detach().clone()}
         if self.label_map is not None:
             state[MAP] = self.label_map.weight.detach().clone()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Tensor], **_: Any) -> None:
-        """Load the result of ``state_dict``. Always strict."""
+        """Load the result of ``state_dict``. A prompt ignores the entries of an LM."""
         if self.prompt is None:
             self.lm.load_state_dict(state_dict, strict=True)
             return
         self.prompt.load_published_state(state_dict, "checkpoint")
-        if self.prompt.projected:
-            self.prompt.keys.data.copy_(state_dict[KEYS])
-            self.prompt.values.data.copy_(state_dict[VALUES])
+        own = {KEYS: self.prompt.keys, VALUES: self.prompt.values} if self.prompt.projected else {}
         if self.label_map is not None:
-            self.label_map.load(state_dict, "checkpoint")
+            own[MAP] = self.label_map.weight
+        prompts.copy_tensors(own, state_dict, "checkpoint")
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:
@@ -254,13 +259,13 @@ def attention_on_prompt(model: PromptLanguageModel, rows: Sequence[Tensor]) -> T
     shares = torch.zeros(len(layers), layers[0].nh, model.prompt.length)
     for row in rows:
         tokens = row[None].to(model.lm.decoder.embed_tokens.weight.device)
-        x = model.embed(tokens, model.positions(len(row)))  # (1, T, D)
-        for index, (layer, prefix) in enumerate(zip(layers, model.prefixes())):
+        x = model.embed(tokens, model.position_vectors(len(row)))  # (1, T, D)
+        for index, (layer, layer_prompt) in enumerate(zip(layers, model.layer_prompts())):
             normed = layer.self_attn_layer_norm(x)
             query = heads_of(layer, layer.self_attn.q_proj(normed[:, -1:]))  # (1, H, 1, D/H)
             keys = heads_of(layer, layer.self_attn.k_proj(normed))
-            keys, _ = prefix.join(keys, keys)  # (1, H, P + T, D/H)
+            keys, _ = layer_prompt.join(keys, keys)  # (1, H, P + T, D/H)
             logits = (query @ keys.transpose(-1, -2) * keys.shape[-1] ** -0.5).float()
             shares[index] += logits.softmax(-1)[0, :, 0, : model.prompt.length].cpu()  # (H, P)
-            x = model.block(layer, x, prefix, model.mask(tokens).unsqueeze(1))
+            x = model.block(layer, x, layer_prompt, model.mask(tokens).unsqueeze(1))
     return shares / len(rows)

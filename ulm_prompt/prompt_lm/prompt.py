@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from ulm_prompt.prompt_data.label_names import JOIN, with_joint_names
 
 # names in published checkpoints
-_INPUTS = "decoder.prefix_embed_prompts.weight", "decoder.infix_embed_prompts.weight"
+_PREFIX, _INFIX = "decoder.prefix_embed_prompts.weight", "decoder.infix_embed_prompts.weight"
 _SEP = "decoder.sep_embed.weight"
 _KEY = "decoder.deep_key_embed_prompts.{}.weight"
 _VALUE = "decoder.deep_value_embed_prompts.{}.weight"
@@ -26,7 +26,7 @@ MAP = "label_map.weight"
 
 class Prompt(nn.Module):
     """P key vectors and P value vectors per layer, before the layer's frozen projections. If
-    ``projected``, they train after the projections (see ``project``).
+    ``projected``, they are after the projections (see the comment above ``project``).
 
     A prefix, which all tokens attend to; or an ``infix``, only for ``<s>`` and later tokens.
     ``keys`` and ``values``: (L, P, D). ``sep``: (1, D), the embedding of ``<s>`` before scaling and
@@ -45,7 +45,7 @@ class Prompt(nn.Module):
         self.keys = nn.Parameter(torch.empty(layers, length, width))
         self.values = nn.Parameter(torch.empty(layers, length, width))
         self.sep = nn.Parameter(torch.empty(1, width))
-        self.dropout = nn.Dropout(dropout)  # one mask per step, shared by the batch
+        self.dropout = nn.Dropout(dropout)  # one mask per batch; an update may have several batches
         self.length = length  # P
         for parameter in self.parameters():
             nn.init.normal_(parameter)  # as published: N(0, 1)
@@ -53,12 +53,12 @@ class Prompt(nn.Module):
     @property
     def lengths(self) -> dict[str, int]:
         """The prefix and the infix length, by their names in flags and records."""
-        names = "prefix_prompt_length", "infix_prompt_length"
-        return {name: self.length * (index == self.infix) for index, name in enumerate(names)}
+        prefix, infix = (0, self.length) if self.infix else (self.length, 0)
+        return {"prefix_prompt_length": prefix, "infix_prompt_length": infix}
 
     def _named(self) -> dict[str, Tensor]:
-        """Return the tensors by their published names. A prompt of length 0 has only ``<s>``."""
-        named = {_INPUTS[self.infix]: self.inputs}
+        """Return the tensors by published name; for length 0, only ``<s>`` and empty inputs."""
+        named = {_INFIX if self.infix else _PREFIX: self.inputs}
         for layer in range(len(self.keys) if self.length else 0):
             named[_KEY.format(layer)] = self.keys[layer]
             named[_VALUE.format(layer)] = self.values[layer]
@@ -66,38 +66,32 @@ class Prompt(nn.Module):
 
     def published_state(self) -> dict[str, Tensor]:
         """Return copies of the tensors under the names of the published checkpoints."""
-        state = {**dict.fromkeys(_INPUTS, self.inputs[:0]), **self._named()}
+        state = {**dict.fromkeys((_PREFIX, _INFIX), self.inputs[:0]), **self._named()}
         return {name: tensor.detach().clone() for name, tensor in state.items()}
 
     @torch.no_grad()
     def load_published_state(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the tensors with the published names. Ignores other entries (the LM's). Raises
-        ``UserError`` that names ``source`` if a tensor is missing or has another shape.
+        """Copy the tensors with the published names. Ignores the LM's entries. Raises ``UserError``
+        as ``copy_tensors``, and for vectors of another prompt, for example of more layers.
         """
         named = self._named()
         for name, tensor in state.items():
             if "_embed_prompts." in name and name not in named and tensor.numel():
-                raise UserError(f"{source}: {name} does not belong to this prompt and LM")
-        for name, parameter in named.items():
-            shape = tuple(state[name].shape) if name in state else "none"
-            if shape != (expected := tuple(parameter.shape)):
-                problem = f"expected {name} of shape {expected}, found {shape}"
-                raise UserError(f"{source}: {problem}; this prompt belongs to another LM")
-            parameter.copy_(state[name])
+                raise UserError(f"{source}: unexpected {name}; this prompt belongs to another LM")
+        copy_tensors(named, state, source)
 
     @classmethod
     def from_published_state(cls, state: dict[str, Tensor], layers: int, source: str) -> Prompt:
         """Create a prompt with the size and tensors of a checkpoint. From a fine-tuned LM, it has
         only ``<s>``. Raises ``UserError`` like ``load_published_state``.
         """
-        sizes = [_table_shape(state, name) for name in _INPUTS]
-        if min(size[0] for size in sizes) > 0:  # the published code adds both as input vectors only
-            raise UserError(f"{source}: expected a prefix or an infix prompt, found both")
-        infix = sizes[1][0] > 0
-        length, width = sizes[infix]
+        prefix, infix = (_table_shape(state, name) for name in (_PREFIX, _INFIX))
+        if prefix[0] and infix[0]:  # as published: then both are input vectors only
+            raise UserError(f"{source}: expected a prefix or an infix, found both; train with one")
+        length, width = infix if infix[0] else prefix
         if not length and not is_fine_tuned(state):
-            raise UserError(f"{source}: contains no prompt ({_INPUTS[0]} is missing or no matrix)")
-        prompt = cls(layers, length, width, infix=infix)
+            raise UserError(f"{source}: contains no prompt (no matrix {_PREFIX}); name a prompt")
+        prompt = cls(layers, length, width, infix=infix[0] > 0)
         prompt.load_published_state(state, source)
         return prompt
 
@@ -110,29 +104,41 @@ def _table_shape(state: dict[str, Tensor], name: str) -> tuple[int, int]:
 
 def is_fine_tuned(state: dict[str, Tensor]) -> bool:
     """Whether a published checkpoint is from ``--fine_tune``: an LM, with prompts of length 0."""
-    no_prefix = _INPUTS[0] in state and state[_INPUTS[0]].shape[:1] == (0,)
-    return _TOKENS in state and no_prefix and not _table_shape(state, _INPUTS[1])[0]
+    no_prefix = _PREFIX in state and state[_PREFIX].shape[:1] == (0,)
+    return _TOKENS in state and no_prefix and not _table_shape(state, _INFIX)[0]
 
 
 def without_prompt(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the LM's tensors of a published checkpoint."""
-    names = (name for name in state if "_embed_prompts." not in name and name != _SEP)
-    return {name: state[name] for name in names}
+    return {n: t for n, t in state.items() if "_embed_prompts." not in n and n != _SEP}
 
 
 # Training after the LM's key and value projections. A layer's prompt keys are K = W_k p + b_k. W_k
-# is square, so K determines p. Adam can therefore train K, and p is solved for when the prompt is
-# saved. In K, a step moves all attention logits by similar amounts. In p, small singular values of
-# W_k make the same change take many times more steps.
+# is square and, up to rounding, invertible. Adam can therefore train K, and p is solved for when
+# the prompt is saved. In K, a step moves all attention logits by similar amounts. In p, small
+# singular values of W_k make the same change take many times more steps.
+
+
+def project(
+    keys: Iterable[Tensor], values: Iterable[Tensor], layers: Iterable[TransformerDecoderLayer]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the keys and values, (..., P, D) per layer, after the projections of ``layers``."""
+    attentions = [layer.self_attn for layer in layers]
+    projected_keys = [attention.k_proj(key) for attention, key in zip(attentions, keys)]
+    return projected_keys, [a.v_proj(value) for a, value in zip(attentions, values)]
 
 
 @torch.no_grad()
-def project(prompt: Prompt, layers: Iterable[TransformerDecoderLayer]) -> tuple[Tensor, Tensor]:
-    """Return the prompt's keys and values after the projections of ``layers``: (L, P, D) each."""
-    attentions = [layer.self_attn for layer in layers]
-    keys = [attention.k_proj(key) for attention, key in zip(attentions, prompt.keys)]
-    values = [attention.v_proj(value) for attention, value in zip(attentions, prompt.values)]
-    return torch.stack(keys), torch.stack(values)
+def copy_tensors(named: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
+    """Copy the tensors of ``state`` into the tensors ``named``. Raises ``UserError`` that names
+    ``source`` if a tensor is missing or has another shape.
+    """
+    for name, tensor in named.items():
+        shape = tuple(state[name].shape) if name in state else "none"
+        if shape != (expected := tuple(tensor.shape)):
+            problem = f"expected {name} of shape {expected}, found {shape}"
+            raise UserError(f"{source}: {problem}; this prompt belongs to another LM or task")
+        tensor.copy_(state[name])
 
 
 @torch.no_grad()
@@ -200,12 +206,3 @@ class LabelMap(nn.Module):
         if len(self.joint_means):
             weight = torch.cat([weight, self.joint_means.to(weight) @ weight])
         return F.embedding(tokens, weight, table.padding_idx)
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor], source: str) -> None:
-        """Copy the weight from ``state``. Raises ``UserError`` if it is missing or misshapen."""
-        shape = tuple(state[MAP].shape) if MAP in state else "none"
-        if shape != (expected := tuple(self.weight.shape)):
-            problem = f"expected {MAP} of shape {expected}, found {shape}"
-            raise UserError(f"{source}: {problem}; it belongs to another task or LM")
-        self.weight.copy_(state[MAP])

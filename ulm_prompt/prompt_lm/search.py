@@ -73,13 +73,13 @@ def sampler(seed: int, topk: int = 0, topp: float = 0.0, temperature: float = 1.
 @torch.inference_mode()
 def step_search(
     lm: CachedLM, state: State, rows: Sequence[int], max_labels: int, choose: Choose,
-    labels: LabelSets,
+    label_sets: LabelSets,
 ) -> list[list[Answer]]:  # fmt: skip
     """Return two answers per row of ``state``: one of symbols that ``choose`` takes from the whole
-    vocabulary, and one of the likeliest symbols within ``labels``. ``rows``: the row numbers.
+    vocabulary, and one of the likeliest symbols within ``label_sets``. ``rows``: the row numbers.
 
     Both answers are hypotheses of the same cache, so one step computes both. An answer ends before
-    ``</s>``, after ``max_labels`` symbols, or when the labels allow only ``</s>``.
+    ``</s>``, after ``max_labels`` symbols, or when ``label_sets`` allow only ``</s>``.
     """
     shape, device = (len(rows), 2, max_labels), lm.device
     symbols = torch.full(shape, lm.eos, device=device)
@@ -90,14 +90,14 @@ def step_search(
     parents = torch.zeros(shape[:2], dtype=torch.long, device=device)  # a prefill has 1 hypothesis
     for step in range(max_labels):
         scores = log_probabilities(state.logits, lm.pad).expand(-1, 2, -1)  # (B, 2, V)
-        within = labels.mask(scores[:, 1], label_states).argmax(-1)
+        within = label_sets.mask(scores[:, 1], label_states).argmax(-1)
         chosen = torch.stack([choose(scores[:, 0], rows, step), within], dim=1)  # (B, 2)
-        label_states = labels.next_states[label_states, within]
+        label_states = label_sets.next_states[label_states, within]
         chosen = chosen.masked_fill(ended, lm.eos)
         symbols[open_rows, :, step] = chosen
         symbol_scores[open_rows, :, step] = scores.gather(2, chosen.unsqueeze(2)).squeeze(2)
         ended = ended | (chosen == lm.eos)
-        ended[:, 1] |= labels.ends[label_states]
+        ended[:, 1] |= label_sets.ends[label_states]
         keep = (~ended.all(1)).nonzero().squeeze(1)
         if step + 1 == max_labels or not len(keep):
             break
@@ -117,15 +117,15 @@ def step_search(
 
 @torch.inference_mode()
 def beam_search(
-    lm: CachedLM, state: State, beam: int, max_labels: int, labels: LabelSets | None = None,
+    lm: CachedLM, state: State, beam: int, max_labels: int, label_sets: LabelSets | None = None,
     lenpen: float = 1.0, temperature: float = 1.0,
 ) -> list[list[Answer]]:  # fmt: skip
-    """Return ``beam`` finished answers per row, best first, like fairseq's ``SequenceGenerator``.
+    """Return up to ``beam`` finished answers per row, best first, as fairseq's SequenceGenerator.
 
     In fairseq, the row is a forced prefix of every hypothesis, so the row and its length count in
     the total: (log p(row) + log p(answer and ``</s>``)) / length ** lenpen. A row is finished when
     it has ``beam`` answers. After ``max_labels`` symbols, only ``</s>`` is allowed. ``state``
-    comes from a prefill with ``score_rows``.
+    comes from a prefill with ``row_temperature``.
     """
     batch, _, vocabulary = state.logits.shape
     beam = min(beam, vocabulary - 1)  # <pad> is never chosen
@@ -143,8 +143,8 @@ def beam_search(
         if step == max_labels:
             not_eos = torch.arange(vocabulary, device=lm.device) != lm.eos
             step_scores = step_scores.masked_fill(not_eos, -torch.inf)
-        elif labels is not None:
-            step_scores = labels.mask(step_scores, label_states)
+        elif label_sets is not None:
+            step_scores = label_sets.mask(step_scores, label_states)
         totals = (totals.unsqueeze(2) + step_scores).flatten(1)  # (B, Q * V)
         totals, flat = totals.topk(min(2 * beam, beam * vocabulary - 1))
         parents, chosen = flat // vocabulary, flat % vocabulary
@@ -159,7 +159,7 @@ def beam_search(
         rank = ends.long() * ends.shape[1] + torch.arange(ends.shape[1], device=lm.device)
         best = rank.topk(beam, largest=False)[1]  # (B, Q)
         totals, parents, chosen = (tensor.gather(1, best) for tensor in (totals, parents, chosen))
-        has_open = (totals > -torch.inf).any(1).tolist()  # False: the labels allow no more answers
+        has_open = (totals > -torch.inf).any(1).tolist()  # False: no more answers are allowed
         keep = [i for i, row in enumerate(rows) if len(finished[row]) < beam and has_open[i]]
         if step == max_labels or not keep:
             break
@@ -168,8 +168,8 @@ def beam_search(
         scores = torch.cat([scores[row_index, parents], chosen_scores.unsqueeze(2)], dim=2)
         symbols = torch.cat([symbols[row_index, parents], chosen.unsqueeze(2)], dim=2)
         label_states = label_states[row_index, parents]
-        if labels is not None:
-            label_states = labels.next_states[label_states, chosen]
+        if label_sets is not None:
+            label_states = label_sets.next_states[label_states, chosen]
         if len(keep) <= KEEP * len(rows):
             kept, rows = torch.tensor(keep, device=lm.device), [rows[i] for i in keep]
             hypotheses = totals, scores, symbols, label_states, parents, chosen
@@ -184,8 +184,8 @@ def beam_search(
 class Options:
     """The settings of the search. The default is greedy search, as published."""
 
+    max_labels: int  # longer answers are cut
     max_units: int = 16_384  # longer rows get no answer: memory grows with the square of the length
-    max_labels: int = 50  # longer answers are cut
     batch_size: int = 64
     beam: int = 1
     lenpen: float = 1.0
@@ -206,16 +206,16 @@ class Decoded(NamedTuple):
 
 
 def decode(
-    lm: CachedLM, rows: Sequence[Tensor], labels: LabelSets, options: Options,
+    lm: CachedLM, rows: Sequence[Tensor], label_sets: LabelSets, options: Options,
     done: Container[int] = (),
 ) -> Iterator[list[Decoded]]:  # fmt: skip
     """Yield the answers to ``rows``, ``</s> units <s>`` each, batch by batch. A row of more than
-    ``max_units`` gets none. Sampling draws the free answer, never the answer within the labels.
+    ``max_units`` gets none. Sampling draws the free answer, never the answer in ``label_sets``.
 
     The batches depend only on the rows and the options. A batch is skipped if its rows are all
     ``done``. This does not change the other batches.
     """
-    labels = labels.to(lm.device)
+    label_sets = label_sets.to(lm.device)
     sizes = np.array([len(row) for row in rows])
     order = sizes.argsort(kind="mergesort")
     order = order[sizes[order] <= options.max_units + 2]
@@ -232,23 +232,23 @@ def decode(
             continue
         tokens = [rows[number] for number in numbers]
         if options.beam > 1:
-            state = lm.prefill(tokens, score_rows=options.temperature)
+            state = lm.prefill(tokens, row_temperature=options.temperature)
             limits, scoring = (options.beam, max_labels), (options.lenpen, options.temperature)
             free, within = (
                 [beam[0] for beam in beam_search(lm, state, *limits, sets, *scoring)]
-                for sets in (None, labels)
+                for sets in (None, label_sets)
             )
         else:
             state = lm.prefill(tokens)
-            free, within = zip(*step_search(lm, state, numbers, max_labels, choose, labels))
-        log_odds = _log_odds(state, labels, within)
+            free, within = zip(*step_search(lm, state, numbers, max_labels, choose, label_sets))
+        log_odds = _log_odds(state, label_sets, within)
         yield [Decoded(*fields) for fields in zip(numbers, free, within, log_odds)]
 
 
-def _log_odds(state: State, labels: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
+def _log_odds(state: State, label_sets: LabelSets, answers: Sequence[Answer]) -> list[float | None]:
     """Return the log-odds of each answer against the other label; None unless there are two."""
-    symbols = labels.allowed[0].nonzero().squeeze(1).tolist()
-    if len(symbols) != 2 or not labels.ends[labels.next_states[0, symbols]].all():
+    symbols = label_sets.allowed[0].nonzero().squeeze(1).tolist()
+    if len(symbols) != 2 or not label_sets.ends[label_sets.next_states[0, symbols]].all():
         return [None] * len(answers)
     first, second = state.logits[:, 0, symbols].T.tolist()  # (B,) each
     odds = [logit - other for logit, other in zip(first, second)]

@@ -31,7 +31,7 @@ from ulm_prompt.prompt_lm.prompt import project
 # no postponed annotations here: fairseq reads the types of dataclass fields
 
 BREAK_MODES = ChoiceEnum(["none", "eos"])
-METHODS = ChoiceEnum(["normal", "tokens", "quiet"])
+INITS = ChoiceEnum(["normal", "tokens", "quiet"])
 SAMPLE_ROWS = 64  # training rows that initialise a prompt
 QUIET_LOGITS = 4.0  # how far "quiet" lowers the mean attention logit of a prompt position
 QUIET_VALUES = 0.3  # share of the distance from the mean value that a prompt value keeps
@@ -43,12 +43,12 @@ class UnitPromptConfig(FairseqDataclass):
     data: str = field(default=MISSING, metadata={"help": "data-bin folder of one task"})
     lm: str = field(default=MISSING, metadata={"help": "folder of the unit LM"})
     lm_dropout: float = field(default=0.0, metadata={"help": "dropout in the LM (--fine-tune)"})
-    init: METHODS = field(default="normal", metadata={"help": "initial values of the prompt"})
+    init: INITS = field(default="normal", metadata={"help": "initial values of the prompt"})
     init_scale: float = field(default=1.0, metadata={"help": "standard deviation (init=normal)"})
     shots: int = field(default=0, metadata={"help": "train rows per class (0: all)"})
     unit_noise: float = field(default=0.0, metadata={"help": "share of train units to replace"})
     max_tokens: int = II("dataset.max_tokens")
-    skip_long: bool = field(default=False, metadata={"help": "skip rows over --max-tokens"})
+    skip_long: bool = field(default=False, metadata={"help": "skip rows over max_tokens"})
     seed: int = II("common.seed")
     label_units: str = II("model.label_units")  # joint names become symbols after the LM's symbols
 
@@ -79,8 +79,8 @@ class UnitPromptTask(_Task):
         model = super().build_model(cfg, from_checkpoint)
         if model.prompt is not None:
             self.load_dataset("train")
-            task, rows = self.cfg, self.datasets["train"]
-            initialise(model, str(task.init), task.init_scale, rows, task.seed)
+            task_cfg, rows = self.cfg, self.datasets["train"]
+            initialise(model, str(task_cfg.init), task_cfg.init_scale, rows, task_cfg.seed)
             model.lm.to(getattr(torch, str(cfg.lm_dtype)))  # last: projections need float32
         return model
 
@@ -94,9 +94,11 @@ class UnitPromptTask(_Task):
         dataset = RowDataset(Path(cfg.data) / split, dictionary, shuffle=split == "train")
         if long_rows := _long_rows(dataset.sizes, cfg.max_tokens, "max_tokens="):
             if not cfg.skip_long or dataset.sizes.min() > cfg.max_tokens:
+                fits = dataset.sizes.min() <= cfg.max_tokens  # at least one row
+                skip = "leave them out with --set skip_long=true, or " if fits else ""
                 raise UserError(
-                    f"{split}: {long_rows}; leave them out with --set skip_long=true, or raise "
-                    "max_tokens: memory grows with the square of a row's length"
+                    f"{split}: {long_rows}; {skip}raise max_tokens: memory grows with the square "
+                    "of a row's length"
                 )
             dataset.select(np.flatnonzero(dataset.sizes <= cfg.max_tokens))
             logger.info(f"too long: {split}: {long_rows}; left out")
@@ -147,10 +149,11 @@ def initialise(
 ) -> None:
     """Set the initial vectors of the prompt in place.
 
-    ``normal``: N(0, scale^2), as published with scale 1. ``tokens``: the layer's inputs at random
-    positions of random training rows, and the LM's ``<s>``. ``quiet``: like ``tokens``, but after
-    the projections, with keys that get little attention and values near the mean. So training
-    starts from a nearly unchanged LM. ``quiet`` raises ``UserError`` without ``projected``.
+    ``normal``: N(0, scale^2), as published with scale 1. ``tokens``: the normalised inputs of the
+    layer's attention at random positions, different ones for keys and values, of random training
+    rows after ``unit_noise``; and the LM's ``<s>``. ``quiet``: like ``tokens``, but after the
+    projections, with keys that get little attention and values near the mean. So training starts
+    from a nearly unchanged LM. ``quiet`` raises ``UserError`` without ``projected``.
     """
     prompt, decoder = model.prompt, model.lm.decoder
     if method == "quiet" and not prompt.projected:
@@ -160,13 +163,14 @@ def initialise(
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     if method == "normal":
         if prompt.projected:
-            prompt.keys[:], prompt.values[:] = project(prompt, decoder.layers)
+            projected = project(prompt.keys, prompt.values, decoder.layers)
+            prompt.keys[:], prompt.values[:] = map(torch.stack, projected)
         return
     chosen = torch.randperm(len(rows), generator=generator)[:SAMPLE_ROWS].tolist()
     tokens = rows.collater([rows[index] for index in chosen])["net_input"]["tokens"]  # (B, T)
     real = tokens != rows.pad
     prompt.sep.copy_(decoder.embed_tokens.weight[:1])
-    x = model.embed(tokens, model.positions(tokens.shape[1]))  # (B, T, D)
+    x = model.embed(tokens, model.position_vectors(tokens.shape[1]))  # (B, T, D)
     mask = model.causal_mask(tokens.shape[1])[:, prompt.length :]  # (T, T): without the prompt
 
     def draw(vectors: Tensor) -> Tensor:  # (N, D) -> (P, D)
@@ -181,8 +185,8 @@ def initialise(
         prompt.keys[index], prompt.values[index] = draw(keys), draw(values)
         if method == "quiet":
             query = attention.q_proj(inputs).mean(0).view(layer.nh, -1)  # (H, D/H)
-            unit_logit = query * math.sqrt(query.shape[1]) / query.square().sum(1, keepdim=True)
-            prompt.keys[index] -= QUIET_LOGITS * unit_logit.flatten()
+            key_step = query * math.sqrt(query.shape[1]) / query.square().sum(1, keepdim=True)
+            prompt.keys[index] -= QUIET_LOGITS * key_step.flatten()  # a step: mean logits + 1
             prompt.values[index] = values.mean(0).lerp(prompt.values[index], QUIET_VALUES)
         x = model.block(layer, x, None, mask)
 

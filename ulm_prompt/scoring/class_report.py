@@ -19,7 +19,7 @@ from ulm_prompt.prompt_data.label_names import Label, named_labels, text_of
 from ulm_prompt.prompt_data.prompt_record import BEST, PromptRecord, read_record
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
 from ulm_prompt.prompt_data.verbal import label_names, row_hashes
-from ulm_prompt.scoring.sample_file import BOS, Sample, made_from, read_samples, within_path
+from ulm_prompt.scoring.sample_file import BOS, Sample, origin_of, read_samples, within_path
 from ulm_prompt.scoring.scores import class_scores, curves_of, rarer
 
 MOST_CLASSES = 30  # the most classes that are printed
@@ -117,19 +117,21 @@ def class_report(named: Named) -> dict[str, Any]:
 
 
 def read_named(path: Path, workspace: Workspace, flag: str) -> tuple[Pair, Named]:
-    """Return the task of a sample file, and the file with label names. Raises ``UserError``, which
-    mentions ``flag``, if the workspace does not contain the decoded rows.
+    """Return a sample file's task, and the file with label names (of the run's record, else of
+    verbal.json). Raises ``UserError``, with ``flag``, if the decoded rows are missing.
     """
     pair = pair_of(workspace, path)
     if pair is None:
         raise UserError(f"{path}: {flag} needs the decoded rows; they are not in {workspace.root}")
-    samples = read_samples(path)
+    samples, (record, _) = read_samples(path), trained_run(path, workspace, pair)
     if _is_baseline(samples):
         numbers = {n for row in samples for n in f"{row['label']} {row['predict']}".split()}
         names = named_labels(workspace, pair, sorted(numbers))
+    elif record and record.labels and record.labels.keys() == record.verbal.keys():
+        names = {unit: Label(**record.labels[number]) for number, unit in record.verbal.items()}
     else:
         names = label_names(workspace, pair)
-    return pair, in_names(path, names, pair.config.is_sequence)
+    return pair, in_names(path, names, pair.config.is_text)
 
 
 def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def write_report(path: Path, workspace: Workspace, mistakes: int) -> dict[str, A
     from ulm_prompt.scoring.pictures import draw_confusion  # matplotlib takes half a second
 
     pair, named = read_named(path, workspace, "--report")
-    if pair.config.is_sequence:
+    if pair.config.is_text:
         return {}
     report = class_report(named)
     picture = path.with_name(f"{path.stem}_confusion.png")
@@ -209,7 +211,7 @@ def comparison(path: Path, workspace: Workspace) -> dict[str, Any]:
 def labels_of(workspace: Workspace, pair: Pair, *splits: str) -> list[list[str]] | None:
     """Return the labels of each row of each split. None for texts, or if a split is missing."""
     files = [workspace.rows(pair.config.downstream, pair.unit_model, split) for split in splits]
-    if pair.config.is_sequence or not all(file.is_file() for file in files):
+    if pair.config.is_text or not all(file.is_file() for file in files):
         return None
     return [[row.labels for row in read_rows(file)] for file in files]
 
@@ -223,8 +225,8 @@ def most_frequent(train: Sequence[str], test: Sequence[str]) -> float:
 def _ngrams(workspace: Workspace, pair: Pair) -> dict[str, float]:
     """Return the accuracy of baselines/unit_ngrams.py if it was run on these rows."""
     rows, name = row_hashes(workspace, pair), f"{pair.task}_{pair.unit_model}_ngrams_*"
-    cards = sorted((workspace.root / "checkpoints").glob(f"{name}/ngrams.json"))
-    runs = (read_json(path, "baselines/unit_ngrams.py") for path in cards)
+    records = sorted((workspace.root / "checkpoints").glob(f"{name}/ngrams.json"))
+    runs = (read_json(path, "baselines/unit_ngrams.py") for path in records)
     accuracies = [run["test"]["accuracy"] for run in runs if run.get("rows") == rows]
     return {"unit n-grams, linear": accuracies[-1]} if accuracies else {}
 
@@ -248,7 +250,7 @@ def trained_run(
     names = pair.task, pair.unit_model
     run = *names, path.stem.removeprefix(f"samples_{'_'.join(names)}_")
     best = workspace.checkpoints(*run) / BEST
-    is_unchanged = best.is_file() and made_from(path).get("prompt") == sha256(best)
+    is_unchanged = best.is_file() and origin_of(path).get("prompt") == sha256(best)
     record = read_record(best.parent) if is_unchanged else None
     if record is None or record.run is None:
         return None, {}

@@ -62,7 +62,7 @@ def write_pages(
             notes=comparison_lines(scored[path]),
             comparisons={_name(file): _compared(rows[path], rows[file]) for file in other_paths},
             curve=_curve(path, workspace, pair),
-            classes=[] if pair.config.is_sequence else class_report(named)["classes"],
+            classes=[] if pair.config.is_text else class_report(named)["classes"],
             audio=audio,
             data=data,
         )

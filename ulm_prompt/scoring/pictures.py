@@ -99,13 +99,13 @@ def draw_verbalizer(
 
 def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     """Draw attention ``shares``, (L, H, P). Left: the share of the whole prompt by layer and head.
-    Right: the share of each prefix position by layer, averaged over heads.
+    Right: the share of each prompt position by layer, averaged over heads.
     """
     size, layers = (11, 2.5 + 0.35 * len(shares)), range(len(shares))
     figure, axes = plt.subplots(1, 2, figsize=size, width_ratios=(1, 2), layout="constrained")
     panels = (
         (100 * shares.sum(2), "head", "attention on the prompt, %", 100),
-        (100 * shares.mean(1), "prefix position", "on each position, %", None),
+        (100 * shares.mean(1), "prompt position", "on each position, %", None),
     )
     for axis, (values, name, colorbar_label, top) in zip(axes, panels):
         image = axis.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto")
@@ -118,10 +118,10 @@ def draw_attention(shares: np.ndarray, title: str, path: Path) -> None:
     save(figure, path)
 
 
-Answers = tuple[Sequence[str], Sequence[str], Sequence[str]]  # spoken, answered, classes
+SlotAnswers = tuple[Sequence[str], Sequence[str], Sequence[str]]  # spoken, answered, classes
 
 
-def draw_confusion(slots: Mapping[str, Answers], title: str, path: Path) -> None:
+def draw_confusion(slots: Mapping[str, SlotAnswers], title: str, path: Path) -> None:
     """Draw one confusion matrix per slot, two in a row."""
     most = max(len(classes) for *_, classes in slots.values())
     side = 4 + 0.28 * min(most, MOST_NAMED if len(slots) == 1 else MOST_COUNTED)

@@ -184,8 +184,9 @@ def write_samples(
     path: Path, sources: Iterable[dict[str, str]], answers: Mapping[int, dict[str, Any]],
     scored: bool, made_from: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the free answers to ``path``, then the answers within the label set next to ``path``,
-    then ``made_from`` with the hashes of both files.
+    """Write the answers within the label set next to ``path``, then the free answers to ``path``,
+    then ``made_from`` with the hashes of both files. cal_acc.py looks for the free answers: in this
+    order, a kill leaves no new free answers without the other file.
 
     ``sources``: file_name, src (units and ``<s>``, as published) and label of each row.
     ``answers``: row -> ``entry``. The free file has the four published keys and, if ``scored``,
@@ -214,7 +215,7 @@ def origin_path(samples: Path) -> Path:
     return samples.with_name(samples.name.replace("samples_", "made_from_", 1))
 
 
-def made_from(samples: Path) -> dict[str, Any]:
+def origin_of(samples: Path) -> dict[str, Any]:
     """Return what both sample files were made from; an empty dict if no record matches them."""
     path = origin_path(samples)
     record = read_json(path, "ulm_prompt/sample.py") if path.is_file() else {}
@@ -227,7 +228,7 @@ def _hashes(samples: Path) -> dict[str, str]:
 
 def is_done(samples: Path, wanted: dict[str, Any], dtype: str) -> bool:
     """Return whether ``samples`` contains the answers made from ``wanted`` in ``dtype``."""
-    record = made_from(samples)
+    record = origin_of(samples)
     is_same = all(record.get(name) == value for name, value in wanted.items())
     return "files" in record and is_same and dtype in ("auto", _dtype(record))
 
@@ -250,25 +251,25 @@ def read_samples(path: Path) -> list[Sample]:
 
 
 def report_long(
-    rows: Sequence[Sized], answers: Mapping[int, dict[str, Any]], options: Options, positions: int
+    rows: Sequence[Sized], answers: Mapping[int, Any], options: Options, max_positions: int
 ) -> None:
     """Print three counts: rows with more than ``max_units``, which were not answered; free answers
     that were cut after ``max_labels``; and rows that are longer, with the answer, than the LM's
-    ``positions``.
+    ``max_positions``.
     """
     limit, max_units = options.max_labels, options.max_units
     units = [len(row) - 2 for row in rows]  # without </s> and <s>
     answered = [row for row in answers if units[row] <= max_units]
     lengths = [len(rows[row]) + answers[row]["symbols"] for row in answered]
     too_long = [count for count in units if count > max_units]
-    beyond = [length for length in lengths if length > positions]
+    beyond = [length for length in lengths if length > max_positions]
     for count, problem in (
         (len(too_long), f"rows have more than {max_units:,} units ({max(units):,} at most): not "
          "answered and scored as wrong (--max_units)"),
         (sum(answer["symbols"] >= limit for answer in answers.values()),
          f"free answers were cut after {limit} labels (--max_labels)"),
-        (len(beyond), f"rows with their answers exceed the {positions:,} positions that the LM has "
-         f"learned ({max(lengths, default=0):,} at most): expect worse answers"),
+        (len(beyond), f"rows with their answers exceed the {max_positions:,} positions that the LM "
+         f"has learned ({max(lengths, default=0):,} at most): expect worse answers"),
     ):  # fmt: skip
         if count:
             print(f"  {count:,} {problem}")

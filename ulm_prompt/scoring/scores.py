@@ -41,11 +41,12 @@ SHARES = ("accuracy", "accuracy within labels", "invalid answers", "all right",
 
 
 def score(path: Path) -> dict[str, float]:
-    """Return the scores of a classifier's sample file, in % except the detection cost. Some need
-    the file with the answers within the label set, which the published code did not write.
+    """Return the scores of a classifier's sample file, in % except ``COUNTS`` and ``COST``. Some
+    need the file with the answers within the label set, which the published code did not write.
 
-    invalid: answers that are not a label sequence of the task. macro_f1: the mean over the labels
-    in the file. eer: for two classes. Raises ``UserError`` for a missing or malformed file.
+    invalid: answers with a wrong number of labels, or with a label that does not belong at its
+    position. macro_f1: the mean over the labels in the file. eer: for two classes. Raises
+    ``UserError`` for a missing or malformed file.
     """
     rows, within_file = read_samples(path), within_path(path)
     within = read_samples(within_file) if within_file.exists() else []
@@ -53,7 +54,7 @@ def score(path: Path) -> dict[str, float]:
         raise UserError(f"{within_file}: {len(within)} of {len(rows)} rows; run sample.py again")
     labels, answers = ([row[key] for row in rows] for key in ("label", "predict"))
     sequences = {*labels, *(row["predict"] for row in within if row["predict"])}
-    slots = [set(slot) for slot in zip(*map(str.split, sequences))]  # the labels of each slot
+    slots = [set(slot) for slot in zip(*map(str.split, sequences))]  # the labels of each position
 
     def is_invalid(answer: str) -> bool:
         units = answer.split()
@@ -151,13 +152,13 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     ``verbalizer``: the name of the map that turns label units into texts.
     """
     pair, within_file = pair_of(workspace, path), within_path(path)
-    if pair is None or not pair.config.is_sequence:
+    if pair is None or not pair.config.is_text:
         scores = {OF_CLASSES.get(key, key): value for key, value in score(path).items()}
     else:
-        from ulm_prompt.scoring.sequence_scores import score_sequences
+        from ulm_prompt.scoring.sequence_scores import score_text_file
 
         pair = replace(pair, verbalizer=verbalizer)
-        free, within = (score_sequences(file, workspace, pair) for file in (path, within_file))
+        free, within = (score_text_file(file, workspace, pair) for file in (path, within_file))
         invalid = {"invalid answers": free.pop("invalid answers")}
         del within["utterances"], within["invalid answers"]
         scores = free | {f"{name} within labels": v for name, v in within.items()} | invalid

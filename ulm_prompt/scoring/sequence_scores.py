@@ -40,7 +40,7 @@ class Answered(NamedTuple):
     right: bool  # all label units are equal
 
 
-def score_sequences(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
+def score_text_file(path: Path, workspace: Workspace, pair: Pair) -> dict[str, float]:
     """Return the ``score_texts`` of a sample file. Raises ``UserError`` as ``read_answers``."""
     return score_texts(read_answers(path, workspace, pair))
 
@@ -112,7 +112,7 @@ def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]
     """Read the labels and answers of a sample file as texts.
 
     Raises ``UserError`` for labels that are not texts, and if the labels differ from the current
-    test split: the verbalizer may have changed since then.
+    test split: the verbal map may have changed since then, or the run used another map.
     """
     names = label_names(workspace, pair)
     if other_slots := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
@@ -121,7 +121,10 @@ def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]
         raise UserError(f"{labels}: slot {other_slots.pop()!r}; {expected}")
     samples, text = read_samples(path), renamed_texts(workspace, pair)["test"]
     if [labels for _, labels in read_prompt_text(text)] != [row["label"] for row in samples]:
-        raise UserError(f"{path}: stale, the labels differ from {text}; run sample.py again")
+        raise UserError(
+            f"{path}: stale, the labels differ from {text}; run sample.py again; for a prompt of "
+            "--verbalizer NAME, first run verbalizer.py with the same --method, without NAME"
+        )
 
     def read(units: list[str]) -> Text:
         return read_text(names.get(unit, Label(CHARACTER, NO_LABEL)) for unit in units)
@@ -160,7 +163,7 @@ def bins_of_files(paths: Sequence[Path], workspace: Workspace, width: int) -> di
     runs, has_dates = {}, len({path.parent for path in paths}) > 1
     for path in paths:
         pair = pair_of(workspace, path)
-        if pair is not None and pair.config.is_sequence:
+        if pair is not None and pair.config.is_text:
             date, name = (word.removeprefix("samples_") for word in (path.parent.name, path.stem))
             name = f"{date}: {name}" if has_dates else name
             runs[name] = binned(read_answers(path, workspace, pair), width)

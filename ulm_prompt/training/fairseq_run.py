@@ -87,7 +87,7 @@ def train(
         log_dir.mkdir(parents=True, exist_ok=True)
     _set_up_logging(log_dir / "train.log" if here.main else None)
     config = fairseq_config(knobs, settings, save_dir, log_dir, here)
-    if on_main(here, lambda: _is_finished(save_dir / LAST, config)):
+    if on_main(here, lambda: _reached_limit(save_dir / LAST, config)):  # fairseq trains once more
         print(f"{save_dir}: this run has finished; nothing to train")
         return
     try:
@@ -142,8 +142,8 @@ def _schema(group: str, name: str | None) -> type:
     return FairseqConfig.__dataclass_fields__[group].default
 
 
-def _is_finished(last: Path, config: DictConfig) -> bool:
-    """Return whether the run reached a limit. fairseq itself would first train one more update."""
+def _reached_limit(last: Path, config: DictConfig) -> bool:
+    """Return whether training reached a limit. The run's prompt.json may still be incomplete."""
     if not last.exists():
         return False
     state = load_torch(last)  # fairseq reads it later, unchecked: it may be any file

@@ -1,4 +1,4 @@
-"""Plan a run of train.py: its card (the record in prompt.json) and its settings for fairseq."""
+"""Plan a run of train.py: its record (prompt.json) and its settings for fairseq."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pipeline.errors import UserError
 from pipeline.runs import provenance
 from pipeline.unit_models import lm_folder
 from pipeline.workspace import Workspace
+from ulm_prompt.prompt_data import prompt_record
 from ulm_prompt.prompt_data.label_names import named_labels
-from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, finished, read_record
+from ulm_prompt.prompt_data.prompt_record import PromptRecord, TrainingRun, read_record
 from ulm_prompt.prompt_data.tasks import Pair
 from ulm_prompt.prompt_data.verbal import JOIN, check_data_bin, lm_hashes, load_verbal, verbal_path
 from ulm_prompt.training import recipe as recipes
@@ -33,7 +34,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
     changed = [override.split("=", 1)[0] for override in args.set]
     prompt_flags = [f"--{name}" for name in LENGTHS if getattr(args, name)]
     prompt_flags += [f"--set {knob}" for knob in changed if knob in PROMPT_KNOBS]
-    learnable, text = recipe.verbalizer == "learnable", pair.config.is_sequence
+    learnable, text = recipe.verbalizer == "learnable", pair.config.is_text
     frozen = f"lm_dropout={recipe.lm_dropout}: only for --fine_tune; a prompt's LM is frozen"
     recipes.raise_first(
         {
@@ -45,7 +46,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
             "verbalizer=learnable: --fine_tune trains no prompt": learnable and tuned,
             f"verbalizer=learnable: {pair.task} has no fixed number of labels": learnable and text,
             f"--infix_prompt_length {infix}: expected 0 or more": infix < 0,
-            # as published, an infix next to a prefix would be input vectors only
+            # as published: then both are input vectors only
             "--infix_prompt_length: excludes a prefix; choose one": prefix and infix,
         }
     )
@@ -53,7 +54,7 @@ def choose_recipe(args: argparse.Namespace, pair: Pair) -> tuple[str, Recipe]:
 
 
 def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
-    """Return the card of the run. The fields about its LM are still empty. Raises ``UserError`` for
+    """Return the record of the run, without the fields about the LM. Raises ``UserError`` for
     invalid flags, and for stale text or binaries.
     """
     workspace = Workspace(args.workspace)
@@ -95,39 +96,40 @@ def plan(args: argparse.Namespace, pair: Pair, save_dir: Path) -> PromptRecord:
 def prepare(
     args: argparse.Namespace, pair: Pair, save_dir: Path
 ) -> tuple[PromptRecord, Settings | None]:
-    """Check everything that can be checked before training, and write nothing. Returns the card and
-    fairseq's settings (without the recipe's knobs), or None as settings if the run has finished.
+    """Check everything that can be checked before training, and write nothing. Returns the record
+    and fairseq's settings (without the knobs), or None as settings if the run has finished.
     """
     workspace = Workspace(args.workspace)
-    card = plan(args, pair, save_dir)
-    lm = lm_folder(workspace, pair.unit_model)
-    if done := finished(save_dir, card, lm_hashes(lm)):
+    record = plan(args, pair, save_dir)
+    lm_dir = lm_folder(workspace, pair.unit_model)
+    if done := prompt_record.finished_record(save_dir, record, lm_hashes(lm_dir)):
         return done, None
 
     from ulm_prompt.prompt_lm.lm import load_unit_lm
 
-    unit_lm = load_unit_lm(lm)
-    dtype = recipes.dtype_to_train_in(card.training["dtype"], args.fine_tune, unit_lm.parameters)
-    card = dataclasses.replace(
-        card,
+    unit_lm = load_unit_lm(lm_dir)
+    dtype = recipes.dtype_to_train_in(record.training["dtype"], args.fine_tune, unit_lm.parameters)
+    record = dataclasses.replace(
+        record,
         **unit_lm.identity,
-        training={**card.training, "dtype": dtype},
-        run=dataclasses.replace(card.run, lm=lm_hashes(lm)),
+        training={**record.training, "dtype": dtype},
+        run=dataclasses.replace(record.run, lm=lm_hashes(lm_dir)),
     )
-    return card, _prompt_settings(card, workspace.data_bin(pair.unit_model, pair.data_name), lm)
+    data_bin = workspace.data_bin(pair.unit_model, pair.data_name)
+    return record, _prompt_settings(record, data_bin, lm_dir)
 
 
-def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
+def _prompt_settings(record: PromptRecord, data_bin: Path, lm_dir: Path) -> Settings:
     """Return fairseq's settings for a run, except the knobs that fairseq knows by name."""
-    knobs = Recipe(**card.training)
+    knobs = Recipe(**record.training)
     settings = {
-        **recipes.schedule_and_dtype(knobs, card.fine_tune),
-        "task": {"_name": "unit_prompt", "data": str(data_bin), "lm": str(lm)},
+        **recipes.schedule_and_dtype(knobs, record.fine_tune),
+        "task": {"_name": "unit_prompt", "data": str(data_bin), "lm": str(lm_dir)},
         "model": {
             "_name": "prompt_lm",
-            **{name: getattr(card, name) for name in (*LENGTHS, "fine_tune")},
+            **{name: getattr(record, name) for name in (*LENGTHS, "fine_tune")},
             "projected": knobs.space == "projected",
-            "lm_dtype": "float32" if card.fine_tune else knobs.dtype,
+            "lm_dtype": "float32" if record.fine_tune else knobs.dtype,
         },
         "criterion": {"_name": "label_cross_entropy"},
         "optimizer": {"_name": "prompt_adam"},
@@ -139,8 +141,8 @@ def _prompt_settings(card: PromptRecord, data_bin: Path, lm: Path) -> Settings:
         },
     }
     if knobs.verbalizer == "learnable":
-        settings["model"]["label_units"] = " ".join(card.verbal.values())
-        settings["model"]["labels_per_utterance"] = card.labels_per_utterance
+        settings["model"]["label_units"] = " ".join(record.verbal.values())
+        settings["model"]["labels_per_utterance"] = record.labels_per_utterance
     if knobs.validate_every:  # not after each epoch: with few shots there are thousands
         interval = knobs.max_epoch or 10**9  # epochs: never
         settings["dataset"]["validate_interval"] = interval

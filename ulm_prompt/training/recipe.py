@@ -2,7 +2,12 @@
 
 published.yaml and gslm.yaml list every knob with its type and meaning. The other files list only
 what they change. To add a knob, add a line there, and a field of the same name in the fairseq
-dataclass of the code that uses it (task, model, loss, optimizer).
+dataclass of the code that uses it (task, model, loss, optimizer). Also add, if needed:
+
+- for a field of another name: a line in ``_prompt_settings`` or ``unit_lm_settings``;
+- its valid values: in ``CHOICES``, ``AT_LEAST`` or ``BELOW_ONE``;
+- the value that old runs used, or they do not resume: in ``_UNRECORDED`` (prompt_record.py);
+- if --fine_tune has no use for it: its name in ``PROMPT_KNOBS`` (prompt_run.py).
 """
 
 from __future__ import annotations
@@ -65,7 +70,8 @@ def load_recipe(name: str, overrides: Sequence[str], schema: type = Recipe) -> A
     folder = CONFIG / ("recipes" if schema is Recipe else "ulm")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
-        raise UserError(f"recipe {name}: expected one of {', '.join(names)} ({folder})")
+        flag = "recipe" if schema is Recipe else "--config"  # a task's config may set the recipe
+        raise UserError(f"{flag} {name}: expected one of {', '.join(names)} ({folder})")
     recipe = load_config(schema, folder / f"{name}.yaml", overrides)
     for knob, value in vars(recipe).items():
         is_valid, expected = True, ""

@@ -72,16 +72,16 @@ def first_dtype(save_dir: Path) -> str | None:
     return recipe.get("dtype") if isinstance(recipe, dict) else None
 
 
-def check_same_run(
-    save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path], begins_from: str | None
+def record_run(
+    save_dir: Path, recipe: UnitLMRecipe, texts: dict[str, Path], lm_fingerprint: str | None
 ) -> None:
-    """Record the run's recipe, its text and the fingerprint of the LM that it ``begins_from``.
+    """Write run.json: the run's recipe, its text and the fingerprint of the LM that it begins from.
     Raises ``UserError`` if ``save_dir`` contains another run.
     """
     record = {
         "recipe": vars(recipe),
         "text": {split: sha256(text) for split, text in texts.items()},
-        "begin_from": begins_from,
+        "begin_from": lm_fingerprint,
     }
     if (save_dir / LAST).exists():
         earlier = read_json(save_dir / RUN, NEW_RUN)

@@ -90,7 +90,7 @@ def _only_prompt(
 ) -> Path:
     pattern = workspace.checkpoints(task, unit_model or "*", model_date or "*")
     folders = sorted(pattern.parent.glob(pattern.name))
-    finished = [folder for folder in folders if _is_finished(folder, task)]
+    finished = [folder for folder in folders if _has_finished_prompt(folder, task)]
     if len(finished) == 1:
         return find_prompt(str(finished[0]), workspace)
     if finished:
@@ -105,8 +105,8 @@ def _only_prompt(
     raise UserError(f"--prompt {task}: {problem}; {remedy}, or name a folder")
 
 
-def _is_finished(folder: Path, task: str) -> bool:
-    """Return whether ``folder`` contains a finished prompt of ``task``."""
+def _has_finished_prompt(folder: Path, task: str) -> bool:
+    """Return whether ``folder`` contains a finished prompt of ``task``, of any run."""
     if not (is_export(folder) or (folder / BEST).is_file()):
         return False
     record = read_record(folder)  # trained_parameters is 0 until training has finished

@@ -32,7 +32,7 @@ from ulm_prompt.using.find_prompts import (
     shipped_prompt,
     task_and_unit_model,
 )
-from ulm_prompt.using.share import load_prompt, record_of
+from ulm_prompt.using.share import load_prompted_lm, record_of
 from ulm_prompt.using.speech import (
     LONGEST,
     Recording,
@@ -122,7 +122,7 @@ class Predictor:
             found_unit_model = found_unit_model.shipped
         files, lm_folder = _unit_files(records, found_unit_model), found_unit_model.lm_folder
         unit_lm = load_unit_lm(lm_folder)
-        models = [load_prompt(path, unit_lm, lm_folder) for path in paths]
+        models = [load_prompted_lm(path, unit_lm, lm_folder) for path in paths]
         symbols = unit_lm.dictionary
         lm_dtype, reason = choose_dtype(dtype, torch_device, unit_lm.parameters)
         lms = [CachedLM(model.to(torch_device), symbols.pad(), symbols.eos()) for model in models]

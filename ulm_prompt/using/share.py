@@ -28,13 +28,12 @@ from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed
 from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
-from ulm_prompt.scoring.sample_file import are_default, made_from
+from ulm_prompt.scoring.sample_file import are_default, origin_of
 from ulm_prompt.scoring.scores import COST, scores_of, written
 from ulm_prompt.using.speech import UnitFiles
 
 MOST_LABELS = 100  # labels per slot in README.md
 MOST_SEQUENCES = 10_000  # the most label sequences in a record
-MADE_TEXT = "ulm_prompt/verbalizer.py"
 FINE_TUNED = "{}: expected a prompt, found a fine-tuned LM; decode it with sample.py"
 LICENCES = {
     "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0",
@@ -55,7 +54,6 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     if record is not None and record.units is not None:
         return record
     pair = Pair(task, unit_model, load_task(task))
-    count = pair.config.labels_per_utterance
     if record is None:
         method, verbal = load_verbal(workspace, pair)
         record = PromptRecord(task, unit_model, 0, method, verbal, lm_fingerprint="")
@@ -64,21 +62,20 @@ def record_of(path: Path, task: str, unit_model: str, workspace: Workspace) -> P
     if record.run and not record.trained_parameters:
         raise UserError(f"{path}: its training has not finished; run ulm_prompt/train.py again")
     sequences = _label_sequences(workspace, pair, record)
-    few = not pair.config.is_sequence and 0 < len(sequences) <= MOST_SEQUENCES
+    few = not pair.config.is_text and 0 < len(sequences) <= MOST_SEQUENCES
     files = UnitFiles(find_unit_model(unit_model, workspace), pair.config.downstream)
     files.check_fresh()
     if not (labels := record.labels):  # rows made again may use other label numbers
         named = named_labels(workspace, pair, record.verbal)
         labels = {number: label._asdict() for number, label in named.items()}
-    symbols = record.dict_fingerprint or dict_fingerprint(
-        load_dictionary(files.unit_model.lm_folder)
-    )
+    lm_dir = files.unit_model.lm_folder
+    symbols = record.dict_fingerprint or dict_fingerprint(load_dictionary(lm_dir))
     return dataclasses.replace(
         record,
         units=files.unit_settings(),
         labels=labels,
-        labels_per_utterance=count,
-        most_labels=max(map(len, sequences), default=max(1, count)),
+        labels_per_utterance=pair.config.labels_per_utterance,
+        most_labels=max(map(len, sequences), default=max(1, pair.config.labels_per_utterance)),
         label_sequences=sequences if few else None,
         dict_fingerprint=symbols,
     )
@@ -90,17 +87,19 @@ def _label_sequences(workspace: Workspace, pair: Pair, record: PromptRecord) -> 
     """
     if record.run is None:
         text = renamed_texts(workspace, pair)["train"]
-    else:
-        kind = f"data_{record.verbalizer}"
-        text = workspace.prompt_text(pair.unit_model, pair.config.downstream, kind, "train")
-        if not text.is_file() or record.run.data.get("train") != sha256(text):
+    else:  # the run may have used --verbalizer NAME, which its record does not contain
+        folder = workspace.datasets(pair.unit_model) / pair.config.downstream
+        texts = [*folder.glob("data_*/train.txt"), *folder.glob("verbalizers/*/train.txt")]
+        digest = record.run.data.get("train")
+        text = next((text for text in texts if text.is_file() and sha256(text) == digest), None)
+        if text is None:
             return []
     label_of = {unit: label for label, unit in record.verbal.items()}
-    sequences = dict.fromkeys(units for _, units in read_prompt_text(text, MADE_TEXT))
+    sequences = dict.fromkeys(units for _, units in read_prompt_text(text))
     return [[label_of[unit] for unit in units.split()] for units in sequences]
 
 
-def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
+def load_prompted_lm(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageModel:
     """Load the prompt at ``path``, with the LM. Raises ``UserError`` for a published FT-LM."""
     model = prompted(path, unit_lm, lm_folder)
     if model.prompt is None or model.prompt.length == 0:
@@ -109,16 +108,16 @@ def load_prompt(path: Path, unit_lm: UnitLM, lm_folder: Path) -> PromptLanguageM
 
 
 def write_shared(
-    checkpoint: Path, pair: tuple[str, str], model_date: str, workspace: Workspace,
+    checkpoint: Path, task: str, unit_model: str, model_date: str, workspace: Workspace,
     license: str | None, out: Path, name: str,
 ) -> PromptRecord:  # fmt: skip
     """Check the prompt against its LM and write the folder to share; a failure leaves no folder.
-    ``pair``: task and unit model. ``name``: the value for ``--prompt``. Returns the record.
+    ``name``: the value for ``--prompt``. Returns the record.
     """
-    record = record_of(checkpoint, *pair, workspace)
-    folder = lm_folder(workspace, pair[1])
+    record = record_of(checkpoint, task, unit_model, workspace)
+    folder = lm_folder(workspace, unit_model)
     unit_lm = load_unit_lm(folder)
-    model = load_prompt(checkpoint, unit_lm, folder)
+    model = load_prompted_lm(checkpoint, unit_lm, folder)
     tensors = model.state_dict()
     record = dataclasses.replace(
         record,
@@ -152,7 +151,7 @@ def scores_on_test(
     files = workspace.samples(record.task, record.unit_model, model_date, "*")
     run_test = record.run.data.get("test") if record.run else None
     for path in sorted(files.parents[1].glob(f"{files.parent.name}/{files.name}")):
-        origin = made_from(path)
+        origin = origin_of(path)
         test, options = (origin.get("data") or {}).get("test"), origin.get("options") or {}
         is_same_test = None in (test, run_test) or test == run_test
         is_default = are_default(options, record.is_text, record.most_labels)
@@ -212,7 +211,7 @@ def page(record: PromptRecord, name: str) -> str:
         "unit LM": f"`{record.lm_fingerprint}`, {record.lm_parameters:,} parameters, frozen",
         "dict": f"`{record.dict_fingerprint}`",
         "prompt": f"{record.prefix_prompt_length or record.infix_prompt_length} vectors per layer"
-        f"{' in place of <s>' * (record.infix_prompt_length > 0)}, "
+        f"{' that only <s> and later tokens see' * (record.infix_prompt_length > 0)}, "
         f"{record.trained_parameters:,} trained parameters",
         "recipe": recipe,
         "verbalizer": record.verbalizer,
