@@ -145,7 +145,9 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     dict. If the LM is missing, any dict is accepted.
     """
     folder = workspace.data_bin(pair.unit_model, pair.data_name)
-    made_from = read_json(folder / SOURCES, "ulm_prompt/fairseq_preprocess.py")
+    command = "ulm_prompt/fairseq_preprocess.py"
+    command += f" --verbalizer {pair.verbalizer}" * bool(pair.verbalizer)
+    made_from = read_json(folder / SOURCES, command)
     recorded = made_from.pop("written", None)  # None: made by an old version
     written = hashes({name: folder / name for name in _WRITTEN})
     symbols = lm_hashes(lm_folder(workspace, pair.unit_model))["dict.txt"]
@@ -157,7 +159,7 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
         problem = "stale, the LM has another dict.txt"
     else:
         return made_from
-    raise _rerun_error(folder, problem, "ulm_prompt/fairseq_preprocess.py")
+    raise _rerun_error(folder, problem, command)
 
 
 def has_data_bin(workspace: Workspace, pair: Pair) -> bool:
