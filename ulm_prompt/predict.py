@@ -105,7 +105,7 @@ def main() -> None:
     answered = "segments" if args.segments else "utterances"
     skipped_counts = ", ".join(f"{number:,} {kind}" for kind, number in (+skipped).items())
     report(
-        f"{good:,} {answered} in {seconds:.1f} s, {good / seconds:.1f} a second, "
+        f"{good:,} {answered} in {seconds:.1f} s, {good / seconds:.1f} per second, "
         f"by {', '.join(predictor.records)}"
         + (f"; {bad:,} file{'s' * (bad > 1)} without an answer" if bad else "")
         + (f"; skipped: {skipped_counts}" if skipped_counts else ""),

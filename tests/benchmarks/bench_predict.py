@@ -36,7 +36,7 @@ def run_predict(args: argparse.Namespace, *inputs: object) -> tuple[float, str]:
     command += ["--workspace", args.workspace, *(f"--prompt={name}" for name in args.prompt)]
     run = partial(subprocess.run, capture_output=True, text=True, check=True)
     seconds, result = timed(lambda: run(list(map(str, command))))
-    return seconds, next(line for line in result.stderr.splitlines() if " a second, by " in line)
+    return seconds, next(line for line in result.stderr.splitlines() if " per second, by " in line)
 
 
 def print_rate(name: str, audio: float, args: argparse.Namespace, *inputs: object) -> None:

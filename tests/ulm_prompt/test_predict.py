@@ -165,7 +165,7 @@ def test_folders_lists_and_the_exit_code(spoken_workspace: Workspace, tmp_path: 
     ):  # fmt: skip
         assert f"\nno answer: {reason}" in errors
     assert "7 utterances in" in errors
-    assert "a second, by KS, IC; 5 files without an answer; skipped: 1 hidden folders" in errors
+    assert "per second, by KS, IC; 5 files without an answer; skipped: 1 hidden folders" in errors
     entries = [json.loads(line) for line in result.stdout.decode().splitlines()]
     names = ("a.aiff", "a.flac", "a.mp3", "a.opus", "no_suffix", "a.wav", "café.wav")
     assert [(Path(entry["file"]).name, entry["task"]) for entry in entries] == [
