@@ -8,6 +8,7 @@ python -m tests.reliability.faults --count 20 --seed 1 [--stage train] [--fault 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import resource
@@ -123,10 +124,12 @@ def read_only(trial: Trial) -> int:
     folder = trial.rng.choice(_output_folders(trial))
     run = trial.start(bow_to_modes)
     trial.wait_a_while()
-    modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*"))}
+    modes: dict[Path, int] = {}
     try:
-        for path, mode in modes.items():
-            path.chmod(mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+        for path in (folder, *folder.rglob("*")):
+            with contextlib.suppress(FileNotFoundError):  # a temporary of the run may vanish
+                modes[path] = path.stat().st_mode
+                path.chmod(modes[path] & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
         ended = run.wait()
     finally:
         for path, mode in modes.items():
