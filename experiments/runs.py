@@ -100,7 +100,7 @@ def outcome(run: Run, workspace: Workspace, test: bool = True) -> Outcome | None
     scores = {}
     if test:
         is_text = run.pair.config.is_text
-        scores = scores_of(samples, workspace, run.pair.verbalizer) if is_text else score(samples)
+        scores = scores_of(samples, workspace) if is_text else score(samples)
     log = workspace.logs(run.pair.task, run.pair.unit_model, run.date) / "train.log"
     facts = dataclasses.asdict(record)
     facts |= facts.pop("run")

@@ -18,6 +18,7 @@ from tests.ulm_prompt.in_process import call, data_stages
 from ulm_prompt.prompt_data.tasks import Pair, load_task, pair_of
 from ulm_prompt.prompt_lm.search import Options
 from ulm_prompt.scoring.sample_file import report_long, within_path
+from ulm_prompt.scoring.scores import scores_of
 from ulm_prompt.scoring.sequence_scores import score_text_file
 
 UNIT_MODEL = "tiny100"
@@ -91,6 +92,20 @@ def test_scores_of_every_task(root: Path) -> None:
         assert by_task[task].count("slot type F1") == slots
         assert re.search(r"utterances +13\n", by_task[task])
         assert score(root, task, within_path(samples(root, task)))["invalid answers"] == 0
+
+
+def test_a_prompt_of_another_verbal_map(root: Path) -> None:
+    """Its texts are read by the map that they were written with."""
+    named = ("--prompt_task", "ASR", "--verbalizer", "v")
+    call("verbalizer", root, *named, "--method", "random", "--seed", 3)
+    call("fairseq_preprocess", root, *named)
+    call("train", root, "--date", "v", *named, "--set", "max_update=1", "batch_size=60")
+    call("sample", root, "--model_date", "v", "--sample_date", "v", *named)
+    path = Workspace(root).samples("ASR", UNIT_MODEL, "v", "v")
+    before = [Workspace(root).samples("ASR", UNIT_MODEL, "d", "s"), path]
+    scores = [scores_of(file, Workspace(root)) for file in before]
+    assert scores[0].keys() == scores[1].keys() and scores[1]["WER within labels"] > 0
+    assert "WER" in call("cal_acc", root, "--sample_date", "v")
 
 
 def test_the_page_of_texts(root: Path) -> None:

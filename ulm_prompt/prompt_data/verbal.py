@@ -138,6 +138,17 @@ def renamed_texts(workspace: Workspace, pair: Pair) -> dict[str, Path]:
     return prompt_texts(workspace, pair, renamed_kind(pair, method))
 
 
+def find_renamed_text(
+    workspace: Workspace, pair: Pair, split: str, digest: str | None
+) -> Path | None:
+    """Return the renamed text of ``split`` whose SHA-256 is ``digest``, of any verbal map; None if
+    there is no such text. A run may have used ``--verbalizer NAME``.
+    """
+    folder = workspace.datasets(pair.unit_model) / pair.config.downstream
+    texts = (*folder.glob(f"data_*/{split}.txt"), *folder.glob(f"verbalizers/*/{split}.txt"))
+    return next((text for text in texts if sha256(text) == digest), None)
+
+
 def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     """Return the hashes of the renamed text that the task's binaries were made from.
 

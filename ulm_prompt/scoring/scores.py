@@ -18,7 +18,8 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import pair_of
-from ulm_prompt.scoring.sample_file import WITHIN, Sample, read_samples, within_path
+from ulm_prompt.prompt_data.verbal import find_renamed_text
+from ulm_prompt.scoring.sample_file import WITHIN, Sample, origin_of, read_samples, within_path
 
 _CURVES = {  # the log lines of a validation, of a training epoch, of 100 updates
     "valid": re.compile(r"valid on 'valid' subset \| (?P<scores>.*)"),
@@ -147,9 +148,9 @@ def sample_files(args: argparse.Namespace) -> list[Path]:
     return files
 
 
-def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[str, float]:
-    """Return every score of a sample file by name, in % except ``COUNTS`` and ``COST``.
-    ``verbalizer``: the name of the map that turns label units into texts.
+def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
+    """Return every score of a sample file by name, in % except ``COUNTS`` and ``COST``. Texts are
+    read by the verbal map of the text that was decoded.
     """
     pair, within_file = pair_of(workspace, path), within_path(path)
     if pair is None or not pair.config.is_text:
@@ -157,7 +158,10 @@ def scores_of(path: Path, workspace: Workspace, verbalizer: str = "") -> dict[st
     else:
         from ulm_prompt.scoring.sequence_scores import score_text_file
 
-        pair = replace(pair, verbalizer=verbalizer)
+        digest = (origin_of(path).get("data") or {}).get("test")
+        text = find_renamed_text(workspace, pair, "test", digest)
+        if text is not None and text.parents[1].name == "verbalizers":
+            pair = replace(pair, verbalizer=text.parent.name)
         free, within = (score_text_file(file, workspace, pair) for file in (path, within_file))
         invalid = {"invalid answers": free.pop("invalid answers")}
         del within["utterances"], within["invalid answers"]

@@ -24,7 +24,12 @@ from ulm_prompt.prompt_data.prompt_record import (
     write_record,
 )
 from ulm_prompt.prompt_data.tasks import Pair, load_task
-from ulm_prompt.prompt_data.verbal import load_verbal, read_prompt_text, renamed_texts
+from ulm_prompt.prompt_data.verbal import (
+    find_renamed_text,
+    load_verbal,
+    read_prompt_text,
+    renamed_texts,
+)
 from ulm_prompt.prompt_lm.checkpoint import prompted
 from ulm_prompt.prompt_lm.lm import UnitLM, dict_fingerprint, load_dictionary, load_unit_lm
 from ulm_prompt.prompt_lm.model import PromptLanguageModel
@@ -87,11 +92,8 @@ def _label_sequences(workspace: Workspace, pair: Pair, record: PromptRecord) -> 
     """
     if record.run is None:
         text = renamed_texts(workspace, pair)["train"]
-    else:  # the run may have used --verbalizer NAME, which its record does not contain
-        folder = workspace.datasets(pair.unit_model) / pair.config.downstream
-        texts = [*folder.glob("data_*/train.txt"), *folder.glob("verbalizers/*/train.txt")]
-        digest = record.run.data.get("train")
-        text = next((text for text in texts if text.is_file() and sha256(text) == digest), None)
+    else:
+        text = find_renamed_text(workspace, pair, "train", record.run.data.get("train"))
         if text is None:
             return []
     label_of = {unit: label for label, unit in record.verbal.items()}
