@@ -106,6 +106,7 @@ def test_a_prompt_of_another_verbal_map(root: Path) -> None:
     scores = [scores_of(file, Workspace(root)) for file in before]
     assert scores[0].keys() == scores[1].keys() and scores[1]["WER within labels"] > 0
     assert "WER" in call("cal_acc", root, "--sample_date", "v")
+    assert "ASR_tiny100_v -> " in call("plot", root, "cer_by_length", "--sample_date", "v")
 
 
 def test_the_page_of_texts(root: Path) -> None:

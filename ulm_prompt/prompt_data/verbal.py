@@ -108,7 +108,7 @@ def load_verbal(workspace: Workspace, pair: Pair) -> tuple[str, dict[str, str]]:
     ``UserError`` if the map, its sources or the renamed text is missing or has changed.
     """
     path = verbal_path(workspace, pair)
-    command = VERBAL_MADE_BY + f" --verbalizer {pair.verbalizer}" * bool(pair.verbalizer)
+    command = _of_map(VERBAL_MADE_BY, pair)
     files = path, path.with_name(VERBAL_SOURCES)
     names, recorded = (read_json(file, command).get(pair.task) for file in files)
     method = recorded.get("method") if isinstance(recorded, dict) else None
@@ -156,8 +156,7 @@ def check_data_bin(workspace: Workspace, pair: Pair) -> dict[str, str]:
     dict. If the LM is missing, any dict is accepted.
     """
     folder = workspace.data_bin(pair.unit_model, pair.data_name)
-    command = "ulm_prompt/fairseq_preprocess.py"
-    command += f" --verbalizer {pair.verbalizer}" * bool(pair.verbalizer)
+    command = _of_map("ulm_prompt/fairseq_preprocess.py", pair)
     made_from = read_json(folder / SOURCES, command)
     recorded = made_from.pop("written", None)  # None: made by an old version
     written = hashes({name: folder / name for name in _WRITTEN})
@@ -217,6 +216,11 @@ def binarize(
         written = hashes({name: folder / name for name in _WRITTEN})
         write_json(folder / SOURCES, {**hashes(texts), "written": written})
     return counts
+
+
+def _of_map(command: str, pair: Pair) -> str:
+    """Add the name of the pair's verbal map to a command, if the map is not the default one."""
+    return f"{command} --verbalizer {pair.verbalizer}" if pair.verbalizer else command
 
 
 def _rerun_error(path: str | Path, problem: str, command: str) -> UserError:

@@ -9,7 +9,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +17,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.tasks import pair_of
-from ulm_prompt.prompt_data.verbal import find_renamed_text
-from ulm_prompt.scoring.sample_file import WITHIN, Sample, origin_of, read_samples, within_path
+from ulm_prompt.scoring.sample_file import WITHIN, Sample, read_samples, within_path
 
 _CURVES = {  # the log lines of a validation, of a training epoch, of 100 updates
     "valid": re.compile(r"valid on 'valid' subset \| (?P<scores>.*)"),
@@ -149,19 +147,13 @@ def sample_files(args: argparse.Namespace) -> list[Path]:
 
 
 def scores_of(path: Path, workspace: Workspace) -> dict[str, float]:
-    """Return every score of a sample file by name, in % except ``COUNTS`` and ``COST``. Texts are
-    read by the verbal map of the text that was decoded.
-    """
+    """Return every score of a sample file by name, in % except ``COUNTS`` and ``COST``."""
     pair, within_file = pair_of(workspace, path), within_path(path)
     if pair is None or not pair.config.is_text:
         scores = {OF_CLASSES.get(key, key): value for key, value in score(path).items()}
     else:
         from ulm_prompt.scoring.sequence_scores import score_text_file
 
-        digest = (origin_of(path).get("data") or {}).get("test")
-        text = find_renamed_text(workspace, pair, "test", digest)
-        if text is not None and text.parents[1].name == "verbalizers":
-            pair = replace(pair, verbalizer=text.parent.name)
         free, within = (score_text_file(file, workspace, pair) for file in (path, within_file))
         invalid = {"invalid answers": free.pop("invalid answers")}
         del within["utterances"], within["invalid answers"]

@@ -8,6 +8,7 @@ compared with the nearest value of the same slot type in the answer, or with an 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,13 @@ from pipeline.errors import UserError
 from pipeline.workspace import Workspace
 from ulm_prompt.prompt_data.label_names import Label
 from ulm_prompt.prompt_data.tasks import Pair, pair_of
-from ulm_prompt.prompt_data.verbal import label_names, read_prompt_text, renamed_texts
-from ulm_prompt.scoring.sample_file import read_samples
+from ulm_prompt.prompt_data.verbal import (
+    find_renamed_text,
+    label_names,
+    read_prompt_text,
+    renamed_texts,
+)
+from ulm_prompt.scoring.sample_file import WITHIN, origin_of, read_samples
 
 CHARACTER, SLOT_TYPE = "character", "slot_type"  # the slots of labels.json in a text
 NO_LABEL = "\ufffd"  # replaces a unit that is not a label of the task
@@ -109,11 +115,16 @@ def _spaced(characters: Sequence[str]) -> str:
 
 
 def read_answers(path: Path, workspace: Workspace, pair: Pair) -> list[Answered]:
-    """Read the labels and answers of a sample file as texts.
+    """Read the labels and answers of a sample file as texts, by the verbal map of the decoded text.
 
     Raises ``UserError`` for labels that are not texts, and if the labels differ from the current
     test split: the verbal map may have changed since then, or the run used another map.
     """
+    free_answers = path.with_stem(path.stem.removesuffix(WITHIN))
+    digest = (origin_of(free_answers).get("data") or {}).get("test")
+    decoded = find_renamed_text(workspace, pair, "test", digest)
+    if decoded is not None and decoded.parents[1].name == "verbalizers":
+        pair = replace(pair, verbalizer=decoded.parent.name)
     names = label_names(workspace, pair)
     if other_slots := {label.slot for label in names.values()} - {CHARACTER, SLOT_TYPE}:
         labels = workspace.rows(pair.config.downstream, pair.unit_model, "labels.json")
